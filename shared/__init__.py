@@ -1,0 +1,1 @@
+"""Messaging and process: what every service stands on. No business rule; never imports services."""

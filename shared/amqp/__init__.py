@@ -1,0 +1,1 @@
+"""RabbitMQ: connection, declaring, publishing with confirms, consuming."""

@@ -1,0 +1,355 @@
+"""Takes messages from a work queue, gives each to a handler, and settles it by what comes back.
+
+The only place that acks, requeues, defers, retries or buries. What follows from a message (its copy
+in a tier, its dead letter, its facts) is confirmed by the broker before the message is acked, so a
+crash at any point costs a repeat, never a loss.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, Generic
+
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from prometheus_client import Counter
+
+from shared.amqp.codec import Properties
+from shared.amqp.connection import Link, first_to_end, keep_connected, until_lost
+from shared.amqp.declare import declare
+from shared.amqp.message import (
+    Dead,
+    Done,
+    M,
+    Message,
+    Postponed,
+    R,
+    Retried,
+    Work,
+    opened,
+)
+from shared.amqp.publisher import Outgoing, Publisher, Unpublishable, fresh_id
+from shared.amqp.settlement import Settlement
+from shared.amqp.tap import Delivery
+from shared.clock import Clock
+from shared.contracts import headers
+from shared.errors import (
+    ContractViolation,
+    Deferred,
+    InfrastructureError,
+    PermanentError,
+    TransientError,
+)
+from shared.process.health import Health
+from shared.retry import JITTER, GiveUp, RetryPolicy, decide, next_hop, postpone
+from shared.topology import TIERS, Topology, dead_queue, tier_queue
+
+logger = logging.getLogger(__name__)
+
+CONSUMED: Final = Counter(
+    "ringback_consumed", "Messages settled, by what became of them.", ["queue", "outcome"]
+)
+BUGS: Final = Counter("ringback_handler_bugs", "Unexpected errors in handlers.", ["queue"])
+
+# Seconds between two settlements: long enough for one ack frame and one batch of facts to stand
+# for many messages (50 at 5,000 a second), short beside any callback.
+SETTLE_EVERY: Final = 0.01
+# Seconds to wait when the broker or a store is lost or refuses, before going on.
+WAIT_FOR_INFRASTRUCTURE: Final = 1.0
+# Seconds without a delivery after which the consumer asks whether messages are waiting.
+IDLE_CHECK: Final = 15.0
+# What a reason may hold of a sender's text, in the dead letter, the log and the fact.
+REASON_CHARACTERS: Final = 1000
+# Seconds; what shared.retry gives at most.
+LONGEST_WAIT: Final = TIERS[-1].seconds * (1 + JITTER)
+
+
+class Consumer(Generic[M, R]):
+    """One connection that consumes one work queue, kept open by `run`, ended by `drain`."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each
+        self,
+        work: Work[M, R],
+        *,
+        url: str,
+        name: str,
+        topology: Topology,
+        publisher: Publisher,
+        prefetch: int,
+        clock: Clock,
+        health: Health,
+    ) -> None:
+        self._work = work
+        self._url = url
+        self._name = name
+        self._topology = topology
+        self._publisher = publisher
+        self._prefetch = prefetch
+        self._clock = clock
+        self._health = health
+        health.expect("consumer")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._last_delivery = 0.0
+        self._current: tuple[AbstractChannel, str, Settlement] | None = None
+        self._count = {
+            kind.__name__: CONSUMED.labels(work.queue, kind.__name__.lower())
+            for kind in (Done, Retried, Postponed, Dead)
+        }
+
+    async def run(self) -> None:
+        """Consume until cancelled.
+
+        Raises:
+            TopologyMismatch: the broker's queues are not ours.
+        """
+        await keep_connected(
+            self._url,
+            name=self._name,
+            part="consumer",
+            health=self._health,
+            session=self._consume_on,
+        )
+
+    async def drain(self, grace: float) -> None:
+        """Take nothing more, finish what is in flight within `grace` seconds, requeue the rest."""
+        self._draining = True
+        if self._current is not None:
+            channel, tag, _ = self._current
+            await channel.basic_cancel(tag)
+        self._work.drain()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+        if self._current is not None:
+            await self._current[2].flush()
+
+    async def _consume_on(self, link: Link) -> None:
+        if self._draining:
+            return
+        await self._publisher.ready()
+        await declare(link.connection, self._topology)
+        channel, tapped = await link.channel(confirms=False)
+        settlement = Settlement(tapped, self._announce)
+        loop = asyncio.get_running_loop()
+
+        def take(delivery: Delivery) -> None:
+            self._last_delivery = loop.time()
+            task = loop.create_task(self._process(delivery, settlement))
+            self._tasks.add(task)
+            task.add_done_callback(partial(ended, delivery.tag))
+
+        def ended(tag: int, task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                # The message goes back; the queue's delivery limit ends what never works.
+                logger.critical("bug in the consumer", exc_info=task.exception())
+                settlement.requeue(tag)
+
+        async def cancelled_by_broker(_: Any) -> None:
+            # From a task of its own: the channel's reader, which calls this, ends with the channel.
+            loop.create_task(  # noqa: RUF006 - the channel holds on to nothing else
+                channel.close(ConnectionResetError("the queue was deleted or has moved"))
+            )
+
+        tapped.on_delivery = take
+        channel.on_consumer_cancel_callbacks.add(cancelled_by_broker)
+        await channel.basic_qos(prefetch_count=self._prefetch)
+        consuming = await channel.basic_consume(self._work.queue, _never)
+        self._last_delivery = loop.time()
+        self._current = (channel, str(consuming.consumer_tag), settlement)
+        self._health.up("consumer")
+        try:
+            await first_to_end(
+                until_lost(channel), settlement.run(SETTLE_EVERY), self._watch(channel)
+            )
+        finally:
+            self._current = None
+            settlement.lost = True
+
+    async def _watch(self, channel: AbstractChannel) -> None:
+        """Close the channel when messages wait but none comes: a dead consumer looks idle."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(IDLE_CHECK)
+            if self._tasks or self._draining or loop.time() - self._last_delivery < IDLE_CHECK:
+                continue
+            state = await channel.queue_declare(self._work.queue, passive=True)
+            if state.message_count and loop.time() - self._last_delivery >= IDLE_CHECK:
+                await channel.close(ConnectionResetError("messages wait but none is delivered"))
+
+    async def _process(self, delivery: Delivery, settlement: Settlement) -> None:
+        message: Message[M] | None = None
+        try:
+            message = opened(delivery)
+            remaining = message.not_before - self._clock.now() if message.not_before else 0.0
+            # No schedule of ours asks for more than the longest wait: that is a sender's nonsense.
+            wait = 0 < remaining <= LONGEST_WAIT
+            hop = next_hop(remaining, random.random()) if wait else None  # noqa: S311
+            if hop is not None:
+                await self._copy(message, tier_queue(self._work.queue, hop), {}, settlement)
+                settlement.done(delivery.tag)
+                return
+            message.model = self._work.read(message)
+            message.id = self._work.identity(message.model) or message.id
+            if not message.id:
+                # Every try must carry the same id, also after a crash: it is given one in the
+                # queue, before the first try.
+                message.id = fresh_id()
+                await self._copy(message, self._work.queue, {}, settlement)
+                settlement.done(delivery.tag)
+                return
+            outcome = await self._attempt(message)
+        except (ContractViolation, Unpublishable) as error:
+            if message is None:
+                message = Message("", Properties(), delivery.body)
+            message.id = message.id or fresh_id()
+            outcome = _dead(str(error), error)
+        except InfrastructureError:
+            settlement.requeue(delivery.tag)
+            return
+        if settlement.lost:
+            return
+        try:
+            await self._follow(message, outcome, settlement)
+        except Unpublishable as error:
+            outcome = _dead(f"can't be retried: {error}", error)
+            await self._follow(message, outcome, settlement)
+        if settlement.lost:
+            return
+        self._count[type(outcome).__name__].inc()
+        settlement.done(delivery.tag, self._work.report(message, outcome))
+
+    async def _attempt(self, message: Message[M]) -> Done[R] | Retried | Postponed | Dead:
+        """Handle the message, and read its end from the error table of docs/architecture.md."""
+        while True:
+            now = self._clock.now()
+            message.first_at = min(message.first_at or now, now)
+            try:
+                return Done(await self._work.handle(message))
+            except (ContractViolation, PermanentError) as error:
+                return _dead(str(error), error)
+            except Deferred as postponed:
+                return self._postponed(message, postponed)
+            except InfrastructureError:
+                if self._draining:
+                    raise
+                # Held here, the message keeps its prefetch slot: that is what stops the taking.
+                await asyncio.sleep(WAIT_FOR_INFRASTRUCTURE)
+            except TransientError as error:
+                return self._after(message, error)
+            except Exception as error:  # a bug in a handler is no reason to lose a message
+                BUGS.labels(self._work.queue).inc()
+                logger.exception("bug in a handler", extra={"message_id": message.id})
+                return self._after(
+                    message, TransientError(f"internal error: {type(error).__name__}")
+                )
+
+    def _after(self, message: Message[M], error: TransientError) -> Retried | Dead:
+        decision = decide(
+            self._policy(message),
+            attempt=message.attempt,
+            first_at=message.first_at,
+            now=self._clock.now(),
+            error=error,
+            chance=random.random(),  # noqa: S311 - spreads a herd, guards nothing
+        )
+        if isinstance(decision, GiveUp):
+            return _dead(decision.reason, error)
+        return Retried(decision.tier, decision.not_before, error)
+
+    def _postponed(self, message: Message[M], error: Deferred) -> Postponed | Dead:
+        decision = postpone(
+            self._policy(message), first_at=message.first_at, now=self._clock.now(), error=error
+        )
+        if isinstance(decision, GiveUp):
+            return _dead(decision.reason, error)
+        return Postponed(decision, str(error))
+
+    def _policy(self, message: Message[M]) -> RetryPolicy:
+        return RetryPolicy() if message.model is None else self._work.policy(message.model)
+
+    async def _follow(
+        self,
+        message: Message[M],
+        outcome: Done[R] | Retried | Postponed | Dead,
+        settlement: Settlement,
+    ) -> None:
+        queue = self._work.queue
+        changes = {headers.FIRST_AT: int(message.first_at * 1000)}
+        match outcome:
+            case Retried(tier, not_before):
+                changes[headers.ATTEMPT] = message.attempt
+                changes[headers.NOT_BEFORE] = int(not_before * 1000)
+                changes[headers.DEFERRALS] = 0
+                await self._copy(message, tier_queue(queue, tier), changes, settlement)
+            case Postponed(tier):
+                changes[headers.DEFERRALS] = message.deferrals + 1
+                await self._copy(message, tier_queue(queue, tier), changes, settlement)
+            case Dead(reason):
+                await self._bury(message, reason, settlement)
+
+    async def _bury(self, message: Message[M], reason: str, settlement: Settlement) -> None:
+        now = int(self._clock.now() * 1000)
+        changes: dict[str, str | int] = {headers.REASON: reason, headers.DIED_AT: now}
+        if message.first_at:
+            changes[headers.FIRST_AT] = int(message.first_at * 1000)
+            changes[headers.ATTEMPT] = message.attempt
+        properties = message.copied(changes, message_id=message.properties.message_id)
+        letter = Outgoing(dead_queue(self._work.queue), properties, message.body)
+        try:
+            await self._publish(letter, settlement)
+        except Unpublishable as error:  # its headers leave no room for ours, or are strange
+            bare = Properties(
+                content_type=message.properties.content_type,
+                type=message.properties.type,
+                message_id=message.properties.message_id,
+                delivery_mode=properties.delivery_mode,
+                headers={headers.ID: message.id, headers.REASON: f"{reason}; {error}"},
+            )
+            await self._publish(Outgoing(letter.routing_key, bare, message.body), settlement)
+
+    async def _copy(
+        self, message: Message[M], queue: str, changes: Mapping[str, Any], settlement: Settlement
+    ) -> None:
+        """Publish a fresh copy of the message.
+
+        Raises:
+            Unpublishable: its headers are strange, or leave no room for ours.
+        """
+        properties = message.copied(changes, message_id=fresh_id())
+        await self._publish(Outgoing(queue, properties, message.body), settlement)
+
+    async def _publish(self, outgoing: Outgoing, settlement: Settlement) -> None:
+        """Publish until confirmed, or until the delivery is lost and its repeat will do it."""
+        while not settlement.lost:
+            try:
+                await self._publisher.publish(outgoing)
+            except InfrastructureError as error:
+                logger.warning("publishing again: %s", error, extra={"queue": outgoing.routing_key})
+                await asyncio.sleep(WAIT_FOR_INFRASTRUCTURE * (0.5 + random.random()))  # noqa: S311
+                await self._publisher.ready()
+            else:
+                return
+
+    async def _announce(self, outgoing: list[Outgoing]) -> None:
+        """Publish facts until they are confirmed."""
+        while True:
+            try:
+                await self._publisher.publish_all(outgoing)
+            except InfrastructureError as error:
+                logger.warning("publishing facts again: %s", error)
+                await asyncio.sleep(WAIT_FOR_INFRASTRUCTURE)
+                await self._publisher.ready()
+            else:
+                return
+
+
+def _dead(reason: str, error: Exception) -> Dead:
+    return Dead(reason[:REASON_CHARACTERS], error)
+
+
+async def _never(_: DeliveredMessage) -> None:
+    """What aiormq would call; deliveries take the short way."""

@@ -1,0 +1,154 @@
+"""A message on its way through a handler, and what can become of it. Pure data, no IO."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from shared.amqp import codec
+from shared.amqp.codec import Properties
+from shared.amqp.tap import Delivery
+from shared.contracts import headers
+from shared.errors import TransientError
+from shared.retry import RetryPolicy
+from shared.topology import Tier
+
+PERSISTENT: Final = 2
+# No count or time of ours is so large; what is can't be counted up in an AMQP header.
+_NONSENSE: Final = 1 << 53
+_PLAIN_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+M = TypeVar("M")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(slots=True)
+class Message(Generic[M]):
+    """A delivery on its way through a handler.
+
+    id: the logical id, the same over all retries; empty until one is found or made.
+    attempt: which try this is, from 1. first_at: epoch seconds of the first try, 0 before it.
+    not_before: epoch seconds before which it is not to be tried.
+    deferrals: how often it was put off since the last try. model: what the body says, once read.
+    """
+
+    id: str
+    properties: Properties
+    body: bytes
+    attempt: int = 1
+    first_at: float = 0.0
+    not_before: float = 0.0
+    deferrals: int = 0
+    model: M | None = None
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context the sender gave, if any; what has another form is none."""
+        value = (self.properties.headers or {}).get(headers.TRACEPARENT)
+        return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
+
+    def copied(self, changes: Mapping[str, Any], *, message_id: str | None) -> Properties:
+        """Properties for a copy: the sender's kept, the broker's gone, ours changed."""
+        return replace(
+            self.properties,
+            headers=headers.kept(self.properties.headers) | {headers.ID: self.id, **changes},
+            message_id=message_id,
+            delivery_mode=PERSISTENT,
+            expiration=None,
+            user_id=None,  # the broker takes only the publishing user's own
+        )
+
+
+def opened(delivery: Delivery) -> Message[Any]:
+    """The message in a delivery, its body not yet read.
+
+    Raises:
+        ContractViolation: its properties are not well-formed.
+    """
+    properties = codec.decode_properties(delivery.header, history=False)
+    ours = properties.headers
+    if not ours:
+        return Message(_plain(properties.message_id), properties, delivery.body)
+    return Message(
+        _plain(ours.get(headers.ID) or properties.message_id),
+        properties,
+        delivery.body,
+        attempt=_number(ours, headers.ATTEMPT) + 1,
+        first_at=_number(ours, headers.FIRST_AT) / 1000,
+        not_before=_number(ours, headers.NOT_BEFORE) / 1000,
+        deferrals=_number(ours, headers.DEFERRALS),
+    )
+
+
+def _plain(identifier: Any) -> str:
+    """The id as visible ASCII of at most 255 characters, the same for the same id."""
+    if not isinstance(identifier, str) or not identifier:
+        return ""
+    if _PLAIN_ID.fullmatch(identifier):
+        return identifier
+    return sha256(identifier.encode(errors="surrogatepass")).hexdigest()
+
+
+def _number(ours: Mapping[str, Any], name: str) -> int:
+    """A header of ours; anybody may have written it, so nonsense counts as not there."""
+    value = ours.get(name)
+    return value if isinstance(value, int) and 0 < value < _NONSENSE else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[R_co]):
+    """Handled, with the handler's value."""
+
+    value: R_co
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The try failed; the next follows after `tier`, not before `not_before` (epoch seconds)."""
+
+    tier: Tier
+    not_before: float
+    error: TransientError
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """Not tried; comes back after `tier`."""
+
+    tier: Tier
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Buried with its reason; `error` is what ended it."""
+
+    reason: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[M, R]):
+    """What a service does with the messages of one queue.
+
+    read: the model in a message; raises ContractViolation.
+    identity: the id that the model itself names, if any.
+    handle: does the work; a value is success, else an error of shared.errors.
+    policy: how failed tries of this model are retried.
+    report: logs and counts what became of a message, and returns the fact to publish, if any; its
+        `model` is None where the message could not be read.
+    drain: makes `handle` give up, with InfrastructureError, what it has not yet started.
+    """
+
+    queue: str
+    read: Callable[[Message[M]], M]
+    identity: Callable[[M], str | None]
+    handle: Callable[[Message[M]], Awaitable[R]]
+    policy: Callable[[M], RetryPolicy]
+    report: Callable[[Message[M], Done[R] | Retried | Postponed | Dead], BaseModel | None]
+    drain: Callable[[], None]

@@ -1,0 +1,111 @@
+"""SendCallback: the order to deliver one signed HTTP callback. Queue `callbacks`."""
+
+import re
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+SEND_CALLBACK: Final = "SendCallback"
+
+# RFC 9110: a field name is a token; a value is visible text, spaces and tabs, no line breaks.
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+MAX_HEADERS: Final = 64
+MAX_HEADER_BYTES: Final = 16_384
+MAX_SECRETS: Final = 8  # rotation needs two
+LONGEST_DELAY: Final = 3600.0  # the longest tier
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    if len(headers) > MAX_HEADERS:
+        raise ValueError(f"{len(headers)} headers, at most {MAX_HEADERS} are allowed")
+    size = 0
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name[:40]!r} is not a header name")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(f"the value of {name[:40]!r} has characters a header can't carry")
+        size += len(name) + len(value)
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"{size} bytes of headers, at most {MAX_HEADER_BYTES} are allowed")
+    return headers
+
+
+# The id goes out as the header `webhook-id`, so it is visible ASCII.
+Identifier = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")]
+# Goes into facts and logs: no control characters (stores refuse NUL; a line break forges a line).
+ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
+Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Secrets = Annotated[list[Secret], Field(min_length=1, max_length=MAX_SECRETS)]
+Delay = Annotated[float, Field(gt=0, le=LONGEST_DELAY, allow_inf_nan=False)]
+
+
+class Retry(BaseModel):
+    """How this one callback is retried, instead of climbing all tiers for a day."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    quick_retries_count: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=None,
+        description="Retries after the first try; 0 for none. Left out: one for each of `delays`.",
+    )
+    delays: Annotated[list[Delay], Field(min_length=1, max_length=1000)] | None = Field(
+        default=None,
+        description="Seconds before each retry, the last one repeating. Each takes the first tier "
+        "that is at least as long. Left out: the tiers from the shortest on.",
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.quick_retries_count is None and self.delays is None:
+            raise ValueError("give quick_retries_count, delays, or both")
+        return self
+
+
+class SendCallback(BaseModel):
+    """Deliver `payload` to `target_url`, signed, and retry until it arrives or hope is lost."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+    target_url: Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+    target_method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
+    hmac_secret: Secret | Secrets | None = Field(
+        default=None, repr=False, description="The secret, or several to sign with each."
+    )
+    secret_ref: Identifier | None = Field(
+        default=None, description="Instead of `hmac_secret`: a secret by name from configuration."
+    )
+    payload: Any = Field(description="Any JSON; sent as JSON with sorted keys.")
+    id: Identifier | None = Field(default=None, description="Sent as `webhook-id` on every try.")
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
+    timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
+        default=None, description="Seconds for one try, connecting included."
+    )
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="No try starts at or after this moment."
+    )
+    retry: Retry | None = None
+    client_id: ClientId | None = None
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        if (self.hmac_secret is None) == (self.secret_ref is None):
+            raise ValueError("give either hmac_secret or secret_ref")
+        return self
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets given in the message itself, in order; none with `secret_ref`."""
+        if self.hmac_secret is None:
+            return ()
+        return (self.hmac_secret,) if isinstance(self.hmac_secret, str) else tuple(self.hmac_secret)

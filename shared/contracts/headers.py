@@ -1,0 +1,33 @@
+"""The AMQP headers that Ringback adds to a message, and what it keeps of the sender's."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+PREFIX: Final = "x-ringback-"
+ID: Final = "x-ringback-id"  # the logical id, the same over all retries
+ATTEMPT: Final = "x-ringback-attempt"  # attempts made so far
+DEFERRALS: Final = "x-ringback-deferrals"  # postponements since the last attempt
+FIRST_AT: Final = "x-ringback-first-at"  # first attempt, milliseconds since the epoch
+NOT_BEFORE: Final = "x-ringback-not-before"  # next attempt, milliseconds since the epoch
+REASON: Final = "x-ringback-reason"  # why it is dead
+DIED_AT: Final = "x-ringback-died-at"  # since when, milliseconds since the epoch
+TRACEPARENT: Final = "traceparent"  # W3C Trace Context
+
+
+# The broker's own marks begin with these.
+_BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")
+
+
+def kept(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The headers to carry on to a copy: the sender's and ours, none of the broker's.
+
+    The broker's own (`x-death` and its kin) are stripped: RabbitMQ before 4.0.1 loses messages
+    that are republished with them. So are `CC` and `BCC`, by which a sender would route our copy.
+    """
+    if not headers:
+        return {}
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(_BROKERS) and name not in ("CC", "BCC")
+    }

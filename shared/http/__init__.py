@@ -1,0 +1,1 @@
+"""Outgoing HTTP: which targets may be called, and the client that calls them."""

@@ -1,0 +1,206 @@
+"""Which addresses and URLs an outgoing request may go to. Pure: it opens nothing.
+
+Callback URLs are hostile input. `parse_target` refuses what is no plain http(s) URL, `Guard`
+refuses the address that would be dialled; the client asks both, the second at every new socket.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING
+
+from yarl import URL
+
+from shared.errors import PermanentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_URL_LENGTH = 2048  # characters; the longest that every common server and proxy accepts
+
+
+class ForbiddenTarget(PermanentError):  # noqa: N818 - a refusal, named as the domain names it
+    """The target may not be called, now or later: no retry helps.
+
+    The message names the host and the reason, never credentials, path or query.
+    """
+
+
+# Everything of the IANA IPv4 special-purpose address registry and multicast, global or not:
+# nobody's webhook lives there. Last, the one metadata service with an ordinary public address.
+_FORBIDDEN_V4 = tuple(
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # carrier-grade NAT; Alibaba metadata 100.100.100.200
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local; AWS, GCP, Azure, … metadata 169.254.169.254
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # IETF protocol assignments; Oracle metadata 192.0.0.192
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # AMT
+        "192.88.99.0/24",  # 6to4 relay
+        "192.168.0.0/16",  # private
+        "192.175.48.0/24",  # AS112
+        "198.18.0.0/15",  # benchmarking
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+        "168.63.129.16/32",  # Azure's virtual public address: its metadata and DNS
+    )
+)
+# IPv6 unicast that is routed at all; outside lie loopback, mapped, ULA, link-local, multicast, …
+_GLOBAL_V6 = IPv6Network("2000::/3")
+_FORBIDDEN_V6 = tuple(
+    IPv6Network(network)
+    for network in (
+        "2001::/23",  # IETF protocol assignments: Teredo, ORCHID, benchmarking, …
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4: a tunnel to the IPv4 address inside
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation
+    )
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+_ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})  # upper half of the interface identifier
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Permits public unicast addresses and those in `allowed_networks`; denies all else."""
+
+    allowed_networks: Sequence[IPv4Network | IPv6Network] = ()
+
+    def permits(self, address: str) -> bool:
+        """Tell whether `address`, as a resolver gives it, may be dialled.
+
+        IPv4 inside IPv6 (mapped, and NAT64's well-known prefix, by which an IPv6-only network
+        reaches all of IPv4) is judged as the IPv4 address it reaches. Other embeddings are
+        tunnels and are denied, as is what is no plain address at all.
+        """
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(ip, IPv6Address):
+            if ip.scope_id is not None:
+                return False
+            ip = _unwrap(ip)
+        if any(ip in network for network in self.allowed_networks):
+            return True
+        if isinstance(ip, IPv4Address):
+            return not any(ip in network for network in _FORBIDDEN_V4)
+        return (
+            ip in _GLOBAL_V6
+            and not any(ip in network for network in _FORBIDDEN_V6)
+            and (int(ip) >> 32) & 0xFFFF_FFFF not in _ISATAP
+        )
+
+
+def _unwrap(ip: IPv6Address) -> IPv4Address | IPv6Address:
+    if ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    if ip in _NAT64:
+        return IPv4Address(int(ip) & 0xFFFF_FFFF)
+    return ip
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that passed `parse_target`, with what every request to it needs.
+
+    `origin` is `scheme://host:port`, lower case, the port always given: the key of lanes and the
+    only form of a URL that goes into metrics. `host` is ASCII, an IPv6 literal without brackets.
+    """
+
+    url: URL
+    origin: str
+    host: str
+    port: int
+    tls: bool
+
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+# What the WHATWG URL standard calls "ends in a number": some resolver may take it as an address.
+_ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+
+
+@lru_cache(maxsize=1024)
+def parse_target(url: str) -> Target:
+    """Parse and check the URL of a request.
+
+    Raises:
+        ForbiddenTarget: not http(s), no host or a malformed one, credentials inside, port 0,
+            control characters, white space, backslash, or longer than 2,048 characters.
+    """
+    _check_text(url)
+    try:
+        parsed = URL(url).with_fragment(None)
+        _ = parsed.host  # decodes an international name; fails for a broken one
+        host, port = parsed.raw_host or "", parsed.port
+    except ValueError:
+        # The parser's own words may quote credentials.
+        raise ForbiddenTarget("not a valid URL; expected https://HOST[:PORT]/PATH") from None
+    if parsed.scheme not in ("http", "https"):
+        raise ForbiddenTarget("URL must begin with http:// or https://")
+    if not port:
+        raise ForbiddenTarget(f"{_shown(host)}: port 0 cannot be called")
+    _check_host(host)
+    name = host.removesuffix(".")
+    bracketed = f"[{name}]" if ":" in name else name
+    return Target(
+        url=parsed,
+        origin=f"{parsed.scheme}://{bracketed}:{port}",
+        host=name,
+        port=port,
+        tls=parsed.scheme == "https",
+    )
+
+
+def _check_text(url: str) -> None:
+    if len(url) > MAX_URL_LENGTH:
+        raise ForbiddenTarget(f"URL of {len(url)} characters; at most {MAX_URL_LENGTH} are allowed")
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise ForbiddenTarget(
+            "URL contains white space, a control character or a backslash; percent-encode it"
+        )
+    # Looked for in the text, since the parser drops an empty user.
+    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    if "@" in authority:
+        raise ForbiddenTarget(
+            f"{_shown(authority.rpartition('@')[2])}: URL contains credentials (user@host); "
+            "send them in a header"
+        )
+
+
+def _check_host(host: str) -> None:
+    name = host.removesuffix(".")
+    if not name:
+        raise ForbiddenTarget("URL names no host; expected https://HOST[:PORT]/PATH")
+    if ":" in name or _ENDS_IN_NUMBER.fullmatch(name):
+        if not _is_plain_address(host):
+            raise ForbiddenTarget(
+                f"{_shown(host)}: not a plain IP address; write it like 192.0.2.1 or [2001:db8::1]"
+            )
+    elif not _NAME.fullmatch(name):
+        raise ForbiddenTarget(f"{_shown(host)}: not a valid host name")
+
+
+def _is_plain_address(host: str) -> bool:
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return False
+    # A zone names an interface of this machine; no address out there has one.
+    return isinstance(ip, IPv4Address) or ip.scope_id is None
+
+
+def _shown(host: str) -> str:
+    return repr(host[:80])

@@ -1,0 +1,30 @@
+"""What a command says of a wrong configuration: every fault at once, exit code 2."""
+
+from collections.abc import Mapping
+
+import click
+from pydantic_settings import BaseSettings
+
+from shared.settings import Settings, WrongSettings, load_shared
+
+
+class WrongConfiguration(click.ClickException):
+    """Names every fault of the configuration on standard error; exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, error: WrongSettings) -> None:
+        faults = "\n".join(f"  {fault}" for fault in error.faults)
+        super().__init__(f"the configuration is wrong; nothing was started.\n{faults}")
+
+
+def configured(services: Mapping[str, type[BaseSettings]] | None = None) -> Settings:
+    """The shared settings, with those of these services checked as well.
+
+    Raises:
+        WrongConfiguration: with every fault of all of them.
+    """
+    try:
+        return load_shared(services or {})
+    except WrongSettings as error:
+        raise WrongConfiguration(error) from None

@@ -1,0 +1,85 @@
+"""Logs for people and for Loki: one JSON object a line on standard error."""
+
+import json
+import logging
+import sys
+import time
+from functools import lru_cache
+from typing import Any, Final
+
+from pydantic_core import PydanticSerializationError, to_json
+from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
+
+_OWN: Final = frozenset(RESERVED_ATTRS) | {"message", "asctime"}
+
+
+class _Json(BaseJsonFormatter):
+    """`timestamp`, `level`, `message`, `service`, then the context given as `extra`.
+
+    Fields and serialising are our own choice of what the library offers: a line for each try is
+    written on the hot path, and this takes a third of the default's time.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        log_data["timestamp"] = _timestamp(record)
+        log_data["level"] = record.levelname
+        log_data["message"] = record.message
+        log_data["service"] = self._service
+        log_data.update(_context(record))
+        log_data.update(message_dict)
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        try:
+            return to_json(log_data, inf_nan_mode="strings", fallback=str).decode()
+        except PydanticSerializationError:  # half a surrogate pair, or bytes that are no text
+            return json.dumps({name: str(value) for name, value in log_data.items()})
+
+
+class _Text(logging.Formatter):
+    """For reading along: time, level, service, message, then the context as `name=value`."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        head = f"{_timestamp(record)[11:23]} {record.levelname:8} {self._service}: "
+        context = "".join(f"  {name}={value}" for name, value in _context(record).items())
+        first, *rest = super().format(record).split("\n", 1)
+        return "\n".join([head + first + context, *rest])
+
+
+def _context(record: logging.LogRecord) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(record).items()
+        if name not in _OWN and value is not None
+    }
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+def configure(service: str, *, level: str, form: str) -> None:
+    """Log from `level` on to standard error, as `json` or `text`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(service) if form == "json" else _Text(service))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # What no formatter shows is not collected (the logging HOWTO names these switches).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001
+    # aiormq tells of every lost connection what our own log says once, and debugs every frame.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

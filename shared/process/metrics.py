@@ -1,0 +1,45 @@
+"""The small HTTP server beside a service: /metrics, /healthz and /readyz."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+
+@asynccontextmanager
+async def serving(
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[], tuple[bool, object]],
+    registry: CollectorRegistry = REGISTRY,
+) -> AsyncIterator[int]:
+    """Serve while the context lasts; gives the port, which is chosen freely for port 0.
+
+    `ready` gives whether the process is ready, and what `/readyz` says of it.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        is_ready, report = ready()
+        return web.json_response(report, status=200 if is_ready else 503)
+
+    app = web.Application()
+    app.router.add_get("/metrics", make_aiohttp_handler(registry))
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

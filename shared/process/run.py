@@ -1,0 +1,159 @@
+"""The lifecycle of a service: start, serve until told to stop, drain, exit."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from shared.errors import RingbackError
+from shared.process import logs
+from shared.process.health import Health
+from shared.process.metrics import serving
+from shared.settings import METRICS_PORTS, Settings
+
+new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+with suppress(ImportError):  # the extra `fast` may not be installed
+    from uvloop import new_event_loop
+
+logger = logging.getLogger(__name__)
+
+# Seconds of the shutdown timeout kept for the last acks and for closing connections.
+CLOSING: Final = 2.0
+
+Drain = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which parts of a service run in this process, and where its metrics listen."""
+
+    consumer: bool = True
+    metrics: bool = True
+    metrics_port: int | None = None
+
+
+class Process:
+    """One running service: what `start` in its app.py builds upon."""
+
+    def __init__(self, name: str, settings: Settings, health: Health) -> None:
+        self.name = name
+        self.settings = settings
+        self.health = health
+        self.stack = AsyncExitStack()
+        self.stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._drains: list[Drain] = []
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this as long as the process. Should it end by itself, the process ends, with 1."""
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: self.stopping.set())
+        self._tasks.append(task)
+
+    def on_drain(self, drain: Drain) -> None:
+        """On stopping, call this with the seconds it may take."""
+        self._drains.append(drain)
+
+    async def stop(self) -> int:
+        """Drain and end all tasks; the exit code: 0 if none had ended before or failed now."""
+        self.health.drain()
+        grace = self.settings.shutdown_timeout
+        failed = [task for task in self._tasks if task.done()]
+        try:
+            async with asyncio.timeout(grace):
+                for drain in () if failed else self._drains:
+                    await drain(max(grace - CLOSING, 0.0))
+        except TimeoutError:
+            logger.warning("not drained within %g s; the rest goes back to its queue", grace)
+        failed += [t for t in self._tasks if t not in failed and t.done() and t.exception()]
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return max((_explain(task) for task in failed), default=0)
+
+
+def _explain(task: asyncio.Task[None]) -> int:
+    """Log why the task ended; the exit code for it."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, RingbackError):
+        for fault in getattr(error, "faults", (str(error),)):
+            logger.critical("%s", fault)
+    else:
+        logger.critical("a part of the service ended unexpectedly", exc_info=error)
+    return getattr(error, "exit_code", 1)
+
+
+async def _serve(
+    process: Process,
+    start: Callable[[Process], Awaitable[None]],
+    parts: Parts,
+    registry: CollectorRegistry,
+) -> int:
+    loop = asyncio.get_running_loop()
+
+    def told(number: int) -> None:
+        if process.stopping.is_set():
+            logger.warning("second signal: stopping at once")
+            os._exit(128 + number)
+        logger.info("stopping on %s", signal.Signals(number).name)
+        process.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told, number)
+    async with process.stack as stack:
+        if parts.consumer:
+            await start(process)
+        if parts.metrics:
+            port = await stack.enter_async_context(
+                serving(
+                    process.settings.metrics_host,
+                    _port(process, parts),
+                    ready=lambda: (process.health.ready, process.health.report()),
+                    registry=registry,
+                )
+            )
+            logger.info("metrics on port %d", port, extra={"port": port})
+        # What lives now lives long: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
+        await process.stopping.wait()
+        code = await process.stop()
+    logger.info("stopped")
+    return code
+
+
+def _port(process: Process, parts: Parts) -> int:
+    for port in (parts.metrics_port, process.settings.metrics_port):
+        if port is not None:
+            return port
+    return METRICS_PORTS[process.name]
+
+
+def serve(
+    name: str,
+    start: Callable[[Process], Awaitable[None]],
+    settings: Settings,
+    parts: Parts,
+    registry: CollectorRegistry = REGISTRY,
+) -> int:
+    """Run one service in this process until SIGTERM or SIGINT; the exit code.
+
+    A second signal stops at once. 1, or the `exit_code` of the error, when a part failed; 1 when a
+    port is taken.
+    """
+    logs.configure(name, level=settings.log_level, form=settings.log_format)
+    process = Process(name, settings, Health())
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(_serve(process, start, parts, registry))
+    except OSError as error:
+        logger.critical("can't start: %s", error)
+        return 1

@@ -1,0 +1,145 @@
+"""Settings: environment variables over `ringback.toml`, every fault named at once.
+
+A setting `x` of a service's table `[callback]` is `RINGBACK_CALLBACK_X` in the environment; one
+that all services share stands at the top of the file and is `RINGBACK_X`.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from yarl import URL
+
+from shared.topology import QueueType
+
+PREFIX: Final = "RINGBACK_"
+FILE: Final = Path("ringback.toml")
+
+# Where each service serves /metrics, /healthz and /readyz unless told otherwise.
+METRICS_PORTS: Final = {"callback": 9101, "sandbox": 9109}
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class WrongSettings(Exception):  # noqa: N818 - what the person has to mend
+    """The configuration is wrong; `faults` names each setting and how to mend it."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+def _amqp_url(value: str) -> str:
+    url = URL(value)
+    if url.scheme not in ("amqp", "amqps") or not url.host:
+        raise ValueError("must look like amqp://user:password@host:5672/vhost")
+    return value
+
+
+class Settings(BaseSettings):
+    """What every service shares."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", hide_input_in_errors=True)
+
+    amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
+        default="amqp://guest:guest@127.0.0.1:5672/", description="The RabbitMQ to work with."
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="The PostgreSQL to work with.",
+        examples=["postgresql://user:password@127.0.0.1:5432/ringback"],
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="The least level that is logged."
+    )
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="json: one object a line; text: for reading along."
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Where /metrics, /healthz and /readyz listen."
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=None,
+        description="Their port; each service has its own default.",
+        examples=[METRICS_PORTS["callback"]],
+    )
+    shutdown_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=25.0,
+        description="Seconds to finish work in flight after SIGTERM; below Kubernetes' 30.",
+    )
+    queue_type: QueueType = Field(
+        default=QueueType.QUORUM, description="classic gives up at-least-once dead-lettering."
+    )
+
+
+def load(model: type[S], section: str | None = None, *, file: Path = FILE) -> S:
+    """The settings of one model, from the file's table `section` and the environment.
+
+    Raises:
+        WrongSettings: with every fault of this model.
+    """
+    prefix = model.model_config.get("env_prefix", PREFIX)
+    try:
+        values = _table(file, section) | EnvSettingsSource(model)()
+        return model.model_validate(values)
+    except SettingsError as error:
+        raise WrongSettings([f"{prefix}…: {error}"]) from None
+    except ValidationError as error:
+        raise WrongSettings(
+            [_fault(fault, prefix, section, file) for fault in error.errors(include_input=False)]
+        ) from None
+
+
+def load_shared(services: Mapping[str, type[BaseSettings]], *, file: Path = FILE) -> Settings:
+    """The settings that every service shares, once those of these services are right as well.
+
+    Raises:
+        WrongSettings: with every fault of all of them.
+    """
+    faults = [
+        f"{file}: there is no service {name!r} to set anything for"
+        for name, value in _content(file).items()
+        if isinstance(value, dict) and name not in METRICS_PORTS
+    ]
+    models: list[tuple[str | None, type[BaseSettings]]] = [(None, Settings), *services.items()]
+    for section, model in models:
+        try:
+            load(model, section, file=file)
+        except WrongSettings as error:
+            faults += error.faults
+    if faults:
+        raise WrongSettings(faults)
+    return load(Settings, file=file)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongSettings([f"{file}: {error}"]) from None
+
+
+def _table(file: Path, section: str | None) -> dict[str, Any]:
+    content = _content(file)
+    if section is None:
+        return {key: value for key, value in content.items() if not isinstance(value, dict)}
+    table = content.get(section, {})
+    if not isinstance(table, dict):
+        raise WrongSettings([f"{file}: {section} must be a table: [{section}]"])
+    return table
+
+
+def _fault(fault: Any, prefix: str, section: str | None, file: Path) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    variable = prefix + str(fault["loc"][0]).upper() if fault["loc"] else prefix
+    table = f" [{section}]" if section else ""
+    where = variable if variable in os.environ else f"{file}{table} {path}"
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: there is no such setting"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
