@@ -1,0 +1,1 @@
+"""The services, a package each, and `cli`, which starts them."""

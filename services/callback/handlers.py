@@ -1,0 +1,222 @@
+"""From a message to a request and back: reads SendCallback, sends it, says what came of it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from services.callback import domain, metrics
+from services.callback.lanes import Lanes
+from services.callback.settings import CallbackSettings
+from shared.amqp.message import Dead, Done, Message, Postponed, Retried
+from shared.clock import Clock
+from shared.contracts.callback import SEND_CALLBACK, SendCallback
+from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, CallbackDelivered
+from shared.errors import ContractViolation, PermanentError
+from shared.http.client import Client, DeliveryFailed, Reply
+from shared.http.guard import ForbiddenTarget, Target, parse_target
+
+logger = logging.getLogger(__name__)
+
+JSON: Final = "application/json"
+# Answers that say the target as a whole can't keep up; any other proves it alive.
+OVERLOADED: Final = frozenset({429, 502, 503, 504})
+FAULTS_NAMED: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The receiver took it. `duration` in seconds."""
+
+    status: int
+    duration: float
+
+
+def read(message: Message[SendCallback], *, max_bytes: int) -> SendCallback:
+    """The order in a message.
+
+    Raises:
+        ContractViolation: it is none; every wrong field is named, no value is.
+    """
+    properties = message.properties
+    if len(message.body) > max_bytes:
+        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
+    if properties.type != SEND_CALLBACK:
+        raise ContractViolation(f"type is {properties.type!r}, not {SEND_CALLBACK!r}")
+    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
+        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
+    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
+        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
+    try:
+        return SendCallback.model_validate_json(message.body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        named = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
+            for fault in faults[:FAULTS_NAMED]
+        ]
+        more = f" and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
+        raise ContractViolation("; ".join(named) + more) from None
+
+
+class Sender:
+    """Delivers callbacks; its collaborators are shared by all of a worker's messages."""
+
+    def __init__(
+        self,
+        client: Client,
+        lanes: Lanes,
+        labels: metrics.Labels,
+        settings: CallbackSettings,
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._lanes = lanes
+        self._labels = labels
+        self._settings = settings
+        self._clock = clock
+
+    async def handle(self, message: Message[SendCallback]) -> Delivered:
+        """Send one try.
+
+        Raises:
+            PermanentError: expired, forbidden, unsignable, or refused for good.
+            TransientError: not delivered; a later try may be.
+            Deferred: the target's lane has no place.
+        """
+        order = message.model
+        assert order is not None  # noqa: S101 - the consumer reads before it handles
+        if order.expires_at is not None and self._clock.now() >= order.expires_at.timestamp():
+            raise PermanentError(f"expired at {order.expires_at.isoformat()}")
+        target = parse_target(order.target_url)
+        lane = self._lanes.lane(target.origin)
+        probe = await self._lanes.enter(lane, message.deferrals)
+        alive: bool | None = None
+        started = self._clock.monotonic()
+        try:
+            reply = await self._send(message, order, target)
+            alive = reply.status not in OVERLOADED
+        except DeliveryFailed:
+            alive = False
+            raise
+        finally:
+            duration = self._clock.monotonic() - started
+            self._lanes.leave(lane, probe=probe, alive=alive, duration=duration)
+            if alive is not None:
+                self._labels.duration(target.origin).observe(duration)
+        domain.judge(reply.status, reply.retry_after, now=self._clock.now())
+        return Delivered(reply.status, duration)
+
+    async def _send(
+        self,
+        message: Message[SendCallback],
+        order: SendCallback,
+        target: Target,
+    ) -> Reply:
+        keys = self._keys(order)
+        body = domain.serialised(order.payload)
+        # Signed at the last moment: receivers take a timestamp for five minutes, and a line or a
+        # tier may have held the message for longer.
+        headers = domain.signed_headers(message.id, body, keys, timestamp=int(self._clock.now()))
+        if order.headers:
+            headers.extend(domain.allowed_headers(order.headers))
+        traceparent = message.traceparent
+        if traceparent is not None and "traceparent" not in headers:
+            headers["traceparent"] = traceparent
+        timeout = order.timeout or self._settings.timeout
+        return await self._client.send(target, order.target_method, headers, body, timeout)
+
+    def _keys(self, order: SendCallback) -> list[domain.Key]:
+        try:
+            return [domain.key(secret) for secret in self._secrets(order)]
+        except domain.SigningError:
+            metrics.HMAC_ERRORS.inc()
+            raise
+
+    def _secrets(self, order: SendCallback) -> Sequence[str]:
+        if order.secret_ref is None:
+            return order.secrets
+        secret = self._settings.secrets.get(order.secret_ref)
+        if secret is None:
+            raise domain.SigningError(f"no secret named {order.secret_ref!r} is configured")
+        return (secret,) if isinstance(secret, str) else secret
+
+
+class Reporter:
+    """Says what became of each message: one log line, its counts, its fact."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def report(
+        self,
+        message: Message[SendCallback],
+        outcome: Done[Delivered] | Retried | Postponed | Dead,
+    ) -> BaseModel | None:
+        """Log, count, and give the fact to publish; a postponed message has none."""
+        order = message.model
+        target = _origin(order)
+        client_id = order.client_id if order else None
+        traceparent = message.traceparent
+        context: dict[str, object] = {
+            "callback_id": message.id,
+            "client_id": client_id,
+            "trace_id": traceparent[3:35] if traceparent else None,
+            "target_url": target,
+            "attempt": message.attempt,
+        }
+        told: dict[str, Any] = {
+            # The first try's moment tells a redriven callback's facts from those before.
+            "fact_id": f"{message.id}/{message.first_at:.3f}/{message.attempt}",
+            "at": datetime.fromtimestamp(self._clock.now(), UTC),
+            "callback_id": message.id,
+            "client_id": client_id,
+            "attempt": message.attempt,
+        }
+        match outcome:
+            case Done(Delivered(status, duration)):
+                metrics.SUCCESS.inc()
+                context |= {"status": status, "duration": round(duration, 6)}
+                logger.info("callback delivered", extra=context)
+                return CallbackDelivered(
+                    **told,
+                    target=target or "",
+                    status=status,
+                    duration=duration,
+                )
+            case Retried(tier, not_before, error):
+                metrics.ERROR.inc()
+                context |= {"error": str(error), "tier": tier.name}
+                logger.warning("callback attempt failed", extra=context)
+                return CallbackAttemptFailed(
+                    **told,
+                    target=target or "",
+                    error=str(error),
+                    next_at=datetime.fromtimestamp(not_before, UTC),
+                )
+            case Postponed(tier, reason):
+                context |= {"reason": reason, "tier": tier.name}
+                logger.debug("callback postponed", extra=context)
+                return None
+            case Dead(reason):
+                if order is not None:
+                    metrics.ERROR.inc()
+                logger.error("callback dead", extra=context | {"reason": reason})
+                return CallbackDead(
+                    **told,
+                    target=target,
+                    reason=reason,
+                )
+
+
+def _origin(order: SendCallback | None) -> str | None:
+    """Scheme, host and port; the rest of a URL may carry a token, so it goes nowhere else."""
+    if order is None:
+        return None
+    try:
+        return parse_target(order.target_url).origin
+    except ForbiddenTarget:
+        return None

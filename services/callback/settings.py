@@ -1,0 +1,71 @@
+"""What can be set about the callback sender."""
+
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.contracts.callback import Secret, Secrets
+
+
+def _networks(value: Any) -> Any:
+    """Accept a comma-separated text, as the environment gives it, besides a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError("must be networks such as 10.0.0.0/8, separated by commas")  # noqa: TRY004
+    networks = []
+    for part in parts:
+        text = str(part).strip()
+        if text:
+            try:
+                networks.append(ip_network(text))
+            except ValueError as error:
+                raise ValueError(f"{error}; write a network such as 10.0.0.0/8") from None
+    return tuple(networks)
+
+
+class CallbackSettings(BaseSettings):
+    """`RINGBACK_CALLBACK_…`, or the table [callback]."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RINGBACK_CALLBACK_", extra="forbid", hide_input_in_errors=True, frozen=True
+    )
+
+    allowed_networks: Annotated[
+        tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)
+    ] = Field(
+        default=(),
+        description="Networks that callbacks may reach besides the public internet.",
+        examples=[["10.0.0.0/8", "fd00::/8"]],
+    )
+    secrets: dict[str, Secret | Secrets] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Secrets by the name in `secret_ref`; in the environment as JSON.",
+        examples=[{"billing": "a-secret", "rotating": ["the-new-one", "the-old-one"]}],
+    )
+    prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=1000, description="Messages in flight for one worker."
+    )
+    timeout: Annotated[float, Field(gt=0, le=300)] = Field(
+        default=10.0, description="Seconds for one try, connecting included."
+    )
+    connect_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
+        default=5.0, description="Seconds of that for connecting."
+    )
+    give_up_after: Annotated[float, Field(gt=0)] = Field(
+        default=86_400.0, description="Seconds after which a callback is dead; 24 hours."
+    )
+    lane_limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=100, description="Requests in flight to one target (scheme, host, port)."
+    )
+    breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5, description="Failures in a row that open a target's breaker."
+    )
+    max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=1_048_576, description="A larger message is dead at once; 1 MiB."
+    )
+    max_targets: Annotated[int, Field(ge=0)] = Field(
+        default=200, description="Different values of the metric label target_url; then `other`."
+    )

@@ -1,0 +1,1 @@
+"""The commands of `ringback`, a module each. It stands above the services and starts them."""

@@ -1,0 +1,218 @@
+"""`ringback doctor`: is everything there that Ringback needs? Says how to mend what is not."""
+
+import asyncio
+import json
+import platform
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import asyncpg
+import click
+from aiormq.abc import DeliveredMessage
+
+from services.cli.broker import (
+    connection,
+    private_database,
+    settings_here,
+    shown,
+    work,
+)
+from services.cli.run import service_named
+from shared.amqp.connection import CONNECTION_ERRORS, Link, described
+from shared.amqp.declare import check
+from shared.process.configuration import configured
+from shared.settings import METRICS_PORTS, Settings
+from shared.topology import topology
+
+OLDEST_RABBITMQ: Final = (3, 10)
+OLDEST_POSTGRESQL: Final = 15
+# Seconds that a clock may be off. Receivers refuse a signature that is five minutes old or ahead,
+# and expiry is compared across machines; NTP keeps a clock within a fraction of one.
+SKEW: Final = 5.0
+# Seconds to wait for an answer.
+PATIENCE: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `mend` says what to do about a fault, or what could be better."""
+
+    check: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        mend = f"\n         {self.mend}" if self.mend else ""
+        return f"{'ok   ' if self.ok else 'FAULT'}  {self.check}: {self.detail}{mend}"
+
+
+@click.command
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+def doctor(*, as_json: bool) -> None:
+    """Check settings, Python, broker, topology, database and clocks, and say how to mend each.
+
+    Changes nothing. Exit code 1 if there is a fault.
+
+    \b
+    Example:
+      RINGBACK_AMQP_URL=amqp://me:secret@rabbit.example:5672/ ringback doctor
+    """
+    configured({name: service_named(name).settings for name in METRICS_PORTS})
+    settings = settings_here()
+    healthy = True
+
+    async def examine() -> None:
+        nonlocal healthy
+        async for finding in _findings(settings):
+            healthy &= finding.ok
+            click.echo(json.dumps(asdict(finding)) if as_json else str(finding))
+
+    work(examine())
+    raise SystemExit(0 if healthy else 1)
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    yield Finding("settings", ok=True, detail="every value is right")
+    yield _python()
+    try:
+        async with connection(settings) as link:
+            yield _broker(settings, link)
+            async for finding in _topology(settings, link):
+                yield finding
+        # On a connection of its own: in an alarm the broker stops reading from who publishes.
+        async with connection(settings) as link:
+            async for finding in _publishing(link):
+                yield finding
+    except (click.ClickException, *CONNECTION_ERRORS) as error:
+        why = error.message if isinstance(error, click.ClickException) else described(error)
+        first, _, mend = why.partition("\n")
+        yield Finding("broker", ok=False, detail=first, mend=mend)
+    async for finding in _database(settings):
+        yield finding
+
+
+def _python() -> Finding:
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    try:
+        return Finding("python", ok=True, detail=f"{python}, uvloop {version('uvloop')}")
+    except PackageNotFoundError:
+        mend = "Could be faster: pip install 'ringback[fast]' adds uvloop."
+        return Finding("python", ok=True, detail=f"{python}, no uvloop", mend=mend)
+
+
+def _broker(settings: Settings, link: Link) -> Finding:
+    properties = link.connection.server_properties
+    product, number = _text(properties.get("product")), _text(properties.get("version"))
+    detail = f"{product} {number} at {shown(settings.amqp_url)}"
+    found = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
+    if product == "RabbitMQ" and found < OLDEST_RABBITMQ:
+        return Finding("broker", ok=False, detail=detail, mend="Ringback needs 3.10 or newer.")
+    return Finding("broker", ok=True, detail=detail)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+async def _publishing(link: Link) -> AsyncIterator[Finding]:
+    """Let a message expire in a queue of our own: the broker notes on it when that was."""
+    alarm = False
+
+    def blocked(on: bool) -> None:  # noqa: FBT001 - a callback's signature
+        nonlocal alarm
+        alarm = on
+
+    link.tap.on_blocked = blocked
+    came: asyncio.Future[DeliveredMessage] = asyncio.get_running_loop().create_future()
+
+    async def take(message: DeliveredMessage) -> None:
+        if not came.done():
+            came.set_result(message)
+
+    channel = await link.connection.channel()
+    target = await channel.queue_declare(exclusive=True)
+    lettering = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": target.queue}
+    queue = await channel.queue_declare(exclusive=True, arguments={"x-message-ttl": 0, **lettering})
+    await channel.basic_consume(str(target.queue), take, no_ack=True)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            # Twice: an alarm stops a connection only after its first message.
+            await channel.basic_publish(b"", routing_key=str(queue.queue))
+            await channel.basic_publish(b"", routing_key=str(queue.queue))
+            message = await came
+    except TimeoutError:
+        yield Finding(
+            "publishing",
+            ok=False,
+            detail="an alarm is on: the broker blocks publishing" if alarm else "no confirm came",
+            mend="Free memory or disk space on the broker, see `rabbitmqctl status`; Ringback goes"
+            " on by itself then.",
+        )
+        return
+    yield Finding("publishing", ok=True, detail="confirmed; no alarm is on")
+    deaths: Any = (message.header.properties.headers or {})["x-death"]
+    yield _clock("the broker", deaths[0]["time"])
+
+
+def _clock(whose: str, at: datetime) -> Finding:
+    skew = at.timestamp() - time.time()
+    if abs(skew) <= SKEW:
+        return Finding("clock", ok=True, detail=f"{whose}'s and ours agree within {SKEW:.0f} s")
+    return Finding(
+        "clock",
+        ok=False,
+        detail=f"{whose}'s is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} ours",
+        mend="Run NTP on both machines; `timedatectl` shows whether it is on.",
+    )
+
+
+async def _topology(settings: Settings, link: Link) -> AsyncIterator[Finding]:
+    table = topology(settings.queue_type)
+    differences = await check(link.connection, table)
+    for difference in differences:
+        what, _, mend = difference.partition(": ")
+        yield Finding("topology", ok=False, detail=what, mend=mend)
+    if not differences:
+        yield Finding(
+            "topology", ok=True, detail=f"all {len(table.queues)} queues are as they should be"
+        )
+
+
+async def _database(settings: Settings) -> AsyncIterator[Finding]:
+    url = settings.database_url or private_database()
+    if url is None:
+        yield Finding("database", ok=True, detail="none configured; the callback sender needs none")
+        return
+    try:
+        connected = await asyncpg.connect(url, timeout=PATIENCE)
+    except (
+        OSError,
+        TimeoutError,
+        ValueError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+    ) as error:
+        yield Finding(
+            "database",
+            ok=False,
+            detail=f"no connection to {shown(url)}: {described(error)}",
+            mend="Start PostgreSQL there, or set RINGBACK_DATABASE_URL.",
+        )
+        return
+    try:
+        number = connected.get_server_version()
+        detail = f"PostgreSQL {number.major}.{number.minor} at {shown(url)}"
+        if number.major < OLDEST_POSTGRESQL:
+            mend = f"Ringback needs {OLDEST_POSTGRESQL} or newer."
+            yield Finding("database", ok=False, detail=detail, mend=mend)
+        else:
+            yield Finding("database", ok=True, detail=detail)
+        yield _clock("the database", await connected.fetchval("SELECT clock_timestamp()"))
+    finally:
+        await connected.close(timeout=PATIENCE)

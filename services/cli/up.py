@@ -1,0 +1,262 @@
+"""`ringback up`: everything on this machine, under one roof."""
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from services.cli import demo
+from services.cli.broker import connection, shown, work
+from services.cli.run import service_named
+from shared.amqp.declare import declare
+from shared.process.child import Child, running
+from shared.process.configuration import configured
+from shared.process.health import STARTING
+from shared.settings import METRICS_PORTS, PREFIX, Settings, load
+from shared.topology import topology
+
+if TYPE_CHECKING:
+    from deploy.local.stack import Stack
+
+SANDBOX: Final = "sandbox"
+SANDBOX_PORT: Final = f"{PREFIX}SANDBOX_PORT"
+# Lines of its log that are shown of a service that ended.
+LAST_LINES: Final = 20
+
+
+@click.command
+@click.option("--without-sandbox", is_flag=True, help="No receiver to watch, and no demonstration.")
+def up(*, without_sandbox: bool) -> None:
+    """Start everything on this machine, show three callbacks, and serve until Ctrl-C.
+
+    Starts a private RabbitMQ and PostgreSQL (on free ports, below .ringback/, disturbing no other
+    on this machine), declares the queues, and runs all services, and the sandbox as a receiver to
+    watch. With RINGBACK_AMQP_URL or RINGBACK_DATABASE_URL set, those are used instead.
+
+    \b
+    Examples:
+      ringback up
+      RINGBACK_AMQP_URL=amqp://guest:guest@127.0.0.1:5672/ ringback up --without-sandbox
+
+    Exit code 0 after Ctrl-C or SIGTERM, 1 if a service ended by itself; its log is shown then.
+    """
+    services = {name: service_named(name) for name in METRICS_PORTS}
+    if without_sandbox:
+        del services[SANDBOX]
+    settings = configured({name: service.settings for name, service in services.items()})
+    sys.exit(work(_up(settings, list(services))))
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that was started: its process, its metrics and its log."""
+
+    name: str
+    child: Child
+    metrics: str
+    log: Path
+    ready: asyncio.Event
+
+
+async def _up(settings: Settings, names: list[str]) -> int:
+    stopping = asyncio.Event()
+
+    def told(number: int) -> None:
+        if stopping.is_set():
+            click.echo("\nStopping at once. `python -m deploy.local stop` stops RabbitMQ, too.")
+            os._exit(128 + number)
+        click.echo("\nStopping ...")
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told, number)
+    async with _stack(settings) as stack:
+        code = 0
+        if not stopping.is_set():
+            code = await _serve(settings, stack, names, stopping)
+    click.echo("Stopped.")
+    return code
+
+
+@asynccontextmanager
+async def _stack(settings: Settings) -> AsyncIterator["Stack"]:
+    """The broker and the database, private where none is configured.
+
+    In a thread, so that a signal is heard meanwhile; it takes effect when they have started.
+    """
+    try:
+        from deploy.local.daemon import LocalStackError  # noqa: PLC0415 - see below
+        from deploy.local.stack import start  # noqa: PLC0415
+    except ImportError:
+        raise click.ClickException(
+            "`ringback up` works in a checkout of Ringback, where deploy/local is. Elsewhere, set"
+            " RINGBACK_AMQP_URL and start the services: `ringback run callback`."
+        ) from None
+    given = {
+        f"{PREFIX}{name.upper()}": getattr(settings, name)
+        for name in ("amqp_url", "database_url")
+        if name in settings.model_fields_set
+    }
+    servers = [
+        server
+        for server, name in (("RabbitMQ", "amqp_url"), ("PostgreSQL", "database_url"))
+        if name not in settings.model_fields_set
+    ]
+    if servers:
+        click.echo(f"Starting a private {' and '.join(servers)} ...")
+    context = start(environment=given)
+    try:
+        stack = await asyncio.to_thread(context.__enter__)
+    except LocalStackError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        yield stack
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+async def _serve(
+    settings: Settings, stack: "Stack", names: list[str], stopping: asyncio.Event
+) -> int:
+    """Run the services until a signal comes or one of them ends; the exit code."""
+    settings = settings.model_copy(update={"amqp_url": stack.amqp_url})
+    _line("RabbitMQ", stack.amqp_url if stack.broker else shown(stack.amqp_url))
+    _line("PostgreSQL", stack.database_url if stack.database else shown(stack.database_url))
+    async with connection(settings) as link:
+        await declare(link.connection, topology(settings.queue_type))
+    environment = _environment(stack, names)
+    async with AsyncExitStack() as cleanup:
+        # The sandbox starts first and ends last: what is in flight still finds its receiver.
+        started = [
+            await cleanup.enter_async_context(_service(name, environment, settings))
+            for name in sorted(names, key=lambda name: name != SANDBOX)
+        ]
+        ends = {asyncio.create_task(each.child.wait()): each for each in started}
+        stop = asyncio.create_task(stopping.wait())
+        story = asyncio.create_task(_story(settings, stack, started, environment))
+        cleanup.callback(story.cancel)
+        await asyncio.wait((stop, *ends), return_when=asyncio.FIRST_COMPLETED)
+        story.cancel()
+        stop.cancel()
+        if stopping.is_set():
+            return 0
+        for task, each in ends.items():
+            if task.done():
+                click.echo(_obituary(each, task.result()), err=True)
+        return 1
+
+
+def _environment(stack: "Stack", names: list[str]) -> dict[str, str]:
+    """What the services see: this environment, the stack, and what makes the sandbox reachable."""
+    environment = os.environ | stack.environment
+    environment.setdefault(f"{PREFIX}LOG_FORMAT", "text")
+    if SANDBOX in names:
+        sandbox = load(service_named(SANDBOX).settings, SANDBOX)
+        port = sandbox.model_dump()["port"]
+        chosen = "port" in sandbox.model_fields_set
+        environment[SANDBOX_PORT] = str(port if chosen else _free(port))
+        callback = load(service_named("callback").settings, "callback")
+        if "allowed_networks" not in callback.model_fields_set:
+            environment[f"{PREFIX}CALLBACK_ALLOWED_NETWORKS"] = "127.0.0.0/8"
+    return environment
+
+
+def _free(port: int) -> int:
+    """This port, or a free one if it is taken: several checkouts may run side by side."""
+    from deploy.local.daemon import free_port, port_is_free  # noqa: PLC0415 - only in a checkout
+
+    return port if port_is_free(port) else free_port()
+
+
+@asynccontextmanager
+async def _service(
+    name: str, environment: Mapping[str, str], settings: Settings
+) -> AsyncIterator[Running]:
+    from deploy.local.daemon import CHECKOUT  # noqa: PLC0415 - only in a checkout
+
+    log = CHECKOUT / ".ringback" / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    port = _free(METRICS_PORTS[name])
+    ready = asyncio.Event()
+
+    def changed(child: Child) -> None:
+        if child.fault is None:
+            _line(name, f"http://127.0.0.1:{port}/readyz")
+            ready.set()
+        elif child.fault not in (STARTING, "draining"):
+            click.echo(f"  {name} is not ready: {child.fault}")
+
+    argv = [sys.executable, "-m", "services", "run", name, "--metrics-port", str(port)]
+    with log.open("wb") as output:
+        async with running(
+            argv,
+            environment=environment,
+            grace=settings.shutdown_timeout + 1,
+            changed=changed,
+            output=output,
+        ) as child:
+            yield Running(name, child, f"http://127.0.0.1:{port}/metrics", log, ready)
+
+
+def _line(name: str, url: str) -> None:
+    click.echo(f"  {name:<11} ready  {url}")
+
+
+def _obituary(service: Running, code: int) -> str:
+    how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+    end = "\n".join(service.log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+    return f"\n{service.name} ended {how}. The end of {service.log}:\n{end}"
+
+
+async def _story(
+    settings: Settings, stack: "Stack", services: list[Running], environment: Mapping[str, str]
+) -> None:
+    """When all is ready: where everything is, the demonstration, and what to try next."""
+    for service in services:
+        await service.ready.wait()
+    sandbox = None
+    if any(service.name == SANDBOX for service in services):
+        sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
+        try:
+            await demo.show(settings, sandbox)
+        except (OSError, TimeoutError, click.ClickException) as error:
+            click.echo(f"The demonstration did not come to its end: {error or 'it took too long'}")
+    places = {"sandbox, what came": f"{sandbox}/"} if sandbox else {}
+    places |= {f"{service.name} metrics": service.metrics for service in services}
+    if stack.management_url:
+        places["RabbitMQ (guest, guest)"] = stack.management_url
+    places |= {f"{service.name} log": str(service.log) for service in services}
+    click.echo("\nWhere to look:")
+    for what, where in places.items():
+        click.echo(f"  {what:<24} {where}")
+    if sandbox:
+        click.echo(_invitation(stack.amqp_url if stack.broker else None, sandbox))
+    click.echo("Everything runs. Ctrl-C stops it.")
+
+
+def _invitation(private_url: str | None, sandbox: str) -> str:
+    program = Path(sys.argv[0])
+    command = "ringback"
+    if program.name == command:
+        inside = program.is_relative_to(Path.cwd())
+        command = str(program.relative_to(Path.cwd()) if inside else program)
+    order = (
+        f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
+        ' "payload": {"hello": "me"}}'
+    )
+    export = f"  export RINGBACK_AMQP_URL={shlex.quote(private_url)}\n" if private_url else ""
+    return (
+        "\nSend one of your own, in another terminal:\n"
+        f"{export}"
+        f"  echo '{order}' | {command} send SendCallback\n"
+        f"and see it at {sandbox}/?mailbox=mine . What is dead:\n"
+        f"  {command} dead list callbacks\n"
+    )

@@ -1,0 +1,7 @@
+"""`python -m services.sandbox`: the sandbox alone, the same as `ringback run sandbox`."""
+
+from services.sandbox.app import SERVICE
+from shared.process.command import alone
+
+if __name__ == "__main__":
+    alone(SERVICE)(prog_name=f"python -m {SERVICE.package}")

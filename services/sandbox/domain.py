@@ -1,0 +1,136 @@
+"""Judges the signatures of a webhook the way an outside receiver would.
+
+Written from the published rules and independent of the code that signs, so that one checks the
+other. Pure: headers, body, secrets and the time in; a verdict out.
+"""
+
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from multidict import MultiMapping
+
+DEFAULT_SECRET = "your-secret-key"  # noqa: S105 - public, so that the documented example verifies
+STANDARD_PREFIX = "whsec_"
+TOLERANCE = 300
+"""Seconds that a ``webhook-timestamp`` may differ from the receiver's clock (the value of the
+Standard Webhooks reference libraries)."""
+
+_TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The key bytes that one secret stands for in each of the two schemes."""
+
+    plain: bytes
+    standard: bytes
+
+    @classmethod
+    def of(cls, secret: str) -> "Keys":
+        """Derive the keys of a secret.
+
+        Raises:
+            ValueError: it begins with ``whsec_`` and goes on with something that is not base64.
+        """
+        plain = secret.encode()
+        if not secret.startswith(STANDARD_PREFIX):
+            return cls(plain, plain)
+        try:
+            standard = base64.b64decode(secret.removeprefix(STANDARD_PREFIX), validate=True)
+        except binascii.Error:
+            standard = b""
+        if not standard:
+            raise ValueError("a secret that begins with whsec_ goes on in base64")
+        return cls(plain, standard)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of the signatures: the schemes that matched, and what was wrong.
+
+    Every signature that is present must match: a wrong one is not excused by a right one beside it.
+    """
+
+    matched: tuple[str, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def verified(self) -> bool:
+        """True if there was a signature and nothing was wrong."""
+        return bool(self.matched) and not self.faults
+
+
+def judge(headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], now: float) -> Verdict:
+    """Check ``X-Signature`` and the Standard Webhooks headers against any of the keys.
+
+    Args:
+        headers: case-insensitive, or with lower-case names.
+        body: as it came, not decoded.
+        keys: at least one; during a rotation the old and the new.
+        now: Unix time in seconds.
+    """
+    schemes = {
+        "x-signature": _fault_in_x_signature,
+        "webhook-signature": _fault_in_webhook_signature,
+    }
+    matched: list[str] = []
+    faults: list[str] = []
+    for scheme, fault_in in schemes.items():
+        if scheme in headers:
+            fault = fault_in(headers, body, keys, now)
+            if fault is None:
+                matched.append(scheme)
+            else:
+                faults.append(f"{scheme}: {fault}")
+    if not matched and not faults:
+        faults.append("no signature: neither x-signature nor webhook-signature was sent")
+    return Verdict(tuple(matched), tuple(faults))
+
+
+def _fault_in_x_signature(
+    headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], _now: float
+) -> str | None:
+    # While secrets are rotated, a sender signs with each: a header line for each.
+    lines = [headers["x-signature"]]
+    if isinstance(headers, MultiMapping):
+        lines = headers.getall("x-signature")
+    expected = [hmac.digest(key.plain, body, "sha256").hex().encode() for key in keys]
+    for given in map(_octets, lines):
+        if any(hmac.compare_digest(given, each) for each in expected):
+            return None
+    return "is not the lower-case hex HMAC-SHA256 of the body under this mailbox's secrets"
+
+
+def _fault_in_webhook_signature(
+    headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], now: float
+) -> str | None:
+    identity = headers.get("webhook-id")
+    timestamp = headers.get("webhook-timestamp")
+    if not identity or not timestamp:
+        return f"{'webhook-timestamp' if identity else 'webhook-id'} is missing"
+    if not _TIMESTAMP.fullmatch(timestamp):
+        return "webhook-timestamp is not whole seconds since 1970"
+    age = now - int(timestamp)
+    if abs(age) > TOLERANCE:
+        return (
+            f"webhook-timestamp is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}; "
+            f"at most {TOLERANCE} s are allowed"
+        )
+    signed = b".".join((_octets(identity), timestamp.encode(), body))
+    given = [_octets(entry) for entry in headers["webhook-signature"].split(" ")]
+    for key in keys:
+        digest = hmac.digest(key.standard, signed, "sha256")
+        expected = b"v1," + base64.b64encode(digest)
+        # Not `any`: every entry is compared, so that the time taken tells nothing.
+        if sum([hmac.compare_digest(entry, expected) for entry in given]):
+            return None
+    return "no v1 entry is the HMAC-SHA256 of id.timestamp.body under this mailbox's secrets"
+
+
+def _octets(header: str) -> bytes:
+    """Give a header's bytes back; aiohttp decodes what is not UTF-8 to surrogates."""
+    return header.encode("utf-8", "surrogateescape")

@@ -1,0 +1,160 @@
+"""The page that shows a person what came: one piece of HTML, no asset from elsewhere."""
+
+import base64
+import hashlib
+import json
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from yarl import URL
+
+from services.sandbox.store import KEPT_BYTES, Delivery, Mailbox
+
+_STYLE = Path(__file__).with_name("page.css").read_text()
+_SCRIPT = Path(__file__).with_name("page.js").read_text()
+
+
+def _hash(inline: str) -> str:
+    digest = hashlib.sha256(inline.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Cache-Control": "no-store",
+    # What came from outside is escaped; should a mistake slip in, it still cannot run.
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+def render(
+    mailboxes: list[Mailbox], deliveries: list[Delivery], chosen: str | None, url: URL
+) -> bytes:
+    """Render the page.
+
+    Args:
+        mailboxes: all of them.
+        deliveries: those to show, newest first.
+        chosen: the mailbox that the deliveries are narrowed to.
+        url: where the page was asked for, for the example.
+    """
+    boxes = "".join(_mailbox(box, chosen) for box in sorted(mailboxes, key=lambda box: box.name))
+    title = (
+        f"Last deliveries to {escape(chosen)} · <a href='/'>show all</a>"
+        if chosen
+        else ("Last deliveries")
+    )
+    main = (
+        (f"<h2>Mailboxes</h2><div class=mailboxes>{boxes}</div>" if boxes else "")
+        + f"<h2>{title}</h2>"
+        + ("".join(map(_delivery, deliveries)) or _empty(chosen, url))
+    )
+    html = f"""<!doctype html>
+<html lang=en>
+<head>
+<meta charset=utf-8>
+<meta name=viewport content="width=device-width, initial-scale=1">
+<title>Ringback sandbox</title>
+<noscript><meta http-equiv=refresh content=3></noscript>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1><a href="/">Ringback sandbox</a></h1>
+<p>Plays the outside world: every webhook sent below <code>/hooks/</code> shows up here.</p>
+</header>
+<main>
+{main}
+<footer>As JSON: <a href="/api/deliveries">/api/deliveries</a>,
+<a href="/api/mailboxes">/api/mailboxes</a>. Times are UTC.</footer>
+</main>
+<script>{_SCRIPT}</script>
+</body>
+</html>
+"""
+    # A body's "\ud800" becomes a lone surrogate, which UTF-8 cannot carry: shown as it was written.
+    return html.encode(errors="backslashreplace")
+
+
+def _mailbox(box: Mailbox, chosen: str | None) -> str:
+    order = box.order
+    told = "answers 200" + (" if the signature is good" if order.verify else " to everything")
+    if order.behaviour is not None:
+        fields = order.behaviour.model_dump(exclude={"kind"}, exclude_none=True)
+        told = f"told to {order.behaviour.kind.replace('_', ' ')}"
+        if fields:
+            told += ": " + ", ".join(f"{name} {value}" for name, value in fields.items())
+        if box.times_left is not None:
+            told += f" · {box.times_left} of {order.times} left"
+        elif order.times is not None:
+            told += f" · {order.times} times for each webhook-id"
+    return (
+        f"<div class='card mailbox{' chosen' if box.name == chosen else ''}'>"
+        f"<a href='/?mailbox={quote(box.name)}'>{escape(box.name)}</a>"
+        f"<p>{box.received:,} received, {box.verified:,} verified</p>"
+        f"<p>{escape(told)}</p></div>"
+    )
+
+
+def _delivery(delivery: Delivery) -> str:
+    moment = datetime.fromtimestamp(delivery.received_at, UTC).isoformat(timespec="milliseconds")
+    tags = []
+    if delivery.try_number is not None:
+        tags.append(_tag("try " + str(delivery.try_number), ""))
+    tags.append(
+        _tag("verified", "good") if delivery.verdict.verified else _tag("not verified", "bad")
+    )
+    tags.append(_answer(delivery))
+    faults = "".join(f"<p class=fault>{escape(fault)}</p>" for fault in delivery.verdict.faults)
+    headers = "\n".join(f"{name}: {value}" for name, value in delivery.headers.items())
+    return (
+        "<article class='card delivery'><div class=line>"
+        f"<time datetime='{moment}' title='{moment}'>{moment[11:23]}</time>"
+        f"<span class=name>{escape(delivery.mailbox)}</span>"
+        f"<code>{escape(delivery.method)} {escape(delivery.path)}</code>"
+        f"<code class=id>{escape(delivery.webhook_id or '')}</code>"
+        f"<span class=tags>{''.join(tags)}</span></div>"
+        f"{faults}<pre>{escape(_readable(delivery))}</pre>"
+        f"<details id=headers-{delivery.number}><summary>{len(delivery.headers)} headers</summary>"
+        f"<pre>{escape(headers)}</pre></details></article>"
+    )
+
+
+def _answer(delivery: Delivery) -> str:
+    if delivery.status is None:
+        return _tag(f"no whole answer · {delivery.behaviour}", "odd")
+    text = f"answered {delivery.status}"
+    if delivery.behaviour:
+        text += f" · {delivery.behaviour}"
+    good = delivery.status < 300 and delivery.behaviour is None  # noqa: PLR2004 - HTTP's success
+    return _tag(text, "good" if good else "odd")
+
+
+def _tag(text: str, kind: str) -> str:
+    return f"<span class='tag {kind}'>{escape(text)}</span>"
+
+
+def _readable(delivery: Delivery) -> str:
+    """Return the body, indented if it is JSON and whole."""
+    text = delivery.body.decode(errors="replace")
+    if delivery.body_size > len(delivery.body):
+        return f"{text}…\n({delivery.body_size:,} bytes; the first {KEPT_BYTES:,} were kept)"
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text or "(empty)"
+
+
+def _empty(chosen: str | None, url: URL) -> str:
+    hook = url.with_path(f"/hooks/{chosen or 'demo'}").with_query(None)
+    example = f"""curl -d '{{"hello": "world"}}' {hook}"""
+    return (
+        "<div class='card empty'><p>Nothing came yet. Send something, unsigned for a start: it is "
+        "shown, and answered 401.</p>"
+        f"<pre>{escape(example)}</pre></div>"
+    )
