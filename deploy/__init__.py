@@ -1,0 +1,1 @@
+"""How Ringback is run: on this machine (local), in containers (docker)."""

@@ -1,0 +1,34 @@
+#!/opt/ringback/bin/python
+"""`demo SANDBOX PAGE MANAGEMENT`: what `docker compose up` shows once everything runs.
+
+SANDBOX is where callbacks find the sandbox, PAGE where a person does. MANAGEMENT: of RabbitMQ.
+"""
+
+import sys
+
+import click
+
+from services.cli.broker import settings_here, work
+from services.cli.demo import show
+
+sandbox, page, management = sys.argv[1:]
+try:
+    work(show(settings_here(), sandbox))
+except (OSError, TimeoutError) as error:
+    sys.exit(f"The demonstration did not come to its end: {error or 'it took too long'}")
+order = (
+    f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
+    ' "payload": {"hello": "me"}}'
+)
+# A command a line: `up` puts the container's name before each.
+click.echo(f"""
+Where to look:
+  sandbox, what came   {page}
+  RabbitMQ             {management} (user ringback)
+
+Send one of your own, in another terminal:
+  echo '{order}' | docker compose exec -T callback ringback send SendCallback
+and see it at {page}?mailbox=mine . What is dead:
+  docker compose exec callback ringback dead list callbacks
+
+Everything runs. Ctrl-C stops it.""")
