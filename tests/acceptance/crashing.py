@@ -1,0 +1,77 @@
+"""The callback service, made to die by kill -9 at one exact point.
+
+`python -m tests.acceptance.crashing POINT` runs the service as it is, with one collaborator
+wrapped so that the process kills itself the first time it gets to that point.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from services.callback import app
+from shared.amqp.publisher import Outgoing, Publisher
+from shared.http.client import Client, Reply
+from shared.process.run import Parts, serve
+from shared.settings import Settings, load
+from shared.topology import OUTCOMES
+
+Matching = Callable[[Outgoing], bool]
+
+PUBLISHES: Final[Mapping[str, Matching]] = {
+    "tier copy": lambda message: ".retry." in message.routing_key,
+    "dead letter": lambda message: message.routing_key.endswith(".dead"),
+    "copy with an id": lambda message: message.routing_key == "callbacks",
+    "facts": lambda message: message.exchange == OUTCOMES,
+}
+POINTS: Final = (
+    "before the POST",
+    "after the POST",
+    *(f"{when} the {what}" for what in PUBLISHES for when in ("before", "after")),
+)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str) -> None:
+    """Wrap the collaborator that gets to this point."""
+    when, _, what = point.partition(" the ")
+    if what == "POST":
+        setattr(app, "Client", _client(when))  # noqa: B010 - no name of app's own
+    else:
+        setattr(app, "Publisher", _publisher(when, PUBLISHES[what]))  # noqa: B010
+
+
+def _client(when: str) -> type[Client]:
+    class Dying(Client):
+        async def send(self, *arguments: Any, **named: Any) -> Reply:
+            if when == "before":
+                die()
+            reply = await super().send(*arguments, **named)
+            die()
+            return reply
+
+    return Dying
+
+
+def _publisher(when: str, matches: Matching) -> type[Publisher]:
+    class Dying(Publisher):
+        def publish(self, message: Outgoing) -> Any:
+            if not matches(message):
+                return super().publish(message)
+            if when == "before":
+                die()
+            done = super().publish(message)
+            # Confirmed: the first to hear of it, before whoever awaits, and so before the ack.
+            done.add_done_callback(lambda _: die())
+            return done
+
+    return Dying
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1])
+    sys.exit(serve("callback", app.start, load(Settings), Parts(metrics_port=0)))

@@ -1,0 +1,311 @@
+"""The broker dies, hangs, restarts, is full: the service says so, waits, goes on, loses nothing."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiormq
+import pytest
+
+from deploy.local.broker import Broker
+from tests.fakes.ledger import Ledger
+from tests.fakes.outside import CALLBACKS, Outside, order, outside
+from tests.fakes.receivers import Conversation, Receiver, answer, hang, response, serve
+from tests.fakes.service import Service, running
+from tests.fakes.waiting import until
+
+# Small, so that the bound on repeats says something.
+PREFETCH = 50
+SETTINGS = {"RINGBACK_CALLBACK_PREFETCH": str(PREFETCH)}
+
+
+@dataclass(slots=True)
+class Scene:
+    """A service, receivers of which one fails every first try, and the ledger of all."""
+
+    service: Service
+    ledger: Ledger
+    targets: list[Receiver]
+
+    async def send(self, publisher: Outside, count: int) -> None:
+        """Publish so many orders, spread over the receivers, and note them as accepted."""
+        urls = [target.url for target in self.targets]
+        retry = {"delays": [1], "quick_retries_count": 20}
+        self.ledger.accept(
+            await publisher.send_all(
+                order(urls[number % len(urls)], retry=retry) for number in range(count)
+            )
+        )
+
+
+async def fails_first(talk: Conversation) -> None:
+    """Answer 500 to the first try of each callback."""
+    while True:
+        request = await talk.request()
+        tries = [
+            each
+            for each in talk.receiver.requests
+            if each.headers["webhook-id"] == request.headers["webhook-id"]
+        ]
+        await talk.write(response(500 if len(tries) == 1 else 200))
+
+
+@asynccontextmanager
+async def scene(broker: Broker, directory: Path) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        service = stack.enter_context(running(directory, broker.url, SETTINGS))
+        await service.ready()
+        # A queue declared a moment before a kill would come back empty (Broker.sync says more).
+        await asyncio.to_thread(broker.sync)
+        targets = [
+            await stack.enter_async_context(serve(behaviour))
+            for behaviour in (answer(), answer(), answer(), fails_first)
+        ]
+        yield Scene(service, Ledger(broker.url, tuple(targets)), targets)
+
+
+async def in_the_middle(
+    it: Scene, publisher: Outside, trouble: Callable[[], None], count: int = 300
+) -> None:
+    """Send so many messages and let the trouble come when a third is delivered."""
+    await it.send(publisher, count)
+    await until(lambda: len(it.ledger.delivered) >= count / 3, 60)
+    await asyncio.to_thread(trouble)
+
+
+async def test_row_1_broker_killed_in_the_middle_of_1000_messages(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    async with scene(own_broker, tmp_path) as it:
+        async with outside(own_broker.url) as publisher:
+            with suppress(aiormq.exceptions.AMQPError, ConnectionError):
+                await in_the_middle(it, publisher, own_broker.kill, 1000)
+        assert len(it.ledger.delivered) < 1000, "killed too late to show anything"
+        await until(lambda: it.service.logged("publisher is not ready"))
+        assert (await it.service.get("/readyz"))[0] == 503
+        assert "127.0.0.1" in (await it.service.parts())["consumer"]
+        await asyncio.to_thread(own_broker.start)
+        await it.service.ready(30)
+        await it.ledger.closed()
+        assert await it.service.metric("amqp_reconnects_total") >= 2
+        # in flight at the kill, and what the quorum queue had not yet written of their acks
+        assert it.ledger.repeats - failed_first(it) <= 2 * PREFETCH
+        assert not it.service.logged("bug")
+
+
+def failed_first(it: Scene) -> int:
+    """Deliveries beyond the first that the failing receiver asked for."""
+    return len({request.headers["webhook-id"] for request in it.targets[3].requests})
+
+
+async def test_row_2_broker_suspended(own_broker: Broker, tmp_path: Path) -> None:
+    await suspended(own_broker, tmp_path, seconds=12)
+
+
+@pytest.mark.slow
+async def test_row_2_broker_suspended_for_40_seconds(own_broker: Broker, tmp_path: Path) -> None:
+    await suspended(own_broker, tmp_path, seconds=40)
+
+
+async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    async with scene(broker, directory) as it:
+        async with outside(broker.url) as publisher:
+            with suppress(aiormq.exceptions.AMQPError, ConnectionError):
+                await in_the_middle(it, publisher, broker.suspend)
+                stopped = loop.time()
+        await until(lambda: it.service.logged("no confirm within 5 seconds"), 7)
+        # SIGCONT after so many seconds is what the row is about; there is nothing else to wait for
+        await asyncio.sleep(stopped + seconds - loop.time())
+        broker.resume()
+        await it.ledger.closed(30)
+        await it.service.ready(30)
+        # A copy whose confirm is unknown is published again: it may be there twice.
+        assert it.ledger.repeats - failed_first(it) <= 3 * PREFETCH
+        assert not it.service.logged("bug")
+
+
+async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    settings = {"RINGBACK_SHUTDOWN_TIMEOUT": "4"}
+    with running(tmp_path, own_broker.url, settings) as service:
+        await service.ready()
+        async with outside(own_broker.url) as publisher, serve(answer(500)) as target:
+            await publisher.send(order(target.url))
+            await publisher.send(order(target.url))
+            await until(lambda: len(target.requests) == 2)
+            await asyncio.to_thread(own_broker.suspend)
+            service.signal(signal.SIGTERM)
+            assert await service.exit_code(15) == 0
+            assert "Traceback" not in service.output
+            own_broker.resume()
+
+
+async def test_row_3_broker_restarted_gracefully(own_broker: Broker, tmp_path: Path) -> None:
+    async with scene(own_broker, tmp_path) as it:
+        async with outside(own_broker.url) as publisher:
+            with suppress(aiormq.exceptions.AMQPError, ConnectionError):
+                await in_the_middle(it, publisher, own_broker.stop)
+        await asyncio.to_thread(own_broker.start)
+        await it.service.ready(30)
+        await it.ledger.closed()
+        assert not it.service.logged("bug")
+
+
+ALARMS = {
+    "row 6, memory": (
+        ("set_vm_memory_high_watermark", "absolute", "1"),
+        ("set_vm_memory_high_watermark", "0.4"),
+    ),
+    "row 7, disk": (("set_disk_free_limit", str(10**15)), ("set_disk_free_limit", "50MB")),
+}
+
+
+@pytest.mark.parametrize("name", ALARMS)
+async def test_rows_6_and_7_an_alarm_is_said_and_outlived(
+    own_broker: Broker, tmp_path: Path, name: str
+) -> None:
+    raise_alarm, end_alarm = ALARMS[name]
+    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+        try:
+            await it.send(publisher, 20)
+            await it.ledger.closed()
+            gate = asyncio.Event()
+            async with serve(_gated(gate)) as target:
+                ids = await publisher.send_all(
+                    order(target.url, retry={"delays": [1]}) for _ in range(4)
+                )
+                await until(lambda: len(target.requests) == len(ids))
+                await asyncio.to_thread(own_broker.ctl, *raise_alarm)
+                gate.set()
+                await until(lambda: it.service.logged("publisher is not ready"))
+                status, text = await it.service.get("/readyz")
+                assert status == 503
+                assert "alarm" in json.loads(text)["parts"]["publisher"]
+                assert "alarm" in it.service.logged("publisher is not ready")[0]["message"]
+                assert not publisher.facts_of(ids[0]), "not yet confirmed, so not yet acked"
+                await asyncio.to_thread(own_broker.ctl, *end_alarm)
+                await it.service.ready(30)
+                await until(lambda: {f["callback_id"] for f in publisher.facts} >= set(ids), 30)
+                assert len(target.requests) == len(ids), "nothing was repeated for it"
+            await it.send(publisher, 20)
+            await it.ledger.closed()
+        finally:
+            await asyncio.to_thread(own_broker.ctl, *end_alarm)
+
+
+def _gated(gate: asyncio.Event) -> Any:
+    async def behave(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            await gate.wait()
+            await talk.write(response())
+
+    return behave
+
+
+async def test_row_8_a_deleted_queue_is_declared_again(own_broker: Broker, tmp_path: Path) -> None:
+    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+        await it.send(publisher, 20)
+        await it.ledger.closed()
+        await publisher.channel.queue_delete(CALLBACKS)
+        await until(lambda: it.service.logged("consumer is not ready"))
+
+        async def back() -> bool:
+            try:
+                await it.send(publisher, 1)
+            except aiormq.exceptions.PublishError:  # not declared again yet
+                return False
+            return True
+
+        await until(back, 30)
+        await it.ledger.closed()
+        await it.service.ready()
+
+
+async def test_a_deleted_tier_is_declared_again(own_broker: Broker, tmp_path: Path) -> None:
+    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+        await publisher.channel.queue_delete("callbacks.retry.1s")
+        await it.send(publisher, 20)
+        await it.ledger.closed()
+        assert it.service.logged("publishing again", queue="callbacks.retry.1s")
+
+
+async def test_row_11_a_full_tier_is_waited_for_and_loses_nothing(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+        # A quorum queue notices a little late that it is full, and says so when it has room again.
+        small = '{"max-length":2}'
+        own_broker.ctl("set_policy", "small", r"^callbacks\.retry\.", small, "--apply-to", "queues")
+        try:
+            for _ in range(20):
+                await it.send(publisher, 8)  # two of them fail their first try
+            await until(lambda: it.service.logged("publishing again", queue="callbacks.retry.1s"))
+            await it.ledger.closed()
+            failing = it.targets[3].requests
+            await until(lambda: len(failing) == 2 * 40)  # each attempt once
+        finally:
+            own_broker.ctl("clear_policy", "small")
+
+
+async def test_row_12_a_handler_beyond_the_consumer_timeout_costs_one_redelivery(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    def environment(name: str, value: int) -> None:
+        own_broker.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
+
+    release = asyncio.Event()
+
+    async def hangs_first(talk: Conversation) -> None:
+        await talk.request()
+        if talk.number == 1:
+            await release.wait()
+        await talk.write(response())
+
+    before = own_broker.ctl("eval", "application:get_env(rabbit, consumer_timeout).")
+    assert "1800000" in before, before
+    environment("channel_tick_interval", 1000)
+    environment("consumer_timeout", 3000)
+    try:
+        async with AsyncExitStack() as stack:
+            service = stack.enter_context(running(tmp_path, own_broker.url))
+            await service.ready()
+            publisher = await stack.enter_async_context(outside(own_broker.url))
+            target = await stack.enter_async_context(serve(hangs_first))
+            callback = await publisher.send(order(target.url, timeout=60))
+            await until(lambda: len(target.requests) == 2, 40)
+            await publisher.fact(callback, "callback.delivered")
+            release.set()  # the first try ends now, and its ack is stale
+            again = await publisher.send(order(target.url))
+            await publisher.fact(again, "callback.delivered")
+            assert [request.headers["webhook-id"] for request in target.requests] == [
+                callback,
+                callback,
+                again,
+            ]
+            assert await service.metric("amqp_reconnects_total") == 1
+            assert await publisher.length(CALLBACKS) == 0
+            assert not service.logged("bug")
+    finally:
+        environment("channel_tick_interval", 60000)
+        environment("consumer_timeout", 1800000)
+
+
+async def test_broker_gone_while_nothing_happens_and_at_the_start(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(own_broker.kill)
+    with running(tmp_path, own_broker.url) as service:
+        await until(lambda: service.logged("consumer is not ready"))
+        await asyncio.to_thread(own_broker.start)
+        await service.ready(30)
+        async with outside(own_broker.url) as publisher, serve(hang) as target:
+            await publisher.send(order(target.url))
+            await until(lambda: target.requests)

@@ -1,0 +1,67 @@
+"""Killed with -9 at any point: at worst a repeat with the same webhook-id, never a loss."""
+
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.crashing import POINTS
+from tests.fakes.outside import order, outside
+from tests.fakes.receivers import Conversation, response, serve
+from tests.fakes.service import running
+from tests.fakes.waiting import until
+
+# What is tried when the process dies: delivered at once, delivered at the second try, dead.
+KINDS = ("good", "fails-once", "gone")
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_crash_at_any_point_costs_a_repeat_and_never_a_loss(
+    amqp_url: str, tmp_path: Path, point: str
+) -> None:
+    seen: Counter[str] = Counter()
+
+    async def receive(talk: Conversation) -> None:
+        while True:
+            request = await talk.request()
+            callback = request.headers["webhook-id"]
+            seen[callback] += 1
+            fails = callback.startswith("fails-once") and seen[callback] == 1
+            status = 410 if callback.startswith("gone") else 500 if fails else 200
+            await talk.write(response(status))
+
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(serve(receive))
+        crash = ("-m", "tests.acceptance.crashing", point)
+        dying = stack.enter_context(running(tmp_path, amqp_url, arguments=crash))
+        await until(lambda: dying.logged("consumer is ready"))
+        publisher = await stack.enter_async_context(outside(amqp_url))
+        nameless = order(target.url)
+        del nameless["id"]
+        await publisher.send_without_message_id(nameless)
+        ids = await publisher.send_all(
+            order(target.url, id=f"{kind}-{number}", retry={"delays": [1]})
+            for number in range(5)
+            for kind in KINDS
+        )
+        assert await dying.exit_code() == -9, dying.output
+        before = seen.copy()
+
+        with running(tmp_path, amqp_url) as second:
+            await second.ready()
+            ends = ("callback.delivered", "callback.dead")
+            await until(
+                lambda: {f["callback_id"] for f in publisher.facts if f["type"] in ends} >= set(ids)
+            )
+            letters = await publisher.read_dead()
+            dead = {str(letter.headers["x-ringback-id"]) for letter in letters}
+            for callback in ids:
+                kind, _, _ = callback.rpartition("-")
+                assert (callback in dead) == (kind == "gone")
+                usual = 2 if kind == "fails-once" else 1
+                # one that was under way when the process died is repeated, once
+                assert usual <= seen[callback] <= usual + 1, callback
+            assert seen.keys() - set(ids), "the one without an id was delivered, too"
+            assert before.keys() <= seen.keys()
+            assert await publisher.length("callbacks") == 0

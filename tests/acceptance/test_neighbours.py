@@ -1,0 +1,271 @@
+"""Hostile, dead and hanging receivers, and poison: their neighbours do not notice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import aio_pika
+
+from tests.fakes import receivers
+from tests.fakes.ledger import Ledger
+from tests.fakes.outside import CALLBACKS, Outside, order, outside
+from tests.fakes.receivers import Conversation, Receiver, answer, hang, serve
+from tests.fakes.sandbox import sandbox
+from tests.fakes.service import Service, running
+from tests.fakes.waiting import until
+
+# row 28: what it does, and whether the answer counts as delivered (its status had come)
+HOSTILE = {
+    "hangs on accept": (receivers.hang_on_accept, False),
+    "hangs": (receivers.hang, False),
+    "closes": (receivers.close_at_once, False),
+    "resets": (receivers.reset_at_once, False),
+    "slow-loris": (receivers.drip_headers(), False),
+    "a byte every 0.4 s": (receivers.drip_body(), True),
+    "endless headers": (receivers.endless_headers, False),
+    "an endless header": (receivers.endless_header_line, False),
+    "an endless status line": (receivers.endless_status_line, False),
+    "endless 100 Continue": (receivers.continue_flood, False),
+    "an endless body": (receivers.huge_body, True),
+    "endless chunks": (receivers.endless_chunks, True),
+    "reset in the body": (receivers.reset_mid_body, True),
+    "reset in the headers": (receivers.reset_mid_headers, False),
+    "a short body": (receivers.short_body, True),
+    "a long body": (receivers.long_body, True),
+    "garbage": (receivers.garbage(), False),
+}
+TOTAL = 2.0
+
+
+@asynccontextmanager
+async def at_work(
+    amqp_url: str, directory: Path, **settings: object
+) -> AsyncIterator[tuple[Service, Outside]]:
+    given = {f"RINGBACK_CALLBACK_{name.upper()}": str(value) for name, value in settings.items()}
+    with running(directory, amqp_url, given) as service:
+        await service.ready()
+        async with outside(amqp_url) as publisher:
+            yield service, publisher
+
+
+def resident(service: Service) -> int:
+    """Give the resident memory of the process in bytes."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+async def test_row_28_hostile_receivers_cost_their_time_and_nothing_else(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        service, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
+        healthy = await stack.enter_async_context(serve(answer()))
+        bomb = receivers.gzip_bomb(100)
+        hostile: dict[str, tuple[Receiver, bool]] = {
+            name: (await stack.enter_async_context(serve(behaviour)), counts)
+            for name, (behaviour, counts) in (HOSTILE | {"a gzip bomb": (bomb, True)}).items()
+        }
+        # everything is loaded and warm before memory is measured
+        await publisher.send_all(order(healthy.url) for _ in range(200))
+        await until(lambda: len(healthy.requests) == 200)
+        before = resident(service)
+
+        fate = {"timeout": TOTAL, "retry": {"quick_retries_count": 0}}
+        ids = {
+            name: await publisher.send(order(receiver.url, **fate))
+            for name, (receiver, _) in hostile.items()
+        }
+        neighbours = set(await publisher.send_all(order(healthy.url) for _ in range(200)))
+        await until(lambda: neighbours <= {f["callback_id"] for f in publisher.facts})
+        await until(lambda: set(ids.values()) <= {f["callback_id"] for f in publisher.facts})
+
+        for name, (_, counts) in hostile.items():
+            (fact,) = publisher.facts_of(ids[name])
+            expected = "callback.delivered" if counts else "callback.dead"
+            assert fact["type"] == expected, (name, fact)
+            if counts:
+                assert fact["duration"] <= TOTAL + 1, name
+        assert await service.metric("callback_duration_seconds_count") == 400 + len(hostile)
+        slow = await service.metric("callback_duration_seconds_bucket", le="5.0")
+        assert slow == 400 + len(hostile), "none lasted longer than five seconds"
+        # row 28 says 10 MB; facts, log lines and lanes of this test are in the figure, too
+        assert resident(service) - before <= 10_000_000
+        assert await service.is_ready()
+
+
+async def test_row_29_dead_targets_do_not_hold_up_the_healthy(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    # The dead ones hang for longer than the test lasts: whatever the healthy get, they get
+    # while not one request to a dead target has ended.
+    settings = {"prefetch": 200, "timeout": 300}
+    async with AsyncExitStack() as stack:
+        service, publisher = await stack.enter_async_context(
+            at_work(amqp_url, tmp_path, **settings)
+        )
+        dead = [await stack.enter_async_context(serve(hang)) for _ in range(4)]
+        healthy = [await stack.enter_async_context(serve(answer())) for _ in range(20)]
+        ledger = Ledger(amqp_url, tuple(healthy))
+        for _ in range(20):
+            await publisher.send_all(order(target.url) for target in dead for _ in range(5))
+            ledger.accept(await publisher.send_all(order(target.url) for target in healthy))
+        await until(lambda: ledger.accepted <= ledger.delivered.keys(), 60)
+        assert all(target.requests for target in dead)
+        assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
+        assert ledger.repeats == 0
+        assert await service.metric("callback_total", status="error") == 0
+
+
+async def test_row_29_breakers_open_are_seen_and_close_again(amqp_url: str, tmp_path: Path) -> None:
+    settings = {"breaker_failures": 3}
+    back = asyncio.Event()
+
+    async def down_for_a_while(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            await talk.write(receivers.response(200 if back.is_set() else 503))
+
+    async with AsyncExitStack() as stack:
+        service, publisher = await stack.enter_async_context(
+            at_work(amqp_url, tmp_path, **settings)
+        )
+        target = await stack.enter_async_context(serve(down_for_a_while))
+        origin = target.url.removesuffix("/hook")
+        retry = {"delays": [1], "quick_retries_count": 50}
+        ids = set(await publisher.send_all(order(target.url, retry=retry) for _ in range(30)))
+
+        async def opened() -> bool:
+            return await service.metric("ringback_breaker_open", target_url=origin) == 1
+
+        await until(opened)
+        assert service.logged("breaker open", target_url=origin)
+        # while it is open, one probe at a time knocks
+        knocks = len(target.requests)
+        await until(lambda: len(target.requests) > knocks)
+        assert len(target.requests) == knocks + 1
+        back.set()
+        delivered = "callback.delivered"
+        await until(
+            lambda: {f["callback_id"] for f in publisher.facts if f["type"] == delivered} == ids, 60
+        )
+        assert service.logged("breaker closed", target_url=origin)
+        assert await service.metric("ringback_breaker_open", target_url=origin) == 0
+        assert await service.metric("ringback_consumed_total", outcome="postponed") > 0
+
+
+async def test_half_of_the_targets_hang_and_the_healthy_get_theirs_at_once(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    settings = {"prefetch": 100, "timeout": 300}
+    async with AsyncExitStack() as stack:
+        _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
+        hanging = [await stack.enter_async_context(serve(hang)) for _ in range(10)]
+        healthy = [await stack.enter_async_context(serve(answer())) for _ in range(10)]
+        ledger = Ledger(amqp_url, tuple(healthy))
+        # a backlog of the hanging before the first of the healthy, six times the prefetch
+        await publisher.send_all(order(target.url) for target in hanging for _ in range(60))
+        for _ in range(30):
+            ledger.accept(await publisher.send_all(order(target.url) for target in healthy))
+        await until(lambda: ledger.accepted <= ledger.delivered.keys(), 60)
+        assert sum(len(target.requests) for target in hanging) >= 10
+        assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
+
+
+async def test_one_hanging_target_with_a_backlog_does_not_keep_a_new_one_waiting(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    settings = {"prefetch": 100, "timeout": 300}
+    async with AsyncExitStack() as stack:
+        _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
+        hanging = await stack.enter_async_context(serve(hang))
+        new = await stack.enter_async_context(serve(answer()))
+        await publisher.send_all(order(hanging.url) for _ in range(200))
+        await until(lambda: hanging.requests)
+        callback = await publisher.send(order(new.url))
+        await publisher.fact(callback, "callback.delivered")
+
+
+async def test_a_quick_target_that_begins_to_hang_does_not_take_all_slots_with_it(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    hanging = asyncio.Event()
+
+    async def quick_at_first(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            if hanging.is_set():
+                await asyncio.Event().wait()
+            await talk.write(receivers.response())
+
+    settings = {"prefetch": 200, "timeout": 300}
+    async with AsyncExitStack() as stack:
+        _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
+        turning = await stack.enter_async_context(serve(quick_at_first))
+        healthy = await stack.enter_async_context(serve(answer()))
+        warm = await publisher.send_all(
+            order(target.url) for target in (turning, healthy) for _ in range(150)
+        )
+        await until(lambda: len(publisher.facts) == len(warm))
+        hanging.set()
+        await publisher.send_all(order(turning.url) for _ in range(600))
+        ids = set(await publisher.send_all(order(healthy.url) for _ in range(20)))
+        await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
+
+
+async def test_row_31_a_secret_rotates_under_load(amqp_url: str, tmp_path: Path) -> None:
+    old, new = "canary-old-secret", "canary-new-secret"
+    async with AsyncExitStack() as stack:
+        service, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
+        receiver = await stack.enter_async_context(sandbox())
+        url = await receiver.mailbox(secrets=[old])
+        accepted = 0
+        # Who sends and who receives never switch at the same moment. The first in the list is
+        # the one that receivers who look at one X-Signature only will see.
+        for sent_with, known in (
+            (old, [old]),
+            ([old, new], [old]),
+            ([old, new], [old, new]),
+            ([new, old], [new]),
+            (new, [new]),
+        ):
+            await receiver.order(url, secrets=known)
+            accepted += 100
+            await publisher.send_all(order(url, hmac_secret=sent_with) for _ in range(100))
+            await receiver.hooks(url, accepted)
+        await until(lambda: len(publisher.facts) == accepted)
+        assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
+        assert {fact["attempt"] for fact in publisher.facts} == {1}, "not one was refused"
+        text = service.output + (await service.get("/metrics"))[1] + str(publisher.facts)
+        assert "canary" not in text
+
+
+async def test_row_13_poison_that_kills_its_worker_is_dead_after_the_limit(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        first, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
+        target = await stack.enter_async_context(serve(hang))
+        healthy = await stack.enter_async_context(serve(answer()))
+        poison = await publisher.send(order(target.url, timeout=300))
+        await until(lambda: target.requests)
+        first.kill()
+        # As if nineteen more workers had died of it: taken, and the connection gone.
+        for _ in range(19):
+            async with await aio_pika.connect(amqp_url) as connection:
+                channel = await connection.channel()
+                queue = await channel.get_queue(CALLBACKS)
+                await until(partial(queue.get, fail=False))
+        second = stack.enter_context(running(tmp_path, amqp_url))
+        await until(lambda: len(target.requests) == 2, 30)
+        ids = set(await publisher.send_all(order(healthy.url) for _ in range(20)))
+        await until(lambda: ids <= {f["callback_id"] for f in publisher.facts})
+        second.kill()
+        third = stack.enter_context(running(tmp_path, amqp_url))
+        await third.ready()
+        letter = await publisher.letter(poison)
+        assert letter.headers["x-first-death-reason"] == "delivery_limit"
+        after = await publisher.send(order(healthy.url))
+        await publisher.fact(after, "callback.delivered")

@@ -1,0 +1,75 @@
+"""`python -m tests.bench`: the whole table, or parts of it."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+
+import click
+import uvloop
+
+from tests.bench.costs import memory, tier
+from tests.bench.layer import layer
+from tests.bench.rig import Rig, Stuck, rig
+from tests.bench.sending import half_hanging, one_worker, two_workers
+from tests.bench.table import Section, data, plain
+
+PARTS = {
+    "a": one_worker,
+    "b": half_hanging,
+    "c": memory,
+    "d": tier,
+    "e": two_workers,
+    "f": layer,
+}
+
+
+@click.command()
+@click.option("--only", default=",".join(PARTS), help="Parts to run, such as a,b.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
+    """Measure the callback sender against a hand-written one, in one run of some five minutes.
+
+    \b
+    a  CPU and rate of one worker
+    b  healthy callbacks while half of the targets hang
+    c  memory with 1,000 in flight
+    d  what a retry through the 1 s tier costs
+    e  --workers 2
+    f  the AMQP layer alone
+
+    It starts a private RabbitMQ, a receiver and the senders, and ends them all. Only ratios carry
+    over to another machine. docs/benchmarks.md explains each row.
+    """
+    parts = only.split(",")
+    if unknown := set(parts) - PARTS.keys():
+        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to f")
+    try:
+        with rig() as shared:
+            sections = uvloop.run(_run(shared, parts))
+    except Stuck as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps({"machine": _machine(), "parts": data(sections)}, indent=2))
+    else:
+        click.echo(f"{_machine()}\n{plain(sections)}")
+
+
+async def _run(shared: Rig, parts: list[str]) -> list[Section]:
+    sections = []
+    for part in parts:
+        click.echo(f"measuring {part} …", err=True)
+        sections.append(await PARTS[part](shared))
+    return sections
+
+
+def _machine() -> str:
+    load = os.getloadavg()
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {os.cpu_count()} cores, load {load[0]:.1f} at the"
+        f" end, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Parts c and d: memory with 1,000 in flight, and what a retry through the 1 s tier costs."""
+
+import asyncio
+import time
+from typing import Final
+
+from tests.bench.rig import PREFETCH, Contender, Rig, Site, median, quantile, rounds
+from tests.bench.sending import Burst, burst
+from tests.bench.sink import Group
+from tests.bench.table import Row, Section, Verdict, at_most
+
+ROUNDS: Final = 4
+SECONDS: Final = 30.0
+BURST: Final = 2000
+# Seconds the slow targets take to answer, and for which memory is watched.
+SLOW: Final = 2.0
+WATCHED: Final = 5.0
+# Messages a second, far below what a sender can do: what is left is the wait itself.
+CALM_RATE: Final = 200.0
+CALM_SECONDS: Final = 4.0
+MOST_RESIDENT: Final = 150.0  # MB
+
+
+async def memory(rig: Rig) -> Section:
+    """Part c."""
+    figures: dict[Contender, tuple[float, float, int]] = {}
+    for contender in Contender:
+        async with rig.site(contender) as site:
+            idle = site.sender.resident()
+            await site.warm_up(Group.SLOW, 4 * PREFETCH)  # the lanes of these targets widen
+            site.seen.delay.value = SLOW
+            await site.feed((Group.SLOW,), 3 * PREFETCH)
+            in_flight, resident = await _watch(site)
+            site.seen.delay.value = 0.0
+            figures[contender] = (idle, resident, in_flight)
+    idle, resident, in_flight = figures[Contender.OURS]
+    hand_idle, hand_resident, hand_in_flight = figures[Contender.HAND_WRITTEN]
+    real = in_flight >= 0.95 * PREFETCH
+    rows = [
+        Row(
+            "resident, 1,000 in flight",
+            "MB",
+            resident,
+            hand_resident,
+            resident / hand_resident,
+            f"under {MOST_RESIDENT:.0f} MB",
+            at_most(resident, MOST_RESIDENT) if real else Verdict.SHORT,
+        ),
+        Row("resident after 500 callbacks", "MB", idle, hand_idle, idle / hand_idle),
+        Row("really in flight, at most", "requests", in_flight, hand_in_flight),
+    ]
+    return Section("c", "Memory, prefetch 1,000, bodies of 1 kB", "hand-written", rows)
+
+
+async def _watch(site: Site) -> tuple[int, float]:
+    """The most requests that were open at one time, and the most MB resident."""
+    seen = site.seen
+    in_flight, resident = 0, 0.0
+    end = time.monotonic() + WATCHED
+    while time.monotonic() < end:
+        in_flight = max(in_flight, seen.count[Group.SLOW] - seen.answered[Group.SLOW])
+        resident = max(resident, site.sender.resident())
+        await asyncio.sleep(0.02)
+    return in_flight, resident
+
+
+async def tier(rig: Rig) -> Section:
+    """Part d."""
+    direct: dict[Contender, list[Burst]] = {each: [] for each in Contender}
+    retried: dict[Contender, list[Burst]] = {each: [] for each in Contender}
+    waits: dict[Contender, list[float]] = {}
+    hops: dict[Contender, list[float]] = {}
+    notes = [
+        "ours spreads a herd: it waits 1 to 1.5 s, what is over the tier's second in more hops",
+        f"waits at {CALM_RATE:.0f} messages a second",
+    ]
+    async with rig.site(Contender.OURS) as ours, rig.site(Contender.HAND_WRITTEN) as hand:
+        sites = {Contender.OURS: ours, Contender.HAND_WRITTEN: hand}
+        for _ in rounds(ROUNDS, SECONDS):
+            for contender, site in sites.items():
+                direct[contender].append(await burst(site, (Group.HEALTHY,), BURST))
+                retried[contender].append(await burst(site, (Group.FLAKY,), BURST, answers=2))
+        for contender, site in sites.items():
+            numbers = await site.pace((Group.HEALTHY,), CALM_RATE, CALM_SECONDS)
+            wanted = site.seen.answered[Group.FLAKY]
+            again = await site.pace((Group.FLAKY,), CALM_RATE, CALM_SECONDS)
+            complete = await site.until(Group.FLAKY, wanted + 2 * len(again), 20)
+            if not complete:
+                notes.append("not all second tries came within 20 s: machine busy")
+            waits[contender] = [site.wait(number) * 1e3 for number in numbers]
+            hops[contender] = [
+                site.seen.last[n] - site.seen.first[n]
+                for n in again
+                if site.seen.last[n] > site.seen.first[n]
+            ]
+    o, h = Contender.OURS, Contender.HAND_WRITTEN
+    whole = {c: median([b.cpu for b in retried[c]]) for c in Contender}
+    once = {c: median([b.cpu for b in direct[c]]) for c in Contender}
+    hop = {c: whole[c] - 2 * once[c] for c in Contender}
+    rows = [
+        Row("CPU: fails once, then delivered", "µs", whole[o], whole[h], whole[o] / whole[h]),
+        Row("CPU: delivered at once", "µs", once[o], once[h], once[o] / once[h]),
+        Row("CPU: so the hop, without either request", "µs", hop[o], hop[h]),
+        Row(
+            "wait, publish to first try, median",
+            "ms",
+            quantile(waits[o], 0.5),
+            quantile(waits[h], 0.5),
+        ),
+        Row(
+            "wait, publish to first try, 99 %",
+            "ms",
+            quantile(waits[o], 0.99),
+            quantile(waits[h], 0.99),
+        ),
+        Row(
+            "wait, first to second try, median", "s", quantile(hops[o], 0.5), quantile(hops[h], 0.5)
+        ),
+        Row(
+            "wait, first to second try, 99 %", "s", quantile(hops[o], 0.99), quantile(hops[h], 0.99)
+        ),
+    ]
+    return Section("d", "What a retry through the 1 s tier costs", "hand-written", rows, notes)

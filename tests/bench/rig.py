@@ -1,0 +1,320 @@
+"""What the measurements stand on: a private broker, the sink, senders as processes, and a feed.
+
+A sender's CPU time and memory are read from /proc, so the benchmark runs on Linux only.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from deploy.local.broker import Broker
+from deploy.local.daemon import CHECKOUT, trouble
+from deploy.local.watchdog import throwaway
+from shared.amqp.codec import Properties
+from shared.amqp.connection import opened
+from shared.amqp.declare import declare
+from shared.amqp.message import PERSISTENT
+from shared.amqp.publisher import Outgoing, Publisher
+from shared.contracts.callback import SEND_CALLBACK
+from shared.process.health import Health
+from shared.topology import CALLBACKS, OUTCOMES, topology
+from tests.bench.sink import Group, Seen, Sink, sink
+
+PREFETCH: Final = 1000
+TARGETS: Final = 20  # in each group; more than the 1,000 in flight at the default lane limit of 100
+MESSAGES: Final = 1_000_000
+WARM_UP: Final = 500
+# Together with the rest of the order, 1 kB.
+DATA: Final = "x" * 900
+POLL: Final = 0.005
+SETPRIV: Final = shutil.which("setpriv") or ""
+FACTS_QUEUE: Final = "bench.facts"
+
+
+class Contender(Enum):
+    """Who is measured; the value is how it is started."""
+
+    OURS = ("-m", "services.callback")
+    HAND_WRITTEN = ("-m", "tests.bench.baseline")
+
+
+class Stuck(Exception):  # noqa: N818 - what happened
+    """A sender did not do its work in time; the text says why."""
+
+
+@dataclass(slots=True)
+class Sender:
+    """A running sender: one process, or a parent with its workers."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def pids(self) -> list[int]:
+        """The process and its children."""
+        own = self.process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return [own, *map(int, children)]
+
+    def cpu(self) -> float:
+        """Seconds of CPU time used so far, in user and kernel mode, by all threads that live."""
+        return (
+            sum(
+                int(thread.read_text().split()[0])
+                for pid in self.pids()
+                for thread in Path(f"/proc/{pid}/task").glob("*/schedstat")
+            )
+            / 1e9
+        )
+
+    def resident(self) -> float:
+        """MB (10^6 bytes) in memory now."""
+        return (
+            sum(
+                int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+                for pid in self.pids()
+            )
+            * 1024
+            / 1e6
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of it, the parent first."""
+        for pid in self.pids():
+            os.kill(pid, number)
+
+    def check(self) -> None:
+        """Raise if it has ended.
+
+        Raises:
+            Stuck: it has; with what its log says.
+        """
+        if self.process.poll() is not None:
+            raise Stuck(f"a sender ended; its log says:\n{trouble(self.log)}")
+
+
+@dataclass(slots=True)
+class Site:
+    """A virtual host of its own with a sender at work, and the feed of its queue.
+
+    sent: when each message was published, by number.
+    """
+
+    url: str
+    sink: Sink
+    sender: Sender
+    publisher: Publisher
+    numbers: Iterator[int]
+    sent: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> Seen:
+        return self.sink.seen
+
+    async def feed(self, groups: Sequence[Group], count: int) -> None:
+        """Queue `count` messages, confirmed; their targets alternate between the groups'."""
+        urls = self._targets(groups)
+        for start in range(0, count, PREFETCH):
+            orders = self._orders(urls, min(PREFETCH, count - start))
+            await self.publisher.publish_all(orders.values())
+
+    async def pace(
+        self,
+        groups: Sequence[Group],
+        rate: float,
+        seconds: float,
+        *,
+        lifetime: float | None = None,
+    ) -> list[int]:
+        """Publish at a steady rate, whatever becomes of the messages; their numbers, in order.
+
+        Each expires `lifetime` seconds after it was published.
+        """
+        urls = self._targets(groups)
+        begin = time.monotonic()
+        published: list[int] = []
+        async with asyncio.TaskGroup() as confirming:
+            while (elapsed := time.monotonic() - begin) < seconds:
+                orders = self._orders(urls, int(elapsed * rate) - len(published), lifetime)
+                published += orders
+                confirming.create_task(self.publisher.publish_all(orders.values()))
+                await asyncio.sleep(0.01)
+        return published
+
+    def _targets(self, groups: Sequence[Group]) -> Iterator[str]:
+        return itertools.cycle(self.sink.alternating(groups))
+
+    def _orders(
+        self, urls: Iterator[str], count: int, lifetime: float | None = None
+    ) -> dict[int, Outgoing]:
+        expires = ""
+        if lifetime is not None:
+            moment = datetime.now(UTC) + timedelta(seconds=lifetime)
+            expires = f', "expires_at": "{moment.isoformat()}"'
+        numbers = list(itertools.islice(self.numbers, count))
+        self.sent.update(dict.fromkeys(numbers, time.monotonic()))
+        return {number: _order(next(urls), number, expires) for number in numbers}
+
+    def wait(self, number: int) -> float:
+        """Seconds from publishing to the first try of the message; infinite before it."""
+        first = self.seen.first[number]
+        return first - self.sent[number] if first else float("inf")
+
+    async def until(self, group: Group, answered: int, seconds: float) -> bool:
+        """Wait until the group has given so many answers; whether it did in time."""
+        deadline = time.monotonic() + seconds
+        while self.seen.answered[group] < answered:
+            if time.monotonic() > deadline:
+                return False
+            self.sender.check()
+            await asyncio.sleep(POLL)
+        return True
+
+    async def warm_up(self, group: Group = Group.HEALTHY, count: int = WARM_UP) -> None:
+        """Have some callbacks delivered, and what follows from them settled."""
+        wanted = self.seen.answered[group] + count
+        await self.feed((group,), count)
+        if not await self.until(group, wanted, 30):
+            raise Stuck(f"no deliveries in 30 s; the sender's log:\n{trouble(self.sender.log)}")
+        await asyncio.sleep(0.5)
+
+
+def message_id(number: int) -> str:
+    """The id of message `number`."""
+    return f"bench-{number}"
+
+
+def _order(url: str, number: int, expires: str) -> Outgoing:
+    body = (
+        f'{{"target_url": "{url}", "hmac_secret": "your-secret-key"{expires},'
+        f' "payload": {{"data": "{DATA}", "id": {number}}}}}'
+    )
+    properties = Properties(
+        content_type="application/json",
+        type=SEND_CALLBACK,
+        message_id=message_id(number),
+        delivery_mode=PERSISTENT,
+    )
+    return Outgoing(CALLBACKS, properties, body.encode())
+
+
+@dataclass(slots=True)
+class Rig:
+    """The broker and the sink that all measurements share, and where logs go."""
+
+    broker: Broker
+    sink: Sink
+    directory: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _sites: Iterator[int] = field(default_factory=itertools.count)
+
+    @asynccontextmanager
+    async def site(
+        self,
+        contender: Contender,
+        *,
+        options: Sequence[str] = (),
+        facts_bound: bool = False,
+    ) -> AsyncIterator[Site]:
+        """A sender at work on an empty queue, warm; gone with all that is queued at the end."""
+        name = f"site{next(self._sites)}"
+        url = self.broker.add_vhost(name)
+        health = Health()
+        tables = topology().only((CALLBACKS,))
+        async with opened(url, name="bench") as link:
+            await declare(link.connection, tables)
+            if facts_bound:
+                channel = await link.connection.channel(publisher_confirms=False)
+                await channel.queue_declare(
+                    FACTS_QUEUE, durable=True, arguments={"x-queue-type": "quorum"}
+                )
+                await channel.queue_bind(FACTS_QUEUE, OUTCOMES, "#")
+        publisher = Publisher(url, name="bench feed", topology=tables, health=health)
+        keeping = asyncio.create_task(publisher.run())
+        sender = self._start([*contender.value, *options], url, name)
+        try:
+            await publisher.ready()
+            site = Site(url, self.sink, sender, publisher, self._numbers)
+            await site.warm_up()
+            yield site
+        finally:
+            sender.signal(signal.SIGKILL)
+            sender.process.wait()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            self.broker.delete_vhost(name)
+
+    def _start(self, argv: Sequence[str], url: str, name: str) -> Sender:
+        plain = {key: value for key, value in os.environ.items() if "RINGBACK" not in key}
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                # The kernel ends it with us, should we be killed.
+                [SETPRIV, "--pdeathsig", "KILL", "--", sys.executable, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=CHECKOUT,
+                env={
+                    **plain,
+                    "RINGBACK_AMQP_URL": url,
+                    "RINGBACK_METRICS_PORT": "0",
+                    "RINGBACK_CALLBACK_ALLOWED_NETWORKS": "127.0.0.0/8",
+                },
+            )
+        return Sender(process, log)
+
+
+@contextmanager
+def rig(messages: int = MESSAGES) -> Iterator[Rig]:
+    """Start the broker and the sink; end them and delete all they left.
+
+    `messages` is the most that may be fed.
+
+    Raises:
+        Stuck: this is not Linux.
+    """
+    if not Path("/proc/self/schedstat").exists() or not SETPRIV:
+        raise Stuck("the benchmark needs Linux (/proc/PID/schedstat, and setpriv of util-linux)")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 4 * PREFETCH <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4 * PREFETCH, hard))
+    with throwaway("bench") as directory, contextlib.ExitStack() as stack:
+        broker = Broker(directory / "broker")
+        broker.start()
+        stack.callback(broker.kill)
+        targets = dict.fromkeys(Group, TARGETS)
+        yield Rig(broker, stack.enter_context(sink(targets, messages=messages)), directory)
+
+
+def rounds(most: int, seconds: float, *, least: int = 1) -> Iterator[int]:
+    """Count rounds: at least so many, at most so many, no new one once `seconds` have passed."""
+    begin = time.monotonic()
+    for number in range(most):
+        if number >= least and time.monotonic() - begin > seconds:
+            return
+        yield number
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which that share of the values lies; nan of none."""
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")

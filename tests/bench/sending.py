@@ -1,0 +1,250 @@
+"""Parts a, b and e: how fast one worker sends, while half of the targets hang, and two workers."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.bench.rig import PREFETCH, Contender, Rig, Site, median, quantile, rounds
+from tests.bench.sink import Group
+from tests.bench.table import Row, Section, Verdict, at_least, at_most
+
+ROUNDS: Final = 5
+# After so many, on a busy machine, the rounds that were have to do.
+SECONDS: Final = 50.0
+BURST: Final = 3 * PREFETCH
+# Seconds after which a sender that crawls is stopped; its rate until then counts.
+PATIENCE: Final = 15.0
+# The open-loop feed offers this share of the rate that a backlog reaches alone, half of it healthy:
+# what hangs costs the broker more than what arrives, and shares the cores with the sender.
+OFFERED: Final = 0.6
+# A larger share of the cores in use means that the machine sets the rate, not the sender.
+BUSY: Final = 0.9
+# Long enough for requests to time out (10 s) and breakers to open.
+PACED_SECONDS: Final = 15.0
+ENOUGH: Final = "at least 0.9"
+# Seconds after the last answer until all is settled: acks and facts go out every 10 ms.
+SETTLED: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What a queued-up burst took. rate: callbacks a second. cpu: µs of the sender for each."""
+
+    rate: float
+    cpu: float
+
+
+async def burst(
+    site: Site, groups: Sequence[Group], count: int, *, answers: int = 1, patience: float = 60.0
+) -> Burst:
+    """Queue `count` messages for each group while the sender sleeps, then let it go.
+
+    Counts what the first group got, done when each has had so many answers; or after `patience`
+    seconds, with what was done by then.
+    """
+    group = groups[0]
+    before = site.seen.answered[group]
+    site.sender.signal(signal.SIGSTOP)
+    await site.feed(groups, count * len(groups))
+    cpu = site.sender.cpu()
+    begin = time.monotonic()
+    site.sender.signal(signal.SIGCONT)
+    complete = await site.until(group, before + count * answers, patience)
+    end = site.seen.last_answer.value if complete else time.monotonic()
+    done = (site.seen.answered[group] - before) / answers
+    await asyncio.sleep(SETTLED)
+    return Burst(rate=done / (end - begin), cpu=(site.sender.cpu() - cpu) / max(done, 1) * 1e6)
+
+
+async def one_worker(rig: Rig) -> Section:
+    """Part a."""
+    bursts: dict[str, list[Burst]] = {"ours": [], "bound": [], "hand": []}
+    async with (
+        rig.site(Contender.OURS) as ours,
+        rig.site(Contender.HAND_WRITTEN) as hand,
+        rig.site(Contender.OURS, facts_bound=True) as bound,
+    ):
+        for _ in rounds(ROUNDS, SECONDS, least=3):
+            for name, site in (("ours", ours), ("hand", hand), ("bound", bound)):
+                bursts[name].append(await burst(site, (Group.HEALTHY,), BURST))
+    rows = []
+    for name, what in (("ours", "a callback"), ("bound", "a callback, its fact queued")):
+        pairs = list(zip(bursts[name], bursts["hand"], strict=True))
+        cpu = median([mine.cpu / other.cpu for mine, other in pairs])
+        rate = median([mine.rate / other.rate for mine, other in pairs])
+        rows += [
+            Row(
+                f"CPU for {what}",
+                "µs",
+                median([mine.cpu for mine, _ in pairs]),
+                median([other.cpu for _, other in pairs]),
+                cpu,
+                "at most 1.0 (aim 0.8)",
+                at_most(cpu, 1.0),
+            ),
+            Row(
+                f"rate of {what}",
+                "/s",
+                median([mine.rate for mine, _ in pairs]),
+                median([other.rate for _, other in pairs]),
+                rate,
+            ),
+        ]
+    count = len(bursts["ours"])
+    notes = [f"{count} rounds of {BURST:,} callbacks each, in turn; medians of rounds and ratios"]
+    return Section("a", "One worker, every target healthy", "hand-written", rows, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """Healthy callbacks under a steady feed.
+
+    p50, p99: seconds from publishing to arrival. busy: the share of this machine's cores in use, by
+    whatever programs.
+    """
+
+    rate: float
+    p50: float
+    p99: float
+    busy: float
+
+
+async def paced(site: Site, groups: Sequence[Group], rate: float, seconds: float) -> Paced:
+    """Offer each group `rate` messages a second; see how the first group fares."""
+    before = site.seen.answered[groups[0]]
+    used, total = _cores()
+    begin = time.monotonic()
+    numbers = await site.pace(groups, rate * len(groups), seconds)
+    await asyncio.sleep(SETTLED)
+    passed = time.monotonic() - begin - SETTLED
+    done = site.seen.answered[groups[0]] - before
+    waits = [site.wait(number) for number in numbers[:: len(groups)]]
+    used_then, total_then = _cores()
+    return Paced(
+        rate=done / passed,
+        p50=quantile(waits, 0.5),
+        p99=quantile(waits, 0.99),
+        busy=(used_then - used) / (total_then - total),
+    )
+
+
+def _cores() -> tuple[int, int]:
+    """Ticks that all cores were in use since the machine started, and ticks in all."""
+    ticks = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+    idle, waiting = ticks[3:5]
+    return sum(ticks) - idle - waiting, sum(ticks)
+
+
+async def half_hanging(rig: Rig) -> Section:
+    """Part b."""
+    rows: list[Row] = []
+    notes = [
+        "backlog: all is queued before the start; putting off what hangs costs CPU, too",
+        f"paced: {OFFERED:.0%} of a backlog's rate alone; half of it healthy, half hanging",
+    ]
+    for contender, name in ((Contender.OURS, "ours"), (Contender.HAND_WRITTEN, "hand-written")):
+        judged = contender is Contender.OURS
+        alone, mixed = await _backlog(rig, contender, times=3 if judged else 1)
+        rate = median([b.rate / a.rate for a, b in zip(alone, mixed, strict=True)])
+        rows.append(
+            Row(
+                f"{name}, backlog: healthy rate",
+                "/s",
+                median([each.rate for each in mixed]),
+                median([each.rate for each in alone]),
+                rate,
+                ENOUGH if judged else "",
+                at_least(rate, 0.9) if judged else Verdict.OPEN,
+            )
+        )
+        if judged:
+            cpu = median([b.cpu / a.cpu for a, b in zip(alone, mixed, strict=True)])
+            rows.append(
+                Row(
+                    f"{name}, backlog: CPU for a healthy one",
+                    "µs",
+                    median([each.cpu for each in mixed]),
+                    median([each.cpu for each in alone]),
+                    cpu,
+                )
+            )
+        async with rig.site(contender) as site:
+            offered = OFFERED / 2 * (await burst(site, (Group.HEALTHY,), BURST)).rate
+            calm = await paced(site, (Group.HEALTHY,), offered, PACED_SECONDS / 4)
+            storm = await paced(site, (Group.HEALTHY, Group.HANGING), offered, PACED_SECONDS)
+        rate = storm.rate / calm.rate
+        free = calm.rate > 0.95 * offered and storm.busy < BUSY
+        if not free:
+            notes.append(f"{name}, paced: not judged, {storm.busy:.0%} of the cores were in use")
+        rows += [
+            Row(
+                f"{name}, paced: healthy rate",
+                "/s",
+                storm.rate,
+                calm.rate,
+                rate,
+                ENOUGH if judged else "",
+                at_least(rate, 0.9) if judged and free else Verdict.OPEN,
+            ),
+            Row(f"{name}, paced: wait, median", "ms", storm.p50 * 1e3, calm.p50 * 1e3),
+            Row(f"{name}, paced: wait, 99 %", "ms", storm.p99 * 1e3, calm.p99 * 1e3),
+        ]
+    return Section("b", "Half of the targets hang", "healthy alone", rows, notes)
+
+
+async def _backlog(
+    rig: Rig, contender: Contender, *, times: int
+) -> tuple[list[Burst], list[Burst]]:
+    """Bursts of healthy messages alone, and of as many among those that hang."""
+    alone, mixed = [], []
+    for _ in rounds(times, SECONDS):
+        async with rig.site(contender) as site:
+            alone.append(await burst(site, (Group.HEALTHY,), BURST))
+            both = (Group.HEALTHY, Group.HANGING)
+            mixed.append(await burst(site, both, BURST, patience=PATIENCE))
+    return alone, mixed
+
+
+async def two_workers(rig: Rig) -> Section:
+    """Part e."""
+    one: list[Burst] = []
+    two: list[Burst] = []
+    async with (
+        rig.site(Contender.OURS) as single,
+        rig.site(Contender.OURS, options=("--workers", "2")) as double,
+    ):
+        for _ in rounds(ROUNDS, SECONDS / 2):
+            one.append(await burst(single, (Group.HEALTHY,), BURST))
+            two.append(await burst(double, (Group.HEALTHY,), BURST))
+    rate = median([b.rate / a.rate for a, b in zip(one, two, strict=True)])
+    cpu = median([b.cpu / a.cpu for a, b in zip(one, two, strict=True)])
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    # Two workers, the broker and the sink each want one.
+    free = cores >= 4 and load < cores
+    rows = [
+        Row(
+            "rate",
+            "/s",
+            median([each.rate for each in two]),
+            median([each.rate for each in one]),
+            rate,
+            "at least 1.6",
+            at_least(rate, 1.6) if free else Verdict.OPEN,
+        ),
+        Row(
+            "CPU for a callback",
+            "µs",
+            median([b.cpu for b in two]),
+            median([a.cpu for a in one]),
+            cpu,
+        ),
+    ]
+    notes = (
+        [] if free else [f"not judged: {cores} cores, load {load:.1f}; it takes 4 that are free"]
+    )
+    return Section("e", "--workers 2", "one worker", rows, notes)

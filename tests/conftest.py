@@ -1,0 +1,117 @@
+"""The broker and the database of the tests: private, made when first asked for, gone at the end.
+
+Nothing here starts for a test that does not ask. `RINGBACK_AMQP_URL` and `RINGBACK_DATABASE_URL`
+put a server of yours in the place of the private ones, except where a test kills or suspends it.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from deploy.local.broker import Broker
+from deploy.local.database import Database
+from deploy.local.install import Installation, rabbitmq
+from deploy.local.rabbitmq4 import rabbitmq4
+from deploy.local.watchdog import throwaway
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rabbitmq4",
+        action="store_true",
+        help="test against RabbitMQ 4 from Debian 13 in a chroot (needs root and debootstrap)",
+    )
+
+
+@pytest.fixture(scope="session")
+def stack_directory() -> Iterator[Path]:
+    """Where this session's servers live; they end with the session, even with a killed one."""
+    with throwaway("test") as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def installation(pytestconfig: pytest.Config, stack_directory: Path) -> Installation:
+    """The RabbitMQ to test against; installed first if it is missing, which you see."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        return rabbitmq4(stack_directory) if pytestconfig.getoption("rabbitmq4") else rabbitmq()
+
+
+@pytest.fixture(scope="session")
+def broker(stack_directory: Path, installation: Installation) -> Iterator[Broker]:
+    """A private node that all tests of the session share: neither stop it nor touch its limits."""
+    node = Broker(stack_directory / "broker", installation)
+    node.start()
+    yield node
+    node.kill()  # its data goes too: no need to wait for a clean stop
+
+
+@pytest.fixture
+def amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An AMQP URL with a fresh virtual host (or, with RINGBACK_AMQP_URL set, just that URL)."""
+    if given := os.environ.get("RINGBACK_AMQP_URL"):
+        yield given
+        return
+    node: Broker = request.getfixturevalue("broker")
+    name = f"test-{uuid4().hex[:12]}"
+    yield node.add_vhost(name)
+    node.delete_vhost(name)
+
+
+@pytest.fixture(scope="session")
+def _spare_broker(stack_directory: Path, installation: Installation) -> Iterator[Broker]:
+    node = Broker(stack_directory / "own-broker", installation)
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def own_broker(_spare_broker: Broker) -> Broker:
+    """A running, empty node for this test alone to kill, suspend and restart.
+
+    The next test gets it running and with an empty vhost `/`, whatever was done to it; limits that
+    were set with `ctl` are for the test to set back.
+    """
+    _spare_broker.resume()
+    _spare_broker.start()
+    _spare_broker.delete_vhost("/")
+    _spare_broker.add_vhost("/")
+    return _spare_broker
+
+
+@pytest.fixture(scope="session")
+def database(stack_directory: Path) -> Iterator[Database]:
+    """A private PostgreSQL server that all tests of the session share."""
+    server = Database(stack_directory / "database", durable=False)
+    server.start()
+    yield server
+    server.stop(immediate=True)  # its data goes too
+
+
+@pytest.fixture(scope="session")
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A PostgreSQL URL with a fresh database for the session."""
+    name = f"test_{uuid4().hex[:12]}"
+    if given := os.environ.get("RINGBACK_DATABASE_URL"):
+        asyncio.run(_execute(given, f'CREATE DATABASE "{name}"'))
+        yield urlsplit(given)._replace(path=f"/{name}").geturl()
+        asyncio.run(_execute(given, f'DROP DATABASE "{name}" WITH (FORCE)'))
+        return
+    server: Database = request.getfixturevalue("database")
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+async def _execute(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()

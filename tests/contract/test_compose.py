@@ -1,0 +1,220 @@
+"""docker-compose.yml and the image, as far as they can be judged without Docker."""
+
+import asyncio
+import re
+import shlex
+import sys
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from pydantic_settings import BaseSettings
+
+from services.cli.run import service_named
+from shared.settings import METRICS_PORTS, PREFIX, Settings, load_shared
+
+CHECKOUT = Path(__file__).parents[2]
+DOCKERFILE = (CHECKOUT / "deploy/docker/Dockerfile").read_text()
+HEALTHCHECK = CHECKOUT / "deploy/docker/healthcheck.py"
+
+
+def as_compose_reads_it(text: str) -> Any:
+    """The file as it is for someone who set nothing: `${NAME:-default}` is its default."""
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+
+
+COMPOSE = as_compose_reads_it((CHECKOUT / "docker-compose.yml").read_text())
+CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: container for name, container in CONTAINERS.items() if "build" in container}
+THEIRS = {name: container for name, container in CONTAINERS.items() if name not in OURS}
+ONE_SHOT = {name for name, container in OURS.items() if container["restart"] == "no"}
+SERVICES = {name: OURS[name] for name in OURS if name not in ONE_SHOT}
+
+
+def instructions(keyword: str) -> list[str]:
+    """The arguments of every such instruction of the Dockerfile, with its lines joined."""
+    joined = DOCKERFILE.replace("\\\n", " ")
+    return [line.split(maxsplit=1)[1] for line in joined.splitlines() if line.startswith(keyword)]
+
+
+def image_environment() -> dict[str, str]:
+    """What the last stage of the image sets."""
+    last_stage = DOCKERFILE.replace("\\\n", " ").split("\nFROM ")[-1]
+    found = re.findall(r"^ENV (.*)$", last_stage, re.MULTILINE)
+    return dict(pair.split("=", 1) for line in found for pair in shlex.split(line))
+
+
+def environment(name: str) -> dict[str, str]:
+    """The settings of Ringback that a container runs with."""
+    given = image_environment() | CONTAINERS[name].get("environment", {})
+    return {key: value for key, value in given.items() if key.startswith(PREFIX)}
+
+
+def models(name: str) -> dict[str, type[BaseSettings]]:
+    return {name: service_named(name).settings} if name in SERVICES else {}
+
+
+def variables(model: type[BaseSettings]) -> set[str]:
+    """What sets it in the environment."""
+    return {f"{model.model_config['env_prefix']}{field}".upper() for field in model.model_fields}
+
+
+def test_every_service_of_ringback_is_there() -> None:
+    assert set(SERVICES) == set(METRICS_PORTS)
+    assert all(SERVICES[name]["command"] == ["run", name] for name in SERVICES)
+
+
+def test_broker_and_database_are_pinned_to_a_release() -> None:
+    images = {name: container["image"] for name, container in THEIRS.items()}
+    assert re.fullmatch(r"rabbitmq:4\.\d+\.\d+-management", images["rabbitmq"])
+    assert re.fullmatch(r"postgres:17\.\d+-\w+", images["postgres"])
+    assert set(images) == {"rabbitmq", "postgres"}
+
+
+def test_the_image_stands_on_one_python_of_a_named_debian() -> None:
+    stages = {stage.split(" AS ")[0] for stage in instructions("FROM")}
+    assert len(stages) == 1
+    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", stages.pop())
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    user = instructions("USER")[-1]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert not any("user" in container for container in OURS.values())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_has_no_rights_it_does_not_need(name: str) -> None:
+    container = OURS[name]
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in container
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_settings_exist_and_their_values_are_right(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {variable for service in SERVICES for variable in variables(models(service)[service])}
+    assert set(environment(name)) <= known | variables(Settings)
+    for key, value in environment(name).items():
+        monkeypatch.setenv(key, value)
+    load_shared(models(name))
+
+
+@pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - ONE_SHOT))
+def test_what_serves_has_a_healthcheck_and_comes_back(name: str) -> None:
+    assert CONTAINERS[name]["healthcheck"]["test"][0] == "CMD"
+    assert CONTAINERS[name]["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_health_is_asked_where_the_service_answers(name: str) -> None:
+    _, command, port, path = SERVICES[name]["healthcheck"]["test"]
+    assert command == "healthcheck"
+    if path == "/readyz":
+        assert int(port) == METRICS_PORTS[name]
+    else:
+        assert (int(port), path) == (models(name)[name].model_fields["port"].default, "/healthz")
+    # Not only Docker asks there: a person does too.
+    assert port in {published.rpartition(":")[2] for published in SERVICES[name]["ports"]}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_whom_a_container_waits_for_can_be_healthy(name: str) -> None:
+    for other, how in CONTAINERS[name].get("depends_on", {}).items():
+        assert how == {"condition": "service_healthy"}
+        assert "healthcheck" in CONTAINERS[other]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_work_in_flight_is_finished_before_docker_kills(name: str) -> None:
+    grace = float(OURS[name]["stop_grace_period"].removesuffix("s"))
+    assert grace > Settings.model_fields["shutdown_timeout"].default
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    for published in CONTAINERS[name].get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", published)
+
+
+def test_callbacks_reach_the_receivers_and_neither_broker_nor_database() -> None:
+    [pool] = COMPOSE["networks"]["hooks"]["ipam"]["config"]
+    assert ip_network(pool["subnet"]).is_private
+    assert environment("callback")["RINGBACK_CALLBACK_ALLOWED_NETWORKS"] == pool["subnet"]
+    on_it = {name for name in CONTAINERS if "hooks" in CONTAINERS[name]["networks"]}
+    assert {"callback", "sandbox"} <= on_it
+    assert not on_it & set(THEIRS)
+
+
+def test_data_outlives_the_containers() -> None:
+    volumes = {name: container["volumes"] for name, container in THEIRS.items()}
+    assert volumes == {
+        "rabbitmq": ["rabbitmq:/var/lib/rabbitmq"],
+        "postgres": ["postgres:/var/lib/postgresql/data"],
+    }
+    assert set(COMPOSE["volumes"]) == set(volumes)
+    # RabbitMQ looks for it under its host's name, which would be new for each container.
+    assert THEIRS["rabbitmq"]["hostname"]
+
+
+def test_no_secret_is_baked_into_the_image() -> None:
+    assert not re.search(r"password|secret|[_-]key|token", DOCKERFILE, re.IGNORECASE)
+    assert not instructions("ARG")
+
+
+def test_all_that_the_image_is_built_from_goes_to_docker_and_nothing_else() -> None:
+    from_here = [args for args in instructions("COPY") if "--from=" not in args]
+    sources = {
+        word for args in from_here for word in args.split()[:-1] if not word.startswith("--")
+    }
+    first, *rest = [
+        line
+        for line in (CHECKOUT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert first == "*"
+    assert {line[1:] for line in rest if line.startswith("!")} == sources
+    assert all((CHECKOUT / source).exists() for source in sources)
+
+
+async def healthcheck(port: int) -> tuple[int | None, str]:
+    """Run it as Docker does; its exit code, and all it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, HEALTHCHECK, str(port), "/readyz"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed, _ = await process.communicate()
+    return process.returncode, printed.decode()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
+async def test_healthcheck_tells_by_its_exit_code_and_shows_the_answer(
+    status: int, expected: int
+) -> None:
+    async def readyz(_: web.Request) -> web.Response:
+        return web.json_response({"parts": {"consumer": "the broker is away"}}, status=status)
+
+    app = web.Application()
+    app.router.add_get("/readyz", readyz)
+    async with TestServer(app, host="127.0.0.1") as server:
+        assert server.port
+        code, printed = await healthcheck(server.port)
+    assert code == expected
+    assert "the broker is away" in printed
+
+
+async def test_healthcheck_fails_where_nothing_listens() -> None:
+    async with TestServer(web.Application(), host="127.0.0.1") as server:
+        port = server.port
+    assert port
+    code, printed = await healthcheck(port)
+    assert code == 1
+    assert "refused" in printed

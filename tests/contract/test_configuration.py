@@ -1,0 +1,56 @@
+"""config.example.toml: made from the settings, and right."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from services.callback.settings import CallbackSettings
+from services.cli.config import as_toml
+from services.sandbox.settings import Settings as SandboxSettings
+from shared.settings import WrongSettings, load_shared
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
+SERVICES: dict[str, type[BaseSettings]] = {"callback": CallbackSettings, "sandbox": SandboxSettings}
+
+
+def test_the_example_is_up_to_date() -> None:
+    assert EXAMPLE.read_text() == as_toml(), "run: ringback config example > config.example.toml"
+
+
+def test_every_line_of_the_example_can_be_used_as_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "ringback.toml"
+    file.write_text(re.sub(r"(?m)^#(?=\w+ = )", "", EXAMPLE.read_text()))
+
+    settings = load_shared(SERVICES, file=file)
+
+    assert settings.metrics_port == 9101  # the example of what has no default
+
+
+def test_every_fault_of_every_model_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ringback.toml"
+    file.write_text(
+        'log_level = "LOUD"\nspeed = 9\n'
+        "[callback]\nprefetch = 0\n[mailer]\nx = 1\n[sandbox]\nport = -1\n"
+    )
+    monkeypatch.setenv("RINGBACK_AMQP_URL", "http://broker")
+    monkeypatch.setenv("RINGBACK_CALLBACK_SECRETS", '{"a": "canary", "b": 7}')
+
+    with pytest.raises(WrongSettings) as caught:
+        load_shared(SERVICES, file=file)
+
+    named = "\n".join(caught.value.faults)
+    for place in (
+        "log_level",
+        "speed",
+        "RINGBACK_AMQP_URL",
+        "[callback] prefetch",
+        "RINGBACK_CALLBACK_SECRETS",
+        "'mailer'",
+        "[sandbox] port",
+    ):
+        assert place in named
+    assert "canary" not in named

@@ -1,0 +1,99 @@
+"""The wire models: what interfaces.md promises, and a schema whose drift shows."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
+
+from shared.contracts.callback import SendCallback
+from shared.contracts.facts import (
+    CallbackAttemptFailed,
+    CallbackDead,
+    CallbackDelivered,
+    Facts,
+)
+from tests.contract.conftest import FOLDER, Golden
+
+EXAMPLES = json.loads((FOLDER / "send_callback_examples.json").read_text())
+AT = datetime(2026, 11, 20, 15, 0, 0, 123_000, tzinfo=UTC)
+FACTS = (
+    CallbackDelivered(
+        fact_id="id-1/3",
+        at=AT,
+        callback_id="id-1",
+        client_id="shop",
+        target="https://example.com:443",
+        attempt=3,
+        status=204,
+        duration=0.25,
+    ),
+    CallbackAttemptFailed(
+        fact_id="id-1/1",
+        at=AT,
+        callback_id="id-1",
+        client_id=None,
+        target="http://[2001:db8::1]:8080",
+        attempt=1,
+        error="the receiver answered 500",
+        next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
+    ),
+    CallbackDead(
+        fact_id="id-2/1",
+        at=AT,
+        callback_id="id-2",
+        client_id=None,
+        target=None,
+        attempt=1,
+        reason="payload: Field required",
+    ),
+)
+
+
+# H1
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_h1_every_example_is_read_as_it_is_written_down(name: str) -> None:
+    example = EXAMPLES[name]
+    order = SendCallback.model_validate_json(json.dumps(example["message"]))
+    assert order.model_dump(mode="json") == example["read"]
+
+
+# H1: what was once accepted is accepted by what comes later, also after a round trip.
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_h1_what_we_write_we_read(name: str) -> None:
+    order = SendCallback.model_validate_json(json.dumps(EXAMPLES[name]["message"]))
+    for written in (order.model_dump_json(), order.model_dump_json(exclude_defaults=True)):
+        assert SendCallback.model_validate_json(written) == order
+
+
+def test_h1_every_field_has_an_example() -> None:
+    used: set[str] = set().union(*(each["message"] for each in EXAMPLES.values()))
+    assert used == set(SendCallback.model_fields)
+
+
+def test_facts_are_written_as_they_always_were(golden: Golden) -> None:
+    batch = Facts(facts=list(FACTS)).model_dump_json()
+    golden("facts", json.loads(batch))
+    assert Facts.model_validate_json(batch).facts == list(FACTS)
+
+
+def test_every_fact_has_an_example() -> None:
+    kinds: Any = Facts.model_json_schema()["properties"]["facts"]["items"]["discriminator"]
+    assert {fact.type for fact in FACTS} == set(kinds["mapping"])
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.type)
+def test_a_fact_is_closed_and_complete(fact: CallbackDelivered) -> None:
+    written = json.loads(fact.model_dump_json())
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Facts.model_validate({"facts": [written | {"hmac_secret": "s"}]})
+    for name in written:
+        with pytest.raises(ValidationError):
+            type(fact).model_validate({**written, name: object()})
+
+
+def test_the_schema_of_what_goes_over_the_wire(golden: Golden) -> None:
+    _, schema = models_json_schema([(SendCallback, "validation"), (Facts, "serialization")])
+    golden("schema", schema)

@@ -1,0 +1,52 @@
+"""The command `ringback` as its own process, as people type it."""
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command that has ended said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+async def start(
+    *arguments: str, amqp_url: str | None, **settings: str
+) -> asyncio.subprocess.Process:
+    """Start it with no other settings than these."""
+    broker = {} if amqp_url is None else {"RINGBACK_AMQP_URL": amqp_url}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services"),
+        *arguments,
+        env={"PATH": os.environ["PATH"], **broker, **settings},
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def ringback(
+    *arguments: str, amqp_url: str | None, given: str | bytes = b"", **settings: str
+) -> Output:
+    """Run it to its end."""
+    process = await start(*arguments, amqp_url=amqp_url, **settings)
+    data = given.encode() if isinstance(given, str) else given
+    async with asyncio.timeout(60):
+        out, err = await process.communicate(data)
+    assert process.returncode is not None
+    return Output(process.returncode, out.decode(), err.decode())

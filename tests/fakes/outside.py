@@ -1,0 +1,141 @@
+"""A program outside of Ringback that talks to it over AMQP alone, with plain aio-pika."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from shared.amqp import codec
+from shared.amqp.connection import opened
+from tests.fakes.waiting import until
+
+# Literals on purpose: these names are promised to programs that never see our code.
+CALLBACKS = "callbacks"
+DEAD = "callbacks.dead"
+SECRET = "your-secret-key"
+
+
+def order(target_url: str, **fields: Any) -> dict[str, Any]:
+    """Make the body of a SendCallback: the documented example, with a fresh id."""
+    return {
+        "id": f"cb-{uuid4().hex}",
+        "target_url": target_url,
+        "target_method": "POST",
+        "hmac_secret": SECRET,
+        "payload": {"any": "json"},
+        **fields,
+    }
+
+
+class Outside:
+    """One connection: publishes orders, reads the dead queue, listens to the facts."""
+
+    def __init__(self, url: str, channel: AbstractChannel) -> None:
+        self.channel = channel
+        self._url = url
+        self.facts: list[dict[str, Any]] = []
+        self.fact_messages: list[AbstractIncomingMessage] = []
+        self.dead: list[AbstractIncomingMessage] = []
+
+    async def send(self, body: Any, **properties: Any) -> str:
+        """Publish to the queue `callbacks`, confirmed; gives the id in the body, if any."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given: dict[str, Any] = {
+            "content_type": "application/json",
+            "type": "SendCallback",
+            "delivery_mode": 2,
+        }
+        message = aio_pika.Message(raw, **(given | properties))
+        await self.channel.default_exchange.publish(message, routing_key=CALLBACKS, timeout=30)
+        return str(body.get("id")) if isinstance(body, Mapping) else ""
+
+    async def send_without_message_id(self, body: Any) -> None:
+        """Publish, confirmed, as clients do that give no message_id; aio-pika always makes one."""
+        raw = json.dumps(body).encode()
+        bare = codec.Properties(content_type="application/json", type="SendCallback")
+        async with opened(self._url, name="raw") as link:
+            _, tapped = await link.channel(confirms=True)
+            confirmed = asyncio.Event()
+            tapped.on_confirm = lambda *_: confirmed.set()
+            tapped.write(
+                codec.encode_publish(
+                    tapped.number, "", CALLBACKS, bare, raw, mandatory=True, frame_max=131_072
+                )
+            )
+            await asyncio.wait_for(confirmed.wait(), 30)
+
+    async def send_all(self, bodies: Iterable[Any]) -> list[str]:
+        """Publish many at once; all are confirmed."""
+        return list(await asyncio.gather(*(self.send(body) for body in bodies)))
+
+    async def length(self, queue: str) -> int:
+        """How many messages are ready in a queue."""
+        declared = await self.channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def read_dead(self) -> list[AbstractIncomingMessage]:
+        """Take what is new in the dead queue, and give all that was ever found in it."""
+        queue = await self.channel.get_queue(DEAD)
+        while message := await queue.get(no_ack=True, fail=False):
+            self.dead.append(message)
+        return self.dead
+
+    async def letter(self, callback_id: str, within: float = 20.0) -> AbstractIncomingMessage:
+        """Wait for the dead letter of a callback."""
+
+        async def found() -> AbstractIncomingMessage | None:
+            letters = await self.read_dead()
+            return next((each for each in letters if callback_id in identities(each)), None)
+
+        letter: AbstractIncomingMessage = await until(found, within)
+        return letter
+
+    def facts_of(self, callback_id: str) -> list[dict[str, Any]]:
+        """Give the facts about a callback that have come so far, in order."""
+        return [fact for fact in self.facts if fact["callback_id"] == callback_id]
+
+    async def fact(self, callback_id: str, kind: str, within: float = 20.0) -> dict[str, Any]:
+        """Wait for a fact about a callback."""
+        found: list[dict[str, Any]] = await until(
+            lambda: [fact for fact in self.facts_of(callback_id) if fact["type"] == kind], within
+        )
+        return found[0]
+
+    def heard(self, message: AbstractIncomingMessage) -> None:
+        self.fact_messages.append(message)
+        self.facts.extend(json.loads(message.body)["facts"])
+
+
+def identities(letter: AbstractIncomingMessage) -> set[str]:
+    """Every name that a dead letter is known by."""
+    names = {str(letter.message_id), str(letter.headers.get("x-ringback-id"))}
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        names.add(str(json.loads(letter.body)["id"]))
+    return names
+
+
+def reason(letter: AbstractIncomingMessage) -> str:
+    """Give why it is dead."""
+    return str(letter.headers["x-ringback-reason"])
+
+
+@asynccontextmanager
+async def outside(amqp_url: str) -> AsyncIterator[Outside]:
+    """Connect, once the service has declared what it needs, and listen to all facts."""
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        channel = await connection.channel(on_return_raises=True)
+        it = Outside(amqp_url, channel)
+        facts = await channel.declare_queue(exclusive=True)
+        await facts.bind("outcomes", "#")
+
+        async def hear(message: AbstractIncomingMessage) -> None:
+            it.heard(message)
+
+        await facts.consume(hear, no_ack=True)
+        yield it

@@ -1,0 +1,148 @@
+"""A service as its own process, started as people start it, seen only from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.waiting import until
+
+LOOPBACK = {"RINGBACK_CALLBACK_ALLOWED_NETWORKS": "127.0.0.0/8"}
+RUN_CALLBACK = ("-m", "services", "run", "callback", "--metrics-port", "0")
+# A start takes one second on an idle machine of two cores.
+START_SECONDS = 30.0
+
+
+class Service:
+    """One running process. Its log is a file, so that it never waits for a reader."""
+
+    def __init__(
+        self,
+        directory: Path,
+        amqp_url: str,
+        settings: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = RUN_CALLBACK,
+    ) -> None:
+        """Start it in a directory of its own, with no other settings than these."""
+        self._log = directory / f"service-{uuid4().hex[:8]}.log"
+        self._lines: list[dict[str, Any]] = []
+        self._read_up_to = 0
+        environment = {
+            "PATH": os.environ["PATH"],
+            "RINGBACK_AMQP_URL": amqp_url,
+            **LOOPBACK,
+            **(settings or {}),
+        }
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env=environment,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged so far. Every line it writes must be one JSON object."""
+        with self._log.open("rb") as log:
+            log.seek(self._read_up_to)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._read_up_to += len(line)
+                self._lines.append(json.loads(line))
+        return self._lines
+
+    @property
+    def output(self) -> str:
+        """All that it wrote, as it stands."""
+        return self._log.read_text()
+
+    def logged(self, message: str, **context: Any) -> list[dict[str, Any]]:
+        """Give the log lines that hold this text and these fields."""
+        return [
+            line
+            for line in self.lines
+            if message in line["message"] and context.items() <= line.items()
+        ]
+
+    async def port(self) -> int:
+        """Wait for its metrics port."""
+        await until(lambda: self.exited() or self.logged("metrics on port"), START_SECONDS)
+        assert self.logged("metrics on port"), self.output
+        return int(self.logged("metrics on port")[-1]["port"])
+
+    async def ready(self, within: float = START_SECONDS) -> "Service":
+        """Wait until /readyz says so."""
+        await until(self.is_ready, within)
+        return self
+
+    async def is_ready(self) -> bool:
+        assert not self.exited(), self.output
+        return (await self.get("/readyz"))[0] == 200
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Ask its HTTP server; status and text."""
+        url = f"http://127.0.0.1:{await self.port()}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return response.status, await response.text()
+
+    async def parts(self) -> dict[str, str]:
+        """Give what /readyz says of each part."""
+        parts: dict[str, str] = json.loads((await self.get("/readyz"))[1])["parts"]
+        return parts
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Give one sample's value; 0 while there is none."""
+        text = (await self.get("/metrics"))[1]
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    def exited(self) -> bool:
+        return self.process.poll() is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it with kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    async def exit_code(self, within: float = START_SECONDS) -> int:
+        """Wait until it has ended by itself."""
+        await until(self.exited, within)
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@contextmanager
+def running(
+    directory: Path,
+    amqp_url: str,
+    settings: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = RUN_CALLBACK,
+) -> Iterator[Service]:
+    """Run the callback service for the length of the block; its log is shown where that fails."""
+    service = Service(directory, amqp_url, settings, arguments)
+    try:
+        yield service
+    except BaseException:
+        print(f"{time.strftime('%X')} the end of the service's log:\n{service.output[-6000:]}")  # noqa: T201 - pytest shows it with the failure
+        raise
+    finally:
+        service.kill()

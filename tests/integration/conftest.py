@@ -1,0 +1,51 @@
+"""One callback service for all tests of a module that do not need one of their own."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.fakes.outside import Outside, outside
+from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.service import Service, running
+
+SECRETS = '{"billing": "billing-secret-canary", "rotating": ["old-secret-canary", "new-canary"]}'
+
+
+@pytest.fixture(scope="module")
+def shared_amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A vhost for the tests of one module."""
+    if given := os.environ.get("RINGBACK_AMQP_URL"):
+        yield given
+        return
+    node = request.getfixturevalue("broker")
+    name = f"test-{uuid4().hex[:12]}"
+    yield node.add_vhost(name)
+    node.delete_vhost(name)
+
+
+@pytest.fixture(scope="module")
+def service(shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A callback service with its defaults, ready."""
+    settings = {"RINGBACK_CALLBACK_SECRETS": SECRETS, "RINGBACK_LOG_LEVEL": "DEBUG"}
+    directory = tmp_path_factory.mktemp("service")
+    with running(directory, shared_amqp_url, settings) as it:
+        asyncio.run(it.ready())
+        yield it
+
+
+@pytest.fixture
+async def publisher(service: Service, shared_amqp_url: str) -> AsyncIterator[Outside]:
+    """An outside program, connected to the module's service."""
+    assert not service.exited(), service.output
+    async with outside(shared_amqp_url) as it:
+        yield it
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Sandbox]:
+    """A sandbox for one test."""
+    async with sandbox() as it:
+        yield it

@@ -1,0 +1,300 @@
+"""The consumer against a real broker: what each error of a handler does to its message."""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+import pytest
+from prometheus_client import REGISTRY
+from pydantic import BaseModel
+
+from shared.amqp import codec
+from shared.amqp.connection import opened
+from shared.amqp.consumer import Consumer
+from shared.amqp.message import Message, Work
+from shared.amqp.publisher import Publisher
+from shared.clock import SystemClock
+from shared.contracts.facts import CallbackDead
+from shared.errors import (
+    ContractViolation,
+    Deferred,
+    InfrastructureError,
+    PermanentError,
+    TransientError,
+)
+from shared.process.health import Health
+from shared.retry import RetryPolicy
+from shared.topology import CALLBACKS, topology
+from tests.fakes.outside import Outside, outside, reason
+from tests.fakes.waiting import until
+
+Handler = Callable[[Message[str]], Awaitable[str]]
+
+
+@asynccontextmanager
+async def consuming(
+    url: str, handle: Handler, *, prefetch: int = 100, **others: Any
+) -> AsyncIterator[tuple[Consumer[str, str], Outside]]:
+    """Consume `callbacks` in this process; the handler gets the body as text."""
+    health = Health()
+    tables = topology()
+    publisher = Publisher(url, name="test publisher", topology=tables, health=health)
+    work: dict[str, Any] = {
+        "queue": CALLBACKS,
+        "read": lambda message: message.body.decode(),
+        "identity": lambda _: None,
+        "handle": handle,
+        "policy": lambda _: RetryPolicy(delays=(1,), max_retries=3),
+        "report": lambda *_: None,
+        "drain": lambda: None,
+    }
+    consumer: Consumer[str, str] = Consumer(
+        Work(**(work | others)),
+        url=url,
+        name="test consumer",
+        topology=tables,
+        publisher=publisher,
+        prefetch=prefetch,
+        clock=SystemClock(),
+        health=health,
+    )
+    tasks = [asyncio.create_task(part.run()) for part in (publisher, consumer)]
+    try:
+        await until(lambda: health.ready)
+        async with outside(url) as it:
+            yield consumer, it
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, {"queue": CALLBACKS} | labels) or 0.0
+
+
+async def test_row_13_a_handler_bug_climbs_the_tiers_and_neighbours_do_not_notice(
+    amqp_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[tuple[str, int]] = []
+
+    async def handle(message: Message[str]) -> str:
+        tries.append((message.id, message.attempt))
+        if message.model == "poison" and message.attempt < 3:
+            raise ZeroDivisionError("a bug of ours")
+        return "fine"
+
+    bugs = counted("ringback_handler_bugs_total")
+    async with consuming(amqp_url, handle) as (_, publisher):
+        for number in range(10):
+            await publisher.send(b"good", message_id=f"before-{number}")
+        await publisher.send(b"poison", message_id="poison")
+        for number in range(10):
+            await publisher.send(b"good", message_id=f"after-{number}")
+        await until(lambda: ("poison", 3) in tries)
+    assert Counter(tries).most_common(1)[0][1] == 1, "each try once"
+    assert [name for name, _ in tries if name != "poison"] == [
+        f"{when}-{number}" for when in ("before", "after") for number in range(10)
+    ]
+    assert counted("ringback_handler_bugs_total") - bugs == 2
+    told = [record for record in caplog.records if record.message == "bug in a handler"]
+    assert len(told) == 2
+    assert all(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in told)
+    assert tries.index(("poison", 1)) < tries.index(("after-9", 1)) < tries.index(("poison", 2))
+
+
+async def test_a_bug_that_never_ends_is_dead_with_its_reason_when_tries_are_spent(
+    amqp_url: str,
+) -> None:
+    async def handle(_: Message[str]) -> str:
+        raise KeyError("colour")
+
+    policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=1)}
+    async with consuming(amqp_url, handle, **policy) as (_, publisher):
+        await publisher.send(b"poison", message_id="poison")
+        letter = await publisher.letter("poison")
+    assert reason(letter).startswith("gave up after 2 attempts: internal error")
+
+
+@pytest.mark.parametrize("error", [ContractViolation("no"), PermanentError("no")])
+async def test_a_permanent_error_is_dead_at_once(amqp_url: str, error: Exception) -> None:
+    async def handle(_: Message[str]) -> str:
+        raise error
+
+    async with consuming(amqp_url, handle) as (_, publisher):
+        await publisher.send(b"body", message_id="m")
+        letter = await publisher.letter("m")
+    assert (reason(letter), letter.body) == ("no", b"body")
+
+
+async def test_a_transient_error_waits_as_long_as_it_asks_for(amqp_url: str) -> None:
+    async def handle(_: Message[str]) -> str:
+        raise TransientError("later", retry_after=4)
+
+    async with consuming(amqp_url, handle) as (_, publisher):
+        await publisher.send(b"body", message_id="m")
+        await until(lambda: queued(publisher, "callbacks.retry.5s", 1))
+
+
+async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
+    seen: list[tuple[int, int]] = []
+
+    async def handle(message: Message[str]) -> str:
+        seen.append((message.attempt, message.deferrals))
+        if len(seen) == 1:
+            raise Deferred("no place", delay=1)
+        if len(seen) == 2:
+            raise TransientError("failed")
+        return "fine"
+
+    async with consuming(amqp_url, handle) as (_, publisher):
+        await publisher.send(b"body", message_id="m")
+        await until(lambda: len(seen) == 3)
+    assert seen == [(1, 0), (1, 1), (2, 0)]
+
+
+async def test_lost_infrastructure_holds_the_message_and_stops_the_taking(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.consumer.WAIT_FOR_INFRASTRUCTURE", 0.05)
+    store_is_back = asyncio.Event()
+    tries: Counter[str] = Counter()
+
+    async def handle(message: Message[str]) -> str:
+        tries[message.id] += 1
+        assert message.attempt == 1
+        if not store_is_back.is_set():
+            raise InfrastructureError("the store is gone")
+        return "fine"
+
+    async with consuming(amqp_url, handle, prefetch=2) as (_, publisher):
+        for name in ("one", "two", "three"):
+            await publisher.send(b"body", message_id=name)
+        await until(lambda: tries["one"] > 2 and tries["two"] > 2)
+        assert tries["three"] == 0, "no more than the prefetch is taken meanwhile"
+        store_is_back.set()
+        await until(lambda: tries["three"] == 1)
+        await until(lambda: queued(publisher, CALLBACKS, 0))
+        assert not await publisher.read_dead()
+
+
+async def test_a_bug_outside_of_the_handler_ends_in_the_dead_queue_after_the_limit(
+    amqp_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(_: Message[str]) -> str:
+        return "fine"
+
+    def read(message: Message[str]) -> str:
+        if message.body == b"poison":
+            raise AssertionError("a bug in reading")
+        return "fine"
+
+    async with consuming(amqp_url, handle, read=read) as (_, publisher):
+        await publisher.send(b"poison", message_id="poison")
+        await publisher.send(b"good", message_id="good")
+        letter = await publisher.letter("poison")
+    assert letter.body == b"poison"
+    assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+
+
+async def test_everything_is_acked_once_whatever_the_order_of_ending(amqp_url: str) -> None:
+    # Settling in batches must ack exactly what has ended: what is still running stays unacked.
+    ended: Counter[str] = Counter()
+    hold = asyncio.Event()
+
+    async def handle(message: Message[str]) -> str:
+        if message.model == "held":
+            await hold.wait()
+        else:
+            await asyncio.sleep(random.random() / 20)
+        ended[message.id] += 1
+        return "fine"
+
+    async with consuming(amqp_url, handle, prefetch=50) as (consumer, publisher):
+        names = [f"m-{number}" for number in range(500)]
+        for number, name in enumerate(names):
+            body = b"held" if number in (0, 7, 250) else b"free"
+            await publisher.send(body, message_id=name)
+        await until(lambda: len(ended) == 497)
+        await consumer.drain(0.1)
+    # The consumer is gone without having finished three: exactly those come again.
+    assert max(ended.values()) == 1
+    again: list[str] = []
+
+    async def note(message: Message[str]) -> str:
+        again.append(message.id)
+        return "fine"
+
+    async with consuming(amqp_url, note) as (_, publisher):
+        await publisher.send(b"last", message_id="last")
+        await until(lambda: "last" in again)
+    assert again == ["m-0", "m-7", "m-250", "last"]
+
+
+async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
+    async def handle(_: Message[str]) -> str:
+        return "fine"
+
+    def report(message: Message[str], _: Any) -> BaseModel:
+        return CallbackDead.model_validate(
+            {
+                "fact_id": message.id,
+                "at": "2026-01-01T00:00:00Z",
+                "callback_id": message.id,
+                "client_id": None,
+                "target": None,
+                "attempt": 1,
+                "reason": "r" * 1000,
+            }
+        )
+
+    async with consuming(amqp_url, handle, report=report, prefetch=2000) as (_, publisher):
+        # a queue that takes no more facts: its refusal must hold back the acks
+        full = await publisher.channel.declare_queue(
+            "full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+        )
+        await full.bind("outcomes", "#")
+        await publisher.channel.default_exchange.publish(aio_pika.Message(b""), "full")
+        names = {f"m-{number}" for number in range(1200)}
+        await asyncio.gather(*(publisher.send(b"body", message_id=name) for name in names))
+        await until(lambda: len(publisher.fact_messages) > 2)
+    async with outside(amqp_url) as listener:
+        await until(lambda: queued(listener, CALLBACKS, 1200))
+        await listener.channel.queue_delete("full")
+        async with consuming(amqp_url, handle, report=report, prefetch=2000) as (consumer, _):
+            await until(lambda: {fact["callback_id"] for fact in listener.facts} == names)
+            await consumer.drain(5)
+        assert await listener.length(CALLBACKS) == 0
+        assert max(len(message.body) for message in listener.fact_messages) < 1 << 20
+
+
+async def test_a_header_that_is_no_utf_8_is_no_harm(amqp_url: str) -> None:
+    # aio-pika can't send such a thing; other clients can.
+    async def handle(_: Message[str]) -> str:
+        raise PermanentError("no")
+
+    async with consuming(amqp_url, handle) as (_, publisher):
+        async with opened(amqp_url, name="raw") as link:
+            _, tapped = await link.channel(confirms=True)
+            confirmed = asyncio.Event()
+            tapped.on_confirm = lambda *_: confirmed.set()
+            properties = codec.Properties(
+                message_id="strange", headers={"name": "PLACEHOLDER", "tenant": "acme"}
+            )
+            frames = codec.encode_publish(
+                tapped.number, "", CALLBACKS, properties, b"body", mandatory=True, frame_max=131072
+            )
+            tapped.write(frames.replace(b"PLACEHOLDER", b"\xff\xfePLACEHOLD"))
+            await asyncio.wait_for(confirmed.wait(), 10)
+        letter = await publisher.letter("strange")
+    assert letter.body == b"body"
+    assert reason(letter).startswith("no")
+
+
+async def queued(publisher: Outside, queue: str, count: int) -> bool:
+    return await publisher.length(queue) == count

@@ -1,0 +1,246 @@
+"""What can't be understood or may not be done is dead at once, whole, and disturbs nothing else."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.fakes.outside import CALLBACKS, Outside, order, reason
+from tests.fakes.sandbox import Sandbox
+from tests.fakes.service import Service
+from tests.fakes.waiting import until
+
+URL = "http://127.0.0.1:9/"
+CANARY = "canary-in-bad-input"
+
+
+def body(**fields: Any) -> bytes:
+    """Make an order that would be good but for these fields; None removes one."""
+    made = order(URL, hmac_secret=CANARY) | fields
+    return json.dumps({name: value for name, value in made.items() if value is not None}).encode()
+
+
+def payload(text: str) -> bytes:
+    """Make an order with this raw JSON as payload."""
+    return body(payload="PAYLOAD").replace(b'"PAYLOAD"', text.encode("utf-8", "surrogatepass"))
+
+
+# name: the body, and what its reason must say
+BAD_BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "JSON"),
+    "no JSON": (b"\x00\xff\xfe", "JSON"),
+    "cut off": (body()[:-1], "JSON"),
+    "latin-1": (payload('"ö"').decode().encode("latin-1"), "JSON"),
+    "a list": (b"[]", "object"),
+    "a text": (b'"SendCallback"', "object"),
+    "no target_url": (body(target_url=None), "target_url"),
+    "no payload": (payload("0").replace(b'"payload": 0', b'"paylod": 0'), "payload"),
+    "no secret": (body(hmac_secret=None), "hmac_secret or secret_ref"),
+    "two secrets": (body(secret_ref="billing"), "hmac_secret or secret_ref"),
+    "an empty secret": (body(hmac_secret=""), "hmac_secret"),
+    "no list of secrets": (body(hmac_secret=[]), "hmac_secret"),
+    "an unknown secret_ref": (body(hmac_secret=None, secret_ref="nobody"), "nobody"),
+    "a whsec_ that is no base64": (body(hmac_secret="whsec_!!" + CANARY), "base64"),
+    "an unknown field": (body(colour="red"), "colour"),
+    "a method": (body(target_method="TRACE"), "target_method"),
+    "a number as URL": (body(target_url=5), "target_url"),
+    "a timeout of 0": (body(timeout=0), "timeout"),
+    "a timeout as text": (body(timeout="5"), "timeout"),
+    "retries below 0": (body(retry={"quick_retries_count": -1}), "retry.quick_retries_count"),
+    "an endless delay": (body(retry={"delays": [1e9]}), "retry.delays"),
+    "an empty retry": (body(retry={}), "retry"),
+    "expires_at without zone": (body(expires_at="2030-01-01T00:00:00"), "expires_at"),
+    "an id with a line break": (body(id="a\r\nb"), "id"),
+    "a header with a line break": (body(headers={"X-A": "a\r\nX-B: b"}), "headers"),
+    "a header name with a colon": (body(headers={"X:A": "a"}), "headers"),
+    "too many headers": (body(headers={f"x-{i}": "" for i in range(65)}), "headers"),
+    # row 26
+    "NUL": (payload(r'"a\u0000b"'), "NUL"),
+    "a lone surrogate, escaped": (payload(r'"\ud800"'), "JSON"),
+    "a lone surrogate, raw": (payload('"\ud800"'), "JSON"),
+    "NaN": (payload("NaN"), "payload"),
+    "Infinity": (payload("[-Infinity]"), "payload"),
+    "1e999999": (payload("1e999999"), "payload"),
+    "a number of 5,000 digits": (payload("1" * 5000), "number"),
+    "10,000 levels": (payload("[" * 10_000 + "]" * 10_000), "JSON"),
+    "10,000 levels unclosed": (payload('{"a":' * 10_000), "JSON"),
+    # forbidden targets; every spelling is in the tests of the guard
+    "a private target": (body(target_url="http://10.1.2.3/"), "10.1.2.3"),
+    "link-local metadata": (body(target_url="http://169.254.169.254/latest/"), "169.254.169.254"),
+    "mapped IPv6": (body(target_url="http://[::ffff:10.0.0.1]/"), "not a public address"),
+    "an IPv6 loopback": (body(target_url="http://[::1]/"), "::1"),
+    "ftp": (body(target_url="ftp://example.com/"), "http"),
+    "a user in the URL": (body(target_url="http://u:canary-in-bad-input@127.0.0.1/"), ""),
+    "no host": (body(target_url="http:///x"), ""),
+    # larger than RINGBACK_CALLBACK_MAX_MESSAGE_BYTES
+    "too large": (payload(json.dumps("x" * 1_100_000)), "bytes"),
+    "20 MiB (row 15)": (payload(json.dumps("x" * (20 << 20))), "bytes"),
+    # the reason is bounded, whatever it quotes
+    "a field name of 500 kB": (body(**{"x" * 500_000: 1}), "x" * 100),
+    "a host of 8,000 characters": (body(target_url=f"http://{'a' * 8000}/"), ""),
+}
+
+BAD_PROPERTIES: dict[str, dict[str, Any]] = {
+    "no type": {"type": None},
+    "another type": {"type": "SendCallbacks"},
+    "no content_type": {"content_type": None},
+    "another content_type": {"content_type": "application/xml"},
+    "compressed": {"content_encoding": "gzip"},
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+async def test_row_26_a_bad_body_is_dead_at_once_and_neighbours_are_served(
+    service: Service, publisher: Outside, receiver: Sandbox, name: str
+) -> None:
+    raw, expected = BAD_BODIES[name]
+    label = f"bad-{abs(hash(name))}"
+    url = await receiver.mailbox()
+    before = await publisher.send(order(url))
+    await publisher.send(
+        raw,
+        message_id=label,
+        app_id="shop",
+        timestamp=datetime(2026, 1, 2, tzinfo=UTC),
+        headers={"tenant": "acme", "x-request-id": "r-1"},
+    )
+    after = await publisher.send(order(url))
+
+    letter = await publisher.letter(label)
+    assert letter.body == raw
+    assert expected in reason(letter)
+    assert len(reason(letter)) <= 1000
+    assert (letter.message_id, letter.app_id, letter.type) == (label, "shop", "SendCallback")
+    assert letter.timestamp == datetime(2026, 1, 2, tzinfo=UTC)
+    assert letter.headers["tenant"] == "acme"
+
+    hooks = await receiver.hooks(url, 2)
+    assert {hook["webhook_id"] for hook in hooks} == {before, after}
+
+    callback_id = str(letter.headers["x-ringback-id"])
+    fact = await publisher.fact(callback_id, "callback.dead")
+    assert fact["reason"] == reason(letter)
+    (line,) = service.logged("callback dead", callback_id=callback_id)
+    assert line["reason"] == reason(letter)
+    assert CANARY not in json.dumps(line) + json.dumps(fact) + reason(letter)
+
+
+@pytest.mark.parametrize("name", BAD_PROPERTIES)
+async def test_wrong_properties_are_dead_at_once(publisher: Outside, name: str) -> None:
+    label = f"props-{abs(hash(name))}"
+    await publisher.send(body(), message_id=label, **BAD_PROPERTIES[name])
+    letter = await publisher.letter(label)
+    (wrong,) = BAD_PROPERTIES[name]
+    assert wrong in reason(letter)
+    assert letter.body.startswith(b'{"id"')
+
+
+async def test_one_log_line_and_one_count_for_each(service: Service, publisher: Outside) -> None:
+    def dead() -> Any:
+        return service.metric("ringback_consumed_total", queue=CALLBACKS, outcome="dead")
+
+    before = await dead()
+    labels = [f"counted-{number}" for number in range(20)]
+    for label in labels:
+        await publisher.send(b"no JSON", message_id=label)
+    await asyncio.gather(*(publisher.fact(label, "callback.dead") for label in labels))
+    assert await dead() == before + 20
+    assert all(len(service.logged("callback dead", callback_id=label)) == 1 for label in labels)
+
+
+async def test_a_bad_message_without_any_id_is_buried_under_a_made_one(publisher: Outside) -> None:
+    marker = b'"no order and no id"'
+    await publisher.send_without_message_id("no order and no id")
+
+    async def found() -> Any:
+        return [each for each in await publisher.read_dead() if each.body == marker]
+
+    (letter,) = await until(found)
+    assert letter.message_id is None
+    assert str(letter.headers["x-ringback-id"])
+
+
+def large_headers(size: int) -> dict[str, Any]:
+    """Make headers that take so many bytes on the wire (1,000 for each full one)."""
+    full, rest = divmod(size, 1000)
+    return {f"h{number:04}": "v" * 989 for number in range(full)} | {"rest": "v" * (rest - 10)}
+
+
+async def test_row_15_headers_that_leave_no_room_for_ours_end_dead_and_are_told_of(
+    service: Service, publisher: Outside, receiver: Sandbox
+) -> None:
+    # frame_max is 128 KiB = 131,072: the sender's copy just fits, ours with the attempt does not
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
+    callback = await publisher.send(order(url), headers=large_headers(130_920))
+    letter = await publisher.letter(callback)
+    assert "headers" in reason(letter)
+    assert json.loads(letter.body)["id"] == callback
+    fact = await publisher.fact(callback, "callback.dead")
+    assert reason(letter).startswith(fact["reason"])
+    assert len(service.logged("callback dead", callback_id=callback)) == 1
+    assert len(publisher.facts_of(callback)) == 1, "no retry is promised that will not come"
+
+
+async def test_row_15_200_kb_of_headers_are_refused_to_the_sender(
+    service: Service, shared_amqp_url: str, publisher: Outside, receiver: Sandbox
+) -> None:
+    connection = await aio_pika.connect(shared_amqp_url)
+    channel = await connection.channel()
+    message = aio_pika.Message(body(), headers=large_headers(200_000))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the broker ends the connection, or aiormq refuses
+        await channel.default_exchange.publish(message, routing_key=CALLBACKS, timeout=5)
+    await connection.close()
+    url = await receiver.mailbox()
+    await publisher.send(order(url))
+    await receiver.hooks(url)
+    assert await service.is_ready()
+
+
+def strange_headers() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "bytes", {"b": bytearray(b"\xff\xfe")}
+    yield "nested", {"t": {"l": [1, "two", None, {"deep": True}]}}
+    yield "a time", {"t": datetime(2026, 1, 1, tzinfo=UTC)}
+    yield "counts", {"x-ringback-attempt": 2**63 - 1, "x-ringback-deferrals": 2**62}
+    yield "moments", {"x-ringback-not-before": 2**63 - 1, "x-ringback-first-at": 2**62}
+    yield "types", {"x-ringback-id": 5, "x-ringback-attempt": True, "traceparent": 7}
+    yield "an empty id", {"x-ringback-id": ""}
+    yield "an id of 5 kB", {"x-ringback-id": "i" * 5000}
+    yield "a broken trace", {"traceparent": "00-\r\nX-Evil: 1"}
+    yield "a long trace", {"traceparent": "0" * 60_000}
+
+
+@pytest.mark.parametrize(("name", "headers"), list(strange_headers()))
+async def test_strange_headers_do_no_harm(
+    service: Service, publisher: Outside, receiver: Sandbox, name: str, headers: dict[str, Any]
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+    callback = await publisher.send(
+        order(url, retry={"delays": [1], "quick_retries_count": 1000}), headers=headers
+    )
+    hooks = await receiver.hooks(url, 2)
+    assert [hook["webhook_id"] for hook in hooks] == [callback] * 2, name
+    assert "x-evil" not in hooks[0]["headers"]
+    await publisher.fact(callback, "callback.delivered")
+    assert not service.logged("bug")
+
+
+async def test_an_order_with_anothers_user_id_is_retried_like_any_other(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    # RabbitMQ closes the channel of who republishes it under another user
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+    callback = await publisher.send(order(url, retry={"delays": [1]}), user_id="guest")
+    assert len(await receiver.hooks(url, 2)) == 2
+    await publisher.fact(callback, "callback.delivered")
+
+
+async def test_an_expiration_of_the_sender_does_not_follow_into_tiers(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+    callback = await publisher.send(order(url, retry={"delays": [1]}), expiration=30)
+    await publisher.fact(callback, "callback.delivered")

@@ -1,0 +1,398 @@
+"""H1 to H3: an order in RabbitMQ becomes a signed request that arrives, retried through tiers."""
+
+import hmac
+import itertools
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook
+
+from tests.fakes.outside import CALLBACKS, SECRET, Outside, order, reason
+from tests.fakes.receivers import answer, hang, serve
+from tests.fakes.sandbox import Sandbox
+from tests.fakes.service import Service
+from tests.fakes.waiting import until
+
+QUICK = {"delays": [1]}  # one retry, through the shortest tier
+HOSTILE_HEADERS: dict[str, Any] = {
+    # as if it had been dead-lettered before; RabbitMQ before 4.0.1 loses what republishes this
+    "x-death": [
+        {
+            "queue": "callbacks.retry.1s",
+            "reason": "expired",
+            "count": 7,
+            "exchange": "",
+            "routing-keys": ["callbacks"],
+            "time": datetime(2026, 1, 1, tzinfo=UTC),
+        }
+    ],
+    "x-first-death-queue": "callbacks",
+    "x-first-death-reason": "rejected",
+    "x-delivery-count": 99,
+    "x-ringback-attempt": "nonsense",
+    "x-ringback-not-before": -5,
+    "x-ringback-first-at": 2**63 - 1,
+    "x-ringback-deferrals": {"a": "table"},
+    "x-ringback-reason": "a lie",
+    # copies must not be routed anywhere else because a sender says so
+    "CC": ["callbacks.dead"],
+}
+
+
+async def test_h1_the_documented_message_arrives_as_one_signed_request(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    await publisher.send(
+        {
+            "target_url": url,
+            "target_method": "POST",
+            "hmac_secret": "your-secret-key",
+            "payload": {"any": "json"},
+        },
+        message_id="from-the-outside",
+    )
+    (hook,) = await receiver.hooks(url)
+    assert (hook["method"], hook["webhook_id"]) == ("POST", "from-the-outside")
+    assert hook["body"] == '{"any": "json"}'
+    assert hook["headers"]["content-type"] == "application/json"
+    assert hook["headers"]["user-agent"].startswith("Ringback/")
+    fact = await publisher.fact("from-the-outside", "callback.delivered")
+    assert (fact["attempt"], fact["status"]) == (1, 200)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+async def test_h1_other_methods(publisher: Outside, receiver: Sandbox, method: str) -> None:
+    url = await receiver.mailbox()
+    await publisher.send(order(url, target_method=method))
+    (hook,) = await receiver.hooks(url)
+    assert (hook["method"], hook["verified"]) == (method, True)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"b": 1, "a": {"ö": "€ 𝄞", "d": [1.5, 1e22, -0.0, None, True]}},
+        "just a text",
+        [],
+        None,
+        {"": {"nested": {"10": 1, "9": 2, "é": 3}}},
+        12345678901234567890123,
+    ],
+)
+async def test_h1_the_body_is_what_json_dumps_gives(
+    publisher: Outside, receiver: Sandbox, payload: Any
+) -> None:
+    url = await receiver.mailbox()
+    await publisher.send(order(url, payload=payload))
+    (hook,) = await receiver.hooks(url)
+    assert hook["body"] == json.dumps(payload, sort_keys=True)
+    assert hook["verified"]
+
+
+async def test_h2_both_signatures_are_right_by_independent_means(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    await receiver.order(url, secrets=[secret])
+    await publisher.send(order(url, hmac_secret=secret))
+    (hook,) = await receiver.hooks(url)
+    assert hook["matched"] == ["x-signature", "webhook-signature"]
+    assert hook["faults"] == []
+    body, headers = hook["body"].encode(), hook["headers"]
+    assert headers["x-signature"] == hmac.new(secret.encode(), body, "sha256").hexdigest()
+    Webhook(secret).verify(body, headers)
+
+
+async def test_h2_a_list_of_secrets_signs_with_each(publisher: Outside) -> None:
+    secrets = ["old-secret", "new-secret"]
+    async with serve(answer()) as target:
+        await publisher.send(order(target.url, hmac_secret=secrets))
+        await until(lambda: target.requests)
+    request = target.requests[0]
+    # A receiver that knows only one of them, whichever, finds its own among them.
+    for secret in secrets:
+        Webhook(secret.encode()).verify(request.body, request.headers)
+    assert len(request.headers["webhook-signature"].split(" ")) == 2
+
+
+@pytest.mark.parametrize("secret", ["old-secret-canary", "new-canary"])
+async def test_h2_secret_ref_takes_the_secrets_from_configuration(
+    publisher: Outside, secret: str
+) -> None:
+    async with serve(answer()) as target:
+        body = order(target.url, secret_ref="rotating")
+        del body["hmac_secret"]
+        await publisher.send(body)
+        await until(lambda: target.requests)
+    Webhook(secret.encode()).verify(target.requests[0].body, target.requests[0].headers)
+
+
+async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    forged = {
+        "x-signature": "forged",
+        "Webhook-Id": "forged",
+        "WEBHOOK-SIGNATURE": "forged",
+        "webhook-timestamp": "1",
+        "Content-Type": "text/plain",
+        "User-Agent": "forged",
+        "Host": "forged.example",
+        "Content-Length": "1",
+        "Transfer-Encoding": "chunked",
+        "X-Order": "kept",
+        "Authorization": "Bearer kept",
+    }
+    callback = await publisher.send(order(url, headers=forged))
+    (hook,) = await receiver.hooks(url)
+    assert hook["verified"]
+    assert hook["webhook_id"] == callback
+    assert "forged" not in str(hook["headers"])
+    assert hook["headers"]["x-order"] == "kept"
+    assert hook["headers"]["authorization"] == "Bearer kept"
+
+
+async def test_h3_fails_twice_then_arrives_through_the_tiers(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=2)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    callback = await publisher.send(
+        order(url, retry={"delays": [1], "quick_retries_count": 2}),
+        headers={**HOSTILE_HEADERS, "traceparent": trace, "x-tenant": "kept"},
+        message_id="never-seen-by-the-receiver",
+        app_id="shop",
+        timestamp=datetime(2026, 1, 2, tzinfo=UTC),
+    )
+    hooks = await receiver.hooks(url, 3)
+    assert [hook["status"] for hook in hooks] == [500, 500, 200]
+    assert {hook["webhook_id"] for hook in hooks} == {callback}
+    assert all(hook["matched"] == ["x-signature", "webhook-signature"] for hook in hooks)
+    stamps = [int(hook["headers"]["webhook-timestamp"]) for hook in hooks]
+    assert stamps[0] < stamps[1] < stamps[2], "each try is signed afresh"
+    came = [datetime.fromisoformat(hook["received_at"]).timestamp() for hook in hooks]
+    assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(came))
+    assert {hook["headers"]["traceparent"] for hook in hooks} == {trace}
+
+    facts = await until(lambda: (f := publisher.facts_of(callback)) and len(f) == 3 and f)
+    assert [(fact["type"], fact["attempt"]) for fact in facts] == [
+        ("callback.attempt_failed", 1),
+        ("callback.attempt_failed", 2),
+        ("callback.delivered", 3),
+    ]
+    due = [datetime.fromisoformat(fact["next_at"]).timestamp() for fact in facts[:2]]
+    assert all(abs(at - when) < 2 for at, when in zip(came[1:], due, strict=True))
+    assert not [
+        letter for letter in await publisher.read_dead() if callback in str(letter.headers)
+    ], "a copy must not be routed by the sender's CC"
+
+
+async def test_h3_the_copy_in_a_tier_carries_no_header_of_the_broker(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
+    callback = await publisher.send(
+        order(url, retry={"delays": [60]}), headers=HOSTILE_HEADERS, app_id="shop"
+    )
+    await publisher.fact(callback, "callback.attempt_failed")
+    tier = await publisher.channel.get_queue("callbacks.retry.1m")
+    copy = await tier.get(no_ack=True)
+    assert copy is not None
+    assert copy.headers.pop("x-delivery-count", 0) == 0, "the broker's own, counted anew"
+    assert {name for name in copy.headers if not name.startswith("x-ringback-")} == set()
+    assert copy.headers["x-ringback-id"] == callback
+    assert copy.headers["x-ringback-attempt"] == 1
+    assert (copy.app_id, copy.delivery_mode, copy.expiration) == ("shop", 2, None)
+
+
+async def test_h3_spent_tries_end_in_the_dead_queue_with_the_original(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
+    body = order(url, retry=QUICK)
+    sent_at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    callback = await publisher.send(
+        body, message_id="original", app_id="shop", timestamp=sent_at, headers={"tenant": "acme"}
+    )
+    letter = await publisher.letter(callback)
+    assert reason(letter) == ("gave up after 2 attempts: the receiver answered 500")
+    assert json.loads(letter.body) == body
+    assert (letter.type, letter.content_type) == ("SendCallback", "application/json")
+    assert (letter.app_id, letter.timestamp) == ("shop", sent_at)
+    assert letter.headers["tenant"] == "acme"
+    await publisher.fact(callback, "callback.dead")
+    assert [fact["type"] for fact in publisher.facts_of(callback)] == [
+        "callback.attempt_failed",
+        "callback.dead",
+    ]
+
+
+async def test_h3_a_connection_refused_is_retried(publisher: Outside) -> None:
+    async with serve(answer()) as target:
+        pass  # its port is closed again
+    callback = await publisher.send(order(target.url, retry=QUICK))
+    letter = await publisher.letter(callback)
+    assert reason(letter).startswith("gave up after 2 attempts: connect: ")
+
+
+async def test_a_message_without_any_id_is_given_one_before_the_first_try(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+    body = order(url, retry=QUICK)
+    del body["id"]
+    await publisher.send_without_message_id(body)
+    hooks = await receiver.hooks(url, 2)
+    (made,) = {hook["webhook_id"] for hook in hooks}
+    assert made
+    assert len(made) >= 32
+
+
+async def test_a_strange_message_id_becomes_the_same_plain_one_on_every_try(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+    body = order(url, retry=QUICK)
+    del body["id"]
+    await publisher.send(body, message_id="smuggled\r\nX-Evil: ja, ö")
+    hooks = await receiver.hooks(url, 2)
+    assert len({hook["webhook_id"] for hook in hooks}) == 1
+    assert hooks[0]["webhook_id"].isalnum()
+    assert "x-evil" not in hooks[0]["headers"]
+    assert hooks[1]["verified"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_row_30_retry_after_is_honoured(
+    publisher: Outside, receiver: Sandbox, status: int
+) -> None:
+    url = await receiver.mailbox(
+        behaviour={"kind": "fail", "status": status, "retry_after": 30}, times=1
+    )
+    callback = await publisher.send(order(url, retry=QUICK))
+    fact = await publisher.fact(callback, "callback.attempt_failed")
+    wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
+    # the first tier that is long enough is 1 min, stretched by up to half
+    assert timedelta(seconds=59) <= wait <= timedelta(seconds=91)
+
+
+@pytest.mark.parametrize("absurd", ["99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_row_30_an_absurd_retry_after_is_clamped(
+    publisher: Outside, receiver: Sandbox, absurd: str
+) -> None:
+    url = await receiver.mailbox(
+        behaviour={"kind": "fail", "status": 429, "retry_after": absurd}, times=1
+    )
+    callback = await publisher.send(order(url, retry=QUICK))
+    fact = await publisher.fact(callback, "callback.attempt_failed")
+    wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
+    assert timedelta(seconds=3599) <= wait <= timedelta(seconds=5401)
+
+
+@pytest.mark.parametrize("nonsense", ["soon", "-5", "1e9", "١٢"])
+async def test_row_30_a_nonsense_retry_after_counts_as_none(
+    publisher: Outside, nonsense: str
+) -> None:
+    async with serve(answer(429, {"Retry-After": nonsense.encode().decode("latin-1")})) as target:
+        callback = await publisher.send(order(target.url, retry=QUICK))
+        fact = await publisher.fact(callback, "callback.attempt_failed")
+    wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
+    assert wait <= timedelta(seconds=1.6)
+
+
+async def test_row_30_410_is_dead_at_once(publisher: Outside, receiver: Sandbox) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 410})
+    callback = await publisher.send(order(url))
+    letter = await publisher.letter(callback)
+    assert "410" in reason(letter)
+    await publisher.fact(callback, "callback.dead")
+    assert len(publisher.facts_of(callback)) == 1
+    assert len(await receiver.hooks(url)) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_row_30_a_redirect_is_not_followed_and_counts_as_failed(
+    publisher: Outside, receiver: Sandbox, status: int
+) -> None:
+    async with serve(answer()) as elsewhere:
+        url = await receiver.mailbox(
+            behaviour={"kind": "redirect", "status": status, "location": elsewhere.url}
+        )
+        callback = await publisher.send(order(url, retry={"quick_retries_count": 0}))
+        letter = await publisher.letter(callback)
+        assert str(status) in reason(letter)
+        assert elsewhere.accepted == 0
+
+
+async def test_a_message_expires_before_its_retry(publisher: Outside, receiver: Sandbox) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
+    soon = datetime.now(UTC) + timedelta(seconds=3)
+    callback = await publisher.send(order(url, expires_at=soon.isoformat(), retry={"delays": [5]}))
+    letter = await publisher.letter(callback)
+    assert reason(letter).startswith("expired after 1 attempts")
+    assert len(await receiver.hooks(url)) == 1
+
+
+async def test_an_expired_message_is_not_tried(publisher: Outside, receiver: Sandbox) -> None:
+    url = await receiver.mailbox()
+    callback = await publisher.send(order(url, expires_at="2020-01-01T00:00:00Z"))
+    letter = await publisher.letter(callback)
+    assert reason(letter).startswith("expired at 2020-01-01")
+    marker = await publisher.send(order(url))
+    assert [hook["webhook_id"] for hook in await receiver.hooks(url)] == [marker]
+
+
+async def test_quick_retries_count_0_means_one_try(publisher: Outside, receiver: Sandbox) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
+    callback = await publisher.send(order(url, retry={"quick_retries_count": 0}))
+    letter = await publisher.letter(callback)
+    assert "gave up after 1 attempts" in reason(letter)
+
+
+async def test_a_timeout_of_its_own_ends_the_try(publisher: Outside) -> None:
+    async with serve(hang) as target:
+        started = time.monotonic()
+        callback = await publisher.send(
+            order(target.url, timeout=0.3, retry={"quick_retries_count": 0})
+        )
+        letter = await publisher.letter(callback)
+        assert time.monotonic() - started < 5, "not the ten seconds of the setting"
+    assert "no answer" in reason(letter)
+
+
+async def test_facts_come_in_batches_and_in_their_documented_form(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    ids = set(await publisher.send_all(order(url) for _ in range(200)))
+    await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
+    # The service is shared: late facts of the tests before are none of ours.
+    facts = [fact for fact in publisher.facts if fact["callback_id"] in ids]
+    messages = [m for m in publisher.fact_messages if m.routing_key == "callback.delivered"]
+    assert {fact["type"] for fact in facts} == {"callback.delivered"}
+    assert {message.type for message in messages} == {"Facts"}
+    assert {message.content_type for message in messages} == {"application/json"}
+    assert len({message.message_id for message in messages}) == len(messages) < len(ids)
+    assert len({fact["fact_id"] for fact in facts}) == len(ids)
+
+
+async def test_nothing_is_left_in_the_queue_or_unacknowledged(
+    service: Service, publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    await publisher.send_all(order(url) for _ in range(50))
+    await receiver.hooks(url, 50)
+
+    async def consumed() -> bool:
+        return await publisher.length(CALLBACKS) == 0
+
+    await until(consumed)
+    assert not service.exited()
+    assert not service.logged("bug")
+    assert SECRET not in service.output

@@ -1,0 +1,390 @@
+"""H4 to H7 and the lifecycle: metrics, logs, parts, settings, signals, of a real process."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.fakes.outside import CALLBACKS, DEAD, Outside, order, outside
+from tests.fakes.receivers import Conversation, answer, hang, response, serve
+from tests.fakes.sandbox import sandbox
+from tests.fakes.service import RUN_CALLBACK, Service, running
+from tests.fakes.waiting import until
+
+ALONE = ("-m", "services.callback", "--metrics-port", "0")
+
+
+async def test_h4_metrics_have_the_promised_names_and_values(amqp_url: str, tmp_path: Path) -> None:
+    settings = {"RINGBACK_CALLBACK_MAX_TARGETS": "3"}
+    async with AsyncExitStack() as stack:
+        service = stack.enter_context(running(tmp_path, amqp_url, settings))
+        await service.ready()
+        publisher = await stack.enter_async_context(outside(amqp_url))
+        targets = [await stack.enter_async_context(serve(answer())) for _ in range(5)]
+        failing = await stack.enter_async_context(serve(answer(500)))
+        for target in targets:
+            await publisher.send(order(target.url + "/a-token-in-the-path"))
+            await until(partial(len, target.requests))
+        await publisher.send(order(failing.url, retry={"delays": [1]}))
+        no_base64 = await publisher.send(order(targets[0].url, hmac_secret="whsec_*"))
+        unknown = order(targets[0].url, secret_ref="nobody")
+        del unknown["hmac_secret"]
+        for callback in (no_base64, await publisher.send(unknown)):
+            await publisher.fact(callback, "callback.dead")
+        await until(lambda: len([f for f in publisher.facts if f["type"] == "callback.dead"]) == 3)
+
+        assert await service.metric("callback_total", status="success") == 5
+        # two tries of the failing one, and the two that can't be signed
+        assert await service.metric("callback_total", status="error") == 4
+        assert await service.metric("hmac_errors_total") == 2
+        assert await service.metric("amqp_reconnects_total") == 0
+        count = "callback_duration_seconds_count"
+        assert await service.metric(count) == 7
+        assert await service.metric(count, target_url="other") == 4, "past three targets"
+        text = (await service.get("/metrics"))[1]
+        labels = set(re.findall(r'target_url="([^"]*)"', text))
+        assert labels == {t.url.removesuffix("/hook") for t in targets[:3]} | {"other"}
+        ours = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+        promised = ("callback_", "hmac_errors", "amqp_reconnects", "ringback_")
+        library = ("python_", "process_")
+        assert [name for name in ours if not name.startswith(promised + library)] == []
+
+
+async def test_h5_logs_are_json_one_line_for_each_attempt(amqp_url: str, tmp_path: Path) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with running(tmp_path, amqp_url) as service:
+        await service.ready()
+        async with outside(amqp_url) as publisher, sandbox() as receiver:
+            url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+            callback = await publisher.send(
+                order(url, client_id="shop", retry={"delays": [1]}), headers={"traceparent": trace}
+            )
+            await publisher.fact(callback, "callback.delivered")
+        lines = [line for line in service.lines if line.get("callback_id") == callback]
+        assert [(line["message"], line["attempt"]) for line in lines] == [
+            ("callback attempt failed", 1),
+            ("callback delivered", 2),
+        ]
+        for line in service.lines:
+            stamp = datetime.fromisoformat(line["timestamp"])
+            assert stamp.tzinfo == UTC
+            assert line["timestamp"].endswith("Z")
+            assert (line["service"], line["level"]) in {
+                ("callback", level) for level in ("INFO", "WARNING", "ERROR")
+            }
+        assert lines[0]["target_url"] == url.split("/hooks")[0]
+        assert lines[0]["client_id"] == "shop"
+        assert lines[0]["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+CANARIES = {
+    "secret": "canary-secret",
+    "old": "canary-old-secret",
+    "configured": "canary-configured",
+    "payload": "canary-payload",
+    "header": "canary-header",
+    "path": "canary-path",
+    "query": "canary-query",
+    "body": "canary-answer",
+}
+
+
+async def test_h5_no_secret_is_in_any_log_metric_or_fact(amqp_url: str, tmp_path: Path) -> None:
+    settings = {
+        "RINGBACK_LOG_LEVEL": "DEBUG",
+        "RINGBACK_CALLBACK_SECRETS": json.dumps({"billing": CANARIES["configured"]}),
+    }
+
+    async def refuse(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            await talk.write(response(500, body=CANARIES["body"].encode()))
+
+    async with AsyncExitStack() as stack:
+        service = stack.enter_context(running(tmp_path, amqp_url, settings))
+        await service.ready()
+        publisher = await stack.enter_async_context(outside(amqp_url))
+        good = await stack.enter_async_context(serve(answer(body=CANARIES["body"].encode())))
+        bad = await stack.enter_async_context(serve(refuse))
+        garbled = await stack.enter_async_context(serve(_garbled))
+        common: dict[str, Any] = {
+            "hmac_secret": [CANARIES["secret"], CANARIES["old"]],
+            "payload": {"text": CANARIES["payload"]},
+            "headers": {"Authorization": CANARIES["header"]},
+            "retry": {"delays": [1]},
+        }
+        tail = f"/{CANARIES['path']}?token={CANARIES['query']}"
+        by_name = order(good.url + tail, **common, secret_ref="billing")
+        del by_name["hmac_secret"]
+        wrong = order("http://10.0.0.1" + tail, **common)
+        ids = await publisher.send_all(
+            [
+                order(good.url + tail, **common),
+                by_name,
+                order(bad.url + tail, **common),
+                order(garbled.url + tail, **common),
+                order("http://127.0.0.1:9" + tail, **common),
+                order("http://no-such-host.invalid" + tail, **common, timeout=1),
+                order("http://[" + tail, **common),
+                wrong,
+                wrong | {"timeout": "canary-secret"},
+                order(good.url, **common | {"hmac_secret": "whsec_!" + CANARIES["secret"]}),
+            ]
+        )
+        done = ("callback.delivered", "callback.dead")
+        await until(
+            lambda: {f["callback_id"] for f in publisher.facts if f["type"] in done} >= set(ids[:8])
+        )
+        await until(lambda: len([f for f in publisher.facts if f["type"] in done]) == len(ids))
+        metrics = (await service.get("/metrics"))[1]
+        facts = json.dumps(publisher.facts)
+        reasons = str([letter.headers for letter in await publisher.read_dead()])
+        service.signal(signal.SIGTERM)
+        assert await service.exit_code() == 0
+        for name, canary in CANARIES.items():
+            for where, text in {
+                "log": service.output,
+                "metrics": metrics,
+                "facts": facts,
+                "headers of dead letters": reasons,
+            }.items():
+                assert canary not in text, f"the {name} is in the {where}"
+
+
+async def _garbled(talk: Conversation) -> None:
+    """Answer with the body as a header, or, the next time, echo the request."""
+    request = await talk.request()
+    if talk.number == 1:
+        await talk.write(f"HTTP/1.1 200 OK\r\n{CANARIES['body']}\r\n\r\n".encode())
+    else:
+        await talk.write(
+            f"POST {request.path}\r\n{request.headers}\r\n\r\n".encode() + request.body
+        )
+
+
+async def test_h5_text_format_for_people(amqp_url: str, tmp_path: Path) -> None:
+    with running(
+        tmp_path, amqp_url, {"RINGBACK_LOG_FORMAT": "text"}, (*RUN_CALLBACK, "--no-metrics")
+    ) as service:
+        await until(lambda: "consumer is ready" in service.output)
+        assert not service.output.startswith("{")
+
+
+@pytest.mark.parametrize("command", [RUN_CALLBACK, ALONE], ids=["ringback run", "python -m"])
+async def test_h6_metrics_alone(amqp_url: str, tmp_path: Path, command: tuple[str, ...]) -> None:
+    with running(tmp_path, amqp_url, arguments=(*command, "--metrics")) as service:
+        assert (await service.get("/metrics"))[0] == 200
+        assert (await service.get("/healthz"))[0] == 200
+        connection = await aio_pika.connect(amqp_url)
+        channel = await connection.channel()
+        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+            await channel.declare_queue(CALLBACKS, passive=True)
+        await connection.close()
+        service.signal(signal.SIGTERM)
+        assert await service.exit_code() == 0
+
+
+@pytest.mark.parametrize("command", [RUN_CALLBACK, ALONE], ids=["ringback run", "python -m"])
+async def test_h6_consumer_alone(amqp_url: str, tmp_path: Path, command: tuple[str, ...]) -> None:
+    with running(tmp_path, amqp_url, arguments=(*command, "--consumer")) as service:
+        await until(lambda: service.logged("consumer is ready"))
+        async with outside(amqp_url) as publisher, sandbox() as receiver:
+            url = await receiver.mailbox()
+            await publisher.send(order(url))
+            await receiver.hooks(url)
+        assert not service.logged("metrics on port")
+        service.signal(signal.SIGINT)
+        assert await service.exit_code() == 0
+
+
+async def test_h6_both_by_flags_and_two_workers(amqp_url: str, tmp_path: Path) -> None:
+    arguments = (*ALONE, "--consumer", "--metrics", "--workers", "2")
+    with running(tmp_path, amqp_url, arguments=arguments) as service:
+        await service.ready()
+        async with outside(amqp_url) as publisher, sandbox() as receiver:
+            url = await receiver.mailbox()
+            await publisher.send_all(order(url) for _ in range(100))
+            await receiver.hooks(url, 100)
+
+            async def counted() -> bool:
+                return await service.metric("callback_total", status="success") == 100
+
+            await until(counted)
+        service.signal(signal.SIGTERM)
+        assert await service.exit_code() == 0
+        assert len(service.logged("stopped")) == 3, "two workers and their parent"
+
+
+async def test_h7_wrong_settings_are_all_named_and_exit_with_2(tmp_path: Path) -> None:
+    (tmp_path / "ringback.toml").write_text('[callback]\nprefech = 5\nprefetch = "many"\n')
+    settings = {
+        "RINGBACK_LOG_LEVEL": "LOUD",
+        "RINGBACK_CALLBACK_TIMEOUT": "-1",
+        "RINGBACK_CALLBACK_ALLOWED_NETWORKS": "10.0.0.0/8,everything",
+        "RINGBACK_CALLBACK_SECRETS": '{"billing": 5, "canary": "canary-secret"}',
+    }
+    with running(tmp_path, "postgresql://wrong/", settings) as service:
+        assert await service.exit_code() == 2
+        for name in (
+            "RINGBACK_AMQP_URL",
+            "RINGBACK_LOG_LEVEL",
+            "RINGBACK_CALLBACK_TIMEOUT",
+            "RINGBACK_CALLBACK_ALLOWED_NETWORKS",
+            "RINGBACK_CALLBACK_SECRETS",
+            "prefech",
+            "prefetch",
+        ):
+            assert name in service.output, name
+        assert "everything" in service.output
+        assert "Traceback" not in service.output
+        assert "canary-secret" not in service.output
+
+
+async def test_h7_file_and_environment_set_what_they_say(amqp_url: str, tmp_path: Path) -> None:
+    (tmp_path / "ringback.toml").write_text(
+        'queue_type = "classic"\n[callback]\ngive_up_after = 1.5\ntimeout = 300\n'
+        'secrets = { billing = "from-the-file" }\n'
+    )
+    settings = {"RINGBACK_CALLBACK_TIMEOUT": "0.4", "RINGBACK_CALLBACK_MAX_MESSAGE_BYTES": "2000"}
+    with running(tmp_path, amqp_url, settings) as service:
+        await service.ready()
+        async with outside(amqp_url) as publisher, serve(hang) as target:
+            # the environment's time-out, and the file's bound on all tries: the first tier is late
+            callback = await publisher.send(order(target.url))
+            letter = await publisher.letter(callback)
+            assert "within 0.4 s" in str(letter.headers["x-ringback-reason"])
+            assert "1 attempts in 2 seconds" in str(letter.headers["x-ringback-reason"])
+            large = await publisher.send(order(target.url, payload="x" * 2000))
+            letter = await publisher.letter(large)
+            assert "2000" in str(letter.headers["x-ringback-reason"])
+
+
+async def test_queue_type_classic_works_too(amqp_url: str, tmp_path: Path) -> None:
+    with running(tmp_path, amqp_url, {"RINGBACK_QUEUE_TYPE": "classic"}) as service:
+        await service.ready()
+        async with outside(amqp_url) as publisher, sandbox() as receiver:
+            url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
+            callback = await publisher.send(order(url, retry={"delays": [1]}))
+            await publisher.fact(callback, "callback.delivered")
+            bad = await publisher.send(b"no JSON", message_id="bad")
+            assert (await publisher.letter("bad")).message_id == "bad", bad
+            arguments: dict[str, Any] = {
+                "x-queue-type": "classic",
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": DEAD,
+            }
+            await publisher.channel.declare_queue(CALLBACKS, durable=True, arguments=arguments)
+
+
+async def test_a_metrics_port_that_is_taken_ends_with_1_and_a_clear_line(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = ("-m", "services", "run", "callback", "--metrics-port", str(port))
+        with running(tmp_path, amqp_url, arguments=arguments) as service:
+            assert await service.exit_code() == 1
+            assert service.logged("can't start")
+            assert str(port) in service.logged("can't start")[0]["message"]
+
+
+async def test_readyz_says_no_before_there_is_a_broker_and_what_is_missing(tmp_path: Path) -> None:
+    with running(tmp_path, "amqp://guest:canary-password@127.0.0.1:1/") as service:
+        await until(lambda: service.logged("publisher is not ready"))
+        status, text = await service.get("/readyz")
+        assert status == 503
+        parts = json.loads(text)["parts"]
+        assert "127.0.0.1:1" in parts["publisher"]
+        assert "canary-password" not in text + service.output
+        assert (await service.get("/healthz"))[0] == 200
+        service.signal(signal.SIGTERM)
+        assert await service.exit_code() == 0
+
+
+@asynccontextmanager
+async def outside_and_service(
+    amqp_url: str, directory: Path, settings: Mapping[str, str]
+) -> AsyncIterator[tuple[Outside, Service]]:
+    with running(directory, amqp_url, settings) as service:
+        await service.ready()
+        async with outside(amqp_url) as publisher:
+            yield publisher, service
+
+
+async def in_flight(publisher: Outside, target_url: str, count: int) -> list[str]:
+    ids = await publisher.send_all(order(target_url) for _ in range(count))
+    return list(ids)
+
+
+async def test_row_32_sigterm_drains_what_is_in_flight_within_the_grace(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    finish = asyncio.Event()
+
+    async def late(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            await finish.wait()
+            await talk.write(response())
+
+    async with outside_and_service(amqp_url, tmp_path, {}) as (publisher, service):
+        async with serve(late) as target:
+            # 100 requests is a lane's limit, but a new lane has 4: the others wait in its line
+            ids = await in_flight(publisher, target.url, 4)
+            await until(lambda: len(target.requests) == 4)
+            service.signal(signal.SIGTERM)
+            await until(lambda: service.logged("stopping on SIGTERM"))
+            assert (await service.get("/readyz"))[0] == 503
+            # what comes now is not for this process
+            await publisher.send(order(target.url))
+            finish.set()
+            assert await service.exit_code() == 0
+            assert len(target.requests) == 4
+        await until(lambda: {f["callback_id"] for f in publisher.facts} == set(ids))
+        await until(lambda: ready_messages(publisher, 1))
+
+
+async def test_row_32_the_rest_is_requeued_with_its_attempts_not_charged(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    settings = {"RINGBACK_SHUTDOWN_TIMEOUT": "3"}
+    async with outside_and_service(amqp_url, tmp_path, settings) as (publisher, service):
+        async with serve(hang) as target:
+            await in_flight(publisher, target.url, 10)
+            await until(lambda: len(target.requests) == 4)
+            service.signal(signal.SIGTERM)
+            assert await service.exit_code() == 0
+        await until(lambda: ready_messages(publisher, 10))
+        assert publisher.facts == []
+        queue = await publisher.channel.get_queue(CALLBACKS)
+        message = await queue.get(no_ack=True)
+        assert message is not None
+        assert "x-ringback-attempt" not in message.headers
+
+
+async def test_row_32_a_second_signal_stops_at_once(amqp_url: str, tmp_path: Path) -> None:
+    async with outside_and_service(amqp_url, tmp_path, {}) as (publisher, service):
+        async with serve(hang) as target:
+            await in_flight(publisher, target.url, 1)
+            await until(lambda: target.requests)
+            service.signal(signal.SIGTERM)
+            await until(lambda: service.logged("stopping on SIGTERM"))
+            service.signal(signal.SIGTERM)
+            assert await service.exit_code(within=5) == 128 + signal.SIGTERM
+        await until(lambda: ready_messages(publisher, 1))
+
+
+async def ready_messages(publisher: Outside, count: int) -> bool:
+    return await publisher.length(CALLBACKS) == count

@@ -1,0 +1,164 @@
+"""`ringback run`: which parts run, several workers under one parent, and how they end."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.command import ringback
+from tests.fakes.outside import order, outside
+from tests.fakes.sandbox import sandbox
+from tests.fakes.service import RUN_CALLBACK, Service, running
+from tests.fakes.waiting import until
+
+TWO_WORKERS = (*RUN_CALLBACK, "--workers", "2")
+ALONE = ("-m", "services.callback", "--metrics-port", "0")
+
+
+def children(service: Service) -> list[int]:
+    """Give the PIDs of its workers."""
+    pid = service.process.pid
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_workers_share_the_queue_and_their_metrics_are_summed(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
+        await service.ready()
+        assert set(await service.parts()) == {"worker 1", "worker 2"}
+        async with outside(amqp_url) as it, sandbox() as receiver:
+            box = await receiver.mailbox()
+            await it.send_all(order(box) for _ in range(60))
+            await receiver.hooks(box, count=60)
+
+            async def total() -> bool:
+                return await service.metric("callback_total", status="success") == 60
+
+            await until(total)
+            consumers = await it.channel.declare_queue("callbacks", passive=True)
+            assert consumers.declaration_result.consumer_count == 2
+
+        service.signal(signal.SIGTERM)
+        assert await service.exit_code() == 0
+
+
+async def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
+        await service.ready()
+        async with outside(amqp_url) as it, sandbox() as receiver:
+            box = await receiver.mailbox()
+            await it.send_all(order(box) for _ in range(20))
+            await receiver.hooks(box, count=20)
+
+            async def counted() -> bool:
+                return await service.metric("callback_total", status="success") == 20
+
+            await until(counted)
+            before = children(service)
+            os.kill(before[0], signal.SIGKILL)
+            await until(lambda: service.logged("killed by SIGKILL"))
+            await service.ready()
+
+            assert len(set(children(service)) - set(before)) == 1
+            assert await service.metric("ringback_worker_restarts_total") == 1
+            assert await counted()
+
+
+async def test_a_worker_that_fails_ends_them_all_with_its_exit_code(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
+        await service.ready()
+        async with outside(amqp_url) as it:
+            # On their next connection they find a queue that is not theirs.
+            await it.channel.queue_delete("callbacks.dead")
+            await it.channel.declare_queue("callbacks.dead", durable=True)
+            await it.channel.queue_delete("callbacks")
+
+            assert await service.exit_code() == 1
+
+        assert service.logged("callbacks.dead", level="CRITICAL")
+
+
+async def test_workers_do_not_outlive_a_killed_parent(amqp_url: str, tmp_path: Path) -> None:
+    with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
+        await service.ready()
+        orphans = children(service)
+
+        service.kill()
+
+        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+        assert len(service.logged("the parent process is gone")) == 2
+
+
+@pytest.mark.parametrize("argument", ["--consumer", "--no-metrics"])
+async def test_the_consumer_alone_serves_no_metrics(
+    amqp_url: str, tmp_path: Path, argument: str
+) -> None:
+    with running(tmp_path, amqp_url, arguments=(*ALONE, argument)) as service:
+        await until(lambda: service.logged("consumer is ready"))
+        assert not service.logged("metrics on port")
+        service.signal(signal.SIGINT)
+        assert await service.exit_code() == 0
+
+
+async def test_the_metrics_alone_need_no_broker(tmp_path: Path) -> None:
+    with running(tmp_path, "amqp://127.0.0.1:1/", arguments=(*ALONE, "--metrics")) as service:
+        await service.ready()
+        assert await service.parts() == {}
+
+
+async def test_the_sandbox_is_a_service_like_any_other(tmp_path: Path) -> None:
+    arguments = ("-m", "services.sandbox", "--metrics-port", "0")
+    settings = {"RINGBACK_SANDBOX_PORT": "0"}
+    with running(tmp_path, "amqp://127.0.0.1:1/", settings, arguments) as service:
+        await service.ready()
+        assert service.logged("sandbox at http://127.0.0.1:")
+        service.signal(signal.SIGTERM)
+        assert await service.exit_code() == 0
+
+
+async def test_wrong_configuration_is_named_whole_before_anything_connects() -> None:
+    knocks = 0
+
+    def knocked(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal knocks
+        knocks += 1
+        writer.close()
+
+    async with await asyncio.start_server(knocked, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        output = await ringback(
+            *("run", "callback"),
+            amqp_url=f"amqp://127.0.0.1:{port}",
+            RINGBACK_LOG_LEVEL="LOUD",
+            RINGBACK_CALLBACK_PREFETCH="none",
+            RINGBACK_CALLBACK_SECRETS='{"a": ["canary", 7]}',
+        )
+
+    assert (output.code, knocks) == (2, 0)
+    for name in ("LOG_LEVEL", "CALLBACK_PREFETCH", "CALLBACK_SECRETS"):
+        assert f"RINGBACK_{name}" in output.err
+    assert "canary" not in output.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("callback", "--no-consumer", "--no-metrics"),
+        ("callback", "--metrics", "--workers", "2"),
+        ("sandbox", "--workers", "2"),
+        ("callback", "--workers", "0"),
+        ("mailer",),
+    ],
+)
+async def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    output = await ringback("run", *arguments, amqp_url="amqp://127.0.0.1:1/")
+
+    assert output.code == 2
+    assert "Error:" in output.err

@@ -1,0 +1,120 @@
+"""`ringback send`: checked first, confirmed, nothing sent if anything is wrong."""
+
+import asyncio
+import json
+
+import aio_pika
+import pytest
+
+from deploy.local.broker import Broker
+from tests.fakes.command import ringback, start
+from tests.fakes.outside import order
+from tests.fakes.waiting import until
+
+CANARY = "secret-canary"
+
+
+def lines(count: int) -> str:
+    return "".join(
+        json.dumps(order("http://example.com/", id=f"c{n}")) + "\n" for n in range(count)
+    )
+
+
+async def drained(amqp_url: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """Take all messages of the queue."""
+    messages: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("callbacks", passive=True)
+        await queue.consume(messages.put, no_ack=True)
+        count = queue.declaration_result.message_count or 0
+        return [await asyncio.wait_for(messages.get(), 20) for _ in range(count)]
+
+
+async def test_a_document_goes_out_as_it_was_written(amqp_url: str) -> None:
+    text = json.dumps(order("http://example.com/", id="mine"), indent=2)
+
+    output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=text)
+
+    assert (output.code, output.out) == (0, "mine\n"), output.err
+    [message] = await drained(amqp_url)
+    assert message.body == text.encode()
+    assert (message.type, message.content_type) == ("SendCallback", "application/json")
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert message.message_id
+    assert message.timestamp
+
+
+async def test_a_message_without_an_id_is_known_by_its_message_id(amqp_url: str) -> None:
+    body = order("http://example.com/")
+    del body["id"]
+
+    output = await ringback(
+        "send", "SendCallback", "--json", amqp_url=amqp_url, given=json.dumps(body)
+    )
+
+    [message] = await drained(amqp_url)
+    assert output.json_lines == [{"id": message.message_id, "message_id": message.message_id}]
+
+
+async def test_many_json_lines_are_all_confirmed(amqp_url: str) -> None:
+    output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=lines(2000))
+
+    assert output.code == 0, output.err
+    assert sorted(output.out.split()) == sorted(f"c{n}" for n in range(2000))
+    assert len(await drained(amqp_url)) == 2000
+
+
+async def test_if_one_line_is_wrong_every_fault_is_named_and_nothing_is_sent(amqp_url: str) -> None:
+    await ringback("topology", "declare", amqp_url=amqp_url)
+    wrong = {"target_url": 7, "hmac_secret": CANARY, "paload": {}}
+    text = lines(2) + json.dumps(wrong) + "\n\n" + '{"half\n'
+
+    output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=text)
+
+    assert (output.code, output.out) == (1, "")
+    for fault in ("line 3: target_url:", "line 3: payload:", "line 3: paload:", "line 5: Invalid"):
+        assert fault in output.err
+    assert CANARY not in output.err
+    assert await drained(amqp_url) == []
+
+
+@pytest.mark.parametrize("arguments", [("SendNothing",), ("SendCallback", "no-such-file")])
+async def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    output = await ringback("send", *arguments, amqp_url="amqp://127.0.0.1:1")
+
+    assert output.code == 2
+
+
+async def test_without_a_broker_it_says_what_to_do() -> None:
+    output = await ringback(
+        "send", "SendCallback", amqp_url="amqp://me:canary@127.0.0.1:1/", given=lines(1)
+    )
+
+    assert output.code == 1
+    assert "127.0.0.1:1" in output.err
+    assert "RINGBACK_AMQP_URL" in output.err
+    assert "canary" not in output.err
+
+
+async def test_a_broker_killed_in_the_middle_costs_no_message(own_broker: Broker) -> None:
+    count = 20_000
+    # A queue declared a moment before the kill would come back empty (Broker.sync says more).
+    await ringback("topology", "declare", amqp_url=own_broker.url)
+    await asyncio.to_thread(own_broker.sync)
+    command = await start("send", "SendCallback", amqp_url=own_broker.url)
+    assert command.stdin
+    assert command.stdout
+    command.stdin.write(lines(count).encode())
+    command.stdin.write_eof()
+    printed = [await command.stdout.readline()]  # the first is confirmed
+
+    await asyncio.to_thread(own_broker.kill)
+    restarting = asyncio.create_task(asyncio.to_thread(own_broker.start))
+    out, _ = await asyncio.wait_for(command.communicate(), 120)
+    await restarting
+
+    assert command.returncode == 0
+    assert {*b"".join(printed).split(), *out.split()} == {b"c%d" % n for n in range(count)}
+    found = await until(lambda: drained(own_broker.url))
+    assert {json.loads(message.body)["id"] for message in found} == {f"c{n}" for n in range(count)}

@@ -1,0 +1,398 @@
+"""The HTTP client against real receivers, well-behaved and hostile (rows 28 and 30)."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+import ssl
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+import trustme
+
+from shared.http.client import DeliveryFailed, Reply
+from shared.http.guard import parse_target
+from tests.fakes import receivers
+from tests.fakes.names import serve_names
+from tests.fakes.receivers import answer, serve
+from tests.fakes.sending import BODY, TOTAL, client, client_of, failure, post
+from tests.fakes.waiting import until
+
+if TYPE_CHECKING:
+    from tests.fakes.receivers import Behaviour, Conversation
+
+
+# What goes out
+
+
+async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> None:
+    async with client() as sender, serve(answer(201, {"Retry-After": "7"}, b"done")) as receiver:
+        reply = await post(sender, receiver.url + "/a%2Fb?x=%20&y=1#frag")
+    assert reply == Reply(201, "7", b"done")
+    (request,) = receiver.requests
+    assert (request.method, request.path) == ("POST", "/hook/a%2Fb?x=%20&y=1")
+    assert request.body == BODY
+    assert request.headers == {
+        "host": receiver.url.split("/")[2],
+        "user-agent": "Ringback/test",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+        "x-signature": "abc",
+        "content-length": str(len(BODY)),
+    }
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
+async def test_other_methods_carry_the_body_too(method: str) -> None:
+    async with client() as sender, serve(answer(204, body=b"")) as receiver:
+        reply = await sender.send(parse_target(receiver.url), method, {}, BODY, TOTAL)
+    assert reply == Reply(204, None, b"")
+    assert [(r.method, r.body) for r in receiver.requests] == [(method, BODY)]
+
+
+async def test_a_connection_is_used_again() -> None:
+    async with client() as sender, serve(answer()) as receiver:
+        for _ in range(3):
+            await post(sender, receiver.url)
+    assert (receiver.accepted, len(receiver.requests)) == (1, 3)
+
+
+async def test_cookies_are_not_kept() -> None:
+    async with client() as sender, serve(answer(200, {"Set-Cookie": "a=b; Path=/"})) as receiver:
+        url = receiver.url.replace("127.0.0.1", "localhost")  # cookie jars leave out addresses
+        await post(sender, url)
+        await post(sender, url)
+    assert [r.headers.get("cookie") for r in receiver.requests] == [None, None]
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(answer(502)) as proxy, serve(answer(200)) as receiver:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        async with client() as sender:
+            assert (await post(sender, receiver.url)).status == 200
+    assert proxy.accepted == 0
+
+
+# Row 28: hostile receivers
+
+
+def memory() -> int:
+    """Give this process's resident bytes."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123 - faster than Path, read often
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+async def peak_growth(done: asyncio.Event) -> int:
+    start = peak = memory()
+    while not done.is_set():
+        peak = max(peak, memory())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await done.wait()
+    return peak - start
+
+
+HOSTILE: dict[str, tuple[Behaviour, int | str]] = {
+    "hang on accept": (receivers.hang_on_accept, "timeout"),
+    "hang": (receivers.hang, "timeout"),
+    "slow-loris": (receivers.drip_headers(0.05), "timeout"),
+    "a byte every 0.4 s": (receivers.drip_headers(0.4), "timeout"),
+    "slow body": (receivers.drip_body(0.4), 200),
+    "slow body of an error": (receivers.drip_body(0.4, 503), 503),
+    "endless headers": (receivers.endless_headers, "protocol"),
+    "endless header line": (receivers.endless_header_line, "protocol"),
+    "endless status line": (receivers.endless_status_line, "protocol"),
+    "flood of 100 Continue": (receivers.continue_flood, "timeout"),
+    "huge body": (receivers.huge_body, 200),
+    "endless chunks": (receivers.endless_chunks, 200),
+    "gzip bomb": (receivers.gzip_bomb(200), 200),
+    "close": (receivers.close_at_once, "disconnected"),
+    "reset": (receivers.reset_at_once, "disconnected"),
+    "reset mid-headers": (receivers.reset_mid_headers, "disconnected"),
+    "reset mid-body": (receivers.reset_mid_body, 200),
+    "short body": (receivers.short_body, 200),
+    "long body": (receivers.long_body, 200),
+    "binary garbage": (receivers.garbage(), "protocol"),
+    "HTTP/0.9": (receivers.garbage(b"<html>hello</html>\n"), "protocol"),
+    "another protocol": (receivers.garbage(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol"),
+    "bad status": (receivers.garbage(b"HTTP/1.1 abc OK\r\n\r\n"), "protocol"),
+    "negative length": (
+        receivers.garbage(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+        "protocol",
+    ),
+    "two lengths": (
+        receivers.garbage(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+        "protocol",
+    ),
+    "switching protocols": (
+        receivers.garbage(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+        ),
+        101,
+    ),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "expected"), HOSTILE.values(), ids=HOSTILE.keys())
+async def test_row_28_a_hostile_receiver_is_over_in_time_and_small(
+    behaviour: Behaviour, expected: int | str
+) -> None:
+    async with client() as sender, serve(behaviour) as receiver:
+        done = asyncio.Event()
+        growth = asyncio.create_task(peak_growth(done))
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        outcomes = await asyncio.gather(
+            *(post(sender, receiver.url) for _ in range(4)), return_exceptions=True
+        )
+        took = loop.time() - start
+        done.set()
+        # Both ends live in this process; what the receiver buffers counts too.
+        assert await growth <= 10_000_000
+        assert took < TOTAL + 1
+    for outcome in outcomes:
+        if isinstance(outcome, Reply):
+            assert outcome.status == expected
+            assert len(outcome.body) <= 1024
+        else:
+            assert isinstance(outcome, DeliveryFailed)
+            assert outcome.reason == expected
+            assert len(str(outcome)) < 300
+
+
+async def test_the_excerpt_is_the_body_as_sent_up_to_its_limit() -> None:
+    body = bytes(range(256)) * 100
+    async with client() as sender, serve(answer(500, body=body)) as receiver:
+        assert (await post(sender, receiver.url)).body == body[:1024]
+        # All of it came within max_body, so the connection is used again.
+        assert (await post(sender, receiver.url)).body == body[:1024]
+    assert receiver.accepted == 1
+
+
+async def test_a_packed_body_stays_packed() -> None:
+    headers = {"Content-Encoding": "gzip"}
+    packed = gzip.compress(b"hello")
+    async with client() as sender, serve(answer(200, headers, packed)) as receiver:
+        assert (await post(sender, receiver.url)).body == packed
+
+
+async def test_a_body_over_the_limit_ends_the_connection_instead_of_being_drained() -> None:
+    async def a_little_too_much(talk: Conversation) -> None:
+        await talk.request()
+        await talk.write(receivers.response(200, {"Content-Length": "20000"}, b"b" * 10_001))
+        await receivers.hang(talk)
+
+    async with client(max_body=10_000) as sender, serve(a_little_too_much) as receiver:
+        async with asyncio.timeout(0.8):  # less than a slow body is waited for
+            assert (await post(sender, receiver.url)).status == 200
+        async with asyncio.timeout(5):
+            await receiver.closed_by_client.wait()
+
+
+async def test_a_body_that_comes_after_the_head_is_read() -> None:
+    async def two_parts(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            await talk.write(receivers.response(200, {"Content-Length": "4"}))
+            await asyncio.sleep(0.05)
+            await talk.write(b"late")
+
+    async with client() as sender, serve(two_parts) as receiver:
+        assert (await post(sender, receiver.url)).body == b"late"
+        assert (await post(sender, receiver.url)).body == b"late"
+    assert receiver.accepted == 1
+
+
+async def test_what_follows_an_answer_is_not_taken_for_the_next_answer() -> None:
+    async with client() as sender, serve(receivers.long_body) as receiver:
+        assert [(await post(sender, receiver.url)).status for _ in range(2)] == [200, 200]
+    assert receiver.accepted == 2
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+async def test_a_large_body_to_a_receiver_that_reads_nothing_times_out() -> None:
+    async with client() as sender, serve(receivers.hang_on_accept) as receiver:
+        with pytest.raises(DeliveryFailed, match="timeout"):
+            await post(sender, receiver.url, body=b"x" * 32_000_000, total=0.5)
+
+
+async def test_long_limits_are_exact_too() -> None:
+    # aiohttp by itself ends times above 5 s at a whole second of the loop's clock.
+    async with client() as sender, serve(receivers.hang) as receiver:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        total = 5 + (0.2 - start) % 1
+        await failure(sender, receiver.url, total=total)
+        assert loop.time() - start == pytest.approx(total, abs=0.4)
+
+
+async def test_a_slow_body_is_waited_for_briefly_once_the_status_is_known() -> None:
+    async with client() as sender, serve(receivers.drip_body()) as receiver:
+        async with asyncio.timeout(3):
+            assert (await post(sender, receiver.url, total=60)).status == 200
+
+
+async def test_row_28_receivers_that_hang_take_nothing_from_the_others() -> None:
+    async with client() as sender, serve(receivers.hang) as dead, serve(answer()) as alive:
+        hanging = [asyncio.create_task(post(sender, dead.url, total=20)) for _ in range(200)]
+        async with asyncio.timeout(5):
+            await until(lambda: len(dead.requests) == 200)
+            for _ in range(100):
+                assert (await post(sender, alive.url)).status == 200
+        assert not any(task.done() for task in hanging)
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        # A cancelled request takes its connection with it.
+        async with asyncio.timeout(5):
+            await dead.closed_by_client.wait()
+
+
+async def test_names_that_hang_take_nothing_from_the_others() -> None:
+    async with (
+        serve(answer(), host="127.0.0.2") as alive,
+        serve_names({"alive.test": ["127.0.0.2"]}) as server,
+        client_of(server.address) as sender,
+    ):
+        port = alive.url.split(":")[2]
+        urls = [f"http://dead{number}.test:{port}" for number in range(100)]
+        hanging = [asyncio.create_task(failure(sender, url)) for url in urls]
+        async with asyncio.timeout(5):
+            await until(lambda: len(set(server.asked)) == 100)
+            assert (await post(sender, f"http://alive.test:{port}")).status == 200
+        assert not any(task.done() for task in hanging)
+        assert {failed.reason for failed in await asyncio.gather(*hanging)} == {"timeout"}
+
+
+async def test_a_name_is_asked_once_within_its_time_to_live() -> None:
+    async with serve(receivers.answer_then_close(), host="127.0.0.2") as receiver:
+        port = receiver.url.split(":")[2]
+        async with serve_names({"once.test": ["127.0.0.2"]}) as server:
+            resolver = aiohttp.AsyncResolver(nameservers=[server.address], timeout=2.0, tries=1)
+            async with client(resolver=resolver, dns_ttl=60) as sender:
+                await asyncio.gather(*(post(sender, f"http://once.test:{port}") for _ in range(20)))
+            assert 1 <= len(server.asked) <= 2  # A and AAAA
+    assert receiver.accepted == 20
+
+
+# Failures by name
+
+
+async def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with client() as sender:
+        failed = await failure(sender, f"http://127.0.0.1:{port}/path?token=1")
+    assert (failed.reason, failed.retry_after) == ("connect", 0)
+    assert "refused" in failed.detail.lower() or "connect" in failed.detail.lower()
+    assert "token" not in str(failed)
+
+
+async def test_a_full_backlog_counts_against_the_time_to_connect() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address), suppress(TimeoutError):
+            # One waits to be accepted, the next ones get no answer to their SYN.
+            fillers = [socket.socket() for _ in range(3)]
+            for filler in fillers:
+                filler.setblocking(False)  # noqa: FBT003 - the socket API
+                filler.connect_ex(address)
+            async with client(connect_timeout=0.3) as sender:
+                failed = await failure(sender, f"http://127.0.0.1:{address[1]}/", total=5)
+            assert failed.reason == "connect"
+            for filler in fillers:
+                filler.close()
+
+
+async def test_a_name_without_addresses_is_a_failure_of_dns() -> None:
+    async with serve_names({"empty.test": []}) as server, client_of(server.address) as sender:
+        assert (await failure(sender, "http://empty.test/")).reason == "dns"
+
+
+# A pooled connection that the receiver has closed
+
+
+async def test_a_stale_connection_is_replaced_and_the_request_sent_again() -> None:
+    async def second_request_unanswered(talk: Conversation) -> None:
+        await talk.request()
+        await talk.write(receivers.response(200))
+        await talk.request()  # as if the connection were closing when this came
+
+    async with client() as sender, serve(second_request_unanswered) as receiver:
+        # Three connections into the pool, all of which will break on their next request.
+        await asyncio.gather(*(post(sender, receiver.url) for _ in range(3)))
+        assert receiver.accepted == 3
+        assert (await post(sender, receiver.url)).status == 200
+    assert receiver.accepted == 4
+
+
+@pytest.mark.parametrize("behaviour", [receivers.close_at_once, receivers.reset_at_once])
+async def test_a_fresh_connection_that_breaks_is_not_tried_again(behaviour: Behaviour) -> None:
+    async with client() as sender, serve(behaviour) as receiver:
+        assert (await failure(sender, receiver.url)).reason == "disconnected"
+    assert (receiver.accepted, len(receiver.requests)) == (1, 1)
+
+
+# TLS (row 30)
+
+CA = trustme.CA()
+
+
+def server_side(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+    return context
+
+
+def client_side() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    CA.configure_trust(context)
+    return context
+
+
+async def test_a_good_certificate_is_accepted() -> None:
+    tls = server_side(CA.issue_cert("127.0.0.1"))
+    async with client(tls=client_side()) as sender, serve(answer(), tls=tls) as receiver:
+        assert (await post(sender, receiver.url, total=5)).status == 200
+        assert (await post(sender, receiver.url, total=5)).status == 200
+    assert receiver.accepted == 1
+
+
+BAD_CERTIFICATES = {
+    "expired": CA.issue_cert("127.0.0.1", not_after=datetime.now(UTC) - timedelta(days=1)),
+    "self-signed or unknown": trustme.CA().issue_cert("127.0.0.1"),
+    "another host's": CA.issue_cert("example.com"),
+}
+
+
+@pytest.mark.parametrize("certificate", BAD_CERTIFICATES.values(), ids=BAD_CERTIFICATES.keys())
+async def test_a_bad_certificate_fails_for_now(certificate: trustme.LeafCert) -> None:
+    tls = server_side(certificate)
+    async with client(tls=client_side()) as sender, serve(answer(), tls=tls) as receiver:
+        failed = await failure(sender, receiver.url, total=5)
+    assert failed.reason == "tls"
+    assert "certificate" in failed.detail
+    assert receiver.requests == []
+
+
+async def test_tls_spoken_to_a_plain_receiver_fails_for_now() -> None:
+    async def plain(talk: Conversation) -> None:
+        await talk.reader.read(100)
+        await talk.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with client() as sender, serve(plain) as receiver:
+        failed = await failure(sender, receiver.url.replace("http:", "https:"), total=5)
+    assert failed.reason == "tls"
+
+
+async def test_a_tls_handshake_that_hangs_is_over_in_time() -> None:
+    async with client() as sender, serve(receivers.hang_on_accept) as receiver:
+        failed = await failure(sender, receiver.url.replace("http:", "https:"), total=0.5)
+    assert failed.reason == "timeout"

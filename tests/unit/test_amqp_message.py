@@ -1,0 +1,141 @@
+"""A message as it came: whatever a sender wrote into our own headers harms nobody."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.amqp import codec
+from shared.amqp.codec import Properties
+from shared.amqp.message import Message, opened
+from shared.amqp.tap import Delivery
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def came(**properties: Any) -> Message[Any]:
+    header = codec.encode_properties(Properties(**properties), 2)
+    return opened(Delivery(1, redelivered=False, header=header, body=b"{}"))
+
+
+def test_a_first_delivery_is_the_first_try() -> None:
+    for message in (came(), came(headers={}), came(headers={"tenant": 7})):
+        assert (message.id, message.attempt, message.deferrals) == ("", 1, 0)
+        assert (message.first_at, message.not_before) == (0, 0)
+        assert message.body == b"{}"
+
+
+def test_our_headers_say_how_far_it_has_come() -> None:
+    message = came(
+        message_id="fresh",
+        headers={
+            "x-ringback-id": "id-1",
+            "x-ringback-attempt": 2,
+            "x-ringback-first-at": 1_800_000_000_500,
+            "x-ringback-not-before": 1_800_000_007_250,
+            "x-ringback-deferrals": 3,
+        },
+    )
+    assert (message.id, message.attempt, message.deferrals) == ("id-1", 3, 3)
+    assert (message.first_at, message.not_before) == (1_800_000_000.5, 1_800_000_007.25)
+
+
+@pytest.mark.parametrize(
+    "nonsense", [-1, 0, 2**53, 2**63 - 1, -(2**63), "3", bytearray(b"3"), 2.5, None, [1], {"a": 1}]
+)
+def test_nonsense_in_our_headers_counts_as_not_there(nonsense: Any) -> None:
+    names = ("attempt", "first-at", "not-before", "deferrals")
+    message = came(headers={f"x-ringback-{name}": nonsense for name in names})
+    assert (message.attempt, message.deferrals) == (1, 0)
+    assert (message.first_at, message.not_before) == (0, 0)
+
+
+# H3: what is counted up from any header can be carried by the next copy.
+@settings(max_examples=30)
+@given(st.integers(0, 2**63 - 1))
+def test_h3_whatever_was_counted_can_be_counted_on(number: int) -> None:
+    names = ("attempt", "first-at", "not-before", "deferrals")
+    message = came(headers={f"x-ringback-{name}": number for name in names})
+    changes = {
+        "x-ringback-attempt": message.attempt,
+        "x-ringback-deferrals": message.deferrals + 1,
+        "x-ringback-first-at": int(message.first_at * 1000),
+        "x-ringback-not-before": int(message.not_before * 1000),
+    }
+    copy = codec.encode_properties(message.copied(changes, message_id="fresh"), 2)
+    again = opened(Delivery(2, redelivered=False, header=copy, body=b"{}"))
+    assert again.attempt == message.attempt + 1
+    assert again.first_at == pytest.approx(message.first_at, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("given_id", "plain"),
+    [("order-7", "order-7"), ("i" * 255, "i" * 255), ("", "")],
+)
+def test_a_plain_id_stays_as_it_is(given_id: str, plain: str) -> None:
+    assert came(message_id=given_id).id == plain
+
+
+@pytest.mark.parametrize("given_id", ["two words", "línea", "a\r\nX-Injected: 1", "\0"])
+def test_any_other_id_becomes_one_that_a_header_can_carry(given_id: str) -> None:
+    message = came(message_id=given_id)
+    assert message.id.isascii()
+    assert message.id.isalnum()
+    assert message.id == came(message_id=given_id).id != came(message_id=given_id + "2").id
+
+
+# Logs and requests carry it on.
+@pytest.mark.parametrize(
+    ("given_trace", "told"),
+    [
+        (TRACE, TRACE),
+        (None, None),
+        (7, None),
+        (TRACE.upper(), None),
+        (TRACE[:-1], None),
+        (TRACE + "\r\nX-Injected: 1", None),
+        (TRACE + "\n", None),
+        ("", None),
+    ],
+)
+def test_only_a_trace_context_of_the_standard_form_goes_on(
+    given_trace: Any, told: str | None
+) -> None:
+    assert came(headers={"traceparent": given_trace}).traceparent == told
+    assert came().traceparent is None
+
+
+def test_a_copy_keeps_what_the_sender_wrote_and_nothing_of_the_brokers() -> None:
+    message = came(
+        content_type="application/json",
+        type="SendCallback",
+        message_id="m-1",
+        timestamp=1_800_000_000,
+        app_id="shop",
+        correlation_id="c-1",
+        reply_to="answers",
+        priority=3,
+        expiration="1000",  # it would let the copy expire in its tier
+        user_id="shop",  # the broker takes only the publisher's own
+        delivery_mode=1,
+        headers={"tenant": 7, "traceparent": TRACE, "x-death": [{"count": 1}], "CC": ["audit"]},
+    )
+    message.id = "id-1"
+    assert message.copied({"x-ringback-attempt": 1}, message_id="m-2") == Properties(
+        content_type="application/json",
+        type="SendCallback",
+        message_id="m-2",
+        timestamp=1_800_000_000,
+        app_id="shop",
+        correlation_id="c-1",
+        reply_to="answers",
+        priority=3,
+        delivery_mode=2,
+        headers={
+            "tenant": 7,
+            "traceparent": TRACE,
+            "x-ringback-id": "id-1",
+            "x-ringback-attempt": 1,
+        },
+    )

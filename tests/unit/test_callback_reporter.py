@@ -1,0 +1,188 @@
+"""What became of a callback: one log line, one count, one fact; never a secret. H4, H5."""
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from pydantic import BaseModel
+
+from services.callback.handlers import Delivered, Reporter
+from shared.amqp.codec import Properties
+from shared.amqp.message import Dead, Done, Message, Postponed, Retried
+from shared.contracts.callback import SendCallback
+from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, CallbackDelivered, Facts
+from shared.errors import ContractViolation, PermanentError, TransientError
+from shared.topology import TIERS
+
+CANARY = "c4n4ry"
+NOW = 1_800_000_000.5
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+Outcome = Done[Delivered] | Retried | Postponed | Dead
+DONE = Done(Delivered(status=204, duration=0.1234567))
+RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the receiver answered 500"))
+POSTPONED = Postponed(TIERS[0], "lane full")
+DEAD = Dead("the receiver answered 410: gone for good", PermanentError("410"))
+
+
+class Stopped:
+    """A clock that stands still."""
+
+    def now(self) -> float:
+        return NOW
+
+    def monotonic(self) -> float:
+        return NOW
+
+
+def message(**fields: Any) -> Message[SendCallback]:
+    order = SendCallback.model_validate(
+        {
+            "target_url": f"https://Example.com/hooks/{CANARY}?token={CANARY}",
+            "hmac_secret": [CANARY, f"{CANARY}-old"],
+            "payload": {"text": CANARY},
+            "headers": {"Authorization": CANARY},
+            "client_id": "shop",
+            **fields,
+        }
+    )
+    headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    return Message("id-1", Properties(headers=headers), CANARY.encode(), attempt=2, model=order)
+
+
+@pytest.fixture
+def report(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[BaseModel | None, Any]]:
+    """Report an outcome; gives the fact and the one log line."""
+
+    def reported(
+        outcome: Outcome, about: Message[SendCallback] | None = None
+    ) -> tuple[BaseModel | None, logging.LogRecord]:
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG):
+            fact = Reporter(Stopped()).report(about or message(), outcome)
+        [line] = caplog.records
+        return fact, line
+
+    return reported
+
+
+def counted() -> tuple[float, float]:
+    """Successes and errors so far."""
+    success, error = (
+        REGISTRY.get_sample_value("callback_total", {"status": status})
+        for status in ("success", "error")
+    )
+    assert success is not None
+    assert error is not None
+    return success, error
+
+
+Report = Callable[..., tuple[BaseModel | None, Any]]
+
+
+# H4
+@pytest.mark.parametrize(
+    ("outcome", "success", "error"),
+    [(DONE, 1, 0), (RETRIED, 0, 1), (POSTPONED, 0, 0), (DEAD, 0, 1)],
+    ids=["done", "retried", "postponed", "dead"],
+)
+def test_h4_each_try_is_counted_once(
+    report: Report, outcome: Outcome, success: int, error: int
+) -> None:
+    before = counted()
+    report(outcome)
+    after = counted()
+    assert (after[0] - before[0], after[1] - before[1]) == (success, error)
+
+
+def test_a_delivery_is_a_fact(report: Report) -> None:
+    fact, line = report(DONE)
+    assert fact == CallbackDelivered(
+        fact_id="id-1/0.000/2",
+        at=datetime.fromtimestamp(NOW, UTC),
+        callback_id="id-1",
+        client_id="shop",
+        target="https://example.com:443",
+        attempt=2,
+        status=204,
+        duration=0.1234567,
+    )
+    assert (line.levelname, line.getMessage()) == ("INFO", "callback delivered")
+    assert (line.status, line.duration) == (204, 0.123457)
+
+
+def test_a_failed_try_is_a_fact_that_tells_when_the_next_is_due(report: Report) -> None:
+    fact, line = report(RETRIED)
+    assert fact == CallbackAttemptFailed(
+        fact_id="id-1/0.000/2",
+        at=datetime.fromtimestamp(NOW, UTC),
+        callback_id="id-1",
+        client_id="shop",
+        target="https://example.com:443",
+        attempt=2,
+        error="the receiver answered 500",
+        next_at=datetime.fromtimestamp(NOW + 5, UTC),
+    )
+    assert (line.levelname, line.getMessage()) == ("WARNING", "callback attempt failed")
+    assert (line.error, line.tier) == ("the receiver answered 500", "5s")
+
+
+def test_a_postponed_callback_has_no_fact(report: Report) -> None:
+    fact, line = report(POSTPONED)
+    assert fact is None
+    assert (line.levelname, line.reason, line.tier) == ("DEBUG", "lane full", "1s")
+
+
+def test_a_dead_callback_is_a_fact_with_its_reason(report: Report) -> None:
+    fact, line = report(DEAD)
+    assert fact == CallbackDead(
+        fact_id="id-1/0.000/2",
+        at=datetime.fromtimestamp(NOW, UTC),
+        callback_id="id-1",
+        client_id="shop",
+        target="https://example.com:443",
+        attempt=2,
+        reason="the receiver answered 410: gone for good",
+    )
+    assert (line.levelname, line.getMessage()) == ("ERROR", "callback dead")
+    assert line.reason == "the receiver answered 410: gone for good"
+
+
+def test_what_could_not_be_read_is_dead_and_counts_as_no_try(report: Report) -> None:
+    before = counted()
+    unread: Message[SendCallback] = Message("id-9", Properties(), CANARY.encode())
+    reason = "payload: Field required"
+    fact, line = report(Dead(reason, ContractViolation(reason)), unread)
+    assert isinstance(fact, CallbackDead)
+    assert (fact.callback_id, fact.target, fact.client_id) == ("id-9", None, None)
+    assert counted() == before
+    assert line.reason == reason
+
+
+def test_a_target_that_may_not_be_called_is_not_told(report: Report) -> None:
+    fact, _ = report(DEAD, message(target_url=f"ftp://user:{CANARY}@example.com/"))
+    assert isinstance(fact, CallbackDead)
+    assert fact.target is None
+
+
+# H5
+@pytest.mark.parametrize("outcome", [DONE, RETRIED, POSTPONED, DEAD])
+def test_h5_every_line_tells_which_callback_it_is_about(report: Report, outcome: Outcome) -> None:
+    _, line = report(outcome)
+    assert (line.callback_id, line.client_id, line.attempt) == ("id-1", "shop", 2)
+    assert (line.target_url, line.trace_id) == ("https://example.com:443", TRACE)
+
+
+# Row 31
+@pytest.mark.parametrize("outcome", [DONE, RETRIED, POSTPONED, DEAD])
+def test_row_31_neither_fact_nor_line_holds_secret_payload_or_path(
+    report: Report, outcome: Outcome
+) -> None:
+    fact, line = report(outcome)
+    assert CANARY not in json.dumps(vars(line), default=repr)
+    assert CANARY not in repr(fact)
+    if fact is not None:
+        assert CANARY not in Facts.model_validate({"facts": [fact.model_dump()]}).model_dump_json()

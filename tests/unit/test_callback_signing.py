@@ -1,0 +1,241 @@
+"""H2: what is sent is what is signed, whatever the payload; the oracle is `standardwebhooks`."""
+
+import json
+from base64 import b64encode
+from datetime import UTC, datetime
+from hashlib import sha256
+from hmac import HMAC
+from math import isfinite
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from standardwebhooks import Webhook
+
+from services.callback import domain
+from services.callback.domain import RESERVED_HEADERS, SigningError
+from shared.contracts.callback import SendCallback
+from shared.errors import ContractViolation
+
+VECTOR_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+CANARY = "c4n4ry"
+
+texts = st.text('aZ09 "\\/\b\n\t\x01\x7fé߿\u2028\uffff\U0001f600', max_size=8)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=2**62, max_value=2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+payloads = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=8,
+)
+# Ways in which clients write the same JSON.
+styles = st.fixed_dictionaries(
+    {"ensure_ascii": st.booleans(), "indent": st.none() | st.integers(0, 3)}
+)
+# Numbers as people and other languages write them; Python's own never look like this.
+digits = st.integers(0, 10**30).map(str)
+numbers = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(["", "-"]),
+    digits,
+    st.just("") | digits.map(".{}".format),
+    st.just("") | st.builds("{}{}".format, st.sampled_from(["e", "E+", "e-"]), st.integers(0, 330)),
+).filter(lambda number: isfinite(float(number)))
+keys = st.sampled_from(["a", "b", "é"])
+secrets = st.text("aZ09 =_é\U0001f600", min_size=1, max_size=64)  # none begins with whsec_
+standard_secrets = st.binary(min_size=1, max_size=64).map(
+    lambda key: "whsec_" + b64encode(key).decode()
+)
+
+
+def read(payload: str, signed_with: str = "s") -> SendCallback:
+    """The order that arrives with this payload, as JSON text, in its body."""
+    return SendCallback.model_validate_json(
+        f'{{"target_url": "https://example.com/", "hmac_secret": {json.dumps(signed_with)},'
+        f' "payload": {payload}}}'
+    )
+
+
+def sent(payload: str) -> bytes:
+    return domain.serialised(read(payload).payload)
+
+
+def is_what_python_gives(payload: str) -> None:
+    parsed = json.loads(payload)
+    body = sent(payload)
+    assert body == json.dumps(parsed, sort_keys=True).encode()
+    assert json.loads(body) == parsed
+
+
+@settings(max_examples=25)
+@given(payloads, styles)
+def test_h2_the_body_is_the_payload_with_sorted_keys_byte_for_byte(
+    payload: object, style: dict[str, object]
+) -> None:
+    is_what_python_gives(json.dumps(payload, **style))  # type: ignore[arg-type]
+
+
+@settings(max_examples=25)
+@given(numbers)
+@example("-0")
+@example("-0.0")
+@example("1e-400")
+@example("5e-324")
+@example("9007199254740993.0")
+@example("0.1000000000000000055511151231257827021181583404541015625")
+@example("9" * 4300)
+def test_h2_numbers_in_any_spelling_are_read_as_python_reads_them(number: str) -> None:
+    is_what_python_gives(f"[{number}]")
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(keys, scalars), max_size=6))
+def test_h2_of_a_repeated_key_the_last_one_counts(items: list[tuple[str, object]]) -> None:
+    inside = ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in items)
+    is_what_python_gives(f"{{{inside}}}")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        r'"\ud83d\ude00 \u00e9 \/ \b \f \n \r \t \" \\"',
+        '"\U0001f600 é \u2028 \x7f"',
+        r'"\\u0000 is text, as is \\\\u0000"',
+        r'{"b": {"b": 1, "a": 2}, "a": []}',
+        " {\r\n} ",
+        "null",
+        "[" * 150 + "]" * 150,
+    ],
+)
+def test_h2_escapes_white_space_and_nesting_are_read_as_python_reads_them(payload: str) -> None:
+    is_what_python_gives(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        r'"\u0000"',
+        r'"\\\u0000"',
+        r'{"deep": [{"\u0000": 1}]}',
+        "NaN",
+        "[Infinity]",
+        '{"a": -Infinity}',
+        "1e999999",
+        "-1e999999",
+        "1" + "0" * 400 + ".0",
+    ],
+)
+def test_row_26_what_stores_and_receivers_refuse_is_a_violation(payload: str) -> None:
+    with pytest.raises(ContractViolation, match=r"^payload: "):
+        sent(payload)
+
+
+@given(payload=payloads, secret=secrets | standard_secrets, timestamp=st.integers(0, 2**33))
+@settings(max_examples=25)
+def test_h2_what_is_sent_is_what_is_signed(payload: object, secret: str, timestamp: int) -> None:
+    order = read(json.dumps(payload), secret)
+    body = domain.serialised(order.payload)
+    key = [domain.key(each) for each in order.secrets]
+    headers = domain.signed_headers("id-1", body, key, timestamp=timestamp)
+    assert headers["X-Signature"] == HMAC(secret.encode(), body, sha256).hexdigest()
+    raw: str | bytes = secret if secret.startswith("whsec_") else secret.encode()
+    oracle = Webhook(raw).sign("id-1", datetime.fromtimestamp(timestamp, UTC), body.decode())
+    assert headers["webhook-signature"] == oracle
+    assert headers["webhook-id"] == "id-1"
+    assert headers["webhook-timestamp"] == str(timestamp)
+    assert headers["Content-Type"] == "application/json"
+
+
+def test_h2_a_receiver_with_the_library_takes_it() -> None:
+    body = sent('{"b": 2, "a": "é"}')
+    now = int(datetime.now(UTC).timestamp())
+    headers = domain.signed_headers("id-1", body, [domain.key(VECTOR_SECRET)], timestamp=now)
+    assert Webhook(VECTOR_SECRET).verify(body, dict(headers)) == {"a": "é", "b": 2}
+
+
+def test_h2_the_published_vector_of_standard_webhooks() -> None:
+    body = sent('{"test": 2432232314}')
+    assert body == b'{"test": 2432232314}'
+    headers = domain.signed_headers(
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        body,
+        [domain.key(VECTOR_SECRET)],
+        timestamp=1_614_265_330,
+    )
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_h2_rfc_4231_test_case_2() -> None:
+    headers = domain.signed_headers(
+        "id", b"what do ya want for nothing?", [domain.key("Jefe")], timestamp=0
+    )
+    assert headers["X-Signature"] == (
+        "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    )
+
+
+@settings(max_examples=30)
+@given(st.lists(secrets | standard_secrets, min_size=1, max_size=8))
+def test_h2_each_of_several_secrets_signs_in_their_order(several: list[str]) -> None:
+    order = SendCallback(target_url="https://example.com/", hmac_secret=several, payload=[1])
+    body = domain.serialised(order.payload)
+    keys = [domain.key(secret) for secret in order.secrets]
+    headers = domain.signed_headers("id-1", body, keys, timestamp=1)
+    assert headers.getall("X-Signature") == [
+        HMAC(secret.encode(), body, sha256).hexdigest() for secret in several
+    ]
+    signatures = headers["webhook-signature"].split(" ")
+    assert len(headers.getall("webhook-signature")) == 1
+    at = datetime.fromtimestamp(1, UTC)
+    for secret, signature in zip(several, signatures, strict=True):
+        raw: str | bytes = secret if secret.startswith("whsec_") else secret.encode()
+        assert signature == Webhook(raw).sign("id-1", at, body.decode())
+
+
+@settings(max_examples=15)
+@given(secrets, st.lists(st.binary(max_size=20), min_size=2, max_size=5))
+def test_h2_a_key_signs_any_number_of_bodies_alike(secret: str, bodies: list[bytes]) -> None:
+    key = domain.key(secret)
+    for body in bodies:
+        headers = domain.signed_headers("id", body, [key], timestamp=1)
+        assert headers["X-Signature"] == HMAC(secret.encode(), body, sha256).hexdigest()
+
+
+@pytest.mark.parametrize("rest", ["", CANARY, f"{CANARY}=", f"{CANARY}é", f"  {CANARY}  ", "===="])
+def test_h2_a_malformed_whsec_secret_is_refused_and_not_told(rest: str) -> None:
+    with pytest.raises(SigningError) as caught:
+        domain.key(f"whsec_{rest}")
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_h2_a_key_does_not_show_its_secret() -> None:
+    assert CANARY not in repr(domain.key(CANARY))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *sorted(RESERVED_HEADERS),
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+        "webhook-anything",
+    ],
+)
+def test_reserved_headers_cannot_be_set_in_any_case(name: str) -> None:
+    for spelling in (name, name.upper(), name.title(), name.swapcase()):
+        assert domain.allowed_headers({spelling: "mine", "X-Mine": "kept"}) == {"X-Mine": "kept"}
+
+
+def test_everything_we_set_is_reserved() -> None:
+    headers = domain.signed_headers("id", b"{}", [domain.key("secret")], timestamp=1)
+    client_sets = ("Host", "Content-Length", "User-Agent", "Transfer-Encoding", "Connection")
+    assert domain.allowed_headers(dict.fromkeys([*headers, *client_sets], "mine")) == {}

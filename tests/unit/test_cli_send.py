@@ -1,0 +1,44 @@
+"""How `ringback send` reads its input."""
+
+import json
+
+import pytest
+
+from services.cli.send import TYPES, parsed
+
+ONE = {"target_url": "https://example.com/", "hmac_secret": "s", "payload": {"n": 1.0}}
+SENDABLE = TYPES["SendCallback"]
+
+
+@pytest.mark.parametrize(
+    ("text", "bodies"),
+    [
+        (json.dumps(ONE), [json.dumps(ONE)]),
+        (json.dumps(ONE) + "\n", [json.dumps(ONE)]),
+        ("\ufeff" + json.dumps(ONE), [json.dumps(ONE)]),
+        (json.dumps(ONE, indent=2), [json.dumps(ONE, indent=2)]),
+        (f"{json.dumps(ONE)}\r\n\r\n{json.dumps(ONE)}", [json.dumps(ONE)] * 2),
+    ],
+)
+def test_one_document_or_one_a_line(text: str, bodies: list[str]) -> None:
+    documents, faults = parsed(text.encode(), SENDABLE)
+
+    assert faults == []
+    assert [document.body.decode() for document in documents] == bodies
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_nothing_is_a_fault(text: str) -> None:
+    assert parsed(text.encode(), SENDABLE) == ([], ["the input is empty"])
+
+
+def test_a_fault_names_its_line_and_field() -> None:
+    wrong = ONE | {"target_url": "", "timeout": -1}
+
+    documents, faults = parsed(f"{json.dumps(ONE)}\n{json.dumps(wrong)}".encode(), SENDABLE)
+
+    assert [document.line for document in documents] == [1]
+    assert [fault.rpartition(": ")[0] for fault in faults] == [
+        "line 2: target_url",
+        "line 2: timeout",
+    ]

@@ -1,0 +1,238 @@
+"""The life of a process: readiness part by part, draining within its grace, exit codes. Row 32."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from shared.clock import SystemClock, rfc3339
+from shared.errors import RingbackError
+from shared.process.health import Health
+from shared.process.run import CLOSING, Parts, Process, serve
+from shared.settings import Settings
+
+QUIET = Parts(metrics=False)
+
+
+class ToldError(RingbackError):
+    """An error whose faults a person has to mend."""
+
+    faults = ("queue a differs", "queue b differs")
+
+
+def process(grace: float = 5.0) -> Process:
+    return Process("callback", Settings(shutdown_timeout=grace), Health())
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    """What `serve` changes in its process: logging, signals, the collector's habits."""
+    root, threshold = logging.getLogger(), gc.get_threshold()
+    handlers, level = root.handlers[:], root.level
+    switches = ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
+    before = {name: getattr(logging, name) for name in switches}
+    root.handlers = []
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    for name, value in before.items():
+        setattr(logging, name, value)
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+def test_every_part_must_be_up(caplog: pytest.LogCaptureFixture) -> None:
+    changes = []
+    with caplog.at_level(logging.INFO):
+        health = Health()
+        health.on_change = lambda: changes.append(health.fault)
+        health.expect("publisher")
+        health.expect("consumer")
+        assert not health.ready
+        health.up("publisher")
+        assert not health.ready
+        health.up("consumer")
+        assert health.ready
+        health.up("consumer")
+        health.down("consumer", "the broker is gone")
+        health.down("consumer", "the broker is gone")
+    assert health.fault == "consumer: the broker is gone"
+    assert health.report() == {
+        "status": "not ready",
+        "parts": {"publisher": "ok", "consumer": "the broker is gone"},
+    }
+    assert changes[:4] == ["starting", "starting", "starting", None]
+    assert [record.getMessage() for record in caplog.records] == [  # each change once
+        "publisher is ready",
+        "consumer is ready",
+        "consumer is not ready: the broker is gone",
+    ]
+
+
+def test_who_drains_is_never_ready_again() -> None:
+    health = Health()
+    health.expect("consumer")
+    health.drain()
+    health.up("consumer")
+    assert not health.ready
+    assert health.report()["status"] == "draining"
+
+
+# Row 32
+async def test_row_32_stopping_drains_first_and_then_ends_the_tasks() -> None:
+    it = process(grace=5.0)
+    seen: list[object] = []
+
+    async def worker() -> None:
+        try:
+            await for_ever()
+        finally:
+            seen.append("worker ended")
+
+    async def drain(seconds: float) -> None:
+        seen.extend([it.health.ready, seconds])
+
+    it.run(worker())
+    it.on_drain(drain)
+    await asyncio.sleep(0)
+    assert not it.stopping.is_set()
+    assert await it.stop() == 0
+    assert seen == [False, 5.0 - CLOSING, "worker ended"]
+
+
+# Row 32
+async def test_row_32_a_drain_that_hangs_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    it = process(grace=0.01)
+
+    async def hang(_: float) -> None:
+        await for_ever()
+
+    it.run(for_ever())
+    it.on_drain(hang)
+    async with asyncio.timeout(5):
+        assert await it.stop() == 0
+    assert "not drained within 0.01 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (ToldError("2 queues differ"), ["queue a differs", "queue b differs"]),
+        (RingbackError("no such vhost"), ["no such vhost"]),
+        (KeyError("bug"), ["a part of the service ended unexpectedly"]),
+        (None, ["a part of the service ended unexpectedly"]),
+    ],
+    ids=["faults", "error", "bug", "end"],
+)
+async def test_a_part_that_ends_by_itself_ends_the_process_and_is_explained(
+    caplog: pytest.LogCaptureFixture, error: Exception | None, lines: list[str]
+) -> None:
+    it, drained = process(), []
+
+    async def part() -> None:
+        if error is not None:
+            raise error
+
+    async def drain(seconds: float) -> None:
+        drained.append(seconds)
+
+    it.run(for_ever())
+    it.run(part())
+    it.on_drain(drain)
+    async with asyncio.timeout(5):
+        await it.stopping.wait()
+    assert await it.stop() == 1
+    assert [record.getMessage() for record in caplog.records] == lines
+    assert ("KeyError: 'bug'" in caplog.text) == isinstance(error, KeyError)
+    assert drained == []  # nothing to drain onto: what is in flight goes back to its queue
+
+
+# Row 32, H6
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_row_32_a_signal_ends_a_service_with_0_after_its_drain(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    seen = []
+
+    async def start(it: Process) -> None:
+        async def drain(_: float) -> None:
+            seen.append("drained")
+
+        async def told() -> None:
+            os.kill(os.getpid(), number)
+            await for_ever()
+
+        it.stack.callback(seen.append, "closed")
+        it.on_drain(drain)
+        it.run(told())
+
+    assert serve("callback", start, Settings(), QUIET) == 0
+    assert seen == ["drained", "closed"]
+    assert f'"message":"stopping on {number.name}"' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(OSError("address already in use"), "can't start: address already in use"), (None, "ended")],
+)
+def test_a_service_that_cannot_go_on_ends_with_1(
+    capsys: pytest.CaptureFixture[str], failure: OSError | None, told: str
+) -> None:
+    async def start(it: Process) -> None:
+        if failure is not None:
+            raise failure
+        it.run(asyncio.sleep(0))
+
+    assert serve("callback", start, Settings(), QUIET) == 1
+    assert told in capsys.readouterr().err
+
+
+SECOND_SIGNAL = """
+import asyncio, os, signal
+from shared.process.run import Parts, serve
+from shared.settings import Settings
+
+async def start(process):
+    async def drain(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    process.on_drain(drain)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+raise SystemExit(serve("callback", start, Settings(), Parts(metrics=False)))
+"""
+
+
+# Row 32
+def test_row_32_a_second_signal_stops_at_once() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SECOND_SIGNAL],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "second signal: stopping at once" in ended.stderr
+
+
+def test_the_clock_tells_seconds_and_a_readable_utc() -> None:
+    clock = SystemClock()
+    before = clock.monotonic()
+    assert before <= clock.monotonic()
+    assert clock.now() > 1_700_000_000
+    assert rfc3339(1_800_000_000.1239) == "2027-01-15T08:00:00.123Z"
+    assert rfc3339(0) == "1970-01-01T00:00:00.000Z"

@@ -1,0 +1,170 @@
+"""Orders, counters and bounds of the sandbox, and the page made from them."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from yarl import URL
+
+from services.sandbox.domain import Verdict
+from services.sandbox.orders import Order
+from services.sandbox.page import render
+from services.sandbox.store import (
+    KEPT_DELIVERIES,
+    KEPT_IDS,
+    KEPT_MAILBOXES,
+    Delivery,
+    Mailbox,
+    Store,
+    Tally,
+)
+
+DELIVERY = Delivery(
+    number=1,
+    received_at=1_800_000_000.123,
+    mailbox="demo",
+    method="POST",
+    path="/hooks/demo",
+    headers={"user-agent": "test"},
+    body=b"{}",
+    body_size=2,
+    webhook_id="msg_1",
+    try_number=1,
+    verdict=Verdict(("x-signature",), ()),
+    status=200,
+    behaviour=None,
+)
+
+
+def order(**fields: Any) -> Order:
+    return Order.model_validate_json(json.dumps(fields))
+
+
+def page(*deliveries: Delivery, mailbox: Mailbox | None = None, chosen: str | None = None) -> str:
+    boxes = [mailbox] if mailbox else []
+    return render(boxes, list(deliveries), chosen, URL("http://127.0.0.1:8090/")).decode()
+
+
+def kinds(mailbox: Mailbox, ids: list[str | None]) -> list[str | None]:
+    behaviours = [mailbox.behaviour_for(each) for each in ids]
+    return [behaviour.kind if behaviour else None for behaviour in behaviours]
+
+
+def test_a_behaviour_lasts_as_many_requests_as_ordered_and_begins_anew_with_the_next_order() -> (
+    None
+):
+    mailbox = Mailbox("demo", order(behaviour={"kind": "hang"}, times=2))
+    assert kinds(mailbox, ["a", "b", "a", None]) == ["hang", "hang", None, None]
+    mailbox.obey(order(behaviour={"kind": "reset"}, times=1))
+    assert kinds(mailbox, ["a", "a"]) == ["reset", None]
+
+
+def test_a_behaviour_counted_per_id_lasts_for_each_id() -> None:
+    mailbox = Mailbox("demo", order(behaviour={"kind": "hang"}, times=1, per="id"))
+    assert kinds(mailbox, ["a", "b", "a", "b"]) == ["hang", "hang", None, None]
+
+
+def test_a_behaviour_without_times_lasts() -> None:
+    mailbox = Mailbox("demo", order(behaviour={"kind": "hang"}))
+    assert kinds(mailbox, ["a"] * 5) == ["hang"] * 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"times": 2},
+        {"per": "id"},
+        {"behaviour": {"kind": "hang"}, "times": 0},
+        {"behaviour": {"kind": "fail", "status": 199}},
+        {"behaviour": {"kind": "fail", "retry_after": "5\r\nX-Injected: 1"}},
+        {"behaviour": {"kind": "redirect"}},
+        {"behaviour": {"kind": "redirect", "location": "/", "status": 304}},
+        {"behaviour": {"kind": "explode"}},
+        {"behaviour": {"kind": "hang", "seconds": 3}},
+        {"secrets": []},
+        {"secrets": [""]},
+        {"secrets": ["whsec_!!"]},
+        {"secret": "singular"},
+    ],
+)
+def test_an_order_that_means_nothing_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        order(**fields)
+
+
+def test_memory_is_bounded_while_counters_go_on() -> None:
+    store = Store()
+    for number in range(KEPT_DELIVERIES + 5):
+        store.mailbox("demo").received += 1
+        store.keep(dataclasses.replace(DELIVERY, number=number))
+    kept = [delivery.number for delivery in store.deliveries()]
+    assert kept == list(range(KEPT_DELIVERIES + 4, 4, -1))
+    assert store.count("demo", None) == KEPT_DELIVERIES + 5
+
+
+def test_the_mailbox_that_was_not_used_for_longest_goes_first() -> None:
+    store = Store()
+    for number in range(KEPT_MAILBOXES):
+        store.mailbox(f"box-{number}")
+    store.mailbox("box-0")
+    store.mailbox("one-more")
+    assert len(store.mailboxes) == KEPT_MAILBOXES
+    assert "box-0" in store.mailboxes
+    assert "box-1" not in store.mailboxes
+
+
+def test_a_tally_forgets_the_key_that_was_not_counted_for_longest() -> None:
+    tally = Tally()
+    for number in range(KEPT_IDS):
+        tally.add(str(number))
+    assert tally.add("0") == 2
+    tally.add("one more")
+    assert (tally["0"], tally["1"], tally["2"]) == (2, 0, 1)
+
+
+def test_the_page_escapes_all_that_came() -> None:
+    hostile = "<script>'\"&"
+    delivery = dataclasses.replace(
+        DELIVERY,
+        mailbox=hostile,
+        method=hostile,
+        path=hostile,
+        headers={hostile: hostile},
+        body=hostile.encode(),
+        webhook_id=hostile,
+        verdict=Verdict((), (hostile,)),
+    )
+    html = page(delivery, mailbox=Mailbox(hostile), chosen=hostile)
+    main = html[html.index("<main>") : html.index("</main>")]
+    assert "<script" not in main
+    assert main.count("&lt;script&gt;&#x27;&quot;&amp;") == 10
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"b": {"a": 1}}', "{\n  &quot;b&quot;: {\n    &quot;a&quot;: 1\n  }\n}"),
+        ('{"a": "привет"}'.encode(), "привет"),
+        (b'{"a": "\\ud800"}', "\\ud800"),
+        (b"[" * 10_000, "[[[["),
+        (b"\xff not JSON", "\ufffd not JSON"),
+        (b"9" * 5000, "9999"),
+        (b"", "(empty)"),
+    ],
+    ids=["json", "not ascii", "lone surrogate", "nested", "not utf-8", "long number", "empty"],
+)
+def test_the_page_shows_any_body(body: bytes, shown: str) -> None:
+    assert shown in page(dataclasses.replace(DELIVERY, body=body, body_size=len(body)))
+
+
+def test_the_page_says_when_a_body_is_not_shown_whole() -> None:
+    assert "20,000 bytes" in page(dataclasses.replace(DELIVERY, body=b'{"a', body_size=20_000))
+
+
+def test_no_secret_is_shown() -> None:
+    told = order(secrets=["canary-secret"], behaviour={"kind": "fail", "status": 410}, times=3)
+    html = page(mailbox=Mailbox("demo", told))
+    assert "told to fail: status 410 · 3 of 3 left" in html
+    assert "canary" not in html + repr(told) + told.model_dump_json()

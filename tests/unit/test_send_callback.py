@@ -1,0 +1,266 @@
+"""What is taken as a SendCallback: every fault is named, no secret is told. H1, row 26."""
+
+import json
+import logging
+from typing import Any, Final
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from services.callback.handlers import read
+from shared.amqp.codec import Properties
+from shared.amqp.message import Message
+from shared.contracts.callback import MAX_HEADERS, SendCallback
+from shared.contracts.headers import kept
+from shared.errors import ContractViolation
+
+CANARY: Final = "c4n4ry"
+LEAST: Final = {"target_url": "https://example.com/", "hmac_secret": CANARY, "payload": {}}
+JSON: Final = Properties(content_type="application/json", type="SendCallback")
+
+
+def taken(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> SendCallback:
+    return read(Message("id-1", properties, body), max_bytes=max_bytes)
+
+
+def refusal(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> str:
+    with pytest.raises(ContractViolation) as caught:
+        taken(body, properties, max_bytes)
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None  # nor in what a log prints with a traceback
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+def with_fields(**fields: Any) -> bytes:
+    return json.dumps(LEAST | fields).encode()
+
+
+# H1
+def test_h1_the_form_of_interfaces_is_taken() -> None:
+    order = taken(
+        b'{"target_url": "https://example.com/webhook", "target_method": "POST",'
+        b' "hmac_secret": "your-secret-key", "payload": {"any": "json"}}'
+    )
+    assert order.target_url == "https://example.com/webhook"
+    assert order.secrets == ("your-secret-key",)
+    assert order.payload == {"any": "json"}
+
+
+# H1
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"target_url": 5}, "target_url: Input should be a valid string"),
+        ({"target_url": ""}, "target_url: String should have at least 1 character"),
+        ({"target_method": "TRACE"}, "target_method: Input should be 'POST', 'PUT', 'PATCH'"),
+        ({"target_method": "post"}, "target_method: Input should be 'POST'"),
+        ({"hmac_secret": ""}, "hmac_secret."),
+        ({"hmac_secret": []}, "hmac_secret."),
+        ({"hmac_secret": [CANARY, 5]}, "hmac_secret."),
+        ({"hmac_secret": [CANARY] * 9}, "hmac_secret."),
+        ({"hmac_secret": {CANARY: 1}}, "hmac_secret."),
+        ({"hmac_secret": None}, "give either hmac_secret or secret_ref"),
+        ({"secret_ref": "name"}, "give either hmac_secret or secret_ref"),
+        ({"hmac_secret": None, "secret_ref": "two words"}, "secret_ref: String should match"),
+        ({"id": "línea"}, "id: String should match"),
+        ({"id": "a\nb"}, "id: String should match"),
+        ({"id": ""}, "id: String should match"),
+        ({"id": "i" * 256}, "id: String should match"),
+        ({"headers": {"X": 5}}, "headers.X: Input should be a valid string"),
+        ({"headers": {"a b": "v"}}, "headers: Value error, 'a b' is not a header name"),
+        ({"headers": {"": "v"}}, "headers: Value error, '' is not a header name"),
+        ({"headers": {"X:": "v"}}, "is not a header name"),
+        ({"headers": {"É": "v"}}, "is not a header name"),
+        ({"headers": {"X": f"{CANARY}\r\nInjected: 1"}}, "the value of 'X' has characters"),
+        ({"headers": {"X": f"{CANARY}\0"}}, "the value of 'X' has characters"),
+        ({"headers": {"X": f"{CANARY}\u20ac"}}, "the value of 'X' has characters"),
+        (
+            {"headers": {f"X-{n}": "" for n in range(MAX_HEADERS + 1)}},
+            "65 headers, at most 64 are allowed",
+        ),
+        ({"headers": {"X": "v" * 16_384}}, "16385 bytes of headers, at most 16384 are allowed"),
+        ({"timeout": 0}, "timeout: Input should be greater than 0"),
+        ({"timeout": 301}, "timeout: Input should be less than or equal to 300"),
+        ({"timeout": "5"}, "timeout: Input should be a valid number"),
+        ({"timeout": float("nan")}, "timeout: Input should be a finite number"),
+        ({"expires_at": "2026-11-20T15:00:00"}, "expires_at: Input should have timezone info"),
+        ({"expires_at": "tomorrow"}, "expires_at: Input should be a valid datetime"),
+        ({"expires_at": 1_800_000_000}, "expires_at: Input should be a valid datetime"),
+        ({"retry": {}}, "retry: Value error, give quick_retries_count, delays, or both"),
+        ({"retry": {"quick_retries_count": -1}}, "retry.quick_retries_count: "),
+        ({"retry": {"quick_retries_count": 1.5}}, "retry.quick_retries_count: "),
+        ({"retry": {"delays": []}}, "retry.delays: "),
+        ({"retry": {"delays": [1, 0]}}, "retry.delays.1: Input should be greater than 0"),
+        ({"retry": {"delays": [3601]}}, "retry.delays.0: Input should be less than or equal to 36"),
+        ({"retry": {"strategy": "constant"}}, "retry.strategy: Extra inputs are not permitted"),
+        ({"client_id": ""}, "client_id: String should match"),
+        ({"client_id": "a\0b"}, "client_id: String should match"),
+        ({"client_id": "a\nb"}, "client_id: String should match"),
+        ({"client_id": 7}, "client_id: Input should be a valid string"),
+        ({"hmac_sekret": CANARY}, "hmac_sekret: Extra inputs are not permitted"),
+    ],
+)
+def test_h1_a_wrong_field_is_named(fields: dict[str, Any], fault: str) -> None:
+    assert fault in refusal(with_fields(**fields))
+
+
+# H1
+@pytest.mark.parametrize("field", ["target_url", "payload"])
+def test_h1_a_missing_field_is_named(field: str) -> None:
+    body = {name: value for name, value in LEAST.items() if name != field}
+    assert refusal(json.dumps(body).encode()) == f"{field}: Field required"
+
+
+# H1
+def test_h1_all_faults_are_named_up_to_ten() -> None:
+    several = refusal(with_fields(target_url=5, timeout=-1, client_id=""))
+    assert several.count("; ") == 2
+    many = refusal(with_fields(**{f"extra_{n}": 1 for n in range(15)}))
+    assert many.endswith(" and 5 more")
+    assert many.count("Extra inputs are not permitted") == 10
+
+
+# H1
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [
+        (Properties(content_type="application/json"), "type is None, not 'SendCallback'"),
+        (
+            Properties(content_type="application/json", type="SendSms"),
+            "type is 'SendSms', not 'SendCallback'",
+        ),
+        (Properties(type="SendCallback"), "content_type is None, not 'application/json'"),
+        (
+            Properties(type="SendCallback", content_type="text/plain"),
+            "content_type is 'text/plain', not 'application/json'",
+        ),
+        (
+            Properties(
+                type="SendCallback", content_type="application/json", content_encoding="gzip"
+            ),
+            "content_encoding 'gzip' is not taken",
+        ),
+    ],
+)
+def test_h1_another_type_of_message_is_refused(properties: Properties, reason: str) -> None:
+    assert refusal(with_fields(), properties) == reason
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding"),
+    [("application/json; charset=utf-8", None), ("Application/JSON", "utf-8")],
+)
+def test_h1_json_may_say_that_it_is_utf_8(content_type: str, encoding: str | None) -> None:
+    properties = Properties(
+        content_type=content_type, content_encoding=encoding, type="SendCallback"
+    )
+    assert taken(with_fields(), properties).payload == {}
+
+
+# Row 15
+def test_row_15_a_message_that_is_too_large_is_refused_unread() -> None:
+    body = with_fields()
+    assert taken(body, max_bytes=len(body))
+    assert refusal(body, max_bytes=len(body) - 1) == (
+        f"{len(body)} bytes, at most {len(body) - 1} are taken"
+    )
+
+
+# Row 26
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b"nonsense",
+        b"[]",
+        b"null",
+        b'"text"',
+        json.dumps(LEAST).encode()[:-1],
+        json.dumps(LEAST).encode() + b"}",
+        json.dumps(LEAST).encode("utf-16"),
+        rb'{"payload": "\ud800"}',
+        rb'{"payload": "\udc00\ud800"}',
+        b'{"payload": "\xed\xa0\x80"}',
+        b'{"payload": "a\x00b"}',
+        b'{"payload": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        b'{"payload": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000 + b"}",
+        b'{"payload": ' + b"9" * 10_000 + b"}",
+    ],
+)
+def test_row_26_what_is_no_such_json_is_refused_at_once(body: bytes) -> None:
+    assert len(refusal(body)) < 300
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([CANARY, "", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=3,
+)
+
+
+# H2, row 31
+@settings(max_examples=25)
+@given(
+    fields=st.dictionaries(st.sampled_from(sorted(SendCallback.model_fields)), json_values),
+    cut=st.booleans(),
+)
+@example(fields={"hmac_secret": {CANARY: CANARY}}, cut=False)
+@example(fields={"hmac_secret": [CANARY, [CANARY]]}, cut=False)
+def test_row_31_no_secret_shows_whatever_is_wrong(fields: dict[str, Any], *, cut: bool) -> None:
+    body = with_fields(**fields)
+    if cut:
+        body = body[:-2]
+    told = ""
+    try:
+        taken(body)
+    except ContractViolation as error:
+        told = str(error)
+    assert CANARY not in told
+
+
+# Row 31
+@pytest.mark.parametrize("secret", [CANARY, [CANARY, f"{CANARY}-old"]])
+def test_row_31_no_secret_shows_in_a_repr_or_a_log_line(
+    secret: str | list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    order = taken(with_fields(hmac_secret=secret))
+    assert CANARY in order.secrets[0]
+    message: Message[SendCallback] = Message("id-1", JSON, b"", model=order)
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("test").error("%r %s", message, order, extra={"order": order})
+    assert CANARY not in caplog.text + repr(order) + str(order) + repr(message)
+    with pytest.raises(ValidationError) as caught:
+        SendCallback.model_validate(LEAST | {"hmac_secret": [secret, 5]})
+    assert CANARY not in str(caught.value)
+
+
+def test_an_order_cannot_be_changed() -> None:
+    order = taken(with_fields())
+    with pytest.raises(ValidationError):
+        order.target_url = "https://other.example/"  # type: ignore[misc]
+
+
+def test_headers_of_the_broker_and_routing_do_not_go_on_to_a_copy() -> None:
+    came = {
+        "traceparent": "00-1",
+        "tenant": 7,
+        "x-ringback-id": "id-1",
+        "x-ringback-attempt": 3,
+        "x-death": [{"count": 1}],
+        "x-first-death-queue": "callbacks.retry.1s",
+        "x-delivery-count": 2,
+        "CC": ["callbacks"],
+        "BCC": ["audit"],
+    }
+    assert kept(came) == {
+        "traceparent": "00-1",
+        "tenant": 7,
+        "x-ringback-id": "id-1",
+        "x-ringback-attempt": 3,
+    }
+    assert kept(None) == {}

@@ -1,0 +1,204 @@
+"""H7: the environment over the file, every fault named at once, no secret told."""
+
+import os
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from services.callback.settings import CallbackSettings
+from shared.settings import Settings, WrongSettings, load, load_shared
+from shared.topology import QueueType
+
+CANARY = "c4n4ry"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty file for settings, and an environment without any."""
+    for name in list(os.environ):
+        if name.startswith("RINGBACK_"):
+            monkeypatch.delenv(name)
+    path = tmp_path / "ringback.toml"
+    path.touch()
+    return path
+
+
+def faults(file: Path, service: bool = True) -> list[str]:  # noqa: FBT001, FBT002 - reads well
+    with pytest.raises(WrongSettings) as caught:
+        load(CallbackSettings, "callback", file=file) if service else load(Settings, file=file)
+    assert CANARY not in str(caught.value)
+    assert CANARY not in repr(caught.value.__cause__)
+    return list(caught.value.faults)
+
+
+# H7
+def test_h7_everything_has_a_default(file: Path) -> None:
+    shared, own = load(Settings, file=file), load(CallbackSettings, "callback", file=file)
+    assert shared.amqp_url == "amqp://guest:guest@127.0.0.1:5672/"
+    assert (shared.log_level, shared.log_format) == ("INFO", "json")
+    assert shared.queue_type is QueueType.QUORUM
+    assert own.allowed_networks == ()
+    assert own.give_up_after == 24 * 60 * 60
+    assert load(Settings, file=file.with_name("missing.toml")) == shared
+
+
+# H7
+def test_h7_the_environment_goes_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(
+        'amqp_url = "amqp://file/"\nlog_level = "DEBUG"\n[callback]\ntimeout = 3\nprefetch = 7\n'
+    )
+    monkeypatch.setenv("RINGBACK_AMQP_URL", "amqps://environment/")
+    monkeypatch.setenv("RINGBACK_CALLBACK_TIMEOUT", "4.5")
+    monkeypatch.setenv("RINGBACK_QUEUE_TYPE", "classic")
+    shared, own = load(Settings, file=file), load(CallbackSettings, "callback", file=file)
+    assert (shared.amqp_url, shared.log_level) == ("amqps://environment/", "DEBUG")
+    assert shared.queue_type is QueueType.CLASSIC
+    assert (own.timeout, own.prefetch) == (4.5, 7)
+
+
+# H7
+def test_h7_every_fault_is_named_at_once_with_its_place(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('[callback]\ntimeout = "soon"\nprefetch = 0\ntimeuot = 5\n')
+    monkeypatch.setenv("RINGBACK_CALLBACK_LANE_LIMIT", "-1")
+    why = "unable to parse string as a number"
+    assert sorted(faults(file)) == sorted(
+        [
+            "RINGBACK_CALLBACK_LANE_LIMIT: Input should be greater than or equal to 1",
+            f"{file} [callback] prefetch: Input should be greater than or equal to 1",
+            f"{file} [callback] timeout: Input should be a valid number, " + why,
+            f"{file} [callback] timeuot: there is no such setting",
+        ]
+    )
+
+
+# H7
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("no_such = 1", " no_such: there is no such setting"),
+        ('amqp_url = "http://h/"', "must look like amqp://user:password@host:5672/vhost"),
+        ('amqp_url = "amqp:///"', "must look like amqp://user:password@host:5672/vhost"),
+        (f'amqp_url = "amqp://u:{CANARY}/x@h"', " amqp_url: "),
+        (f'amqp_url = "amqp://u:{CANARY}@h:99999/"', " amqp_url: "),
+        (f'amqp_url = "amqp://[{CANARY}"', " amqp_url: "),
+        ('log_level = "LOUD"', " log_level: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ('log_format = "xml"', " log_format: Input should be 'json' or 'text'"),
+        ("metrics_port = 70000", " metrics_port: Input should be less than or equal to 65535"),
+        ("shutdown_timeout = 0", " shutdown_timeout: Input should be greater than 0"),
+        ('queue_type = "stream"', " queue_type: Input should be 'quorum' or 'classic'"),
+        ("amqp_url = ", "Invalid value (at "),
+        ("= 1", "Invalid statement (at "),
+        ("log_level = 'INFO'\nlog_level = 'INFO'", "Cannot overwrite a value (at "),
+    ],
+)
+def test_h7_a_wrong_shared_setting_says_what_is_wrong(file: Path, text: str, fault: str) -> None:
+    file.write_text(text)
+    [told] = faults(file, service=False)
+    assert told.startswith(str(file))
+    assert fault in told
+
+
+# H7
+def test_h7_a_file_that_is_no_text_is_named(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe")
+    assert str(file) in faults(file)[0]
+
+
+# H7
+def test_h7_a_service_must_be_a_table(file: Path) -> None:
+    file.write_text("callback = 5")
+    assert faults(file) == [f"{file}: callback must be a table: [callback]"]
+
+
+# H7
+def test_h7_the_faults_of_all_models_come_together(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('log_level = "LOUD"\n[calback]\ntimeout = 1\n[callback]\nprefetch = 0\n')
+    with pytest.raises(WrongSettings) as caught:
+        load_shared({"callback": CallbackSettings}, file=file)
+    assert [fault.split(": ")[0] for fault in caught.value.faults] == [
+        str(file),
+        f"{file} log_level",
+        f"{file} [callback] prefetch",
+    ]
+    assert "'calback'" in caught.value.faults[0]
+    monkeypatch.setenv("RINGBACK_LOG_LEVEL", "DEBUG")
+    file.write_text("")
+    assert load_shared({"callback": CallbackSettings}, file=file).log_level == "DEBUG"
+
+
+# H7
+def test_h7_networks_may_be_separated_by_commas(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS", " 10.0.0.0/8 ,fd00::/8, ")
+    assert load(CallbackSettings, "callback", file=file).allowed_networks == expected
+    monkeypatch.delenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS")
+    file.write_text('[callback]\nallowed_networks = ["10.0.0.0/8", "fd00::/8"]\n')
+    assert load(CallbackSettings, "callback", file=file).allowed_networks == expected
+    file.write_text('[callback]\nallowed_networks = "127.0.0.1"\n')
+    assert load(CallbackSettings, "callback", file=file).allowed_networks == (
+        ip_network("127.0.0.1/32"),
+    )
+
+
+# H7
+@pytest.mark.parametrize(
+    "value", ["10.0.0.1/8", "everything", "10.0.0.0/8;fd00::/8", "10.0.0.0/33"]
+)
+def test_h7_a_wrong_network_is_told_with_the_right_form(
+    file: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS", value)
+    [fault] = faults(file)
+    assert fault.startswith("RINGBACK_CALLBACK_ALLOWED_NETWORKS: ")
+    assert fault.endswith("; write a network such as 10.0.0.0/8")
+
+
+def test_h7_networks_are_a_list_or_a_text(file: Path) -> None:
+    file.write_text("[callback]\nallowed_networks = 10\n")
+    assert "separated by commas" in faults(file)[0]
+
+
+# H2, H7
+def test_secrets_have_names_and_may_be_several(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "RINGBACK_CALLBACK_SECRETS", f'{{"shop": "{CANARY}", "bank": ["{CANARY}", "{CANARY}-old"]}}'
+    )
+    own = load(CallbackSettings, "callback", file=file)
+    assert own.secrets == {"shop": CANARY, "bank": [CANARY, f"{CANARY}-old"]}
+    assert CANARY not in repr(own) + str(own)
+
+
+# Row 31
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'{{"shop": "{CANARY}',
+        CANARY,
+        f'["{CANARY}"]',
+        f'{{"shop": {{"{CANARY}": 1}}}}',
+        f'{{"shop": ["{CANARY}", 5]}}',
+    ],
+)
+def test_row_31_malformed_secrets_are_not_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("RINGBACK_CALLBACK_SECRETS", value)
+    assert any("secrets" in fault.lower() for fault in faults(file))
+
+
+def test_row_31_malformed_secrets_in_the_file_are_not_told(file: Path) -> None:
+    for text in (
+        f'[callback.secrets]\nshop = ["{CANARY}", 5]\n',
+        f'[callback]\nsecrets = "{CANARY}"\n',
+        f'[callback.secrets]\nshop = "{CANARY}\n',
+        f"[callback.secrets]\nshop = {CANARY}\n",
+    ):
+        file.write_text(text)
+        assert faults(file)

@@ -1,0 +1,89 @@
+"""What holds for every queue: no message is lost on its way between them, none waits for ever."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.topology import (
+    CALLBACKS,
+    DELIVERY_LIMIT,
+    TIERS,
+    QueueType,
+    dead_queue,
+    tier_queue,
+    topology,
+    work_queue_of,
+)
+
+# The table itself is golden in tests/contract; so are the reasons for what stands in it.
+REASONS = Path(__file__).parents[1] / "contract" / "golden" / "topology.reasons.json"
+
+
+def test_every_argument_of_a_queue_has_its_reason() -> None:
+    used = {name for queue in topology().queues for name in queue.arguments}
+    reasons = json.loads(REASONS.read_text())
+    assert set(reasons) == used
+    assert all(len(reason) > 20 for reason in reasons.values())
+
+
+# H3
+def test_h3_every_tier_waits_its_time_and_gives_back_to_its_work_queue() -> None:
+    queues = {queue.name: queue for queue in topology().queues}
+    for tier in TIERS:
+        queue = queues[f"callbacks.retry.{tier.name}"]
+        assert queue.arguments["x-message-ttl"] == tier.seconds * 1000
+        assert queue.arguments["x-dead-letter-exchange"] == ""
+        assert queue.arguments["x-dead-letter-routing-key"] == queue.routes_to == CALLBACKS
+    assert [tier.seconds for tier in TIERS] == [1, 5, 15, 60, 300, 900, 3600]
+
+
+def test_trap_8_whatever_dead_letters_does_so_at_least_once() -> None:
+    for queue in topology().queues:
+        if "x-dead-letter-routing-key" in queue.arguments:
+            assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
+            assert queue.arguments["x-overflow"] == "reject-publish"
+            assert queue.arguments["x-queue-type"] == "quorum"
+
+
+def test_a_message_that_kills_its_worker_ends_in_the_dead_queue() -> None:  # row 13
+    queues = {queue.name: queue for queue in topology().queues}
+    assert queues[CALLBACKS].arguments["x-delivery-limit"] == DELIVERY_LIMIT
+    assert queues[CALLBACKS].arguments["x-dead-letter-routing-key"] == "callbacks.dead"
+    assert queues[CALLBACKS].routes_to == "callbacks.dead"
+
+
+@pytest.mark.parametrize("queue_type", QueueType)
+def test_nothing_expires_in_a_dead_queue(queue_type: QueueType) -> None:
+    for queue in topology(queue_type).queues:
+        if queue.name.endswith(".dead"):
+            assert not {"x-message-ttl", "x-dead-letter-exchange", "x-max-length", "x-expires"} & (
+                queue.arguments.keys()
+            )
+
+
+def test_every_queue_that_dead_letters_has_somewhere_to() -> None:
+    tables = topology()
+    names = {queue.name for queue in tables.queues}
+    assert len(names) == len(tables.queues)
+    for queue in tables.queues:
+        target = queue.arguments.get("x-dead-letter-routing-key")
+        assert target == queue.routes_to
+        assert target is None or target in names
+
+
+def test_the_names_are_those_of_the_interface() -> None:
+    assert tier_queue("Q", TIERS[1]) == "Q.retry.5s"
+    assert dead_queue("Q") == "Q.dead"
+    for work in (CALLBACKS, "messages.email"):
+        belonging = [work, dead_queue(work), *(tier_queue(work, tier) for tier in TIERS)]
+        assert {work_queue_of(name) for name in belonging} == {work}
+
+
+def test_a_service_declares_its_own_queues_and_every_exchange() -> None:
+    tables = topology()
+    own = tables.only([CALLBACKS])
+    assert own.exchanges == tables.exchanges
+    assert {work_queue_of(queue.name) for queue in own.queues} == {CALLBACKS}
+    assert len(own.queues) == 1 + len(TIERS) + 1
+    assert tables.only([]).queues == ()
