@@ -75,7 +75,9 @@ class Lanes:
     """All lanes of one worker.
 
     widest: requests in flight to one target. slots: the worker's prefetch, of which targets that
-    have not answered (yet, or since a failure) may hold half. changed: told of a target's breaker.
+    have not answered (yet, or since a failure) may hold half, and three quarters if the rest are
+    their only requests in flight: a new target always gets its chance to answer. changed: told of
+    a target's breaker.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Lanes:
     ) -> None:
         self._widest = widest
         self._most_unproven = max(slots // 2, 1)
+        self._most_first = max(slots * 3 // 4, 1)
         self._failures = failures
         self._clock = clock
         self._changed = changed
@@ -132,8 +135,11 @@ class Lanes:
                 raise Deferred("lane full", delay=patience)
             await self._wait(lane)
             return False
-        if not lane.proven and self._unproven >= self._most_unproven:
-            raise Deferred("too many targets that have not answered", delay=patience)
+        room = self._most_unproven if lane.in_flight else self._most_first
+        if not lane.proven and self._unproven >= room:
+            # The crowd's fault, not the target's: it need not wait for longer each time.
+            delay = min(patience, STALL_PAUSE)
+            raise Deferred("too many targets that have not answered", delay=delay)
         self._count_in(lane)
         return False
 
@@ -193,7 +199,9 @@ class Lanes:
         ahead = len(lane.line) + 1
         if lane.proven and lane.mean is not None:
             return ahead * lane.mean / lane.limit <= LONGEST_LINE
-        return ahead <= lane.limit or (not lane.failures and self._unproven < self._most_unproven)
+        # Half of what is left, so that a burst to one new target leaves room for the next.
+        left = self._most_unproven - self._unproven
+        return ahead <= (left if not lane.failures else min(left, lane.limit))
 
     async def _wait(self, lane: Lane) -> None:
         waiting = asyncio.get_running_loop().create_future()

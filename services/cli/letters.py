@@ -84,7 +84,7 @@ class Letter:
 def read(delivery: Delivery) -> Letter:
     """The letter in a delivery, whatever is wrong with it."""
     try:
-        message = opened(delivery)
+        message = opened(delivery, history=True)
     except ContractViolation as error:
         broken: Message[Any] = Message("", Properties(), delivery.body)
         return Letter(broken, str(error), None, None, None, None)

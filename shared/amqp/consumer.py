@@ -176,7 +176,7 @@ class Consumer(Generic[M, R]):
             await asyncio.sleep(IDLE_CHECK)
             if self._tasks or self._draining or loop.time() - self._last_delivery < IDLE_CHECK:
                 continue
-            state = await channel.queue_declare(self._work.queue, passive=True)
+            state = await channel.queue_declare(self._work.queue, passive=True, timeout=IDLE_CHECK)
             if state.message_count and loop.time() - self._last_delivery >= IDLE_CHECK:
                 await channel.close(ConnectionResetError("messages wait but none is delivered"))
 

@@ -1,6 +1,8 @@
 """Declares the topology, and says what is in the way when a queue exists with other arguments."""
 
+import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from aiormq.abc import AbstractConnection
 from aiormq.exceptions import (
@@ -11,6 +13,10 @@ from aiormq.exceptions import (
 
 from shared.errors import RingbackError
 from shared.topology import Exchange, Queue, Topology
+
+# Seconds. A queue may wait for its leader's election; one that stays silent is the broker's fault,
+# which a new connection may mend and waiting does not.
+DECLARE_TIMEOUT: Final = 30.0
 
 
 class TopologyMismatch(RingbackError):  # noqa: N818 - says what it found
@@ -27,14 +33,16 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     Raises:
         TopologyMismatch: something exists with other properties, or may not be declared; all else
             is declared nevertheless.
+        TimeoutError: the broker has not answered for all of it within 30 s.
     """
-    faults = await _compare(connection, topology, passive=False)
-    if faults:
-        raise TopologyMismatch(faults)
-    channel = await connection.channel(publisher_confirms=False)
-    for binding in topology.bindings:
-        await channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
-    await channel.close()
+    async with asyncio.timeout(DECLARE_TIMEOUT):
+        faults = await _compare(connection, topology, passive=False)
+        if faults:
+            raise TopologyMismatch(faults)
+        channel = await connection.channel(publisher_confirms=False)
+        for binding in topology.bindings:
+            await channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+        await channel.close()
 
 
 async def check(connection: AbstractConnection, topology: Topology) -> list[str]:

@@ -64,13 +64,13 @@ class Message(Generic[M]):
         )
 
 
-def opened(delivery: Delivery) -> Message[Any]:
-    """The message in a delivery, its body not yet read.
+def opened(delivery: Delivery, *, history: bool = False) -> Message[Any]:
+    """The message in a delivery, its body not yet read; with `history`, the broker's `x-death` too.
 
     Raises:
         ContractViolation: its properties are not well-formed.
     """
-    properties = codec.decode_properties(delivery.header, history=False)
+    properties = codec.decode_properties(delivery.header, history=history)
     ours = properties.headers
     if not ours:
         return Message(_plain(properties.message_id), properties, delivery.body)

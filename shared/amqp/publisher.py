@@ -19,6 +19,8 @@ from shared.topology import Topology
 
 # Seconds without a confirm after which a publish counts as unknown (row 2 of the fault table).
 CONFIRM_TIMEOUT: Final = 5.0
+# Seconds between two looks at what is overdue, or missing on the broker.
+LOOK_EVERY: Final = 0.5
 
 
 class PublishRefused(InfrastructureError):  # noqa: N818 - one of the three outcomes
@@ -57,7 +59,7 @@ class _Session:
     def __init__(self, channel: TappedChannel) -> None:
         self.channel = channel
         self.pending: dict[int, _Pending] = {}  # ascending by tag
-        self.unrouted = False  # a queue or binding is missing
+        self.unrouted = asyncio.Event()  # a queue or binding is missing
         self._last_tag = 0
         channel.on_confirm = self._confirmed
         channel.on_return = self._returned
@@ -88,7 +90,7 @@ class _Session:
     def _returned(self, text: str, header: bytes) -> None:
         # A return precedes its confirm and tells the publish only by message_id. Where several
         # with that id are in flight, all fail: repeating one too many loses nothing.
-        self.unrouted = True
+        self.unrouted.set()
         message_id = codec.decode_properties(header).message_id
         for pending in self.pending.values():
             if pending.message_id == message_id:
@@ -185,7 +187,9 @@ class Publisher:
         link.tap.on_blocked = self._alarm
         self._alarm(blocked=False)
         try:
-            await first_to_end(until_lost(channel), self._look_after(session, link))
+            await first_to_end(
+                until_lost(channel), self._expire(session), self._mend(session, link)
+            )
         finally:
             self._session = None
             self._ready.clear()
@@ -200,18 +204,21 @@ class Publisher:
             self._ready.set()
             self._health.up("publisher")
 
-    async def _look_after(self, session: _Session, link: Link) -> None:
-        """Declare again what somebody has deleted, and fail what has waited too long."""
-        loop = asyncio.get_running_loop()
+    async def _expire(self, session: _Session) -> None:
+        """Fail what has waited too long for its confirm."""
+        overdue = PublishUnknown(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
         while True:
-            await asyncio.sleep(CONFIRM_TIMEOUT / 10)
-            if session.unrouted:
-                session.unrouted = False
-                await declare(link.connection, self._topology)
-            if self._blocked:  # the broker has said that it will not read for a while
-                continue
-            overdue = PublishUnknown(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
-            session.fail(overdue, due_by=loop.time())
+            await asyncio.sleep(LOOK_EVERY)
+            if not self._blocked:  # the broker has said that it will not read for a while
+                session.fail(overdue, due_by=asyncio.get_running_loop().time())
+
+    async def _mend(self, session: _Session, link: Link) -> None:
+        """Declare again what somebody has deleted."""
+        while True:
+            await session.unrouted.wait()
+            session.unrouted.clear()
+            await declare(link.connection, self._topology)
+            await asyncio.sleep(LOOK_EVERY)
 
 
 def _fail(pending: _Pending, error: InfrastructureError) -> None:

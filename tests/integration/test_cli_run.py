@@ -66,7 +66,8 @@ async def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
 
             assert len(set(children(service)) - set(before)) == 1
             assert await service.metric("ringback_worker_restarts_total") == 1
-            assert await counted()
+            # at least: what was not yet acked is delivered, and counted, once more
+            assert await service.metric("callback_total", status="success") >= 20
 
 
 async def test_a_worker_that_fails_ends_them_all_with_its_exit_code(

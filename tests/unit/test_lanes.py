@@ -165,24 +165,47 @@ async def test_a_line_that_does_not_move_is_sent_away_until_its_target_answers()
 
 async def test_targets_that_have_not_answered_hold_half_of_the_slots_together() -> None:
     world = World(slots=20)
-    for number in range(10):
-        await world.take(f"https://{number}.example:443", 1)
-    assert str(await world.refused(A)) == "too many targets that have not answered"
+    for number in range(5):
+        await world.take(f"https://{number}.example:443", 2)
+    refused = await world.refused("https://3.example:443", deferrals=9)
+    assert str(refused) == "too many targets that have not answered"
+    assert refused.delay == module.STALL_PAUSE  # the crowd's fault: it waits no longer each time
     world.lanes.leave(world.lanes.lane("https://3.example:443"), alive=True)
     assert not await world.enter("https://3.example:443")  # it has answered: it counts no more
-    await world.take(A, 1)
-    await world.refused(B)
+    await world.take("https://4.example:443", 1)
+
+
+async def test_a_new_target_s_first_request_finds_a_place_beside_those_that_hang() -> None:
+    world = World(slots=16)
+    for number in range(4):
+        await world.take(f"https://{number}.example:443", 2)
+    for number in range(4, 8):
+        await world.take(f"https://{number}.example:443", 1)
+    await world.refused(A)  # a quarter belongs to those that have answered
+
+
+async def test_a_burst_to_one_new_target_lines_up_in_half_of_what_is_left() -> None:
+    world = World(slots=40)
+    await world.take(A, FIRST_LIMIT)
+    line = [asyncio.ensure_future(world.lanes.enter(world.lanes.lane(A))) for _ in range(16)]
+    await settled()
+    assert [task.done() for task in line] == [False] * 8 + [True] * 8
+    assert {str(task.exception()) for task in line[8:]} == {"lane full"}
+    await world.take(B, FIRST_LIMIT)
+    world.lanes.drain()
+    await settled()
 
 
 async def test_who_waits_for_a_target_that_has_answered_counts_no_more() -> None:
-    world = World(slots=16)
+    world = World(slots=24)
     await world.take(A, FIRST_LIMIT)
     line = [asyncio.ensure_future(world.lanes.enter(world.lanes.lane(A))) for _ in range(4)]
     await settled()
+    await world.take(B, 4)
     await world.refused(B)
     world.lanes.leave(world.lanes.lane(A), alive=True)
-    await world.take(B, 4)
     await world.take("https://c.example:443", 4)
+    await world.take("https://d.example:443", 4)
     await world.refused("https://d.example:443")
     await settled()
     assert [task.done() for task in line] == [True, True, False, False]

@@ -203,7 +203,7 @@ class EveryOrder(RuleBasedStateMachine):
                 self.world.lanes.leave(self.world.lanes.lane(url), probe=probe)
             assert self.world.lanes.lane(url).idle
         if not self.drained:
-            fresh = [self.enter(f"https://{n}.example:443") for n in range(self.SLOTS // 2 + 1)]
+            fresh = [self.enter(f"https://{n}.example:443") for n in range(self.SLOTS * 3 // 4 + 1)]
             assert [task.exception() is None for task in fresh] == [True] * len(fresh[1:]) + [False]
 
 
