@@ -21,8 +21,10 @@ from shared.amqp.declare import declare
 from shared.amqp.message import (
     Dead,
     Done,
+    GivenBack,
     M,
     Message,
+    Outcome,
     Postponed,
     R,
     Retried,
@@ -95,7 +97,7 @@ class Consumer(Generic[M, R]):
         self._current: tuple[AbstractChannel, str, Settlement] | None = None
         self._count = {
             kind.__name__: CONSUMED.labels(work.queue, kind.__name__.lower())
-            for kind in (Done, Retried, Postponed, Dead)
+            for kind in (Done, Retried, Postponed, Dead, GivenBack)
         }
 
     async def run(self) -> None:
@@ -212,17 +214,18 @@ class Consumer(Generic[M, R]):
             return
         if settlement.lost:
             return
+        outcome = _owned(message, outcome)
         try:
             await self._follow(message, outcome, settlement)
         except Unpublishable as error:
-            outcome = _dead(f"can't be retried: {error}", error)
+            outcome = _owned(message, _dead(f"can't be retried: {error}", error))
             await self._follow(message, outcome, settlement)
         if settlement.lost:
             return
         self._count[type(outcome).__name__].inc()
         settlement.done(delivery.tag, self._work.report(message, outcome))
 
-    async def _attempt(self, message: Message[M]) -> Done[R] | Retried | Postponed | Dead:
+    async def _attempt(self, message: Message[M]) -> Outcome[R]:
         """Handle the message, and read its end from the error table of docs/architecture.md."""
         while True:
             now = self._clock.now()
@@ -274,7 +277,7 @@ class Consumer(Generic[M, R]):
     async def _follow(
         self,
         message: Message[M],
-        outcome: Done[R] | Retried | Postponed | Dead,
+        outcome: Outcome[R],
         settlement: Settlement,
     ) -> None:
         queue = self._work.queue
@@ -349,6 +352,13 @@ class Consumer(Generic[M, R]):
 
 def _dead(reason: str, error: Exception) -> Dead:
     return Dead(reason[:REASON_CHARACTERS], error)
+
+
+def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:
+    """What has an owner is not buried: its fact tells the owner, and precedes the ack."""
+    if isinstance(outcome, Dead) and message.owner:
+        return GivenBack(outcome.reason, outcome.error)
+    return outcome
 
 
 async def _never(_: DeliveredMessage) -> None:
