@@ -53,6 +53,13 @@ CONSUMED: Final = Counter(
     "ringback_consumed", "Messages settled, by what became of them.", ["queue", "outcome"]
 )
 BUGS: Final = Counter("ringback_handler_bugs", "Unexpected errors in handlers.", ["queue"])
+OUTCOMES: Final[Mapping[type, str]] = {
+    Done: "done",
+    Retried: "retried",
+    Postponed: "postponed",
+    Dead: "dead",
+    GivenBack: "given_back",
+}
 
 # Seconds between two settlements: long enough for one ack frame and one batch of facts to stand
 # for many messages (50 at 5,000 a second), short beside any callback.
@@ -95,10 +102,7 @@ class Consumer(Generic[M, R]):
         self._draining = False
         self._last_delivery = 0.0
         self._current: tuple[AbstractChannel, str, Settlement] | None = None
-        self._count = {
-            kind.__name__: CONSUMED.labels(work.queue, kind.__name__.lower())
-            for kind in (Done, Retried, Postponed, Dead, GivenBack)
-        }
+        self._count = {kind: CONSUMED.labels(work.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
         """Consume until cancelled.
@@ -222,7 +226,7 @@ class Consumer(Generic[M, R]):
             await self._follow(message, outcome, settlement)
         if settlement.lost:
             return
-        self._count[type(outcome).__name__].inc()
+        self._count[type(outcome)].inc()
         settlement.done(delivery.tag, self._work.report(message, outcome))
 
     async def _attempt(self, message: Message[M]) -> Outcome[R]:
