@@ -6,11 +6,11 @@ that all services share stands at the top of the file and is `RINGBACK_X`.
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 from yarl import URL
 
@@ -18,6 +18,8 @@ from shared.topology import QueueType
 
 PREFIX: Final = "RINGBACK_"
 FILE: Final = Path("ringback.toml")
+DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
+DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
 
 # Where each service serves /metrics, /healthz and /readyz unless told otherwise.
 METRICS_PORTS: Final = {"callback": 9101, "sandbox": 9109}
@@ -40,6 +42,36 @@ def _amqp_url(value: str) -> str:
     return value
 
 
+def _database_url(value: str) -> str:
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must look like postgresql://user:password@host:5432/name")
+    return value
+
+
+def _ticket_key(value: SecretStr) -> SecretStr:
+    if value.get_secret_value().startswith(("-----BEGIN ", "ssh-")):
+        raise ValueError("must be a secret that both sides know; public keys go into a JWKS file")
+    return value
+
+
+def _jwks_file(value: Path) -> Path:
+    from shared.tickets import public_keys  # noqa: PLC0415 - takes 0.3 s, and most set no such file
+
+    public_keys(value)
+    return value
+
+
+def _secrets_key(value: SecretStr) -> SecretStr:
+    from shared.sealing import keys  # noqa: PLC0415 - as above
+
+    keys(value.get_secret_value())
+    return value
+
+
+# In docker-compose.yml, what is not set is empty.
+EMPTY_IS_NONE: Final = BeforeValidator(lambda value: None if value == "" else value)
+
+
 class Settings(BaseSettings):
     """What every service shares."""
 
@@ -48,10 +80,10 @@ class Settings(BaseSettings):
     amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
         default="amqp://guest:guest@127.0.0.1:5672/", description="The RabbitMQ to work with."
     )
-    database_url: str | None = Field(
+    database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
         default=None,
         description="The PostgreSQL to work with.",
-        examples=["postgresql://user:password@127.0.0.1:5432/ringback"],
+        examples=[DATABASE_EXAMPLE],
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="The least level that is logged."
@@ -66,6 +98,33 @@ class Settings(BaseSettings):
         default=None,
         description="Their port; each service has its own default.",
         examples=[METRICS_PORTS["callback"]],
+    )
+    http_host: str = Field(default="127.0.0.1", description="Where the gateway listens.")
+    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8080, description="Its port; 0 takes a free one."
+    )
+    ticket_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_ticket_key)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Checks callers' service tickets (HS256), and signs Ringback's own; 32 random"
+        " characters or more.",
+        examples=["a-secret-of-32-random-characters"],
+    )
+    ticket_jwks_file: Annotated[
+        Annotated[Path, AfterValidator(_jwks_file)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Public keys that check callers' tickets as well (RS256, ES256, EdDSA).",
+        examples=["/etc/ringback/jwks.json"],
+    )
+    secrets_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_secrets_key)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Encrypts secrets in the database: 32 bytes in base64; several, separated by"
+        " commas: the first encrypts, all decrypt.",
+        examples=["MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="],
     )
     shutdown_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=25.0,
@@ -94,8 +153,15 @@ def load(model: type[S], section: str | None = None, *, file: Path = FILE) -> S:
         ) from None
 
 
-def load_shared(services: Mapping[str, type[BaseSettings]], *, file: Path = FILE) -> Settings:
+def load_shared(
+    services: Mapping[str, type[BaseSettings]],
+    *,
+    storing: Collection[str] = (),
+    file: Path = FILE,
+) -> Settings:
     """The settings that every service shares, once those of these services are right as well.
+
+    For the services named in `storing`, a database must be configured.
 
     Raises:
         WrongSettings: with every fault of all of them.
@@ -111,6 +177,11 @@ def load_shared(services: Mapping[str, type[BaseSettings]], *, file: Path = FILE
             load(model, section, file=file)
         except WrongSettings as error:
             faults += error.faults
+    if storing and "database_url" not in _table(file, None) | EnvSettingsSource(Settings)():
+        faults.append(
+            f"{DATABASE_URL}: not set, but {' and '.join(storing)} must have a PostgreSQL, such as"
+            f" {DATABASE_EXAMPLE}"
+        )
     if faults:
         raise WrongSettings(faults)
     return load(Settings, file=file)

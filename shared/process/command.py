@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 from pydantic_settings import BaseSettings
 
+from shared.postgres.migrations import Schema
 from shared.process.child import Start, reporting
 from shared.process.configuration import configured
 from shared.process.run import Parts, serve
@@ -24,13 +25,15 @@ class Service:
     """What is needed to run a service.
 
     package: where `python -m` finds it. settings: those of its own. start: puts it together.
-    scales: whether several processes of it can work side by side.
+    scales: whether several processes of it can work side by side. schema: what it owns in the
+    database; without one it needs no database.
     """
 
     package: str
     settings: type[BaseSettings]
     start: Start
     scales: bool = True
+    schema: Schema | None = None
 
     @property
     def name(self) -> str:
@@ -99,7 +102,9 @@ def run(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("--workers is for the consumer, which is off.")
     if workers > 1 and not service.scales:
         raise click.UsageError(f"{service.name} keeps its state in memory: it runs in one process.")
-    settings = configured({service.name: service.settings})
+    settings = configured(
+        {service.name: service.settings}, storing=[service.name] if service.schema else []
+    )
     start = service.start if parent is None else reporting(service.start, parent)
     if workers == 1:
         return serve(service.name, start, settings, parts)
