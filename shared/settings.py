@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 from yarl import URL
 
@@ -40,6 +40,37 @@ def _amqp_url(value: str) -> str:
     return value
 
 
+def _database_url(value: str) -> str:
+    url = URL(value)
+    if url.scheme not in ("postgresql", "postgres") or not url.host or len(url.path) < len("/x"):
+        raise ValueError("must look like postgresql://user:password@host:5432/name")
+    return value
+
+
+def _ticket_key(value: SecretStr) -> SecretStr:
+    if value.get_secret_value().startswith(("-----BEGIN ", "ssh-")):
+        raise ValueError("must be a secret that both sides know; public keys go into a JWKS file")
+    return value
+
+
+def _jwks_file(value: Path) -> Path:
+    from shared.tickets import public_keys  # noqa: PLC0415 - takes 0.3 s, and most set no such file
+
+    public_keys(value)
+    return value
+
+
+def _secrets_key(value: SecretStr) -> SecretStr:
+    from shared.sealing import keys  # noqa: PLC0415 - as above
+
+    keys(value.get_secret_value())
+    return value
+
+
+# In docker-compose.yml, what is not set is empty.
+EMPTY_IS_NONE: Final = BeforeValidator(lambda value: None if value == "" else value)
+
+
 class Settings(BaseSettings):
     """What every service shares."""
 
@@ -48,7 +79,7 @@ class Settings(BaseSettings):
     amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
         default="amqp://guest:guest@127.0.0.1:5672/", description="The RabbitMQ to work with."
     )
-    database_url: str | None = Field(
+    database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
         default=None,
         description="The PostgreSQL to work with.",
         examples=["postgresql://user:password@127.0.0.1:5432/ringback"],
@@ -66,6 +97,33 @@ class Settings(BaseSettings):
         default=None,
         description="Their port; each service has its own default.",
         examples=[METRICS_PORTS["callback"]],
+    )
+    http_host: str = Field(default="127.0.0.1", description="Where the gateway listens.")
+    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8080, description="Its port; 0 takes a free one."
+    )
+    ticket_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_ticket_key)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Checks callers' service tickets (HS256), and signs Ringback's own; 32 random"
+        " characters or more.",
+        examples=["a-secret-of-32-random-characters"],
+    )
+    ticket_jwks_file: Annotated[
+        Annotated[Path, AfterValidator(_jwks_file)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Public keys that check callers' tickets as well (RS256, ES256, EdDSA).",
+        examples=["/etc/ringback/jwks.json"],
+    )
+    secrets_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_secrets_key)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Encrypts secrets in the database: 32 bytes in base64; several, separated by"
+        " commas: the first encrypts, all decrypt.",
+        examples=["MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="],
     )
     shutdown_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=25.0,

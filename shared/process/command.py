@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 from pydantic_settings import BaseSettings
 
+from shared.postgres.migrations import Schema
 from shared.process.child import Start, reporting
 from shared.process.configuration import configured
 from shared.process.run import Parts, serve
@@ -24,13 +25,15 @@ class Service:
     """What is needed to run a service.
 
     package: where `python -m` finds it. settings: those of its own. start: puts it together.
-    scales: whether several processes of it can work side by side.
+    scales: whether several processes of it can work side by side. schema: what it owns in the
+    database; without one it needs no database.
     """
 
     package: str
     settings: type[BaseSettings]
     start: Start
     scales: bool = True
+    schema: Schema | None = None
 
     @property
     def name(self) -> str:

@@ -1,0 +1,1 @@
+"""PostgreSQL: a pool that never waits without a bound, named queries, migrations."""

@@ -1,0 +1,70 @@
+"""Connecting to PostgreSQL, and which of its errors mean that the database is the trouble."""
+
+from typing import Any, Final
+
+import asyncpg
+from yarl import URL
+
+from shared.errors import InfrastructureError
+
+# Seconds to connect: a server that is there takes milliseconds.
+CONNECT_TIME: Final = 3.0
+
+# Errors that say nothing about the statement: the same one may succeed later.
+DATABASE_ERRORS: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,  # disk, memory or connections used up
+    asyncpg.OperatorInterventionError,  # shutting down, starting up, terminated, out of time
+    asyncpg.PostgresSystemError,  # reading or writing its files failed
+    asyncpg.InternalServerError,
+    asyncpg.TransactionRollbackError,  # deadlock
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, after a fail-over
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,  # there is no such database
+)
+# Those of a connection that is being opened or taken from the pool.
+CONNECT_ERRORS: Final = (*DATABASE_ERRORS, asyncpg.InterfaceError)
+
+
+class StoreLost(InfrastructureError):  # noqa: N818 - what happened
+    """The database is gone, too slow, or full. Whether the last statement took effect is unknown.
+
+    So repeat only what may be repeated.
+    """
+
+
+async def connect(url: str) -> Any:
+    """One connection of our own, outside any pool; an `asyncpg.Connection`.
+
+    Raises:
+        StoreLost: there is none to be had.
+    """
+    try:
+        return await asyncpg.connect(url, timeout=CONNECT_TIME)
+    except (*CONNECT_ERRORS, ValueError) as error:
+        raise StoreLost(f"no connection to {shown(url)}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong with the database, in words a person can act on; never with a secret."""
+    match error:
+        case asyncpg.DiskFullError():
+            return f"the database's disk is full, free space on its server ({error})"
+        case asyncpg.TooManyConnectionsError():
+            return f"{error}: raise max_connections, or run fewer workers"
+        case asyncpg.ReadOnlySQLTransactionError():
+            return f"{error}: name the primary server, this one is read-only"
+        case asyncpg.QueryCanceledError() | TimeoutError():
+            return "it does not answer in time"
+        case _:
+            return str(error) or type(error).__name__
+
+
+def shown(url: str) -> str:
+    """The URL without its password, and without the query, which may hold one."""
+    parsed = URL(url).with_query(None)
+    return str(parsed.with_password("******") if parsed.password else parsed)
