@@ -27,8 +27,9 @@ LONGEST_TICKET: Final = 8192
 SHORTEST_RSA: Final = 2048
 # Our own tickets are kept for so many clients.
 KEPT: Final = 10_000
-# Seconds that an own ticket is good for at least: the longest tier of quick retries, and half more.
-OWN_LIFETIME: Final = 5400.0
+# Seconds that an own ticket is good for at least. Every tier of quick retries, one after the other
+# and each half longer by jitter, takes 2 h.
+OWN_LIFETIME: Final = 10_800.0
 
 # The algorithms that a key is good for: its type says, never the ticket.
 _OF_KEY: Final[dict[type[Key], tuple[str, ...]]] = {

@@ -14,6 +14,8 @@ import aiohttp
 import pytest
 
 from deploy.local.install import Installation
+from shared.sealing import Seal
+from shared.tickets import Tickets
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
 
@@ -122,6 +124,13 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         found = await ringback("dead", "list", "callbacks", amqp_url=None)
         assert "169.254.169.254" in found.out
         assert amqp_url in found.err
+
+        # A ticket is signed with the key that the services were given.
+        ticket = await ringback("ticket", "shop", amqp_url=None)
+        environment = Path(f"/proc/{it.service('callback')}/environ").read_text().split("\0")
+        given = dict(each.split("=", 1) for each in environment if each)
+        assert Tickets(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
+        assert Seal.of(given["RINGBACK_SECRETS_KEY"])
 
         services = it.children
         assert len(services) >= 2
