@@ -62,6 +62,11 @@ class Up:
                 return pid
         raise AssertionError(f"{name} does not run")
 
+    def environment(self, name: str) -> dict[str, str]:
+        """Give what one of its services was given."""
+        text = Path(f"/proc/{self.service(name)}/environ").read_text()
+        return dict(each.split("=", 1) for each in text.split("\0") if each)
+
 
 def alive(pids: list[int]) -> list[int]:
     """Those that still run."""
@@ -127,8 +132,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
 
         # A ticket is signed with the key that the services were given.
         ticket = await ringback("ticket", "shop", amqp_url=None)
-        environment = Path(f"/proc/{it.service('callback')}/environ").read_text().split("\0")
-        given = dict(each.split("=", 1) for each in environment if each)
+        given = it.environment("callback")
         assert Tickets(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
         assert Seal.of(given["RINGBACK_SECRETS_KEY"])
 
