@@ -19,8 +19,17 @@ from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import Outgoing, Publisher, fresh_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
+from shared.contracts.context import field_errors
+from shared.contracts.schedules import (
+    CANCEL_CALLBACK,
+    RESCHEDULE_CALLBACK,
+    SCHEDULE_CALLBACK,
+    CancelCallback,
+    RescheduleCallback,
+    ScheduleCallback,
+)
 from shared.settings import Settings
-from shared.topology import CALLBACKS
+from shared.topology import CALLBACKS, CANCEL, RESCHEDULE, SCHEDULE, SCHEDULES
 
 # Publishes in flight: enough that nobody waits for a round trip, few enough to repeat.
 WINDOW: Final = 500
@@ -31,15 +40,19 @@ RETURN: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Sendable:
-    """A message type: how it is checked, and where it goes. `identity` names its id field."""
+    """A message type: how it is checked, and where it goes."""
 
     model: type[BaseModel]
     routing_key: str
     exchange: str = ""
-    identity: str = "id"
 
 
-TYPES: Final = {SEND_CALLBACK: Sendable(SendCallback, CALLBACKS)}
+TYPES: Final = {
+    SEND_CALLBACK: Sendable(SendCallback, CALLBACKS),
+    SCHEDULE_CALLBACK: Sendable(ScheduleCallback, SCHEDULE, SCHEDULES),
+    CANCEL_CALLBACK: Sendable(CancelCallback, CANCEL, SCHEDULES),
+    RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +72,10 @@ class Document:
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     """Publish the message in FILE, or many as JSON lines; without FILE from standard input.
 
-    TYPE is SendCallback. Everything is checked first: if one message is wrong, each wrong field of
-    each line is named and nothing is sent. A message's id is printed once the broker has confirmed
-    it. After an interruption, send again what has no printed id: at worst it arrives twice.
+    TYPE is SendCallback, ScheduleCallback, CancelCallback or RescheduleCallback. Everything is
+    checked first: if one message is wrong, each wrong field of each line is named and nothing is
+    sent. A message's id is printed once the broker has confirmed it. After an interruption, send
+    again what has no printed id: at worst it arrives twice.
 
     \b
     Examples:
@@ -69,6 +83,8 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
              "payload": {"hello": "world"}}' | ringback send SendCallback
       ringback send SendCallback order.json
       ringback send SendCallback orders.jsonl > ids.txt
+      echo '{"delay": 60, "url": "https://example.com/hook"}' | ringback send ScheduleCallback
+      echo '{"group_key": "user-7"}' | ringback send CancelCallback
     """
     documents, faults = parsed(file.read(), TYPES[type_])
     if faults:
@@ -100,10 +116,13 @@ def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
             model = sendable.model.model_validate_json(body)
         except ValidationError as error:
             where = f"line {line}: " if len(pieces) > 1 else ""
-            faults += [where + fault for fault in _faults(error)]
+            faults += [
+                f"{where}{fault.field}: {fault.message}" if fault.field else where + fault.message
+                for fault in field_errors(error)
+            ]
         else:
             message_id = fresh_id()
-            identity = getattr(model, sendable.identity) or message_id
+            identity = str(getattr(model, "id", None) or message_id)
             documents.append(Document(line, body, identity, message_id))
     return documents, faults if pieces else ["the input is empty"]
 
@@ -114,14 +133,6 @@ def _pieces(data: bytes) -> list[tuple[int, bytes]]:
     if len(lines) > 1 and not (lines[0][1].startswith(b"{") and lines[0][1].endswith(b"}")):
         return [(lines[0][0], data.strip())]
     return lines
-
-
-def _faults(error: ValidationError) -> list[str]:
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    return [
-        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
-        for fault in faults
-    ]
 
 
 async def _send(

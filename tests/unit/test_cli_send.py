@@ -42,3 +42,15 @@ def test_a_fault_names_its_line_and_field() -> None:
         "line 2: target_url",
         "line 2: timeout",
     ]
+
+
+def test_every_fault_of_a_schedule_is_named_also_inside_its_context() -> None:
+    wrong = {"url": "ftp://x/", "context": {"retry_params": {"strategy": "exponential"}}}
+
+    _, faults = parsed(json.dumps(wrong).encode(), TYPES["ScheduleCallback"])
+
+    assert {fault.partition(": ")[0] for fault in faults} == {
+        "url",
+        "context.retry_params.base_delay",
+        "context.retry_params.delay_growth_rate",
+    }
