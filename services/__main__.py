@@ -11,7 +11,9 @@ COMMANDS: Final = {
     "send": "Publish messages, validated and confirmed.",
     "dead": "Look into a dead queue, and put messages back.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
-    "doctor": "Check broker, database, topology and clock.",
+    "migrate": "Bring the database's schemas up to date.",
+    "ticket": "Print a service ticket to try the interfaces with.",
+    "doctor": "Check broker, database, migrations, topology and clock.",
     "config": "Write an example of the configuration.",
 }
 

@@ -6,7 +6,7 @@ that all services share stands at the top of the file and is `RINGBACK_X`.
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -18,6 +18,8 @@ from shared.topology import QueueType
 
 PREFIX: Final = "RINGBACK_"
 FILE: Final = Path("ringback.toml")
+DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
+DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
 
 # Where each service serves /metrics, /healthz and /readyz unless told otherwise.
 METRICS_PORTS: Final = {"callback": 9101, "sandbox": 9109}
@@ -41,8 +43,7 @@ def _amqp_url(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    url = URL(value)
-    if url.scheme not in ("postgresql", "postgres") or not url.host or len(url.path) < len("/x"):
+    if not value.startswith(("postgresql://", "postgres://")):
         raise ValueError("must look like postgresql://user:password@host:5432/name")
     return value
 
@@ -82,7 +83,7 @@ class Settings(BaseSettings):
     database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
         default=None,
         description="The PostgreSQL to work with.",
-        examples=["postgresql://user:password@127.0.0.1:5432/ringback"],
+        examples=[DATABASE_EXAMPLE],
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="The least level that is logged."
@@ -152,8 +153,15 @@ def load(model: type[S], section: str | None = None, *, file: Path = FILE) -> S:
         ) from None
 
 
-def load_shared(services: Mapping[str, type[BaseSettings]], *, file: Path = FILE) -> Settings:
+def load_shared(
+    services: Mapping[str, type[BaseSettings]],
+    *,
+    storing: Collection[str] = (),
+    file: Path = FILE,
+) -> Settings:
     """The settings that every service shares, once those of these services are right as well.
+
+    For the services named in `storing`, a database must be configured.
 
     Raises:
         WrongSettings: with every fault of all of them.
@@ -169,6 +177,11 @@ def load_shared(services: Mapping[str, type[BaseSettings]], *, file: Path = FILE
             load(model, section, file=file)
         except WrongSettings as error:
             faults += error.faults
+    if storing and "database_url" not in _table(file, None) | EnvSettingsSource(Settings)():
+        faults.append(
+            f"{DATABASE_URL}: not set, but {' and '.join(storing)} must have a PostgreSQL, such as"
+            f" {DATABASE_EXAMPLE}"
+        )
     if faults:
         raise WrongSettings(faults)
     return load(Settings, file=file)

@@ -11,7 +11,6 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-import asyncpg
 import click
 from aiormq.abc import DeliveredMessage
 
@@ -25,8 +24,11 @@ from services.cli.broker import (
 from services.cli.run import service_named
 from shared.amqp.connection import CONNECTION_ERRORS, Link, described
 from shared.amqp.declare import check
+from shared.postgres.connection import StoreLost, opened
+from shared.postgres.connection import shown as without_password
+from shared.postgres.migrations import Schema, SchemaMismatch, pending
 from shared.process.configuration import configured
-from shared.settings import METRICS_PORTS, Settings
+from shared.settings import DATABASE_URL, METRICS_PORTS, Settings
 from shared.topology import topology
 
 OLDEST_RABBITMQ: Final = (3, 10)
@@ -55,7 +57,7 @@ class Finding:
 @click.command
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
 def doctor(*, as_json: bool) -> None:
-    """Check settings, Python, broker, topology, database and clocks, and say how to mend each.
+    """Check settings, Python, broker, topology, database, migrations, clocks; say how to mend each.
 
     Changes nothing. Exit code 1 if there is a fault.
 
@@ -186,33 +188,42 @@ async def _topology(settings: Settings, link: Link) -> AsyncIterator[Finding]:
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     url = settings.database_url or private_database()
+    schemas = [schema for name in METRICS_PORTS if (schema := service_named(name).schema)]
     if url is None:
-        yield Finding("database", ok=True, detail="none configured; the callback sender needs none")
-        return
-    try:
-        connected = await asyncpg.connect(url, timeout=PATIENCE)
-    except (
-        OSError,
-        TimeoutError,
-        ValueError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-    ) as error:
+        needing = ", ".join(schema.name for schema in schemas)
         yield Finding(
             "database",
-            ok=False,
-            detail=f"no connection to {shown(url)}: {described(error)}",
-            mend="Start PostgreSQL there, or set RINGBACK_DATABASE_URL.",
+            ok=not schemas,
+            detail=f"none configured; {f'needed by {needing}' if needing else 'none is needed'}",
+            mend=f"Set {DATABASE_URL}." if needing else "",
         )
         return
     try:
-        number = connected.get_server_version()
-        detail = f"PostgreSQL {number.major}.{number.minor} at {shown(url)}"
-        if number.major < OLDEST_POSTGRESQL:
-            mend = f"Ringback needs {OLDEST_POSTGRESQL} or newer."
-            yield Finding("database", ok=False, detail=detail, mend=mend)
-        else:
-            yield Finding("database", ok=True, detail=detail)
-        yield _clock("the database", await connected.fetchval("SELECT clock_timestamp()"))
-    finally:
-        await connected.close(timeout=PATIENCE)
+        async with opened(url, patience=PATIENCE) as connected:
+            number = connected.get_server_version()
+            detail = f"PostgreSQL {number.major}.{number.minor} at {without_password(url)}"
+            if number.major < OLDEST_POSTGRESQL:
+                mend = f"Ringback needs {OLDEST_POSTGRESQL} or newer."
+                yield Finding("database", ok=False, detail=detail, mend=mend)
+            else:
+                yield Finding("database", ok=True, detail=detail)
+            yield _clock("the database", await connected.fetchval("SELECT clock_timestamp()"))
+            for schema in schemas:
+                yield await _migrations(connected, schema)
+    except StoreLost as error:
+        mend = f"Start PostgreSQL there, or set {DATABASE_URL}."
+        yield Finding("database", ok=False, detail=str(error), mend=mend)
+
+
+async def _migrations(connected: Any, schema: Schema) -> Finding:
+    try:
+        lacking = await pending(connected, schema)
+    except SchemaMismatch as error:
+        first, *others = (fault.partition(": ") for fault in error.faults)
+        more = f" (and {len(others)} more)" if others else ""
+        return Finding("migrations", ok=False, detail=first[0] + more, mend=first[2])
+    if lacking:
+        detail = f"{schema.name} lacks {', '.join(map(str, lacking))}"
+        return Finding("migrations", ok=False, detail=detail, mend="Run `ringback migrate`.")
+    last = schema.migrations[-1]
+    return Finding("migrations", ok=True, detail=f"{schema.name} is up to date, {last}")

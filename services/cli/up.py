@@ -15,8 +15,11 @@ import click
 
 from services.cli import demo
 from services.cli.broker import connection, shown, work
+from services.cli.keys import development_keys
+from services.cli.migrate import migrate_all
 from services.cli.run import service_named
 from shared.amqp.declare import declare
+from shared.postgres.connection import shown as without_password
 from shared.process.child import Child, running
 from shared.process.configuration import configured
 from shared.process.health import STARTING
@@ -38,8 +41,9 @@ def up(*, without_sandbox: bool) -> None:
     """Start everything on this machine, show three callbacks, and serve until Ctrl-C.
 
     Starts a private RabbitMQ and PostgreSQL (on free ports, below .ringback/, disturbing no other
-    on this machine), declares the queues, and runs all services, and the sandbox as a receiver to
-    watch. With RINGBACK_AMQP_URL or RINGBACK_DATABASE_URL set, those are used instead.
+    on this machine), declares the queues, brings the database up to date, and runs all services,
+    and the sandbox as a receiver to watch. With RINGBACK_AMQP_URL or RINGBACK_DATABASE_URL set,
+    those are used instead. Keys that are not configured are made once, below .ringback/.
 
     \b
     Examples:
@@ -129,10 +133,14 @@ async def _serve(
     """Run the services until a signal comes or one of them ends; the exit code."""
     settings = settings.model_copy(update={"amqp_url": stack.amqp_url})
     _line("RabbitMQ", stack.amqp_url if stack.broker else shown(stack.amqp_url))
-    _line("PostgreSQL", stack.database_url if stack.database else shown(stack.database_url))
+    _line(
+        "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
+    )
     async with connection(settings) as link:
         await declare(link.connection, topology(settings.queue_type))
-    environment = _environment(stack, names)
+    schemas = [schema for name in names if (schema := service_named(name).schema)]
+    await migrate_all(stack.database_url, schemas, lambda line: click.echo(f"  {line}"))
+    environment = _environment(settings, stack, names)
     async with AsyncExitStack() as cleanup:
         # The sandbox starts first and ends last: what is in flight still finds its receiver.
         started = [
@@ -154,9 +162,11 @@ async def _serve(
         return 1
 
 
-def _environment(stack: "Stack", names: list[str]) -> dict[str, str]:
-    """What the services see: this environment, the stack, and what makes the sandbox reachable."""
-    environment = os.environ | stack.environment
+def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[str, str]:
+    """What the services see: this environment, the stack, keys, and a reachable sandbox."""
+    from deploy.local.daemon import CHECKOUT  # noqa: PLC0415 - only in a checkout
+
+    environment = os.environ | stack.environment | development_keys(settings, CHECKOUT)
     environment.setdefault(f"{PREFIX}LOG_FORMAT", "text")
     if SANDBOX in names:
         sandbox = load(service_named(SANDBOX).settings, SANDBOX)

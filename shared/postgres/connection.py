@@ -1,9 +1,11 @@
 """Connecting to PostgreSQL, and which of its errors mean that the database is the trouble."""
 
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
-from yarl import URL
 
 from shared.errors import InfrastructureError
 
@@ -37,16 +39,25 @@ class StoreLost(InfrastructureError):  # noqa: N818 - what happened
     """
 
 
-async def connect(url: str) -> Any:
-    """One connection of our own, outside any pool; an `asyncpg.Connection`.
+@asynccontextmanager
+async def opened(url: str, *, patience: float | None) -> AsyncIterator[Any]:
+    """A connection (`asyncpg.Connection`) outside any pool, for rare work.
+
+    It waits `patience` seconds for each statement; None: as long as it takes.
 
     Raises:
-        StoreLost: there is none to be had.
+        StoreLost: there is none to be had, or it was lost.
     """
     try:
-        return await asyncpg.connect(url, timeout=CONNECT_TIME)
-    except (*CONNECT_ERRORS, ValueError) as error:
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIME, command_timeout=patience)
+    except CONNECT_ERRORS as error:
         raise StoreLost(f"no connection to {shown(url)}: {reason(error)}") from error
+    try:
+        yield connection
+    except DATABASE_ERRORS as error:
+        raise StoreLost(f"connection to {shown(url)} lost: {reason(error)}") from error
+    finally:
+        connection.terminate()
 
 
 def reason(error: BaseException) -> str:
@@ -66,5 +77,4 @@ def reason(error: BaseException) -> str:
 
 def shown(url: str) -> str:
     """The URL without its password, and without the query, which may hold one."""
-    parsed = URL(url).with_query(None)
-    return str(parsed.with_password("******") if parsed.password else parsed)
+    return re.sub(r"//([^:/@]*):.*@", r"//\1:******@", url.partition("?")[0])

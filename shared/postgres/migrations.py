@@ -14,7 +14,7 @@ from typing import Any, Final
 import asyncpg
 
 from shared.errors import RingbackError
-from shared.postgres.connection import DATABASE_ERRORS, StoreLost, connect, reason, shown
+from shared.postgres.connection import DATABASE_ERRORS, opened
 
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _SCHEMA: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -143,13 +143,18 @@ async def pending(connection: Any, schema: Schema) -> tuple[Migration, ...]:
     """The migrations that a database lacks; changes nothing.
 
     Raises:
-        SchemaMismatch: its history is another.
+        SchemaMismatch: its history is another, or we may not read it.
         one of DATABASE_ERRORS: the database is in trouble.
     """
     table = f"{schema.name}.migrations"
-    if await connection.fetchval("SELECT to_regclass($1)", table) is None:
-        return schema.migrations
-    rows = await connection.fetch(f"SELECT number, name, checksum FROM {table}")  # noqa: S608 - the name was checked
+    try:
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            return schema.migrations
+        rows = await connection.fetch(f"SELECT number, name, checksum FROM {table}")  # noqa: S608 - the name was checked
+    except DATABASE_ERRORS:
+        raise
+    except asyncpg.PostgresError as error:
+        raise SchemaMismatch((f"the schema {schema.name} can't be read: {error}",)) from error
     return missing(schema, {row["number"]: (row["name"], row["checksum"]) for row in rows})
 
 
@@ -165,14 +170,9 @@ async def migrate(
         MigrationFailed: PostgreSQL refused one; the error names it.
         StoreLost: the database is gone or full.
     """
-    connection = await connect(url)
-    try:
+    async with opened(url, patience=None) as connection:
         while (migration := await _next(connection, schema)) is not None:
             applied(migration)
-    except DATABASE_ERRORS as error:
-        raise StoreLost(f"{shown(url)}: {reason(error)}") from error
-    finally:
-        connection.terminate()
 
 
 async def _next(connection: Any, schema: Schema) -> Migration | None:

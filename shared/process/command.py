@@ -102,7 +102,9 @@ def run(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("--workers is for the consumer, which is off.")
     if workers > 1 and not service.scales:
         raise click.UsageError(f"{service.name} keeps its state in memory: it runs in one process.")
-    settings = configured({service.name: service.settings})
+    settings = configured(
+        {service.name: service.settings}, storing=[service.name] if service.schema else []
+    )
     start = service.start if parent is None else reporting(service.start, parent)
     if workers == 1:
         return serve(service.name, start, settings, parts)

@@ -1,6 +1,6 @@
 """What a command says of a wrong configuration: every fault at once, exit code 2."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import click
 from pydantic_settings import BaseSettings
@@ -18,13 +18,17 @@ class WrongConfiguration(click.ClickException):
         super().__init__(f"the configuration is wrong; nothing was started.\n{faults}")
 
 
-def configured(services: Mapping[str, type[BaseSettings]] | None = None) -> Settings:
+def configured(
+    services: Mapping[str, type[BaseSettings]] | None = None, *, storing: Collection[str] = ()
+) -> Settings:
     """The shared settings, with those of these services checked as well.
+
+    For the services named in `storing`, a database must be configured.
 
     Raises:
         WrongConfiguration: with every fault of all of them.
     """
     try:
-        return load_shared(services or {})
+        return load_shared(services or {}, storing=storing)
     except WrongSettings as error:
         raise WrongConfiguration(error) from None

@@ -126,10 +126,26 @@ def test_health_is_asked_where_the_service_answers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_whom_a_container_waits_for_can_be_healthy(name: str) -> None:
+def test_whom_a_container_waits_for_can_be_healthy_or_come_to_its_end(name: str) -> None:
     for other, how in CONTAINERS[name].get("depends_on", {}).items():
-        assert how == {"condition": "service_healthy"}
-        assert "healthcheck" in CONTAINERS[other]
+        if other in ONE_SHOT:
+            assert how == {"condition": "service_completed_successfully"}
+        else:
+            assert how == {"condition": "service_healthy"}
+            assert "healthcheck" in CONTAINERS[other]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_who_keeps_data_starts_when_the_database_is_up_to_date(name: str) -> None:
+    waits_for = CONTAINERS[name].get("depends_on", {})
+    assert ("migrate" in waits_for) == (service_named(name).schema is not None)
+    if "migrate" in waits_for:
+        assert "postgres" in waits_for
+
+
+def test_migrate_waits_for_the_database() -> None:
+    assert OURS["migrate"]["command"] == ["migrate"]
+    assert set(OURS["migrate"]["depends_on"]) == {"postgres"}
 
 
 @pytest.mark.parametrize("name", OURS)

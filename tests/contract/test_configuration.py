@@ -1,9 +1,11 @@
 """config.example.toml: made from the settings, and right."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from joserfc.jwk import ECKey
 from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
@@ -21,7 +23,10 @@ def test_the_example_is_up_to_date() -> None:
 
 def test_every_line_of_the_example_can_be_used_as_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "ringback.toml"
-    file.write_text(re.sub(r"(?m)^#(?=\w+ = )", "", EXAMPLE.read_text()))
+    jwks = tmp_path / "jwks.json"
+    jwks.write_text(json.dumps({"keys": [ECKey.generate_key("P-256", private=False).as_dict()]}))
+    text = re.sub(r"(?m)^#(?=\w+ = )", "", EXAMPLE.read_text())
+    file.write_text(text.replace("/etc/ringback/jwks.json", str(jwks)))
 
     settings = load_shared(SERVICES, file=file)
 

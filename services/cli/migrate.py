@@ -1,0 +1,90 @@
+"""`ringback migrate`: every service's schema in the database, brought up to date."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from services.cli.broker import PATIENCE, private_database, work
+from services.cli.run import service_named
+from shared.postgres.connection import opened
+from shared.postgres.migrations import Migration, Schema, pending
+from shared.postgres.migrations import migrate as bring_up_to_date
+from shared.process.configuration import configured
+from shared.settings import METRICS_PORTS
+
+
+@click.command
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 if something is pending.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each schema.")
+def migrate(*, check: bool, as_json: bool) -> None:
+    """Bring every service's schema in the database up to date.
+
+    Each migration is one transaction. Run it before services of a new version start; several at
+    once do no harm. Exit code 1 if it failed; what was applied before stays.
+
+    \b
+    Examples:
+      ringback migrate
+      ringback migrate --check
+    """
+    services = [service_named(name) for name in METRICS_PORTS]
+    wanted = [service.schema for service in services if service.schema]
+    if not wanted:
+        click.echo("No service keeps anything in a database.", err=True)
+        return
+    url = private_database()
+    settings = configured(
+        {service.name: service.settings for service in services},
+        storing=() if url else [schema.name for schema in wanted],
+    )
+    url = settings.database_url or url
+    assert url is not None  # noqa: S101 - else `configured` has named it
+
+    def tell(line: str) -> None:
+        if not as_json:
+            click.echo(line)
+
+    async def all_of_them() -> bool:
+        clean = True
+        for schema in wanted:
+            result = await (_check if check else _migrate)(url, schema, tell)
+            clean &= not result["pending"]
+            if as_json:
+                click.echo(json.dumps(result))
+        return clean
+
+    raise SystemExit(0 if work(all_of_them()) else 1)
+
+
+async def migrate_all(url: str, schemas: list[Schema], tell: Callable[[str], None]) -> None:
+    """Bring these schemas up to date, with a line for each migration.
+
+    Raises:
+        as shared.postgres.migrations.migrate.
+    """
+    for schema in schemas:
+        await _migrate(url, schema, tell)
+
+
+async def _migrate(url: str, schema: Schema, tell: Callable[[str], None]) -> dict[str, Any]:
+    applied: list[str] = []
+
+    def done(migration: Migration) -> None:
+        applied.append(str(migration))
+        tell(f"{schema.name}: applied {migration}")
+
+    await bring_up_to_date(url, schema, applied=done)
+    tell(f"{schema.name}: up to date, {schema.migrations[-1]}")
+    return {"schema": schema.name, "applied": applied, "pending": []}
+
+
+async def _check(url: str, schema: Schema, tell: Callable[[str], None]) -> dict[str, Any]:
+    async with opened(url, patience=PATIENCE) as connection:
+        lacking = [str(migration) for migration in await pending(connection, schema)]
+    for migration in lacking:
+        tell(f"{schema.name}: pending {migration}")
+    if not lacking:
+        tell(f"{schema.name}: up to date, {schema.migrations[-1]}")
+    return {"schema": schema.name, "applied": [], "pending": lacking}

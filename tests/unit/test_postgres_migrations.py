@@ -1,0 +1,71 @@
+"""Migrations: their order, and what is to be done by what was done."""
+
+import pytest
+
+from shared.postgres.migrations import Schema, SchemaMismatch, missing, ordered
+
+FILES = {"0002_prices.sql": "SELECT 2;\n", "0001_orders.sql": "SELECT 1;\n"}
+SHOP = Schema("shop", ordered(FILES))
+FIRST, SECOND = SHOP.migrations
+APPLIED = {each.number: (each.name, each.checksum) for each in SHOP.migrations}
+
+
+def test_they_are_in_the_order_of_their_numbers() -> None:
+    assert [str(each) for each in SHOP.migrations] == ["0001_orders", "0002_prices"]
+    assert FIRST.sql == "SELECT 1;\n"
+
+
+def test_a_checksum_is_about_the_text_and_not_about_how_its_lines_end() -> None:
+    [same] = ordered({"0001_orders.sql": "SELECT 1;\r\n"})
+    [other] = ordered({"0001_orders.sql": "SELECT 1 ;\n"})
+    assert same.checksum == FIRST.checksum
+    assert other.checksum != FIRST.checksum
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["1_orders.sql"], "'1_orders.sql' is no migration; name it like 0001_first.sql"),
+        (["0001_orders.sql", "notes.txt"], "'notes.txt' is no migration"),
+        (["0002_orders.sql"], r"these are \[2\]"),
+        (["0001_a.sql", "0003_b.sql"], r"these are \[1, 3\]"),
+        (["0001_a.sql", "0001_b.sql"], r"these are \[1, 1\]"),
+        ([], r"these are \[\]"),
+    ],
+)
+def test_wrong_names_and_numbers_are_refused(names: list[str], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        ordered(dict.fromkeys(names, "SELECT 1"))
+
+
+def test_a_schema_has_a_name_that_needs_no_quotes() -> None:
+    with pytest.raises(ValueError, match="no name for a schema"):
+        Schema("shop; DROP TABLE x", SHOP.migrations)
+
+
+def test_what_was_not_applied_is_missing() -> None:
+    assert missing(SHOP, {}) == (FIRST, SECOND)
+    assert missing(SHOP, {1: APPLIED[1]}) == (SECOND,)
+    assert missing(SHOP, APPLIED) == ()
+
+
+@pytest.mark.parametrize(
+    ("applied", "fault"),
+    [
+        (APPLIED | {3: ("later", "x")}, "0003_later of the schema shop is newer than this"),
+        (APPLIED | {1: ("orders", "x")}, "0001_orders of the schema shop was changed after"),
+        (APPLIED | {1: ("other", "x")}, "0001_other of the schema shop is named 0001_orders in"),
+        ({2: APPLIED[2]}, "0001_orders of the schema shop was left out"),
+    ],
+)
+def test_another_history_is_an_error_that_names_it(
+    applied: dict[int, tuple[str, str]], fault: str
+) -> None:
+    with pytest.raises(SchemaMismatch, match=fault):
+        missing(SHOP, applied)
+
+
+def test_every_difference_is_named_at_once() -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        missing(SHOP, {2: ("prices", "x"), 3: ("later", "x")})
+    assert len(caught.value.faults) == 3

@@ -1,0 +1,40 @@
+"""Named queries, as a service's sql/queries.sql holds them."""
+
+import pytest
+
+from shared.postgres.queries import parsed
+
+TEXT = """-- What the shop asks.
+
+-- name: claim
+-- Those that are due.
+UPDATE shop.orders SET taken = true -- name: none
+WHERE due <= now();
+
+-- name: count_2
+SELECT count(*) FROM shop.orders
+"""
+
+
+def test_each_query_has_its_name() -> None:
+    found = parsed(TEXT, source="shop")
+    assert set(found) == {"claim", "count_2"}
+    assert found["count_2"] == "SELECT count(*) FROM shop.orders"
+    assert found["claim"].startswith("-- Those that are due.\nUPDATE shop.orders")
+    assert found["claim"].endswith("WHERE due <= now();")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("SELECT 1\n" + TEXT, "the first query has no line"),
+        ("-- name: a\nSELECT 1\n-- name: a\nSELECT 2", "two queries named a"),
+        ("-- name: a\n-- nothing\n\n-- name: b\nSELECT 1", "the query a is empty"),
+        ("-- name: Get it\nSELECT 1", "'Get it' is no name"),
+        ("-- name: \nSELECT 1", "'' is no name"),
+    ],
+)
+def test_a_file_that_can_not_be_understood_says_where(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault) as caught:
+        parsed(text, source="the shop's queries")
+    assert "the shop's queries" in str(caught.value)
