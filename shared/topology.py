@@ -14,6 +14,7 @@ from typing import Final
 
 CALLBACKS: Final = "callbacks"
 OUTCOMES: Final = "outcomes"
+SCHEDULER_REQUESTS: Final = "scheduler.requests"
 
 # x-delivery-limit: how often a message may come back unacknowledged (its worker died) before it is
 # dead. 20 is what RabbitMQ 4 does by default; set here so that 3.10 does the same.
