@@ -8,20 +8,23 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from services.gateway import description
 from services.gateway.asking import Service as Asked
+from services.gateway.asyncapi import asyncapi
 from services.gateway.callbacks import Callbacks
 from services.gateway.callers import Callers
 from services.gateway.edge import edge
-from services.gateway.operations import routes
+from services.gateway.operations import ABOUT, operations
 from services.gateway.readiness import watch
 from services.gateway.settings import GatewaySettings
 from shared.amqp.request_reply import Requester
+from shared.http.openapi import document
 from shared.process.command import Service
 from shared.process.metrics import add_routes
 from shared.process.run import CLOSING, Process
 from shared.settings import Settings, load
 from shared.tickets import Tickets, public_keys
-from shared.topology import SCHEDULER_REQUESTS
+from shared.topology import SCHEDULER_REQUESTS, topology
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,13 @@ async def start(process: Process) -> None:
     scheduler = Asked(requester, SCHEDULER_REQUESTS, timeout=settings.request_timeout)
     callers = Callers(_tickets(process.settings), allow_anonymous=settings.allow_anonymous)
     app = web.Application(middlewares=[edge()], client_max_size=settings.max_batch_bytes)
-    app.add_routes(routes(Callbacks(scheduler, callers, settings)))
+    declared = operations(settings.example_url)
+    app.add_routes(Callbacks(scheduler, callers, settings).routes(declared))
+    app.add_routes(
+        description.routes(
+            document(declared, ABOUT), asyncapi(topology(process.settings.queue_type))
+        )
+    )
     add_routes(
         app,
         ready=lambda: (process.health.ready, process.health.report()),

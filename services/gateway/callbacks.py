@@ -3,9 +3,11 @@
 Bodies are passed on as they came; the scheduler is the one place that validates what they say.
 """
 
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
+from uuid import UUID
 
 from aiohttp import web
 from pydantic_core import to_json
@@ -23,6 +25,8 @@ from services.gateway.reading import (
 )
 from services.gateway.settings import GatewaySettings
 from shared.contracts.requests import FieldError
+from shared.contracts.schedule_requests import Operation as Asked
+from shared.http.openapi import Operation
 from shared.http.problem import Refused
 
 # What is asked over HTTP is the caller's own; no cache on the way may keep it.
@@ -40,13 +44,33 @@ class Callbacks:
         self._most = settings.max_body_bytes
         self._most_in_batch = settings.max_batch_bytes
 
+    def routes(self, operations: Iterable[Operation]) -> Sequence[web.RouteDef]:
+        """The declared operations with their handlers."""
+        handlers = {
+            "create_callback": self.create,
+            "add_callback": self.create,
+            "create_callbacks": self.create_batch,
+            "list_callbacks": self.list,
+            "get_callback": self.get,
+            "reschedule_callback": self.reschedule,
+            "cancel_callback": self.cancel,
+            "retry_callbacks": self.retry,
+            "list_group": self.list,
+            "cancel_group": self.cancel,
+            "get_event": self.get,
+            "reschedule_event": self.reschedule,
+            "cancel_event": self.cancel,
+        }
+        add = {"get": web.get, "post": web.post, "patch": web.patch, "delete": web.delete}
+        return [add[op.method](op.path, handlers[op.id]) for op in operations]
+
     async def create(self, request: web.Request) -> web.Response:
         """Schedule one; answered once it is committed."""
         client_id = self._client_id(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         asked = b'{"callback":%b,"idempotency_key":%b}' % (body, to_json(key))
-        created = await self._scheduler.ask("CreateCallback", asked, client_id)
+        created = await self._scheduler.ask(Asked.CREATE, asked, client_id)
         request[SCHEDULE_ID] = created["id"]
         return _answer(
             created, HTTPStatus.CREATED, {"Location": f"/v1/callbacks/{quote(created['id'])}"}
@@ -60,15 +84,15 @@ class Callbacks:
             raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
         body, content = await json_body(request, self._most_in_batch)
         asked = b'{"callbacks":%b}' % body if isinstance(content, list) else body
-        return _answer(await self._scheduler.ask("CreateCallbacks", asked, client_id))
+        return _answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, client_id))
 
     async def get(self, request: web.Request) -> web.Response:
         """The status of one, by id or by keys."""
-        return await self._by_selector("GetCallback", request)
+        return await self._by_selector(Asked.GET, request)
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel one, by id or by keys, or a whole group."""
-        return await self._by_selector("CancelCallbacks", request)
+        return await self._by_selector(Asked.CANCEL, request)
 
     async def list(self, request: web.Request) -> web.Response:
         """A page of the caller's callbacks; of one group where the path names it."""
@@ -76,7 +100,7 @@ class Callbacks:
         in_path = _selector(request)
         names = [name for name in (*_SELECTORS[1:], *_PAGE) if name not in in_path]
         asked = to_json(query(request, names) | in_path)
-        return _answer(await self._scheduler.ask("ListCallbacks", asked, client_id))
+        return _answer(await self._scheduler.ask(Asked.LIST, asked, client_id))
 
     async def reschedule(self, request: web.Request) -> web.Response:
         """Move one to another moment, by id or by keys."""
@@ -93,13 +117,13 @@ class Callbacks:
         if twice:
             raise invalid(twice)
         asked = to_json(content | selector)
-        return _typed(await self._scheduler.ask("RescheduleCallback", asked, client_id))
+        return _typed(await self._scheduler.ask(Asked.RESCHEDULE, asked, client_id))
 
     async def retry(self, request: web.Request) -> web.Response:
         """Start failed ones again."""
         client_id = self._client_id(request)
         body, _ = await json_body(request, self._most)
-        return _answer(await self._scheduler.ask("RetryCallbacks", body, client_id))
+        return _answer(await self._scheduler.ask(Asked.RETRY, body, client_id))
 
     async def _by_selector(self, operation: str, request: web.Request) -> web.Response:
         client_id = self._client_id(request)
@@ -118,19 +142,31 @@ def _selector(request: web.Request) -> dict[str, str]:
     """The callbacks that the path names; it names one id, or a group, or an event in a group."""
     selector = dict(request.match_info)
     if "id" in selector:
-        request[SCHEDULE_ID] = selector["id"]
+        request[SCHEDULE_ID] = selector["id"] = _uuid(selector["id"])
     return selector
+
+
+def _uuid(identity: str) -> str:
+    """The id as ids are written; what is none names no callback."""
+    try:
+        return str(UUID(identity))
+    except ValueError:
+        raise _not_found() from None
+
+
+def _not_found() -> Refused:
+    return Refused(
+        HTTPStatus.NOT_FOUND,
+        "not_found",
+        "there is no such callback",
+        members={"result": "not_found"},
+    )
 
 
 def _typed(answer: Any) -> web.Response:
     """An answer whose `result` says what became of it; not found is 404 as everywhere."""
     if answer.get("result") == "not_found":
-        raise Refused(
-            HTTPStatus.NOT_FOUND,
-            "not_found",
-            "there is no such callback",
-            members={"result": "not_found"},
-        )
+        raise _not_found()
     return _answer(answer)
 
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.contracts.schedules import MOST_IN_BATCH, Delay, RunAt, ScheduleCallback
+from shared.contracts.schedule_requests import MOST_IN_BATCH
+from shared.contracts.schedules import Delay, RunAt, ScheduleCallback
 
 
 class Move(BaseModel):

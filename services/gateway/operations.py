@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from services.gateway import examples
 from services.gateway.forms import Batch, Move
 from services.gateway.reading import IDEMPOTENCY_KEY
-from shared.contracts.schedules import (
+from shared.contracts.schedule_requests import (
     DEFAULT_PAGE,
     LONGEST_PAGE,
     CallbackPage,
@@ -19,11 +19,10 @@ from shared.contracts.schedules import (
     Created,
     CreatedBatch,
     Rescheduled,
-    RetryCallbacks,
     Retried,
-    ScheduleCallback,
-    Status,
+    RetryCallbacks,
 )
+from shared.contracts.schedules import ScheduleCallback, Status
 from shared.http.openapi import Answer, Body, Description, Operation, Parameter
 from shared.http.problem import PROBLEM_JSON, Problem
 from shared.version import VERSION
@@ -112,9 +111,7 @@ _PAGE: Final = (
     ),
 )
 
-_MOVE: Final = Body(
-    Move, {"In a minute": {"delay": 60}, "At a moment": {"run_at": examples.LATER}}
-)
+_MOVE: Final = Body(Move, {"In a minute": {"delay": 60}, "At a moment": {"run_at": examples.LATER}})
 _MOVED: Final = _ok(
     "What became of the wish: `result` says whether it was moved, or why not.",
     Rescheduled,

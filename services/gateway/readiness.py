@@ -5,6 +5,7 @@ from typing import Final
 
 from shared.amqp.request_reply import NoAnswer, Requester, Unavailable
 from shared.contracts.requests import Failure
+from shared.contracts.schedule_requests import Operation
 from shared.process.health import Health
 
 # Seconds between two questions. They also keep the connection talking, so that it is told of an
@@ -27,7 +28,7 @@ async def watch(requester: Requester, queue: str, *, part: str, health: Health) 
 
 async def _fault(requester: Requester, queue: str) -> str | None:
     try:
-        answer = await requester.ask(queue, "Ping", b"{}", timeout=TIMEOUT)
+        answer = await requester.ask(queue, Operation.PING, b"{}", timeout=TIMEOUT)
     except (NoAnswer, Unavailable) as error:
         return str(error)
     if isinstance(answer, Failure):

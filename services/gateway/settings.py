@@ -25,3 +25,7 @@ class GatewaySettings(BaseSettings):
     max_batch_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
         default=8_388_608, description="The same for a batch; 8 MiB, which RabbitMQ takes."
     )
+    example_url: Annotated[str, Field(min_length=1)] = Field(
+        default="https://example.com/webhook",
+        description="What the examples at /docs/ call; `ringback up` has them call the sandbox.",
+    )

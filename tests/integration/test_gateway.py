@@ -16,6 +16,7 @@ from tests.fakes.waiting import until
 CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
 KEYED = CALLBACK | {"group_key": "user-7", "event_key": "reminder/1 ü"}
 MIB = 1_048_576
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +191,8 @@ async def test_s8_what_came_too_late_is_said(
     said = {"ok": {"id": "x", "result": result}}
     scheduler.answers = {"CancelCallbacks": lambda _: said, "RescheduleCallback": lambda _: said}
     for answer in (
-        await call("DELETE", "/v1/callbacks/x"),
-        await call("PATCH", "/v1/callbacks/x", {"delay": 1}),
+        await call("DELETE", f"/v1/callbacks/{UNKNOWN}"),
+        await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1}),
     ):
         assert (answer.status, answer.json["result"]) == (200, result)
 
@@ -200,15 +201,19 @@ async def test_s8_not_found_is_404_whichever_way_the_scheduler_says_it(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
     scheduler.answers["CancelCallbacks"] = lambda _: {"ok": {"id": "x", "result": "not_found"}}
-    assert (await call("DELETE", "/v1/callbacks/x")).problem(404)["result"] == "not_found"
-    (await call("GET", "/v1/callbacks/x")).problem(404)
-    (await call("PATCH", "/v1/callbacks/x", {"delay": 1})).problem(404)
+    assert (await call("DELETE", f"/v1/callbacks/{UNKNOWN}")).problem(404)["result"] == "not_found"
+    (await call("GET", f"/v1/callbacks/{UNKNOWN}")).problem(404)
+    (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1})).problem(404)
+    for no_id in ("7", "x" * 5000, "%00", "{00000000-0000-4000-8000-00000000000}"):
+        (await call("GET", f"/v1/callbacks/{no_id}")).problem(404)
 
 
 async def test_a_patch_that_names_another_callback_than_the_path_is_refused(call: Caller) -> None:
-    wrong = await call("PATCH", "/v1/callbacks/x", {"delay": 1, "id": "y", "group_key": "g"})
+    wrong = await call(
+        "PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1, "id": "y", "group_key": "g"}
+    )
     assert wrong.wrong_fields() == {"id", "group_key"}
-    assert (await call("PATCH", "/v1/callbacks/x", [1])).wrong_fields() == {""}
+    assert (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", [1])).wrong_fields() == {""}
 
 
 async def test_failed_ones_are_started_again(call: Caller, scheduler: FakeScheduler) -> None:
