@@ -16,6 +16,10 @@ class PermanentError(RingbackError):
     """The work can never succeed: to the dead queue at once, with this reason."""
 
 
+class Expired(PermanentError):  # noqa: N818 - the domain's word
+    """The work has lost its meaning: its time is over."""
+
+
 class TransientError(RingbackError):
     """The work failed and may succeed later: to a retry tier, counted as an attempt.
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from json import JSONEncoder
 from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
 
 from multidict import CIMultiDict
 
@@ -20,6 +21,8 @@ from shared.errors import ContractViolation, PermanentError, TransientError
 from shared.retry import RetryPolicy, first_tier
 
 STANDARD_PREFIX: Final = "whsec_"
+JSON: Final = "application/json"
+FORM: Final = "application/x-www-form-urlencoded"
 
 # Byte for byte what json.dumps(payload, sort_keys=True) gives; made once, since dumps with an
 # argument makes an encoder each time.
@@ -96,10 +99,38 @@ def serialised(payload: Any) -> bytes:
     return text.encode()
 
 
+def urlencoded(payload: Mapping[str, Any]) -> str:
+    """The payload as a form or a query, by sorted names; what is no text is JSON.
+
+    Raises:
+        ContractViolation: as of `serialised`; or a name or text that UTF-8 can't write.
+    """
+    serialised(payload)
+    pairs = [(k, v if isinstance(v, str) else _encode(v)) for k, v in sorted(payload.items())]
+    try:
+        return urlencode(pairs)
+    except UnicodeEncodeError as error:
+        raise ContractViolation(f"payload: {error}") from None
+
+
+def with_query(url: str, query: str) -> str:
+    """The URL with more in its query."""
+    parts = urlsplit(url)
+    joined = "&".join(part for part in (parts.query, query) if part)
+    return parts._replace(query=joined).geturl()
+
+
 def signed_headers(
-    callback_id: str, body: bytes, keys: Sequence[Key], *, timestamp: int
+    callback_id: str,
+    body: bytes,
+    keys: Sequence[Key],
+    *,
+    timestamp: int,
+    content_type: str | None = JSON,
 ) -> CIMultiDict[str]:
     """Both signatures, under each key in order, and what a receiver needs to check them.
+
+    No key, no signature.
 
     X-Signature: hex HMAC-SHA256 of the body, a header line for each key. webhook-signature:
     Standard Webhooks, `v1,` and base64 HMAC-SHA256 over `id.timestamp.body`.
@@ -115,10 +146,12 @@ def signed_headers(
         digest.update(prefix)
         digest.update(body)
         standard.append("v1," + b64encode(digest.digest()).decode())
-    headers["Content-Type"] = "application/json"
+    if content_type is not None:
+        headers["Content-Type"] = content_type
     headers["webhook-id"] = callback_id
     headers["webhook-timestamp"] = str(timestamp)
-    headers["webhook-signature"] = " ".join(standard)
+    if standard:
+        headers["webhook-signature"] = " ".join(standard)
     return headers
 
 

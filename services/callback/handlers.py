@@ -11,17 +11,21 @@ from pydantic import BaseModel, ValidationError
 from services.callback import domain, metrics
 from services.callback.lanes import Lanes
 from services.callback.settings import CallbackSettings
-from shared.amqp.message import Dead, Done, Message, Postponed, Retried
+from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
 from shared.clock import Clock
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
-from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, CallbackDelivered
-from shared.errors import ContractViolation, PermanentError
+from shared.contracts.facts import (
+    CallbackAttemptFailed,
+    CallbackDead,
+    CallbackDelivered,
+    CallbackGivenBack,
+)
+from shared.errors import ContractViolation, Expired
 from shared.http.client import Client, DeliveryFailed, Reply
 from shared.http.guard import ForbiddenTarget, Target, parse_target
 
 logger = logging.getLogger(__name__)
 
-JSON: Final = "application/json"
 # Answers that say the target as a whole can't keep up; any other proves it alive.
 OVERLOADED: Final = frozenset({429, 502, 503, 504})
 FAULTS_NAMED: Final = 10
@@ -46,8 +50,8 @@ def read(message: Message[SendCallback], *, max_bytes: int) -> SendCallback:
         raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
     if properties.type != SEND_CALLBACK:
         raise ContractViolation(f"type is {properties.type!r}, not {SEND_CALLBACK!r}")
-    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
-        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
+    if (properties.content_type or "").split(";")[0].strip().lower() != domain.JSON:
+        raise ContractViolation(f"content_type is {properties.content_type!r}, not {domain.JSON!r}")
     if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
         raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
     try:
@@ -83,14 +87,15 @@ class Sender:
         """Send one try.
 
         Raises:
-            PermanentError: expired, forbidden, unsignable, or refused for good.
+            Expired: it is too late.
+            PermanentError: forbidden, unsignable, or refused for good.
             TransientError: not delivered; a later try may be.
             Deferred: the target's lane has no place.
         """
         order = message.model
         assert order is not None  # noqa: S101 - the consumer reads before it handles
         if order.expires_at is not None and self._clock.now() >= order.expires_at.timestamp():
-            raise PermanentError(f"expired at {order.expires_at.isoformat()}")
+            raise Expired(f"expired at {order.expires_at.isoformat()}")
         target = parse_target(order.target_url)
         lane = self._lanes.lane(target.origin)
         probe = await self._lanes.enter(lane, message.deferrals)
@@ -117,10 +122,20 @@ class Sender:
         target: Target,
     ) -> Reply:
         keys = self._keys(order)
-        body = domain.serialised(order.payload)
+        content_type: str | None = domain.JSON
+        if order.format == "json":
+            body = domain.serialised(order.payload)
+        elif order.format == "form":
+            body, content_type = domain.urlencoded(order.payload).encode(), domain.FORM
+        else:
+            body, content_type = b"", None
+            query = domain.urlencoded(order.payload)
+            target = parse_target(domain.with_query(order.target_url, query))
         # Signed at the last moment: receivers take a timestamp for five minutes, and a line or a
         # tier may have held the message for longer.
-        headers = domain.signed_headers(message.id, body, keys, timestamp=int(self._clock.now()))
+        headers = domain.signed_headers(
+            message.id, body, keys, timestamp=int(self._clock.now()), content_type=content_type
+        )
         if order.headers:
             headers.extend(domain.allowed_headers(order.headers))
         traceparent = message.traceparent
@@ -154,7 +169,7 @@ class Reporter:
     def report(
         self,
         message: Message[SendCallback],
-        outcome: Done[Delivered] | Retried | Postponed | Dead,
+        outcome: Outcome[Delivered],
     ) -> BaseModel | None:
         """Log, count, and give the fact to publish; a postponed message has none."""
         order = message.model
@@ -176,6 +191,8 @@ class Reporter:
             "client_id": client_id,
             "attempt": message.attempt,
         }
+        if message.owner:
+            told |= {"owner": message.owner, "dispatch": message.dispatch}
         match outcome:
             case Done(Delivered(status, duration)):
                 metrics.SUCCESS.inc()
@@ -209,6 +226,16 @@ class Reporter:
                     **told,
                     target=target,
                     reason=reason,
+                )
+            case GivenBack(reason):
+                metrics.ERROR.inc()
+                context |= {"reason": reason, "owner": message.owner}
+                logger.warning("callback given back", extra=context)
+                return CallbackGivenBack(
+                    **told,
+                    target=target,
+                    reason=reason,
+                    final=outcome.final,
                 )
 
 

@@ -21,8 +21,10 @@ from shared.amqp.declare import declare
 from shared.amqp.message import (
     Dead,
     Done,
+    GivenBack,
     M,
     Message,
+    Outcome,
     Postponed,
     R,
     Retried,
@@ -51,6 +53,13 @@ CONSUMED: Final = Counter(
     "ringback_consumed", "Messages settled, by what became of them.", ["queue", "outcome"]
 )
 BUGS: Final = Counter("ringback_handler_bugs", "Unexpected errors in handlers.", ["queue"])
+OUTCOMES: Final[Mapping[type, str]] = {
+    Done: "done",
+    Retried: "retried",
+    Postponed: "postponed",
+    Dead: "dead",
+    GivenBack: "given_back",
+}
 
 # Seconds between two settlements: long enough for one ack frame and one batch of facts to stand
 # for many messages (50 at 5,000 a second), short beside any callback.
@@ -93,10 +102,7 @@ class Consumer(Generic[M, R]):
         self._draining = False
         self._last_delivery = 0.0
         self._current: tuple[AbstractChannel, str, Settlement] | None = None
-        self._count = {
-            kind.__name__: CONSUMED.labels(work.queue, kind.__name__.lower())
-            for kind in (Done, Retried, Postponed, Dead)
-        }
+        self._count = {kind: CONSUMED.labels(work.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
         """Consume until cancelled.
@@ -212,17 +218,18 @@ class Consumer(Generic[M, R]):
             return
         if settlement.lost:
             return
+        outcome = _owned(message, outcome)
         try:
             await self._follow(message, outcome, settlement)
         except Unpublishable as error:
-            outcome = _dead(f"can't be retried: {error}", error)
+            outcome = _owned(message, _dead(f"can't be retried: {error}", error))
             await self._follow(message, outcome, settlement)
         if settlement.lost:
             return
-        self._count[type(outcome).__name__].inc()
+        self._count[type(outcome)].inc()
         settlement.done(delivery.tag, self._work.report(message, outcome))
 
-    async def _attempt(self, message: Message[M]) -> Done[R] | Retried | Postponed | Dead:
+    async def _attempt(self, message: Message[M]) -> Outcome[R]:
         """Handle the message, and read its end from the error table of docs/architecture.md."""
         while True:
             now = self._clock.now()
@@ -274,7 +281,7 @@ class Consumer(Generic[M, R]):
     async def _follow(
         self,
         message: Message[M],
-        outcome: Done[R] | Retried | Postponed | Dead,
+        outcome: Outcome[R],
         settlement: Settlement,
     ) -> None:
         queue = self._work.queue
@@ -349,6 +356,13 @@ class Consumer(Generic[M, R]):
 
 def _dead(reason: str, error: Exception) -> Dead:
     return Dead(reason[:REASON_CHARACTERS], error)
+
+
+def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:
+    """What has an owner is not buried: its fact tells the owner, and precedes the ack."""
+    if isinstance(outcome, Dead) and message.owner:
+        return GivenBack(outcome.reason, outcome.error)
+    return outcome
 
 
 async def _never(_: DeliveredMessage) -> None:

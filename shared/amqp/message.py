@@ -12,7 +12,7 @@ from shared.amqp import codec
 from shared.amqp.codec import Properties
 from shared.amqp.tap import Delivery
 from shared.contracts import headers
-from shared.errors import TransientError
+from shared.errors import Deferred, Expired, TransientError
 from shared.retry import RetryPolicy
 from shared.topology import Tier
 
@@ -34,7 +34,8 @@ class Message(Generic[M]):
     id: the logical id, the same over all retries; empty until one is found or made.
     attempt: which try this is, from 1. first_at: epoch seconds of the first try, 0 before it.
     not_before: epoch seconds before which it is not to be tried.
-    deferrals: how often it was put off since the last try. model: what the body says, once read.
+    deferrals: how often it was put off since the last try. owner: the service of ours it is given
+    back to instead of being buried, None for most. model: what the body says, once read.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Message(Generic[M]):
     first_at: float = 0.0
     not_before: float = 0.0
     deferrals: int = 0
+    owner: str | None = None
     model: M | None = None
 
     @property
@@ -51,6 +53,11 @@ class Message(Generic[M]):
         """The W3C trace context the sender gave, if any; what has another form is none."""
         value = (self.properties.headers or {}).get(headers.TRACEPARENT)
         return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
+
+    @property
+    def dispatch(self) -> int | None:
+        """The owner's count, if it has an owner."""
+        return _number(self.properties.headers or {}, headers.DISPATCH) if self.owner else None
 
     def copied(self, changes: Mapping[str, Any], *, message_id: str | None) -> Properties:
         """Properties for a copy: the sender's kept, the broker's gone, ours changed."""
@@ -82,6 +89,7 @@ def opened(delivery: Delivery, *, history: bool = False) -> Message[Any]:
         first_at=_number(ours, headers.FIRST_AT) / 1000,
         not_before=_number(ours, headers.NOT_BEFORE) / 1000,
         deferrals=_number(ours, headers.DEFERRALS),
+        owner=_owner(ours.get(headers.OWNER)),
     )
 
 
@@ -92,6 +100,10 @@ def _plain(identifier: Any) -> str:
     if _PLAIN_ID.fullmatch(identifier):
         return identifier
     return sha256(identifier.encode(errors="surrogatepass")).hexdigest()
+
+
+def _owner(value: Any) -> str | None:
+    return value if isinstance(value, str) and value in headers.OWNERS else None
 
 
 def _number(ours: Mapping[str, Any], name: str) -> int:
@@ -133,6 +145,22 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenBack:
+    """Ended as one that is dead, but its owner is told instead of a dead queue."""
+
+    reason: str
+    error: Exception
+
+    @property
+    def final(self) -> bool:
+        """Whether no later try can succeed; not so when its tries or its time are spent."""
+        return not isinstance(self.error, TransientError | Deferred | Expired)
+
+
+Outcome = Done[R] | Retried | Postponed | Dead | GivenBack
+
+
+@dataclass(frozen=True, slots=True)
 class Work(Generic[M, R]):
     """What a service does with the messages of one queue.
 
@@ -150,5 +178,5 @@ class Work(Generic[M, R]):
     identity: Callable[[M], str | None]
     handle: Callable[[Message[M]], Awaitable[R]]
     policy: Callable[[M], RetryPolicy]
-    report: Callable[[Message[M], Done[R] | Retried | Postponed | Dead], BaseModel | None]
+    report: Callable[[Message[M], Outcome[R]], BaseModel | None]
     drain: Callable[[], None]

@@ -4,8 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import groupby
-from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -92,9 +91,14 @@ class Settlement:
         self._channel.write(b"".join(frames))
 
 
+def _topic(fact: Any) -> str:
+    """The routing key of a fact."""
+    owner = getattr(fact, "owner", None)
+    return f"{fact.type}.{owner}" if owner else str(fact.type)
+
+
 def _messages(facts: Iterable[BaseModel]) -> Iterable[Outgoing]:
-    kind = attrgetter("type")
-    for name, group in groupby(sorted(facts, key=kind), kind):
+    for name, group in groupby(sorted(facts, key=_topic), _topic):
         batch = list(group)
         for start in range(0, len(batch), MOST_FACTS):
             yield Outgoing(

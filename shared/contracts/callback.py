@@ -85,7 +85,15 @@ class SendCallback(BaseModel):
     secret_ref: Identifier | None = Field(
         default=None, description="Instead of `hmac_secret`: a secret by name from configuration."
     )
+    unsigned: bool = Field(
+        default=False, description="Send without signature: for receivers that check a ticket."
+    )
     payload: Any = Field(description="Any JSON; sent as JSON with sorted keys.")
+    format: Literal["json", "form", "query"] = Field(
+        default="json",
+        description="How an object `payload` goes out instead: as an HTML form, or in the URL's "
+        "query with an empty body. Values that are no text are JSON there.",
+    )
     id: Identifier | None = Field(default=None, description="Sent as `webhook-id` on every try.")
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
@@ -99,13 +107,20 @@ class SendCallback(BaseModel):
 
     @model_validator(mode="after")
     def _one_secret(self) -> Self:
-        if (self.hmac_secret is None) == (self.secret_ref is None):
-            raise ValueError("give either hmac_secret or secret_ref")
+        given = (self.hmac_secret is not None) + (self.secret_ref is not None) + self.unsigned
+        if given != 1:
+            raise ValueError("give either hmac_secret or secret_ref (or `unsigned: true`)")
+        return self
+
+    @model_validator(mode="after")
+    def _payload_has_names(self) -> Self:
+        if self.format != "json" and not isinstance(self.payload, dict):
+            raise ValueError(f"format {self.format!r} needs a payload that is an object")
         return self
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The secrets given in the message itself, in order; none with `secret_ref`."""
+        """The secrets given in the message itself, in order."""
         if self.hmac_secret is None:
             return ()
         return (self.hmac_secret,) if isinstance(self.hmac_secret, str) else tuple(self.hmac_secret)

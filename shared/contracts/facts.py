@@ -1,4 +1,6 @@
-"""Facts: what happened, past tense, on the exchange `outcomes`; the type is the routing key.
+"""Facts: what happened, past tense, on the exchange `outcomes`.
+
+The routing key is the type; of a message that a service of ours owns, `TYPE.OWNER`.
 
 One AMQP message of type `Facts` carries a batch of one type: `{"facts": [ … ]}`.
 No fact holds a secret, a payload, or more of a URL than its origin (a path may carry a token).
@@ -25,6 +27,10 @@ class CallbackDelivered(BaseModel):
     attempt: int
     status: int
     duration: float = Field(description="Seconds.")
+    owner: str | None = Field(
+        default=None, description="The service that had it sent; a part of the routing key then."
+    )
+    dispatch: int | None = Field(default=None, description="The owner's count of its dispatches.")
 
 
 class CallbackAttemptFailed(BaseModel):
@@ -43,6 +49,10 @@ class CallbackAttemptFailed(BaseModel):
     next_at: AwareDatetime = Field(
         description="When the next try is due, to within the shortest tier (1 s)."
     )
+    owner: str | None = Field(
+        default=None, description="The service that had it sent; a part of the routing key then."
+    )
+    dispatch: int | None = Field(default=None, description="The owner's count of its dispatches.")
 
 
 class CallbackDead(BaseModel):
@@ -60,8 +70,27 @@ class CallbackDead(BaseModel):
     reason: str
 
 
+class CallbackGivenBack(BaseModel):
+    """The callback was not delivered, and goes back to the service that had it sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["callback.given_back"] = "callback.given_back"
+    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
+    at: AwareDatetime
+    callback_id: str
+    client_id: str | None
+    target: str | None
+    attempt: int = Field(description="Tries made.")
+    reason: str
+    final: bool = Field(description="Whether no later try can succeed.")
+    owner: str
+    dispatch: int | None
+
+
 Fact = Annotated[
-    CallbackDelivered | CallbackAttemptFailed | CallbackDead, Field(discriminator="type")
+    CallbackDelivered | CallbackAttemptFailed | CallbackDead | CallbackGivenBack,
+    Field(discriminator="type"),
 ]
 
 

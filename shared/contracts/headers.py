@@ -11,8 +11,13 @@ FIRST_AT: Final = "x-ringback-first-at"  # first attempt, milliseconds since the
 NOT_BEFORE: Final = "x-ringback-not-before"  # next attempt, milliseconds since the epoch
 REASON: Final = "x-ringback-reason"  # why it is dead
 DIED_AT: Final = "x-ringback-died-at"  # since when, milliseconds since the epoch
+OWNER: Final = "x-ringback-owner"  # the service that a message is given back to, never buried
+DISPATCH: Final = "x-ringback-dispatch"  # the owner's own count, told in every fact
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context
 
+# Who may own a message: those that listen for the facts about it, `callback.*.OWNER`.
+SCHEDULER: Final = "scheduler"
+OWNERS: Final = frozenset({SCHEDULER})
 
 # The broker's own marks begin with these.
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")

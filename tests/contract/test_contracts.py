@@ -13,6 +13,7 @@ from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDead,
     CallbackDelivered,
+    CallbackGivenBack,
     Facts,
 )
 from tests.contract.conftest import FOLDER, Golden
@@ -48,6 +49,18 @@ FACTS = (
         target=None,
         attempt=1,
         reason="payload: Field required",
+    ),
+    CallbackGivenBack(
+        fact_id="id-3/6",
+        at=AT,
+        callback_id="id-3",
+        client_id="shop",
+        target="https://example.com:443",
+        attempt=6,
+        reason="gave up after 6 attempts: the receiver answered 500",
+        final=False,
+        owner="scheduler",
+        dispatch=2,
     ),
 )
 

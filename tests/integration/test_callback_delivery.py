@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.fakes.outside import CALLBACKS, SECRET, Outside, order, reason
+from tests.fakes.outside import CALLBACKS, SECRET, Outside, identities, order, reason
 from tests.fakes.receivers import answer, hang, serve
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import Service
@@ -396,3 +396,58 @@ async def test_nothing_is_left_in_the_queue_or_unacknowledged(
     assert not service.exited()
     assert not service.logged("bug")
     assert SECRET not in service.output
+
+
+@pytest.mark.parametrize(
+    ("status", "retry", "final"),
+    [(500, {"quick_retries_count": 0}, False), (500, QUICK, False), (410, QUICK, True)],
+)
+async def test_what_the_scheduler_owns_is_given_back_and_not_buried(
+    publisher: Outside, receiver: Sandbox, status: int, retry: dict[str, Any], *, final: bool
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": status})
+    owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 2}
+    callback = await publisher.send(order(url, retry=retry), headers=owned)
+    fact = await publisher.fact(callback, "callback.given_back")
+    assert (fact["final"], fact["owner"], fact["dispatch"]) == (final, "scheduler", 2)
+    assert {fact["dispatch"] for fact in publisher.facts_of(callback)} == {2}
+    assert {
+        message.routing_key
+        for message in publisher.fact_messages
+        if callback in message.body.decode()
+    } <= {"callback.attempt_failed.scheduler", "callback.given_back.scheduler"}
+    assert not [each for each in await publisher.read_dead() if callback in identities(each)]
+
+
+async def test_what_the_scheduler_owns_and_nobody_can_read_is_given_back(
+    publisher: Outside,
+) -> None:
+    owned = {"x-ringback-owner": "scheduler", "x-ringback-id": "owned-nonsense"}
+    await publisher.send(b"nonsense", headers=owned)
+    fact = await publisher.fact("owned-nonsense", "callback.given_back")
+    assert fact["final"] is True
+
+
+async def test_s6_a_form_and_a_query_go_out_url_encoded(
+    publisher: Outside, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    payload = {"name": "Zoë", "count": 3}
+    await publisher.send(order(url, payload=payload, format="form"))
+    (form,) = await receiver.hooks(url)
+    assert form["headers"]["content-type"] == "application/x-www-form-urlencoded"
+    assert (form["body"], form["verified"]) == ("count=3&name=Zo%C3%AB", True)
+    await publisher.send(order(url, payload=payload, format="query", target_method="GET"))
+    query = (await receiver.hooks(url, count=2))[-1]
+    assert (query["method"], query["body"]) == ("GET", "")
+    assert query["path"].endswith("?count=3&name=Zo%C3%AB")
+
+
+async def test_unsigned_goes_out_without_signature(publisher: Outside, receiver: Sandbox) -> None:
+    url = await receiver.mailbox()
+    unsigned = order(url, unsigned=True)
+    del unsigned["hmac_secret"]
+    await publisher.send(unsigned)
+    (hook,) = await receiver.hooks(url)
+    assert not {"x-signature", "webhook-signature"} & hook["headers"].keys()
+    assert hook["webhook_id"] == unsigned["id"]

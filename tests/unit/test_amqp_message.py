@@ -139,3 +139,20 @@ def test_a_copy_keeps_what_the_sender_wrote_and_nothing_of_the_brokers() -> None
             "x-ringback-attempt": 1,
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("owner", "dispatch", "expected"),
+    [
+        ("scheduler", 4, ("scheduler", 4)),
+        ("scheduler", None, ("scheduler", 0)),
+        ("a stranger", 4, (None, None)),
+        (["scheduler"], 4, (None, None)),
+        (None, 4, (None, None)),
+    ],
+)
+def test_only_a_service_of_ours_owns_a_message(
+    owner: Any, dispatch: Any, expected: tuple[str | None, int | None]
+) -> None:
+    message = came(headers={"x-ringback-owner": owner, "x-ringback-dispatch": dispatch})
+    assert (message.owner, message.dispatch) == expected

@@ -12,20 +12,26 @@ from pydantic import BaseModel
 
 from services.callback.handlers import Delivered, Reporter
 from shared.amqp.codec import Properties
-from shared.amqp.message import Dead, Done, Message, Postponed, Retried
+from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
 from shared.contracts.callback import SendCallback
-from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, CallbackDelivered, Facts
-from shared.errors import ContractViolation, PermanentError, TransientError
+from shared.contracts.facts import (
+    CallbackAttemptFailed,
+    CallbackDead,
+    CallbackDelivered,
+    CallbackGivenBack,
+    Facts,
+)
+from shared.errors import ContractViolation, Expired, PermanentError, TransientError
 from shared.topology import TIERS
 
 CANARY = "c4n4ry"
 NOW = 1_800_000_000.5
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-Outcome = Done[Delivered] | Retried | Postponed | Dead
 DONE = Done(Delivered(status=204, duration=0.1234567))
 RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the receiver answered 500"))
 POSTPONED = Postponed(TIERS[0], "lane full")
 DEAD = Dead("the receiver answered 410: gone for good", PermanentError("410"))
+GIVEN_BACK = GivenBack("gave up after 2 attempts", TransientError("the receiver answered 500"))
 
 
 class Stopped:
@@ -38,7 +44,7 @@ class Stopped:
         return NOW
 
 
-def message(**fields: Any) -> Message[SendCallback]:
+def message(owner: str | None = None, **fields: Any) -> Message[SendCallback]:
     order = SendCallback.model_validate(
         {
             "target_url": f"https://Example.com/hooks/{CANARY}?token={CANARY}",
@@ -49,8 +55,10 @@ def message(**fields: Any) -> Message[SendCallback]:
             **fields,
         }
     )
-    headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-    return Message("id-1", Properties(headers=headers), CANARY.encode(), attempt=2, model=order)
+    properties = Properties(
+        headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01", "x-ringback-dispatch": 3}
+    )
+    return Message("id-1", properties, CANARY.encode(), attempt=2, owner=owner, model=order)
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def report(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[BaseModel | 
     """Report an outcome; gives the fact and the one log line."""
 
     def reported(
-        outcome: Outcome, about: Message[SendCallback] | None = None
+        outcome: Outcome[Delivered], about: Message[SendCallback] | None = None
     ) -> tuple[BaseModel | None, logging.LogRecord]:
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
@@ -86,14 +94,14 @@ Report = Callable[..., tuple[BaseModel | None, Any]]
 # H4
 @pytest.mark.parametrize(
     ("outcome", "success", "error"),
-    [(DONE, 1, 0), (RETRIED, 0, 1), (POSTPONED, 0, 0), (DEAD, 0, 1)],
-    ids=["done", "retried", "postponed", "dead"],
+    [(DONE, 1, 0), (RETRIED, 0, 1), (POSTPONED, 0, 0), (DEAD, 0, 1), (GIVEN_BACK, 0, 1)],
+    ids=["done", "retried", "postponed", "dead", "given back"],
 )
 def test_h4_each_try_is_counted_once(
-    report: Report, outcome: Outcome, success: int, error: int
+    report: Report, outcome: Outcome[Delivered], success: int, error: int
 ) -> None:
     before = counted()
-    report(outcome)
+    report(outcome, message(owner="scheduler" if outcome is GIVEN_BACK else None))
     after = counted()
     assert (after[0] - before[0], after[1] - before[1]) == (success, error)
 
@@ -151,6 +159,28 @@ def test_a_dead_callback_is_a_fact_with_its_reason(report: Report) -> None:
     assert line.reason == "the receiver answered 410: gone for good"
 
 
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (TransientError("the receiver answered 500"), False),
+        (Expired("expired"), False),
+        (PermanentError("the receiver answered 410"), True),
+        (ContractViolation("payload"), True),
+    ],
+)
+def test_what_has_an_owner_is_given_back_with_whether_a_later_try_may_succeed(
+    report: Report, error: Exception, *, final: bool
+) -> None:
+    owned = message(owner="scheduler")
+    fact, line = report(GivenBack(str(error), error), owned)
+    assert isinstance(fact, CallbackGivenBack)
+    assert (fact.final, fact.owner, fact.dispatch, fact.attempt) == (final, "scheduler", 3, 2)
+    assert (line.levelname, line.owner, line.reason) == ("WARNING", "scheduler", str(error))
+    done, _ = report(DONE, owned)
+    assert isinstance(done, CallbackDelivered)
+    assert (done.owner, done.dispatch) == ("scheduler", 3)
+
+
 def test_what_could_not_be_read_is_dead_and_counts_as_no_try(report: Report) -> None:
     before = counted()
     unread: Message[SendCallback] = Message("id-9", Properties(), CANARY.encode())
@@ -170,7 +200,9 @@ def test_a_target_that_may_not_be_called_is_not_told(report: Report) -> None:
 
 # H5
 @pytest.mark.parametrize("outcome", [DONE, RETRIED, POSTPONED, DEAD])
-def test_h5_every_line_tells_which_callback_it_is_about(report: Report, outcome: Outcome) -> None:
+def test_h5_every_line_tells_which_callback_it_is_about(
+    report: Report, outcome: Outcome[Delivered]
+) -> None:
     _, line = report(outcome)
     assert (line.callback_id, line.client_id, line.attempt) == ("id-1", "shop", 2)
     assert (line.target_url, line.trace_id) == ("https://example.com:443", TRACE)
@@ -179,7 +211,7 @@ def test_h5_every_line_tells_which_callback_it_is_about(report: Report, outcome:
 # Row 31
 @pytest.mark.parametrize("outcome", [DONE, RETRIED, POSTPONED, DEAD])
 def test_row_31_neither_fact_nor_line_holds_secret_payload_or_path(
-    report: Report, outcome: Outcome
+    report: Report, outcome: Outcome[Delivered]
 ) -> None:
     fact, line = report(outcome)
     assert CANARY not in json.dumps(vars(line), default=repr)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from hmac import HMAC
 from math import isfinite
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -239,3 +240,33 @@ def test_everything_we_set_is_reserved() -> None:
     headers = domain.signed_headers("id", b"{}", [domain.key("secret")], timestamp=1)
     client_sets = ("Host", "Content-Length", "User-Agent", "Transfer-Encoding", "Connection")
     assert domain.allowed_headers(dict.fromkeys([*headers, *client_sets], "mine")) == {}
+
+
+def test_s6_a_form_is_sorted_and_what_is_no_text_is_json() -> None:
+    payload = {"ö": "a b&c", "n": 1.5, "l": [1, "x"], "t": True, "z": None}
+    assert domain.urlencoded(payload) == "l=%5B1%2C+%22x%22%5D&n=1.5&t=true&z=null&%C3%B6=a+b%26c"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://example.com/path", "https://example.com/path?a=1"),
+        ("https://example.com/path?x=%20y", "https://example.com/path?x=%20y&a=1"),
+        ("https://example.com", "https://example.com?a=1"),
+    ],
+)
+def test_s6_a_query_is_added_to_what_the_url_has(url: str, expected: str) -> None:
+    assert domain.with_query(url, "a=1") == expected
+
+
+@pytest.mark.parametrize(
+    "payload", [{"a": "\0"}, {"a": "\ud800"}, {"\ud800": "a"}, {"a": [float("nan")]}]
+)
+def test_row_26_what_no_form_can_carry_is_refused(payload: dict[str, Any]) -> None:
+    with pytest.raises(ContractViolation, match="payload"):
+        domain.urlencoded(payload)
+
+
+def test_without_a_key_there_is_no_signature() -> None:
+    headers = domain.signed_headers("id-1", b"", [], timestamp=1, content_type=None)
+    assert dict(headers) == {"webhook-id": "id-1", "webhook-timestamp": "1"}
