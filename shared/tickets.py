@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
 
 from shared.clock import Clock, SystemClock
 from shared.errors import PermanentError
+from shared.settings import Settings
 
 AUDIENCE: Final = "ringback"
 LONGEST_CLIENT_ID: Final = 255
@@ -27,8 +28,9 @@ LONGEST_TICKET: Final = 8192
 SHORTEST_RSA: Final = 2048
 # Our own tickets are kept for so many clients.
 KEPT: Final = 10_000
-# Seconds that an own ticket is good for at least: the longest tier of quick retries, and half more.
-OWN_LIFETIME: Final = 5400.0
+# Seconds that an own ticket is good for at least. Every tier of quick retries, one after the other
+# and each half longer by jitter, takes 2 h.
+OWN_LIFETIME: Final = 10_800.0
 
 # The algorithms that a key is good for: its type says, never the ticket.
 _OF_KEY: Final[dict[type[Key], tuple[str, ...]]] = {
@@ -61,6 +63,12 @@ class Tickets:
         self._public = tuple(public or ())
         self._clock = clock or SystemClock()
         self._own: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Tickets":
+        """As configured: `ticket_key`, `ticket_jwks_file`."""
+        key, file = settings.ticket_key, settings.ticket_jwks_file
+        return cls(key.get_secret_value() if key else None, public_keys(file) if file else None)
 
     @property
     def can_sign(self) -> bool:
