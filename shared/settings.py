@@ -187,6 +187,11 @@ def load_shared(
     return load(Settings, file=file)
 
 
+def reachable(host: str) -> str:
+    """The address under which this machine finds what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - binds nothing
+
+
 def _content(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}

@@ -13,11 +13,10 @@ from services.cli.broker import work
 from shared.contracts.schedule_requests import LONGEST_PAGE
 from shared.contracts.schedules import Status
 from shared.process.configuration import configured
+from shared.settings import reachable
 
 # Seconds for one answer: the gateway itself waits ten for the scheduler.
 PATIENCE: Final = 30.0
-# Where a server that listens everywhere is found from here.
-_HERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it
 _COLUMNS: Final = {
     "id": "ID",
     "status": "STATUS",
@@ -35,7 +34,7 @@ class Gateway:
     def __init__(self, url: str | None, ticket: str | None) -> None:
         if url is None:
             settings = configured()
-            host = _HERE.get(settings.http_host, settings.http_host)
+            host = reachable(settings.http_host)
             base = URL.build(scheme="http", host=host, port=settings.http_port)
         else:
             try:
