@@ -17,6 +17,7 @@ TIMEOUT: Final = 2.0
 
 async def watch(requester: Requester, queue: str, *, part: str, health: Health) -> None:
     """Keep `health` told of the service that takes requests from `queue`, until cancelled."""
+    await requester.ready()
     while True:
         fault = await _fault(requester, queue)
         if fault is None:

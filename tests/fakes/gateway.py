@@ -77,7 +77,7 @@ class Caller:
         async with self._session.request(
             method, self._base + path, data=raw, headers=given, allow_redirects=False
         ) as answer:
-            return Reply(answer.status, answer.headers.copy(), await answer.text())
+            return Reply(answer.status, answer.headers.copy(), await answer.text(errors="replace"))
 
 
 def ticket(client_id: str, *, key: str = TICKET_KEY, **claims: Any) -> str:

@@ -49,16 +49,23 @@ class FakeScheduler:
         given = self.answers.get(operation)
         said = self._answer(operation, client, body) if given is None else given(body)
         if said is not None:
-            await self._channel.default_exchange.publish(
-                aio_pika.Message(
-                    json.dumps(said).encode(),
-                    content_type="application/json",
-                    correlation_id=message.correlation_id,
-                ),
-                routing_key=str(message.reply_to),
-                mandatory=False,
-            )
+            await self._reply(message, said)
         await message.ack()
+
+    async def answer_late(self, said: dict[str, Any]) -> None:
+        """Answer the last request, which was given no answer when it came."""
+        await self._reply(self.messages[-1], said)
+
+    async def _reply(self, message: AbstractIncomingMessage, said: dict[str, Any]) -> None:
+        await self._channel.default_exchange.publish(
+            aio_pika.Message(
+                json.dumps(said).encode(),
+                content_type="application/json",
+                correlation_id=message.correlation_id,
+            ),
+            routing_key=str(message.reply_to),
+            mandatory=False,
+        )
 
     def _answer(self, operation: str, client: Any, body: dict[str, Any]) -> dict[str, Any]:
         mine = self.kept.setdefault(client, {})
