@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
 
 from shared.clock import Clock, SystemClock
 from shared.errors import PermanentError
+from shared.settings import Settings
 
 AUDIENCE: Final = "ringback"
 LONGEST_CLIENT_ID: Final = 255
@@ -27,8 +28,9 @@ LONGEST_TICKET: Final = 8192
 SHORTEST_RSA: Final = 2048
 # Our own tickets are kept for so many clients.
 KEPT: Final = 10_000
-# Seconds that an own ticket is good for at least: the longest tier of quick retries, and half more.
-OWN_LIFETIME: Final = 5400.0
+# Seconds that an own ticket is good for at least. Every tier of quick retries, one after the other
+# and each half longer by jitter, takes 2 h.
+OWN_LIFETIME: Final = 10_800.0
 
 # The algorithms that a key is good for: its type says, never the ticket.
 _OF_KEY: Final[dict[type[Key], tuple[str, ...]]] = {
@@ -62,6 +64,12 @@ class Tickets:
         self._clock = clock or SystemClock()
         self._own: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
+    @classmethod
+    def of(cls, settings: Settings) -> "Tickets":
+        """As configured: `ticket_key`, `ticket_jwks_file`."""
+        key, file = settings.ticket_key, settings.ticket_jwks_file
+        return cls(key.get_secret_value() if key else None, public_keys(file) if file else None)
+
     @property
     def can_sign(self) -> bool:
         """Whether there is a key to sign with."""
@@ -76,7 +84,10 @@ class Tickets:
         if len(ticket) > LONGEST_TICKET:
             raise BadTicket(f"the ticket is longer than {LONGEST_TICKET} characters")
         try:
-            claims = jwt.decode(ticket, self._key_for, algorithms=_ALGORITHMS).claims
+            with warnings.catch_warnings():
+                # Of EdDSA: RFC 9864 would have it called Ed25519. Most issuers do not yet.
+                warnings.simplefilter("ignore", SecurityWarning)
+                claims = jwt.decode(ticket, self._key_for, algorithms=_ALGORITHMS).claims
         except (JoseError, ValueError, RecursionError) as error:
             raise BadTicket(f"the ticket is not valid: {_reason(error)}") from None
         self._check_time(claims)
@@ -164,13 +175,11 @@ def public_keys(file: Path) -> KeySet:
         ValueError: the file can't be read, or holds something else; never with its content.
     """
     try:
-        keys = KeySet.import_key_set(_json(file)).keys
+        keys = _imported(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from None
     except (JoseError, ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f'{file} is no JWKS: {{"keys": [{{"kty": …}}, …]}}') from None
-    if not keys:
-        raise ValueError(f"{file} holds no key")
     for number, key in enumerate(keys, start=1):
         if fault := _unfit(key):
             raise ValueError(f"{file}, key {number}: {fault}")
@@ -179,8 +188,10 @@ def public_keys(file: Path) -> KeySet:
     return KeySet(keys)
 
 
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+def _imported(jwks: Any) -> list[Key]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecurityWarning)  # a short key is refused below
+        return KeySet.import_key_set(jwks).keys
 
 
 def _unfit(key: Key) -> str | None:

@@ -96,6 +96,26 @@ def database(stack_directory: Path) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
+def _spare_database(stack_directory: Path) -> Iterator[Database]:
+    server = Database(stack_directory / "own-database", durable=False)
+    yield server
+    server.stop(immediate=True)
+
+
+@pytest.fixture
+def own_database(_spare_database: Database) -> Iterator[Database]:
+    """A running server for this test alone to stop and restart; what it makes is gone after it.
+
+    A backend that it suspends is for the test to resume.
+    """
+    _spare_database.start()
+    yield _spare_database
+    _spare_database.start()
+    _spare_database.drop_database("ringback")
+    _spare_database.create_database("ringback")
+
+
+@pytest.fixture(scope="session")
 def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A PostgreSQL URL with a fresh database for the session."""
     name = f"test_{uuid4().hex[:12]}"

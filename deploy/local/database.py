@@ -115,7 +115,7 @@ class Database:
             "unix_socket_directories": "",
         }
         if not self.durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            settings |= {"fsync": "off", "full_page_writes": "off"}
         return settings
 
     def _make_data(self, home: Path, user: pwd.struct_passwd | None) -> None:

@@ -36,6 +36,8 @@ OLDEST_POSTGRESQL: Final = 15
 # Seconds that a clock may be off. Receivers refuse a signature that is five minutes old or ahead,
 # and expiry is compared across machines; NTP keeps a clock within a fraction of one.
 SKEW: Final = 5.0
+# Characters. RFC 7518, 3.2: a key for HS256 is as long as its hash, or longer.
+SHORTEST_KEY: Final = 32
 # Seconds to wait for an answer.
 PATIENCE: Final = 5.0
 
@@ -80,7 +82,7 @@ def doctor(*, as_json: bool) -> None:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    yield Finding("settings", ok=True, detail="every value is right")
+    yield Finding("settings", ok=True, detail="every value is right", mend=_advice(settings))
     yield _python()
     try:
         async with connection(settings) as link:
@@ -97,6 +99,17 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("broker", ok=False, detail=first, mend=mend)
     async for finding in _database(settings):
         yield finding
+
+
+def _advice(settings: Settings) -> str:
+    """On a ticket key that can be guessed."""
+    key = settings.ticket_key
+    if key is None or len(key.get_secret_value()) >= SHORTEST_KEY:
+        return ""
+    return (
+        f"Could be safer: RINGBACK_TICKET_KEY has fewer than {SHORTEST_KEY} characters; make one:"
+        " openssl rand -base64 32"
+    )
 
 
 def _python() -> Finding:

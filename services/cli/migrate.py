@@ -39,6 +39,8 @@ def migrate(*, check: bool, as_json: bool) -> None:
         {service.name: service.settings for service in services},
         storing=() if url else [schema.name for schema in wanted],
     )
+    if settings.database_url is None:
+        click.echo("Using the private PostgreSQL of this checkout.", err=True)
     url = settings.database_url or url
     assert url is not None  # noqa: S101 - else `configured` has named it
 

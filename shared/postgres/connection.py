@@ -16,6 +16,7 @@ CONNECT_TIME: Final = 3.0
 DATABASE_ERRORS: Final = (
     OSError,
     TimeoutError,
+    asyncpg.InternalClientError,  # a connection that was ended between two statements
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,  # disk, memory or connections used up
     asyncpg.OperatorInterventionError,  # shutting down, starting up, terminated, out of time

@@ -158,10 +158,9 @@ class Database:
         connection, transaction = await self._acquire(begin=begin)
         try:
             yield connection, transaction
-        except TimeoutError as error:
-            _discard(connection)  # the server itself would have broken it off
-            raise self._lost(error) from error
         except DATABASE_ERRORS as error:
+            if not isinstance(error, asyncpg.PostgresError):  # it was not the server that spoke
+                _discard(connection)
             raise self._lost(error) from error
         except asyncpg.InterfaceError as error:
             if not _closed(connection):

@@ -14,6 +14,8 @@ import aiohttp
 import pytest
 
 from deploy.local.install import Installation
+from shared.sealing import Seal
+from shared.tickets import Tickets
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
 
@@ -59,6 +61,11 @@ class Up:
             if b"run" in command and name.encode() in command:
                 return pid
         raise AssertionError(f"{name} does not run")
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Give what one of its services was given."""
+        text = Path(f"/proc/{self.service(name)}/environ").read_text()
+        return dict(each.split("=", 1) for each in text.split("\0") if each)
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -122,6 +129,12 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         found = await ringback("dead", "list", "callbacks", amqp_url=None)
         assert "169.254.169.254" in found.out
         assert amqp_url in found.err
+
+        # A ticket is signed with the key that the services were given.
+        ticket = await ringback("ticket", "shop", amqp_url=None)
+        given = it.environment("callback")
+        assert Tickets(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
+        assert Seal.of(given["RINGBACK_SECRETS_KEY"])
 
         services = it.children
         assert len(services) >= 2

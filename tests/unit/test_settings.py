@@ -1,5 +1,6 @@
 """H7: the environment over the file, every fault named at once, no secret told."""
 
+import base64
 import os
 from ipaddress import ip_network
 from pathlib import Path
@@ -202,3 +203,53 @@ def test_row_31_malformed_secrets_in_the_file_are_not_told(file: Path) -> None:
     ):
         file.write_text(text)
         assert faults(file)
+
+
+# Row 31
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("ticket_key", f"-----BEGIN PUBLIC KEY-----{CANARY}", "must be a secret that both sides"),
+        ("secrets_key", CANARY, "key 1 must be 32 bytes in base64"),
+        ("ticket_jwks_file", "/missing/jwks.json", "/missing/jwks.json can't be read"),
+        ("http_port", "65536", "less than or equal to 65535"),
+        ("database_url", f"mysql://u:{CANARY}@h/x", "must look like postgresql://"),
+    ],
+)
+def test_row_31_a_wrong_key_is_named_at_start_and_not_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, fault: str
+) -> None:
+    monkeypatch.setenv(f"RINGBACK_{name.upper()}", value)
+    [told] = faults(file, service=False)
+    assert told.startswith(f"RINGBACK_{name.upper()}: ")
+    assert fault in told
+
+
+# Row 31
+def test_row_31_keys_are_not_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGBACK_TICKET_KEY", CANARY)
+    key = base64.b64encode(CANARY.ljust(32).encode()[:32]).decode()
+    monkeypatch.setenv("RINGBACK_SECRETS_KEY", f"{key},{key}")
+    settings = load(Settings, file=file)
+    shown = f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert CANARY not in shown
+    assert key not in shown
+
+
+def test_keys_that_are_set_to_nothing_are_not_set(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TICKET_KEY", "TICKET_JWKS_FILE", "SECRETS_KEY"):
+        monkeypatch.setenv(f"RINGBACK_{name}", "")
+    settings = load(Settings, file=file)
+    assert (settings.ticket_key, settings.ticket_jwks_file, settings.secrets_key) == (None,) * 3
+
+
+def test_who_stores_must_have_a_database(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WrongSettings, match="RINGBACK_DATABASE_URL: not set, but shop must have"):
+        load_shared({}, storing=["shop"], file=file)
+    file.write_text('database_url = "postgresql://u@h/x"')
+    assert load_shared({}, storing=["shop"], file=file).database_url == "postgresql://u@h/x"
+    file.write_text("")
+    monkeypatch.setenv("RINGBACK_DATABASE_URL", "postgresql://u@h/y")
+    assert load_shared({}, storing=["shop"], file=file).database_url == "postgresql://u@h/y"

@@ -1,0 +1,29 @@
+"""The composition root of the shop."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.postgres.migrations import Schema
+from shared.postgres.pool import Database
+from shared.process.command import Service
+from shared.process.run import Process
+
+PACKAGE = "tests.fakes.shop"
+SCHEMA = Schema.of(PACKAGE)
+
+
+class ShopSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="RINGBACK_SHOP_", extra="forbid")
+
+    shelves: int = Field(default=1, ge=1)
+
+
+async def start(process: Process) -> None:
+    assert process.settings.database_url
+    database = Database(
+        process.settings.database_url, name="shop", health=process.health, schema=SCHEMA
+    )
+    process.run(database.run())
+
+
+SERVICE = Service(PACKAGE, ShopSettings, start, schema=SCHEMA)

@@ -1,0 +1,2 @@
+CREATE TABLE shop.orders (id bigint PRIMARY KEY);
+INSERT INTO shop.orders VALUES (1);

@@ -1,0 +1,2 @@
+-- name: orders
+SELECT id FROM shop.orders ORDER BY id;

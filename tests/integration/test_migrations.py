@@ -1,0 +1,206 @@
+"""Migrations on a real database: `ringback migrate`, and what refuses to work without it."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from click.testing import CliRunner, Result
+
+from services.__main__ import main
+from shared.postgres.connection import StoreLost
+from shared.postgres.migrations import (
+    MigrationFailed,
+    Schema,
+    SchemaMismatch,
+    migrate,
+    ordered,
+)
+from shared.postgres.queries import queries
+from shared.settings import METRICS_PORTS
+from tests.fakes.service import running
+from tests.fakes.shop import app as shop
+
+RUN_SHOP = ("-m", "tests.fakes.shop", "--metrics-port", "0")
+CHECKOUT = str(Path(__file__).parents[2])
+
+
+def fetch(url: str, sql: str) -> list[Any]:
+    async def ask() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            return list(await connection.fetch(sql))
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture
+def url(database_url: str) -> Iterator[str]:
+    """A database without a schema `shop`."""
+    yield database_url
+    fetch(database_url, "DROP SCHEMA IF EXISTS shop CASCADE")
+
+
+@pytest.fixture
+def shop_among_the_services(monkeypatch: pytest.MonkeyPatch, url: str) -> str:
+    """Make the commands find the shop as they find every service; its database's URL."""
+    monkeypatch.setitem(METRICS_PORTS, "shop", 9199)
+    monkeypatch.setitem(sys.modules, "services.shop.app", shop)
+    monkeypatch.setenv("RINGBACK_DATABASE_URL", url)
+    return url
+
+
+def ringback(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def table(name: str) -> str:
+    return f"CREATE TABLE shop.{name} (id int)"
+
+
+def test_a_schema_is_made_and_made_only_once(url: str) -> None:
+    for _ in range(2):
+        asyncio.run(migrate(url, shop.SCHEMA))
+
+    assert fetch(url, queries(shop.PACKAGE)["orders"]) == [(1,)]
+    applied = fetch(url, "SELECT number, name FROM shop.migrations ORDER BY number")
+    assert applied == [(1, "orders"), (2, "prices")]
+
+
+def test_several_at_once_apply_each_migration_once(url: str) -> None:
+    slow = {f"000{n}_t{n}.sql": f"SELECT pg_sleep(0.1); {table(f't{n}')}" for n in (1, 2, 3)}
+    schema = Schema("shop", ordered(slow))
+    applied: list[str] = []
+
+    async def all_of_them() -> None:
+        await asyncio.gather(
+            *(
+                migrate(url, schema, applied=lambda each: applied.append(str(each)))
+                for _ in range(5)
+            )
+        )
+
+    asyncio.run(all_of_them())
+
+    assert applied == ["0001_t1", "0002_t2", "0003_t3"]
+
+
+def test_a_refused_migration_is_rolled_back_whole_and_those_before_it_stay(url: str) -> None:
+    broken = {"0001_a.sql": table("a"), "0002_b.sql": f"{table('b')}; SELECT 1/0;"}
+
+    with pytest.raises(MigrationFailed, match=r"0002_b of the schema shop .* division by zero"):
+        asyncio.run(migrate(url, Schema("shop", ordered(broken))))
+
+    assert fetch(url, "SELECT name FROM shop.migrations") == [("a",)]
+    assert fetch(url, "SELECT to_regclass('shop.b')") == [(None,)]
+    mended = broken | {"0002_b.sql": table("b")}
+    asyncio.run(migrate(url, Schema("shop", ordered(mended))))
+    assert fetch(url, "SELECT * FROM shop.b") == []
+
+
+def test_on_another_history_nothing_is_done(url: str) -> None:
+    asyncio.run(migrate(url, shop.SCHEMA))
+    changed = {"0001_orders.sql": table("x"), "0002_prices.sql": "", "0003_more.sql": table("y")}
+
+    with pytest.raises(SchemaMismatch, match="0001_orders of the schema shop was changed after"):
+        asyncio.run(migrate(url, Schema("shop", ordered(changed))))
+    with pytest.raises(SchemaMismatch, match="0002_prices of the schema shop is newer than this"):
+        asyncio.run(migrate(url, Schema("shop", shop.SCHEMA.migrations[:1])))
+
+    assert fetch(url, "SELECT to_regclass('shop.y')") == [(None,)]
+
+
+def test_no_database_is_told_without_its_password() -> None:
+    with pytest.raises(StoreLost, match="no connection to postgresql://me:") as caught:
+        asyncio.run(migrate("postgresql://me:canary@127.0.0.1:1/x?password=canary", shop.SCHEMA))
+    assert "canary" not in str(caught.value)
+
+
+def test_ringback_migrate_says_what_is_pending_and_what_it_did(
+    shop_among_the_services: str,
+) -> None:
+    pending = ringback("migrate", "--check")
+    assert pending.exit_code == 1
+    assert pending.output == "shop: pending 0001_orders\nshop: pending 0002_prices\n"
+    assert fetch(shop_among_the_services, "SELECT to_regclass('shop.migrations')") == [(None,)]
+
+    done = ringback("migrate")
+    assert done.exit_code == 0
+    assert done.output == (
+        "shop: applied 0001_orders\nshop: applied 0002_prices\nshop: up to date, 0002_prices\n"
+    )
+
+    checked = ringback("migrate", "--check")
+    assert (checked.exit_code, checked.output) == (0, "shop: up to date, 0002_prices\n")
+
+
+def test_ringback_migrate_gives_json(shop_among_the_services: str) -> None:  # noqa: ARG001
+    names = ["0001_orders", "0002_prices"]
+    results = [
+        json.loads(ringback("migrate", *options, "--json").output)
+        for options in (["--check"], [], ["--check"])
+    ]
+    assert results == [
+        {"schema": "shop", "applied": [], "pending": names},
+        {"schema": "shop", "applied": names, "pending": []},
+        {"schema": "shop", "applied": [], "pending": []},
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_ringback_migrate_names_what_was_changed(
+    shop_among_the_services: str, options: list[str]
+) -> None:
+    ringback("migrate")
+    fetch(shop_among_the_services, "UPDATE shop.migrations SET checksum = 'x' WHERE number = 2")
+
+    result = ringback("migrate", *options)
+
+    assert result.exit_code == 1
+    assert (
+        "migration 0002_prices of the schema shop was changed after it was applied" in result.output
+    )
+
+
+def test_ringback_migrate_says_that_the_database_is_not_there(
+    shop_among_the_services: str,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RINGBACK_DATABASE_URL", "postgresql://me:canary@127.0.0.1:1/x")
+    result = ringback("migrate")
+    assert result.exit_code == 1
+    assert "no connection to postgresql://me:******@127.0.0.1:1/x" in result.output
+
+
+def test_doctor_names_what_is_pending(shop_among_the_services: str) -> None:  # noqa: ARG001
+    assert "FAULT  migrations: shop lacks 0001_orders, 0002_prices" in ringback("doctor").output
+    ringback("migrate")
+    assert "ok     migrations: shop is up to date, 0002_prices" in ringback("doctor").output
+
+
+async def test_a_service_refuses_to_start_on_an_old_schema(url: str, tmp_path: Path) -> None:
+    settings = {"RINGBACK_DATABASE_URL": url, "PYTHONPATH": CHECKOUT}
+    with running(tmp_path, "amqp://unused/", settings, RUN_SHOP) as service:
+        assert await service.exit_code() == 1
+        assert service.logged("it lacks 0001_orders, 0002_prices: run `ringback migrate`")
+
+    await migrate(url, shop.SCHEMA)
+    with running(tmp_path, "amqp://unused/", settings, RUN_SHOP) as service:
+        await service.ready()
+        assert await service.parts() == {"database": "ok"}
+
+
+async def test_a_service_without_its_database_names_it_with_all_other_faults(
+    tmp_path: Path,
+) -> None:
+    settings = {"RINGBACK_SHOP_SHELVES": "0", "PYTHONPATH": CHECKOUT}
+    with running(tmp_path, "http://unused/", settings, RUN_SHOP) as service:
+        assert await service.exit_code() == 2
+        for fault in ("RINGBACK_SHOP_SHELVES", "RINGBACK_AMQP_URL", "RINGBACK_DATABASE_URL"):
+            assert f"  {fault}: " in service.output

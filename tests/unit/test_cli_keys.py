@@ -1,0 +1,70 @@
+"""Keys for development, and the tickets they sign."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from pydantic import SecretStr
+
+from deploy.local import daemon
+from services.__main__ import main
+from services.cli.keys import development_keys, development_ticket_key
+from shared.sealing import Seal
+from shared.settings import Settings
+from shared.tickets import Tickets
+
+KEY = "canary-0123456789-0123456789-0123"
+
+
+def ticket(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["ticket", *arguments])
+
+
+def test_keys_are_made_once_and_nobody_else_may_read_them(tmp_path: Path) -> None:
+    assert development_ticket_key(tmp_path) is None
+    made = development_keys(Settings(), tmp_path)
+    assert development_keys(Settings(), tmp_path) == made
+    assert development_ticket_key(tmp_path) == made["RINGBACK_TICKET_KEY"]
+    assert Seal.of(made["RINGBACK_SECRETS_KEY"]).open(
+        Seal.of(made["RINGBACK_SECRETS_KEY"]).seal("x")
+    )
+    files = list((tmp_path / ".ringback" / "keys").iterdir())
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+
+
+def test_what_is_configured_is_left_alone(tmp_path: Path) -> None:
+    configured = Settings(ticket_key=SecretStr(KEY))
+    assert set(development_keys(configured, tmp_path)) == {"RINGBACK_SECRETS_KEY"}
+
+
+# S9
+def test_s9_a_ticket_to_try_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGBACK_TICKET_KEY", KEY)
+    assert Tickets(KEY).verify(ticket("shop").stdout.strip()) == "shop"
+    body = json.loads(ticket("shop", "--expires-in", "60", "--json").stdout)
+    assert Tickets(KEY).verify(body["ticket"]) == "shop"
+    assert body["client_id"] == "shop"
+
+
+def test_a_client_id_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGBACK_TICKET_KEY", KEY)
+    result = ticket("x" * 256)
+    assert result.exit_code == 1
+    assert "1 to 255 characters" in result.output
+
+
+def test_without_a_key_that_of_ringback_up_signs_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RINGBACK_TICKET_KEY", raising=False)
+    monkeypatch.setattr(daemon, "CHECKOUT", tmp_path)
+    missing = ticket("shop")
+    assert missing.exit_code == 1
+    assert "set RINGBACK_TICKET_KEY" in missing.output
+
+    made = development_keys(Settings(), tmp_path)
+    result = ticket("shop")
+    assert Tickets(made["RINGBACK_TICKET_KEY"]).verify(result.stdout.strip()) == "shop"
+    assert "the key of `ringback up`" in result.stderr

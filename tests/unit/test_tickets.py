@@ -1,0 +1,300 @@
+"""Service tickets: S9, row 33."""
+
+import base64
+import hashlib
+import hmac
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
+from pydantic import SecretStr
+
+from shared.settings import Settings
+from shared.tickets import (
+    KEPT,
+    OWN_LIFETIME,
+    BadTicket,
+    NoTicketKey,
+    Tickets,
+    public_keys,
+)
+
+SECRET = "canary-0123456789-0123456789-0123"
+NOW = 1_800_000_000.0
+GOOD = {"sub": "shop", "aud": "ringback", "exp": NOW + 60}
+RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
+EC = ECKey.generate_key("P-256", {"kid": "ec"})
+ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
+
+
+class SetClock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.time = NOW
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+def public(*keys: Key) -> KeySet:
+    return KeySet.import_key_set({"keys": [key.as_dict(private=False) for key in keys]})
+
+
+def tickets(*keys: Key, secret: str | None = SECRET) -> Tickets:
+    return Tickets(secret, public(*keys) if keys else None, clock=SetClock())
+
+
+def signed(claims: dict[str, Any], key: Key | None = None, **header: Any) -> str:
+    """Sign as any other program would."""
+    head = {"alg": "HS256"} | header
+    key = key or OctKey.import_key(SECRET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecurityWarning)  # EdDSA is now named Ed25519
+        return jwt.encode(head, claims, key, algorithms=[head["alg"]])
+
+
+def by_hand(header: dict[str, Any], body: str, key: bytes = SECRET.encode()) -> str:
+    """Sign with HMAC-SHA256 whatever the header says, where no library would."""
+    parts = [
+        base64.urlsafe_b64encode(part).rstrip(b"=")
+        for part in (json.dumps(header).encode(), body.encode())
+    ]
+    mac = hmac.digest(key, b".".join(parts), hashlib.sha256)
+    return b".".join([*parts, base64.urlsafe_b64encode(mac).rstrip(b"=")]).decode()
+
+
+def refusal(ticket: str, checking: Tickets | None = None) -> str:
+    with pytest.raises(BadTicket) as caught:
+        (checking or tickets()).verify(ticket)
+    assert SECRET not in str(caught.value)
+    return str(caught.value)
+
+
+def short_rsa() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecurityWarning)
+        return RSAKey.generate_key(1024, private=False).as_dict()
+
+
+# S9
+def test_s9_a_ticket_names_its_client() -> None:
+    assert tickets().verify(signed(GOOD)) == "shop"
+    assert tickets().verify(signed(GOOD | {"aud": ["other", "ringback"]})) == "shop"
+    assert tickets().verify(tickets().issue("Käufer 7", lifetime=1)) == "Käufer 7"
+
+
+# S9
+@pytest.mark.parametrize(
+    ("key", "algorithm"),
+    [(RSA, "RS256"), (EC, "ES256"), (ED, "EdDSA"), (ED, "Ed25519")],
+)
+def test_s9_public_keys_check_tickets_beside_the_secret(key: Key, algorithm: str) -> None:
+    checking = tickets(RSA, EC, ED)
+    assert checking.verify(signed(GOOD, key, alg=algorithm)) == "shop"
+    assert checking.verify(signed(GOOD)) == "shop"
+    assert "no configured key fits" in refusal(signed(GOOD, key, alg=algorithm))
+
+
+# S9
+def test_s9_of_several_keys_of_a_kind_the_kid_says_which() -> None:
+    other = RSAKey.generate_key(2048, {"kid": "other"})
+    checking = tickets(RSA, other)
+    assert checking.verify(signed(GOOD, other, alg="RS256", kid="other")) == "shop"
+    assert "bad_signature" in refusal(signed(GOOD, other, alg="RS256", kid="rsa"), checking)
+    assert "fits its alg and kid" in refusal(signed(GOOD, other, alg="RS256"), checking)
+
+
+# Row 33
+def test_row_33_the_public_key_is_no_shared_secret() -> None:
+    stranger = RSA.as_pem(private=False)
+    swapped = by_hand({"alg": "HS256", "kid": "rsa"}, json.dumps(GOOD), stranger)
+    assert "no configured key fits" in refusal(swapped, tickets(RSA, secret=None))
+    assert "bad_signature" in refusal(swapped, tickets(RSA))
+
+
+# Row 33
+@pytest.mark.parametrize("algorithm", ["none", "None", "HS384", "RS256", "ES256", "", None, 5, []])
+def test_row_33_an_alg_that_does_not_belong_to_the_key_is_refused(algorithm: Any) -> None:
+    refusal(by_hand({"alg": algorithm}, json.dumps(GOOD)), tickets(RSA, EC))
+    unsigned = by_hand({"alg": algorithm}, json.dumps(GOOD)).rpartition(".")[0] + "."
+    refusal(unsigned, tickets(RSA, EC))
+
+
+# Row 33
+def test_row_33_another_signature_is_refused() -> None:
+    assert "bad_signature" in refusal(signed(GOOD, OctKey.import_key(SECRET + "x")))
+    head, _, mac = signed(GOOD).split(".")
+    body = (
+        base64.urlsafe_b64encode(json.dumps(GOOD | {"sub": "bank"}).encode()).decode().rstrip("=")
+    )
+    assert "bad_signature" in refusal(f"{head}.{body}.{mac}")
+
+
+# Row 33
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"exp": NOW}, "expired"),
+        ({"exp": NOW - 3600}, "expired"),
+        ({"exp": None}, "exp must be a number"),
+        ({"exp": "tomorrow"}, "exp must be a number"),
+        ({"exp": True}, "exp must be a number"),
+        ({"exp": float("nan")}, "exp must be a number"),
+        ({"exp": float("inf")}, "exp must be a number"),
+        ({"nbf": NOW + 1}, "not valid yet"),
+        ({"aud": "bank"}, "not for ringback"),
+        ({"aud": ["bank"]}, "not for ringback"),
+        ({"aud": None}, "not for ringback"),
+        ({"aud": {"ringback": 1}}, "not for ringback"),
+        ({"aud": "ringbacks"}, "not for ringback"),
+        ({"sub": None}, "sub must be a client id"),
+        ({"sub": ""}, "sub must be a client id"),
+        ({"sub": 7}, "sub must be a client id"),
+        ({"sub": "a\x00b"}, "no control characters"),
+        ({"sub": "a\nb"}, "no control characters"),
+        ({"sub": "\ud800"}, "no control characters"),
+        ({"sub": "x" * 256}, "1 to 255 characters"),
+    ],
+)
+def test_row_33_claims_that_do_not_fit_are_refused(change: dict[str, Any], why: str) -> None:
+    assert why in refusal(by_hand({"alg": "HS256"}, json.dumps(GOOD | change)))
+
+
+# Row 33
+@pytest.mark.parametrize("claim", ["exp", "aud", "sub"])
+def test_row_33_claims_that_are_left_out_are_missed(claim: str) -> None:
+    refusal(signed({key: value for key, value in GOOD.items() if key != claim}))
+
+
+# Row 33, row 26
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "..",
+        "a.b.c",
+        "ü.ü.ü",
+        "\ud800.b.c",
+        by_hand({"alg": "HS256"}, "[]"),
+        by_hand({"alg": "HS256"}, "null"),
+        by_hand({"alg": "HS256"}, "{"),
+        by_hand({"alg": "HS256"}, "[" * 3000),
+        by_hand({"alg": "HS256"}, '{"exp": 1e999999}'),
+        by_hand({"alg": "HS256", "crit": ["x"], "x": 1}, json.dumps(GOOD)),
+        by_hand({"alg": "HS256", "b64": False, "crit": ["b64"]}, json.dumps(GOOD)),
+        by_hand({"alg": "HS256", "kid": 5}, "5"),
+        "x" * 100_000,
+        "a.b.c.d.e",
+    ],
+)
+def test_row_33_what_is_no_ticket_is_refused(text: str) -> None:
+    refusal(text, tickets(RSA))
+
+
+def test_without_any_key_every_ticket_is_bad() -> None:
+    assert "no configured key fits" in refusal(signed(GOOD), tickets(secret=None))
+    with pytest.raises(NoTicketKey):
+        tickets(secret=None).own("shop")
+    assert not tickets(secret=None).can_sign
+
+
+# S9
+def test_s9_ringbacks_own_ticket_is_for_the_client_and_opens_no_door_of_ours() -> None:
+    own = tickets().own("shop")
+    claims = jwt.decode(own, OctKey.import_key(SECRET), algorithms=["HS256"]).claims
+    assert (claims["iss"], claims["aud"]) == ("ringback", "shop")
+    assert claims["exp"] >= NOW + OWN_LIFETIME
+    refusal(own)
+    refusal(tickets().own("ringback"))
+
+
+# S9
+def test_s9_an_own_ticket_is_kept_while_it_is_good_for_long_enough() -> None:
+    clock = SetClock()
+    signing = Tickets(SECRET, clock=clock)
+    first = signing.own("shop")
+    clock.time += OWN_LIFETIME - 1
+    assert signing.own("shop") == first
+    clock.time += 2
+    second = signing.own("shop")
+    assert second != first
+    claims = jwt.decode(second, OctKey.import_key(SECRET), algorithms=["HS256"]).claims
+    assert claims["exp"] - clock.time >= OWN_LIFETIME
+    assert signing.own("bank") not in (first, second)
+
+
+def test_own_tickets_are_kept_for_the_clients_of_late_only() -> None:
+    clock = SetClock()
+    signing = Tickets(SECRET, clock=clock)
+    first = signing.own("shop")
+    clock.time += 1
+    for number in range(KEPT):
+        signing.own(f"client {number}")
+    assert signing.own("shop") != first
+
+
+@pytest.mark.parametrize("client", ["", "a\nb", "x" * 256])
+def test_no_ticket_is_issued_that_would_be_refused(client: str) -> None:
+    with pytest.raises(BadTicket):
+        tickets().issue(client, lifetime=60)
+
+
+def test_keys_come_from_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(public(RSA, EC, ED).as_dict()))
+    assert [key.kid for key in public_keys(file)] == ["rsa", "ec", "ed"]
+    valid = {"sub": "shop", "aud": "ringback", "exp": 2 * NOW}
+    both = Tickets.of(Settings(ticket_key=SecretStr(SECRET), ticket_jwks_file=file))
+    assert both.verify(signed(valid)) == both.verify(signed(valid, EC, alg="ES256")) == "shop"
+    assert not Tickets.of(Settings(ticket_jwks_file=file)).can_sign
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ([OctKey.import_key(SECRET).as_dict()], "key 1: a symmetric key does not belong"),
+        ([EC.as_dict(private=False), ED.as_dict(private=True)], "key 2: this is a private key"),
+        ([short_rsa()], "2048 bits or more"),
+        ([ECKey.generate_key("P-384", private=False).as_dict()], "P-256"),
+        ([OKPKey.generate_key("X25519", private=False).as_dict()], "Ed25519"),
+        ([RSA.as_dict(private=False) | {"alg": "RS512"}], "its alg must be RS256"),
+        ([EC.as_dict(private=False), EC.as_dict(private=False)], "the same kid"),
+        ([], "is no JWKS"),
+        ([{"kty": "canary"}], "is no JWKS"),
+        ([{}], "is no JWKS"),
+        ([5], "is no JWKS"),
+        (5, "is no JWKS"),
+    ],
+)
+def test_a_jwks_file_that_can_not_check_tickets_is_refused(
+    tmp_path: Path, keys: Any, fault: str
+) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": keys}))
+    with pytest.raises(ValueError, match=fault) as caught:
+        public_keys(file)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'"canary"'])
+def test_a_file_that_is_no_jwks_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is no JWKS") as caught:
+        public_keys(file)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_jwks_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing.json can't be read: No such file"):
+        public_keys(tmp_path / "missing.json")
