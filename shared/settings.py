@@ -22,7 +22,7 @@ DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
 DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
 
 # Where each service serves /metrics, /healthz and /readyz unless told otherwise.
-METRICS_PORTS: Final = {"callback": 9101, "gateway": 9103, "sandbox": 9109}
+METRICS_PORTS: Final = {"callback": 9101, "scheduler": 9102, "gateway": 9103, "sandbox": 9109}
 
 S = TypeVar("S", bound=BaseSettings)
 
