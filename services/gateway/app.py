@@ -39,7 +39,7 @@ async def start(process: Process) -> None:
     )
     process.health.expect("scheduler")
     scheduler = Asked(requester, SCHEDULER_REQUESTS, timeout=settings.request_timeout)
-    callers = Callers(_tickets(process.settings), allow_anonymous=settings.allow_anonymous)
+    callers = Callers(_tickets(process.settings), anonymous=settings.anonymous)
     app = web.Application(middlewares=[edge()], client_max_size=settings.max_batch_bytes)
     declared = operations(settings.example_url)
     app.add_routes(Callbacks(scheduler, callers, settings).routes(declared))

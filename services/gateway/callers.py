@@ -17,9 +17,9 @@ _CHALLENGE: Final = 'Bearer realm="ringback"'
 class Callers:
     """Tells callers by their tickets."""
 
-    def __init__(self, tickets: Tickets, *, allow_anonymous: bool) -> None:
+    def __init__(self, tickets: Tickets, *, anonymous: bool) -> None:
         self._tickets = tickets
-        self._allow_anonymous = allow_anonymous
+        self._anonymous = anonymous
 
     def client_id(self, request: web.Request) -> str | None:
         """The client id of a request's ticket; None without a ticket.
@@ -33,7 +33,7 @@ class Callers:
         if AUTHORIZATION in headers:
             tickets = (*tickets, *map(_bearer, headers.getall(AUTHORIZATION)))
         if not tickets:
-            if self._allow_anonymous:
+            if self._anonymous:
                 return None
             # RFC 6750: who has shown nothing is told no error.
             raise _unauthorised("a service ticket is needed: X-Service-Ticket", _CHALLENGE)

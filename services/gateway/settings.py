@@ -13,7 +13,7 @@ class GatewaySettings(BaseSettings):
         env_prefix="RINGBACK_GATEWAY_", extra="forbid", hide_input_in_errors=True, frozen=True
     )
 
-    allow_anonymous: bool = Field(
+    anonymous: bool = Field(
         default=True, description="Whether callers without a service ticket are served."
     )
     request_timeout: Annotated[float, Field(gt=0, le=300)] = Field(

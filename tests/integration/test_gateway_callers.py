@@ -173,7 +173,7 @@ async def test_no_ticket_is_needed_to_read_about_the_interface(call: Caller) -> 
 async def test_s9_anonymous_callers_are_refused_where_that_is_set(
     shared_amqp_url: str, scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    settings = {"RINGBACK_GATEWAY_ALLOW_ANONYMOUS": "false"}
+    settings = {"RINGBACK_GATEWAY_ANONYMOUS": "false"}
     assert scheduler
     with gateway(tmp_path_factory.mktemp("closed"), shared_amqp_url, settings) as service:
         await service.ready()
