@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
 
 from shared.clock import Clock, SystemClock
 from shared.errors import PermanentError
+from shared.settings import Settings
 
 AUDIENCE: Final = "ringback"
 LONGEST_CLIENT_ID: Final = 255
@@ -62,6 +63,12 @@ class Tickets:
         self._public = tuple(public or ())
         self._clock = clock or SystemClock()
         self._own: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Tickets":
+        """As configured: `ticket_key`, `ticket_jwks_file`."""
+        key, file = settings.ticket_key, settings.ticket_jwks_file
+        return cls(key.get_secret_value() if key else None, public_keys(file) if file else None)
 
     @property
     def can_sign(self) -> bool:

@@ -189,6 +189,7 @@ class Reporter:
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "callback_id": message.id,
             "client_id": client_id,
+            "target": target,
             "attempt": message.attempt,
         }
         if message.owner:
@@ -200,7 +201,6 @@ class Reporter:
                 logger.info("callback delivered", extra=context)
                 return CallbackDelivered(
                     **told,
-                    target=target or "",
                     status=status,
                     duration=duration,
                 )
@@ -210,7 +210,6 @@ class Reporter:
                 logger.warning("callback attempt failed", extra=context)
                 return CallbackAttemptFailed(
                     **told,
-                    target=target or "",
                     error=str(error),
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
@@ -224,7 +223,6 @@ class Reporter:
                 logger.error("callback dead", extra=context | {"reason": reason})
                 return CallbackDead(
                     **told,
-                    target=target,
                     reason=reason,
                 )
             case GivenBack(reason):
@@ -233,7 +231,6 @@ class Reporter:
                 logger.warning("callback given back", extra=context)
                 return CallbackGivenBack(
                     **told,
-                    target=target,
                     reason=reason,
                     final=outcome.final,
                 )

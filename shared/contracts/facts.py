@@ -1,7 +1,6 @@
 """Facts: what happened, past tense, on the exchange `outcomes`.
 
 The routing key is the type; of a message that a service of ours owns, `TYPE.OWNER`.
-
 One AMQP message of type `Facts` carries a batch of one type: `{"facts": [ … ]}`.
 No fact holds a secret, a payload, or more of a URL than its origin (a path may carry a token).
 """
@@ -13,79 +12,54 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 FACTS: Final = "Facts"
 
 
-class CallbackDelivered(BaseModel):
-    """The receiver answered 2xx."""
+class _OfCallback(BaseModel):
+    """What every fact about a callback tells."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Literal["callback.delivered"] = "callback.delivered"
     fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
     at: AwareDatetime
     callback_id: str
     client_id: str | None
-    target: str = Field(description="Scheme, host and port.")
-    attempt: int
-    status: int
-    duration: float = Field(description="Seconds.")
+    target: str | None = Field(description="Scheme, host and port; null where it has none.")
+    attempt: int = Field(description="Which try it is about, from 1.")
     owner: str | None = Field(
         default=None, description="The service that had it sent; a part of the routing key then."
     )
     dispatch: int | None = Field(default=None, description="The owner's count of its dispatches.")
 
 
-class CallbackAttemptFailed(BaseModel):
+class CallbackDelivered(_OfCallback):
+    """The receiver answered 2xx."""
+
+    type: Literal["callback.delivered"] = "callback.delivered"
+    status: int
+    duration: float = Field(description="Seconds.")
+
+
+class CallbackAttemptFailed(_OfCallback):
     """One try failed; another follows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     type: Literal["callback.attempt_failed"] = "callback.attempt_failed"
-    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
-    at: AwareDatetime
-    callback_id: str
-    client_id: str | None
-    target: str
-    attempt: int
     error: str
     next_at: AwareDatetime = Field(
         description="When the next try is due, to within the shortest tier (1 s)."
     )
-    owner: str | None = Field(
-        default=None, description="The service that had it sent; a part of the routing key then."
-    )
-    dispatch: int | None = Field(default=None, description="The owner's count of its dispatches.")
 
 
-class CallbackDead(BaseModel):
+class CallbackDead(_OfCallback):
     """The callback lies in the dead queue, for this reason."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     type: Literal["callback.dead"] = "callback.dead"
-    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
-    at: AwareDatetime
-    callback_id: str
-    client_id: str | None
-    target: str | None
-    attempt: int
     reason: str
 
 
-class CallbackGivenBack(BaseModel):
+class CallbackGivenBack(_OfCallback):
     """The callback was not delivered, and goes back to the service that had it sent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     type: Literal["callback.given_back"] = "callback.given_back"
-    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
-    at: AwareDatetime
-    callback_id: str
-    client_id: str | None
-    target: str | None
-    attempt: int = Field(description="Tries made.")
     reason: str
     final: bool = Field(description="Whether no later try can succeed.")
-    owner: str
-    dispatch: int | None
 
 
 Fact = Annotated[

@@ -17,6 +17,7 @@ from shared.postgres.migrations import Schema, SchemaOutdated, migrate, ordered
 from shared.postgres.pool import (
     ACQUIRE_TIME,
     GRACE,
+    IDLE_IN_TRANSACTION_TIME,
     POOL_SIZE,
     RELEASE_TIME,
     STATEMENT_TIME,
@@ -67,6 +68,21 @@ async def all_at_once(store: Database) -> list[int]:
         *(store.fetchrow("SELECT pg_backend_pid() AS pid, pg_sleep(0.3)") for _ in range(POOL_SIZE))
     )
     return [row["pid"] for row in rows]
+
+
+async def sleeping(store: Database, how: str) -> tuple[asyncio.Task[None], int]:
+    """A task whose statement takes two seconds, alone or in a transaction, and its backend."""
+
+    async def use() -> None:
+        if how == "statement":
+            await store.fetch("SELECT pg_sleep(2)")
+        else:
+            async with store.transaction() as connection:
+                await connection.execute("SELECT pg_sleep(2)")
+
+    task = asyncio.create_task(use())
+    query = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(2)'"
+    return task, (await until(lambda: store.fetchrow(query)))["pid"]
 
 
 def fault(store: Database) -> str | None:
@@ -142,22 +158,7 @@ async def test_row_20_a_suspended_idle_backend_is_replaced_before_anybody_meets_
 async def test_row_20_who_uses_a_suspended_backend_is_freed_and_the_pool_is_whole(
     store: Database, how: str
 ) -> None:
-    told: asyncio.Queue[int] = asyncio.Queue()
-
-    async def use() -> None:
-        if how == "statement":
-            await store.fetch("SELECT pg_sleep(2)")
-            return
-        async with store.transaction() as connection:
-            await told.put(await connection.fetchval("SELECT pg_backend_pid()"))
-            await connection.execute("SELECT pg_sleep(2)")
-
-    using = asyncio.create_task(use())
-    if how == "statement":
-        query = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(2)'"
-        pid = (await until(lambda: store.fetchrow(query)))["pid"]
-    else:
-        pid = await told.get()
+    using, pid = await sleeping(store, how)
     with suspended(pid):
         started = time.monotonic()
         with pytest.raises(StoreLost):
@@ -169,19 +170,12 @@ async def test_row_20_who_uses_a_suspended_backend_is_freed_and_the_pool_is_whol
 
 
 # Row 20
+@pytest.mark.parametrize("how", ["statement", "transaction"])
 async def test_row_20_a_task_that_is_cancelled_does_not_hang_on_a_suspended_backend(
-    store: Database,
+    store: Database, how: str
 ) -> None:
-    told: asyncio.Queue[int] = asyncio.Queue()
-
-    async def use() -> None:
-        async with store.transaction() as connection:
-            await told.put(await connection.fetchval("SELECT pg_backend_pid()"))
-            await connection.execute("SELECT pg_sleep(3)")
-
-    using = asyncio.create_task(use())
-    with suspended(await told.get()):
-        await asyncio.sleep(0)
+    using, pid = await sleeping(store, how)
+    with suspended(pid):
         using.cancel()
         started = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
@@ -265,6 +259,21 @@ async def test_a_deadlock_may_be_tried_again(store: Database) -> None:
     results = await asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
     assert [type(result) for result in results if result] == [StoreLost]
     assert await store.fetch("SELECT n FROM kept") == [(1,), (1,)]
+
+
+# Row 18
+async def test_row_18_a_silent_transaction_loses_its_locks(store: Database) -> None:
+    await store.execute("CREATE TABLE kept AS SELECT 0 AS n")
+
+    async def fall_silent() -> None:
+        async with store.transaction() as connection:
+            await connection.execute("UPDATE kept SET n = 1")
+            free = "SELECT n FROM kept FOR UPDATE SKIP LOCKED"
+            await until(lambda: store.fetch(free), IDLE_IN_TRANSACTION_TIME + SLACK)
+
+    with pytest.raises(StoreLost):
+        await fall_silent()
+    assert await store.fetch("SELECT n FROM kept") == [(0,)]
 
 
 @pytest.fixture

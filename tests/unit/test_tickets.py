@@ -12,7 +12,9 @@ import pytest
 from joserfc import jwt
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
+from pydantic import SecretStr
 
+from shared.settings import Settings
 from shared.tickets import (
     KEPT,
     OWN_LIFETIME,
@@ -247,10 +249,14 @@ def test_no_ticket_is_issued_that_would_be_refused(client: str) -> None:
         tickets().issue(client, lifetime=60)
 
 
-def test_public_keys_come_from_a_jwks_file(tmp_path: Path) -> None:
+def test_keys_come_from_the_settings(tmp_path: Path) -> None:
     file = tmp_path / "jwks.json"
     file.write_text(json.dumps(public(RSA, EC, ED).as_dict()))
     assert [key.kid for key in public_keys(file)] == ["rsa", "ec", "ed"]
+    valid = {"sub": "shop", "aud": "ringback", "exp": 2 * NOW}
+    both = Tickets.of(Settings(ticket_key=SecretStr(SECRET), ticket_jwks_file=file))
+    assert both.verify(signed(valid)) == both.verify(signed(valid, EC, alg="ES256")) == "shop"
+    assert not Tickets.of(Settings(ticket_jwks_file=file)).can_sign
 
 
 @pytest.mark.parametrize(
