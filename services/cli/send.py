@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -27,6 +27,7 @@ from shared.contracts.schedules import (
     CancelCallback,
     RescheduleCallback,
     ScheduleCallback,
+    event_of_message,
 )
 from shared.settings import Settings
 from shared.topology import CALLBACKS, CANCEL, RESCHEDULE, SCHEDULE, SCHEDULES
@@ -40,16 +41,27 @@ RETURN: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Sendable:
-    """A message type: how it is checked, and where it goes."""
+    """A message type: how it is checked, where it goes, and the id it will be known by.
+
+    `identity` gives that from the model and the message_id.
+    """
 
     model: type[BaseModel]
     routing_key: str
     exchange: str = ""
+    identity: Callable[[Any, str], str] = lambda _, message_id: message_id
 
 
 TYPES: Final = {
-    SEND_CALLBACK: Sendable(SendCallback, CALLBACKS),
-    SCHEDULE_CALLBACK: Sendable(ScheduleCallback, SCHEDULE, SCHEDULES),
+    SEND_CALLBACK: Sendable(
+        SendCallback, CALLBACKS, identity=lambda order, message_id: order.id or message_id
+    ),
+    SCHEDULE_CALLBACK: Sendable(
+        ScheduleCallback,
+        SCHEDULE,
+        SCHEDULES,
+        identity=lambda _, message_id: str(event_of_message("", message_id)),
+    ),
     CANCEL_CALLBACK: Sendable(CancelCallback, CANCEL, SCHEDULES),
     RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
 }
@@ -83,8 +95,9 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
              "payload": {"hello": "world"}}' | ringback send SendCallback
       ringback send SendCallback order.json
       ringback send SendCallback orders.jsonl > ids.txt
-      echo '{"delay": 60, "url": "https://example.com/hook"}' | ringback send ScheduleCallback
-      echo '{"group_key": "user-7"}' | ringback send CancelCallback
+      echo '{"delay": 3600, "url": "https://example.com/hook", "group_key": "user-7",
+             "event_key": "reminder-1"}' | ringback send ScheduleCallback
+      echo '{"group_key": "user-7", "event_key": "reminder-1"}' | ringback send CancelCallback
     """
     documents, faults = parsed(file.read(), TYPES[type_])
     if faults:
@@ -116,13 +129,10 @@ def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
             model = sendable.model.model_validate_json(body)
         except ValidationError as error:
             where = f"line {line}: " if len(pieces) > 1 else ""
-            faults += [
-                f"{where}{fault.field}: {fault.message}" if fault.field else where + fault.message
-                for fault in field_errors(error)
-            ]
+            faults += [where + fault for fault in _faults(error)]
         else:
             message_id = fresh_id()
-            identity = str(getattr(model, "id", None) or message_id)
+            identity = sendable.identity(model, message_id)
             documents.append(Document(line, body, identity, message_id))
     return documents, faults if pieces else ["the input is empty"]
 
@@ -133,6 +143,10 @@ def _pieces(data: bytes) -> list[tuple[int, bytes]]:
     if len(lines) > 1 and not (lines[0][1].startswith(b"{") and lines[0][1].endswith(b"}")):
         return [(lines[0][0], data.strip())]
     return lines
+
+
+def _faults(error: ValidationError) -> list[str]:
+    return [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
 
 
 async def _send(
