@@ -156,16 +156,24 @@ class Site:
                 await asyncio.sleep(POLL)
         await self.database.execute(
             """
+            WITH ids AS MATERIALIZED (
+                SELECT gen_random_uuid() AS id, n FROM generate_series(1, $1::int) n
+            ), ordered AS (
+                INSERT INTO scheduler.orders
+                SELECT (jsonb_populate_record(one, jsonb_build_object('id', id))).*
+                FROM ids, (SELECT o FROM scheduler.orders o LIMIT 1) s(one)
+            )
             INSERT INTO scheduler.events
             SELECT (jsonb_populate_record(one, jsonb_build_object(
-                'id', gen_random_uuid(),
-                'next_at', now() + interval '1 day' + n * interval '10 ms'))).*
-            FROM (SELECT * FROM scheduler.events LIMIT 1) one, generate_series(1, $1::int) n
+                'id', id, 'next_at', now() + interval '1 day' + n * interval '10 ms'))).*
+            FROM ids, (SELECT e FROM scheduler.events e LIMIT 1) s(one)
             """,
             rows - await self.waiting(),
-            timeout=300,
+            timeout=400,
         )
+        await self.database.execute("VACUUM ANALYZE scheduler.orders")
         await self.database.execute("VACUUM ANALYZE scheduler.events")
+        await self.database.execute("CHECKPOINT", timeout=120)
 
     async def fire(self, due: Sequence[float]) -> list[float]:
         """Schedule these moments; the lag of each, in the order they came."""
@@ -222,6 +230,8 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
             settling = asyncio.create_task(arrivals.settle(tapped))
             site = Site(url, environment, database, publisher, scheduler, arrivals)
             await site.fire([time.time()] * 500)  # warm
+            while await site.waiting():  # noqa: ASYNC110 - until all of them are settled
+                await asyncio.sleep(POLL)
             yield site
             settling.cancel()
             await asyncio.gather(settling, return_exceptions=True)
