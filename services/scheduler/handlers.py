@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from services.scheduler.intake import Intake, KeyUsed, id_of_message
+from services.scheduler.intake import Intake, KeyUsed
 from services.scheduler.operations import Operations
 from shared.amqp.message import Dead, Message, Outcome
 from shared.contracts.context import field_errors
@@ -19,6 +19,7 @@ from shared.contracts.schedules import (
     CancelCallback,
     RescheduleCallback,
     ScheduleCallback,
+    event_of_message,
 )
 from shared.errors import ContractViolation, PermanentError
 from shared.tickets import Tickets
@@ -116,7 +117,7 @@ class Handler:
         taken = await self._intake.create(
             order,
             client_id,
-            id_of_message(client_id, message.id),
+            event_of_message(client_id, message.id),
             traceparent=message.traceparent,
         )
         if isinstance(taken, Failure):

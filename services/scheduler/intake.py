@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from json import dumps
-from typing import Final
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from services.scheduler import domain, metrics
 from services.scheduler.batches import Batcher
@@ -17,11 +16,8 @@ from services.scheduler.store import Claim, Known, Order, Store
 from shared.contracts.context import json_text
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.contracts.schedule_requests import Created
-from shared.contracts.schedules import FARTHEST, OLDEST, ScheduleCallback
+from shared.contracts.schedules import FARTHEST, OLDEST, ScheduleCallback, event_of_message
 from shared.sealing import Seal
-
-# Makes the ids of events from what makes a repeat known as one.
-NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +33,9 @@ class OtherOrder:
 Taken = Created | KeyUsed | OtherOrder
 
 
-def id_of_message(client_id: str, message_id: str) -> UUID:
-    """The event that a message creates: the same one when the message is given out again."""
-    return uuid5(NAMESPACE, f"{client_id}\0{message_id}")
-
-
-def id_of_key(client_id: str, idempotency_key: str) -> UUID:
+def event_of_key(client_id: str, idempotency_key: str) -> UUID:
     """The event that a request with an idempotency key creates."""
-    return uuid5(NAMESPACE, f"{client_id}\0key:{idempotency_key}")
+    return event_of_message(client_id, f"key:{idempotency_key}")
 
 
 def moment_faults(run_at: datetime | None, now: datetime) -> tuple[FieldError, ...]:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from services.scheduler.intake import Intake, KeyUsed, OtherOrder, id_of_key, invalid
+from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key, invalid
 from services.scheduler.operations import Operations
 from shared.contracts.context import field_errors
 from shared.contracts.requests import Failure, FailureCode, FieldError
@@ -103,7 +103,7 @@ class Requests:
 
     async def _create(self, client_id: str, asked: CreateCallback) -> Answer:
         key = asked.idempotency_key
-        event_id = uuid4() if key is None else id_of_key(client_id, key)
+        event_id = uuid4() if key is None else event_of_key(client_id, key)
         return await self._taken(client_id, asked.callback, event_id, fingerprinted=key is not None)
 
     async def _taken(

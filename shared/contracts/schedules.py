@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
-from uuid import UUID
+from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -39,6 +39,7 @@ FARTHEST: Final = 3653 * DAY
 OLDEST: Final = 30 * DAY
 # Sent by us on notifications, so not for the client to set.
 TICKET_HEADER: Final = "X-Service-Ticket"
+_NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
 
 STRICT: Final = ConfigDict(
     frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
@@ -319,6 +320,14 @@ class ScheduleCallback(BaseModel):
         if self.hmac_secret is None:
             return ()
         return (self.hmac_secret,) if isinstance(self.hmac_secret, str) else tuple(self.hmac_secret)
+
+
+def event_of_message(client_id: str, message_id: str) -> UUID:
+    """The id of the event that a ScheduleCallback message creates, however often it is given out.
+
+    `client_id` is that of its ticket; '' without one.
+    """
+    return uuid5(_NAMESPACE, f"{client_id}\0{message_id}")
 
 
 def _retry_params_inside(context: Any) -> bool:
