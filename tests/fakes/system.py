@@ -1,6 +1,9 @@
 """Scheduler, callback sender and gateway, each a process, over one broker and database."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -10,7 +13,6 @@ from uuid import uuid4
 
 import asyncpg
 
-from tests.fakes.command import ringback
 from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
 from tests.fakes.service import Service, running
 
@@ -47,8 +49,12 @@ def system(directory: Path, amqp_url: str, database_url: str, **settings: str) -
         "RINGBACK_TICKET_KEY": TICKET_KEY,
         "RINGBACK_SECRETS_KEY": SECRETS_KEY,
     } | settings
-    migrated = asyncio.run(ringback("migrate", amqp_url=amqp_url, **given))
-    assert migrated.code == 0, migrated.err
+    subprocess.run(
+        (sys.executable, "-m", "services", "migrate"),
+        env={"PATH": os.environ["PATH"], **given},
+        cwd=directory,
+        check=True,
+    )
     with ExitStack() as stack:
 
         def run(name: str) -> Service:
