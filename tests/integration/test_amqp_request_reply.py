@@ -237,6 +237,24 @@ async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url
             assert (await second)["said"] == 1
 
 
+async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_it(
+    amqp_url: str,
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_: str | None, __: bytes) -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with asking(amqp_url) as asker:
+        async with answering(amqp_url, {"Echo": hang}) as (responder, _):
+            answer = asyncio.create_task(ask(asker))
+            await begun.wait()
+            await responder.drain(0.1)
+        async with answering(amqp_url, {"Echo": echo}):
+            assert (await answer)["said"] == 1
+
+
 async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url: str) -> None:
     async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as asker:
         connection = await aio_pika.connect(amqp_url)
