@@ -63,7 +63,7 @@ class Gateway:
                 text = await answer.text()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise click.ClickException(
-                f"no gateway answers at {self._base} ({str(error) or type(error).__name__})."
+                f"no gateway answers at {self._base} ({_short(error)})."
                 " Start one with `ringback run gateway`, or say with --url where it is."
             ) from None
         try:
@@ -75,6 +75,10 @@ class Gateway:
         if answer.ok:
             return content
         raise click.ClickException(_told(answer.status, content))
+
+
+def _short(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _told(status: int, problem: Any) -> str:

@@ -259,7 +259,7 @@ async def _story(
     for what, where in places.items():
         click.echo(f"  {what:<24} {where}")
     if sandbox:
-        click.echo(_invitation(stack.amqp_url if stack.broker else None, sandbox))
+        click.echo(_invitation(stack.amqp_url if stack.broker else None, sandbox, gateway))
     click.echo("Everything runs. Ctrl-C stops it.")
 
 
@@ -269,7 +269,7 @@ def _gateway(settings: Settings, environment: Mapping[str, str]) -> str:
     return str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
 
 
-def _invitation(private_url: str | None, sandbox: str) -> str:
+def _invitation(private_url: str | None, sandbox: str, gateway: str) -> str:
     program = Path(sys.argv[0])
     command = "ringback"
     if program.name == command:
@@ -279,11 +279,14 @@ def _invitation(private_url: str | None, sandbox: str) -> str:
         f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
         ' "payload": {"hello": "me"}}'
     )
+    wish = f'{{"url": "{sandbox}/hooks/mine", "delay": 5, "hmac_secret": "your-secret-key"}}'
     export = f"  export RINGBACK_AMQP_URL={shlex.quote(private_url)}\n" if private_url else ""
     return (
-        "\nSend one of your own, in another terminal:\n"
+        "\nSend one of your own, and schedule one, in another terminal:\n"
         f"{export}"
         f"  echo '{order}' | {command} send SendCallback\n"
-        f"and see it at {sandbox}/?mailbox=mine . What is dead:\n"
+        f"  curl {gateway}/v1/callbacks --json '{wish}'\n"
+        f"and see both at {sandbox}/?mailbox=mine . What is scheduled, and what is dead:\n"
+        f"  {command} schedule list --url {gateway}\n"
         f"  {command} dead list callbacks\n"
     )

@@ -5,6 +5,8 @@ from typing import Any, Final
 ID: Final = "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11"
 RUN_AT: Final = "2030-01-01T12:00:00Z"
 LATER: Final = "2030-01-02T12:00:00Z"
+# The secret that a mailbox of the sandbox checks unless told otherwise.
+SECRET: Final = "your-secret-key"  # noqa: S105 - public
 CREATED: Final = {"id": ID, "status": "scheduled", "run_at": RUN_AT}
 CREATED_BATCH: Final = {
     "items": [
@@ -41,6 +43,7 @@ def callbacks(url: str) -> dict[str, Any]:
             "url": url,
             "delay": 10,
             "group_key": "user-7",
+            "hmac_secret": SECRET,
             "context": {"text": "Hello from Ringback."},
         },
         "At a moment, under your own keys": {
@@ -48,13 +51,14 @@ def callbacks(url: str) -> dict[str, Any]:
             "run_at": RUN_AT,
             "group_key": "user-7",
             "event_key": "reminder-1",
+            "hmac_secret": SECRET,
             "context": {"text": "Your trial ends tomorrow."},
         },
-        "Signed, with your own retries": {
+        "With your own retries, the context alone": {
             "url": url,
             "delay": 10,
-            "hmac_secret": "your-secret-key",
-            "context": {"text": "Signed."},
+            "hmac_secret": SECRET,
+            "context": {"text": "Again and again."},
             "notify_scheme": {"transport": "http", "method": "POST", "format": "context"},
             "retry_params": {
                 "stop_after_delay": 86400,
@@ -67,6 +71,7 @@ def callbacks(url: str) -> dict[str, Any]:
         "Every weekday at nine in Berlin": {
             "url": url,
             "group_key": "reports",
+            "hmac_secret": SECRET,
             "repeat": {"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin", "count": 10},
         },
     }
@@ -76,7 +81,13 @@ def batch(url: str) -> dict[str, Any]:
     """A batch of two."""
     return {
         "callbacks": [
-            {"url": url, "delay": 10, "group_key": "user-8", "context": {"number": number}}
+            {
+                "url": url,
+                "delay": 10,
+                "group_key": "user-8",
+                "hmac_secret": SECRET,
+                "context": {"number": number},
+            }
             for number in (1, 2)
         ]
     }

@@ -16,8 +16,6 @@ from shared.topology import TIERS
 DEFAULT_BASE_DELAY: Final = 60.0
 # A wait is stretched by up to half in the tiers (shared/retry.py).
 STRETCH: Final = 1.5
-# Seconds for the message to get to the callback service and the fact to come back.
-SLACK: Final = 30.0
 # Seconds for one try that names no timeout: what the callback service grants by default.
 DEFAULT_TIMEOUT: Final = 10.0
 ENDS: Final = frozenset({Status.NOTIFIED, Status.FAILED, Status.CANCELLED})
@@ -108,11 +106,14 @@ def quick_wait(count: int) -> float:
     return known * STRETCH
 
 
-def lease(retry: RetryParams, timeout: float | None, *, least: float) -> float:
-    """Seconds after which a dispatch that nothing was heard of is fired again."""
+def lease(retry: RetryParams, timeout: float | None, *, slack: float) -> float:
+    """Seconds after which a dispatch that nothing was heard of is fired again.
+
+    What its tries can take, or are allowed to, and `slack` for the way there and back.
+    """
     count = retry.quick_retries_count
     tries = (count + 1) * (timeout or DEFAULT_TIMEOUT)
-    return max(min(quick_wait(count) + tries, retry.stop_after_delay) + SLACK, least)
+    return min(quick_wait(count) + tries, retry.stop_after_delay) + slack
 
 
 def taken(event: Event, now: datetime) -> Step:

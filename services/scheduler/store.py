@@ -308,9 +308,9 @@ class Store:
     async def forget(self, name: str, after: UUID, limit: int) -> UUID | None:
         """Delete orders whose events are in a partition, by id from one on; the last one seen."""
         row = await self._database.fetchrow(
-            f"""WITH some AS (SELECT id FROM scheduler.{name} WHERE id > $1 ORDER BY id LIMIT $2),
-            gone AS (DELETE FROM scheduler.orders WHERE id IN (SELECT id FROM some))
-            SELECT id FROM some ORDER BY id DESC LIMIT 1""",  # noqa: S608 - from pg_class
+            f"""WITH old AS (SELECT id FROM scheduler.{name} WHERE id > $1 ORDER BY id LIMIT $2),
+            gone AS (DELETE FROM scheduler.orders WHERE id IN (SELECT id FROM old))
+            SELECT id FROM old ORDER BY id DESC LIMIT 1""",  # noqa: S608 - from pg_class
             after,
             limit,
         )

@@ -18,8 +18,8 @@ from shared.settings import WrongSettings, load_shared
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 SERVICES: dict[str, type[BaseSettings]] = {
     "callback": CallbackSettings,
-    "scheduler": SchedulerSettings,
     "gateway": GatewaySettings,
+    "scheduler": SchedulerSettings,
     "sandbox": SandboxSettings,
 }
 

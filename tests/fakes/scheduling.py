@@ -1,151 +1,232 @@
-"""The scheduler as its own process, and a stand-in for the callback service behind it."""
+"""The scheduler's own parts on a real database, with the broker played by a list."""
 
 import asyncio
+import base64
 import json
-import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from pydantic import BaseModel
 
-from tests.fakes.command import ringback
-from tests.fakes.service import Service, running
+from services.scheduler.announce import Announcer
+from services.scheduler.app import SCHEMA
+from services.scheduler.clock import DatabaseClock
+from services.scheduler.dispatch import Dispatcher
+from services.scheduler.intake import Intake
+from services.scheduler.notify import Notifier
+from services.scheduler.operations import Operations
+from services.scheduler.requests import Requests
+from services.scheduler.settle import Settler
+from services.scheduler.store import Store
+from shared.amqp.codec import Properties
+from shared.amqp.message import Message
+from shared.amqp.publisher import Outgoing, PublishRefused
+from shared.contracts.facts import (
+    CallbackAttemptFailed,
+    CallbackDelivered,
+    CallbackGivenBack,
+    Fact,
+    Facts,
+)
+from shared.postgres.migrations import migrate
+from shared.postgres.pool import Database
+from shared.process.health import Health
+from shared.sealing import Seal
+from shared.tickets import Tickets
 
-SECRETS_KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
-TICKET_KEY = "a-ticket-key-that-is-long-enough-to-sign"
-RUN_SCHEDULER = ("-m", "services", "run", "scheduler", "--metrics-port", "0")
+SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
+TICKET_KEY = "a-ticket-key-of-32-characters-xx"
+URL = "https://shop.example.com/hook"
+ALLOWED = "reminders"
 
 
-def settings_for(database_url: str, **more: str) -> dict[str, str]:
-    """What a scheduler is started with."""
+class ListBroker:
+    """Takes what is published; refuses exchanges that are not there, all of it while `down`."""
+
+    def __init__(self) -> None:
+        self.sent: list[Outgoing] = []
+        self.facts: list[dict[str, Any]] = []
+        self.down = False
+        self.exchanges = {"", ALLOWED}
+
+    async def ready(self) -> None:
+        """Say that publishing is possible, as the real one believes until it fails."""
+
+    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.down or message.exchange not in self.exchanges:
+            done.set_exception(PublishRefused("the message reached no queue: NO_ROUTE"))
+        else:
+            self.sent.append(message)
+            done.set_result(None)
+        return done
+
+    async def publish_all(self, messages: Iterable[Outgoing]) -> None:
+        for message in messages:
+            self.facts += json.loads(message.body)["facts"]
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        """Give the facts of a type that were published."""
+        return [fact for fact in self.facts if fact["type"] == f"schedule.{kind}"]
+
+
+class Scheduler:
+    """One scheduler, moved step by step."""
+
+    def __init__(self, database: Database, **settings: Any) -> None:
+        given = {"lease": 60.0, "batch": 500, "poll": 2.0} | settings
+        self.database = database
+        self.store = Store(database)
+        self.broker = ListBroker()
+        self.clock = DatabaseClock()
+        self.seal = Seal.of(SECRETS_KEY)
+        self.tickets = Tickets(TICKET_KEY)
+        published: Any = self.broker
+        announcer = Announcer(published)
+        self.dispatcher = Dispatcher(
+            self.store,
+            Notifier(published, published, self.seal, self.tickets),
+            announcer,
+            self.clock,
+            batch=given["batch"],
+            poll=given["poll"],
+        )
+        self.intake = Intake(
+            self.store,
+            self.seal,
+            self.clock,
+            fire=self.dispatcher.fire,
+            wake=self.dispatcher.soon,
+            batch=given["batch"],
+            lease=given["lease"],
+            amqp_exchanges=(ALLOWED,),
+        )
+        self.operations = Operations(self.store, announcer, self.clock, self.dispatcher.soon)
+        self.settler = Settler(self.store, announcer, self.dispatcher.soon)
+        self.handlers = Requests(
+            self.intake, self.operations, fault=lambda: None, anonymous=True
+        ).handlers()
+
+    async def ask(self, operation: str, client: str | None = None, **body: Any) -> Any:
+        """Ask as the gateway does: JSON in, JSON out, of a value or a failure."""
+        answer = await self.handlers[operation](client, json.dumps(body).encode())
+        return json.loads(answer.model_dump_json())
+
+    async def create(self, client: str | None = None, **fields: Any) -> UUID:
+        """Create an event, which must succeed; in an hour unless said otherwise."""
+        when = {} if "run_at" in fields or "delay" in fields else {"delay": 3600}
+        answer = await self.ask("CreateCallback", client, callback={"url": URL} | when | fields)
+        return UUID(answer["id"])
+
+    async def status(self, event_id: UUID, client: str | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.ask("GetCallback", client, id=str(event_id))
+        return answer
+
+    async def come(self, *ids: UUID) -> None:
+        """Let the moment come that these events wait for: due, next retry, end of the lease."""
+        await self.database.execute(
+            "UPDATE scheduler.events SET next_at = now() - interval '1 ms' WHERE id = ANY($1)",
+            list(ids),
+        )
+
+    async def age(self, event_id: UUID, by: timedelta) -> None:
+        """Let a live event be as it will be so much later."""
+        await self.database.execute(
+            # No further back than now: a scheduler looks below what it claimed last but now and then.
+            "UPDATE scheduler.events SET next_at ="
+            " greatest(next_at - $2::interval, least(next_at, now() - interval '1 ms')),"
+            " run_at = run_at - $2::interval, stop_at = stop_at - $2::interval WHERE id = $1",
+            event_id,
+            by,
+        )
+
+    async def fire(self, limit: int = 500) -> list[dict[str, Any]]:
+        """Fire all that is due, and give the bodies that went out."""
+        before = len(self.broker.sent)
+        while await self.dispatcher.run_once(limit) == limit:
+            pass
+        await self.dispatcher.drain(10)
+        return [json.loads(message.body) for message in self.broker.sent[before:]]
+
+    async def hear(self, *facts: Fact) -> None:
+        """Take facts in, as one message."""
+        message: Message[Facts] = Message("m", Properties(), b"", model=Facts(facts=list(facts)))
+        await self.settler.handle(message)
+
+
+def _told(event: str, dispatch: int, attempt: int) -> dict[str, Any]:
     return {
-        "RINGBACK_DATABASE_URL": database_url,
-        "RINGBACK_SECRETS_KEY": SECRETS_KEY,
-        "RINGBACK_TICKET_KEY": TICKET_KEY,
-        **more,
+        "fact_id": uuid4().hex,
+        "at": datetime.now(UTC),
+        "callback_id": event,
+        "client_id": None,
+        "target": "https://shop.example.com:443",
+        "attempt": attempt,
+        "owner": "scheduler",
+        "dispatch": dispatch,
     }
 
 
-async def migrated(database_url: str) -> None:
-    """Bring the schema up to date, as people do."""
-    output = await ringback("migrate", amqp_url=None, RINGBACK_DATABASE_URL=database_url)
-    assert output.code == 0, output.err
+def delivered(event: object, dispatch: int = 1, attempt: int = 1) -> CallbackDelivered:
+    return CallbackDelivered(**_told(str(event), dispatch, attempt), status=200, duration=0.1)
 
 
-@contextmanager
-def scheduler(
-    directory: Path, amqp_url: str, database_url: str, **settings: str
-) -> Iterator[Service]:
-    """Run one scheduler for the length of the block."""
-    with running(
-        directory, amqp_url, settings_for(database_url, **settings), RUN_SCHEDULER
-    ) as service:
-        yield service
-
-
-def moment(seconds: float) -> str:
-    """So many seconds from now, as a message says it."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-
-
-async def schedule(channel: AbstractChannel, body: Mapping[str, Any], **properties: Any) -> str:
-    """Publish a ScheduleCallback, confirmed; gives its message_id."""
-    message = aio_pika.Message(
-        json.dumps(body).encode(),
-        content_type="application/json",
-        type="ScheduleCallback",
-        delivery_mode=2,
-        **({"message_id": uuid4().hex} | properties),
+def attempt_failed(event: object, dispatch: int = 1, attempt: int = 1) -> CallbackAttemptFailed:
+    at = datetime.now(UTC) + timedelta(seconds=5)
+    return CallbackAttemptFailed(
+        **_told(str(event), dispatch, attempt), error="the receiver answered 500", next_at=at
     )
-    exchange = await channel.get_exchange("schedules", ensure=False)
-    await exchange.publish(message, routing_key="schedule", timeout=30)
-    assert message.message_id is not None
-    return message.message_id
 
 
-@dataclass(slots=True)
-class Notifications:
-    """What the stand-in got: for each id, when (epoch seconds) and with which payload."""
-
-    channel: AbstractChannel
-    came: dict[str, list[tuple[float, dict[str, Any]]]] = field(
-        default_factory=lambda: defaultdict(list)
+def given_back(
+    event: object, dispatch: int = 1, attempt: int = 6, *, final: bool = False
+) -> CallbackGivenBack:
+    return CallbackGivenBack(
+        **_told(str(event), dispatch, attempt), reason="the receiver answered 500", final=final
     )
-    orders: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def keys(self) -> set[str]:
-        """The event keys of all that came."""
-        return {times[0][1]["event_key"] for times in self.came.values()}
-
-    @property
-    def repeats(self) -> int:
-        return sum(len(times) - 1 for times in self.came.values())
-
-    @property
-    def earliest(self) -> float:
-        """By how many seconds the one came that came soonest after its moment."""
-        return min(
-            at - datetime.fromisoformat(payload["run_at"]).timestamp()
-            for times in self.came.values()
-            for at, payload in times
-        )
-
-    async def take(self, message: AbstractIncomingMessage) -> None:
-        """Note it, say that it was delivered, and ack."""
-        order = json.loads(message.body)
-        self.orders.append(order)
-        self.came[order["id"]].append((time.time(), order["payload"]))
-        await self.tell("delivered", message, status=200, duration=0.001)
-        await message.ack()
-
-    async def tell(self, what: str, message: AbstractIncomingMessage, **more: Any) -> None:
-        """Publish the fact about a message, as the callback service does."""
-        fact = {
-            "type": f"callback.{what}",
-            "fact_id": uuid4().hex,
-            "at": datetime.now(UTC).isoformat(),
-            "callback_id": json.loads(message.body)["id"],
-            "client_id": None,
-            "target": "http://127.0.0.1:9",
-            "attempt": 1,
-            "owner": message.headers["x-ringback-owner"],
-            "dispatch": message.headers["x-ringback-dispatch"],
-            **more,
-        }
-        outcomes = await self.channel.get_exchange("outcomes", ensure=False)
-        await outcomes.publish(
-            aio_pika.Message(
-                json.dumps({"facts": [fact]}).encode(),
-                content_type="application/json",
-                type="Facts",
-                delivery_mode=2,
-                message_id=uuid4().hex,
-            ),
-            routing_key=f"callback.{what}.scheduler",
-            mandatory=False,
-        )
 
 
 @asynccontextmanager
-async def callback_stand_in(amqp_url: str) -> AsyncIterator[Notifications]:
-    """Consume `callbacks` in place of the callback service; everything is delivered at once.
+async def connected(url: str) -> AsyncIterator[Database]:
+    """A pool on the scheduler's schema, up to date and empty but for its partitions."""
+    await migrate(url, SCHEMA)
+    database = Database(url, name="test scheduler", health=Health(), schema=SCHEMA)
+    keeping = asyncio.create_task(database.run())
+    try:
+        await asyncio.wait_for(database.ready(), 20)
+        await database.execute("TRUNCATE scheduler.events, scheduler.orders, scheduler.history")
+        await Store(database).make_partitions()
+        yield database
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
-    It connects robustly: the broker may come and go.
-    """
-    connection = await aio_pika.connect_robust(amqp_url)
-    async with connection:
-        channel = await connection.channel(on_return_raises=True)
-        await channel.set_qos(200)
-        notifications = Notifications(channel)
-        queue = await channel.get_queue("callbacks", ensure=False)
-        await queue.consume(notifications.take)
-        yield notifications
-        await asyncio.sleep(0)
+
+@asynccontextmanager
+async def schedulers(
+    url: str, count: int = 1, **settings: Any
+) -> AsyncIterator[Sequence[Scheduler]]:
+    """Schedulers on one empty database, whose loops of intake and settlement run."""
+    async with connected(url) as database:
+        made = [Scheduler(database, **settings) for _ in range(count)]
+        tasks = [
+            asyncio.create_task(loop)
+            for each in made
+            for loop in (each.intake.run(), each.settler.run())
+        ]
+        for each in made:
+            each.clock.hear(await each.store.now(), each.clock.sent())
+        try:
+            yield made
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def as_json(model: BaseModel) -> Any:
+    """Give the JSON of an answer."""
+    return json.loads(model.model_dump_json())

@@ -74,6 +74,15 @@ async def ask(
     return await requester.ask(QUEUE, operation, body, client_id=client_id, timeout=timeout)
 
 
+async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
+    """Whether the queue has so many consumers and waiting requests."""
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        queue = await (await connection.channel()).declare_queue(QUEUE, passive=True)
+    found = queue.declaration_result
+    return (found.consumer_count, found.message_count) == (consumers, messages)
+
+
 async def test_many_at_once_each_gets_its_own_answer_in_any_order(amqp_url: str) -> None:
     async def slow_if_even(_: str | None, body: bytes) -> Any:
         number = json.loads(body)[0]
@@ -235,6 +244,25 @@ async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url
             assert await first == "answered"
         async with answering(amqp_url, {"Echo": echo}):
             assert (await second)["said"] == 1
+
+
+async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_it(
+    amqp_url: str,
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_: str | None, __: bytes) -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with asking(amqp_url) as asker:
+        async with answering(amqp_url, {"Echo": hang}) as (responder, _):
+            answer = asyncio.create_task(ask(asker))
+            await begun.wait()
+            await responder.drain(0.1)
+            await asyncio.sleep(0.1)  # an ack, were there one, would be written now
+        async with answering(amqp_url, {"Echo": echo}):
+            assert (await answer)["said"] == 1
 
 
 async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url: str) -> None:

@@ -204,8 +204,15 @@ async def test_s8_not_found_is_404_whichever_way_the_scheduler_says_it(
     assert (await call("DELETE", f"/v1/callbacks/{UNKNOWN}")).problem(404)["result"] == "not_found"
     (await call("GET", f"/v1/callbacks/{UNKNOWN}")).problem(404)
     (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1})).problem(404)
+
+
+async def test_what_can_be_no_id_is_not_found_and_nobody_is_asked(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
+    asked = len(scheduler.asked)
     for no_id in ("7", "x" * 5000, "%00", "{00000000-0000-4000-8000-00000000000}"):
         (await call("GET", f"/v1/callbacks/{no_id}")).problem(404)
+    assert len(scheduler.asked) == asked
 
 
 async def test_a_patch_that_names_another_callback_than_the_path_is_refused(call: Caller) -> None:

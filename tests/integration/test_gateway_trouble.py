@@ -3,7 +3,7 @@
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,9 +11,11 @@ import pytest
 
 from deploy.local.broker import Broker
 from deploy.local.daemon import free_port
-from tests.fakes.gateway import Caller, base_url, calling, gateway
+from deploy.local.database import Database
+from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway
 from tests.fakes.scheduler import fake_scheduler
 from tests.fakes.service import Service
+from tests.fakes.system import System, system
 from tests.fakes.waiting import until
 
 CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
@@ -95,13 +97,12 @@ async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_and_passes(
         own_broker.ctl(*alarm)
         try:
 
-            async def refused() -> bool:
-                return (await call("POST", "/v1/callbacks", CALLBACK)).status == 503
+            async def told() -> bool:
+                return "alarm" in (await call("GET", "/readyz")).json["parts"]["broker"]
 
-            await until(refused, 5)
+            await until(told, 5)  # before any caller has met it
             answer = await call("POST", "/v1/callbacks", CALLBACK)
             assert "alarm" in answer.problem(503)["detail"]
-            assert "alarm" in (await call("GET", "/readyz")).json["parts"]["broker"]
         finally:
             own_broker.ctl(*calm)
         await service.ready()
@@ -156,3 +157,63 @@ async def test_a_taken_port_ends_the_start_and_says_so(tmp_path: Path, amqp_url:
         with gateway(tmp_path, amqp_url, {"RINGBACK_HTTP_PORT": str(port)}) as service:
             assert await service.exit_code() == 1
             assert service.logged("can't start")
+
+
+@pytest.fixture
+def services(tmp_path: Path, amqp_url: str, own_database: Database) -> Iterator[System]:
+    """All services on a database that the test may stop; the scheduler waits 3 s for it."""
+    patience = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
+    with system(tmp_path, amqp_url, own_database.url, **patience) as it:
+        yield it
+
+
+@pytest.fixture
+async def call(services: System) -> AsyncIterator[Caller]:
+    await services.ready()
+    async with services.calling() as it:
+        yield it
+
+
+async def test_row_19_database_gone_503_with_retry_after_and_taken_again_when_it_is_back(
+    call: Caller, services: System, own_database: Database
+) -> None:
+    assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+    own_database.stop(immediate=True)
+
+    async def unavailable() -> bool:
+        answer = await call("POST", "/v1/callbacks", CALLBACK)
+        # Whoever was asked just as it went may have to say that the outcome is unknown.
+        assert answer.status in (503, 504)
+        return answer.status == 503 and int(answer.headers["Retry-After"]) > 0
+
+    await until(unavailable)
+    report = await call("GET", "/readyz")
+    assert report.status == 503
+    assert report.json["parts"]["broker"] == "ok"
+    own_database.start()
+    await services.ready()
+    assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+
+
+async def test_a_lost_answer_is_504_and_its_repeat_with_the_same_key_creates_nothing_twice(
+    call: Caller, services: System
+) -> None:
+    wish = CALLBACK | {"group_key": "once"}
+
+    async def ask() -> Reply:
+        return await call("POST", "/v1/callbacks", wish, Idempotency_Key="order-7")
+
+    waiting = [asyncio.create_task(ask()) for _ in range(20)]
+    await asyncio.sleep(0)  # let them be sent, so that some are answered and some are not
+    services.scheduler.signal(signal.SIGSTOP)
+    lost = await asyncio.gather(*waiting)
+    (await ask()).problem(504)
+    assert {answer.status for answer in lost} <= {201, 504}
+    services.scheduler.signal(signal.SIGCONT)
+    await services.ready()
+    repeated = await ask()
+    assert repeated.status == 201
+    told = {answer.json["id"] for answer in lost if answer.status == 201}
+    assert told <= {repeated.json["id"]}
+    [kept] = (await call("GET", "/v1/groups/once/callbacks")).json["items"]
+    assert kept["id"] == repeated.json["id"]

@@ -211,7 +211,8 @@ JOIN scheduler.orders o USING (id)
 WHERE h.client_id = $1 AND h.status = 'failed'
     AND ($2::uuid IS NULL OR h.id = $2)
     AND ($3::text IS NULL OR o.group_key = $3)
-    AND h.finished_at > coalesce($4, '-infinity') AND h.finished_at < coalesce($5, 'infinity')
+    AND h.finished_at > coalesce($4::timestamptz, '-infinity')
+    AND h.finished_at < coalesce($5::timestamptz, 'infinity')
 ORDER BY h.finished_at, h.id
 LIMIT $6
 
