@@ -93,6 +93,8 @@ class Dispatcher:
             self._wanted = started + self._poll
             try:
                 await self._notifier.ready()
+                if not self._clock.heard:
+                    await self._plan()
                 full = await self.run_once(self._batch) == self._batch
                 if not full:
                     await self._plan()

@@ -188,7 +188,7 @@ def test_s1_to_s11_the_scheduler_does_what_a_simple_model_says(database_url: str
         pass
 
     Here.database_url = database_url
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Here,
         settings=settings(
             max_examples=60,
