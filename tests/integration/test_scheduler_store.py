@@ -116,7 +116,7 @@ async def test_a_batch_is_answered_one_by_one(it: Scheduler) -> None:
 
 
 async def test_an_idempotency_key_makes_one_event(it: Scheduler) -> None:
-    asked = {"callback": {"url": URL, "delay": 60}, "idempotency_key": "k"}
+    asked: dict[str, Any] = {"callback": {"url": URL, "delay": 60}, "idempotency_key": "k"}
     first = await it.ask("CreateCallback", **asked)
     assert (await it.ask("CreateCallback", **asked))["id"] == first["id"]
     other = await it.ask("CreateCallback", callback={"url": URL}, idempotency_key="k")
@@ -495,12 +495,14 @@ async def test_row_23_two_schedulers_claim_nothing_twice(database_url: str) -> N
         made = [{"url": URL, "delay": 60}] * 1000
         items = (await one.ask("CreateCallbacks", callbacks=made))["items"]
         await one.database.execute("UPDATE scheduler.events SET next_at = now()")
-        claimed = [0, 0]
-        while True:
-            took = [await each.dispatcher.run_once(50) for each in (one, two)]
-            claimed = [a + b for a, b in zip(claimed, took, strict=True)]
-            if not any(took):
-                break
+
+        async def work(each: Scheduler) -> int:
+            claimed = 0
+            while took := await each.dispatcher.run_once(50):
+                claimed += took
+            return claimed
+
+        claimed = await asyncio.gather(work(one), work(two))
         for each in (one, two):
             await each.dispatcher.drain(10)
         sent = [json.loads(m.body)["id"] for each in (one, two) for m in each.broker.sent]
