@@ -71,6 +71,7 @@ class Dispatcher:
         self._floor = BEGINNING
         self._looked_everywhere = float("-inf")
         self._draining = False
+        self._fitting = min(batch, FIRST_BATCH)
         self._calm = asyncio.Event()
         self._calm.set()
 
@@ -79,7 +80,6 @@ class Dispatcher:
         with suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_TURN):
                 await self._calm.wait()
-        self._fitting = min(batch, FIRST_BATCH)
 
     def soon(self, at: datetime) -> None:
         """Something falls due then: do not sleep longer."""
