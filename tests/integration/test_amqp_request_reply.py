@@ -236,9 +236,9 @@ async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url
             first = asyncio.create_task(ask(asker, "Wait"))
             await begun.wait()
             draining = asyncio.create_task(responder.drain(10))
+            await until(lambda: queued(amqp_url, consumers=0, messages=0))
             second = asyncio.create_task(ask(asker))
-            await asyncio.sleep(0.2)  # nothing may happen to the second, which gives no signal
-            assert not second.done()
+            await until(lambda: queued(amqp_url, consumers=0, messages=1))
             go.set()
             await draining
             assert await first == "answered"
