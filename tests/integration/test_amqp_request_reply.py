@@ -156,6 +156,25 @@ async def test_unavailable_where_nobody_has_declared_the_queue(amqp_url: str) ->
             await ask(asker)
 
 
+async def test_unavailable_at_once_when_too_many_wait_already(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.request_reply.MOST_IN_FLIGHT", 2)
+    go = asyncio.Event()
+
+    async def wait(_: str | None, __: bytes) -> Any:
+        await go.wait()
+
+    async with answering(amqp_url, {"Wait": wait}), asking(amqp_url) as asker:
+        waiting = [asyncio.create_task(ask(asker, "Wait")) for _ in range(2)]
+        await asyncio.sleep(0)  # they run as far as their requests
+        with pytest.raises(Unavailable, match="2 requests are waiting"):
+            await ask(asker, "Wait")
+        go.set()
+        await asyncio.gather(*waiting)
+        await ask(asker, "Wait")
+
+
 async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_is_dropped(
     amqp_url: str,
 ) -> None:
@@ -236,9 +255,9 @@ async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url
             first = asyncio.create_task(ask(asker, "Wait"))
             await begun.wait()
             draining = asyncio.create_task(responder.drain(10))
+            await until(lambda: queued(amqp_url, consumers=0, messages=0))
             second = asyncio.create_task(ask(asker))
-            await asyncio.sleep(0.2)  # nothing may happen to the second, which gives no signal
-            assert not second.done()
+            await until(lambda: queued(amqp_url, consumers=0, messages=1))
             go.set()
             await draining
             assert await first == "answered"
