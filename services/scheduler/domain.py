@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from json import loads
 from typing import Any, Final
@@ -231,7 +231,7 @@ def _end(event: Event, status: Status, error: str | None, now: datetime) -> Step
 
 def rules_of(order: ScheduleCallback) -> dict[str, Any] | None:
     """The rules of an order as they are stored, only what is not the default."""
-    retry, misfire, repeat = order.retry, order.skips, order.repeat
+    retry, misfire, repeat = order.retry, order.misfire, order.repeat
     found: dict[str, Any] = {}
     if retry.base_delay is not None:
         found["base_delay"] = retry.base_delay
@@ -268,4 +268,4 @@ def rules(stored: str | None) -> Rules:
 
 
 def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
+    return None if text is None else datetime.fromisoformat(text)

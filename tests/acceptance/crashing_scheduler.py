@@ -28,44 +28,45 @@ POINTS: Final = (
 )
 
 
-def arm(point: str) -> None:
-    """Wrap the collaborator that gets to this point."""
-    when, _, what = point.partition(" the ")
+def reach(point: str) -> None:
+    """Die if this is the point."""
+    if sys.argv[1:] == [point]:
+        die()
 
-    class DyingStore(Store):
-        async def create(self, orders: Sequence[Order]) -> Inserted:
-            if point == "before the insert":
-                die()
-            inserted = await super().create(orders)
-            if what == "insert":
-                die()
-            return inserted
 
-        async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
-            claims = await super().claim(limit, after=after)
-            if claims and what == "claim":
-                die()
-            return claims
+class DyingStore(Store):
+    """The store, with points before and after its writes."""
 
-        async def change(self, ids: Sequence[UUID], decide: Decide) -> datetime:
-            if point == "before the settlement":
-                die()
-            now = await super().change(ids, decide)
-            if what == "settlement":
-                die()
-            return now
+    async def create(self, orders: Sequence[Order]) -> Inserted:
+        reach("before the insert")
+        inserted = await super().create(orders)
+        reach("after the insert")
+        return inserted
 
-    class DyingPublisher(Publisher):
-        def publish(self, message: Outgoing) -> Any:
-            done = super().publish(message)
-            if what == "confirm" and message.routing_key == CALLBACKS:
-                done.add_done_callback(lambda _: die())
-            return done
+    async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
+        claims = await super().claim(limit, after=after)
+        if claims:
+            reach("after the claim")
+        return claims
 
-    setattr(app, "Store", DyingStore)  # noqa: B010 - no name of app's own
-    setattr(app, "Publisher", DyingPublisher)  # noqa: B010
+    async def change(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+        reach("before the settlement")
+        now = await super().change(ids, decide)
+        reach("after the settlement")
+        return now
+
+
+class DyingPublisher(Publisher):
+    """The publisher, with a point when the broker has confirmed a dispatch."""
+
+    def publish(self, message: Outgoing) -> Any:
+        done = super().publish(message)
+        if message.routing_key == CALLBACKS:
+            done.add_done_callback(lambda _: reach("after the confirm"))
+        return done
 
 
 if __name__ == "__main__":
-    arm(sys.argv[1])
+    setattr(app, "Store", DyingStore)  # noqa: B010 - no name of app's own
+    setattr(app, "Publisher", DyingPublisher)  # noqa: B010
     sys.exit(serve("scheduler", app.start, load(Settings), Parts(metrics_port=0)))

@@ -60,6 +60,7 @@ async def it(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Player]:
 
 @pytest.fixture
 async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Requester]:
+    assert not scheduler.exited(), scheduler.output
     asking = Requester(shared_amqp_url, name="test", health=Health())
     task = asyncio.create_task(asking.run())
     await asking.ready()
@@ -224,7 +225,7 @@ async def test_no_start_without_a_key_for_secrets(database_url: str) -> None:
 
 
 async def test_through_the_real_callback_service(
-    scheduler: Service, shared_amqp_url: str, tmp_path: Path, requester: Requester
+    shared_amqp_url: str, tmp_path: Path, requester: Requester
 ) -> None:
     with running(tmp_path, shared_amqp_url) as callback:
         await callback.ready()

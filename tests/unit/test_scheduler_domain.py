@@ -91,7 +91,7 @@ def test_a_refusal_for_good_fails_at_once() -> None:
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.booleans())
-def test_row_18_a_lease_that_is_over_settles_nothing(told: int, attempt: int, final: bool) -> None:
+def test_row_18_a_lease_that_is_over_settles_nothing(told: int, attempt: int, final: bool) -> None:  # noqa: FBT001
     now_at = in_flight(dispatch=6, first_dispatch=6)
     assert domain.given_back(now_at, told, attempt, "x", NOW, final=final) == (now_at, None)
     assert domain.tried(now_at, told, attempt, "x", NOW) == (now_at, None)
