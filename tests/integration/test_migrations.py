@@ -127,26 +127,29 @@ def test_ringback_migrate_says_what_is_pending_and_what_it_did(
 ) -> None:
     pending = ringback("migrate", "--check")
     assert pending.exit_code == 1
-    assert pending.output == "shop: pending 0001_orders\nshop: pending 0002_prices\n"
+    assert "shop: pending 0001_orders\nshop: pending 0002_prices\n" in pending.output
     assert fetch(shop_among_the_services, "SELECT to_regclass('shop.migrations')") == [(None,)]
 
     done = ringback("migrate")
     assert done.exit_code == 0
-    assert done.output == (
+    assert (
         "shop: applied 0001_orders\nshop: applied 0002_prices\nshop: up to date, 0002_prices\n"
+        in done.output
     )
 
     checked = ringback("migrate", "--check")
-    assert (checked.exit_code, checked.output) == (0, "shop: up to date, 0002_prices\n")
+    assert checked.exit_code == 0
+    assert "shop: up to date, 0002_prices\n" in checked.output
 
 
 def test_ringback_migrate_gives_json(shop_among_the_services: str) -> None:  # noqa: ARG001
     names = ["0001_orders", "0002_prices"]
     results = [
-        json.loads(ringback("migrate", *options, "--json").output)
+        json.loads(line)
         for options in (["--check"], [], ["--check"])
+        for line in ringback("migrate", *options, "--json").output.splitlines()
     ]
-    assert results == [
+    assert [result for result in results if result["schema"] == "shop"] == [
         {"schema": "shop", "applied": [], "pending": names},
         {"schema": "shop", "applied": names, "pending": []},
         {"schema": "shop", "applied": [], "pending": []},
