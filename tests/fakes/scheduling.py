@@ -103,7 +103,7 @@ class Scheduler:
             amqp_exchanges=(ALLOWED,),
         )
         self.operations = Operations(self.store, announcer, self.clock, self.dispatcher.soon)
-        self.settler = Settler(self.store, announcer, self.dispatcher.soon)
+        self.settler = Settler(self.store, announcer, self.dispatcher.soon, self.dispatcher.calm)
         self.handlers = Requests(
             self.intake, self.operations, fault=lambda: None, anonymous=True
         ).handlers()
