@@ -40,6 +40,7 @@ async def test_a_queue_with_other_arguments_is_named_with_the_difference(
 
 async def test_doctor_finds_everything_well(amqp_url: str, database_url: str) -> None:
     await ringback("topology", "declare", amqp_url=amqp_url)
+    await ringback("migrate", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url)
 
     output = await ringback(
         "doctor", "--json", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url
@@ -49,7 +50,7 @@ async def test_doctor_finds_everything_well(amqp_url: str, database_url: str) ->
     checks = [finding["check"] for finding in output.json_lines]
     assert checks == [
         *("settings", "python", "broker", "topology", "publishing", "clock"),
-        *("database", "clock"),
+        *("database", "clock", "migrations"),
     ]
 
 
