@@ -20,8 +20,7 @@ from shared.postgres.queries import queries
 
 SQL: Final = queries("services.scheduler")
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# Partitions of the history are made so many days ahead.
-DAYS_AHEAD: Final = 7
+DAYS_AHEAD: Final = 7  # that partitions of the history are made
 
 Decide = Callable[[Mapping[UUID, Event], datetime], Iterable[Event]]
 
@@ -91,8 +90,7 @@ class Store:
 
     async def now(self) -> datetime:
         """What time it is: the database's clock is the only one."""
-        row = await self._database.fetchrow(SQL["now"])
-        now: datetime = row["now"]
+        now: datetime = (await self._database.fetchrow(SQL["now"]))["now"]
         return now
 
     async def create(self, orders: Sequence[Order]) -> Inserted:
@@ -254,14 +252,9 @@ class Store:
         failed: bool = False,
     ) -> list[tuple[datetime, UUID]]:
         """Positions of a client's events, newest first: all, of a group, or the failed ones."""
-        if failed:
-            rows = await self._database.fetch(SQL["failed_page"], client_id, *before, limit)
-        elif group_key is not None:
-            rows = await self._database.fetch(
-                SQL["group_page"], client_id, *before, limit, group_key
-            )
-        else:
-            rows = await self._database.fetch(SQL["client_page"], client_id, *before, limit)
+        name = "failed_page" if failed else "client_page" if group_key is None else "group_page"
+        more = () if failed or group_key is None else (group_key,)
+        rows = await self._database.fetch(SQL[name], client_id, *before, limit, *more)
         return [(row["position"], row["id"]) for row in rows]
 
     async def statuses(self, ids: Sequence[UUID]) -> dict[UUID, Any]:

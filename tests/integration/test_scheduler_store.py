@@ -375,7 +375,9 @@ async def test_a_repeated_fact_changes_nothing_and_is_told_under_one_id(it: Sche
     event = await ended(it, "notified")
     await it.hear(delivered(event))
     assert (await it.status(event))["attempts"] == 1
-    assert len({fact["fact_id"] for fact in it.broker.told("notified")}) == 1
+    told = [fact["fact_id"] for fact in it.broker.told("notified")]
+    assert len(told) == 2  # the first may have been lost in a crash
+    assert len(set(told)) == 1
     await it.hear(delivered(uuid4()), delivered("no event"))
 
 
