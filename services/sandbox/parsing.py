@@ -31,9 +31,7 @@ def parsed(model: type[_Model], given: Mapping[str, str] | bytes) -> _Model:
             "detail": "Not understood; nothing was changed.",
             "errors": faults(error.errors()),
         }
-        raise web.HTTPUnprocessableEntity(
-            text=json.dumps(problem), content_type=PROBLEM
-        ) from None
+        raise web.HTTPUnprocessableEntity(text=json.dumps(problem), content_type=PROBLEM) from None
 
 
 def faults(errors: Sequence[ErrorDetails]) -> list[dict[str, str]]:

@@ -53,7 +53,7 @@ class Sandbox:
 async def sandbox() -> AsyncIterator[Sandbox]:
     """Run a sandbox for the length of the block."""
     async with (
-        serving(Settings(port=0)) as url,
-        aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=60)) as session,
+        serving(Settings(port=0, smtp_port=0)) as places,
+        aiohttp.ClientSession(places.http, timeout=aiohttp.ClientTimeout(total=60)) as session,
     ):
-        yield Sandbox(url, session)
+        yield Sandbox(places.http, session)
