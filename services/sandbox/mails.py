@@ -21,7 +21,12 @@ from services.sandbox.orders import Close, Delay, MailOrder, Refuse
 logging.getLogger("mail.log").setLevel(logging.WARNING)
 
 _MESSAGE_ID = re.compile(rb"^message-id:\s*(<[^>\r\n]{1,998}>)", re.IGNORECASE | re.MULTILINE)
+_PLAIN_ADDRESS: Final = re.compile(r"<([\w.+=-]{1,64}@[\w-]+(?:\.[\w-]+)*)>((?: .*)?)")
+_LINE_END: Final = b"\r\n"
 _END_OF_HEADERS: Final = b"\r\n\r\n"
+_END_OF_MAIL: Final = b"\r\n.\r\n"
+_LONGEST_LINE: Final = 998
+_PIECE: Final = 64 * 1024
 _OK: Final = "250 2.0.0 OK"
 _PARTS_SHOWN: Final = 1024 * 1024
 """Characters of a mail's parts that are shown; no mail is larger unless ``max_body`` is."""
@@ -71,7 +76,7 @@ class MailServer:
         return _OK
 
     async def handle_DATA(  # noqa: N802
-        self, server: SMTP, _session: Session, envelope: Envelope
+        self, server: SMTP, _session: Session | None, envelope: Envelope
     ) -> str:
         """Take a mail that is whole."""
         recipients = tuple(envelope.rcpt_tos)
@@ -173,6 +178,43 @@ class _Session(SMTP):
             loop=loop,
         )
         self._sessions = sessions
+        self._handler = handler
+        self._max_size = max_size
+
+    async def smtp_DATA(self, arg: str | None) -> None:  # noqa: N802 - aiosmtpd's name
+        """Read a mail in pieces; aiosmtpd's way, line by line, takes 700 µs for 200 lines.
+
+        The client may send nothing beyond the end: we do not offer PIPELINING.
+        """
+        envelope = self.envelope
+        if envelope is None or not envelope.rcpt_tos or arg:
+            # Wrong in any case: aiosmtpd knows how.
+            await super().smtp_DATA(arg)
+            return
+        await self.push("354 End data with <CR><LF>.<CR><LF>")
+        data = bytearray(_LINE_END)
+        too_large = False
+        while not data.endswith(_END_OF_MAIL):
+            data += await self._reader.read(_PIECE)
+            if len(data) > self._max_size + len(_LINE_END + _END_OF_MAIL):
+                too_large = True
+                del data[: -len(_END_OF_MAIL)]
+        # A line that begins with a dot was given another one (RFC 5321, 4.5.2).
+        content = bytes(data[:-3]).replace(b"\r\n..", b"\r\n.").removeprefix(_LINE_END)
+        envelope.content = envelope.original_content = content
+        if too_large:
+            status = f"552 5.3.4 larger than {self._max_size} bytes"
+        elif any(len(line) > _LONGEST_LINE for line in content.split(_LINE_END)):
+            status = f"500 5.6.0 a line is longer than {_LONGEST_LINE} bytes (RFC 5321, 4.5.3.1.6)"
+        else:
+            status = await self._handler.handle_DATA(self, self.session, envelope)
+        self.envelope = self._create_envelope()
+        await self.push(status)
+
+    def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
+        # aiosmtpd's own parser takes as long as all the rest; it still reads what is unusual.
+        plain = _PLAIN_ADDRESS.fullmatch(arg)
+        return (plain[1], plain[2]) if plain else super()._getaddr(arg)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._sessions.add(self)

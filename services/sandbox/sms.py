@@ -24,7 +24,7 @@ class Sms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
     id: str = Field(min_length=1, max_length=255)
-    phone: str = Field(pattern=r"^7[0-9]{10}\Z")
+    phone: str = Field(pattern=r"^7[0-9]{10}$")
     text: str = Field(min_length=1, max_length=10_000)
 
 
