@@ -174,13 +174,14 @@ class Filter(BaseModel):
 
 
 class Wait(BaseModel):
-    """How many accepted arrivals to wait for, and for how many seconds at most."""
+    """How many accepted arrivals to wait for, for how many seconds, and how many to be shown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     to: str | None = None
     id: str | None = None
     count: PositiveInt = 1
     timeout: float = Field(10, gt=0, le=300)
+    limit: int = Field(SHOWN, ge=1, le=KEPT_ARRIVALS)
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
@@ -231,7 +232,7 @@ class InboxApi(Generic[O]):
             async with asyncio.timeout(wanted.timeout):
                 await self._inbox.wait(key, wanted.count)
         count = self._inbox.count(key)
-        shown = Filter(to=wanted.to, id=wanted.id, accepted=True, limit=KEPT_ARRIVALS)
+        shown = Filter(to=wanted.to, id=wanted.id, accepted=True, limit=wanted.limit)
         return web.json_response(
             {"complete": count >= wanted.count, "count": count, "items": self._matching(shown)}
         )

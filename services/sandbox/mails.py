@@ -262,20 +262,24 @@ def part(mail: EmailMessage, kind: str) -> str | None:
 
 
 def headers(mail: EmailMessage) -> list[tuple[str, str]]:
-    """Return the headers in their order, decoded; those that cannot be are given raw."""
-    found = []
-    for name, raw in mail.raw_items():
-        try:
-            value = str(mail.policy.header_fetch_parse(name, raw))
-        except Exception:  # noqa: BLE001 - the parser's mistakes with hostile headers are many
-            value = str(raw)
-        found.append((name, value))
-    return found
+    """Return the headers in their order, decoded."""
+    return [(name, _decoded(name, raw)) for name, raw in mail.raw_items()]
+
+
+def _decoded(name: str, raw: Any) -> str:
+    """Return a header's value, or what came instead of one."""
+    try:
+        return str(policy.default.header_fetch_parse(name, raw))
+    except Exception:  # noqa: BLE001 - the parser's mistakes with hostile headers are many
+        return str(raw)
 
 
 def subject(mail: EmailMessage) -> str:
     """Return the subject, or nothing."""
-    return {name.lower(): value for name, value in headers(mail)}.get("subject", "")
+    for name, raw in mail.raw_items():
+        if name.lower() == "subject":
+            return _decoded(name, raw)
+    return ""
 
 
 def mail_json(arrival: Arrival) -> dict[str, Any]:
