@@ -115,10 +115,12 @@ def _listed(
         whom = f" for {', '.join(order.to)}" if order.to else ""
         left = "" if inbox.times_left is None else f" · {inbox.times_left} of {order.times} left"
         told = f"<p>Told to {escape(order.behaviour.kind + whom + left)}</p>"
-    title = f"to {escape(to)} · <a href='{path}'>show all</a>" if to else "all"
+    kind = "mails" if path == "/mails" else "SMS"
+    title = f" to {escape(to)} · <a href='{path}'>show all</a>" if to else ""
     main = (
-        f"<div class='card mailbox'><p>{inbox.accepted:,} accepted, {inbox.refused:,} not</p>{told}"
-        f"</div><h2>The last {title}</h2>"
+        "<h2>So far</h2><div class='card mailbox'>"
+        f"<p>{inbox.accepted:,} accepted, {inbox.refused:,} not</p>{told}</div>"
+        f"<h2>Last {kind}{title}</h2>"
         + (arrivals or f"<div class='card empty'><p>{nothing}</p></div>")
     )
     body = framed(main, here=path, json=(f"/api{path}", f"/api{path}/order"))
