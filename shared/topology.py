@@ -14,6 +14,9 @@ from typing import Final
 
 CALLBACKS: Final = "callbacks"
 OUTCOMES: Final = "outcomes"
+SCHEDULES: Final = "schedules"  # the exchange and its work queue
+SCHEDULER_OUTCOMES: Final = "scheduler.outcomes"
+SCHEDULER_REQUESTS: Final = "scheduler.requests"
 
 # x-delivery-limit: how often a message may come back unacknowledged (its worker died) before it is
 # dead. 20 is what RabbitMQ 4 does by default; set here so that 3.10 does the same.
@@ -104,8 +107,18 @@ class Topology:
         )
 
 
-EXCHANGES: Final = (Exchange(OUTCOMES),)
-WORK_QUEUES: Final = (WorkQueue(CALLBACKS),)
+# Routing keys of the exchange `schedules`.
+SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
+
+EXCHANGES: Final = (Exchange(OUTCOMES), Exchange(SCHEDULES))
+WORK_QUEUES: Final = (
+    WorkQueue(CALLBACKS),
+    WorkQueue(SCHEDULES, tuple((SCHEDULES, key) for key in (SCHEDULE, CANCEL, RESCHEDULE))),
+    WorkQueue(SCHEDULER_OUTCOMES, ((OUTCOMES, "callback.*.scheduler"),)),
+)
+# Queues of requests, answered directly and dropped when nobody waits any more: no tiers, no dead
+# queue, and nothing that a classic queue would not do.
+REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS,)
 
 
 def tier_queue(work_queue: str, tier: Tier) -> str:
@@ -127,7 +140,10 @@ def topology(queue_type: QueueType = QueueType.QUORUM) -> Topology:
     """The whole topology of Ringback, for quorum queues or, by setting, classic ones."""
     return Topology(
         EXCHANGES,
-        tuple(queue for work in WORK_QUEUES for queue in _queues(work, queue_type)),
+        (
+            *(queue for work in WORK_QUEUES for queue in _queues(work, queue_type)),
+            *(Queue(name, {"x-queue-type": QueueType.CLASSIC.value}) for name in REQUEST_QUEUES),
+        ),
         tuple(Binding(ex, work.name, key) for work in WORK_QUEUES for ex, key in work.bindings),
     )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -19,8 +19,18 @@ from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import Outgoing, Publisher, fresh_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
+from shared.contracts.context import field_errors
+from shared.contracts.schedules import (
+    CANCEL_CALLBACK,
+    RESCHEDULE_CALLBACK,
+    SCHEDULE_CALLBACK,
+    CancelCallback,
+    RescheduleCallback,
+    ScheduleCallback,
+    event_of_message,
+)
 from shared.settings import Settings
-from shared.topology import CALLBACKS
+from shared.topology import CALLBACKS, CANCEL, RESCHEDULE, SCHEDULE, SCHEDULES
 
 # Publishes in flight: enough that nobody waits for a round trip, few enough to repeat.
 WINDOW: Final = 500
@@ -31,15 +41,30 @@ RETURN: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Sendable:
-    """A message type: how it is checked, and where it goes. `identity` names its id field."""
+    """A message type: how it is checked, where it goes, and the id it will be known by.
+
+    `identity` gives that from the model and the message_id.
+    """
 
     model: type[BaseModel]
     routing_key: str
     exchange: str = ""
-    identity: str = "id"
+    identity: Callable[[Any, str], str] = lambda _, message_id: message_id
 
 
-TYPES: Final = {SEND_CALLBACK: Sendable(SendCallback, CALLBACKS)}
+TYPES: Final = {
+    SEND_CALLBACK: Sendable(
+        SendCallback, CALLBACKS, identity=lambda order, message_id: order.id or message_id
+    ),
+    SCHEDULE_CALLBACK: Sendable(
+        ScheduleCallback,
+        SCHEDULE,
+        SCHEDULES,
+        identity=lambda _, message_id: str(event_of_message("", message_id)),
+    ),
+    CANCEL_CALLBACK: Sendable(CancelCallback, CANCEL, SCHEDULES),
+    RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +84,10 @@ class Document:
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     """Publish the message in FILE, or many as JSON lines; without FILE from standard input.
 
-    TYPE is SendCallback. Everything is checked first: if one message is wrong, each wrong field of
-    each line is named and nothing is sent. A message's id is printed once the broker has confirmed
-    it. After an interruption, send again what has no printed id: at worst it arrives twice.
+    TYPE is SendCallback, ScheduleCallback, CancelCallback or RescheduleCallback. Everything is
+    checked first: if one message is wrong, each wrong field of each line is named and nothing is
+    sent. A message's id is printed once the broker has confirmed it. After an interruption, send
+    again what has no printed id: at worst it arrives twice.
 
     \b
     Examples:
@@ -69,6 +95,9 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
              "payload": {"hello": "world"}}' | ringback send SendCallback
       ringback send SendCallback order.json
       ringback send SendCallback orders.jsonl > ids.txt
+      echo '{"delay": 3600, "url": "https://example.com/hook", "group_key": "user-7",
+             "event_key": "reminder-1"}' | ringback send ScheduleCallback
+      echo '{"group_key": "user-7", "event_key": "reminder-1"}' | ringback send CancelCallback
     """
     documents, faults = parsed(file.read(), TYPES[type_])
     if faults:
@@ -103,7 +132,7 @@ def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
             faults += [where + fault for fault in _faults(error)]
         else:
             message_id = fresh_id()
-            identity = getattr(model, sendable.identity) or message_id
+            identity = sendable.identity(model, message_id)
             documents.append(Document(line, body, identity, message_id))
     return documents, faults if pieces else ["the input is empty"]
 
@@ -117,11 +146,7 @@ def _pieces(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def _faults(error: ValidationError) -> list[str]:
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    return [
-        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
-        for fault in faults
-    ]
+    return [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
 
 
 async def _send(

@@ -46,6 +46,7 @@ ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$"
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Secrets = Annotated[list[Secret], Field(min_length=1, max_length=MAX_SECRETS)]
 Delay = Annotated[float, Field(gt=0, le=LONGEST_DELAY, allow_inf_nan=False)]
+Headers = Annotated[dict[str, str], AfterValidator(_headers)]
 
 
 class Retry(BaseModel):
@@ -95,7 +96,7 @@ class SendCallback(BaseModel):
         "query with an empty body. Values that are no text are JSON there.",
     )
     id: Identifier | None = Field(default=None, description="Sent as `webhook-id` on every try.")
-    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict)
+    headers: Headers = Field(default_factory=dict)
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
         default=None, description="Seconds for one try, connecting included."
     )

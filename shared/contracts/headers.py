@@ -13,6 +13,7 @@ REASON: Final = "x-ringback-reason"  # why it is dead
 DIED_AT: Final = "x-ringback-died-at"  # since when, milliseconds since the epoch
 OWNER: Final = "x-ringback-owner"  # the service that a message is given back to, never buried
 DISPATCH: Final = "x-ringback-dispatch"  # the owner's own count, told in every fact
+CLIENT_ID: Final = "x-ringback-client-id"  # of a request: whom it is made for, already verified
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context
 
 # Who may own a message: those that listen for the facts about it, `callback.*.OWNER`.

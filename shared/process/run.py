@@ -154,6 +154,6 @@ def serve(
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_serve(process, start, parts, registry))
-    except OSError as error:
+    except (OSError, RingbackError) as error:
         logger.critical("can't start: %s", error)
-        return 1
+        return getattr(error, "exit_code", 1)

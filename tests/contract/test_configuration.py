@@ -10,11 +10,18 @@ from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
 from services.cli.config import as_toml
+from services.gateway.settings import GatewaySettings
 from services.sandbox.settings import Settings as SandboxSettings
+from services.scheduler.settings import SchedulerSettings
 from shared.settings import WrongSettings, load_shared
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
-SERVICES: dict[str, type[BaseSettings]] = {"callback": CallbackSettings, "sandbox": SandboxSettings}
+SERVICES: dict[str, type[BaseSettings]] = {
+    "callback": CallbackSettings,
+    "gateway": GatewaySettings,
+    "scheduler": SchedulerSettings,
+    "sandbox": SandboxSettings,
+}
 
 
 def test_the_example_is_up_to_date() -> None:

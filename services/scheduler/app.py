@@ -1,0 +1,176 @@
+"""The composition root of the scheduler: the only place that constructs things."""
+
+import socket
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel
+
+from services.scheduler import handlers, settle
+from services.scheduler.announce import Announcer
+from services.scheduler.clock import DatabaseClock
+from services.scheduler.dispatch import Dispatcher
+from services.scheduler.handlers import Handler
+from services.scheduler.intake import Intake
+from services.scheduler.notify import Notifier
+from services.scheduler.operations import Operations
+from services.scheduler.requests import Requests
+from services.scheduler.retention import Retention
+from services.scheduler.settings import SchedulerSettings
+from services.scheduler.settle import Settler
+from services.scheduler.store import Store
+from shared.amqp.consumer import Consumer
+from shared.amqp.message import Work
+from shared.amqp.publisher import Publisher
+from shared.amqp.request_reply import Responder
+from shared.clock import SystemClock
+from shared.errors import RingbackError
+from shared.postgres.migrations import Schema
+from shared.postgres.pool import Database
+from shared.process.command import Service
+from shared.process.run import Process
+from shared.retry import RetryPolicy
+from shared.sealing import Seal
+from shared.settings import load
+from shared.tickets import Tickets
+from shared.topology import (
+    CALLBACKS,
+    SCHEDULER_OUTCOMES,
+    SCHEDULER_REQUESTS,
+    SCHEDULES,
+    Topology,
+    topology,
+)
+
+SCHEMA = Schema.of("services.scheduler")
+
+
+class NoSecretsKey(RingbackError):  # noqa: N818 - what is missing
+    """Secrets would lie in the database unencrypted: wrong configuration."""
+
+    exit_code = 2
+
+
+async def start(process: Process) -> None:
+    """Put the scheduler together and set it going.
+
+    Raises:
+        NoSecretsKey: there is no key to seal secrets with.
+    """
+    settings = load(SchedulerSettings, "scheduler")
+    if process.settings.secrets_key is None:
+        raise NoSecretsKey(
+            "RINGBACK_SECRETS_KEY: not set, but secrets must not lie in the database unencrypted;"
+            " make one: openssl rand -base64 32"
+        )
+    seal = Seal.of(process.settings.secrets_key.get_secret_value())
+    tickets = Tickets.of(process.settings)
+    name = f"ringback scheduler {socket.gethostname()}"
+    url, health = process.settings.amqp_url, process.health
+    tables = topology(process.settings.queue_type).only(
+        (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS)
+    )
+    database = Database(
+        process.settings.database_url or "",  # a start without is refused before
+        name=name,
+        health=health,
+        size=settings.connections,
+        schema=SCHEMA,
+    )
+    publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
+    amqp = None
+    if settings.amqp_exchanges:
+        amqp = Publisher(
+            url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
+        )
+    store, clock, announcer = Store(database), DatabaseClock(), Announcer(publisher)
+    dispatcher = Dispatcher(
+        store,
+        Notifier(publisher, amqp, seal, tickets),
+        announcer,
+        clock,
+        batch=settings.batch,
+        poll=settings.poll,
+    )
+    intake = Intake(
+        store,
+        seal,
+        clock,
+        fire=dispatcher.fire,
+        wake=dispatcher.soon,
+        batch=settings.batch,
+        lease=settings.lease,
+        amqp_exchanges=settings.amqp_exchanges,
+    )
+    operations = Operations(store, announcer, clock, dispatcher.soon)
+    settler = Settler(store, announcer, dispatcher.soon, dispatcher.calm)
+
+    def consumer(work: Work[Any, Any]) -> Consumer[Any, Any]:
+        return Consumer(
+            work,
+            url=url,
+            name=f"{name} {work.queue}",
+            topology=tables,
+            publisher=publisher,
+            prefetch=settings.prefetch,
+            clock=SystemClock(),
+            health=health,
+        )
+
+    schedules = consumer(
+        Work(
+            queue=SCHEDULES,
+            read=partial(handlers.read, max_bytes=settings.max_message_bytes),
+            identity=_none,
+            handle=Handler(intake, operations, tickets, anonymous=settings.anonymous).handle,
+            policy=_policy,
+            report=handlers.report,
+            drain=_nothing,
+        )
+    )
+    outcomes = consumer(
+        Work(
+            queue=SCHEDULER_OUTCOMES,
+            read=settle.read,
+            identity=_none,
+            handle=settler.handle,
+            policy=_policy,
+            report=settle.report,
+            drain=_nothing,
+        )
+    )
+    responder = Responder(
+        SCHEDULER_REQUESTS,
+        Requests(
+            intake, operations, fault=lambda: health.fault, anonymous=settings.anonymous
+        ).handlers(),
+        url=url,
+        name=f"{name} requests",
+        topology=tables,
+        prefetch=settings.prefetch,
+        health=health,
+    )
+    retention = Retention(store, timedelta(days=settings.retention))
+    for part in (database, publisher, amqp):
+        if part is not None:
+            process.run(part.run())
+    for loop in (dispatcher, intake, settler, schedules, outcomes, responder, retention):
+        process.run(loop.run())
+    for drain in (schedules.drain, responder.drain, dispatcher.drain, outcomes.drain):
+        process.on_drain(drain)
+
+
+def _none(_: BaseModel) -> None:
+    """No command names its own id: the message's counts."""
+
+
+def _policy(_: BaseModel) -> RetryPolicy:
+    return RetryPolicy()
+
+
+def _nothing() -> None:
+    """Commands and facts are short work: nothing is given up on stopping."""
+
+
+SERVICE = Service("services.scheduler", SchedulerSettings, start, schema=SCHEMA)

@@ -1,0 +1,139 @@
+"""The requests on the queue `scheduler.requests`: from bodies to operations and to answers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
+from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key, invalid
+from services.scheduler.operations import Operations
+from shared.contracts.context import field_errors
+from shared.contracts.requests import Failure, FailureCode, FieldError
+from shared.contracts.schedule_requests import (
+    CreateCallback,
+    CreateCallbacks,
+    Created,
+    CreatedBatch,
+    GetCallback,
+    ListCallbacks,
+    Operation,
+    Pong,
+    Refused,
+    RetryCallbacks,
+)
+from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback
+
+B = TypeVar("B", bound=BaseModel)
+Answer = BaseModel | Failure
+Handler = Callable[[str | None, bytes], Awaitable[Answer]]
+
+# Requests that use a connection of their own at a time; creations share the intake's.
+SIDE_BY_SIDE: Final = 4
+KEYS_USED: Final = Failure(
+    code=FailureCode.CONFLICT,
+    detail="there is a callback with this group_key and event_key already",
+    errors=(FieldError(field="event_key", message="is used already in this group"),),
+)
+OTHER_ORDER: Final = Failure(
+    code=FailureCode.CONFLICT,
+    detail="another callback was created under this idempotency key",
+)
+
+
+class Requests:
+    """Answers requests. `fault` says why the scheduler is not ready, if it is not.
+
+    Without `anonymous`, callers that show no ticket are refused.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        operations: Operations,
+        *,
+        fault: Callable[[], str | None],
+        anonymous: bool,
+    ) -> None:
+        self._intake = intake
+        self._operations = operations
+        self._fault = fault
+        self._anonymous = anonymous
+        self._places = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What answers each operation."""
+        operations = self._operations
+        return {
+            Operation.CREATE: self._bound(CreateCallback, self._create, within="callback"),
+            Operation.CREATE_BATCH: self._bound(CreateCallbacks, self._create_batch),
+            Operation.GET: self._bound(GetCallback, self._alone(operations.get)),
+            Operation.LIST: self._bound(ListCallbacks, self._alone(operations.page)),
+            Operation.RESCHEDULE: self._bound(
+                RescheduleCallback, self._alone(operations.reschedule)
+            ),
+            Operation.CANCEL: self._bound(CancelCallback, self._alone(operations.cancel)),
+            Operation.RETRY: self._bound(RetryCallbacks, self._alone(operations.retry)),
+            Operation.PING: self._ping,
+        }
+
+    def _bound(
+        self, model: type[B], operation: Callable[[str, B], Awaitable[Answer]], *, within: str = ""
+    ) -> Handler:
+        async def handle(client_id: str | None, body: bytes) -> Answer:
+            if client_id is None and not self._anonymous:
+                return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is needed")
+            asked = _read(model, body, within=within)
+            if isinstance(asked, Failure):
+                return asked
+            return await operation(client_id or "", asked)
+
+        return handle
+
+    def _alone(
+        self, operation: Callable[[str, B], Awaitable[Answer]]
+    ) -> Callable[[str, B], Awaitable[Answer]]:
+        async def bounded(client_id: str, asked: B) -> Answer:
+            async with self._places:
+                return await operation(client_id, asked)
+
+        return bounded
+
+    async def _create(self, client_id: str, asked: CreateCallback) -> Answer:
+        key = asked.idempotency_key
+        event_id = uuid4() if key is None else event_of_key(client_id, key)
+        return await self._taken(client_id, asked.callback, event_id, fingerprinted=key is not None)
+
+    async def _taken(
+        self, client_id: str, order: ScheduleCallback, event_id: UUID, *, fingerprinted: bool
+    ) -> Created | Failure:
+        taken = await self._intake.create(order, client_id, event_id, fingerprinted=fingerprinted)
+        if isinstance(taken, KeyUsed):
+            return KEYS_USED
+        if isinstance(taken, OtherOrder):
+            return OTHER_ORDER
+        return taken
+
+    async def _create_batch(self, client_id: str, asked: CreateCallbacks) -> Answer:
+        async def one(callback: Any) -> Created | Refused:
+            order = _read(ScheduleCallback, to_json(callback))
+            if not isinstance(order, Failure):
+                taken = await self._taken(client_id, order, uuid4(), fingerprinted=False)
+                if isinstance(taken, Created):
+                    return taken
+                return Refused(error=taken)
+            return Refused(error=order)
+
+        return CreatedBatch(items=await asyncio.gather(*map(one, asked.callbacks)))
+
+    async def _ping(self, _: str | None, __: bytes) -> Answer:
+        return Pong(status=self._fault() or "ready")
+
+
+def _read(model: type[B], body: bytes, *, within: str = "") -> B | Failure:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        return invalid(field_errors(error, within=within))
