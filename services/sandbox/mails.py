@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -145,7 +144,7 @@ async def receiving(
     sessions: set[_Session] = set()
     handler = MailServer(inbox)
     server = await loop.create_server(
-        lambda: _Session(sessions, handler, max_size, loop), host, port, family=socket.AF_INET
+        lambda: _Session(sessions, handler, max_size, loop), host, port
     )
     try:
         host, port = server.sockets[0].getsockname()[:2]
