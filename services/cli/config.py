@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 import click
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from services.cli.run import service_named
@@ -60,6 +61,8 @@ def toml(value: Any) -> str:
     """A value as TOML."""
     if isinstance(value, Enum):
         value = value.value
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()  # a default stands in the code: it is no secret
     if isinstance(value, dict):
         inner = ", ".join(f"{key} = {toml(item)}" for key, item in value.items())
         return f"{{ {inner} }}" if inner else "{}"

@@ -175,9 +175,11 @@ def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[s
     environment[HTTP_PORT] = str(settings.http_port if chosen else _free(settings.http_port))
     if SANDBOX in names:
         sandbox = load(service_named(SANDBOX).settings, SANDBOX)
-        port = sandbox.model_dump()["port"]
-        chosen = "port" in sandbox.model_fields_set
-        environment[SANDBOX_PORT] = str(port if chosen else _free(port))
+        for name in ("port", "smtp_port"):
+            port = sandbox.model_dump()[name]
+            chosen = name in sandbox.model_fields_set
+            variable = f"{PREFIX}SANDBOX_{name.upper()}"
+            environment[variable] = str(port if chosen else _free(port))
         callback = load(service_named("callback").settings, "callback")
         if "allowed_networks" not in callback.model_fields_set:
             environment[f"{PREFIX}CALLBACK_ALLOWED_NETWORKS"] = "127.0.0.0/8"

@@ -8,6 +8,8 @@ import zlib
 from aiohttp import web
 
 from services.sandbox.orders import (
+    Answer,
+    Close,
     Drip,
     EndlessHeaders,
     Fail,
@@ -17,7 +19,7 @@ from services.sandbox.orders import (
     Reset,
 )
 
-Misbehaviour = Fail | Hang | Drip | Redirect | HugeBody | Reset | EndlessHeaders
+Misbehaviour = Fail | Hang | Drip | Redirect | HugeBody | Reset | EndlessHeaders | Close | Answer
 """Every behaviour that makes an answer of its own; a ``Delay`` only puts off the usual one."""
 
 _PIECE = bytes(64 * 1024)
@@ -25,7 +27,9 @@ _GZIP = 31  # zlib's window bits for the gzip format
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends RST, not FIN
 
 
-async def misbehave(behaviour: Misbehaviour, request: web.Request) -> web.StreamResponse:
+async def misbehave(  # noqa: C901, PLR0911 - a case for each behaviour
+    behaviour: Misbehaviour, request: web.Request
+) -> web.StreamResponse:
     """Answer as the behaviour says.
 
     May never return: it is cancelled when the client goes or the server stops.
@@ -36,6 +40,10 @@ async def misbehave(behaviour: Misbehaviour, request: web.Request) -> web.Stream
             return web.Response(status=status, headers=headers)
         case Redirect(status=status, location=location):
             return web.Response(status=status, headers={"Location": location})
+        case Answer(status=status, body=body, content_type=content_type):
+            return web.Response(
+                status=status, body=body.encode(), headers={"Content-Type": content_type}
+            )
         case Hang():
             await asyncio.get_running_loop().create_future()
         case EndlessHeaders(interval=interval):
@@ -46,6 +54,10 @@ async def misbehave(behaviour: Misbehaviour, request: web.Request) -> web.Stream
             return await _send_huge_body(request, size, gzip=gzip)
         case Reset():
             return await _reset(request)
+        case Close():
+            if request.transport is not None:
+                request.transport.close()
+            return web.Response()  # never sent: there is nobody any more
     raise AssertionError("unreachable: a hang and endless headers end only by cancellation")
 
 

@@ -1,4 +1,4 @@
-"""Orders: how a mailbox is told to judge and to misbehave."""
+"""Orders: how what the sandbox plays is told to behave."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -100,7 +100,30 @@ class EndlessHeaders(BaseModel):
     status: ClassVar[None] = None
 
 
-Behaviour = Fail | Hang | Drip | Delay | Redirect | HugeBody | Reset | EndlessHeaders
+class Close(BaseModel):
+    """Closes the connection without a word."""
+
+    model_config = _FIELDS
+    kind: Literal["close"]
+    status: ClassVar[None] = None
+
+
+class Answer(BaseModel):
+    """Answers with this body, whatever was asked: nonsense, or another application's JSON."""
+
+    model_config = _FIELDS
+    kind: Literal["answer"]
+    body: Annotated[str, Field(max_length=65_536)]
+    content_type: _HeaderValue = "application/json"
+    status: int = Field(200, ge=200, le=599)
+
+
+Behaviour = (
+    Fail | Hang | Drip | Delay | Redirect | HugeBody | Reset | EndlessHeaders | Close | Answer
+)
+"""What a receiver over HTTP can be told to do."""
+
+_Behaviour = Annotated[Behaviour, Field(discriminator="kind")]
 
 
 class Order(BaseModel):
@@ -117,7 +140,7 @@ class Order(BaseModel):
         (SecretStr(DEFAULT_SECRET),), max_length=10
     )
     verify: bool = True
-    behaviour: Annotated[Behaviour, Field(discriminator="kind")] | None = None
+    behaviour: _Behaviour | None = None
     times: PositiveInt | None = None
     per: Literal["mailbox", "id"] = "mailbox"
 
@@ -126,6 +149,79 @@ class Order(BaseModel):
         # Not min_length: pydantic would find it hurt by an entry that is wrong for other reasons.
         if not self.secrets:
             raise ValueError("secrets needs at least one entry; leave it out for the default")
-        if self.behaviour is None and self.model_fields_set & {"times", "per"}:
-            raise ValueError("times and per say how long a behaviour lasts: give a behaviour, too")
+        _check_limits(self, "times", "per")
         return self
+
+
+class ApiOrder(BaseModel):
+    """What a data API does: ``behaviour`` for so many requests (null: until the next order)."""
+
+    model_config = _FIELDS
+    behaviour: _Behaviour | None = None
+    times: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        _check_limits(self, "times")
+        return self
+
+
+Recipients = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=1000)]
+"""Addresses or phones that a behaviour is for; ``*`` stands for any characters. Empty: for all."""
+
+
+class SmsOrder(BaseModel):
+    """What the SMS gateway does with its requests.
+
+    ``to``: the phones that the behaviour is for. ``per``: whether ``times`` counts the requests
+    together or for each phone.
+    """
+
+    model_config = _FIELDS
+    behaviour: _Behaviour | None = None
+    to: Recipients = ()
+    times: PositiveInt | None = None
+    per: Literal["all", "to"] = "all"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        _check_limits(self, "to", "times", "per")
+        return self
+
+
+class Refuse(BaseModel):
+    """Answers with a code of SMTP: 4xx for now, 5xx for good."""
+
+    model_config = _FIELDS
+    kind: Literal["fail"]
+    status: int = Field(451, ge=400, le=599)
+
+
+MailBehaviour = Refuse | Hang | Delay | Close
+
+
+class MailOrder(BaseModel):
+    """What the mail server does.
+
+    ``at``: with which command it begins, ``hello``, ``rcpt``, or ``data`` once the mail is whole.
+    ``to`` and ``per`` as for the SMS gateway; nobody is named in a hello.
+    """
+
+    model_config = _FIELDS
+    behaviour: Annotated[MailBehaviour, Field(discriminator="kind")] | None = None
+    at: Literal["hello", "rcpt", "data"] = "rcpt"
+    to: Recipients = ()
+    times: PositiveInt | None = None
+    per: Literal["all", "to"] = "all"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.at == "hello" and (self.to or self.per == "to"):
+            raise ValueError("a hello names no recipient: leave out to and per, or change at")
+        _check_limits(self, "at", "to", "times", "per")
+        return self
+
+
+def _check_limits(order: Order | ApiOrder | SmsOrder | MailOrder, *limits: str) -> None:
+    if order.behaviour is None and order.model_fields_set & set(limits):
+        raise ValueError(f"{' and '.join(limits)} limit a behaviour: give a behaviour, too")

@@ -1,35 +1,13 @@
-"""The page that shows a person what came: one piece of HTML, no asset from elsewhere."""
+"""The page of webhooks: mailboxes and what came to them."""
 
-import base64
-import hashlib
 import json
-from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
 from urllib.parse import quote
 
 from yarl import URL
 
+from services.sandbox.frame import framed, moment, tag
 from services.sandbox.store import KEPT_BYTES, Delivery, Mailbox
-
-_STYLE = Path(__file__).with_name("page.css").read_text()
-_SCRIPT = Path(__file__).with_name("page.js").read_text()
-
-
-def _hash(inline: str) -> str:
-    digest = hashlib.sha256(inline.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-HEADERS = {
-    "Content-Type": "text/html; charset=utf-8",
-    "Cache-Control": "no-store",
-    # What came from outside is escaped; should a mistake slip in, it still cannot run.
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-}
 
 
 def render(
@@ -54,31 +32,7 @@ def render(
         + f"<h2>{title}</h2>"
         + ("".join(map(_delivery, deliveries)) or _empty(chosen, url))
     )
-    html = f"""<!doctype html>
-<html lang=en>
-<head>
-<meta charset=utf-8>
-<meta name=viewport content="width=device-width, initial-scale=1">
-<title>Ringback sandbox</title>
-<noscript><meta http-equiv=refresh content=3></noscript>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header>
-<h1><a href="/">Ringback sandbox</a></h1>
-<p>Plays the outside world: every webhook sent below <code>/hooks/</code> shows up here.</p>
-</header>
-<main>
-{main}
-<footer>As JSON: <a href="/api/deliveries">/api/deliveries</a>,
-<a href="/api/mailboxes">/api/mailboxes</a>. Times are UTC.</footer>
-</main>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
-    # A body's "\ud800" becomes a lone surrogate, which UTF-8 cannot carry: shown as it was written.
-    return html.encode(errors="backslashreplace")
+    return framed(main, here="/", json=("/api/deliveries", "/api/mailboxes"))
 
 
 def _mailbox(box: Mailbox, chosen: str | None) -> str:
@@ -102,19 +56,18 @@ def _mailbox(box: Mailbox, chosen: str | None) -> str:
 
 
 def _delivery(delivery: Delivery) -> str:
-    moment = datetime.fromtimestamp(delivery.received_at, UTC).isoformat(timespec="milliseconds")
     tags = []
     if delivery.try_number is not None:
-        tags.append(_tag("try " + str(delivery.try_number), ""))
+        tags.append(tag("try " + str(delivery.try_number), ""))
     tags.append(
-        _tag("verified", "good") if delivery.verdict.verified else _tag("not verified", "bad")
+        tag("verified", "good") if delivery.verdict.verified else tag("not verified", "bad")
     )
     tags.append(_answer(delivery))
     faults = "".join(f"<p class=fault>{escape(fault)}</p>" for fault in delivery.verdict.faults)
     headers = "\n".join(f"{name}: {value}" for name, value in delivery.headers.items())
     return (
         "<article class='card delivery'><div class=line>"
-        f"<time datetime='{moment}' title='{moment}'>{moment[11:23]}</time>"
+        f"{moment(delivery.received_at)}"
         f"<span class=name>{escape(delivery.mailbox)}</span>"
         f"<code>{escape(delivery.method)} {escape(delivery.path)}</code>"
         f"<code class=id>{escape(delivery.webhook_id or '')}</code>"
@@ -127,16 +80,12 @@ def _delivery(delivery: Delivery) -> str:
 
 def _answer(delivery: Delivery) -> str:
     if delivery.status is None:
-        return _tag(f"no whole answer · {delivery.behaviour}", "odd")
+        return tag(f"no whole answer · {delivery.behaviour}", "odd")
     text = f"answered {delivery.status}"
     if delivery.behaviour:
         text += f" · {delivery.behaviour}"
     good = delivery.status < 300 and delivery.behaviour is None  # noqa: PLR2004 - HTTP's success
-    return _tag(text, "good" if good else "odd")
-
-
-def _tag(text: str, kind: str) -> str:
-    return f"<span class='tag {kind}'>{escape(text)}</span>"
+    return tag(text, "good" if good else "odd")
 
 
 def _readable(delivery: Delivery) -> str:

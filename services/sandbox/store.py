@@ -6,31 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from services.sandbox.domain import Keys, Verdict
+from services.sandbox.memory import Tally, Told
 from services.sandbox.orders import Behaviour, Order
 
 KEPT_DELIVERIES = 1000
 KEPT_BYTES = 16 * 1024
 """Bytes kept of a body, and of the headers, of one delivery: 32 MB over all deliveries."""
 KEPT_MAILBOXES = 1000
-KEPT_IDS = 10_000
-"""Webhook ids that a mailbox counts the tries of: a retry may come an hour after its first try."""
-
-
-class Tally:
-    """Counts by key; forgets the keys that were not counted for longest beyond ``KEPT_IDS``."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def __getitem__(self, key: str) -> int:
-        return self._counts.get(key, 0)
-
-    def add(self, key: str) -> int:
-        """Count the key once more and return its count."""
-        count = self._counts[key] = self._counts.pop(key, 0) + 1
-        if len(self._counts) > KEPT_IDS:
-            del self._counts[next(iter(self._counts))]
-        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +48,7 @@ class Mailbox:
     received: int = 0
     verified: int = 0
     tries: Tally = field(default_factory=Tally)
-    spent: Tally = field(default_factory=Tally)
+    told: Told[Behaviour] = field(default_factory=Told)
 
     def __post_init__(self) -> None:
         self.obey(self.order)
@@ -75,22 +57,16 @@ class Mailbox:
         """Take an order; its ``times`` begin to count."""
         self.order = order
         self.keys = tuple(Keys.of(secret.get_secret_value()) for secret in order.secrets)
-        self.spent = Tally()
+        self.told = Told(order.behaviour, order.times)
 
     def behaviour_for(self, webhook_id: str | None) -> Behaviour | None:
         """Return the behaviour for one more request, and count it; None once it is spent."""
-        order = self.order
-        if order.behaviour is None or order.times is None:
-            return order.behaviour
-        key = webhook_id if webhook_id and order.per == "id" else ""
-        return order.behaviour if self.spent.add(key) <= order.times else None
+        return self.told.meet((webhook_id or "") if self.order.per == "id" else "")
 
     @property
     def times_left(self) -> int | None:
         """How many more requests the behaviour lasts; None if that is not one number."""
-        if self.order.times is None or self.order.per == "id":
-            return None
-        return max(0, self.order.times - self.spent[""])
+        return None if self.order.per == "id" else self.told.left()
 
 
 class Store:

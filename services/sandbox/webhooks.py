@@ -2,23 +2,22 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from services.sandbox.domain import Verdict, judge
+from services.sandbox.frame import HEADERS
 from services.sandbox.misbehaviour import misbehave
 from services.sandbox.orders import Behaviour, Delay, Order
-from services.sandbox.page import HEADERS, render
+from services.sandbox.page import render
+from services.sandbox.parsing import parsed
 from services.sandbox.store import KEPT_BYTES, KEPT_DELIVERIES, Delivery, Mailbox, Store
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 SHOWN_ON_PAGE = 50
 _NAME = r"{mailbox:[\w.~-]{1,64}}"
@@ -129,12 +128,12 @@ class WebhookReceiver:
 
     async def list_deliveries(self, request: web.Request) -> web.Response:
         """Answer with the kept deliveries that match, newest first."""
-        wanted = _parsed(Filter, request.query)
+        wanted = parsed(Filter, request.query)
         return web.json_response({"items": self._matching(wanted)})
 
     async def wait_for_deliveries(self, request: web.Request) -> web.Response:
         """Answer as soon as enough came, or at the time-out with ``complete`` false."""
-        wanted = _parsed(Wait, request.query)
+        wanted = parsed(Wait, request.query)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wanted.timeout):
                 await self._store.wait(wanted.mailbox, wanted.webhook_id, wanted.count)
@@ -165,7 +164,7 @@ class WebhookReceiver:
 
     async def order_mailbox(self, request: web.Request) -> web.Response:
         """Take an order in place of the one before."""
-        order = _parsed(Order, await request.read())
+        order = parsed(Order, await request.read())
         mailbox = self._store.mailbox(request.match_info["mailbox"])
         mailbox.obey(order)
         return web.json_response(_mailbox_json(mailbox))
@@ -178,42 +177,6 @@ class WebhookReceiver:
     def _matching(self, wanted: Filter) -> list[dict[str, Any]]:
         found = self._store.deliveries(wanted.mailbox, wanted.webhook_id)
         return [_delivery_json(delivery) for delivery in islice(found, wanted.limit)]
-
-
-def _parsed(model: type[_Model], given: Mapping[str, str] | bytes) -> _Model:
-    """Read a JSON body or a query.
-
-    Raises:
-        web.HTTPUnprocessableEntity: with every wrong field named (RFC 9457).
-    """
-    try:
-        if isinstance(given, bytes):
-            return model.model_validate_json(given)
-        return model.model_validate({name: value for name, value in given.items() if value})
-    except ValidationError as error:
-        problem = {
-            "type": "about:blank",
-            "title": "Unprocessable Content",
-            "status": 422,
-            "detail": "Not understood; nothing was changed.",
-            "errors": [
-                {
-                    "field": _field(fault["loc"]) or "body",
-                    "message": fault["msg"].removeprefix("Value error, "),
-                }
-                for fault in error.errors()
-            ],
-        }
-        raise web.HTTPUnprocessableEntity(
-            text=json.dumps(problem), content_type="application/problem+json"
-        ) from None
-
-
-def _field(location: tuple[int | str, ...]) -> str:
-    """Name a field as the sender wrote it: without the kind that pydantic puts after the union."""
-    if location[:1] == ("behaviour",):
-        location = (location[0], *location[2:])
-    return ".".join(map(str, location))
 
 
 def _bounded(headers: Mapping[str, str]) -> dict[str, str]:

@@ -116,7 +116,7 @@ async def test_the_metrics_alone_need_no_broker(tmp_path: Path) -> None:
 
 async def test_the_sandbox_is_a_service_like_any_other(tmp_path: Path) -> None:
     arguments = ("-m", "services.sandbox", "--metrics-port", "0")
-    settings = {"RINGBACK_SANDBOX_PORT": "0"}
+    settings = {"RINGBACK_SANDBOX_PORT": "0", "RINGBACK_SANDBOX_SMTP_PORT": "0"}
     with running(tmp_path, "amqp://127.0.0.1:1/", settings, arguments) as service:
         await service.ready()
         assert service.logged("sandbox at http://127.0.0.1:")

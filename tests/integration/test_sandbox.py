@@ -23,8 +23,8 @@ DEADLINE = 5
 
 @pytest.fixture
 async def url() -> AsyncIterator[URL]:
-    async with serving(Settings(port=0, max_body=100_000)) as url:
-        yield url
+    async with serving(Settings(port=0, smtp_port=0, max_body=100_000)) as places:
+        yield places.http
 
 
 @pytest.fixture
@@ -229,7 +229,8 @@ async def test_stops_without_waiting_for_what_it_was_told_to_hold_up(
     behaviour: dict[str, Any],
 ) -> None:
     async with aiohttp.ClientSession() as session, asyncio.timeout(DEADLINE):
-        async with serving(Settings(port=0)) as url:
+        async with serving(Settings(port=0, smtp_port=0)) as places:
+            url = places.http
             await (
                 await session.put(url / "api/mailboxes/demo", json={"behaviour": behaviour})
             ).read()

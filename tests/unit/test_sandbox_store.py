@@ -9,16 +9,15 @@ from pydantic import ValidationError
 from yarl import URL
 
 from services.sandbox.domain import Verdict
+from services.sandbox.memory import KEPT_IDS, Tally
 from services.sandbox.orders import Order
 from services.sandbox.page import render
 from services.sandbox.store import (
     KEPT_DELIVERIES,
-    KEPT_IDS,
     KEPT_MAILBOXES,
     Delivery,
     Mailbox,
     Store,
-    Tally,
 )
 
 DELIVERY = Delivery(

@@ -1,0 +1,82 @@
+"""The events that producers publish. Pure; written from the published form, as an outsider would.
+
+The names of the exchange and of the message type are the outside's own: they are not taken from
+Ringback's code, so that one checks the other.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import count, cycle
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from services.sandbox.movies import NEW, Catalogue
+from services.sandbox.users import Directory
+
+EXCHANGE = "events"
+TYPE = "Event"
+
+Producer = Literal["auth", "fastapi", "activity_api", "cinema_scanner"]
+EVENTS: dict[Producer, str] = {
+    "auth": "user_signed_up",
+    "fastapi": "new_episode",
+    "activity_api": "reactions_summary",
+    "cinema_scanner": "new_movies",
+}
+
+
+class Production(BaseModel):
+    """What a producer is told to publish: ``count`` events, each about something else.
+
+    What else is given stands in each of them as it is given; ``details`` and ``event`` replace the
+    producer's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    count: int = Field(1, ge=1, le=10_000)
+    event: str | None = Field(None, min_length=1, max_length=100)
+    details: dict[str, Any] | None = None
+    event_id: str | None = Field(None, min_length=1, max_length=255)
+    occurred_at: AwareDatetime | None = None
+    expires_at: AwareDatetime | None = None
+
+
+class Producers:
+    """Makes up events; the next one of a producer is about the next user, movie, or episode."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._users = directory.reachable(start=0)
+        self._numbers: dict[str, Iterator[int]] = {
+            "fastapi": cycle(range(len(Catalogue("").series()))),
+            "activity_api": count(1),
+            "cinema_scanner": cycle(range(1, NEW + 1)),
+        }
+
+    def events(
+        self, producer: Producer, production: Production, base: str, now: datetime
+    ) -> Iterator[dict[str, Any]]:
+        """Make up the events; URLs in them begin with ``base``."""
+        given = production.model_dump(
+            mode="json", include={"event_id", "expires_at"}, exclude_none=True
+        )
+        for _ in range(production.count):
+            yield {
+                "from_service": producer,
+                "event": production.event or EVENTS[producer],
+                "details": production.details or self._details(producer, base),
+                "occurred_at": (production.occurred_at or now).isoformat(),
+                **given,
+            }
+
+    def _details(self, producer: Producer, base: str) -> dict[str, Any]:
+        if producer == "auth":
+            user = next(self._users)
+            return {"username": user["email"], "user": f"{base}/auth/api/v1/users/{user['id']}/"}
+        number = next(self._numbers[producer])
+        if producer == "fastapi":
+            return {"series": [Catalogue(base).series()[number]["url"]]}
+        if producer == "activity_api":
+            target = f"{base}/activity_api/api/v1/reviews/{number}"
+            return {"stats": [{"type": "like", "total": 1 + number % 9, "target": target}]}
+        return {"movies": [movie["url"] for movie in Catalogue(base).movies(new=True)[:number]]}

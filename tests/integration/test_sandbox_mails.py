@@ -1,0 +1,294 @@
+"""The sandbox's mail server, as a mail client, a test and a person meet it."""
+
+import asyncio
+import smtplib
+from collections.abc import AsyncIterator, Callable
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+
+from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.waiting import until
+
+DEADLINE = 5
+
+
+@pytest.fixture
+async def box() -> AsyncIterator[Sandbox]:
+    async with sandbox(max_body=100_000) as it:
+        yield it
+
+
+def mail(to: str = "b@x.org", subject: str = "New movies", **parts: str) -> EmailMessage:
+    message = EmailMessage()
+    message["From"] = "Ringback <noreply@x.org>"
+    message["To"] = to
+    message["Subject"] = subject
+    message["Message-ID"] = "<m-1@x.org>"
+    message.set_content(parts.get("text", "hello"))
+    if "html" in parts:
+        message.add_alternative(parts["html"], subtype="html")
+    return message
+
+
+async def using(box: Sandbox, work: Callable[[smtplib.SMTP], Any]) -> Any:
+    """Do this with the mail client of the standard library, in a thread."""
+
+    def connected() -> Any:
+        with smtplib.SMTP(str(box.smtp.host), box.smtp.port or 0, timeout=DEADLINE) as client:
+            return work(client)
+
+    return await asyncio.to_thread(connected)
+
+
+async def send(box: Sandbox, *messages: EmailMessage) -> list[int]:
+    """Send on one connection; the codes answered."""
+
+    def work(client: smtplib.SMTP) -> list[int]:
+        codes = []
+        for message in messages:
+            try:
+                client.send_message(message)
+                codes.append(250)
+            except smtplib.SMTPRecipientsRefused as error:
+                codes += [code for code, _ in error.recipients.values()]
+            except smtplib.SMTPResponseException as error:
+                codes.append(error.smtp_code)
+        return codes
+
+    codes: list[int] = await using(box, work)
+    return codes
+
+
+async def raw(box: Sandbox) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(box.smtp.host, box.smtp.port)
+    assert (await reader.readline()).startswith(b"220 ")
+    return reader, writer
+
+
+async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> bytes:
+    writer.write(line + b"\r\n")
+    return await reader.readline()
+
+
+async def met(box: Sandbox) -> bool:
+    """Whether somebody has met the behaviour that was ordered."""
+    order = await box.get("/api/mails/order")
+    return bool(order["refused"])
+
+
+async def test_e6_a_mail_is_taken_and_shown(box: Sandbox) -> None:
+    message = mail(text="Привет", html="<h1>Привет</h1>", subject="Новые фильмы")
+    assert await send(box, message) == [250]
+    [shown] = await box.came("/api/mails", to="b@x.org")
+    assert shown["id"] == "<m-1@x.org>"
+    assert (shown["status"], shown["subject"], shown["from"], shown["to"]) == (
+        250,
+        "Новые фильмы",
+        "noreply@x.org",
+        ["b@x.org"],
+    )
+    assert (shown["text"].strip(), shown["html"].strip()) == ("Привет", "<h1>Привет</h1>")
+    assert await box.get(f"/api/mails/{shown['number']}") == shown
+    for path, text in (
+        ("/mails", "Новые фильмы"),
+        (f"/mails/{shown['number']}", "Привет"),
+        (f"/mails/{shown['number']}/html", "<h1>Привет</h1>"),
+    ):
+        async with box.session.get(path) as response:
+            assert response.status == 200
+            assert text in await response.text()
+    async with box.session.get("/mails/999") as response:
+        assert response.status == 404
+
+
+async def test_one_connection_takes_many_mails_and_each_is_counted(box: Sandbox) -> None:
+    waiting = asyncio.create_task(box.came("/api/mails", 30, within=60))
+    assert await send(box, *[mail(f"u{n}@x.org") for n in range(29)]) == [250] * 29
+    assert not waiting.done()
+    assert await send(box, mail("u29@x.org")) == [250]
+    async with asyncio.timeout(DEADLINE):
+        found = await waiting
+    assert [each["to"] for each in found] == [[f"u{n}@x.org"] for n in range(30)]
+    assert [each["to"] for each in await box.came("/api/mails", to="u7@x.org")] == [["u7@x.org"]]
+    answer = await box.get("/api/mails/wait", to="u7@x.org")
+    assert (answer["complete"], answer["count"]) == (True, 1)
+    assert (await box.get("/api/mails/wait", id="<m-1@x.org>", limit=2))["count"] == 30
+
+
+async def test_a_mail_arrives_byte_by_byte_as_it_was_written(box: Sandbox) -> None:
+    """Dots at the start of lines, no line at all, and an end that comes in pieces."""
+    reader, writer = await raw(box)
+    await said(reader, writer, b"HELO me")
+    bodies = [
+        b".",
+        b"a: b\r\n\r\n..x\r\n...\r\n.\r\ny",
+        b"\r\n.\r\n",
+        b"",
+        b"x" * 998,
+    ]
+    for body in bodies:
+        assert (await said(reader, writer, b"MAIL FROM:<a@x.org>")).startswith(b"250")
+        assert (await said(reader, writer, b"RCPT TO:<b@x.org>")).startswith(b"250")
+        assert (await said(reader, writer, b"DATA")).startswith(b"354")
+        lines = body.split(b"\r\n") if body else []
+        stuffed = b"".join((b"." if x.startswith(b".") else b"") + x + b"\r\n" for x in lines)
+        for piece in (stuffed, b".", b"\r", b"\n"):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await reader.readline()).startswith(b"250")
+    writer.close()
+    sizes = [each["size"] for each in await box.came("/api/mails", len(bodies))]
+    assert sizes == [len(body) + 2 if body else 0 for body in bodies]
+
+
+@pytest.mark.parametrize(
+    ("at", "status"), [("rcpt", 550), ("rcpt", 451), ("data", 452), ("data", 554)]
+)
+async def test_e6_refuses_as_often_as_ordered(box: Sandbox, at: str, status: int) -> None:
+    behaviour = {"kind": "fail", "status": status}
+    await box.tell("/api/mails/order", behaviour=behaviour, at=at, times=2)
+    assert await send(box, *[mail()] * 4) == [status, status, 250, 250]
+    order = await box.get("/api/mails/order")
+    assert (order["accepted"], order["refused"]) == (2, 2)
+    refused = (await box.get("/api/mails", accepted="false"))["items"]
+    assert [(each["status"], each["behaviour"]) for each in refused] == [(status, "fail")] * 2
+    async with box.session.get("/mails") as response:
+        assert f"answered {status}" in await response.text()
+
+
+async def test_e6_refuses_certain_recipients_only(box: Sandbox) -> None:
+    await box.tell("/api/mails/order", behaviour={"kind": "fail", "status": 550}, to=["*@gone.org"])
+    sent = [mail("a@gone.org"), mail("b@x.org"), mail("B@GONE.org")]
+    assert await send(box, *sent) == [550, 250, 550]
+
+
+async def test_refuses_the_greeting(box: Sandbox) -> None:
+    behaviour = {"kind": "fail", "status": 421}
+    await box.tell("/api/mails/order", behaviour=behaviour, at="hello", times=1)
+    reader, writer = await raw(box)
+    assert (await said(reader, writer, b"EHLO me")).startswith(b"421")
+    writer.close()
+    assert await send(box, mail()) == [250]
+
+
+async def test_is_slow(box: Sandbox) -> None:
+    await box.tell("/api/mails/order", behaviour={"kind": "delay", "seconds": 0.3}, times=1)
+    started = asyncio.get_running_loop().time()
+    assert await send(box, mail()) == [250]
+    assert asyncio.get_running_loop().time() - started >= 0.3
+
+
+@pytest.mark.parametrize("at", ["hello", "rcpt", "data"])
+async def test_closes_the_connection(box: Sandbox, at: str) -> None:
+    await box.tell("/api/mails/order", behaviour={"kind": "close"}, at=at, times=1)
+    with pytest.raises(smtplib.SMTPServerDisconnected, match=r"closed$"):  # not: timed out
+        await send(box, mail())
+    assert await send(box, mail()) == [250]
+    [closed] = (await box.get("/api/mails", accepted="false"))["items"]
+    assert (closed["status"], closed["behaviour"]) == (None, "close")
+
+
+@pytest.mark.parametrize("at", ["hello", "rcpt", "data"])
+async def test_e6_hangs_for_one_and_serves_the_others(box: Sandbox, at: str) -> None:
+    await box.tell("/api/mails/order", behaviour={"kind": "hang"}, at=at, times=1)
+    before = asyncio.all_tasks()
+    reader, writer = await raw(box)
+    lines = [b"HELO me", b"MAIL FROM:<a@x.org>", b"RCPT TO:<b@x.org>", b"DATA"]
+    for line in lines[: {"hello": 0, "rcpt": 2, "data": 4}[at]]:
+        await said(reader, writer, line)
+    writer.write({"hello": lines[0], "rcpt": lines[2], "data": b"."}[at] + b"\r\n")
+    await until(lambda: met(box), DEADLINE)
+    assert await send(box, mail()) == [250]
+    hanging = {task for task in asyncio.all_tasks() - before if "_handle_client" in repr(task)}
+    assert hanging
+    writer.close()  # a hang ends with its client
+    await writer.wait_closed()
+    _, pending = await asyncio.wait(hanging, timeout=DEADLINE)
+    assert not pending
+
+
+async def test_stops_without_waiting_for_hangs() -> None:
+    async with asyncio.timeout(DEADLINE):
+        async with sandbox() as box:
+            await box.tell("/api/mails/order", behaviour={"kind": "hang"}, at="hello")
+            reader, writer = await raw(box)
+            writer.write(b"EHLO me\r\n")
+            await until(lambda: met(box), DEADLINE)
+        with pytest.raises((asyncio.IncompleteReadError, OSError)):
+            await reader.readexactly(1)
+        writer.close()
+
+
+async def test_too_large_a_mail_is_552_and_the_connection_goes_on(box: Sandbox) -> None:
+    large = mail(text="0123456789\n" * 20_000)
+
+    def work(client: smtplib.SMTP) -> list[Any]:
+        client.helo()  # without EHLO the client doesn't know the limit
+        codes: list[Any] = []
+        for message in (large, mail()):
+            client.mail("a@x.org")
+            client.rcpt("b@x.org")
+            codes.append(client.data(message.as_bytes())[0])
+        return codes
+
+    assert await using(box, work) == [552, 250]
+
+
+async def test_a_line_that_no_mail_may_have_is_500(box: Sandbox) -> None:
+    def work(client: smtplib.SMTP) -> list[int]:
+        client.helo()
+        codes = []
+        for length in (999, 998):
+            client.mail("a@x.org")
+            client.rcpt("b@x.org")
+            codes.append(client.data(b"x" * length)[0])
+        return codes
+
+    assert await using(box, work) == [500, 250]
+
+
+async def test_anybody_may_sign_in(box: Sandbox) -> None:
+    code, _ = await using(box, lambda client: client.login("user", "pw"))
+    assert code == 235
+
+
+@pytest.mark.parametrize(
+    "address", ["a@x.org", "a.B+c=d@Sub.x.org", '"odd one"@x.org', "юзер@почта.рф"]
+)
+async def test_addresses_are_taken_as_they_are(box: Sandbox, address: str) -> None:
+    def work(client: smtplib.SMTP) -> None:
+        client.ehlo()
+        client.sendmail("a@x.org", [address], b"x", mail_options=["SMTPUTF8"])
+
+    await using(box, work)
+    [shown] = await box.came("/api/mails")
+    assert shown["to"] == [address]
+
+
+@pytest.mark.parametrize("line", [b"RCPT TO:<b@x.org>", b"DATA", b"MAIL FROM:a@@x", b"NONSENSE"])
+async def test_wrong_commands_are_5xx(box: Sandbox, line: bytes) -> None:
+    reader, writer = await raw(box)
+    await said(reader, writer, b"HELO me")
+    assert (await said(reader, writer, line)).startswith(b"5")
+    writer.close()
+
+
+async def test_a_wrong_order_is_named_and_changes_nothing(box: Sandbox) -> None:
+    await box.tell("/api/mails/order", behaviour={"kind": "fail", "status": 550})
+    wrong = {"behaviour": {"kind": "fail", "status": 250}, "at": "noon"}
+    async with box.session.put("/api/mails/order", json=wrong) as response:
+        assert response.status == 422
+        fields = {each["field"] for each in (await response.json(content_type=None))["errors"]}
+    assert fields == {"behaviour.status", "at"}
+    assert await send(box, mail()) == [550]
+
+
+async def test_forgetting(box: Sandbox) -> None:
+    await send(box, mail())
+    async with box.session.delete("/api/mails") as response:
+        assert response.status == 204
+    answer = await box.get("/api/mails/wait", timeout=0.1)
+    assert (answer["complete"], answer["count"], answer["items"]) == (False, 0, [])

@@ -1,0 +1,169 @@
+"""The sandbox's SMS gateway, as a sender meets it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from joserfc import jwt
+from joserfc.jwk import OctKey
+
+from tests.fakes.sandbox import Sandbox, sandbox
+
+KEY = "a-test-key-of-at-least-32-characters"
+
+
+@pytest.fixture
+async def box() -> AsyncIterator[Sandbox]:
+    async with sandbox(sms_key=KEY) as it:
+        yield it
+
+
+def token(key: str = KEY, alg: str = "HS256", **claims: Any) -> str:
+    claims = {"iss": "ringback", "exp": int(time.time()) + 60} | claims
+    return jwt.encode({"alg": alg}, claims, OctKey.import_key(key), algorithms=[alg])
+
+
+async def post(
+    box: Sandbox, message_id: str = "m-1", authorization: str | None = None, **body: Any
+) -> tuple[int, Any]:
+    body = {"id": message_id, "phone": "79001234567", "text": "Your code is 1234"} | body
+    headers = {"Authorization": authorization or f"Bearer {token()}"}
+    async with box.session.post(
+        f"/sms/v1/send/{message_id}", json=body, headers=headers
+    ) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def test_m8_a_message_is_taken_and_shown(box: Sandbox) -> None:
+    waiting = asyncio.create_task(box.came("/api/sms", to="79001234567"))
+    assert await post(box) == (200, {"code": 0, "message": "OK"})
+    [shown] = await waiting
+    assert (shown["id"], shown["phone"], shown["text"], shown["from"], shown["try"]) == (
+        "m-1",
+        "79001234567",
+        "Your code is 1234",
+        "ringback",
+        1,
+    )
+    async with box.session.get("/sms") as response:
+        assert "Your code is 1234" in await response.text()
+
+
+async def test_numbers_may_be_json_numbers(box: Sandbox) -> None:
+    assert (await post(box, "17", id=17, phone=79001234567))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "Bearer",
+        "Bearer nonsense",
+        "Basic dXNlcjpwdw==",
+        f"Bearer {token('another-key-of-at-least-32-characters')}",
+        f"Bearer {token(exp=int(time.time()) - 3600)}",
+        f"Bearer {token(KEY * 2, 'HS512')}",
+        "Bearer eyJhbGciOiJub25lIn0.e30.",
+    ],
+    ids=["empty", "nonsense", "basic", "other key", "expired", "other algorithm", "none"],
+)
+async def test_m8_a_bad_jwt_is_401(box: Sandbox, authorization: str) -> None:
+    status, answer = await post(box, authorization=authorization)
+    assert (status, answer["code"]) == (401, 401)
+    [refused] = (await box.get("/api/sms"))["items"]
+    assert (refused["accepted"], refused["status"]) == (False, 401)
+    assert (await box.get("/api/sms/order"))["accepted"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"phone": "89001234567"}, "phone"),
+        ({"phone": "+79001234567"}, "phone"),
+        ({"phone": "79001234567\n"}, "phone"),
+        ({"text": ""}, "text"),
+        ({"text": None}, "text"),
+        ({"id": "another"}, "id"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+async def test_m8_a_wrong_message_is_400_with_the_field_named(
+    box: Sandbox, body: dict[str, Any], field: str
+) -> None:
+    status, answer = await post(box, **body)
+    assert (status, [each["field"] for each in answer["errors"]]) == (400, [field])
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 50_000])
+async def test_a_body_that_is_no_json_object_is_400(box: Sandbox, body: bytes) -> None:
+    headers = {"Authorization": f"Bearer {token()}"}
+    async with box.session.post("/sms/v1/send/m-1", data=body, headers=headers) as response:
+        assert response.status == 400
+    async with box.session.get("/sms") as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "body"),
+    [
+        ({"kind": "answer", "body": "<html>oops"}, 200, "<html>oops"),
+        ({"kind": "answer", "body": '{"code": 1, "message": "no"}'}, 200, '{"code": 1,'),
+        ({"kind": "answer", "body": "[]", "status": 202}, 202, "[]"),
+        ({"kind": "fail", "status": 500}, 500, ""),
+    ],
+    ids=["not JSON", "wrong code", "other JSON", "5xx"],
+)
+async def test_m7_answers_nonsense_as_often_as_ordered(
+    box: Sandbox, behaviour: dict[str, Any], status: int, body: str
+) -> None:
+    await box.tell("/api/sms/order", behaviour=behaviour, times=1)
+    headers = {"Authorization": f"Bearer {token()}"}
+    message = {"id": "m-1", "phone": "79001234567", "text": "x"}
+    async with box.session.post("/sms/v1/send/m-1", json=message, headers=headers) as response:
+        assert response.status == status
+        assert (await response.text()).startswith(body)
+    assert (await box.get("/api/sms/order"))["accepted"] == 0
+    assert (await post(box))[0] == 200
+    [shown] = await box.came("/api/sms", id="m-1")
+    assert shown["try"] == 2
+
+
+async def test_m7_refuses_for_a_while_with_retry_after(box: Sandbox) -> None:
+    behaviour = {"kind": "fail", "status": 429, "retry_after": 3}
+    await box.tell("/api/sms/order", behaviour=behaviour, to=["7900*"], times=1, per="to")
+    headers = {"Authorization": f"Bearer {token()}"}
+    async with box.session.post(
+        "/sms/v1/send/m-1",
+        json={"id": "m-1", "phone": "79001234567", "text": "x"},
+        headers=headers,
+    ) as response:
+        assert (response.status, response.headers["Retry-After"]) == (429, "3")
+    assert (await post(box, "m-2", phone="79011234567"))[0] == 200
+    assert (await post(box, "m-1"))[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["close", "reset"])
+async def test_m7_breaks_the_connection(box: Sandbox, kind: str) -> None:
+    # Twice: aiohttp repeats a request whose kept-alive connection was closed under it.
+    await box.tell("/api/sms/order", behaviour={"kind": kind}, times=2)
+    async with aiohttp.ClientSession(box.url) as fresh:
+        with pytest.raises(aiohttp.ClientError):
+            async with fresh.post("/sms/v1/send/m-1", json={}) as response:
+                await response.read()
+
+
+async def test_m7_hangs_until_the_client_goes(box: Sandbox) -> None:
+    await box.tell("/api/sms/order", behaviour={"kind": "hang"}, times=1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await post(box)
+    assert (await post(box))[0] == 200
+
+
+async def test_m7_is_slow(box: Sandbox) -> None:
+    await box.tell("/api/sms/order", behaviour={"kind": "delay", "seconds": 0.2}, times=1)
+    started = asyncio.get_running_loop().time()
+    assert (await post(box))[0] == 200
+    assert asyncio.get_running_loop().time() - started >= 0.2

@@ -1,0 +1,151 @@
+"""The sandbox's directory of users, its catalogue, and the events made from them."""
+
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from services.sandbox.events import EVENTS, Producer, Producers, Production
+from services.sandbox.movies import NEW, Catalogue
+from services.sandbox.users import Directory
+
+NOW = datetime(2026, 11, 21, 10, tzinfo=UTC)
+BASE = "http://sandbox:8090"
+
+
+def everybody(directory: Directory, size: int, **wanted: bool) -> list[dict[str, Any]]:
+    """Read page by page, as a client does: until a page is short."""
+    users: list[dict[str, Any]] = []
+    page: list[dict[str, Any]] = []
+    number = 1
+    while number == 1 or len(page) == size:
+        page = directory.page(number, size, wanted)
+        users += page
+        number += 1
+    return users
+
+
+@pytest.mark.parametrize("size", [7, 100, 1000])
+@pytest.mark.parametrize(
+    "wanted",
+    [{}, {"is_active": True}, {"is_active": True, "sms_notifications": False}],
+    ids=["all", "active", "active without sms"],
+)
+def test_pages_hold_every_user_who_matches_once(size: int, wanted: dict[str, bool]) -> None:
+    directory = Directory(1234)
+    expected = [
+        user
+        for user in map(directory.user, range(1234))
+        if all(user[name] == value for name, value in wanted.items())
+    ]
+    assert 0 < len(expected) <= 1234
+    assert everybody(directory, size, **wanted) == expected
+
+
+def test_a_user_is_found_by_his_id_and_nobody_by_another() -> None:
+    directory = Directory(500)
+    users = [directory.user(number) for number in range(501)]
+    ids = [UUID(user["id"]) for user in users]
+    assert [directory.number_of(each) for each in ids] == [*range(500), None]
+    assert len(set(ids)) == 501
+    assert directory.number_of(uuid4()) is None
+    assert directory.number_of(UUID(int=3)) is None
+
+
+def test_another_directory_has_the_same_users() -> None:
+    assert Directory(10).user(7) == Directory(100_000).user(7)
+
+
+def test_an_endless_list_goes_on_with_ever_new_users() -> None:
+    directory = Directory(100)
+    assert directory.page(3, 50, {}) == []
+    beyond = directory.page(1000, 50, {"is_active": True}, endless=True)
+    assert len({user["id"] for user in beyond}) == 50
+    assert all(user["is_active"] for user in beyond)
+
+
+def test_some_users_are_as_in_life() -> None:
+    users = [Directory(2000).user(number) for number in range(2000)]
+
+    def odd_zone(user: dict[str, Any]) -> bool:
+        try:
+            ZoneInfo(user["timezone"])
+        except (ValueError, TypeError, OSError, KeyError):
+            return True
+        return False
+
+    shares = {
+        "no email": sum(user["email"] is None for user in users),
+        "no phone": sum(user["phone"] is None for user in users),
+        "bad time zone": sum(map(odd_zone, users)),
+        "inactive": sum(not user["is_active"] for user in users),
+    }
+    assert all(10 <= share <= 400 for share in shares.values()), shares
+    phones = [user["phone"] for user in users if user["phone"]]
+    assert all(len(phone) == 11 and phone.isdigit() and phone[0] == "7" for phone in phones)
+    assert len(set(phones)) == len(phones)
+    kinds = [user["notifications"] for user in users]
+    assert any(False in each.values() for each in kinds)
+    assert any("new_movies" not in each for each in kinds)
+
+
+def test_what_an_event_names_is_there() -> None:
+    directory = Directory(2000)
+    producers, catalogue = Producers(directory), Catalogue(BASE)
+
+    def details(producer: Producer) -> dict[str, Any]:
+        [event] = producers.events(producer, Production(), BASE, NOW)
+        assert (event["from_service"], event["event"]) == (producer, EVENTS[producer])
+        found: dict[str, Any] = event["details"]
+        return found
+
+    for _ in range(30):
+        new = details("auth")
+        number = directory.number_of(UUID(new["user"].split("/")[-2]))
+        assert number is not None
+        user = directory.user(number)
+        assert user["email"] == new["username"]
+        assert user["is_active"]
+        assert user["email_notifications"]
+    urls = {movie["url"] for movie in catalogue.movies(new=True)}
+    assert len(urls) == NEW
+    assert set(details("cinema_scanner")["movies"]) < urls
+    [series] = details("fastapi")["series"]
+    assert catalogue.one_series(UUID(series.split("/")[-2]))
+    [stat] = details("activity_api")["stats"]
+    assert stat["target"].startswith(f"{BASE}/activity_api/api/v1/reviews/")
+
+
+def test_each_event_of_a_producer_is_about_somebody_else() -> None:
+    events = Producers(Directory(2000)).events("auth", Production(count=100), BASE, NOW)
+    assert len({event["details"]["user"] for event in events}) == 100
+
+
+def test_what_is_given_stands_in_the_event() -> None:
+    production = Production.model_validate(
+        {
+            "event": "new_episode_2",
+            "details": {"a": 1},
+            "event_id": "e-1",
+            "occurred_at": "2020-01-01T00:00:00Z",
+            "expires_at": "2020-01-02T00:00:00Z",
+        }
+    )
+    [event] = Producers(Directory(10)).events("fastapi", production, BASE, NOW)
+    assert event == {
+        "from_service": "fastapi",
+        "event": "new_episode_2",
+        "details": {"a": 1},
+        "event_id": "e-1",
+        "occurred_at": "2020-01-01T00:00:00+00:00",
+        "expires_at": "2020-01-02T00:00:00Z",
+    }
+
+
+def test_reachable_users_come_round_again() -> None:
+    users = list(islice(Directory(20).reachable(start=15), 40))
+    assert users[0]["id"] != users[1]["id"]
+    assert len({user["id"] for user in users}) < 20
