@@ -8,7 +8,7 @@ from json import dumps
 from uuid import UUID
 
 from services.scheduler import domain, metrics
-from services.scheduler.batches import Batcher
+from shared.batches import Batcher
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.messages import content
 from services.scheduler.recurrence import first
