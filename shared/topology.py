@@ -113,8 +113,8 @@ class Topology:
 # Routing keys of the exchange `schedules`.
 SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
 # The routing keys of the exchanges `postings` and `user_events`.
-POSTING: Final = "posting"
-USER_EVENT: Final = "user_event"
+POSTING_KEY: Final = "posting"
+USER_EVENT_KEY: Final = "user_event"
 
 EXCHANGES: Final = tuple(
     Exchange(name) for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS)
@@ -124,8 +124,8 @@ WORK_QUEUES: Final = (
     WorkQueue(SCHEDULES, tuple((SCHEDULES, key) for key in (SCHEDULE, CANCEL, RESCHEDULE))),
     WorkQueue(SCHEDULER_OUTCOMES, ((OUTCOMES, "callback.*.scheduler"),)),
     WorkQueue(EVENTS, ((EVENTS, "#"),)),
-    WorkQueue(POSTINGS, ((POSTINGS, POSTING),)),
-    WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT),)),
+    WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
+    WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
 )
 # Queues of requests, answered directly and dropped when nobody waits any more: no tiers, no dead
 # queue, and nothing that a classic queue would not do.
