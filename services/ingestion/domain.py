@@ -75,12 +75,17 @@ class Command:
 
 
 class Rule(Protocol):
-    """What follows from certain events. `max_age` in seconds; None: of any age."""
+    """What follows from certain events, up to `max_age`; None: of any age."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Unique among the rules."""
+        ...
+
     @property
-    def max_age(self) -> float | None: ...
+    def max_age(self) -> float | None:
+        """Seconds."""
+        ...
 
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds; raises RuleFailed."""

@@ -4,6 +4,7 @@ import logging
 from enum import StrEnum
 from typing import Final
 
+from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
 from services.ingestion import metrics
@@ -147,7 +148,7 @@ def report(message: Message[Received], outcome: Outcome[Became]) -> BaseModel | 
     return None
 
 
-def _counter_of(error: Exception) -> metrics.Counter:
+def _counter_of(error: Exception) -> Counter:
     match error:
         case UnknownEvent():
             return metrics.UNKNOWN

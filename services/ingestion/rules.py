@@ -136,37 +136,32 @@ class CompiledRule:
 
 
 def load(file: Path | None = None) -> Rules:
+    """What is in force, by event.
+
+    Raises:
+        WrongRules: with every fault of the file.
+    """
+    found: dict[tuple[str, str], list[CompiledRule]] = {}
+    for rule in by_name(file).values():
+        found.setdefault((rule.from_service, rule.event), []).append(rule)
+    return found
+
+
+def by_name(file: Path | None = None) -> dict[str, CompiledRule]:
     """The shipped rules, and those of a file; one of the same name replaces a shipped one.
 
     Raises:
         WrongRules: with every fault of the file.
     """
-    rules = {rule.name: rule for rule in parsed(SHIPPED.read_text(encoding="utf-8"), "shipped")}
+    rules = parsed(SHIPPED.read_text(encoding="utf-8"), "shipped")
     if file is not None:
-        rules |= {rule.name: rule for rule in read(file)}
-    return by_event(rules.values())
-
-
-def read(file: Path) -> list[CompiledRule]:
-    """The rules in a file.
-
-    Raises:
-        WrongRules: with every fault of the file.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
-        raise WrongRules((f"{file}: {reason}",)) from None
-    return parsed(text, str(file))
-
-
-def by_event(rules: Any) -> Rules:
-    """The rules about each event."""
-    found: dict[tuple[str, str], list[CompiledRule]] = {}
-    for rule in rules:
-        found.setdefault((rule.from_service, rule.event), []).append(rule)
-    return found
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+            raise WrongRules((f"{file}: {reason}",)) from None
+        rules += parsed(text, str(file))
+    return {rule.name: rule for rule in rules}
 
 
 def parsed(text: str, source: str) -> list[CompiledRule]:

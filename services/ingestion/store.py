@@ -7,7 +7,7 @@ then, and each may be repeated.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from services.ingestion.domain import Command, Kind
@@ -57,13 +57,13 @@ class Store:
             [datetime.fromtimestamp(each.created_at, UTC) for _, each in commands],
             lease,
         )
-        return {_uuid(row["key"]) for row in rows}
+        return {row["key"] for row in rows}
 
     async def claim(self, limit: int, *, lease: float) -> list[Pending]:
         """Commands that nobody has a lease of: ours for `lease` seconds."""
         return [
             Pending(
-                Command(_uuid(row["id"]), Kind(row["kind"]), row["body"]),
+                Command(row["id"], Kind(row["kind"]), row["body"]),
                 row["created_at"].timestamp(),
                 row["traceparent"],
             )
@@ -82,8 +82,3 @@ class Store:
         """Forget so many keys, at most, that are older than `age`; how many it were."""
         status = await self._database.execute(SQL["prune"], age.total_seconds(), limit)
         return int(status.removeprefix("DELETE "))
-
-
-def _uuid(value: Any) -> UUID:
-    """asyncpg's own kind of UUID as the ordinary one."""
-    return UUID(int=value.int)

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
 from services.cli.config import as_toml
+from services.ingestion.settings import IngestionSettings
 from services.sandbox.settings import Settings as SandboxSettings
 from services.scheduler.settings import SchedulerSettings
 from shared.settings import WrongSettings, load_shared
@@ -18,6 +19,7 @@ EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 SERVICES: dict[str, type[BaseSettings]] = {
     "callback": CallbackSettings,
     "scheduler": SchedulerSettings,
+    "ingestion": IngestionSettings,
     "sandbox": SandboxSettings,
 }
 
