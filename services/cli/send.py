@@ -101,8 +101,8 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
 
     TYPE is SendCallback, ScheduleCallback, CancelCallback, RescheduleCallback, Event or Posting.
     Everything is checked first: if one message is wrong, each wrong field of each line is named and
-    nothing is sent. A message's id is printed once the broker has confirmed it. After an interruption, send
-    again what has no printed id: at worst it arrives twice.
+    nothing is sent. A message's id is printed once the broker has confirmed it. After an
+    interruption, send again what has no printed id: at worst it arrives twice.
 
     \b
     Examples:
