@@ -21,7 +21,7 @@ from services.ingestion.expressions import LONGEST
 from services.ingestion.rules import WrongRules, by_name, load, parsed
 from shared.contracts.events import Event
 from shared.contracts.postings import Posting
-from tests.unit.test_event_contracts import EVENTS
+from tests.fakes.ingesting import KNOWN_EVENTS
 
 NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC).timestamp()
 RULE = '[r]\nfrom_service = "s"\nevent = "e"\n'
@@ -58,9 +58,9 @@ def faults(text: str) -> list[str]:
     return [fault.removeprefix("rules.toml: ") for fault in caught.value.faults]
 
 
-@pytest.mark.parametrize("text", EVENTS)
-def test_e1_e2_a_shipped_rule_makes_a_posting_of_every_known_event(text: str) -> None:
-    event = Event.model_validate_json(text)
+@pytest.mark.parametrize("known", KNOWN_EVENTS, ids=lambda event: event["event"])
+def test_e1_e2_a_shipped_rule_makes_a_posting_of_every_known_event(known: dict[str, Any]) -> None:
+    event = Event(**known)
 
     decision = decide(load(), Received(event, "id-1", NOW), now=NOW)
 
@@ -137,7 +137,11 @@ event = { total = "{{ details.total }}" }
 )
 def test_e2_values_are_taken_with_their_types(expression: str, expected: Any) -> None:
     details = {
-        **{"n": 7, "yes": True, "text": "1234", "none": None, "items": ["a", "b"]},
+        "n": 7,
+        "yes": True,
+        "text": "1234",
+        "none": None,
+        "items": ["a", "b"],
         "people": [{"name": "Ann"}, {"name": "Bo"}],
     }
     assert value(expression, details) == expected
@@ -283,7 +287,7 @@ def test_e2_a_rule_of_the_same_name_replaces_a_shipped_one(tmp_path: Path) -> No
     file = tmp_path / "rules.toml"
     file.write_text('[welcome]\nfrom_service = "auth"\nevent = "user_signed_up"\n')
     assert [r.name for r in by_name(file).values() if r.source == str(file)] == ["welcome"]
-    event = Event.model_validate_json(EVENTS[0])
+    event = Event(**KNOWN_EVENTS[0])
     decision = decide(load(file), Received(event, "1", NOW), now=NOW)
     assert decision == Decision(Verdict.ACT, ())
     with pytest.raises(WrongRules, match=r"nothing\.toml: No such file"):
