@@ -12,6 +12,7 @@ WITH fresh AS (
     FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::bytea[], $6::text[], $7::timestamptz[])
         AS command(key, id, kind, body, traceparent, created_at)
     JOIN fresh USING (key)
+    ON CONFLICT DO NOTHING  -- waits there since before its key was forgotten
 )
 SELECT key FROM fresh;
 
