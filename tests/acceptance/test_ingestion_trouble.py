@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from deploy.local.broker import Broker
@@ -119,3 +120,23 @@ async def test_row_1_a_broker_killed_under_load_costs_no_command(
             after.postings.extend(before.postings)
             await acted_on(after, bodies)
         assert not it.logged("bug")
+
+
+async def test_row_32_told_to_stop_under_load_it_leaves_nothing_in_the_outbox(
+    amqp_url: str, own_database: Database, tmp_path: Path
+) -> None:
+    await migrate(own_database.url, SCHEMA)
+    settings = {"RINGBACK_DATABASE_URL": own_database.url}
+    async with outskirts(amqp_url) as around:
+        with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
+            await it.ready()
+            async with flowing(around) as confirmed:
+                await until(lambda: around.postings)
+                it.signal(signal.SIGTERM)
+                assert await it.exit_code() == 0, it.output
+            connection = await asyncpg.connect(own_database.url)
+            assert await connection.fetchval("SELECT count(*) FROM ingestion.outbox") == 0
+            await connection.close()
+        with running(tmp_path, amqp_url, settings, RUN_INGESTION):
+            await acted_on(around, confirmed)
+        assert repeats(around) == 0
