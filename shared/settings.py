@@ -22,7 +22,13 @@ DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
 DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
 
 # Where each service serves /metrics, /healthz and /readyz unless told otherwise.
-METRICS_PORTS: Final = {"callback": 9101, "scheduler": 9102, "ingestion": 9104, "sandbox": 9109}
+METRICS_PORTS: Final = {
+    "callback": 9101,
+    "scheduler": 9102,
+    "gateway": 9103,
+    "ingestion": 9104,
+    "sandbox": 9109,
+}
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -190,6 +196,11 @@ def load_shared(
     if faults:
         raise WrongSettings(faults)
     return load(Settings, file=file)
+
+
+def reachable(host: str) -> str:
+    """The address under which this machine finds what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - binds nothing
 
 
 def _content(file: Path) -> dict[str, Any]:

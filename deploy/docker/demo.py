@@ -1,7 +1,8 @@
 #!/opt/ringback/bin/python
-"""`demo SANDBOX PAGE MANAGEMENT`: what `docker compose up` shows once everything runs.
+"""`demo SANDBOX GATEWAY PAGE HTTP MANAGEMENT`: what `docker compose up` shows once all runs.
 
-SANDBOX is where callbacks find the sandbox, PAGE where a person does. MANAGEMENT: of RabbitMQ.
+SANDBOX and GATEWAY are where containers find them; PAGE and HTTP where a person does, and
+MANAGEMENT, that of RabbitMQ.
 """
 
 import sys
@@ -11,9 +12,9 @@ import click
 from services.cli.broker import settings_here, work
 from services.cli.demo import show
 
-sandbox, page, management = sys.argv[1:]
+sandbox, gateway, page, http, management = sys.argv[1:]
 try:
-    work(show(settings_here(), sandbox))
+    work(show(settings_here(), sandbox, gateway))
 except (OSError, TimeoutError) as error:
     sys.exit(f"The demonstration did not come to its end: {error or 'it took too long'}")
 order = (
@@ -23,8 +24,9 @@ order = (
 # A command a line: `up` puts the container's name before each.
 click.echo(f"""
 Where to look:
-  sandbox, what came   {page}
-  RabbitMQ             {management} (user ringback)
+  try the HTTP interface  {http}docs/
+  sandbox, what came      {page}
+  RabbitMQ                {management} (user ringback)
 
 Send one of your own, in another terminal:
   echo '{order}' | docker compose exec -T callback ringback send SendCallback

@@ -1,7 +1,8 @@
-"""The demonstration of `ringback up`: three callbacks, told as they happen."""
+"""The demonstration of `ringback up`: four callbacks, told as they happen."""
 
 import asyncio
 import json
+from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
 
@@ -27,10 +28,14 @@ SECRET: Final = "your-secret-key"  # noqa: S105 - public: the sandbox's default
 FORBIDDEN: Final = "http://169.254.169.254/latest/meta-data/"
 # Seconds: two tiers of 1 s and 5 s, stretched by half at most, and room for a slow machine.
 PATIENCE: Final = 45
+# Seconds until the scheduled callback is due: long enough to watch it wait.
+SOON: Final = 3
 
 
-async def show(settings: Settings, sandbox: str) -> None:
-    """Send one callback that arrives, one that is retried, one that is dead; tell what happens.
+async def show(settings: Settings, sandbox: str, gateway: str) -> None:
+    """Send one callback that arrives, one that is retried, one that is dead; schedule one more.
+
+    Tells what happens, as it happens.
 
     Raises:
         TimeoutError: something did not happen in time.
@@ -38,10 +43,11 @@ async def show(settings: Settings, sandbox: str) -> None:
     run = uuid4().hex[:6]
     good, flaky, bad = (f"demo-{run}-{number}" for number in (1, 2, 3))
     click.echo(
-        "\nThree callbacks to begin with:\n"
+        "\nFour callbacks to begin with:\n"
         f"  1  to {sandbox}/hooks/demo\n"
         f"  2  to {sandbox}/hooks/flaky, which answers 503 twice before it works\n"
         f"  3  to {FORBIDDEN}, where no callback may go\n"
+        f"  4  to {sandbox}/hooks/demo, in three seconds, scheduled over HTTP at {gateway}\n"
     )
     async with (
         asyncio.timeout(PATIENCE + 5),
@@ -67,6 +73,7 @@ async def show(settings: Settings, sandbox: str) -> None:
                 _arrived(http, 1, "demo", good, tries=1),
                 _arrived(http, 2, "flaky", flaky, tries=3),
                 _buried(link, bad, died),
+                _on_time(http, gateway, f"{sandbox}/hooks/demo"),
             )
         finally:
             telling.cancel()
@@ -117,17 +124,48 @@ async def _arrived(
     http: aiohttp.ClientSession, number: int, mailbox: str, identity: str, *, tries: int
 ) -> None:
     """Wait at the receiver until so many tries came, and tell what it thinks of the last."""
+    last = await _delivery(http, number, mailbox, identity, tries=tries)
+    answered = f"delivered, the receiver answered {last['status']}"
+    _say(number, f"try {last['try']}: {answered}, {_verdict(last)}")
+
+
+async def _on_time(http: aiohttp.ClientSession, gateway: str, url: str) -> None:
+    """Schedule a callback, and tell how long after its moment it arrived."""
+    wish = {"url": url, "delay": SOON, "hmac_secret": SECRET, "context": {"hello": "again"}}
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(f"{gateway}/v1/callbacks", json=wish) as answer,
+    ):
+        created = json.loads(await answer.text())
+        if not answer.ok:
+            raise click.ClickException(f"the gateway did not take callback 4: {created['detail']}")
+    run_at = datetime.fromisoformat(created["run_at"])
+    _say(4, f"scheduled for {run_at:%H:%M:%S.%f}"[:-3] + f" UTC, id {created['id']}")
+    delivery = await _delivery(http, 4, "demo", created["id"], tries=1)
+    late = datetime.fromisoformat(delivery["received_at"]) - run_at
+    milliseconds = late.total_seconds() * 1000
+    _say(4, f"delivered {milliseconds:.0f} ms after its moment, {_verdict(delivery)}")
+
+
+async def _delivery(
+    http: aiohttp.ClientSession, number: int, mailbox: str, identity: str, *, tries: int
+) -> dict[str, Any]:
+    """Wait at the receiver until so many tries came; the last of them."""
     query: dict[str, Any] = {"mailbox": mailbox, "webhook_id": identity, "count": tries}
     query["timeout"] = PATIENCE
     async with http.get("/api/deliveries/wait", params=query) as response:
         answer = json.loads(await response.text())
     if not answer["complete"]:
         raise TimeoutError(f"callback {number} came {answer['count']} times, not {tries}")
-    last = answer["items"][0]
-    verdict = f"verified: {' and '.join(last['matched'])} are right"
-    if not last["verified"]:
-        verdict = f"not verified: {'; '.join(last['faults'])}"
-    _say(number, f"try {last['try']}: delivered, the receiver answered {last['status']}, {verdict}")
+    last: dict[str, Any] = answer["items"][0]
+    return last
+
+
+def _verdict(delivery: dict[str, Any]) -> str:
+    """What the receiver thinks of the signatures."""
+    if delivery["verified"]:
+        return f"verified: {' and '.join(delivery['matched'])} are right"
+    return f"not verified: {'; '.join(delivery['faults'])}"
 
 
 async def _buried(link: Link, identity: str, died: asyncio.Event) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from yarl import URL
 
 from services.cli import demo
 from services.cli.broker import connection, shown, work
@@ -23,7 +24,7 @@ from shared.postgres.connection import shown as without_password
 from shared.process.child import Child, running
 from shared.process.configuration import configured
 from shared.process.health import STARTING
-from shared.settings import METRICS_PORTS, PREFIX, Settings, load
+from shared.settings import METRICS_PORTS, PREFIX, Settings, load, reachable
 from shared.topology import topology
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 SANDBOX: Final = "sandbox"
 SANDBOX_PORT: Final = f"{PREFIX}SANDBOX_PORT"
+HTTP_PORT: Final = f"{PREFIX}HTTP_PORT"
+EXAMPLE_URL: Final = f"{PREFIX}GATEWAY_EXAMPLE_URL"
 # Lines of its log that are shown of a service that ended.
 LAST_LINES: Final = 20
 
@@ -38,7 +41,7 @@ LAST_LINES: Final = 20
 @click.command
 @click.option("--without-sandbox", is_flag=True, help="No receiver to watch, and no demonstration.")
 def up(*, without_sandbox: bool) -> None:
-    """Start everything on this machine, show three callbacks, and serve until Ctrl-C.
+    """Start everything on this machine, show four callbacks, and serve until Ctrl-C.
 
     Starts a private RabbitMQ and PostgreSQL (on free ports, below .ringback/, disturbing no other
     on this machine), declares the queues, brings the database up to date, and runs all services,
@@ -168,6 +171,8 @@ def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[s
 
     environment = os.environ | stack.environment | development_keys(settings, CHECKOUT)
     environment.setdefault(f"{PREFIX}LOG_FORMAT", "text")
+    chosen = "http_port" in settings.model_fields_set
+    environment[HTTP_PORT] = str(settings.http_port if chosen else _free(settings.http_port))
     if SANDBOX in names:
         sandbox = load(service_named(SANDBOX).settings, SANDBOX)
         port = sandbox.model_dump()["port"]
@@ -176,6 +181,9 @@ def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[s
         callback = load(service_named("callback").settings, "callback")
         if "allowed_networks" not in callback.model_fields_set:
             environment[f"{PREFIX}CALLBACK_ALLOWED_NETWORKS"] = "127.0.0.0/8"
+        gateway = load(service_named("gateway").settings, "gateway")
+        if "example_url" not in gateway.model_fields_set:
+            environment[EXAMPLE_URL] = f"http://127.0.0.1:{environment[SANDBOX_PORT]}/hooks/mine"
     return environment
 
 
@@ -232,14 +240,17 @@ async def _story(
     """When all is ready: where everything is, the demonstration, and what to try next."""
     for service in services:
         await service.ready.wait()
+    gateway = _gateway(settings, environment)
     sandbox = None
     if any(service.name == SANDBOX for service in services):
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
         try:
-            await demo.show(settings, sandbox)
+            await demo.show(settings, sandbox, gateway)
         except (OSError, TimeoutError, click.ClickException) as error:
             click.echo(f"The demonstration did not come to its end: {error or 'it took too long'}")
-    places = {"sandbox, what came": f"{sandbox}/"} if sandbox else {}
+    places = {"try the HTTP interface": f"{gateway}/docs/", "HTTP gateway": gateway}
+    if sandbox:
+        places["sandbox, what came"] = f"{sandbox}/"
     places |= {f"{service.name} metrics": service.metrics for service in services}
     if stack.management_url:
         places["RabbitMQ (guest, guest)"] = stack.management_url
@@ -248,11 +259,17 @@ async def _story(
     for what, where in places.items():
         click.echo(f"  {what:<24} {where}")
     if sandbox:
-        click.echo(_invitation(stack.amqp_url if stack.broker else None, sandbox))
+        click.echo(_invitation(stack.amqp_url if stack.broker else None, sandbox, gateway))
     click.echo("Everything runs. Ctrl-C stops it.")
 
 
-def _invitation(private_url: str | None, sandbox: str) -> str:
+def _gateway(settings: Settings, environment: Mapping[str, str]) -> str:
+    """Where the gateway is found from here."""
+    host = reachable(settings.http_host)
+    return str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
+
+
+def _invitation(private_url: str | None, sandbox: str, gateway: str) -> str:
     program = Path(sys.argv[0])
     command = "ringback"
     if program.name == command:
@@ -262,11 +279,14 @@ def _invitation(private_url: str | None, sandbox: str) -> str:
         f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
         ' "payload": {"hello": "me"}}'
     )
+    wish = f'{{"url": "{sandbox}/hooks/mine", "delay": 5, "hmac_secret": "your-secret-key"}}'
     export = f"  export RINGBACK_AMQP_URL={shlex.quote(private_url)}\n" if private_url else ""
     return (
-        "\nSend one of your own, in another terminal:\n"
+        "\nSend one of your own, and schedule one, in another terminal:\n"
         f"{export}"
         f"  echo '{order}' | {command} send SendCallback\n"
-        f"and see it at {sandbox}/?mailbox=mine . What is dead:\n"
+        f"  curl {gateway}/v1/callbacks --json '{wish}'\n"
+        f"and see both at {sandbox}/?mailbox=mine . What is scheduled, and what is dead:\n"
+        f"  {command} schedule list --url {gateway}\n"
         f"  {command} dead list callbacks\n"
     )

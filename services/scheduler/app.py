@@ -104,7 +104,7 @@ async def start(process: Process) -> None:
         amqp_exchanges=settings.amqp_exchanges,
     )
     operations = Operations(store, announcer, clock, dispatcher.soon)
-    settler = Settler(store, announcer, dispatcher.soon)
+    settler = Settler(store, announcer, dispatcher.soon, dispatcher.calm)
 
     def consumer(work: Work[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(

@@ -16,11 +16,16 @@ class DatabaseClock:
     def __init__(self, steady: Callable[[], float] = monotonic) -> None:
         self._steady = steady
         self._ahead: float | None = None  # of the steady clock, in seconds
-        self._heard = asyncio.Event()
+        self._first = asyncio.Event()
+
+    @property
+    def heard(self) -> bool:
+        """Whether it has been heard at all."""
+        return self._ahead is not None
 
     async def known(self) -> None:
         """Wait until it has been heard for the first time."""
-        await self._heard.wait()
+        await self._first.wait()
 
     def sent(self) -> float:
         """Note when a statement is sent, for `hear`."""
@@ -29,7 +34,7 @@ class DatabaseClock:
     def hear(self, now: datetime, sent: float) -> None:
         """The database said so, in answer to a statement sent then."""
         self._ahead = now.timestamp() - (sent + self._steady()) / 2
-        self._heard.set()
+        self._first.set()
 
     def now(self) -> datetime:
         """The present moment.

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -34,6 +35,12 @@ OVERLAP: Final = 4
 # commit; and between two claims that look everywhere.
 MARGIN: Final = timedelta(seconds=1)
 LOOK_EVERYWHERE: Final = 5.0
+# Seconds for which facts wait at most while due events queue up: far below any lease.
+LONGEST_TURN: Final = 2.0
+# Bytes of contexts that a claim aims at: large ones come in smaller batches, so that memory stays
+# bounded. A worker begins with a small batch, since it does not know what waits for it.
+MOST_BYTES: Final = 16 << 20
+FIRST_BATCH: Final = 50
 # Seconds late from which on a dispatch is counted as a misfire.
 MISFIRE: Final = 60.0
 
@@ -64,6 +71,15 @@ class Dispatcher:
         self._floor = BEGINNING
         self._looked_everywhere = float("-inf")
         self._draining = False
+        self._fitting = min(batch, FIRST_BATCH)
+        self._calm = asyncio.Event()
+        self._calm.set()
+
+    async def calm(self) -> None:
+        """Wait while due events queue up, at most 2 s: what is due goes before what is done."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_TURN):
+                await self._calm.wait()
 
     def soon(self, at: datetime) -> None:
         """Something falls due then: do not sleep longer."""
@@ -93,13 +109,19 @@ class Dispatcher:
             self._wanted = started + self._poll
             try:
                 await self._notifier.ready()
-                full = await self.run_once(self._batch) == self._batch
+                if not self._clock.heard:
+                    await self._plan()
+                limit = self._fitting
+                full = await self.run_once(limit) == limit
                 if not full:
                     await self._plan()
             except StoreLost as error:
                 logger.warning("nothing can be claimed: %s", error)
                 self._wanted, full = loop.time() + AGAIN, False
-            if not full:
+            if full:
+                self._calm.clear()
+            else:
+                self._calm.set()
                 await self._sleep(started)
         await asyncio.Event().wait()  # drained; the end is the process's to say
 
@@ -136,6 +158,9 @@ class Dispatcher:
             # All that is due is taken: nothing older will come but by late commits.
             if claims:
                 self._floor = claims[0].now
+        if claims:
+            size = sum(len(claim.content.context) for claim in claims) / len(claims)
+            self._fitting = max(1, min(self._batch, int(MOST_BYTES / size)))
         return claims
 
     async def _plan(self) -> None:

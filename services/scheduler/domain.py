@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from json import loads
 from typing import Any, Final
@@ -16,8 +16,6 @@ from shared.topology import TIERS
 DEFAULT_BASE_DELAY: Final = 60.0
 # A wait is stretched by up to half in the tiers (shared/retry.py).
 STRETCH: Final = 1.5
-# Seconds for the message to get to the callback service and the fact to come back.
-SLACK: Final = 30.0
 # Seconds for one try that names no timeout: what the callback service grants by default.
 DEFAULT_TIMEOUT: Final = 10.0
 ENDS: Final = frozenset({Status.NOTIFIED, Status.FAILED, Status.CANCELLED})
@@ -108,11 +106,14 @@ def quick_wait(count: int) -> float:
     return known * STRETCH
 
 
-def lease(retry: RetryParams, timeout: float | None, *, least: float) -> float:
-    """Seconds after which a dispatch that nothing was heard of is fired again."""
+def lease(retry: RetryParams, timeout: float | None, *, slack: float) -> float:
+    """Seconds after which a dispatch that nothing was heard of is fired again.
+
+    What its tries can take, or are allowed to, and `slack` for the way there and back.
+    """
     count = retry.quick_retries_count
     tries = (count + 1) * (timeout or DEFAULT_TIMEOUT)
-    return max(min(quick_wait(count) + tries, retry.stop_after_delay) + SLACK, least)
+    return min(quick_wait(count) + tries, retry.stop_after_delay) + slack
 
 
 def taken(event: Event, now: datetime) -> Step:
@@ -230,7 +231,7 @@ def _end(event: Event, status: Status, error: str | None, now: datetime) -> Step
 
 def rules_of(order: ScheduleCallback) -> dict[str, Any] | None:
     """The rules of an order as they are stored, only what is not the default."""
-    retry, misfire, repeat = order.retry, order.skips, order.repeat
+    retry, misfire, repeat = order.retry, order.misfire, order.repeat
     found: dict[str, Any] = {}
     if retry.base_delay is not None:
         found["base_delay"] = retry.base_delay
@@ -267,4 +268,4 @@ def rules(stored: str | None) -> Rules:
 
 
 def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
+    return None if text is None else datetime.fromisoformat(text)

@@ -137,7 +137,7 @@ class Intake:
                 fingerprint=_fingerprint(order) if fingerprinted else None,
                 content=content(order, client_id),
                 secret=self._sealed(order),
-                lease=domain.lease(order.retry, order.notify_scheme.timeout, least=self._lease),
+                lease=domain.lease(order.retry, order.notify_scheme.timeout, slack=self._lease),
                 stop_after=order.retry.stop_after_delay,
                 rules=text,
                 traceparent=traceparent,

@@ -27,9 +27,6 @@ SETTLED: Final = {
 MISFIRES: Final = Counter(
     "ringback_schedule_misfires", "Events that fell due long before they could fire.", ["policy"]
 )
-EXPIRED: Final = Counter(
-    "ringback_schedule_leases_expired", "Dispatches that nothing was heard of; fired again."
-)
 LAG: Final = Histogram(
     "ringback_schedule_lag_seconds",
     "From the due moment of an event to the broker's confirm of its first dispatch.",

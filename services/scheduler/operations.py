@@ -273,6 +273,6 @@ def _position(cursor: str) -> tuple[datetime, UUID]:
     except (binascii.Error, UnicodeError) as error:
         raise ValueError(str(error)) from None
     moment = datetime.fromisoformat(at)
-    if moment.tzinfo is None:
-        raise ValueError("without a zone")
+    if moment.tzinfo is not UTC:
+        raise ValueError("not in UTC")
     return moment, UUID(event_id)

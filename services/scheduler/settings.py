@@ -28,8 +28,8 @@ class SchedulerSettings(BaseSettings):
     )
     lease: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0,
-        description="Seconds, at least, after which a dispatch that nothing was heard of is fired"
-        " again; quick retries make it longer.",
+        description="Seconds, beyond what its tries can take, after which a dispatch that nothing"
+        " was heard of is fired again.",
     )
     poll: Annotated[float, Field(gt=0, le=60)] = Field(
         default=2.0, description="Seconds between two looks for events that other workers took in."

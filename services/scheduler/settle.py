@@ -1,7 +1,7 @@
 """Settles events by the facts that come back from the callback service, in batches."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -48,15 +48,20 @@ def read(message: Message[Facts]) -> Facts:
 class Settler:
     """Turns facts into what becomes of events; several messages make one transaction.
 
-    `wake` hears when an event will want attention again.
+    `wake` hears when an event will want attention again; `turn` is waited for before each batch.
     """
 
     def __init__(
-        self, store: Store, announcer: Announcer, wake: Callable[[datetime], None]
+        self,
+        store: Store,
+        announcer: Announcer,
+        wake: Callable[[datetime], None],
+        turn: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._announcer = announcer
         self._wake = wake
+        self._turn = turn
         self._batches: Batcher[Facts, None] = Batcher(self._settle, most=MOST_MESSAGES)
 
     async def run(self) -> None:
@@ -73,6 +78,7 @@ class Settler:
         await self._batches.add(message.model)
 
     async def _settle(self, messages: list[Facts]) -> list[None]:
+        await self._turn()
         by_event: dict[UUID, list[Fact]] = {}
         for fact in (fact for message in messages for fact in message.facts):
             if (event_id := _event_id(fact.callback_id)) is not None:

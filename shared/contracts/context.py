@@ -16,6 +16,8 @@ _ROOM: Final = 200 - DEEPEST - 1
 
 json_text: Final = JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+# What pydantic puts into a path for one of several kinds that a field may be of.
+_KIND: Final = re.compile(r"constrained-str|list\[.*\]")
 # Where faults that one validator found in several fields stand in its error's context.
 _FIELDS: Final = "fields"
 
@@ -30,7 +32,7 @@ def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldErro
     """Every wrong field by its path, no value; `within` is a wrapper's field to leave out."""
     found = []
     for fault in error.errors(include_url=False, include_input=False):
-        path = [str(part) for part in fault["loc"]]
+        path = [str(part) for part in fault["loc"] if not _KIND.fullmatch(str(part))]
         if path[:1] == [within]:
             path = path[1:]
         inner = fault.get("ctx", {}).get(_FIELDS)

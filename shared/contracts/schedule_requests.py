@@ -18,6 +18,7 @@ from shared.contracts.schedules import (
     GroupKey,
     Id,
     Key,
+    Moment,
     ScheduleCallback,
     Status,
     one_event,
@@ -94,8 +95,8 @@ class RetryCallbacks(BaseModel):
 
     id: Id = None
     group_key: Key | None = None
-    failed_after: AwareDatetime | None = None
-    failed_before: AwareDatetime | None = None
+    failed_after: Moment | None = None
+    failed_before: Moment | None = None
     limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = LONGEST_PAGE
     dry_run: bool = Field(default=False, description="Only say which they are.")
 

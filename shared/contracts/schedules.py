@@ -16,6 +16,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -97,6 +98,18 @@ def _cron(expression: str) -> str:
     return expression
 
 
+def _utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
+
+
+def _long_form(misfire: Any) -> Any:
+    return {"policy": misfire} if isinstance(misfire, str) else misfire
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 # Goes into facts and logs: no control characters.
 Key = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{0,255}$")]
@@ -215,7 +228,7 @@ class Repeat(BaseModel):
     timezone: Annotated[
         str, StringConstraints(min_length=1, max_length=64), AfterValidator(_zone_name)
     ] = Field(default="UTC", description="The IANA time zone that `cron` is read in.")
-    until: AwareDatetime | None = Field(default=None, description="None is due after this moment.")
+    until: Moment | None = Field(default=None, description="None is due after this moment.")
     count: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
         default=None, description="How many there are at most."
     )
@@ -243,7 +256,7 @@ def _context(value: Any) -> Any:
 
 
 RunAt = Annotated[
-    AwareDatetime | None,
+    Moment | None,
     Field(description="The due moment, with its zone; at most 30 days ago or ten years ahead."),
 ]
 Delay = Annotated[Wait | None, Field(description="Instead of `run_at`: seconds from now.")]
@@ -281,8 +294,12 @@ class ScheduleCallback(BaseModel):
     secret_ref: Identifier | None = Field(
         default=None, description="Instead of `hmac_secret`: a secret by name from configuration."
     )
-    misfire: Literal["fire", "skip"] | Misfire = Field(
-        default="fire", description="What becomes of it if it falls due while nothing runs."
+    misfire: Annotated[
+        Misfire,
+        BeforeValidator(_long_form, json_schema_input_type=Literal["fire", "skip"] | Misfire),
+    ] = Field(
+        default=Misfire(policy="fire"),
+        description="What becomes of it if it falls due while nothing runs.",
     )
     repeat: Repeat | None = Field(default=None, description="Again and again, from `run_at` on.")
 
@@ -308,18 +325,6 @@ class ScheduleCallback(BaseModel):
         if _retry_params_inside(self.context):
             return RetryParams.model_validate(self.context["retry_params"])
         return RetryParams()
-
-    @property
-    def skips(self) -> Misfire:
-        """What a misfire means for it, in the long form."""
-        return Misfire(policy=self.misfire) if isinstance(self.misfire, str) else self.misfire
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """The secrets given in the order itself, in order."""
-        if self.hmac_secret is None:
-            return ()
-        return (self.hmac_secret,) if isinstance(self.hmac_secret, str) else tuple(self.hmac_secret)
 
 
 def event_of_message(client_id: str, message_id: str) -> UUID:

@@ -7,21 +7,13 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+Ready = Callable[[], tuple[bool, object]]
 
-@asynccontextmanager
-async def serving(
-    host: str,
-    port: int,
-    *,
-    ready: Callable[[], tuple[bool, object]],
-    registry: CollectorRegistry = REGISTRY,
-) -> AsyncIterator[int]:
-    """Serve while the context lasts; gives the port, which is chosen freely for port 0.
+
+def add_routes(app: web.Application, *, ready: Ready, registry: CollectorRegistry) -> None:
+    """Serve /metrics, /healthz and /readyz.
 
     `ready` gives whether the process is ready, and what `/readyz` says of it.
-
-    Raises:
-        OSError: the port is taken.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -31,10 +23,22 @@ async def serving(
         is_ready, report = ready()
         return web.json_response(report, status=200 if is_ready else 503)
 
-    app = web.Application()
     app.router.add_get("/metrics", make_aiohttp_handler(registry))
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
+
+
+@asynccontextmanager
+async def serving(
+    host: str, port: int, *, ready: Ready, registry: CollectorRegistry = REGISTRY
+) -> AsyncIterator[int]:
+    """Serve them while the context lasts; gives the port, which is chosen freely for port 0.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    app = web.Application()
+    add_routes(app, ready=ready, registry=registry)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -1,4 +1,4 @@
-"""`ringback up` as a newcomer sees it: from nothing to three callbacks, and all gone after."""
+"""`ringback up` as a newcomer sees it: from nothing to four callbacks, and all gone after."""
 
 import asyncio
 import json
@@ -96,13 +96,34 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
             await process.wait()
 
 
+async def schedule_as_it_says(said: str) -> None:
+    """Schedule a callback in the words of `ringback up`, and find it in the list."""
+    wish = re.search(r"curl (\S+) --json '(.+)'", said)
+    docs = re.search(r"try the HTTP interface +(\S+)", said)
+    list_it = re.search(r"(schedule list --url \S+)", said)
+    assert wish
+    assert docs
+    assert list_it
+    json_body = {"Content-Type": "application/json"}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(docs[1]) as page,
+        http.post(wish[1], data=wish[2], headers=json_body) as answer,
+    ):
+        assert page.status == 200
+        assert answer.status == 201, await answer.text()
+        identity = (await answer.json())["id"]
+    listed = await ringback(*list_it[1].split(), amqp_url=None)
+    assert identity in listed.out
+
+
 async def test_the_first_five_minutes(installation: Installation) -> None:
     """Everything private: what `make run` shows, a message of one's own, and Ctrl-C."""
     assert installation
     async with up() as it:
         said = await it.until(EVERYTHING_RUNS)
 
-        for service in ("RabbitMQ", "PostgreSQL", "callback", "sandbox"):
+        for service in ("RabbitMQ", "PostgreSQL", "callback", "scheduler", "gateway", "sandbox"):
             assert re.search(rf"{service} +ready", said)
         good = "delivered, the receiver answered 200, verified: x-signature and webhook-signature"
         assert f"1  try 1: {good}" in said
@@ -110,6 +131,10 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         assert "2  try 2: the receiver answered 503" in said
         assert f"2  try 3: {good}" in said
         assert "3  dead, in the queue callbacks.dead: 169.254.169.254 is not a public" in said
+
+        late = re.search(r"4  delivered (-?\d+) ms after its moment, verified", said)
+        assert late
+        assert 0 <= int(late[1]) < 2000
 
         # Its own words, typed into another terminal.
         export = re.search(r"export RINGBACK_AMQP_URL=(\S+)", said)
@@ -124,6 +149,8 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         async with aiohttp.ClientSession() as http, http.get(url) as answer:
             [delivery] = (await answer.json())["items"]
         assert delivery["verified"]
+
+        await schedule_as_it_says(said)
 
         # Without the export, a command in this checkout finds the private broker by itself.
         found = await ringback("dead", "list", "callbacks", amqp_url=None)
@@ -165,13 +192,13 @@ async def test_side_by_side_with_what_has_the_default_ports(
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     taken = []
-    for port in (8090, 9101, 9109):
+    for port in (8080, 8090, 9101, 9103, 9109):
         with suppress(OSError):  # somebody else has it, which is as good
             taken.append(await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port))
     try:
         async with up(**settings) as it:
             said = await it.until(EVERYTHING_RUNS)
-            for port in (8090, 9101, 9109):
+            for port in (8080, 8090, 9101, 9103, 9109):
                 assert f"127.0.0.1:{port}/" not in said
             assert "2  try 3: delivered" in said
             assert await it.end(signal.SIGTERM) == 0

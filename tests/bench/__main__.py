@@ -13,6 +13,7 @@ from tests.bench.layer import layer
 from tests.bench.rig import Rig, Stuck, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.table import Section, data, plain
+from tests.bench.timing import intake, on_time
 
 PARTS = {
     "a": one_worker,
@@ -21,6 +22,8 @@ PARTS = {
     "d": tier,
     "e": two_workers,
     "f": layer,
+    "g": intake,
+    "h": on_time,
 }
 
 
@@ -28,7 +31,7 @@ PARTS = {
 @click.option("--only", default=",".join(PARTS), help="Parts to run, such as a,b.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
-    """Measure the callback sender against a hand-written one, in one run of some five minutes.
+    """Measure Ringback against what one would use instead, in one run of some eight minutes.
 
     \b
     a  CPU and rate of one worker
@@ -37,13 +40,15 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     d  what a retry through the 1 s tier costs
     e  --workers 2
     f  the AMQP layer alone
+    g  the scheduler: taking in over AMQP and HTTP
+    h  the scheduler: on time, against pgqueuer
 
-    It starts a private RabbitMQ, a receiver and the senders, and ends them all. Only ratios carry
-    over to another machine. docs/benchmarks.md explains each row.
+    It starts a private RabbitMQ and PostgreSQL, a receiver and what is measured, and ends them all.
+    Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to f")
+        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to h")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

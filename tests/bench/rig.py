@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,7 @@ from typing import Final
 
 from deploy.local.broker import Broker
 from deploy.local.daemon import CHECKOUT, trouble
+from deploy.local.database import Database
 from deploy.local.watchdog import throwaway
 from shared.amqp.codec import Properties
 from shared.amqp.connection import opened
@@ -214,9 +215,10 @@ def _order(url: str, number: int, expires: str) -> Outgoing:
 
 @dataclass(slots=True)
 class Rig:
-    """The broker and the sink that all measurements share, and where logs go."""
+    """The servers and the sink that all measurements share, and where logs go."""
 
     broker: Broker
+    database: Database
     sink: Sink
     directory: Path
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -245,7 +247,7 @@ class Rig:
                 await channel.queue_bind(FACTS_QUEUE, OUTCOMES, "#")
         publisher = Publisher(url, name="bench feed", topology=tables, health=health)
         keeping = asyncio.create_task(publisher.run())
-        sender = self._start([*contender.value, *options], url, name)
+        sender = self.start([*contender.value, *options], url, name)
         try:
             await publisher.ready()
             site = Site(url, self.sink, sender, publisher, self._numbers)
@@ -258,7 +260,14 @@ class Rig:
             await asyncio.gather(keeping, return_exceptions=True)
             self.broker.delete_vhost(name)
 
-    def _start(self, argv: Sequence[str], url: str, name: str) -> Sender:
+    def start(
+        self,
+        argv: Sequence[str],
+        url: str,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> Sender:
+        """Start a program of ours, its log named after it."""
         plain = {key: value for key, value in os.environ.items() if "RINGBACK" not in key}
         log = self.directory / f"{name}.log"
         with log.open("wb") as output:
@@ -274,6 +283,7 @@ class Rig:
                     "RINGBACK_AMQP_URL": url,
                     "RINGBACK_METRICS_PORT": "0",
                     "RINGBACK_CALLBACK_ALLOWED_NETWORKS": "127.0.0.0/8",
+                    **(environment or {}),
                 },
             )
         return Sender(process, log)
@@ -281,7 +291,7 @@ class Rig:
 
 @contextmanager
 def rig(messages: int = MESSAGES) -> Iterator[Rig]:
-    """Start the broker and the sink; end them and delete all they left.
+    """Start the servers and the sink; end them and delete all they left.
 
     `messages` is the most that may be fed.
 
@@ -297,8 +307,13 @@ def rig(messages: int = MESSAGES) -> Iterator[Rig]:
         broker = Broker(directory / "broker")
         broker.start()
         stack.callback(broker.kill)
+        database = Database(directory / "database")
+        database.start()
+        stack.callback(database.stop, immediate=True)
         targets = dict.fromkeys(Group, TARGETS)
-        yield Rig(broker, stack.enter_context(sink(targets, messages=messages)), directory)
+        yield Rig(
+            broker, database, stack.enter_context(sink(targets, messages=messages)), directory
+        )
 
 
 def rounds(most: int, seconds: float, *, least: int = 1) -> Iterator[int]:

@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel
-
 from services.scheduler.announce import Announcer
 from services.scheduler.app import SCHEMA
 from services.scheduler.clock import DatabaseClock
@@ -105,7 +103,7 @@ class Scheduler:
             amqp_exchanges=(ALLOWED,),
         )
         self.operations = Operations(self.store, announcer, self.clock, self.dispatcher.soon)
-        self.settler = Settler(self.store, announcer, self.dispatcher.soon)
+        self.settler = Settler(self.store, announcer, self.dispatcher.soon, self.dispatcher.calm)
         self.handlers = Requests(
             self.intake, self.operations, fault=lambda: None, anonymous=True
         ).handlers()
@@ -135,7 +133,7 @@ class Scheduler:
     async def age(self, event_id: UUID, by: timedelta) -> None:
         """Let a live event be as it will be so much later."""
         await self.database.execute(
-            # No further back than now: a scheduler looks below what it claimed last but now and then.
+            # No further back than now: a scheduler seldom looks below what it claimed last.
             "UPDATE scheduler.events SET next_at ="
             " greatest(next_at - $2::interval, least(next_at, now() - interval '1 ms')),"
             " run_at = run_at - $2::interval, stop_at = stop_at - $2::interval WHERE id = $1",
@@ -225,8 +223,3 @@ async def schedulers(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def as_json(model: BaseModel) -> Any:
-    """Give the JSON of an answer."""
-    return json.loads(model.model_dump_json())

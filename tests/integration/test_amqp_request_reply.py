@@ -74,6 +74,15 @@ async def ask(
     return await requester.ask(QUEUE, operation, body, client_id=client_id, timeout=timeout)
 
 
+async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
+    """Whether the queue has so many consumers and waiting requests."""
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        queue = await (await connection.channel()).declare_queue(QUEUE, passive=True)
+    found = queue.declaration_result
+    return (found.consumer_count, found.message_count) == (consumers, messages)
+
+
 async def test_many_at_once_each_gets_its_own_answer_in_any_order(amqp_url: str) -> None:
     async def slow_if_even(_: str | None, body: bytes) -> Any:
         number = json.loads(body)[0]
@@ -145,6 +154,25 @@ async def test_unavailable_where_nobody_has_declared_the_queue(amqp_url: str) ->
     async with asking(amqp_url) as asker:
         with pytest.raises(Unavailable, match="nobody takes"):
             await ask(asker)
+
+
+async def test_unavailable_at_once_when_too_many_wait_already(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.request_reply.MOST_IN_FLIGHT", 2)
+    go = asyncio.Event()
+
+    async def wait(_: str | None, __: bytes) -> Any:
+        await go.wait()
+
+    async with answering(amqp_url, {"Wait": wait}), asking(amqp_url) as asker:
+        waiting = [asyncio.create_task(ask(asker, "Wait")) for _ in range(2)]
+        await asyncio.sleep(0)  # they run as far as their requests
+        with pytest.raises(Unavailable, match="2 requests are waiting"):
+            await ask(asker, "Wait")
+        go.set()
+        await asyncio.gather(*waiting)
+        await ask(asker, "Wait")
 
 
 async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_is_dropped(
@@ -227,14 +255,33 @@ async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url
             first = asyncio.create_task(ask(asker, "Wait"))
             await begun.wait()
             draining = asyncio.create_task(responder.drain(10))
+            await until(lambda: queued(amqp_url, consumers=0, messages=0))
             second = asyncio.create_task(ask(asker))
-            await asyncio.sleep(0.2)  # nothing may happen to the second, which gives no signal
-            assert not second.done()
+            await until(lambda: queued(amqp_url, consumers=0, messages=1))
             go.set()
             await draining
             assert await first == "answered"
         async with answering(amqp_url, {"Echo": echo}):
             assert (await second)["said"] == 1
+
+
+async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_it(
+    amqp_url: str,
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_: str | None, __: bytes) -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with asking(amqp_url) as asker:
+        async with answering(amqp_url, {"Echo": hang}) as (responder, _):
+            answer = asyncio.create_task(ask(asker))
+            await begun.wait()
+            await responder.drain(0.1)
+            await asyncio.sleep(0.1)  # an ack, were there one, would be written now
+        async with answering(amqp_url, {"Echo": echo}):
+            assert (await answer)["said"] == 1
 
 
 async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url: str) -> None:

@@ -1,5 +1,6 @@
 """The scheduler on a real database, step by step: requirement by requirement."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from services.scheduler.retention import Retention
-from services.scheduler.store import partition
+from services.scheduler.store import SQL, partition
 from tests.fakes.scheduling import (
     ALLOWED,
     URL,
@@ -19,6 +20,7 @@ from tests.fakes.scheduling import (
     given_back,
     schedulers,
 )
+from tests.fakes.waiting import until
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ async def test_s3_a_used_key_stays_used_after_the_end(it: Scheduler, how: str) -
 
 
 async def test_s3_of_two_in_one_batch_one_gets_the_key(it: Scheduler) -> None:
-    twice = [{"url": URL, "delay": 60, "event_key": "e"}] * 2
+    twice: list[Any] = [{"url": URL, "delay": 60, "event_key": "e"}] * 2
     items = (await it.ask("CreateCallbacks", callbacks=twice))["items"]
     assert ["error" in item for item in items] == [False, True]
     assert items[1]["error"]["code"] == "conflict"
@@ -114,7 +116,7 @@ async def test_a_batch_is_answered_one_by_one(it: Scheduler) -> None:
 
 
 async def test_an_idempotency_key_makes_one_event(it: Scheduler) -> None:
-    asked = {"callback": {"url": URL, "delay": 60}, "idempotency_key": "k"}
+    asked: dict[str, Any] = {"callback": {"url": URL, "delay": 60}, "idempotency_key": "k"}
     first = await it.ask("CreateCallback", **asked)
     assert (await it.ask("CreateCallback", **asked))["id"] == first["id"]
     other = await it.ask("CreateCallback", callback={"url": URL}, idempotency_key="k")
@@ -408,6 +410,33 @@ async def test_missed_events_fire_oldest_first(it: Scheduler) -> None:
     assert fired == {str(event) for event in events[:3]}
 
 
+async def test_a_dispatcher_that_starts_before_a_backlog_works_it_off(it: Scheduler) -> None:
+    scheme = {"transport": "amqp", "exchange": ALLOWED, "routing_key": "due"}
+    made = [{"url": URL, "delay": 60, "notify_scheme": scheme}] * 50
+    await it.ask("CreateCallbacks", callbacks=made)
+    await it.database.execute("UPDATE scheduler.events SET next_at = now()")
+    fresh = Scheduler(it.database, batch=10)
+    running = asyncio.create_task(fresh.dispatcher.run())
+    await until(lambda: len(fresh.broker.told("notified")) == 50)
+    running.cancel()
+    assert len(fresh.broker.sent) == 50
+
+
+async def test_the_claim_reads_the_due_index_only(it: Scheduler) -> None:
+    await it.database.execute(
+        "WITH made AS (INSERT INTO scheduler.orders (id, client_id, created_at, context, message,"
+        " format, lease, stop_after) SELECT gen_random_uuid(), '', now(), 'null', '{', 'event', 60,"
+        " 60 FROM generate_series(1, 50000) RETURNING id)"
+        " INSERT INTO scheduler.events SELECT id, t, t, 1, 'scheduled', false, false, 0, 1, 0, 0, 0"
+        " FROM (SELECT id, now() + (row_number() OVER () - 20) * interval '1 s' AS t FROM made) g"
+    )
+    await it.database.execute("ANALYZE scheduler.events, scheduler.orders")
+    sql = SQL["claim"].replace("$1", "'1970-01-01'").replace("$2", "500")
+    plan = "\n".join(row[0] for row in await it.database.fetch("EXPLAIN " + sql))
+    assert "Index Scan using events_next_at" in plan
+    assert "Seq Scan" not in plan, plan
+
+
 async def test_a_recurring_event_comes_again(it: Scheduler) -> None:
     event = await it.create(repeat={"every": 3600, "count": 2}, delay=60)
     for occurrence in (1, 2):
@@ -466,12 +495,14 @@ async def test_row_23_two_schedulers_claim_nothing_twice(database_url: str) -> N
         made = [{"url": URL, "delay": 60}] * 1000
         items = (await one.ask("CreateCallbacks", callbacks=made))["items"]
         await one.database.execute("UPDATE scheduler.events SET next_at = now()")
-        claimed = [0, 0]
-        while True:
-            took = [await each.dispatcher.run_once(50) for each in (one, two)]
-            claimed = [a + b for a, b in zip(claimed, took, strict=True)]
-            if not any(took):
-                break
+
+        async def work(each: Scheduler) -> int:
+            claimed = 0
+            while took := await each.dispatcher.run_once(50):
+                claimed += took
+            return claimed
+
+        claimed = await asyncio.gather(work(one), work(two))
         for each in (one, two):
             await each.dispatcher.drain(10)
         sent = [json.loads(m.body)["id"] for each in (one, two) for m in each.broker.sent]

@@ -129,7 +129,8 @@ def test_s5_defaults() -> None:
 @pytest.mark.parametrize("where", ["retry_params", "context.retry_params"])
 def test_s5_anything_else_there_is_named(where: str, params: Any, named: set[str] | None) -> None:
     outer, _, inner = where.partition(".")
-    found = faults(**{outer: {inner: params} if inner else params})
+    given: dict[str, Any] = {outer: {inner: params} if inner else params}
+    found = faults(ScheduleCallback, **given)
     wanted = {"stop_after_delay", "quick_retries_count"} if named is None else named
     assert set(found) == {f"{where}.{name}" for name in wanted}
 
@@ -196,9 +197,22 @@ def test_a_repeat_has_one_rhythm(repeat: Any, named: str) -> None:
 
 
 def test_misfire_has_a_short_form() -> None:
-    assert order(misfire="skip").skips.grace == 60
-    assert order(misfire={"policy": "skip", "grace": 5}).skips.grace == 5
-    assert order().skips.policy == "fire"
+    assert order(misfire="skip").misfire.grace == 60
+    assert order(misfire={"policy": "skip", "grace": 5}).misfire.grace == 5
+    assert order().misfire.policy == "fire"
+    assert set(faults(misfire="never")) == {"misfire.policy"}
+    assert set(faults(misfire={"policy": "skip", "grace": -1})) == {"misfire.grace"}
+
+
+def test_fields_of_two_kinds_are_named_without_the_kinds() -> None:
+    assert set(faults(hmac_secret=7)) == {"hmac_secret"}
+    assert set(faults(hmac_secret=["a", 7])) == {"hmac_secret", "hmac_secret.1"}
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_moments_beyond_the_calendar_are_named(moment: str) -> None:
+    assert set(faults(run_at=moment)) == {"run_at"}
+    assert set(faults(repeat={"every": 60, "until": moment})) == {"repeat.until"}
 
 
 # Row 26: what PostgreSQL or the next reader refuses is refused at once.

@@ -1,0 +1,66 @@
+"""Asks the service that owns the answer, and says over HTTP what became of it."""
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from shared.amqp.request_reply import NoAnswer, Requester, Unavailable
+from shared.contracts.requests import Failure, FailureCode
+from shared.http.problem import Refused
+
+# Seconds after which to try again; a lost broker or store is back within so many, or much later.
+RETRY_AFTER: Final = {"Retry-After": "2"}
+
+_STATUS: Final = {
+    FailureCode.INVALID: HTTPStatus.UNPROCESSABLE_ENTITY,
+    FailureCode.CONFLICT: HTTPStatus.CONFLICT,
+    FailureCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    FailureCode.FORBIDDEN: HTTPStatus.FORBIDDEN,
+    FailureCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    FailureCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+
+class Service:
+    """One service behind its request queue."""
+
+    def __init__(self, requester: Requester, queue: str, *, timeout: float) -> None:
+        self._requester = requester
+        self._queue = queue
+        self._timeout = timeout
+
+    async def ask(self, operation: str, body: bytes, client_id: str | None) -> Any:
+        """The value it answers with.
+
+        Raises:
+            Refused: it did not fulfil the request (the status says why), 503 where nothing was
+                done, 504 where that is unknown.
+        """
+        try:
+            answer = await self._requester.ask(
+                self._queue, operation, body, client_id=client_id, timeout=self._timeout
+            )
+        except Unavailable as error:
+            raise unavailable(str(error)) from None
+        except NoAnswer as error:
+            raise Refused(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                "no_answer",
+                f"{error}; whether it was done is unknown: ask, or repeat it with the same"
+                " Idempotency-Key",
+            ) from None
+        if isinstance(answer, Failure):
+            raise _refused(answer)
+        return answer
+
+
+def _refused(failure: Failure) -> Refused:
+    if failure.code is FailureCode.UNAVAILABLE:
+        return unavailable(failure.detail)
+    return Refused(_STATUS[failure.code], failure.code.value, failure.detail, errors=failure.errors)
+
+
+def unavailable(why: str) -> Refused:
+    """503: nothing was done."""
+    return Refused(
+        HTTPStatus.SERVICE_UNAVAILABLE, FailureCode.UNAVAILABLE.value, why, headers=RETRY_AFTER
+    )

@@ -1,0 +1,180 @@
+"""The handlers of `/v1/callbacks` and `/v1/groups`: HTTP in, a request to the scheduler, HTTP out.
+
+Bodies are passed on as they came; the scheduler is the one place that validates what they say.
+"""
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote
+from uuid import UUID
+
+from aiohttp import web
+from pydantic_core import to_json
+
+from services.gateway.asking import Service
+from services.gateway.callers import Callers
+from services.gateway.edge import CLIENT_ID, SCHEDULE_ID
+from services.gateway.reading import (
+    IDEMPOTENCY_KEY,
+    JSON,
+    idempotency_key,
+    invalid,
+    json_body,
+    query,
+)
+from services.gateway.settings import GatewaySettings
+from shared.contracts.requests import FieldError
+from shared.contracts.schedule_requests import Operation as Asked
+from shared.http.openapi import Operation
+from shared.http.problem import Refused
+
+# What is asked over HTTP is the caller's own; no cache on the way may keep it.
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+_SELECTORS: Final = ("id", "group_key", "event_key")
+_PAGE: Final = ("status", "cursor", "limit")
+
+
+class Callbacks:
+    """What callers can do with their callbacks."""
+
+    def __init__(self, scheduler: Service, callers: Callers, settings: GatewaySettings) -> None:
+        self._scheduler = scheduler
+        self._callers = callers
+        self._most = settings.max_body_bytes
+        self._most_in_batch = settings.max_batch_bytes
+
+    def routes(self, operations: Iterable[Operation]) -> Sequence[web.RouteDef]:
+        """The declared operations with their handlers."""
+        handlers = {
+            "create_callback": self.create,
+            "add_callback": self.create,
+            "create_callbacks": self.create_batch,
+            "list_callbacks": self.list,
+            "get_callback": self.get,
+            "reschedule_callback": self.reschedule,
+            "cancel_callback": self.cancel,
+            "retry_callbacks": self.retry,
+            "list_group": self.list,
+            "cancel_group": self.cancel,
+            "get_event": self.get,
+            "reschedule_event": self.reschedule,
+            "cancel_event": self.cancel,
+        }
+        add = {"get": web.get, "post": web.post, "patch": web.patch, "delete": web.delete}
+        return [add[op.method](op.path, handlers[op.id]) for op in operations]
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Schedule one; answered once it is committed."""
+        client_id = self._client_id(request)
+        key = idempotency_key(request)
+        body, _ = await json_body(request, self._most)
+        asked = b'{"callback":%b,"idempotency_key":%b}' % (body, to_json(key))
+        created = await self._scheduler.ask(Asked.CREATE, asked, client_id)
+        request[SCHEDULE_ID] = created["id"]
+        return _answer(
+            created, HTTPStatus.CREATED, {"Location": f"/v1/callbacks/{quote(created['id'])}"}
+        )
+
+    async def create_batch(self, request: web.Request) -> web.Response:
+        """Schedule many; each has its own answer."""
+        client_id = self._client_id(request)
+        if IDEMPOTENCY_KEY in request.headers:
+            message = "is for a single callback; in a batch, give each its event_key"
+            raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
+        body, content = await json_body(request, self._most_in_batch)
+        asked = b'{"callbacks":%b}' % body if isinstance(content, list) else body
+        return _answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, client_id))
+
+    async def get(self, request: web.Request) -> web.Response:
+        """The status of one, by id or by keys."""
+        return await self._by_selector(Asked.GET, request)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Cancel one, by id or by keys, or a whole group."""
+        return await self._by_selector(Asked.CANCEL, request)
+
+    async def list(self, request: web.Request) -> web.Response:
+        """A page of the caller's callbacks; of one group where the path names it."""
+        client_id = self._client_id(request)
+        in_path = _selector(request)
+        names = [name for name in (*_SELECTORS[1:], *_PAGE) if name not in in_path]
+        asked = to_json(query(request, names) | in_path)
+        return _answer(await self._scheduler.ask(Asked.LIST, asked, client_id))
+
+    async def reschedule(self, request: web.Request) -> web.Response:
+        """Move one to another moment, by id or by keys."""
+        client_id = self._client_id(request)
+        selector = _selector(request)
+        _, content = await json_body(request, self._most)
+        if not isinstance(content, dict):
+            raise invalid([FieldError(field="", message="Input should be an object")])
+        twice = [
+            FieldError(field=name, message="is named by the path")
+            for name in _SELECTORS
+            if name in content
+        ]
+        if twice:
+            raise invalid(twice)
+        asked = to_json(content | selector)
+        return _typed(await self._scheduler.ask(Asked.RESCHEDULE, asked, client_id))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """Start failed ones again."""
+        client_id = self._client_id(request)
+        body, _ = await json_body(request, self._most)
+        return _answer(await self._scheduler.ask(Asked.RETRY, body, client_id))
+
+    async def _by_selector(self, operation: str, request: web.Request) -> web.Response:
+        client_id = self._client_id(request)
+        query(request, ())
+        asked = to_json(_selector(request))
+        return _typed(await self._scheduler.ask(operation, asked, client_id))
+
+    def _client_id(self, request: web.Request) -> str | None:
+        client_id = self._callers.client_id(request)
+        if client_id is not None:
+            request[CLIENT_ID] = client_id
+        return client_id
+
+
+def _selector(request: web.Request) -> dict[str, str]:
+    """The callbacks that the path names; it names one id, or a group, or an event in a group."""
+    selector = dict(request.match_info)
+    if "id" in selector:
+        request[SCHEDULE_ID] = selector["id"] = _uuid(selector["id"])
+    return selector
+
+
+def _uuid(identity: str) -> str:
+    """The id as ids are written; what is none names no callback."""
+    try:
+        return str(UUID(identity))
+    except ValueError:
+        raise _not_found() from None
+
+
+def _not_found() -> Refused:
+    return Refused(
+        HTTPStatus.NOT_FOUND,
+        "not_found",
+        "there is no such callback",
+        members={"result": "not_found"},
+    )
+
+
+def _typed(answer: Any) -> web.Response:
+    """An answer whose `result` says what became of it; not found is 404 as everywhere."""
+    if answer.get("result") == "not_found":
+        raise _not_found()
+    return _answer(answer)
+
+
+def _answer(
+    value: Any,
+    status: HTTPStatus = HTTPStatus.OK,
+    headers: dict[str, str] = _NO_STORE,
+) -> web.Response:
+    return web.Response(
+        status=status, body=to_json(value), content_type=JSON, headers=_NO_STORE | headers
+    )

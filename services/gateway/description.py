@@ -1,0 +1,69 @@
+"""Describes the interfaces: OpenAPI with Swagger UI to try it in, and AsyncAPI.
+
+Swagger UI is served from the wheel `swagger-ui-py`, so that it works without the internet.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic_core import to_json
+
+JSON: Final = "application/json"
+# Nothing is loaded from elsewhere; Swagger UI sets styles and draws icons from data of its own.
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_OURS: Final = ("docs.html", "docs.js", "docs.css")
+_THEIRS: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+
+
+def routes(openapi: Mapping[str, Any], asyncapi: Mapping[str, Any]) -> Sequence[web.RouteDef]:
+    """Serve both documents, and Swagger UI at `/docs/`."""
+    here = Path(__file__).parent
+    files = {name: here / name for name in _OURS} | {name: _assets() / name for name in _THEIRS}
+
+    async def page(_: web.Request) -> web.StreamResponse:
+        return web.FileResponse(files["docs.html"], headers=_HEADERS)
+
+    async def file(request: web.Request) -> web.StreamResponse:
+        found = files.get(request.match_info["file"])
+        if found is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(found, headers=_HEADERS)
+
+    async def without_slash(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=301, headers={"Location": "/docs/"})
+
+    return [
+        web.get("/openapi.json", _document(openapi)),
+        web.get("/asyncapi.json", _document(asyncapi)),
+        web.get("/docs", without_slash),
+        web.get("/docs/", page),
+        web.get("/docs/{file}", file),
+    ]
+
+
+def _document(content: Mapping[str, Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    body = to_json(content)
+
+    async def document(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=JSON)
+
+    return document
+
+
+def _assets() -> Path:
+    """Where the wheel keeps Swagger UI; found without importing its own web frameworks."""
+    spec = find_spec("swagger_ui")
+    assert spec is not None  # noqa: S101 - it is a dependency of ours
+    assert spec.submodule_search_locations  # noqa: S101 - and a package
+    return Path(spec.submodule_search_locations[0]) / "static"

@@ -1,0 +1,71 @@
+"""Errors over HTTP as `application/problem+json` (RFC 9457)."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+
+from shared.contracts.requests import FieldError
+from shared.errors import RingbackError
+
+PROBLEM_JSON: Final = "application/problem+json"
+# A URN and no URL: there is nothing to fetch, and it is the same wherever a gateway stands.
+TYPE: Final = "urn:ringback:problem:"
+
+
+class Problem(BaseModel):
+    """What went wrong, and where."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = Field(
+        description="What kind of problem it is; never changes.",
+        examples=["urn:ringback:problem:invalid"],
+    )
+    title: str = Field(description="The status in words.", examples=["Unprocessable Content"])
+    status: int = Field(description="The HTTP status.", examples=[422])
+    detail: str = Field(description="What is wrong, for people.")
+    errors: list[FieldError] = Field(
+        default_factory=list, description="Every wrong field; left out where it is none."
+    )
+
+
+class Refused(RingbackError):  # noqa: N818 - the request's end
+    """The request is answered with this problem and goes no further."""
+
+    def __init__(  # noqa: PLR0913 - the members of a problem
+        self,
+        status: HTTPStatus,
+        kind: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.errors = errors
+        self.headers = headers
+        self.members = members or {}
+
+    def response(self) -> web.Response:
+        """The answer; `members` beside the standard ones are the problem's own."""
+        content: dict[str, Any] = {
+            "type": TYPE + self.kind,
+            "title": self.status.phrase,
+            "status": self.status.value,
+            "detail": str(self),
+        }
+        if self.errors:
+            content["errors"] = self.errors
+        return web.Response(
+            status=self.status,
+            body=to_json(content | dict(self.members)),
+            content_type=PROBLEM_JSON,
+            headers=self.headers,
+        )

@@ -1,0 +1,72 @@
+"""The scheduler, made to die by kill -9 at one exact point.
+
+`python -m tests.acceptance.crashing_scheduler POINT` runs it as it is, with one collaborator
+wrapped so that the process kills itself the first time it gets to that point.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from services.scheduler import app
+from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, Order, Store
+from shared.amqp.publisher import Outgoing, Publisher
+from shared.process.run import Parts, serve
+from shared.settings import Settings, load
+from shared.topology import CALLBACKS
+from tests.acceptance.crashing import die
+
+POINTS: Final = (
+    "before the insert",
+    "after the insert",
+    "after the claim",
+    "after the confirm",
+    "before the settlement",
+    "after the settlement",
+)
+
+
+def reach(point: str) -> None:
+    """Die if this is the point."""
+    if sys.argv[1:] == [point]:
+        die()
+
+
+class DyingStore(Store):
+    """The store, with points before and after its writes."""
+
+    async def create(self, orders: Sequence[Order]) -> Inserted:
+        reach("before the insert")
+        inserted = await super().create(orders)
+        reach("after the insert")
+        return inserted
+
+    async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
+        claims = await super().claim(limit, after=after)
+        if claims:
+            reach("after the claim")
+        return claims
+
+    async def change(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+        reach("before the settlement")
+        now = await super().change(ids, decide)
+        reach("after the settlement")
+        return now
+
+
+class DyingPublisher(Publisher):
+    """The publisher, with a point when the broker has confirmed a dispatch."""
+
+    def publish(self, message: Outgoing) -> Any:
+        done = super().publish(message)
+        if message.routing_key == CALLBACKS:
+            done.add_done_callback(lambda _: reach("after the confirm"))
+        return done
+
+
+if __name__ == "__main__":
+    setattr(app, "Store", DyingStore)  # noqa: B010 - no name of app's own
+    setattr(app, "Publisher", DyingPublisher)  # noqa: B010
+    sys.exit(serve("scheduler", app.start, load(Settings), Parts(metrics_port=0)))

@@ -1,0 +1,43 @@
+"""What the scheduler is compared with: pgqueuer, as its documentation shows it, on asyncpg.
+
+Prints `ready`, then works until it has handled as many jobs as it was told, then prints the lag of
+each, seconds from due to its handler, as JSON. Arguments: database URL, jobs, batch size.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from datetime import timedelta
+
+import asyncpg
+import click
+import uvloop
+from pgqueuer import PgQueuer
+from pgqueuer.models import Job
+
+
+async def main(url: str, count: int, batch: int) -> None:
+    """Handle `count` jobs whose payload is the moment they are due (epoch seconds)."""
+    pool = await asyncpg.create_pool(url, min_size=2)
+    app = PgQueuer.from_asyncpg_pool(pool)
+    lags: list[float] = []
+    done = asyncio.Event()
+
+    @app.entrypoint("callback")
+    async def handle(job: Job) -> None:
+        assert job.payload is not None
+        lags.append(time.time() - float(job.payload))
+        if len(lags) == count:
+            done.set()
+
+    working = asyncio.create_task(app.run(batch_size=batch, dequeue_timeout=timedelta(seconds=1)))
+    click.echo("ready")
+    await done.wait()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    click.echo(json.dumps(lags))
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,114 @@
+"""S10: the OpenAPI document is valid, complete, and its examples keep its own schemas."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import TypeAdapter
+
+from services.gateway.operations import ABOUT, operations
+from shared.contracts.schedule_requests import RetryCallbacks
+from shared.contracts.schedules import ScheduleCallback
+from shared.http.openapi import document
+
+URL = "https://example.com/webhook"
+DOCUMENT = document(operations(URL), ABOUT)
+OPERATIONS = [
+    (path, method, operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+# What the interface promises, in words of its own.
+PROMISED = {
+    ("post", "/v1/callbacks"),
+    ("post", "/v1/add"),
+    ("post", "/v1/callbacks/batch"),
+    ("post", "/v1/callbacks/retry"),
+    ("get", "/v1/callbacks"),
+    ("get", "/v1/callbacks/{id}"),
+    ("patch", "/v1/callbacks/{id}"),
+    ("delete", "/v1/callbacks/{id}"),
+    ("get", "/v1/groups/{group_key}/callbacks"),
+    ("delete", "/v1/groups/{group_key}/callbacks"),
+    ("get", "/v1/groups/{group_key}/callbacks/{event_key}"),
+    ("patch", "/v1/groups/{group_key}/callbacks/{event_key}"),
+    ("delete", "/v1/groups/{group_key}/callbacks/{event_key}"),
+}
+
+
+def test_s10_the_document_is_valid_openapi_3_1() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_s10_every_promised_route_is_described_and_no_other() -> None:
+    assert {(method, path) for path, method, _ in OPERATIONS} == PROMISED
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+def test_every_operation_can_be_called_without_a_ticket_or_with_either_header(
+    path: str, method: str, operation: Any
+) -> None:
+    assert operation["security"] == [{}, {"ticket": []}, {"bearer": []}], (path, method)
+    in_path = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
+    assert in_path == set(re.findall(r"{(\w+)}", path))
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+def test_every_failure_is_a_problem(path: str, method: str, operation: Any) -> None:
+    failures = {s: r for s, r in operation["responses"].items() if s >= "400"}
+    assert failures.keys() >= {"401", "422", "503", "504"}, (path, method)
+    for answer in failures.values():
+        content = answer["content"]["application/problem+json"]
+        assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+def examples() -> Iterator[Any]:
+    """Every example, with its schema and where it is."""
+    for path, method, operation in OPERATIONS:
+        contents = {"request": operation.get("requestBody", {}).get("content", {})}
+        contents |= {s: r.get("content", {}) for s, r in operation["responses"].items()}
+        for where, content in contents.items():
+            for kind, described in content.items():
+                for name, example in described.get("examples", {}).items():
+                    label = f"{method} {path} {where} {name}"
+                    if kind == "application/json":
+                        yield pytest.param(described["schema"], example["value"], id=label)
+
+
+@pytest.mark.parametrize(("schema", "example"), list(examples()))
+def test_every_example_keeps_its_schema(schema: Any, example: Any) -> None:
+    whole = schema | {"components": DOCUMENT["components"]}
+    jsonschema.Draft202012Validator(whole).validate(example)
+
+
+def request_examples(path: str) -> list[Any]:
+    body = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    return [example["value"] for example in body["examples"].values()]
+
+
+@pytest.mark.parametrize("example", request_examples("/v1/callbacks"))
+def test_the_examples_for_scheduling_are_callbacks_to_the_configured_url(example: Any) -> None:
+    json = TypeAdapter(dict[str, Any]).dump_json(example)
+    assert ScheduleCallback.model_validate_json(json).url == URL
+
+
+@pytest.mark.parametrize("example", request_examples("/v1/callbacks/retry"))
+def test_the_examples_for_retrying_are_taken(example: Any) -> None:
+    assert RetryCallbacks.model_validate(example).group_key == "user-7"
+
+
+def test_no_secret_field_is_part_of_an_answer() -> None:
+    for name in ("CallbackStatus", "Created", "CallbackPage"):
+        assert (
+            not {"hmac_secret", "secret_ref"}
+            & DOCUMENT["components"]["schemas"][name]["properties"].keys()
+        )

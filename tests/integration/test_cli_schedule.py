@@ -1,0 +1,172 @@
+"""`ringback schedule`, as a client of the gateway."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes.command import Output, ringback
+from tests.fakes.gateway import base_url, calling, gateway, ticket
+from tests.fakes.scheduler import FakeScheduler, fake_scheduler
+from tests.fakes.service import Service
+from tests.fakes.waiting import until
+
+CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
+KEYED = CALLBACK | {"group_key": "group/7 ü", "event_key": "?"}
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def gateway_service(
+    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as it:
+        yield it
+
+
+@pytest.fixture
+async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
+    async with fake_scheduler(shared_amqp_url) as it:
+        yield it
+
+
+class Here:
+    """The command, told where the gateway is; and a way to put callbacks there."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def __call__(self, *arguments: str, given: str = "", **settings: str) -> Output:
+        return await ringback(
+            "schedule",
+            *arguments,
+            *("--url", self.url),
+            amqp_url=None,
+            given=given,
+            **settings,
+        )
+
+    async def put(self, callback: dict[str, Any], client_id: str | None = None) -> str:
+        async with calling(self.url) as call:
+            created = await call.as_client(client_id)("POST", "/v1/callbacks", callback)
+            return str(created.json["id"])
+
+
+@pytest.fixture
+async def schedule(gateway_service: Service, scheduler: FakeScheduler) -> Here:
+    assert scheduler
+    await until(gateway_service.is_ready)
+    return Here(await base_url(gateway_service))
+
+
+async def test_s7_lists_in_columns_and_as_json(schedule: Here) -> None:
+    first = await schedule.put(CALLBACK)
+    second = await schedule.put(KEYED)
+    listed = await schedule("list")
+    assert listed.code == 0, listed.err
+    title, *rows = listed.out.splitlines()
+    assert title.split() == ["ID", "STATUS", "RUN", "AT", "TRIES", "GROUP", "EVENT"]
+    assert {row.split()[0] for row in rows} == {first, second}
+    assert [row.index("2030-01-01T12:00:00Z") for row in rows] == [title.index("RUN AT")] * 2
+    assert "2 shown; that is all" in listed.err
+    as_json = await schedule("list", "--group-key", "group/7 ü", "--json")
+    assert [item["id"] for item in as_json.json_lines] == [second]
+
+
+async def test_list_reads_page_after_page_up_to_its_limit(
+    schedule: Here, scheduler: FakeScheduler
+) -> None:
+    identity = await schedule.put(CALLBACK)
+    status = scheduler.kept[None][identity]
+
+    def page(body: dict[str, Any]) -> dict[str, Any]:
+        at = int(body.get("cursor", 0))
+        items = [status] * min(body["limit"], 1000)
+        return {"ok": {"items": items, "next_cursor": str(at + len(items))}}
+
+    scheduler.answers["ListCallbacks"] = page
+    listed = await schedule("list", "--limit", "2500", "--status", "failed", "--json")
+    assert len(listed.json_lines) == 2500
+    asked = [body for operation, _, body in scheduler.asked if operation == "ListCallbacks"]
+    assert [body.get("cursor") for body in asked] == [None, "1000", "2000"]
+    assert {body["status"] for body in asked} == {"failed"}
+    listed = await schedule("list", "--limit", "3")
+    assert "there are more" in listed.err
+
+
+async def test_s9_a_ticket_says_whose_callbacks_are_seen(schedule: Here) -> None:
+    mine = await schedule.put(CALLBACK, "shop")
+    shown = await schedule("show", mine, "--ticket", ticket("shop"), "--json")
+    assert json.loads(shown.out)["id"] == mine
+    assert (await schedule("show", mine, RINGBACK_TICKET=ticket("shop"))).code == 0
+    for stranger in (
+        await schedule("show", mine),
+        await schedule("show", mine, "--ticket", ticket("x")),
+    ):
+        assert (stranger.code, stranger.out) == (1, "")
+        assert "there is no such callback" in stranger.err
+    refused = await schedule("list", "--ticket", "ticket-canary")
+    assert refused.code == 1
+    assert "ticket is not valid" in refused.err
+    assert "canary" not in refused.err
+
+
+async def test_s8_cancels_by_id_by_keys_and_a_group(
+    schedule: Here, scheduler: FakeScheduler
+) -> None:
+    identity = await schedule.put(KEYED)
+    cancelled = await schedule("cancel", identity)
+    assert cancelled.out == f"{identity}  cancelled\n"
+    keys = ("--group-key", "group/7 ü", "--event-key", "?")
+    assert (await schedule("cancel", *keys)).out == f"{identity}  cancelled\n"
+    assert scheduler.asked[-1][2] == {"group_key": "group/7 ü", "event_key": "?"}
+    group = await schedule("cancel", *keys[:2])
+    assert group.out == "1 cancelled\n"
+    missing = await schedule("cancel", UNKNOWN)
+    assert missing.code == 1
+    wrong = await schedule("cancel")
+    assert wrong.code == 2
+    assert "Give ID" in wrong.err
+
+
+async def test_retry_asks_first_and_passes_its_filters_on(
+    schedule: Here, scheduler: FakeScheduler
+) -> None:
+    identity = await schedule.put(CALLBACK)
+    dry = await schedule("retry", "--dry-run", "--group-key", "g", "--limit", "5")
+    assert (dry.code, dry.out) == (0, f"{identity}\n")
+    assert "1 would be started again" in dry.err
+    assert scheduler.asked[-1][2] == {"group_key": "g", "limit": 5, "dry_run": True}
+    asked = len(scheduler.asked)
+    refused = await schedule("retry", given="n\n")
+    assert refused.code == 1
+    assert len(scheduler.asked) == asked
+    done = await schedule("retry", "--failed-after", "2026-11-20T00:00:00Z", "--yes", "--json")
+    assert done.json_lines == [{"count": 1, "ids": [identity]}]
+    assert scheduler.asked[-1][2]["failed_after"] == "2026-11-20T00:00:00Z"
+    assert scheduler.asked[-1][2]["dry_run"] is False
+
+
+async def test_wrong_fields_are_told_a_line_each(schedule: Here, scheduler: FakeScheduler) -> None:
+    errors = [{"field": "failed_after", "message": "Input should have timezone info"}]
+    scheduler.answers["RetryCallbacks"] = lambda _: {
+        "error": {"code": "invalid", "detail": "1 field is wrong", "errors": errors}
+    }
+    wrong = await schedule("retry", "--yes", "--failed-after", "yesterday")
+    assert wrong.code == 1
+    assert "1 field is wrong (status 422)" in wrong.err
+    assert "  failed_after: Input should have timezone info" in wrong.err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://localhost:1/x"])
+async def test_without_a_gateway_the_error_says_what_to_do(url: str) -> None:
+    nobody = await ringback("schedule", "list", "--url", url, amqp_url=None)
+    assert nobody.code == 1
+    assert "no gateway answers" in nobody.err
+    assert "ringback run gateway" in nobody.err
+
+
+async def test_a_url_that_is_none_is_wrong_usage() -> None:
+    wrong = await ringback("schedule", "list", "--url", "localhost:8080", amqp_url=None)
+    assert wrong.code == 2

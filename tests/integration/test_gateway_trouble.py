@@ -1,0 +1,219 @@
+"""The gateway when the broker, the scheduler or its own process are in trouble."""
+
+import asyncio
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from deploy.local.broker import Broker
+from deploy.local.daemon import free_port
+from deploy.local.database import Database
+from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway
+from tests.fakes.scheduler import fake_scheduler
+from tests.fakes.service import Service
+from tests.fakes.system import System, system
+from tests.fakes.waiting import until
+
+CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
+TIMEOUT = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2"}
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, amqp_url: str, *arguments: str, **settings: str
+) -> AsyncIterator[tuple[Service, Caller]]:
+    with gateway(directory, amqp_url, TIMEOUT | settings, *arguments) as service:
+        async with calling(await base_url(service)) as call:
+            yield service, call
+
+
+async def test_without_a_scheduler_503_and_readyz_says_so(tmp_path: Path, amqp_url: str) -> None:
+    async with running(tmp_path, amqp_url) as (service, call):
+        await until(lambda: service.logged("broker is ready"))
+        answer = await call("POST", "/v1/callbacks", CALLBACK)
+        answer.problem(503)
+        assert int(answer.headers["Retry-After"]) > 0
+        report = await call("GET", "/readyz")
+        assert report.status == 503
+        assert report.json["parts"]["broker"] == "ok"
+        assert "nobody takes" in report.json["parts"]["scheduler"]
+        assert (await call("GET", "/healthz")).status == 200
+
+
+async def test_row_1_broker_killed_503_at_once_and_served_again_when_it_is_back(
+    tmp_path: Path, own_broker: Broker
+) -> None:
+    async with running(tmp_path, own_broker.url) as (service, call):
+        async with fake_scheduler(own_broker.url):
+            await service.ready()
+            assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+        own_broker.kill()
+        await until(lambda: service.logged("broker is not ready"))
+        answer = await call("POST", "/v1/callbacks", CALLBACK)
+        answer.problem(503)
+        assert "Retry-After" in answer.headers
+        own_broker.start()
+        async with fake_scheduler(own_broker.url):
+            await service.ready()
+            assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+
+
+async def test_row_2_broker_suspended_504_in_time_as_the_outcome_is_unknown(
+    tmp_path: Path, own_broker: Broker
+) -> None:
+    async with running(tmp_path, own_broker.url) as (service, call), fake_scheduler(own_broker.url):
+        await service.ready()
+        own_broker.suspend()
+        try:
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            (await call("POST", "/v1/callbacks", CALLBACK)).problem(504)
+            assert loop.time() - started < 4
+        finally:
+            own_broker.resume()
+
+        async def served() -> bool:
+            return (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+
+        await until(served, 30)
+
+
+MEMORY = ("set_vm_memory_high_watermark", "absolute", "1")
+DISK = ("set_disk_free_limit", "1000GB")
+
+
+@pytest.mark.parametrize("alarm", [MEMORY, DISK], ids=["row_6_memory", "row_7_disk"])
+async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_and_passes(
+    tmp_path: Path, own_broker: Broker, alarm: tuple[str, ...]
+) -> None:
+    memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
+    calm = {MEMORY[0]: (MEMORY[0], memory), DISK[0]: (DISK[0], "50MB")}[alarm[0]]
+    async with running(tmp_path, own_broker.url) as (service, call), fake_scheduler(own_broker.url):
+        await service.ready()
+        own_broker.ctl(*alarm)
+        try:
+
+            async def told() -> bool:
+                return "alarm" in (await call("GET", "/readyz")).json["parts"]["broker"]
+
+            await until(told, 5)  # before any caller has met it
+            answer = await call("POST", "/v1/callbacks", CALLBACK)
+            assert "alarm" in answer.problem(503)["detail"]
+        finally:
+            own_broker.ctl(*calm)
+        await service.ready()
+        assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+
+
+async def test_row_32_sigterm_answers_what_is_in_flight_and_takes_nothing_new(
+    tmp_path: Path, amqp_url: str
+) -> None:
+    begun = asyncio.Event()
+    async with running(tmp_path, amqp_url) as (service, call), fake_scheduler(amqp_url) as it:
+        await service.ready()
+
+        def slow(_: object) -> None:
+            begun.set()
+
+        it.answers["CreateCallback"] = slow
+        answer = asyncio.create_task(call("POST", "/v1/callbacks", CALLBACK))
+        await begun.wait()
+        service.signal(signal.SIGTERM)
+        await until(lambda: service.logged("stopping on SIGTERM"))
+        await it.answer_late({"ok": {"id": "late", "status": "scheduled", "run_at": "x"}})
+        assert (await answer).status == 201
+        assert await service.exit_code() == 0
+
+
+async def test_several_workers_share_the_port_and_the_metrics(
+    tmp_path: Path, amqp_url: str
+) -> None:
+    port = str(free_port())
+    arguments = ("--workers", "2")
+    given = {"RINGBACK_HTTP_PORT": port}
+    with gateway(tmp_path, amqp_url, given, *arguments) as service:
+        async with fake_scheduler(amqp_url):
+            await service.ready()
+            for _ in range(20):  # a connection each, so that the kernel spreads them
+                async with calling(f"http://127.0.0.1:{port}") as call:
+                    assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+            name, created = "ringback_http_requests_total", {"method": "POST", "status": "201"}
+            assert await service.metric(name, **created) == 20
+            async with calling(f"http://127.0.0.1:{port}") as call:
+                text = (await call("GET", "/metrics")).text
+            assert re.search(
+                rf'{name}{{method="POST",route="/v1/callbacks",status="201"}} 20', text
+            )
+
+
+async def test_a_taken_port_ends_the_start_and_says_so(tmp_path: Path, amqp_url: str) -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with gateway(tmp_path, amqp_url, {"RINGBACK_HTTP_PORT": str(port)}) as service:
+            assert await service.exit_code() == 1
+            assert service.logged("can't start")
+
+
+@pytest.fixture
+def services(tmp_path: Path, amqp_url: str, own_database: Database) -> Iterator[System]:
+    """All services on a database that the test may stop; the scheduler waits 3 s for it."""
+    patience = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
+    with system(tmp_path, amqp_url, own_database.url, **patience) as it:
+        yield it
+
+
+@pytest.fixture
+async def call(services: System) -> AsyncIterator[Caller]:
+    await services.ready()
+    async with services.calling() as it:
+        yield it
+
+
+async def test_row_19_database_gone_503_with_retry_after_and_taken_again_when_it_is_back(
+    call: Caller, services: System, own_database: Database
+) -> None:
+    assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+    own_database.stop(immediate=True)
+
+    async def unavailable() -> bool:
+        answer = await call("POST", "/v1/callbacks", CALLBACK)
+        # Whoever was asked just as it went may have to say that the outcome is unknown.
+        assert answer.status in (503, 504)
+        return answer.status == 503 and int(answer.headers["Retry-After"]) > 0
+
+    await until(unavailable)
+    report = await call("GET", "/readyz")
+    assert report.status == 503
+    assert report.json["parts"]["broker"] == "ok"
+    own_database.start()
+    await services.ready()
+    assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
+
+
+async def test_a_lost_answer_is_504_and_its_repeat_with_the_same_key_creates_nothing_twice(
+    call: Caller, services: System
+) -> None:
+    wish = CALLBACK | {"group_key": "once"}
+
+    async def ask() -> Reply:
+        return await call("POST", "/v1/callbacks", wish, Idempotency_Key="order-7")
+
+    waiting = [asyncio.create_task(ask()) for _ in range(20)]
+    await asyncio.sleep(0)  # let them be sent, so that some are answered and some are not
+    services.scheduler.signal(signal.SIGSTOP)
+    lost = await asyncio.gather(*waiting)
+    (await ask()).problem(504)
+    assert {answer.status for answer in lost} <= {201, 504}
+    services.scheduler.signal(signal.SIGCONT)
+    await services.ready()
+    repeated = await ask()
+    assert repeated.status == 201
+    told = {answer.json["id"] for answer in lost if answer.status == 201}
+    assert told <= {repeated.json["id"]}
+    [kept] = (await call("GET", "/v1/groups/once/callbacks")).json["items"]
+    assert kept["id"] == repeated.json["id"]

@@ -1,0 +1,310 @@
+"""S1 to S9 and S11 over HTTP, through the real gateway, scheduler and callback sender."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.gateway import examples
+from tests.fakes.gateway import Caller
+from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.system import System, fresh_database, system
+from tests.fakes.waiting import until
+
+LATER = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
+SECRET = "your-secret-key"
+
+
+@pytest.fixture(scope="module")
+def services(
+    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[System]:
+    with (
+        fresh_database(database_url) as url,
+        system(tmp_path_factory.mktemp("system"), shared_amqp_url, url) as it,
+    ):
+        asyncio.run(it.ready())
+        yield it
+
+
+@pytest.fixture
+async def call(services: System) -> AsyncIterator[Caller]:
+    """A client that no other test has been."""
+    async with services.calling() as it:
+        yield it.as_client(f"client-{uuid4().hex[:8]}")
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Sandbox]:
+    async with sandbox() as it:
+        yield it
+
+
+async def status(call: Caller, identity: str, wanted: str, within: float = 20.0) -> Any:
+    """Wait until a callback has this status; gives all that is known of it."""
+
+    async def reached() -> Any:
+        answer = await call("GET", f"/v1/callbacks/{identity}")
+        return answer.json if answer.json["status"] == wanted else None
+
+    return await until(reached, within)
+
+
+async def test_s1_s7_s11_a_callback_arrives_at_its_moment_and_is_notified(
+    call: Caller, receiver: Sandbox
+) -> None:
+    mailbox = await receiver.mailbox()
+    wish = {
+        "url": mailbox,
+        "delay": 1,
+        "group_key": "user-7",
+        "event_key": "e",
+        "context": {"any": ["json"]},
+        "hmac_secret": SECRET,
+    }
+    created = await call("POST", "/v1/callbacks", wish)
+    assert created.status == 201
+    identity, run_at = created.json["id"], datetime.fromisoformat(created.json["run_at"])
+    assert (await call("GET", created.headers["Location"])).json["status"] == "scheduled"
+    [hook] = await receiver.hooks(mailbox, webhook_id=identity)
+    assert hook["verified"]
+    received = datetime.fromisoformat(hook["received_at"])
+    assert timedelta() <= received - run_at < timedelta(seconds=2)
+    known = await status(call, identity, "notified")
+    assert known["attempts"] == 1
+    assert known["context"] == {"any": ["json"]}
+    assert SECRET not in json.dumps(known)
+
+
+async def test_s1_without_a_moment_it_goes_out_at_once(call: Caller, receiver: Sandbox) -> None:
+    mailbox = await receiver.mailbox()
+    created = await call("POST", "/v1/add", {"url": mailbox})
+    await receiver.hooks(mailbox, webhook_id=created.json["id"])
+
+
+async def test_s3_used_keys_are_409_also_after_the_end(call: Caller) -> None:
+    keyed = LATER | {"group_key": "g", "event_key": "e"}
+    first = await call("POST", "/v1/callbacks", keyed)
+    assert first.status == 201
+    problem = (await call("POST", "/v1/callbacks", keyed)).problem(409)
+    assert {error["field"] for error in problem["errors"]} == {"event_key"}
+    await call("DELETE", f"/v1/callbacks/{first.json['id']}")
+    (await call("POST", "/v1/callbacks", keyed)).problem(409)
+    # Another client's keys are its own.
+    assert (await call.as_client("another")("POST", "/v1/callbacks", keyed)).status == 201
+
+
+async def test_a_repeat_with_its_idempotency_key_is_harmless_another_body_is_refused(
+    call: Caller,
+) -> None:
+    key = {"Idempotency_Key": "order-7"}
+    wish = LATER | {"group_key": "once"}
+    answers = await asyncio.gather(*(call("POST", "/v1/callbacks", wish, **key) for _ in range(5)))
+    assert {answer.status for answer in answers} == {201}
+    assert len({answer.json["id"] for answer in answers}) == 1
+    listed = await call("GET", "/v1/groups/once/callbacks")
+    assert len(listed.json["items"]) == 1
+    (await call("POST", "/v1/callbacks", wish | {"context": 1}, **key)).problem(409)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fields"),
+    [
+        ({}, {"url"}),
+        ({"url": 7, "colour": "red"}, {"url", "colour"}),
+        ({"url": "ftp://example.com"}, {"url"}),
+        ({**LATER, "run_at": "2030-01-01T12:00:00"}, {"run_at"}),
+        ({**LATER, "run_at": "1970-01-01T00:00:00Z"}, {"run_at"}),
+        ({**LATER, "run_at": "2100-01-01T00:00:00Z"}, {"run_at"}),
+        ({**LATER, "context": '{"a": NaN}'}, {"context"}),
+        ({**LATER, "context": "\x00"}, {"context"}),
+        ({**LATER, "group_key": "\x00"}, {"group_key"}),
+        (
+            {**LATER, "retry_params": {"strategy": "exponential", "quick_retries_count": -1}},
+            {"retry_params.quick_retries_count"},
+        ),
+        (
+            {**LATER, "context": {"retry_params": {"strategy": "linear", "base_delay": 0}}},
+            {"context.retry_params.strategy", "context.retry_params.base_delay"},
+        ),
+    ],
+    ids=range(11),
+)
+async def test_s5_every_wrong_field_is_named_in_one_422(
+    call: Caller, wrong: dict[str, Any], fields: set[str]
+) -> None:
+    assert (await call("POST", "/v1/callbacks", wrong)).wrong_fields() >= fields
+
+
+@pytest.mark.parametrize("number", ["1e999999", "-1e999999"])
+async def test_row_26_a_number_beyond_all_numbers_is_a_4xx(call: Caller, number: str) -> None:
+    raw = f'{{"url": "https://example.com", "delay": 60, "context": {number}}}'
+    assert (await call("POST", "/v1/callbacks", raw=raw)).status in (400, 422)
+
+
+@pytest.mark.parametrize("levels", [10, 140, 160, 190, 250, 10_000])
+async def test_row_26_nesting_is_taken_and_given_back_or_refused(call: Caller, levels: int) -> None:
+    context = "[" * levels + "]" * levels
+    raw = f'{{"url": "https://example.com", "delay": 6000, "context": {context}}}'
+    created = await call("POST", "/v1/callbacks", raw=raw)
+    assert created.status == (201 if levels < 150 else 422 if levels < 200 else 400)
+    if created.status == 201:
+        found = await call("GET", created.headers["Location"])
+        assert json.dumps(found.json["context"]).replace(" ", "") == context
+        assert (await call("GET", "/v1/callbacks")).status == 200
+
+
+async def test_row_33_a_page_of_a_billion_is_422_and_pages_hold_each_callback_once(
+    call: Caller,
+) -> None:
+    wishes = [LATER | {"group_key": "paged", "context": number} for number in range(25)]
+    made = await call("POST", "/v1/callbacks/batch", wishes)
+    assert made.status == 200
+    for wrong in ("1000000000", "0", "-1", "1001"):
+        assert (await call("GET", f"/v1/callbacks?limit={wrong}")).wrong_fields() == {"limit"}
+    assert (await call("GET", "/v1/callbacks?cursor=nonsense")).wrong_fields() == {"cursor"}
+    assert (await call("GET", "/v1/callbacks?status=lost")).wrong_fields() == {"status"}
+    seen: list[str] = []
+    query = "limit=10"
+    while True:
+        page = (await call("GET", f"/v1/groups/paged/callbacks?{query}")).json
+        seen += [item["id"] for item in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        query = f"limit=10&cursor={page['next_cursor']}"
+    assert sorted(seen) == sorted(item["id"] for item in made.json["items"])
+    assert len(seen) == 25
+
+
+async def test_a_batch_answers_each_by_itself(call: Caller) -> None:
+    wishes = [LATER, {"url": 7}, LATER | {"event_key": "e"}, LATER | {"event_key": "e"}]
+    items = (await call("POST", "/v1/callbacks/batch", {"callbacks": wishes})).json["items"]
+    assert items[0]["status"] == items[2]["status"] == "scheduled"
+    assert items[1]["error"]["errors"][0]["field"] == "url"
+    assert items[3]["error"]["code"] == "conflict"
+    assert (await call("POST", "/v1/callbacks/batch", [])).wrong_fields() == {"callbacks"}
+    assert (await call("POST", "/v1/callbacks/batch", [LATER] * 1001)).wrong_fields() == {
+        "callbacks"
+    }
+
+
+async def test_s8_moved_in_time_it_arrives_at_the_new_moment(
+    call: Caller, receiver: Sandbox
+) -> None:
+    mailbox = await receiver.mailbox()
+    created = (
+        await call("POST", "/v1/callbacks", LATER | {"url": mailbox, "hmac_secret": SECRET})
+    ).json
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    path = f"/v1/callbacks/{created['id']}"
+    moved = await call("PATCH", path, {"run_at": soon.isoformat()})
+    assert moved.json["result"] == "rescheduled"
+    [hook] = await receiver.hooks(mailbox, webhook_id=created["id"])
+    assert datetime.fromisoformat(hook["received_at"]) >= soon
+    await status(call, created["id"], "notified")
+    assert (await call("PATCH", path, {"delay": 1})).json["result"] == "already_notified"
+    assert (await call("DELETE", path)).json["result"] == "already_notified"
+
+
+async def test_s8_cancelled_between_retries_no_more_tries_follow(
+    call: Caller, receiver: Sandbox
+) -> None:
+    mailbox = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=100)
+    wish = {
+        "url": mailbox,
+        "group_key": "g",
+        "event_key": "e",
+        "retry_params": {"quick_retries_count": 0, "strategy": "constant", "base_delay": 2},
+    }
+    created = (await call("POST", "/v1/callbacks", wish)).json
+    known = await status(call, created["id"], "retrying")
+    assert known["last_error"]
+    cancelled = await call("DELETE", "/v1/groups/g/callbacks/e")
+    assert cancelled.json == {"id": created["id"], "result": "cancelled"}
+    tries = len(await receiver.hooks(mailbox, webhook_id=created["id"]))
+    await asyncio.sleep(3)  # the next try would have come after two seconds
+    assert len(await receiver.hooks(mailbox, webhook_id=created["id"])) == tries
+    assert (await call("GET", f"/v1/callbacks/{created['id']}")).json["status"] == "cancelled"
+
+
+async def test_a_failed_one_is_found_and_started_again_under_its_id(
+    call: Caller, receiver: Sandbox
+) -> None:
+    mailbox = await receiver.mailbox(behaviour={"kind": "fail", "status": 410}, times=1)
+    wish = {"url": mailbox, "group_key": "g", "hmac_secret": SECRET}
+    identity = (await call("POST", "/v1/callbacks", wish)).json["id"]
+    await status(call, identity, "failed")
+    failed = await call("GET", "/v1/callbacks?status=failed")
+    assert [item["id"] for item in failed.json["items"]] == [identity]
+    dry = await call("POST", "/v1/callbacks/retry", {"group_key": "g", "dry_run": True})
+    assert dry.json == {"count": 1, "ids": [identity]}
+    assert (await call("GET", f"/v1/callbacks/{identity}")).json["status"] == "failed"
+    none = await call("POST", "/v1/callbacks/retry", {"failed_before": "2026-01-01T00:00:00Z"})
+    assert none.json == {"count": 0, "ids": []}
+    again = await call("POST", "/v1/callbacks/retry", {"id": identity})
+    assert again.json == {"count": 1, "ids": [identity]}
+    await status(call, identity, "notified")
+    hooks = await receiver.hooks(mailbox, webhook_id=identity, count=2)
+    assert len(hooks) == 2
+
+
+@pytest.mark.parametrize("example", examples.callbacks("https://example.com/webhook").values())
+async def test_s10_every_example_is_accepted(call: Caller, example: dict[str, Any]) -> None:
+    created = await call("POST", "/v1/callbacks", example)
+    assert created.status == 201, created.text
+    cancelled = await call("DELETE", f"/v1/callbacks/{created.json['id']}")
+    assert cancelled.json["result"] == "cancelled"
+
+
+async def test_s10_the_example_of_a_batch_is_accepted(call: Caller) -> None:
+    batch = examples.batch("https://example.com/webhook")
+    items = (await call("POST", "/v1/callbacks/batch", batch)).json["items"]
+    assert [item["status"] for item in items] == ["scheduled", "scheduled"]
+
+
+OPERATIONS = [
+    ("GET", "/v1/callbacks/{id}", None),
+    ("PATCH", "/v1/callbacks/{id}", {"delay": 6000}),
+    ("DELETE", "/v1/callbacks/{id}", None),
+    ("GET", "/v1/groups/g/callbacks/e", None),
+    ("PATCH", "/v1/groups/g/callbacks/e", {"delay": 6000}),
+    ("DELETE", "/v1/groups/g/callbacks/e", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
+@pytest.mark.parametrize("stranger", ["stranger", None])
+async def test_s9_another_clients_event_is_not_found_by_any_operation(
+    call: Caller, method: str, path: str, body: object, stranger: str | None
+) -> None:
+    mine = (await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})).json
+    asked = path.replace("{id}", mine["id"])
+    before = (await call("GET", f"/v1/callbacks/{mine['id']}")).json
+    theirs = await call.as_client(stranger)(method, asked, body)
+    nobodys = await call.as_client(stranger)(method, path.replace("{id}", str(uuid4())), body)
+    # Word for word as if it did not exist, and untouched.
+    assert theirs.problem(404) == nobodys.problem(404)
+    assert (await call("GET", f"/v1/callbacks/{mine['id']}")).json == before
+
+
+@pytest.mark.parametrize("stranger", ["stranger", None])
+async def test_s9_lists_groups_and_retries_hold_nothing_of_another_client(
+    call: Caller, stranger: str | None
+) -> None:
+    mine = (await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})).json
+    theirs = call.as_client(stranger)
+    for answer in (
+        await theirs("GET", "/v1/callbacks?limit=1000"),
+        await theirs("GET", "/v1/callbacks?group_key=g&event_key=e"),
+        await theirs("GET", "/v1/groups/g/callbacks"),
+        await theirs("DELETE", "/v1/groups/g/callbacks"),
+        await theirs("POST", "/v1/callbacks/retry", {"group_key": "g"}),
+        await theirs("POST", "/v1/callbacks/retry", {"id": mine["id"]}),
+    ):
+        assert answer.status == 200
+        assert mine["id"] not in answer.text
+    assert (await call("GET", f"/v1/callbacks/{mine['id']}")).json["status"] == "scheduled"

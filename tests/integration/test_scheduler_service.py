@@ -1,0 +1,248 @@
+"""The scheduler as its own process, seen from outside: over AMQP alone."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from shared.amqp.request_reply import Requester
+from shared.contracts.requests import Failure
+from shared.contracts.schedules import event_of_message
+from shared.process.health import Health
+from shared.tickets import Tickets
+from tests.fakes.command import ringback
+from tests.fakes.outside import SECRET
+from tests.fakes.player import Arrival, Player, player
+from tests.fakes.sandbox import sandbox
+from tests.fakes.scheduling import SECRETS_KEY, TICKET_KEY, URL, connected
+from tests.fakes.service import Service, running
+from tests.fakes.waiting import until
+
+RUN = ("-m", "services", "run", "scheduler", "--metrics-port", "0")
+
+
+def settings(database_url: str, **more: str) -> dict[str, str]:
+    return {
+        "RINGBACK_DATABASE_URL": database_url,
+        "RINGBACK_SECRETS_KEY": SECRETS_KEY,
+        "RINGBACK_TICKET_KEY": TICKET_KEY,
+        "RINGBACK_LOG_LEVEL": "DEBUG",
+    } | more
+
+
+@pytest.fixture(scope="module")
+def scheduler(
+    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    async def empty() -> None:
+        async with connected(database_url):
+            pass
+
+    asyncio.run(empty())
+    directory = tmp_path_factory.mktemp("scheduler")
+    with running(directory, shared_amqp_url, settings(database_url), RUN) as it:
+        asyncio.run(it.ready())
+        yield it
+
+
+@pytest.fixture
+async def it(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Player]:
+    assert not scheduler.exited(), scheduler.output
+    async with player(shared_amqp_url) as playing:
+        yield playing
+
+
+@pytest.fixture
+async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Requester]:
+    assert not scheduler.exited(), scheduler.output
+    asking = Requester(shared_amqp_url, name="test", health=Health())
+    task = asyncio.create_task(asking.run())
+    await asking.ready()
+    yield asking
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def ask(requester: Requester, operation: str, client: str | None = None, **body: Any) -> Any:
+    """Ask, as the gateway does."""
+    raw = json.dumps(body).encode()
+    return await requester.ask("scheduler.requests", operation, raw, client_id=client, timeout=10)
+
+
+def in_seconds(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+async def test_s11_it_fires_at_its_moment_and_is_settled_by_the_fact(
+    it: Player, requester: Requester
+) -> None:
+    due = time.time() + 1.5
+    body = {"url": URL, "run_at": in_seconds(1.5), "context": {"a": 1}, "hmac_secret": "s"}
+    event = str(event_of_message("", await it.send(body)))
+    await until(lambda: it.of(event))
+    (arrival,) = it.of(event)
+    assert 0 <= arrival.at - due + 0.01 < 1
+    assert arrival.body["payload"]["context"] == {"a": 1}
+    assert arrival.headers["x-ringback-owner"] == "scheduler"
+    await until(lambda: event in it.told("notified"))
+    status = await ask(requester, "GetCallback", id=event)
+    assert (status["status"], status["attempts"]) == ("notified", 1)
+
+
+async def test_s11_a_message_given_out_twice_is_one_event(it: Player) -> None:
+    message_id = uuid4().hex
+    for _ in range(3):
+        await it.send({"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id)
+    event = str(event_of_message("", message_id))
+    await until(lambda: event in it.told("notified"))
+    await it.send({"url": URL, "event_key": message_id}, message_id=message_id)
+    assert await it.dead() == []
+    assert len(it.of(event)) == 1
+
+
+async def test_s3_a_used_key_is_a_dead_letter_with_the_reason(it: Player) -> None:
+    for _ in range(2):
+        await it.send({"url": URL, "delay": 900, "group_key": "g", "event_key": "twice"})
+    assert "event_key" in str((await it.letter()).headers["x-ringback-reason"])
+
+
+async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(it: Player) -> None:
+    keys = [uuid4().hex for _ in range(50)]
+    for key in keys:
+        await it.send({"url": URL, "delay": 0.5, "event_key": key})
+        await it.send({"event_key": key}, "CancelCallback")
+    last = await it.send({"url": URL, "delay": 0.6})
+    await until(lambda: it.of(str(event_of_message("", last))))
+    assert await it.dead() == []
+    assert len(it.told("cancelled")) == len(keys)
+    assert {each.body["payload"]["event_key"] for each in it.arrivals} == {None}
+
+
+async def test_s8_rescheduled_over_amqp(it: Player) -> None:
+    key = uuid4().hex
+    await it.send({"url": URL, "delay": 3600, "event_key": key})
+    await it.send({"event_key": key, "delay": 0.1}, "RescheduleCallback")
+    await until(lambda: [a for a in it.arrivals if a.body["payload"]["event_key"] == key])
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'{"url": "ftp://x", "delay": -1}', ("url", "delay")),
+        (b'{"url": "%s", "run_at": "2026-11-20T15:00:00"}' % URL.encode(), ("timezone",)),
+        (b'{"url": "%s", "run_at": "1970-01-01T00:00:00Z"}' % URL.encode(), ("30 days",)),
+        (b'{"url": "%s", "run_at": "2099-01-01T00:00:00Z"}' % URL.encode(), ("ten years",)),
+        (b'{"url": "%s", "context": {"retry_params": {"x": 1}}}' % URL.encode(), ("params.x",)),
+        (b'{"url": "%s", "context": "\\u0000"}' % URL.encode(), ("NUL",)),
+        (b'{"url": "%s", "context": NaN}' % URL.encode(), ("number",)),
+        (b'{"url": "%s", "context": 1e999999}' % URL.encode(), ("number",)),
+        (b'{"url": "%s", "context": "\\ud800"}' % URL.encode(), ("JSON",)),
+        (b'{"url": "x", "context": %s}' % (b"[" * 10_000 + b"]" * 10_000), ("recursion",)),
+        (b"not json", ("JSON",)),
+    ],
+)
+async def test_row_26_nonsense_is_dead_at_once_with_every_fault(
+    it: Player, body: bytes, named: tuple[str, ...]
+) -> None:
+    await it.send(body)
+    reason = str((await it.letter()).headers["x-ringback-reason"])
+    assert all(name in reason for name in named), reason
+
+
+async def test_an_unknown_type_and_a_foreign_event_are_dead(it: Player) -> None:
+    await it.send({"url": URL}, "DeleteEverything")
+    assert "DeleteEverything" in str((await it.letter()).headers["x-ringback-reason"])
+    await it.send({"id": str(uuid4())}, "CancelCallback")
+    assert "no such callback" in str((await it.letter()).headers["x-ringback-reason"])
+
+
+async def test_s9_tickets_come_in_a_header(it: Player, requester: Requester) -> None:
+    ticket = Tickets(TICKET_KEY).issue("shop", lifetime=60)
+    message_id = await it.send({"url": URL, "delay": 900}, headers={"x-service-ticket": ticket})
+    event = event_of_message("shop", message_id)
+    await until(lambda: _is_there(requester, "shop", event))
+    assert (await ask(requester, "GetCallback", id=str(event))).code == "not_found"
+    await it.send({"url": URL}, headers={"x-service-ticket": ticket[:-3] + "abc"})
+    assert "ticket" in str((await it.letter()).headers["x-ringback-reason"])
+
+
+async def _is_there(requester: Requester, client: str, event: UUID) -> bool:
+    answer = await ask(requester, "GetCallback", client, id=str(event))
+    return not isinstance(answer, Failure)
+
+
+async def test_requests_are_answered(requester: Requester) -> None:
+    assert await ask(requester, "Ping") == {"status": "ready"}
+    created = await ask(requester, "CreateCallback", callback={"url": URL, "delay": 900})
+    assert created["status"] == "scheduled"
+    cancelled = await ask(requester, "CancelCallbacks", id=created["id"])
+    assert cancelled == {"id": created["id"], "result": "cancelled"}
+    failure = await ask(requester, "CreateCallback", callback={"url": "x", "y": 1})
+    assert {each.field for each in failure.errors} == {"url", "y"}
+
+
+async def test_a_slow_receiver_is_retried_by_the_scheduler(
+    it: Player, requester: Requester
+) -> None:
+    def fate(arrival: Arrival) -> tuple[str, dict[str, Any]]:
+        if arrival.dispatch < 3:
+            return "callback.given_back", {"reason": "answered 500", "final": False}
+        return "callback.delivered", {"status": 200, "duration": 0.1}
+
+    it.fate = fate
+    params = {"strategy": "constant", "base_delay": 0.2, "quick_retries_count": 0}
+    message_id = await it.send({"url": URL, "retry_params": params})
+    event = str(event_of_message("", message_id))
+    await until(lambda: event in it.told("notified"))
+    assert [each.dispatch for each in it.of(event)] == [1, 2, 3]
+    assert [each.body["payload"]["attempt"] for each in it.of(event)] == [1, 2, 3]
+    assert (await ask(requester, "GetCallback", id=event))["attempts"] == 3
+
+
+async def test_metrics_tell(scheduler: Service, it: Player) -> None:
+    before = await scheduler.metric("ringback_schedule_lag_seconds_count")
+    event = str(event_of_message("", await it.send({"url": URL})))
+    await until(lambda: event in it.told("notified"))
+    assert await scheduler.metric("ringback_schedule_lag_seconds_count") > before
+    assert await scheduler.metric("ringback_schedules_created_total", outcome="created") > 0
+    assert await scheduler.metric("ringback_schedules_settled_total", status="notified") > 0
+    assert scheduler.logged("schedule notified", schedule_id=event)
+
+
+async def test_no_start_without_a_key_for_secrets(database_url: str) -> None:
+    for missing in ("RINGBACK_SECRETS_KEY", "RINGBACK_DATABASE_URL"):
+        given = settings(database_url)
+        del given[missing]
+        output = await ringback("run", "scheduler", amqp_url="amqp://127.0.0.1:9/", **given)
+        assert output.code == 2
+        assert missing in output.err
+
+
+async def test_through_the_real_callback_service(
+    shared_amqp_url: str, tmp_path: Path, requester: Requester
+) -> None:
+    with running(tmp_path, shared_amqp_url) as callback:
+        await callback.ready()
+        async with sandbox() as receiver:
+            url = await receiver.mailbox()
+            due = time.time() + 1
+            asked = {"url": url, "run_at": in_seconds(1), "hmac_secret": SECRET, "context": 1}
+            created = await ask(requester, "CreateCallback", "shop", callback=asked)
+            (hook,) = await receiver.hooks(url)
+            assert time.time() >= due
+            headers = {name.lower(): value for name, value in hook["headers"].items()}
+            assert headers["webhook-id"] == created["id"]
+            assert headers["x-signature"]
+            assert headers["x-service-ticket"]
+
+            async def notified() -> bool:
+                status = await ask(requester, "GetCallback", "shop", id=created["id"])
+                return bool(status["status"] == "notified")
+
+            await until(notified)
