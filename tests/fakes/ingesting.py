@@ -72,7 +72,11 @@ class Outskirts:
         """Publish an event, confirmed, as its documentation says."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         key = f"{body['from_service']}.{body['event']}" if isinstance(body, dict) else "x.y"
-        given = {"content_type": "application/json", "type": "Event", "delivery_mode": 2}
+        given: dict[str, Any] = {
+            "content_type": "application/json",
+            "type": "Event",
+            "delivery_mode": 2,
+        }
         exchange = await self.channel.get_exchange("events", ensure=False)
         message = aio_pika.Message(raw, **(given | properties))
         await exchange.publish(message, routing_key=key, timeout=30)

@@ -86,10 +86,11 @@ class Ingestion:
         return list(await asyncio.gather(*(self.handler.handle(_message(name)) for name in names)))
 
     async def publish(self) -> None:
-        """Publish all that can be had."""
-        self.now += 60  # a look for what others left is due
-        while await self.outbox.run_once():
-            pass
+        """Publish all that can be had: what is held, and then what others left."""
+        for _ in range(2):
+            while await self.outbox.run_once():
+                pass
+            self.now += 60
 
     async def die(self) -> None:
         self._running.cancel()
