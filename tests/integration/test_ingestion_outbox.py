@@ -178,7 +178,8 @@ async def obeys_the_law(url: str, steps: list[tuple[str, list[str]]]) -> None:
                     except StoreLost:
                         await it.die()
                 it = Ingestion(database, broker)
-        await expire_leases(database)
+        await it.publish()
+        await expire_leases(database)  # of what dead processes left
         await it.publish()
         await it.die()
 
