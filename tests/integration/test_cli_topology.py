@@ -40,6 +40,7 @@ async def test_a_queue_with_other_arguments_is_named_with_the_difference(
 
 async def test_doctor_finds_everything_well(amqp_url: str, database_url: str) -> None:
     await ringback("topology", "declare", amqp_url=amqp_url)
+    await ringback("migrate", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url)
 
     output = await ringback(
         "doctor", "--json", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url
@@ -50,6 +51,7 @@ async def test_doctor_finds_everything_well(amqp_url: str, database_url: str) ->
     assert checks == [
         *("settings", "python", "broker", "topology", "publishing", "clock"),
         *("database", "clock"),
+        *("migrations", "migrations"),  # scheduler, ingestion
     ]
 
 
