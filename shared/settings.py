@@ -22,7 +22,13 @@ DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
 DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
 
 # Where each service serves /metrics, /healthz and /readyz unless told otherwise.
-METRICS_PORTS: Final = {"callback": 9101, "scheduler": 9102, "gateway": 9103, "sandbox": 9109}
+METRICS_PORTS: Final = {
+    "callback": 9101,
+    "scheduler": 9102,
+    "gateway": 9103,
+    "ingestion": 9104,
+    "sandbox": 9109,
+}
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -129,6 +135,11 @@ class Settings(BaseSettings):
     shutdown_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=25.0,
         description="Seconds to finish work in flight after SIGTERM; below Kubernetes' 30.",
+    )
+    rules_file: Annotated[Path | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        description="Rules that say what follows from events, besides the shipped ones.",
+        examples=["/etc/ringback/rules.toml"],
     )
     queue_type: QueueType = Field(
         default=QueueType.QUORUM, description="classic gives up at-least-once dead-lettering."

@@ -17,6 +17,9 @@ OUTCOMES: Final = "outcomes"
 SCHEDULES: Final = "schedules"  # the exchange and its work queue
 SCHEDULER_OUTCOMES: Final = "scheduler.outcomes"
 SCHEDULER_REQUESTS: Final = "scheduler.requests"
+EVENTS: Final = "events"  # this and the next two: the exchange and its work queue
+POSTINGS: Final = "postings"
+USER_EVENTS: Final = "user_events"
 
 # x-delivery-limit: how often a message may come back unacknowledged (its worker died) before it is
 # dead. 20 is what RabbitMQ 4 does by default; set here so that 3.10 does the same.
@@ -109,12 +112,20 @@ class Topology:
 
 # Routing keys of the exchange `schedules`.
 SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
+# The routing keys of the exchanges `postings` and `user_events`.
+POSTING_KEY: Final = "posting"
+USER_EVENT_KEY: Final = "user_event"
 
-EXCHANGES: Final = (Exchange(OUTCOMES), Exchange(SCHEDULES))
+EXCHANGES: Final = tuple(
+    Exchange(name) for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS)
+)
 WORK_QUEUES: Final = (
     WorkQueue(CALLBACKS),
     WorkQueue(SCHEDULES, tuple((SCHEDULES, key) for key in (SCHEDULE, CANCEL, RESCHEDULE))),
     WorkQueue(SCHEDULER_OUTCOMES, ((OUTCOMES, "callback.*.scheduler"),)),
+    WorkQueue(EVENTS, ((EVENTS, "#"),)),
+    WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
+    WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
 )
 # Queues of requests, answered directly and dropped when nobody waits any more: no tiers, no dead
 # queue, and nothing that a classic queue would not do.

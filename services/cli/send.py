@@ -20,6 +20,8 @@ from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import Outgoing, Publisher, fresh_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.context import field_errors
+from shared.contracts.events import EVENT, Event
+from shared.contracts.postings import POSTING, Posting
 from shared.contracts.schedules import (
     CANCEL_CALLBACK,
     RESCHEDULE_CALLBACK,
@@ -30,7 +32,16 @@ from shared.contracts.schedules import (
     event_of_message,
 )
 from shared.settings import Settings
-from shared.topology import CALLBACKS, CANCEL, RESCHEDULE, SCHEDULE, SCHEDULES
+from shared.topology import (
+    CALLBACKS,
+    CANCEL,
+    EVENTS,
+    POSTING_KEY,
+    POSTINGS,
+    RESCHEDULE,
+    SCHEDULE,
+    SCHEDULES,
+)
 
 # Publishes in flight: enough that nobody waits for a round trip, few enough to repeat.
 WINDOW: Final = 500
@@ -43,11 +54,12 @@ RETURN: Final = 30.0
 class Sendable:
     """A message type: how it is checked, where it goes, and the id it will be known by.
 
-    `identity` gives that from the model and the message_id.
+    `identity` gives that from the model and the message_id. A model whose type has no
+    `routing_key` names it itself.
     """
 
     model: type[BaseModel]
-    routing_key: str
+    routing_key: str | None
     exchange: str = ""
     identity: Callable[[Any, str], str] = lambda _, message_id: message_id
 
@@ -64,6 +76,8 @@ TYPES: Final = {
     ),
     CANCEL_CALLBACK: Sendable(CancelCallback, CANCEL, SCHEDULES),
     RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
+    EVENT: Sendable(Event, None, EVENTS, lambda event, message_id: event.event_id or message_id),
+    POSTING: Sendable(Posting, POSTING_KEY, POSTINGS),
 }
 
 
@@ -75,6 +89,7 @@ class Document:
     body: bytes
     id: str
     message_id: str
+    routing_key: str
 
 
 @click.command
@@ -84,10 +99,10 @@ class Document:
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     """Publish the message in FILE, or many as JSON lines; without FILE from standard input.
 
-    TYPE is SendCallback, ScheduleCallback, CancelCallback or RescheduleCallback. Everything is
-    checked first: if one message is wrong, each wrong field of each line is named and nothing is
-    sent. A message's id is printed once the broker has confirmed it. After an interruption, send
-    again what has no printed id: at worst it arrives twice.
+    TYPE is SendCallback, ScheduleCallback, CancelCallback, RescheduleCallback, Event or Posting.
+    Everything is checked first: if one message is wrong, each wrong field of each line is named and
+    nothing is sent. A message's id is printed once the broker has confirmed it. After an
+    interruption, send again what has no printed id: at worst it arrives twice.
 
     \b
     Examples:
@@ -133,7 +148,8 @@ def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
         else:
             message_id = fresh_id()
             identity = sendable.identity(model, message_id)
-            documents.append(Document(line, body, identity, message_id))
+            key = model.routing_key if isinstance(model, Event) else sendable.routing_key or ""
+            documents.append(Document(line, body, identity, message_id, key))
     return documents, faults if pieces else ["the input is empty"]
 
 
@@ -225,7 +241,7 @@ async def _round(
         )
         await window.acquire()
         result = publisher.publish(
-            Outgoing(sendable.routing_key, properties, document.body, exchange=sendable.exchange)
+            Outgoing(document.routing_key, properties, document.body, exchange=sendable.exchange)
         )
         result.add_done_callback(partial(ended, document))
         if errors:

@@ -8,11 +8,11 @@ from json import dumps
 from uuid import UUID
 
 from services.scheduler import domain, metrics
-from services.scheduler.batches import Batcher
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.messages import content
 from services.scheduler.recurrence import first
 from services.scheduler.store import Claim, Known, Order, Store
+from shared.batches import Batcher
 from shared.contracts.context import json_text
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.contracts.schedule_requests import Created

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from services.scheduler import domain
 from services.scheduler.announce import Announcer
-from services.scheduler.batches import Batcher
 from services.scheduler.domain import Event, Happened, Step
 from services.scheduler.store import Past, Store
 from shared.amqp.message import Dead, Message, Outcome
+from shared.batches import Batcher
 from shared.contracts.facts import (
     FACTS,
     CallbackAttemptFailed,

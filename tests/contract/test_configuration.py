@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings
 from services.callback.settings import CallbackSettings
 from services.cli.config import as_toml
 from services.gateway.settings import GatewaySettings
+from services.ingestion.settings import IngestionSettings
 from services.sandbox.settings import Settings as SandboxSettings
 from services.scheduler.settings import SchedulerSettings
 from shared.settings import WrongSettings, load_shared
@@ -20,6 +21,7 @@ SERVICES: dict[str, type[BaseSettings]] = {
     "callback": CallbackSettings,
     "gateway": GatewaySettings,
     "scheduler": SchedulerSettings,
+    "ingestion": IngestionSettings,
     "sandbox": SandboxSettings,
 }
 

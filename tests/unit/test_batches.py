@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.scheduler.batches import Batcher
 from services.scheduler.clock import DatabaseClock
+from shared.batches import Batcher
 
 
 async def test_what_gathers_while_a_batch_is_worked_on_is_the_next_one() -> None:

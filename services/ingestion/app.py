@@ -1,0 +1,85 @@
+"""The composition root of ingestion: the only place that constructs things."""
+
+import socket
+from datetime import timedelta
+from functools import partial
+
+from services.ingestion import rules
+from services.ingestion.domain import Received
+from services.ingestion.handlers import Handler, identity, read, report
+from services.ingestion.outbox import Outbox
+from services.ingestion.retention import Retention
+from services.ingestion.settings import IngestionSettings
+from services.ingestion.store import Store
+from shared.amqp.consumer import Consumer
+from shared.amqp.message import Work
+from shared.amqp.publisher import Publisher
+from shared.clock import SystemClock
+from shared.postgres.migrations import Schema
+from shared.postgres.pool import Database
+from shared.process.command import Service
+from shared.process.run import Process
+from shared.retry import RetryPolicy
+from shared.settings import load
+from shared.topology import CALLBACKS, EVENTS, POSTINGS, SCHEDULES, USER_EVENTS, topology
+
+SCHEMA = Schema.of("services.ingestion")
+
+
+async def start(process: Process) -> None:
+    """Put ingestion together and set it going.
+
+    Raises:
+        WrongRules: the file of rules has faults.
+    """
+    settings = load(IngestionSettings, "ingestion")
+    known = rules.load(process.settings.rules_file)
+    name = f"ringback ingestion {socket.gethostname()}"
+    url, health, clock = process.settings.amqp_url, process.health, SystemClock()
+    tables = topology(process.settings.queue_type).only(
+        (EVENTS, POSTINGS, SCHEDULES, CALLBACKS, USER_EVENTS)
+    )
+    database = Database(
+        process.settings.database_url or "",  # a start without is refused before
+        name=name,
+        health=health,
+        schema=SCHEMA,
+    )
+    publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
+    store = Store(database)
+    outbox = Outbox(store, publisher, batch=settings.batch, steady=clock.monotonic)
+    handler = Handler(known, store, outbox, clock, batch=settings.batch)
+    consumer = Consumer(
+        Work(
+            queue=EVENTS,
+            read=partial(read, max_bytes=settings.max_message_bytes),
+            identity=identity,
+            handle=handler.handle,
+            policy=_policy,
+            report=report,
+            drain=_nothing,
+        ),
+        url=url,
+        name=f"{name} consumer",
+        topology=tables,
+        publisher=publisher,
+        prefetch=settings.prefetch,
+        clock=clock,
+        health=health,
+    )
+    retention = Retention(store, timedelta(days=settings.retention))
+    for part in (database, publisher, outbox, handler, consumer, retention):
+        process.run(part.run())
+    process.on_drain(consumer.drain)
+    process.on_drain(outbox.drain)
+
+
+def _policy(_: Received) -> RetryPolicy:
+    return RetryPolicy()
+
+
+def _nothing() -> None:
+    """An event is short work: nothing is given up on stopping."""
+
+
+SERVICE = Service("services.ingestion", IngestionSettings, start, schema=SCHEMA)

@@ -1,0 +1,158 @@
+"""From a message to an event in the database: reads, decides, and takes in, in batches."""
+
+import logging
+from enum import StrEnum
+from typing import Final
+
+from prometheus_client import Counter
+from pydantic import BaseModel, ValidationError
+
+from services.ingestion import metrics
+from services.ingestion.domain import (
+    Received,
+    Rules,
+    UnknownEvent,
+    Verdict,
+    content_id,
+    decide,
+)
+from services.ingestion.outbox import Outbox
+from services.ingestion.store import Accepted, Pending, Store
+from shared.amqp.message import Dead, Done, Message, Outcome
+from shared.batches import Batcher
+from shared.clock import Clock
+from shared.contracts.context import field_errors
+from shared.contracts.events import EVENT, Event
+from shared.errors import ContractViolation
+
+logger = logging.getLogger(__name__)
+
+JSON: Final = "application/json"
+FAULTS_NAMED: Final = 10
+
+
+class Became(StrEnum):
+    """What became of an event that was understood."""
+
+    ACCEPTED = "accepted"  # its commands are in the outbox
+    DUPLICATE = "duplicate"  # it was accepted before
+    STALE = "stale"  # too old
+    SKIPPED = "skipped"  # no rule's condition holds
+
+
+_COUNTERS: Final = {
+    Became.ACCEPTED: metrics.ACCEPTED,
+    Became.DUPLICATE: metrics.DUPLICATE,
+    Became.STALE: metrics.STALE,
+    Became.SKIPPED: metrics.SKIPPED,
+}
+
+
+def read(message: Message[Received], *, max_bytes: int) -> Received:
+    """The event in a message, and by which id it is known: its own, the message's, or its content.
+
+    Raises:
+        ContractViolation: it is none; every wrong field is named, no value is.
+    """
+    properties = message.properties
+    if len(message.body) > max_bytes:
+        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
+    if properties.type != EVENT:
+        raise ContractViolation(f"type is {properties.type!r}, not {EVENT!r}")
+    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
+        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
+    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
+        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
+    try:
+        event = Event.model_validate_json(message.body)
+    except ValidationError as error:
+        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
+        more = f" and {len(named) - FAULTS_NAMED} more" if len(named) > FAULTS_NAMED else ""
+        raise ContractViolation("; ".join(named[:FAULTS_NAMED]) + more) from None
+    at = event.occurred_at.timestamp() if event.occurred_at else properties.timestamp
+    return Received(event, event.event_id or message.id or content_id(event), at)
+
+
+def identity(received: Received) -> str:
+    """The id that the message is known by on every copy."""
+    return received.id
+
+
+class Handler:
+    """Takes events in; those of a batch are one transaction."""
+
+    def __init__(
+        self, rules: Rules, store: Store, outbox: Outbox, clock: Clock, *, batch: int
+    ) -> None:
+        self._rules = rules
+        self._store = store
+        self._outbox = outbox
+        self._clock = clock
+        self._batches: Batcher[Accepted, Became] = Batcher(self._accept, most=batch)
+
+    async def run(self) -> None:
+        """Take in what comes until cancelled."""
+        await self._batches.run()
+
+    async def handle(self, message: Message[Received]) -> Became:
+        """Act on an event; what follows from it is committed when this returns.
+
+        Raises:
+            UnknownEvent: no rule is about it.
+            RuleFailed: a rule can't be applied to it.
+            StoreLost: repeat it later.
+        """
+        received = message.model
+        assert received is not None  # noqa: S101 - read comes first
+        now = self._clock.now()
+        decision = decide(self._rules, received, now=now)
+        match decision.verdict:
+            case Verdict.STALE:
+                return Became.STALE
+            case Verdict.SKIP:
+                return Became.SKIPPED
+            case Verdict.ACT:
+                commands = tuple(
+                    Pending(command, now, message.traceparent) for command in decision.commands
+                )
+                return await self._batches.add(Accepted(received.key, commands))
+
+    async def _accept(self, events: list[Accepted]) -> list[Became]:
+        first = {event.key: event for event in reversed(events)}
+        leased = self._outbox.lease()
+        fresh = await self._store.accept(list(first.values()), lease=leased)
+        self._outbox.take([each for key in fresh for each in first[key].commands], leased)
+        return [
+            Became.ACCEPTED
+            if event.key in fresh and event is first[event.key]
+            else Became.DUPLICATE
+            for event in events
+        ]
+
+
+def report(message: Message[Received], outcome: Outcome[Became]) -> BaseModel | None:
+    """Count and log what became of an event."""
+    context: dict[str, object] = {"message_id": message.id}
+    if message.model is not None:
+        event = message.model.event
+        context |= {"from_service": event.from_service, "event": event.event}
+    match outcome:
+        case Done(became):
+            _COUNTERS[became].inc()
+            logger.debug("event %s", became, extra=context)
+        case Dead(reason, error):
+            _counter_of(error).inc()
+            logger.error("event dead", extra=context | {"reason": reason})
+        case _:
+            pass
+    return None
+
+
+def _counter_of(error: Exception) -> Counter:
+    match error:
+        case UnknownEvent():
+            return metrics.UNKNOWN
+        case ContractViolation():
+            return metrics.INVALID
+        case _:
+            return metrics.FAILED

@@ -1,0 +1,226 @@
+"""Ingestion as a process: events in, postings out, on a real broker and database."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.ingestion.app import SCHEMA
+from shared.postgres.migrations import migrate
+from tests.fakes.command import ringback
+from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, Outskirts, outskirts, signed_up
+from tests.fakes.service import Service, running
+from tests.fakes.waiting import until
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+RULES = """
+[broken]
+from_service = "shop"
+event = "paid"
+[[broken.user_event]]
+user_id = "{{ details.customer }}"
+type = "paid"
+event = {}
+"""
+
+
+@pytest.fixture(scope="module")
+def service(
+    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    asyncio.run(migrate(database_url, SCHEMA))
+    directory = tmp_path_factory.mktemp("ingestion")
+    (directory / "rules.toml").write_text(RULES)
+    settings = {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_RULES_FILE": "rules.toml"}
+    with running(directory, shared_amqp_url, settings, RUN_INGESTION) as it:
+        asyncio.run(it.ready())
+        yield it
+
+
+@pytest.fixture
+async def around(service: Service, shared_amqp_url: str) -> AsyncIterator[Outskirts]:
+    assert not service.exited(), service.output
+    async with outskirts(shared_amqp_url) as it:
+        yield it
+
+
+async def counted(service: Service, outcome: str, more_than: float) -> None:
+    async def more() -> bool:
+        return await service.metric("ringback_events_total", outcome=outcome) > more_than
+
+    await until(more)
+
+
+@pytest.mark.parametrize("event", KNOWN_EVENTS, ids=lambda event: event["event"])
+async def test_e1_e2_every_known_event_starts_its_posting(
+    around: Outskirts, event: dict[str, Any]
+) -> None:
+    body = signed_up(**event)
+    await around.send(body, headers={"traceparent": TRACE})
+
+    message = await around.posting(body["event_id"])
+
+    posting = json.loads(message.body)
+    name = "welcome" if event["from_service"] == "auth" else event["event"]
+    assert posting["template"] == f"email/{name}.md"
+    assert posting["delivery_type"] == ["email"]
+    assert (message.type, message.content_type) == ("Posting", "application/json")
+    assert message.delivery_mode == 2
+    assert message.app_id == "ringback"
+    assert message.headers["traceparent"] == TRACE
+    assert message.headers["x-ringback-id"] != message.message_id
+    assert message.timestamp
+
+
+@pytest.mark.parametrize("by", ["event_id", "message_id", "content"])
+async def test_e3_an_event_delivered_twice_acts_once(
+    around: Outskirts, service: Service, by: str
+) -> None:
+    body = signed_up()
+    event_id = body["event_id"]
+    if by != "event_id":
+        del body["event_id"]
+        body["details"] = body["details"] | {"username": event_id}
+    ids = {"message_id": f"m-{event_id}"} if by == "message_id" else {}
+    before = await service.metric("ringback_events_total", outcome="duplicate")
+    for _ in range(3):
+        if by == "content":
+            await around.send_without_message_id(body)
+        else:
+            await around.send(body, **ids)
+    await counted(service, "duplicate", before + 1)
+    marker = signed_up()
+    await around.send(marker)
+    await around.posting(marker["event_id"])
+
+    acted = [each for each in around.postings if event_id in each.body.decode()]
+
+    assert len(acted) == 1
+
+
+async def test_e3_an_event_that_is_too_old_is_counted_and_not_acted_on(
+    around: Outskirts, service: Service
+) -> None:
+    now = datetime.now(UTC)
+    old = [
+        (signed_up(expires_at=(now - timedelta(seconds=1)).isoformat()), {}),
+        (signed_up(occurred_at=(now - timedelta(days=2)).isoformat()), {}),
+        (signed_up(), {"timestamp": now - timedelta(days=2)}),
+    ]
+    before = await service.metric("ringback_events_total", outcome="stale")
+    for body, properties in old:
+        await around.send(body, **properties)
+    await counted(service, "stale", before + 2)
+    young = signed_up(occurred_at=now.isoformat())
+    await around.send(young, timestamp=now - timedelta(days=2))  # what the event says counts
+    await around.posting(young["event_id"])
+
+    assert not [each for body, _ in old for each in around.of(body["event_id"])]
+    assert await around.length_of_dead() == 0
+
+
+# Row 26 and its like: at once, whole, with a reason.
+@pytest.mark.parametrize(
+    ("body", "properties", "reason"),
+    [
+        (b"", {}, "EOF"),
+        (b"\xff\xfe", {}, "Invalid JSON"),
+        (b'{"from_service": "a", "event": "b", "details": {"x": NaN}}', {}, "details"),
+        (b'{"from_service": "a", "event": "b", "details": {"x": 1e999999}}', {}, "details"),
+        (b'{"from_service": "a", "event": "b", "details": {"x": "\\u0000"}}', {}, "details"),
+        (b'{"from_service": "a", "event": "b", "details": {"x": "\\ud800"}}', {}, "Invalid JSON"),
+        (b'{"details": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", {}, "recursion"),
+        (b'{"from_service": "a", "event": "b", "details": "' + b"x" * 300_000 + b'"}', {}, "bytes"),
+        (json.dumps(signed_up(colour="red")).encode(), {}, "colour: Extra inputs"),
+        (json.dumps(signed_up()).encode(), {"type": "Evnt"}, "type is 'Evnt'"),
+        (json.dumps(signed_up()).encode(), {"content_type": "text/plain"}, "content_type"),
+        (json.dumps(signed_up()).encode(), {"content_encoding": "gzip"}, "content_encoding"),
+    ],
+    ids=range(12),
+)
+async def test_row_26_what_is_no_event_is_dead_at_once_with_its_reason(
+    around: Outskirts, service: Service, body: bytes, properties: dict[str, Any], reason: str
+) -> None:
+    before = await service.metric("ringback_events_total", outcome="invalid")
+    await around.send(body, **properties)
+
+    letter = await around.letter()
+
+    assert letter.body == body
+    assert reason in str(letter.headers["x-ringback-reason"])
+    await counted(service, "invalid", before)
+
+
+async def test_e1_an_event_no_rule_knows_is_kept_and_counted(
+    around: Outskirts, service: Service
+) -> None:
+    before = await service.metric("ringback_events_total", outcome="unknown")
+    await around.send(signed_up(event="user_left"))
+
+    letter = await around.letter()
+
+    expected = "no rule knows the event 'user_left' of 'auth'"
+    assert letter.headers["x-ringback-reason"] == expected
+    await counted(service, "unknown", before)
+
+
+async def test_e2_an_event_a_rule_can_t_be_applied_to_is_kept_with_rule_and_reason(
+    around: Outskirts, service: Service
+) -> None:
+    before = await service.metric("ringback_events_total", outcome="failed")
+    await around.send(signed_up(from_service="shop", event="paid"))
+
+    letter = await around.letter()
+
+    expected = "rule broken, user_event.0: user_id: there is no field 'customer'"
+    assert letter.headers["x-ringback-reason"] == expected
+    await counted(service, "failed", before)
+
+
+async def test_e1_ringback_send_publishes_events(around: Outskirts, shared_amqp_url: str) -> None:
+    body = signed_up()
+    output = await ringback("send", "Event", amqp_url=shared_amqp_url, given=json.dumps(body))
+    assert (output.code, output.out) == (0, body["event_id"] + "\n"), output.err
+    assert await around.posting(body["event_id"])
+
+
+async def test_e2_rules_are_checked_and_tried_on_the_command_line(tmp_path: Path) -> None:
+    file, event = tmp_path / "rules.toml", tmp_path / "event.json"
+    event.write_text(json.dumps(signed_up(event_id="e-1")))
+    file.write_text("[r]\nfrom_service = 's'\nevnt = 'e'\n")
+    wrong = await ringback("rules", "check", str(file), amqp_url=None)
+    assert wrong.code == 1
+    assert f"{file}: r.event: Field required" in wrong.err
+    assert f"{file}: r.evnt: Extra inputs are not permitted" in wrong.err
+    file.write_text(RULES)
+    right = await ringback("rules", "check", str(file), "--json", amqp_url=None)
+    assert (right.code, right.json_lines[0]["faults"]) == (0, [])
+    assert right.json_lines[0]["rules"][-1]["commands"] == ["user_event.0"]
+
+    tried = await ringback("rules", "try", str(file), str(event), "--json", amqp_url=None)
+
+    assert tried.code == 0, tried.err
+    (shown,) = tried.json_lines
+    assert (shown["id"], shown["verdict"]) == ("e-1", "act")
+    (command,) = shown["commands"]
+    assert (command["type"], command["exchange"]) == ("Posting", "postings")
+    assert command["body"]["from_event"] == "e-1"
+    event.write_text(json.dumps(signed_up(from_service="shop", event="paid")))
+    dead = await ringback("rules", "try", str(file), str(event), amqp_url=None)
+    assert dead.code == 1
+    assert "dead: rule broken, user_event.0: user_id: there is no field 'customer'" in dead.err
+
+
+async def test_e2_wrong_rules_end_the_start_with_every_fault(
+    tmp_path: Path, shared_amqp_url: str, database_url: str
+) -> None:
+    (tmp_path / "rules.toml").write_text("x = 1\n[r]\nfrom_service = 's'\n")
+    settings = {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_RULES_FILE": "rules.toml"}
+    with running(tmp_path, shared_amqp_url, settings, RUN_INGESTION) as it:
+        assert await it.exit_code() == 2
+        assert "rules.toml: x: must be a table" in it.output
+        assert "rules.toml: r.event: Field required" in it.output
