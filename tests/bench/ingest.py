@@ -1,25 +1,13 @@
-"""`python -m tests.bench.ingest`: events a second that one ingestion process takes in.
-
-Every event is checked, its rule applied, its key and posting committed, and its posting published
-with a confirm. One in ten is a duplicate. Broker and database, durable, share the machine's cores.
-"""
+"""Part i: events a second that one ingestion process takes in and acts on."""
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from typing import Final
 
-import click
-import uvloop
 from aiormq.abc import AbstractChannel
 
-from deploy.local.broker import Broker
-from deploy.local.daemon import CHECKOUT
-from deploy.local.database import Database
-from deploy.local.watchdog import throwaway
 from services.ingestion.app import SCHEMA
 from shared.amqp.codec import Properties
 from shared.amqp.connection import opened
@@ -30,67 +18,60 @@ from shared.contracts.events import EVENT
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
 from shared.topology import EVENTS, POSTINGS, topology
-from tests.bench.rig import Sender
+from tests.bench.rig import Rig
+from tests.bench.table import Row, Section, at_least
 
-AT_ONCE = 1000
-DUPLICATE_EVERY = 10
-
-
-@click.command()
-@click.option("--events", default=60_000, show_default=True)
-def main(events: int) -> None:
-    """Measure how fast one process of ingestion is."""
-    with throwaway("bench") as directory:
-        broker = Broker(directory / "broker")
-        database = Database(directory / "database")
-        broker.start()
-        database.start()
-        try:
-            click.echo(uvloop.run(_measure(broker.add_vhost("bench"), database.url, events)))
-        finally:
-            broker.kill()
-            database.stop(immediate=True)
+COUNT: Final = 40_000
+AT_ONCE: Final = 1000
+DUPLICATE_EVERY: Final = 10
 
 
-async def _measure(amqp_url: str, database_url: str, events: int) -> str:
+async def ingestion(rig: Rig) -> Section:
+    """Part i."""
+    url = rig.broker.add_vhost("ingestion")
+    database_url = rig.database.create_database("ingestion")
     await migrate(database_url, SCHEMA)
     tables = topology()
-    publisher = Publisher(amqp_url, name="bench", topology=tables, health=Health())
+    publisher = Publisher(url, name="bench", topology=tables, health=Health())
     keeping = asyncio.create_task(publisher.run())
     await publisher.ready()
-    for start in range(0, events, AT_ONCE):
+    for start in range(0, COUNT, AT_ONCE):
         await publisher.publish_all(_event(start + number) for number in range(AT_ONCE))
-    wanted = sum(1 for number in range(events) if not _repeats(number))
-    async with opened(amqp_url, name="bench") as link:
+    wanted = sum(1 for number in range(COUNT) if not _repeats(number))
+    async with opened(url, name="bench") as link:
         await declare(link.connection, tables)
         channel = await link.connection.channel(publisher_confirms=False)
-        with subprocess.Popen(  # noqa: ASYNC220 - a millisecond, before anything is measured
-            [sys.executable, "-m", "services.ingestion"],
-            cwd=CHECKOUT,
-            env={
-                "PATH": os.environ["PATH"],
-                "RINGBACK_AMQP_URL": amqp_url,
-                "RINGBACK_DATABASE_URL": database_url,
-                "RINGBACK_METRICS_PORT": "0",
-                "RINGBACK_LOG_LEVEL": "WARNING",
-            },
-        ) as process:
-            sender = Sender(process, CHECKOUT / "none")
-            try:
-                while not await _length(channel):  # noqa: ASYNC110 - the broker gives no signal
-                    await asyncio.sleep(0.005)
-                first, begin, cpu = await _length(channel), time.monotonic(), sender.cpu()
-                while (last := await _length(channel)) < wanted:  # noqa: ASYNC110 - as above
-                    await asyncio.sleep(0.02)
-                seconds, cpu = time.monotonic() - begin, sender.cpu() - cpu
-            finally:
-                process.send_signal(signal.SIGKILL)
+        process = rig.start(
+            ("-m", "services.ingestion"),
+            url,
+            "ingestion",
+            {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_LOG_LEVEL": "WARNING"},
+        )
+        try:
+            while not await _length(channel):
+                process.check()
+                await asyncio.sleep(0.005)
+            first, begin, cpu = await _length(channel), time.monotonic(), process.cpu()
+            while (last := await _length(channel)) < wanted:
+                process.check()
+                await asyncio.sleep(0.02)
+            seconds, cpu = time.monotonic() - begin, process.cpu() - cpu
+        finally:
+            process.signal(signal.SIGKILL)
+            process.process.wait()
     keeping.cancel()
-    done = (last - first) * events / wanted
-    return (
-        f"{events} events, {wanted} different: {done / seconds:,.0f} events/s,"
-        f" {cpu / done * 1e6:.0f} µs of the process's CPU an event, load {os.getloadavg()[0]:.1f}"
-    )
+    await asyncio.gather(keeping, return_exceptions=True)
+    done = (last - first) * COUNT / wanted
+    rate = done / seconds
+    rows = [
+        Row("events", "/s", rate, target="at least 3,000", verdict=at_least(rate, 3000)),
+        Row("CPU of the process for an event", "µs", cpu / done * 1e6),
+    ]
+    notes = [
+        f"{COUNT:,} events, one in ten a duplicate: checked, its rule applied, its key and posting",
+        "committed, the posting published and confirmed; broker and database on the same cores",
+    ]
+    return Section("i", "Ingestion: events that one process acts on", "", rows, notes)
 
 
 async def _length(channel: AbstractChannel) -> int:
@@ -117,7 +98,3 @@ def _event(number: int) -> Outgoing:
     )
     key = f"{body['from_service']}.{body['event']}"
     return Outgoing(key, properties, json.dumps(body).encode(), exchange=EVENTS)
-
-
-if __name__ == "__main__":
-    main()
