@@ -58,29 +58,30 @@ class Arrivals:
 
     publisher: Publisher
     lags: list[float] = field(default_factory=list)  # seconds from due to here
-    last: float = 0.0
-    _unsettled: list[tuple[int, Delivery]] = field(default_factory=list)
+    held: bool = False  # receivers take their time: nothing is told yet
+    _untold: list[Delivery] = field(default_factory=list)
 
     def take(self, delivery: Delivery) -> None:
         now = time.time()
         due = _DUE.search(delivery.body)
         if due is not None:
             self.lags.append(now - float(due[1]))
-            self.last = now
-        self._unsettled.append((delivery.tag, delivery))
+        self._untold.append(delivery)
 
     async def settle(self, channel: TappedChannel) -> None:
-        """Ack and tell what came, every 10 ms, as the callback sender does."""
+        """Ack what came, and tell of it unless that is held back, every 10 ms."""
+        acked = 0
         while True:
             await asyncio.sleep(0.01)
-            batch, self._unsettled = self._unsettled, []
-            if not batch:
-                continue
-            facts = [_delivered(delivery) for _, delivery in batch]
-            await self.publisher.publish_all(
-                _facts(facts[start : start + 500]) for start in range(0, len(facts), 500)
-            )
-            channel.write(codec.encode_ack(channel.number, batch[-1][0], multiple=True))
+            if self._untold and self._untold[-1].tag > acked:
+                acked = self._untold[-1].tag
+                channel.write(codec.encode_ack(channel.number, acked, multiple=True))
+            if not self.held:
+                facts = [_delivered(delivery) for delivery in self._untold]
+                self._untold = []
+                await self.publisher.publish_all(
+                    _facts(facts[start : start + 500]) for start in range(0, len(facts), 500)
+                )
 
     async def until(self, count: int, check: Callable[[], None]) -> None:
         """Wait until so many have come.
@@ -347,7 +348,9 @@ async def _ours(site: Site) -> Fired:
     begin = time.time() + LEAD + RATE * SECONDS / 5000
     steady = await site.fire([begin + n / RATE for n in range(RATE * SECONDS)])
     due = time.time() + LEAD + CROWD / 5000
+    site.arrivals.held = True
     crowd = await site.fire([due] * CROWD)
+    site.arrivals.held = False
     if min(steady + crowd) < 0:
         raise Stuck("something fired early")
     return Fired(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
