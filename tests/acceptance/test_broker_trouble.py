@@ -234,6 +234,8 @@ async def test_a_deleted_tier_is_declared_again(own_broker: Broker, tmp_path: Pa
         await publisher.channel.queue_delete("callbacks.retry.1s")
         await it.send(publisher, 20)
         await it.ledger.closed()
+        failing = it.targets[3].requests
+        await until(lambda: len(failing) >= 2 * 5)  # its five have come back from the tier
         assert it.service.logged("publishing again", queue="callbacks.retry.1s")
 
 
