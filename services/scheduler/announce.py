@@ -2,30 +2,20 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from itertools import groupby
-from operator import attrgetter
 from typing import Final
-
-from pydantic_core import to_json
 
 from services.scheduler import metrics
 from services.scheduler.domain import Happened
-from shared.amqp.codec import Properties
-from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
-from shared.contracts.facts import FACTS
+from shared.amqp.facts import fact_messages
+from shared.amqp.publisher import Publisher
 from shared.contracts.schedule_facts import ScheduleFact
 from shared.contracts.schedules import Status
 from shared.errors import InfrastructureError
-from shared.topology import OUTCOMES
 
 logger = logging.getLogger(__name__)
 
-# Facts in one AMQP message, as shared/amqp/settlement.py has it.
-MOST_FACTS: Final = 500
 # Seconds to wait when the broker is lost or refuses, before going on.
 WAIT: Final = 1.0
 _LEVELS: Final = {Status.RETRYING: logging.WARNING, Status.FAILED: logging.ERROR}
@@ -51,7 +41,7 @@ class Announcer:
         facts = [_fact(each, now) for each in happened]
         while facts:
             try:
-                await self._publisher.publish_all(_messages(facts))
+                await self._publisher.publish_all(fact_messages(facts))
             except InfrastructureError as error:
                 logger.warning("publishing facts again: %s", error)
                 await asyncio.sleep(WAIT)
@@ -89,24 +79,3 @@ def _fact(happened: Happened, now: datetime) -> ScheduleFact:
         error=happened.error,
         next_at=happened.next_at,
     )
-
-
-def _messages(facts: list[ScheduleFact]) -> Iterator[Outgoing]:
-    kind = attrgetter("type")
-    for name, group in groupby(sorted(facts, key=kind), kind):
-        batch = list(group)
-        for start in range(0, len(batch), MOST_FACTS):
-            yield Outgoing(
-                name,
-                Properties(
-                    content_type="application/json",
-                    type=FACTS,
-                    message_id=fresh_id(),
-                    delivery_mode=PERSISTENT,
-                    timestamp=int(time.time()),
-                    app_id="ringback",
-                ),
-                to_json({"facts": batch[start : start + MOST_FACTS]}),
-                exchange=OUTCOMES,
-                mandatory=False,  # a fact nobody listens for is no fault
-            )

@@ -1,24 +1,14 @@
 """Settles deliveries in batches: first their facts are confirmed, then they are acked."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from itertools import groupby
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
 
 from pydantic import BaseModel
-from pydantic_core import to_json
 
 from shared.amqp import codec
-from shared.amqp.codec import Properties
-from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, fresh_id
+from shared.amqp.facts import fact_messages
+from shared.amqp.publisher import Outgoing
 from shared.amqp.tap import TappedChannel
-from shared.contracts.facts import FACTS
-from shared.topology import OUTCOMES
-
-# Facts in one AMQP message: some 100 kB, which no consumer chokes on.
-MOST_FACTS: Final = 500
 
 
 class Settlement:
@@ -70,7 +60,7 @@ class Settlement:
             tags, self._tags = self._tags, []
             facts, self._facts = self._facts, []
             if facts:
-                await self._announce(list(_messages(facts)))
+                await self._announce(list(fact_messages(facts)))
             if tags and not self.lost:
                 self._ack(tags)
 
@@ -89,29 +79,3 @@ class Settlement:
         if run:
             frames.append(codec.encode_ack(number, max(run), multiple=True))
         self._channel.write(b"".join(frames))
-
-
-def _topic(fact: Any) -> str:
-    """The routing key of a fact."""
-    owner = getattr(fact, "owner", None)
-    return f"{fact.type}.{owner}" if owner else str(fact.type)
-
-
-def _messages(facts: Iterable[BaseModel]) -> Iterable[Outgoing]:
-    for name, group in groupby(sorted(facts, key=_topic), _topic):
-        batch = list(group)
-        for start in range(0, len(batch), MOST_FACTS):
-            yield Outgoing(
-                name,
-                Properties(
-                    content_type="application/json",
-                    type=FACTS,
-                    message_id=fresh_id(),
-                    delivery_mode=PERSISTENT,
-                    timestamp=int(time.time()),
-                    app_id="ringback",
-                ),
-                to_json({"facts": batch[start : start + MOST_FACTS]}),
-                exchange=OUTCOMES,
-                mandatory=False,  # a fact nobody listens for is no fault
-            )

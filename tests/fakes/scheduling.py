@@ -223,3 +223,15 @@ async def schedulers(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def ended(it: Scheduler, how: str, **fields: Any) -> UUID:
+    """Create an event that has ended."""
+    event = await it.create(**fields)
+    if how == "cancelled":
+        await it.ask("CancelCallbacks", id=str(event))
+        return event
+    await it.come(event)
+    await it.fire()
+    await it.hear(delivered(event) if how == "notified" else given_back(event, final=True))
+    return event

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame
 
+from shared.amqp.facts import MOST_FACTS
 from shared.amqp.publisher import Outgoing
-from shared.amqp.settlement import MOST_FACTS, Settlement
+from shared.amqp.settlement import Settlement
 from shared.amqp.tap import TappedChannel
 from shared.contracts.facts import CallbackDead, CallbackDelivered, Facts
 from shared.errors import InfrastructureError
