@@ -5,13 +5,21 @@ that all services share stands at the top of the file and is `RINGBACK_X`.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from email.utils import formataddr, parseaddr
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 from yarl import URL
 
 from shared.topology import QueueType
@@ -27,8 +35,12 @@ METRICS_PORTS: Final = {
     "scheduler": 9102,
     "gateway": 9103,
     "ingestion": 9104,
+    "mailings": 9105,
+    "delivery": 9106,
     "sandbox": 9109,
 }
+
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -72,6 +84,54 @@ def _secrets_key(value: SecretStr) -> SecretStr:
 
     keys(value.get_secret_value())
     return value
+
+
+def _smtp_url(value: SecretStr) -> SecretStr:
+    url = _parsed(value.get_secret_value())
+    if url is None or url.scheme not in ("smtp", "smtps") or not url.host:
+        raise ValueError("must look like smtp://user:password@host:587 (or smtps://…:465)")
+    return value
+
+
+def _sms_url(value: str) -> str:
+    url = _parsed(value)
+    if url is None or url.scheme not in ("http", "https") or not url.host:
+        raise ValueError("must look like https://sms.example.com")
+    return value.rstrip("/")
+
+
+def _parsed(text: str) -> URL | None:
+    try:
+        return URL(text)
+    except ValueError:
+        return None
+
+
+def _mail_from(value: str) -> str:
+    name, address = parseaddr(value)
+    if "@" not in address or not value.isprintable():
+        raise ValueError("must look like Shop <news@shop.example.com>")
+    return formataddr((name, address))
+
+
+def _sources(value: Any) -> Any:
+    """Accept `auth, api:8080, movies=https://…`, as the environment gives it, besides a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = (part.strip().partition("=") for part in value.split(",") if part.strip())
+    return {host.strip(): url.strip() for host, _, url in pairs}
+
+
+def _checked_sources(value: dict[str, str]) -> dict[str, str]:
+    for host, url in value.items():
+        if not re.fullmatch(
+            r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", host
+        ):
+            raise ValueError(f"{host!r} is no host such as auth or api.example.com:8080")
+        parsed = _parsed(url) if url else None
+        if url and (parsed is None or parsed.scheme not in ("http", "https") or not parsed.host):
+            raise ValueError(f"{host}: {url!r} is no URL such as http://10.0.0.7:8000")
+    return {host.lower(): url.rstrip("/") for host, url in value.items()}
 
 
 # In docker-compose.yml, what is not set is empty.
@@ -140,6 +200,39 @@ class Settings(BaseSettings):
         default=None,
         description="Rules that say what follows from events, besides the shipped ones.",
         examples=["/etc/ringback/rules.toml"],
+    )
+    smtp_url: Annotated[Annotated[SecretStr, AfterValidator(_smtp_url)] | None, EMPTY_IS_NONE] = (
+        Field(
+            default=None,
+            description="The mail server; smtps:// is TLS from the start. Not set: e-mails wait.",
+            examples=["smtp://user:password@mail.example.com:587"],
+        )
+    )
+    mail_from: Annotated[str, AfterValidator(_mail_from)] = Field(
+        default="Ringback <ringback@localhost>", description="Whom e-mails are from."
+    )
+    sms_url: Annotated[Annotated[str, AfterValidator(_sms_url)] | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        description="The SMS gateway; a message goes to URL/v1/send/ID. Not set: SMS wait.",
+        examples=["https://sms.example.com"],
+    )
+    sms_key: Annotated[SecretStr | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        description="Its key: signs the JWT it is shown (HS256).",
+        examples=["the-gateways-key"],
+    )
+    sources: Annotated[
+        dict[str, str], NoDecode, BeforeValidator(_sources), AfterValidator(_checked_sources)
+    ] = Field(
+        default_factory=dict,
+        description="Hosts that user lists and template data may come from, separated by commas;"
+        " HOST=URL for one that is found elsewhere.",
+        examples=["auth, movies=http://10.0.0.7:8000"],
+    )
+    templates_dir: Annotated[Path | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        description="Templates, besides the shipped ones; one of the same name comes first.",
+        examples=["/etc/ringback/templates"],
     )
     queue_type: QueueType = Field(
         default=QueueType.QUORUM, description="classic gives up at-least-once dead-lettering."

@@ -20,6 +20,10 @@ SCHEDULER_REQUESTS: Final = "scheduler.requests"
 EVENTS: Final = "events"  # this and the next two: the exchange and its work queue
 POSTINGS: Final = "postings"
 USER_EVENTS: Final = "user_events"
+MESSAGES_EMAIL: Final = "messages.email"
+MESSAGES_SMS: Final = "messages.sms"
+MAILINGS_OUTCOMES: Final = "mailings.outcomes"
+MAILINGS_REQUESTS: Final = "mailings.requests"
 
 # x-delivery-limit: how often a message may come back unacknowledged (its worker died) before it is
 # dead. 20 is what RabbitMQ 4 does by default; set here so that 3.10 does the same.
@@ -126,10 +130,16 @@ WORK_QUEUES: Final = (
     WorkQueue(EVENTS, ((EVENTS, "#"),)),
     WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
     WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
+    WorkQueue(MESSAGES_EMAIL),
+    WorkQueue(MESSAGES_SMS),
+    WorkQueue(
+        MAILINGS_OUTCOMES,
+        tuple((OUTCOMES, f"message.{what}") for what in ("sent", "failed", "expired")),
+    ),
 )
 # Queues of requests, answered directly and dropped when nobody waits any more: no tiers, no dead
 # queue, and nothing that a classic queue would not do.
-REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS,)
+REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS)
 
 
 def tier_queue(work_queue: str, tier: Tier) -> str:

@@ -8,7 +8,6 @@ from functools import partial
 from services.callback import metrics
 from services.callback.domain import retry_policy
 from services.callback.handlers import Reporter, Sender, read
-from services.callback.lanes import STALLED_AFTER, Breaker, Lanes
 from services.callback.settings import CallbackSettings
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import Work
@@ -17,6 +16,7 @@ from shared.clock import SystemClock
 from shared.contracts.callback import SendCallback
 from shared.http.client import Client
 from shared.http.guard import Guard
+from shared.lanes import STALLED_AFTER, Breaker, Lanes
 from shared.process.command import Service
 from shared.process.run import Process
 from shared.settings import load

@@ -9,7 +9,6 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from services.callback import domain, metrics
-from services.callback.lanes import Lanes
 from services.callback.settings import CallbackSettings
 from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
 from shared.clock import Clock
@@ -23,6 +22,7 @@ from shared.contracts.facts import (
 from shared.errors import ContractViolation, Expired
 from shared.http.client import Client, DeliveryFailed, Reply
 from shared.http.guard import ForbiddenTarget, Target, parse_target
+from shared.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from services.callback.lanes import Breaker, Lanes
 from shared.errors import Deferred
+from shared.lanes import Breaker, Lanes
 
 
 class Time:

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from services.callback import lanes as module
-from services.callback.lanes import FIRST_LIMIT, LONGEST_PATIENCE, Breaker
+from shared import lanes as module
 from shared.errors import Deferred, InfrastructureError
+from shared.lanes import FIRST_LIMIT, LONGEST_PATIENCE, Breaker
 from tests.fakes.lanes import World, settled
 
 A, B = "https://a.example:443", "https://b.example:443"

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.callback import lanes as module
-from services.callback.lanes import FIRST_LIMIT, LONGEST_PAUSE, Breaker
+from shared import lanes as module
 from shared.errors import Deferred, InfrastructureError
+from shared.lanes import FIRST_LIMIT, LONGEST_PAUSE, Breaker
 from tests.fakes.lanes import World, settled
 
 A, B = "https://a.example:443", "https://b.example:443"

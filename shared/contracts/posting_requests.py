@@ -1,0 +1,131 @@
+"""What can be asked of mailings about postings, and its answers.
+
+Requests to the queue `mailings.requests`, in the forms of requests.py: the AMQP type names the
+`Operation`.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Final
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
+
+from shared.contracts.messages import Way
+from shared.contracts.postings import Posting
+from shared.contracts.schedules import Key
+
+LONGEST_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+
+_STRICT: Final = ConfigDict(
+    frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+)
+_ANSWER: Final = ConfigDict(frozen=True, extra="forbid")
+
+
+class Operation(StrEnum):
+    """What can be asked of mailings; the AMQP type of the request."""
+
+    CREATE = "CreatePosting"
+    GET = "GetPosting"
+    MESSAGES = "ListPostingMessages"
+
+
+class PostingState(StrEnum):
+    """How far a posting is."""
+
+    ACCEPTED = "accepted"  # nothing was given out yet
+    EXPANDING = "expanding"  # its receivers are gone through
+    SENDING = "sending"  # all messages are given out; some are not settled yet
+    DONE = "done"  # all are settled
+    FAILED = "failed"  # it can't be gone on with; `reason` says why. What was given out is sent
+    EXPIRED = "expired"  # its time was over before all its receivers were gone through
+
+
+class MessageState(StrEnum):
+    """How far one message to one receiver is."""
+
+    CREATED = "created"  # given out, not settled
+    SENT = "sent"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    SKIPPED = "skipped"  # never given out; `why` says what was in the way
+
+
+class CreatePosting(BaseModel):
+    """Operation: take in a posting. A repeat under the same idempotency key changes nothing."""
+
+    model_config = _STRICT
+
+    posting: Posting
+    idempotency_key: Key | None = None
+
+
+class GetPosting(BaseModel):
+    """Operation: how far a posting is."""
+
+    model_config = _STRICT
+
+    id: UUID
+
+
+class ListPostingMessages(BaseModel):
+    """Operation: the messages of a posting, a page at a time."""
+
+    model_config = _STRICT
+
+    id: UUID
+    status: MessageState | None = None
+    cursor: Annotated[str, Field(max_length=200)] | None = None
+    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = DEFAULT_PAGE
+
+
+class PostingAccepted(BaseModel):
+    """It is committed: each of its receivers will be gone through."""
+
+    model_config = _ANSWER
+
+    id: UUID
+    status: PostingState
+
+
+class PostingStatus(BaseModel):
+    """How far a posting is."""
+
+    model_config = _ANSWER
+
+    id: UUID
+    status: PostingState
+    reason: str | None = Field(description="Why it failed, or what is in the way just now.")
+    from_event: str | None
+    template: str
+    delivery_type: list[Way]
+    accepted_at: AwareDatetime
+    expires_at: AwareDatetime | None
+    pages: NonNegativeInt = Field(description="Pages of the list of users that are done.")
+    receivers: NonNegativeInt = Field(description="Users in them.")
+    messages: dict[MessageState, NonNegativeInt] = Field(description="How many, by their state.")
+    skipped: dict[str, NonNegativeInt] = Field(description="Those skipped, by the reason why.")
+
+
+class PostingMessage(BaseModel):
+    """One message to one receiver."""
+
+    model_config = _ANSWER
+
+    id: UUID
+    user_id: str
+    way: Way
+    status: MessageState
+    why: str | None
+    created_at: AwareDatetime
+    settled_at: AwareDatetime | None
+
+
+class PostingMessages(BaseModel):
+    """A page of a posting's messages, in the order of their ids."""
+
+    model_config = _ANSWER
+
+    items: list[PostingMessage]
+    next_cursor: str | None
