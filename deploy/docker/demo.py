@@ -11,10 +11,18 @@ import click
 
 from services.cli.broker import settings_here, work
 from services.cli.demo import show
+from services.cli.demo_postings import show_postings
 
 sandbox, gateway, page, http, management = sys.argv[1:]
+
+
+async def _both() -> None:
+    await show(settings_here(), sandbox, gateway)
+    await show_postings(settings_here(), sandbox, gateway)
+
+
 try:
-    work(show(settings_here(), sandbox, gateway))
+    work(_both())
 except (OSError, TimeoutError) as error:
     sys.exit(f"The demonstration did not come to its end: {error or 'it took too long'}")
 order = (
@@ -26,6 +34,7 @@ click.echo(f"""
 Where to look:
   try the HTTP interface  {http}docs/
   sandbox, what came      {page}
+  e-mails, SMS            {page}mails, {page}sms
   RabbitMQ                {management} (user ringback)
 
 Send one of your own, in another terminal:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 from yarl import URL
 
 from services.cli import demo
 from services.cli.broker import connection, shown, work
+from services.cli.demo_postings import show_postings
 from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
 from services.cli.run import service_named
@@ -34,6 +37,8 @@ SANDBOX: Final = "sandbox"
 SANDBOX_PORT: Final = f"{PREFIX}SANDBOX_PORT"
 HTTP_PORT: Final = f"{PREFIX}HTTP_PORT"
 EXAMPLE_URL: Final = f"{PREFIX}GATEWAY_EXAMPLE_URL"
+# What the sandbox plays for rules and templates, by the hosts in their URLs.
+APIS: Final = ("auth", "fastapi", "activity_api")
 # Lines of its log that are shown of a service that ended.
 LAST_LINES: Final = 20
 
@@ -41,7 +46,7 @@ LAST_LINES: Final = 20
 @click.command
 @click.option("--without-sandbox", is_flag=True, help="No receiver to watch, and no demonstration.")
 def up(*, without_sandbox: bool) -> None:
-    """Start everything on this machine, show four callbacks, and serve until Ctrl-C.
+    """Start everything on this machine, show what it does, and serve until Ctrl-C.
 
     Starts a private RabbitMQ and PostgreSQL (on free ports, below .ringback/, disturbing no other
     on this machine), declares the queues, brings the database up to date, and runs all services,
@@ -186,7 +191,32 @@ def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[s
         gateway = load(service_named("gateway").settings, "gateway")
         if "example_url" not in gateway.model_fields_set:
             environment[EXAMPLE_URL] = f"http://127.0.0.1:{environment[SANDBOX_PORT]}/hooks/mine"
+        environment |= _outside(settings, sandbox, environment)
     return environment
+
+
+def _outside(
+    settings: Settings, sandbox: BaseSettings, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Mail server, SMS gateway and data sources: where none is configured, the sandbox plays it."""
+    played = f"127.0.0.1:{environment[SANDBOX_PORT]}"
+    outside = {
+        "smtp_url": f"smtp://127.0.0.1:{environment[f'{PREFIX}SANDBOX_SMTP_PORT']}",
+        "sources": ",".join([played, *(f"{name}=http://{played}/{name}" for name in APIS)]),
+    }
+    if "sms_url" not in settings.model_fields_set:
+        key: SecretStr = sandbox.model_dump()["sms_key"]
+        outside |= {"sms_url": f"http://{played}/sms", "sms_key": key.get_secret_value()}
+    given = {
+        f"{PREFIX}{name.upper()}": value
+        for name, value in outside.items()
+        if name not in settings.model_fields_set
+    }
+    mailings = load(service_named("mailings").settings, "mailings")
+    if "unsubscribe_url" not in mailings.model_fields_set:
+        where = f"http://{played}/hooks/unsubscribe?user_id={{user_id}}&kind={{kind}}"
+        given[f"{PREFIX}MAILINGS_UNSUBSCRIBE_URL"] = where
+    return given
 
 
 def _free(port: int) -> int:
@@ -248,11 +278,14 @@ async def _story(
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
         try:
             await demo.show(settings, sandbox, gateway)
+            await show_postings(settings, sandbox, gateway)
         except (OSError, TimeoutError, click.ClickException) as error:
             click.echo(f"The demonstration did not come to its end: {error or 'it took too long'}")
     places = {"try the HTTP interface": f"{gateway}/docs/", "HTTP gateway": gateway}
     if sandbox:
         places["sandbox, what came"] = f"{sandbox}/"
+        places["e-mails and SMS"] = f"{sandbox}/mails, {sandbox}/sms"
+        places["producers, to press"] = f"{sandbox}/producers"
     places |= {f"{service.name} metrics": service.metrics for service in services}
     if stack.management_url:
         places["RabbitMQ (guest, guest)"] = stack.management_url
