@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import click
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from shared.amqp import codec
 from shared.amqp.connection import Link
+from shared.amqp.subscription import never
 from shared.amqp.tap import Delivery, TappedChannel
 
 # The most that AMQP lets one consumer hold.
@@ -53,7 +54,7 @@ class Walk:
         if self._given == self.total:
             raise StopAsyncIteration
         if self._given - self.taken >= self._room:
-            await self._channel.basic_consume(self._queue, _never)
+            await self._channel.basic_consume(self._queue, never)
             self._room += self._hold
         try:
             async with asyncio.timeout(QUIET):  # 3.11's wait_for may swallow a cancellation
@@ -105,7 +106,3 @@ async def _returned(link: Link, queue: str, count: int) -> None:
                 (await channel.queue_declare(queue, passive=True)).message_count or 0
             ) < count:
                 await asyncio.sleep(0.02)
-
-
-async def _never(_: DeliveredMessage) -> None:
-    """What aiormq would call; deliveries take the short way."""

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Generic
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
 from prometheus_client import Counter
 
 from shared.amqp.codec import Properties
-from shared.amqp.connection import Link, first_to_end, keep_connected, until_lost
+from shared.amqp.connection import Link, first_to_end, keep_connected
 from shared.amqp.declare import declare
 from shared.amqp.message import (
     Dead,
@@ -33,6 +32,7 @@ from shared.amqp.message import (
 )
 from shared.amqp.publisher import Outgoing, Publisher, Unpublishable, fresh_id
 from shared.amqp.settlement import Settlement
+from shared.amqp.subscription import Subscription, subscription
 from shared.amqp.tap import Delivery
 from shared.clock import Clock
 from shared.contracts import headers
@@ -66,8 +66,6 @@ OUTCOMES: Final[Mapping[type, str]] = {
 SETTLE_EVERY: Final = 0.01
 # Seconds to wait when the broker or a store is lost or refuses, before going on.
 WAIT_FOR_INFRASTRUCTURE: Final = 1.0
-# Seconds without a delivery after which the consumer asks whether messages are waiting.
-IDLE_CHECK: Final = 15.0
 # What a reason may hold of a sender's text, in the dead letter, the log and the fact.
 REASON_CHARACTERS: Final = 1000
 # Seconds; what shared.retry gives at most.
@@ -100,8 +98,7 @@ class Consumer(Generic[M, R]):
         health.expect("consumer")
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._last_delivery = 0.0
-        self._current: tuple[AbstractChannel, str, Settlement] | None = None
+        self._current: tuple[Subscription, Settlement] | None = None
         self._count = {kind: CONSUMED.labels(work.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
@@ -122,27 +119,25 @@ class Consumer(Generic[M, R]):
         """Take nothing more, finish what is in flight within `grace` seconds, requeue the rest."""
         self._draining = True
         if self._current is not None:
-            channel, tag, _ = self._current
-            await channel.basic_cancel(tag)
+            await self._current[0].stop()
         self._work.drain()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=grace)
             for task in late:
                 task.cancel()
         if self._current is not None:
-            await self._current[2].flush()
+            await self._current[1].flush()
 
     async def _consume_on(self, link: Link) -> None:
         if self._draining:
             return
         await self._publisher.ready()
         await declare(link.connection, self._topology)
-        channel, tapped = await link.channel(confirms=False)
-        settlement = Settlement(tapped, self._announce)
+        deliveries = await subscription(link, self._work.queue)
+        settlement = Settlement(deliveries.tapped, self._announce)
         loop = asyncio.get_running_loop()
 
         def take(delivery: Delivery) -> None:
-            self._last_delivery = loop.time()
             task = loop.create_task(self._process(delivery, settlement))
             self._tasks.add(task)
             task.add_done_callback(partial(ended, delivery.tag))
@@ -154,37 +149,17 @@ class Consumer(Generic[M, R]):
                 logger.critical("bug in the consumer", exc_info=task.exception())
                 settlement.requeue(tag)
 
-        async def cancelled_by_broker(_: Any) -> None:
-            # From a task of its own: the channel's reader, which calls this, ends with the channel.
-            loop.create_task(  # noqa: RUF006 - the channel holds on to nothing else
-                channel.close(ConnectionResetError("the queue was deleted or has moved"))
-            )
-
-        tapped.on_delivery = take
-        channel.on_consumer_cancel_callbacks.add(cancelled_by_broker)
-        await channel.basic_qos(prefetch_count=self._prefetch)
-        consuming = await channel.basic_consume(self._work.queue, _never)
-        self._last_delivery = loop.time()
-        self._current = (channel, str(consuming.consumer_tag), settlement)
+        await deliveries.start(take, prefetch=self._prefetch)
+        self._current = (deliveries, settlement)
         self._health.up("consumer")
         try:
             await first_to_end(
-                until_lost(channel), settlement.run(SETTLE_EVERY), self._watch(channel)
+                deliveries.lasts(idle=lambda: not (self._tasks or self._draining)),
+                settlement.run(SETTLE_EVERY),
             )
         finally:
             self._current = None
             settlement.lost = True
-
-    async def _watch(self, channel: AbstractChannel) -> None:
-        """Close the channel when messages wait but none comes: a dead consumer looks idle."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(IDLE_CHECK)
-            if self._tasks or self._draining or loop.time() - self._last_delivery < IDLE_CHECK:
-                continue
-            state = await channel.queue_declare(self._work.queue, passive=True, timeout=IDLE_CHECK)
-            if state.message_count and loop.time() - self._last_delivery >= IDLE_CHECK:
-                await channel.close(ConnectionResetError("messages wait but none is delivered"))
 
     async def _process(self, delivery: Delivery, settlement: Settlement) -> None:
         message: Message[M] | None = None
@@ -363,7 +338,3 @@ def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:
     if isinstance(outcome, Dead) and message.owner:
         return GivenBack(outcome.reason, outcome.error)
     return outcome
-
-
-async def _never(_: DeliveredMessage) -> None:
-    """What aiormq would call; deliveries take the short way."""

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
 from prometheus_client import Counter
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -22,6 +21,7 @@ from shared.amqp.codec import Properties
 from shared.amqp.connection import Link, keep_connected, until_lost
 from shared.amqp.consumer import BUGS
 from shared.amqp.declare import declare
+from shared.amqp.subscription import Subscription, never, subscription
 from shared.amqp.tap import Delivery, TappedChannel
 from shared.contracts import headers
 from shared.contracts.requests import Failure, FailureCode
@@ -172,7 +172,7 @@ class Requester:
     async def _ask_on(self, link: Link) -> None:
         channel, tapped = await link.channel(confirms=False)
         session = _Session(tapped)
-        await channel.basic_consume(REPLY_TO, _never, no_ack=True)
+        await channel.basic_consume(REPLY_TO, never, no_ack=True)
         link.tap.on_blocked = self._alarm
         self._session = session
         self._alarm(blocked=False)
@@ -233,7 +233,7 @@ class Responder:
         health.expect("requests")
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._current: tuple[AbstractChannel, str] | None = None
+        self._current: Subscription | None = None
         self._outcomes: dict[tuple[str, str], Counter] = {}
 
     async def run(self) -> None:
@@ -254,8 +254,7 @@ class Responder:
         """Take nothing more, answer what is in flight within `grace` s; the rest goes back."""
         self._draining = True
         if self._current is not None:
-            channel, tag = self._current
-            await channel.basic_cancel(tag)
+            await self._current.stop()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=grace)
             for task in late:
@@ -265,11 +264,12 @@ class Responder:
         if self._draining:
             return
         await declare(link.connection, self._topology)
-        channel, tapped = await link.channel(confirms=False)
+        requests = await subscription(link, self._queue)
+        channel = requests.tapped
         loop = asyncio.get_running_loop()
 
         def take(delivery: Delivery) -> None:
-            task = loop.create_task(self._process(delivery, tapped))
+            task = loop.create_task(self._process(delivery, channel))
             self._tasks.add(task)
             task.add_done_callback(partial(ended, delivery.tag))
 
@@ -279,22 +279,13 @@ class Responder:
                 return  # not acked: the broker gives it to another
             if task.exception() is not None:
                 logger.critical("bug in the responder", exc_info=task.exception())
-            tapped.write(codec.encode_ack(tapped.number, tag, multiple=False))
+            channel.write(codec.encode_ack(channel.number, tag, multiple=False))
 
-        async def cancelled_by_broker(_: Any) -> None:
-            # From a task of its own: the channel's reader, which calls this, ends with the channel.
-            loop.create_task(  # noqa: RUF006 - the channel holds on to nothing else
-                channel.close(ConnectionResetError("the queue was deleted or has moved"))
-            )
-
-        tapped.on_delivery = take
-        channel.on_consumer_cancel_callbacks.add(cancelled_by_broker)
-        await channel.basic_qos(prefetch_count=self._prefetch)
-        consuming = await channel.basic_consume(self._queue, _never)
-        self._current = (channel, str(consuming.consumer_tag))
+        await requests.start(take, prefetch=self._prefetch)
+        self._current = requests
         self._health.up("requests")
         try:
-            await until_lost(channel)
+            await requests.lasts(idle=lambda: not (self._tasks or self._draining))
         finally:
             self._current = None
 
@@ -378,7 +369,3 @@ class Responder:
 def _seconds(expiration: str | None) -> float:
     """The deadline in a request; RabbitMQ itself takes nothing but a number of milliseconds."""
     return PATIENCE if expiration is None else int(expiration) / 1000
-
-
-async def _never(_: DeliveredMessage) -> None:
-    """What aiormq would call; deliveries take the short way."""
