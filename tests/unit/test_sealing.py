@@ -75,6 +75,7 @@ def test_a_sealed_secret_cut_short_is_noticed(length: int) -> None:
         (f"{OLD_TEXT},", 2),
         (OLD_TEXT.rstrip("="), 1),
     ],
+    ids=["no base64", "empty", "too short", "the second", "an empty second", "cut off"],
 )
 def test_a_wrong_key_is_named_by_its_place_and_not_told(text: str, number: int) -> None:
     with pytest.raises(ValueError, match=f"key {number} must be 32 bytes in base64") as caught:
