@@ -6,8 +6,9 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 # Made last by bootstrap.sh: as long as it is newer than what it was made from, nothing is done.
 READY  := $(VENV)/ready
-# What `make test` runs; make test T=tests/unit
-T      ?= tests/unit tests/contract tests/integration tests/acceptance
+# What waits more than it works runs two at a time, each with a broker and a database of its own;
+# the acceptance lane measures neighbours, so nothing runs beside it.
+SIDE_BY_SIDE := tests/unit tests/contract tests/integration
 
 help:  ## show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,10 +17,15 @@ run: $(READY)  ## start everything on this machine and show the first callbacks 
 	@exec $(VENV)/bin/ringback up
 
 test: $(READY)  ## run the tests against a private broker and database; a part: make test T=tests/unit
+ifdef T
 	$(PYTHON) -m pytest $(T)
+else
+	$(PYTHON) -m pytest -n 2 --dist worksteal $(SIDE_BY_SIDE)
+	$(PYTHON) -m pytest tests/acceptance
+endif
 
 test-rabbitmq4: $(READY)  ## the same against RabbitMQ 4 from Debian 13 in a chroot (needs root, debootstrap)
-	$(PYTHON) -m pytest --rabbitmq4 $(T)
+	$(PYTHON) -m pytest --rabbitmq4 $(or $(T),$(SIDE_BY_SIDE) tests/acceptance)
 
 lint: $(READY)  ## style, format, types, import rules
 	$(VENV)/bin/ruff check
