@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import nh3
@@ -11,7 +12,23 @@ from markdown_it.token import Token
 _MARKDOWN: Final = MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
 # Everything that Markdown makes, and nothing else.
 _CLEANER: Final = nh3.Cleaner(
-    tags=set("h1 h2 h3 h4 h5 h6 p a img em strong s ul ol li blockquote pre code hr br".split()),
+    tags={f"h{level}" for level in range(1, 7)}
+    | {
+        "p",
+        "a",
+        "img",
+        "em",
+        "strong",
+        "s",
+        "ul",
+        "ol",
+        "li",
+        "blockquote",
+        "pre",
+        "code",
+        "hr",
+        "br",
+    },
     attributes={"a": {"href", "title"}, "img": {"src", "alt", "title"}, "ol": {"start"}},
     allowed_classes={"a": {"button"}},
     url_schemes={"http", "https", "mailto"},
@@ -38,7 +55,7 @@ def document(markdown: str) -> Document:
     """Read it."""
     tokens = _MARKDOWN.parse(markdown)
     opening = ""
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in pairwise(tokens):
         if before.type != "paragraph_open" or token.children is None:
             continue
         if _is_button(token.children):
@@ -76,10 +93,9 @@ class _Writer:
     def write(self, token: Token) -> None:
         """Go on with the next token."""
         match token.type:
-            case "bullet_list_open":
-                self._numbers.append(None)
-            case "ordered_list_open":
-                self._numbers.append(int(token.attrs.get("start", 1)))
+            case "bullet_list_open" | "ordered_list_open":
+                bullet = token.type == "bullet_list_open"
+                self._numbers.append(None if bullet else int(token.attrs.get("start", 1)))
             case "bullet_list_close" | "ordered_list_close":
                 self._numbers.pop()
             case "list_item_open":

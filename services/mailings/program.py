@@ -26,8 +26,8 @@ GIVEN: Final = PER_USER | {"product"}
 """Variables that every template has; a posting's context can't name them."""
 
 _LOOP: Final = frozenset(
-    ("index", "index0", "revindex", "revindex0", "first", "last", "length")
-    + ("previtem", "nextitem", "cycle", "changed")
+    {"index", "index0", "revindex", "revindex0", "first", "last", "length"}
+    | {"previtem", "nextitem", "cycle", "changed"}
 )
 _STATEMENTS: Final = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.With)
 _OPTIONAL: Final = frozenset(("default", "d", "defined", "undefined"))
@@ -242,7 +242,7 @@ class _Splitter(NodeTransformer):
         name = nodes.Const(_described(part), lineno=part.lineno)
         return _call("_value", [self.visit(part), name], part.lineno)
 
-    def _test(self, test: nodes.Expr) -> nodes.Expr:
+    def _test(self, test: Any) -> Any:
         if self._per_user(test):
             return self._asked("_probe", self.probes, _Found(test, truth=True))
         return test

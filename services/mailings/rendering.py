@@ -163,16 +163,15 @@ class Edition:
         for number in shape.used:
             slot = self._program.slots[number]
             slots[number] = clean(as_text(slot.of(context), slot.what))
+        text = shape.text.of(slots)
         if shape.html is None:
-            return Rendered("", _sms(shape.text.of(slots)), None)
-        rendered = Rendered(
-            _one_line(shape.subject.of(slots)), shape.text.of(slots), shape.html.of(slots)
-        )
-        if not rendered.subject:
+            return Rendered("", _sms(text), None)
+        subject, html = _one_line(shape.subject.of(slots)), shape.html.of(slots)
+        if not subject:
             raise Unusable("the subject is empty")
-        if max(map(len, rendered[1:])) > LARGEST_EMAIL:
+        if max(len(text), len(html)) > LARGEST_EMAIL:
             raise Unusable(_TOO_LARGE)
-        return rendered
+        return Rendered(subject, text, html)
 
     def _shape(self, context: Context, *, linked: bool) -> _Shape:
         """The shape for this user, made if it is not known."""

@@ -5,7 +5,7 @@ docs/templates.md explains how they are written.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +45,7 @@ class Template:
     fetch: tuple[str, ...]  # variables whose values are URLs of data
     has_subject: bool
     program: Program
+    own: bool = True  # of RINGBACK_TEMPLATES_DIR, none of the shipped ones
 
     @property
     def markdown(self) -> bool:
@@ -66,6 +67,17 @@ class Library:
             ((folder, file) for file in folder.rglob("*.md")) for folder in self._folders
         )
         return sorted({file.relative_to(folder).as_posix() for folder, file in files})
+
+    def ways(self, name: str) -> list[Way]:
+        """The ways in which a template, or its twin, can be sent."""
+        ways: list[Way] = []
+        for way in _WAYS:
+            try:
+                self.get(name, way)
+            except WrongTemplate:
+                continue
+            ways.append(way)
+        return ways
 
     def get(self, name: str, way: Way) -> Template:
         """The template of this name; `email/x.md` by SMS is `sms/x.md`, if there is one, and back.
@@ -100,7 +112,9 @@ class Library:
                 state = (stat.st_mtime_ns, stat.st_size)
                 known = self._read.get(file)
                 if known is None or known[0] != state:
-                    known = self._read[file] = (state, read(name, _content(name, file)))
+                    template = read(name, _content(name, file))
+                    template = replace(template, own=not file.is_relative_to(SHIPPED))
+                    known = self._read[file] = (state, template)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
