@@ -56,7 +56,7 @@ def document(markdown: str) -> Document:
     tokens = _MARKDOWN.parse(markdown)
     opening = ""
     for before, token in pairwise(tokens):
-        if before.type != "paragraph_open" or token.children is None:
+        if before.type != "paragraph_open" or before.level or token.children is None:
             continue
         if _is_button(token.children):
             token.children[0].attrSet("class", "button")

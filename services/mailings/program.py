@@ -34,7 +34,11 @@ _OPTIONAL: Final = frozenset(("default", "d", "defined", "undefined"))
 
 
 class Unusable(Exception):  # noqa: N818 - what is found
-    """A value can't be put into a text."""
+    """A value can't be put into a text; `line` is where, if an error's traceback does not say it."""
+
+    def __init__(self, reason: str, line: int | None = None) -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 class _Environment(JsonEnvironment):
@@ -48,13 +52,21 @@ class _Environment(JsonEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext) and attribute in _LOOP:
             return getattr(obj, attribute)
-        return self.getitem(obj, attribute)
+        return super().getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """As elsewhere, but what is missing is not named: it may be a value."""
+        found = super().getitem(obj, argument)
+        return self.undefined(hint="there is no such item") if _missing(found) else found
+
+
+def _missing(value: Any) -> bool:
+    return isinstance(value, Undefined)
 
 
 def _default(value: Any, instead: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002
     """Jinja's own, for null too."""
-    missing = value is None or isinstance(value, Undefined) or (boolean and not value)
-    return instead if missing else value
+    return instead if value is None or _missing(value) or (boolean and not value) else value
 
 
 _ENVIRONMENT: Final = _Environment()
@@ -67,6 +79,7 @@ class Expression:
     compiled: Template
     run: Callable[[Context], Any]
     what: str
+    line: int
     truth: bool  # only whether it is true matters
 
     def of(self, context: Context) -> Any:
@@ -77,6 +90,10 @@ class Expression:
         if self.truth:
             return bool(value)
         return list(value) if isinstance(value, Iterator) else value
+
+    def text(self, context: Context) -> str:
+        """Its value as it is put into a text; raises Unusable, besides whatever it raises."""
+        return as_text(self.of(context), self.what, self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +156,7 @@ def compiled(subject: str, body: str) -> Program:
             for each in tree.find_all((nodes.Filter, nodes.Test))
             if each.name in _OPTIONAL and isinstance(each.node, nodes.Name)
         }
+        _Bounder().visit(tree)
         splitter.split(tree)
     compiled_subject, compiled_body = (_ENVIRONMENT.from_string(tree) for tree in trees)
     return Program(
@@ -151,7 +169,7 @@ def compiled(subject: str, body: str) -> Program:
     )
 
 
-def as_text(value: Any, what: str) -> str:
+def as_text(value: Any, what: str, line: int | None = None) -> str:
     """A value as it is put into a text.
 
     Raises:
@@ -160,12 +178,12 @@ def as_text(value: Any, what: str) -> str:
     if isinstance(value, str):
         return value
     if value is None:
-        raise Unusable(f"{what} is null; |default(…) says what to put there instead")
-    if isinstance(value, Undefined):
-        raise Unusable(f"{what} is missing")
+        raise Unusable(f"{what} is null; |default(…) says what to put there instead", line)
+    if _missing(value):
+        raise Unusable(f"{what} is missing", line)
     if isinstance(value, bool | int | float):
         return join([value])
-    raise Unusable(f"{what} is a list or an object, which can't be part of a text")
+    raise Unusable(f"{what} is a list or an object, which can't be part of a text", line)
 
 
 def _check(tree: nodes.Template) -> None:
@@ -194,6 +212,14 @@ def _may_be_called(node: nodes.Expr) -> bool:
     if isinstance(node, nodes.Getattr):
         return isinstance(node.node, nodes.Name) and node.node.name == "loop"
     return isinstance(node, nodes.Name) and node.name == "range"
+
+
+class _Bounder(NodeTransformer):
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - Jinja calls it so
+        """The filter `join` in the place of `~`, because it has a bound."""
+        self.generic_visit(node)
+        parts = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(parts, "join", [], [], None, None, lineno=node.lineno)
 
 
 @dataclass(slots=True)
@@ -269,7 +295,13 @@ def _call(whom: str, args: list[nodes.Expr], line: int) -> nodes.Expr:
 def _expression(found: _Found) -> Expression:
     result = nodes.Assign(nodes.Name("_result", "store"), found.node, lineno=found.node.lineno)
     template = _ENVIRONMENT.from_string(nodes.Template([result], lineno=1))
-    return Expression(template, template.root_render_func, _described(found.node), found.truth)
+    return Expression(
+        template,
+        template.root_render_func,
+        _described(found.node),
+        found.node.lineno,
+        found.truth,
+    )
 
 
 def _described(node: nodes.Node) -> str:

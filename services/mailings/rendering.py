@@ -161,8 +161,7 @@ class Edition:
         shape = self._shape(context, linked=unsubscribe_url is not None)
         slots = [""] * len(self._program.slots)
         for number in shape.used:
-            slot = self._program.slots[number]
-            slots[number] = clean(as_text(slot.of(context), slot.what))
+            slots[number] = clean(self._program.slots[number].text(context))
         text = shape.text.of(slots)
         if shape.html is None:
             return Rendered("", _sms(text), None)
@@ -233,7 +232,8 @@ class Edition:
                 break
 
     def _wrong(self, error: Exception) -> WrongTemplate:
-        line = self._program.line_of(error)
+        line = error.line if isinstance(error, Unusable) else None
+        line = line or self._program.line_of(error)
         if isinstance(error, RecursionError):
             return WrongTemplate(self._name, "is nested too deeply", line)
         # Those that tell no value; Python's others may.
