@@ -8,6 +8,7 @@ import pytest
 
 from services.mailings.rendering import Edition
 from services.mailings.templates import SHIPPED, Library
+from shared.contracts.messages import Way
 
 FOLDER = Path(__file__).parent / "golden" / "renderings"
 SAMPLES = json.loads(SHIPPED.joinpath("samples.json").read_text())
@@ -21,13 +22,14 @@ def test_every_shipped_template_has_a_sample() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_e5_the_shipped_templates_look_like_this(name: str) -> None:
     """WRITE_GOLDEN=1 writes them; look at the HTML in a browser."""
-    way = "sms" if name.startswith("sms/") else "email"
+    way: Way = "sms" if name.startswith("sms/") else "email"
     edition = Edition(Library(None).get(name, way), way, SAMPLES[name], "Ringback")
 
     rendered = edition.render(SAMPLES["user"], unsubscribe_url="https://example.com/u?id=7&k=1")
 
     stem = name.removesuffix(".md").replace("/", ".")
-    parts = {"txt": f"Subject: {rendered.subject}\n\n{rendered.text}", "html": rendered.html}
+    head = f"Subject: {rendered.subject}\n\n" if way == "email" else ""
+    parts = {"txt": head + rendered.text, "html": rendered.html}
     for ending, content in parts.items():
         file = FOLDER / f"{stem}.{ending}"
         if content is None:

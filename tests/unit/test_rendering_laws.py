@@ -39,23 +39,10 @@ EVERYWHERE = (
 )
 NASTY = st.lists(
     st.sampled_from(
-        [
-            "<script>",
-            "</p>",
-            "-->",
-            "&amp;",
-            "&#x3c;",
-            "**",
-            "_",
-            "`",
-            "[a](b)",
-            "![",
-            "\n\n# ",
-            "\n- ",
-        ]
-        + ["javascript:", "https://", "mailto:", '"', "'", " onerror=", ">", "\\", "{{ x }}", "{%"]
-        + ["\x00", "\x02", "\x03", "\x1f", "\ud800", "m0v0e", "%", "%22", "é", "\u2028", "a"]
+        "<script> </p> --> &amp; &#x3c; ** _ ` [a](b) ![ {{ x }} {% % %22 m0v0e".split()
     )
+    | st.sampled_from(("javascript:", "https://", "mailto:", '"', "'", " onerror=", "\\", "\n\n# "))
+    | st.sampled_from(("\n- ", "\x00", "\x02", "\x03", "\x1f", "\ud800", "\u2028", "é", ">"))
     | st.text(max_size=3),
     max_size=6,
 ).map("".join)
@@ -76,12 +63,9 @@ def test_e5_no_value_leaves_its_place(value: str) -> None:
     if not whole:
         assert shown.elements == expected.elements
         assert shown.titles == [each.replace(harmless, value) for each in expected.titles]
-        assert (
-            one.text.count(harmless) * len(value)
-            == len(two.text) - len(one.text.replace(harmless, ""))
-            or "https://a.example/" in two.text
-        )
-    # What HTML parsers say of a text's line ends is not the value's doing.
+        for line in one.text.split("\n"):
+            if "https://a.example/" not in line:
+                assert line.replace(harmless, value) in two.text
     assert shown.words == expected.words.replace(harmless, value)
 
 
@@ -130,19 +114,19 @@ def test_e5_slots_and_shapes_change_nothing(pieces: list[str], users: list[dict[
     subject = "{{ user.name|default('x', true) }} S"
     one = edition(body, subject=subject, movies=MOVIES)
 
-    def short(user: dict[str, Any]) -> Rendered | str:
+    def short(user: dict[str, Any]) -> Rendered | None:
         try:
             return one.render(user, unsubscribe_url=None)
-        except Unrenderable as error:
-            return str(error)
+        except Unrenderable:
+            return None
 
-    def long(user: dict[str, Any]) -> Rendered | str:
-        about = {"body": body, "subject": subject}
-        about = {key: text.replace("user", "person") for key, text in about.items()}
+    def long(user: dict[str, Any]) -> Rendered | None:
+        texts = (text.replace("user", "person") for text in (body, subject))
         try:
-            whole = edition(**about, movies=MOVIES, person=user)  # type: ignore[arg-type]
+            whole = edition(next(texts), subject=next(texts), movies=MOVIES, person=user)
             return whole.render({}, unsubscribe_url=None)
-        except (WrongTemplate, Unrenderable) as error:
-            return str(error).replace("person", "user")
+        except (WrongTemplate, Unrenderable):
+            return None
 
+    # Which of several faults is told may differ.
     assert [short(user) for user in users] == [long(user) for user in users]
