@@ -34,7 +34,7 @@ _OPTIONAL: Final = frozenset(("default", "d", "defined", "undefined"))
 
 
 class Unusable(Exception):  # noqa: N818 - what is found
-    """A value can't be put into a text; `line` is where, if an error's traceback does not say it."""
+    """A value can't be put into a text; `line` is where, if the traceback does not tell it."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason)
