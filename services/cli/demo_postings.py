@@ -66,7 +66,8 @@ async def _welcome(outside: aiohttp.ClientSession, sandbox: str) -> None:
 async def _new_movies(
     settings: Settings, outside: aiohttp.ClientSession, http: aiohttp.ClientSession, sandbox: str
 ) -> None:
-    event = Event.model_validate(await _produced(outside, "cinema_scanner", event_id=uuid4().hex))
+    said = await _produced(outside, "cinema_scanner", event_id=uuid4().hex)
+    event = Event.model_validate_json(json.dumps(said))
     # Whoever knows the rules knows the ids of what follows.
     received = Received(event, str(event.event_id), None)
     (command,) = decide(rules.load(settings.rules_file), received, now=time.time()).commands
@@ -98,7 +99,7 @@ async def _confirmed(
 
 async def _too_late(settings: Settings, http: aiohttp.ClientSession) -> None:
     posting = str(uuid4())
-    # Written to the directory's first user; nobody is asked for, since its time is over.
+    # To whomever: nobody is looked for, since its time is over.
     order = Posting.model_validate(_confirmation(str(uuid4())))
     async with publishing(settings) as publisher:
         await publisher.publish(

@@ -279,8 +279,9 @@ async def _story(
         try:
             await demo.show(settings, sandbox, gateway)
             await show_postings(settings, sandbox, gateway)
-        except (OSError, TimeoutError, click.ClickException) as error:
-            click.echo(f"The demonstration did not come to its end: {error or 'it took too long'}")
+        except Exception as error:  # noqa: BLE001 - whatever it was, everything runs
+            why = str(error) or f"it took too long ({type(error).__name__})"
+            click.echo(f"The demonstration did not come to its end: {why}")
     places = {"try the HTTP interface": f"{gateway}/docs/", "HTTP gateway": gateway}
     if sandbox:
         places["sandbox, what came"] = f"{sandbox}/"
