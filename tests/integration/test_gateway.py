@@ -389,7 +389,9 @@ async def test_healthz_and_readyz_name_the_broker_and_the_scheduler(
 ) -> None:
     assert (await call("GET", "/healthz")).status == 200
     report = (await call("GET", "/readyz")).json
-    assert report == {"status": "ready", "parts": {"broker": "ok", "scheduler": "ok"}}
+    assert report["status"] == "ready"
+    # Mailings and ingestion need not run for a gateway to be of use.
+    assert report["parts"] == {"broker": "ok", "publisher": "ok", "scheduler": "ok"}
     assert await gateway_service.parts() == report["parts"]
     scheduler.answers["Ping"] = lambda _: {"ok": {"status": "the database does not answer"}}
 
