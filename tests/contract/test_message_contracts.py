@@ -32,15 +32,17 @@ EXAMPLES = [
     for name, examples in WRITTEN.items()
     for which, example in examples.items()
 ]
-ASKED: Final[tuple[type[BaseModel], ...]] = (
+COMES_IN: Final[tuple[type[BaseModel], ...]] = (
+    *MODELS.values(),
     requests.CreatePosting,
     requests.GetPosting,
     requests.ListPostingMessages,
 )
-ANSWERED: Final[tuple[type[BaseModel], ...]] = (
+GOES_OUT: Final[tuple[type[BaseModel], ...]] = (
     requests.PostingAccepted,
     requests.PostingStatus,
     requests.PostingMessages,
+    MessageFacts,
 )
 
 AT = datetime(2026, 11, 20, 15, 0, 0, 123_000, tzinfo=UTC)
@@ -150,7 +152,7 @@ def test_every_fact_has_an_example_and_none_holds_more_than_it_says() -> None:
 
 def test_the_forms_are_what_they_were(golden: Golden) -> None:
     _, schema = models_json_schema(
-        [(model, "validation") for model in (*MODELS.values(), *ASKED)]
-        + [(model, "serialization") for model in (*ANSWERED, MessageFacts)]
+        [(model, "validation") for model in COMES_IN]
+        + [(model, "serialization") for model in GOES_OUT]
     )
     golden("message_schema", schema)
