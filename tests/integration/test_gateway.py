@@ -38,12 +38,8 @@ async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
 async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncIterator[Caller]:
     assert scheduler  # the gateway is ready only with one
     async with calling(await base_url(gateway_service)) as it:
-        await until(lambda: ready(it))
+        await until(gateway_service.is_ready)
         yield it
-
-
-async def ready(call: Caller) -> bool:
-    return (await call("GET", "/readyz")).status == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/callbacks", "/v1/add"])
