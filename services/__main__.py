@@ -10,6 +10,7 @@ COMMANDS: Final = {
     "up": "Start everything on this machine and show the first callbacks.",
     "send": "Publish messages, validated and confirmed.",
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
+    "posting": "Show how far a posting is, and list its messages, through the gateway.",
     "rules": "Check and try the rules that say what follows from events.",
     "template": "List, check and preview the templates of messages.",
     "dead": "Look into a dead queue, and put messages back.",

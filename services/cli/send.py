@@ -21,6 +21,7 @@ from shared.amqp.publisher import Outgoing, Publisher, fresh_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
+from shared.contracts.messages import SEND_EMAIL, SEND_SMS, SendEmail, SendSms
 from shared.contracts.postings import POSTING, Posting
 from shared.contracts.schedules import (
     CANCEL_CALLBACK,
@@ -36,6 +37,8 @@ from shared.topology import (
     CALLBACKS,
     CANCEL,
     EVENTS,
+    MESSAGES_EMAIL,
+    MESSAGES_SMS,
     POSTING_KEY,
     POSTINGS,
     RESCHEDULE,
@@ -64,10 +67,12 @@ class Sendable:
     identity: Callable[[Any, str], str] = lambda _, message_id: message_id
 
 
+def _own_id(order: SendCallback | SendEmail | SendSms, message_id: str) -> str:
+    return order.id or message_id
+
+
 TYPES: Final = {
-    SEND_CALLBACK: Sendable(
-        SendCallback, CALLBACKS, identity=lambda order, message_id: order.id or message_id
-    ),
+    SEND_CALLBACK: Sendable(SendCallback, CALLBACKS, identity=_own_id),
     SCHEDULE_CALLBACK: Sendable(
         ScheduleCallback,
         SCHEDULE,
@@ -78,6 +83,8 @@ TYPES: Final = {
     RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
     EVENT: Sendable(Event, None, EVENTS, lambda event, message_id: event.event_id or message_id),
     POSTING: Sendable(Posting, POSTING_KEY, POSTINGS),
+    SEND_EMAIL: Sendable(SendEmail, MESSAGES_EMAIL, identity=_own_id),
+    SEND_SMS: Sendable(SendSms, MESSAGES_SMS, identity=_own_id),
 }
 
 
@@ -99,7 +106,9 @@ class Document:
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     """Publish the message in FILE, or many as JSON lines; without FILE from standard input.
 
-    TYPE is SendCallback, ScheduleCallback, CancelCallback, RescheduleCallback, Event or Posting.
+    TYPE is SendCallback, ScheduleCallback, CancelCallback, RescheduleCallback, Event, Posting,
+    SendEmail or SendSms.
+
     Everything is checked first: if one message is wrong, each wrong field of each line is named and
     nothing is sent. A message's id is printed once the broker has confirmed it. After an
     interruption, send again what has no printed id: at worst it arrives twice.
@@ -113,6 +122,9 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
       echo '{"delay": 3600, "url": "https://example.com/hook", "group_key": "user-7",
              "event_key": "reminder-1"}' | ringback send ScheduleCallback
       echo '{"group_key": "user-7", "event_key": "reminder-1"}' | ringback send CancelCallback
+      echo '{"to": "user@mail.com", "subject": "Hello", "text": "It works."}' |
+             ringback send SendEmail
+      echo '{"phone": "79161234567", "text": "Your code: 1234"}' | ringback send SendSms
     """
     documents, faults = parsed(file.read(), TYPES[type_])
     if faults:

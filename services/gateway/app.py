@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -14,9 +15,12 @@ from services.gateway.asyncapi import asyncapi
 from services.gateway.callbacks import Callbacks
 from services.gateway.callers import Callers
 from services.gateway.edge import edge
+from services.gateway.events import Events
 from services.gateway.operations import ABOUT, operations
-from services.gateway.readiness import watch
+from services.gateway.postings import Postings
+from services.gateway.readiness import keep_talking, watch
 from services.gateway.settings import GatewaySettings
+from shared.amqp.publisher import Publisher
 from shared.amqp.request_reply import Requester
 from shared.http.openapi import document
 from shared.process.command import Service
@@ -24,30 +28,36 @@ from shared.process.metrics import add_routes
 from shared.process.run import CLOSING, Process
 from shared.settings import Settings, load
 from shared.tickets import Tickets, public_keys
-from shared.topology import SCHEDULER_REQUESTS, topology
+from shared.topology import EVENTS, MAILINGS_REQUESTS, SCHEDULER_REQUESTS, topology
 
 logger = logging.getLogger(__name__)
+
+_ROUTE: Final = {"get": web.get, "post": web.post, "patch": web.patch, "delete": web.delete}
 
 
 async def start(process: Process) -> None:
     """Put the gateway together and set it going."""
     settings = load(GatewaySettings, "gateway")
-    requester = Requester(
-        process.settings.amqp_url,
-        name=f"ringback gateway {socket.gethostname()}",
-        health=process.health,
+    amqp_url, name = process.settings.amqp_url, f"ringback gateway {socket.gethostname()}"
+    every = topology(process.settings.queue_type)
+    requester = Requester(amqp_url, name=name, health=process.health)
+    publisher = Publisher(
+        amqp_url, name=f"{name}, events", topology=every.only((EVENTS,)), health=process.health
     )
     process.health.expect("scheduler")
-    scheduler = Asked(requester, SCHEDULER_REQUESTS, timeout=settings.request_timeout)
+    patience = settings.request_timeout
+    scheduler = Asked(requester, "scheduler", SCHEDULER_REQUESTS, timeout=patience)
+    mailings = Asked(requester, "mailings", MAILINGS_REQUESTS, timeout=patience)
     callers = Callers(_tickets(process.settings), anonymous=settings.anonymous)
     app = web.Application(middlewares=[edge()], client_max_size=settings.max_batch_bytes)
     declared = operations(settings.example_url)
-    app.add_routes(Callbacks(scheduler, callers, settings).routes(declared))
-    app.add_routes(
-        description.routes(
-            document(declared, ABOUT), asyncapi(topology(process.settings.queue_type))
-        )
-    )
+    handlers = {
+        **Callbacks(scheduler, callers, settings).handlers,
+        **Events(publisher, callers, settings).handlers,
+        **Postings(mailings, callers, settings).handlers,
+    }
+    app.add_routes(_ROUTE[op.method](op.path, handlers[op.id]) for op in declared)
+    app.add_routes(description.routes(document(declared, ABOUT), asyncapi(every)))
     add_routes(
         app,
         ready=lambda: (process.health.ready, process.health.report()),
@@ -75,6 +85,8 @@ async def start(process: Process) -> None:
         await runner.cleanup()
 
     process.run(requester.run())
+    process.run(publisher.run())
+    process.run(keep_talking(publisher))
     process.run(watch(requester, SCHEDULER_REQUESTS, part="scheduler", health=process.health))
     process.on_drain(drain)
 

@@ -21,10 +21,11 @@ _STATUS: Final = {
 
 
 class Service:
-    """One service behind its request queue."""
+    """One service behind its request queue; `name` is what errors call it."""
 
-    def __init__(self, requester: Requester, queue: str, *, timeout: float) -> None:
+    def __init__(self, requester: Requester, name: str, queue: str, *, timeout: float) -> None:
         self._requester = requester
+        self._name = name
         self._queue = queue
         self._timeout = timeout
 
@@ -40,13 +41,11 @@ class Service:
                 self._queue, operation, body, client_id=client_id, timeout=self._timeout
             )
         except Unavailable as error:
-            raise unavailable(str(error)) from None
+            raise unavailable(f"{self._name}: {error}") from None
         except NoAnswer as error:
-            raise Refused(
-                HTTPStatus.GATEWAY_TIMEOUT,
-                "no_answer",
-                f"{error}; whether it was done is unknown: ask, or repeat it with the same"
-                " Idempotency-Key",
+            raise unknown(
+                f"{self._name}: {error}; whether it was done is unknown: ask, or repeat it with"
+                " the same Idempotency-Key"
             ) from None
         if isinstance(answer, Failure):
             raise _refused(answer)
@@ -64,3 +63,8 @@ def unavailable(why: str) -> Refused:
     return Refused(
         HTTPStatus.SERVICE_UNAVAILABLE, FailureCode.UNAVAILABLE.value, why, headers=RETRY_AFTER
     )
+
+
+def unknown(why: str) -> Refused:
+    """504: it may have been done."""
+    return Refused(HTTPStatus.GATEWAY_TIMEOUT, "no_answer", why)

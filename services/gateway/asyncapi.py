@@ -1,51 +1,16 @@
 """AsyncAPI 3: every message that programs may publish or listen to, from models and topology."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from shared.contracts.callback import SEND_CALLBACK, SendCallback
-from shared.contracts.facts import FACTS, Fact
+from services.gateway import channels as table
+from services.gateway.channels import Asked
+from shared.contracts.facts import FACTS
 from shared.contracts.requests import Failure
-from shared.contracts.schedule_requests import (
-    CallbackPage,
-    CallbackStatus,
-    Cancelled,
-    CancelledGroup,
-    CreateCallback,
-    CreateCallbacks,
-    Created,
-    CreatedBatch,
-    GetCallback,
-    ListCallbacks,
-    Operation,
-    Pong,
-    Rescheduled,
-    Retried,
-    RetryCallbacks,
-)
-from shared.contracts.schedules import (
-    CANCEL_CALLBACK,
-    RESCHEDULE_CALLBACK,
-    SCHEDULE_CALLBACK,
-    CancelCallback,
-    RescheduleCallback,
-    ScheduleCallback,
-)
-from shared.topology import (
-    CALLBACKS,
-    CANCEL,
-    OUTCOMES,
-    RESCHEDULE,
-    SCHEDULE,
-    SCHEDULER_REQUESTS,
-    SCHEDULES,
-    Exchange,
-    Queue,
-    Topology,
-)
+from shared.topology import OUTCOMES, Exchange, Queue, Topology
 from shared.version import VERSION
 
 ASYNCAPI: Final = "3.0.0"
@@ -53,62 +18,59 @@ JSON: Final = "application/json"
 BINDING: Final = "0.3.0"  # of the AMQP bindings' own specification
 REPLIES: Final = "replies"
 
-# What may be published on the exchange `schedules`: routing key, type, model.
-_SCHEDULES: Final[Sequence[tuple[str, str, type[BaseModel]]]] = (
-    (SCHEDULE, SCHEDULE_CALLBACK, ScheduleCallback),
-    (CANCEL, CANCEL_CALLBACK, CancelCallback),
-    (RESCHEDULE, RESCHEDULE_CALLBACK, RescheduleCallback),
-)
-# What may be asked of the scheduler: operation, body, the values it may answer with.
-_REQUESTS: Final[Sequence[tuple[Operation, type[BaseModel] | None, Sequence[type[BaseModel]]]]] = (
-    (Operation.CREATE, CreateCallback, (Created,)),
-    (Operation.CREATE_BATCH, CreateCallbacks, (CreatedBatch,)),
-    (Operation.GET, GetCallback, (CallbackStatus,)),
-    (Operation.LIST, ListCallbacks, (CallbackPage,)),
-    (Operation.RESCHEDULE, RescheduleCallback, (Rescheduled,)),
-    (Operation.CANCEL, CancelCallback, (Cancelled, CancelledGroup)),
-    (Operation.RETRY, RetryCallbacks, (Retried,)),
-    (Operation.PING, None, (Pong,)),
-)
-_FACTS: Final[tuple[type[BaseModel], ...]] = get_args(get_args(Fact)[0])
-
 
 def asyncapi(topology: Topology) -> dict[str, Any]:
     """The AsyncAPI document of these exchanges and queues."""
     exchanges = {exchange.name: exchange for exchange in topology.exchanges}
     queues = {queue.name: queue for queue in topology.queues}
     schemas = _Schemas()
-    channels: dict[str, Any] = {
-        CALLBACKS: _channel(
-            CALLBACKS,
-            "Callbacks to deliver at once. Published on the default exchange.",
-            _queue(queues[CALLBACKS]),
-            {SEND_CALLBACK: _message(SEND_CALLBACK, schemas.of(SendCallback))},
+    channels: dict[str, Any] = {}
+    operations: dict[str, Any] = {}
+    for direct in table.DIRECT:
+        channels[direct.queue] = _channel(
+            direct.queue,
+            f"{direct.text} Published on the default exchange.",
+            _queue(queues[direct.queue]),
+            {direct.name: _message(direct.name, schemas.of(direct.model))},
         )
-    }
-    operations: dict[str, Any] = {
-        "receiveSendCallback": _operation("receive", CALLBACKS, SEND_CALLBACK)
-    }
-    for key, name, order in _SCHEDULES:
-        channel = f"{SCHEDULES}.{key}"
+        operations[f"receive{direct.name}"] = _operation("receive", direct.queue, direct.name)
+    for routed in table.ROUTED:
+        channel = f"{routed.exchange}.{routed.name if routed.parameters else routed.routing_key}"
         channels[channel] = _channel(
-            key,
-            f"{name} on the exchange {SCHEDULES}.",
-            _routed(exchanges[SCHEDULES]),
-            {name: _message(name, schemas.of(order), headers=_TICKET)},
+            routed.routing_key,
+            f"{routed.name} on the exchange {routed.exchange}.",
+            _routed(exchanges[routed.exchange]),
+            {routed.name: _message(routed.name, schemas.of(routed.model), headers=routed.headers)},
+            parameters=routed.parameters,
         )
-        operations[f"receive{name}"] = _operation("receive", channel, name)
-    for model in _FACTS:
-        fact = model.model_fields["type"].default
-        channels[fact] = _channel(
-            fact,
-            f"What happened, in batches, on the exchange {OUTCOMES}. Where a service of Ringback"
-            " had the callback sent, the service's name follows in the routing key.",
+        operations[f"receive{routed.name}"] = _operation("receive", channel, routed.name)
+    for kind, model in table.FACTS.items():
+        fact = kind.title().translate(_JOINED)  # callback.given_back: CallbackGivenBack
+        channels[kind] = _channel(
+            kind,
+            f"What happened, in batches, on the exchange {OUTCOMES}."
+            + (_OWNED if "owner" in model.model_fields else ""),
             _routed(exchanges[OUTCOMES]),
-            {model.__name__: _message(FACTS, _batch(schemas.of(model)))},
+            {fact: _message(FACTS, _batch(schemas.of(model)))},
         )
-        operations[f"send{model.__name__}"] = _operation("send", fact, model.__name__)
-    _add_requests(channels, operations, queues[SCHEDULER_REQUESTS], schemas)
+        operations[f"send{fact}"] = _operation("send", kind, fact)
+    replies: dict[str, Any] = {}
+    for queue, (who, asked) in table.REQUESTS.items():
+        channels[queue] = _channel(
+            queue,
+            f"What can be asked of {who}; the gateway does. `expiration` is the asker's"
+            " patience, `reply_to` amq.rabbitmq.reply-to, `correlation_id` comes back.",
+            _queue(queues[queue]),
+            _requests(asked, schemas),
+        )
+        replies |= _replies(asked, schemas)
+        for each in asked:
+            operations[f"answer{each.operation}"] = _answered(queue, each.operation)
+    channels[REPLIES] = {
+        "address": None,
+        "description": "The answers, to whatever `reply_to` the request names.",
+        "messages": replies,
+    }
     return {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -122,40 +84,6 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
         "channels": channels,
         "operations": operations,
         "components": {"schemas": schemas.definitions()},
-    }
-
-
-def _add_requests(
-    channels: dict[str, Any], operations: dict[str, Any], queue: Queue, schemas: "_Schemas"
-) -> None:
-    """Requests and their replies, over AMQP's direct reply-to."""
-    failure = schemas.of(Failure)
-    requests: dict[str, Any] = {}
-    replies: dict[str, Any] = {}
-    for operation, body, values in _REQUESTS:
-        reply = f"{operation}Reply"
-        payload = {"type": "object"} if body is None else schemas.of(body)
-        requests[operation] = _message(operation, payload, headers=_CLIENT_ID)
-        ok = [_wrapped("ok", schemas.of(value)) for value in values]
-        replies[reply] = _message(reply, {"oneOf": [*ok, _wrapped("error", failure)]})
-        operations[f"answer{operation}"] = _operation("receive", queue.name, operation) | {
-            "reply": {
-                "address": {"location": "$message.header#/reply_to"},
-                "channel": {"$ref": f"#/channels/{REPLIES}"},
-                "messages": [{"$ref": f"#/channels/{REPLIES}/messages/{reply}"}],
-            }
-        }
-    channels[queue.name] = _channel(
-        queue.name,
-        "What can be asked of the scheduler; the gateway does. `expiration` is the asker's"
-        " patience, `reply_to` amq.rabbitmq.reply-to, `correlation_id` comes back.",
-        _queue(queue),
-        requests,
-    )
-    channels[REPLIES] = {
-        "address": None,
-        "description": "The answers, to whatever `reply_to` the request names.",
-        "messages": replies,
     }
 
 
@@ -181,18 +109,50 @@ class _Schemas:
         return definitions
 
 
-_TICKET: Final = {
-    "x-service-ticket": {
-        "type": "string",
-        "description": "A service ticket that says which client sends this; left out: anonymous.",
-    }
-}
+_OWNED: Final = (
+    " Where a service of Ringback had the callback sent, the service's name follows in the routing"
+    " key."
+)
+_JOINED: Final = str.maketrans("", "", "._")
 _CLIENT_ID: Final = {
     "x-ringback-client-id": {
         "type": "string",
         "description": "Whom it is asked for, from a verified ticket; left out: anonymous.",
     }
 }
+
+
+def _requests(asked: Sequence[Asked], schemas: _Schemas) -> dict[str, Any]:
+    return {
+        each.operation: _message(
+            each.operation,
+            {"type": "object"} if each.body is None else schemas.of(each.body),
+            headers=_CLIENT_ID,
+        )
+        for each in asked
+    }
+
+
+def _replies(asked: Sequence[Asked], schemas: _Schemas) -> dict[str, Any]:
+    """The answers, over AMQP's direct reply-to."""
+    failure = _wrapped("error", schemas.of(Failure))
+    return {
+        f"{each.operation}Reply": _message(
+            f"{each.operation}Reply",
+            {"oneOf": [*(_wrapped("ok", schemas.of(value)) for value in each.values), failure]},
+        )
+        for each in asked
+    }
+
+
+def _answered(queue: str, operation: str) -> dict[str, Any]:
+    return _operation("receive", queue, operation) | {
+        "reply": {
+            "address": {"location": "$message.header#/reply_to"},
+            "channel": {"$ref": f"#/channels/{REPLIES}"},
+            "messages": [{"$ref": f"#/channels/{REPLIES}/messages/{operation}Reply"}],
+        }
+    }
 
 
 def _message(
@@ -222,14 +182,22 @@ def _wrapped(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _channel(
-    address: str, description: str, binding: Mapping[str, Any], messages: Mapping[str, Any]
+    address: str,
+    description: str,
+    binding: Mapping[str, Any],
+    messages: Mapping[str, Any],
+    *,
+    parameters: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    return {
+    channel: dict[str, Any] = {
         "address": address,
         "description": description,
         "messages": dict(messages),
         "bindings": {"amqp": dict(binding) | {"bindingVersion": BINDING}},
     }
+    if parameters:
+        channel["parameters"] = {name: {"description": text} for name, text in parameters.items()}
+    return channel
 
 
 def _queue(queue: Queue) -> dict[str, Any]:

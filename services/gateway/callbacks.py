@@ -3,34 +3,31 @@
 Bodies are passed on as they came; the scheduler is the one place that validates what they say.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
-from uuid import UUID
 
 from aiohttp import web
 from pydantic_core import to_json
 
+from services.gateway.answering import answer
 from services.gateway.asking import Service
 from services.gateway.callers import Callers
-from services.gateway.edge import CLIENT_ID, SCHEDULE_ID
+from services.gateway.edge import SCHEDULE_ID, Handler
 from services.gateway.reading import (
     IDEMPOTENCY_KEY,
-    JSON,
     idempotency_key,
     invalid,
     json_body,
     query,
+    uuid,
 )
 from services.gateway.settings import GatewaySettings
 from shared.contracts.requests import FieldError
 from shared.contracts.schedule_requests import Operation as Asked
-from shared.http.openapi import Operation
 from shared.http.problem import Refused
 
-# What is asked over HTTP is the caller's own; no cache on the way may keep it.
-_NO_STORE: Final = {"Cache-Control": "no-store"}
 _SELECTORS: Final = ("id", "group_key", "event_key")
 _PAGE: Final = ("status", "cursor", "limit")
 
@@ -44,9 +41,10 @@ class Callbacks:
         self._most = settings.max_body_bytes
         self._most_in_batch = settings.max_batch_bytes
 
-    def routes(self, operations: Iterable[Operation]) -> Sequence[web.RouteDef]:
-        """The declared operations with their handlers."""
-        handlers = {
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """By the ids of the operations."""
+        return {
             "create_callback": self.create,
             "add_callback": self.create,
             "create_callbacks": self.create_batch,
@@ -61,30 +59,28 @@ class Callbacks:
             "reschedule_event": self.reschedule,
             "cancel_event": self.cancel,
         }
-        add = {"get": web.get, "post": web.post, "patch": web.patch, "delete": web.delete}
-        return [add[op.method](op.path, handlers[op.id]) for op in operations]
 
     async def create(self, request: web.Request) -> web.Response:
         """Schedule one; answered once it is committed."""
-        client_id = self._client_id(request)
+        client_id = self._callers.client_id(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         asked = b'{"callback":%b,"idempotency_key":%b}' % (body, to_json(key))
         created = await self._scheduler.ask(Asked.CREATE, asked, client_id)
         request[SCHEDULE_ID] = created["id"]
-        return _answer(
+        return answer(
             created, HTTPStatus.CREATED, {"Location": f"/v1/callbacks/{quote(created['id'])}"}
         )
 
     async def create_batch(self, request: web.Request) -> web.Response:
         """Schedule many; each has its own answer."""
-        client_id = self._client_id(request)
+        client_id = self._callers.client_id(request)
         if IDEMPOTENCY_KEY in request.headers:
             message = "is for a single callback; in a batch, give each its event_key"
             raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
         body, content = await json_body(request, self._most_in_batch)
         asked = b'{"callbacks":%b}' % body if isinstance(content, list) else body
-        return _answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, client_id))
+        return answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, client_id))
 
     async def get(self, request: web.Request) -> web.Response:
         """The status of one, by id or by keys."""
@@ -96,15 +92,15 @@ class Callbacks:
 
     async def list(self, request: web.Request) -> web.Response:
         """A page of the caller's callbacks; of one group where the path names it."""
-        client_id = self._client_id(request)
+        client_id = self._callers.client_id(request)
         in_path = _selector(request)
         names = [name for name in (*_SELECTORS[1:], *_PAGE) if name not in in_path]
         asked = to_json(query(request, names) | in_path)
-        return _answer(await self._scheduler.ask(Asked.LIST, asked, client_id))
+        return answer(await self._scheduler.ask(Asked.LIST, asked, client_id))
 
     async def reschedule(self, request: web.Request) -> web.Response:
         """Move one to another moment, by id or by keys."""
-        client_id = self._client_id(request)
+        client_id = self._callers.client_id(request)
         selector = _selector(request)
         _, content = await json_body(request, self._most)
         if not isinstance(content, dict):
@@ -121,37 +117,26 @@ class Callbacks:
 
     async def retry(self, request: web.Request) -> web.Response:
         """Start failed ones again."""
-        client_id = self._client_id(request)
+        client_id = self._callers.client_id(request)
         body, _ = await json_body(request, self._most)
-        return _answer(await self._scheduler.ask(Asked.RETRY, body, client_id))
+        return answer(await self._scheduler.ask(Asked.RETRY, body, client_id))
 
     async def _by_selector(self, operation: str, request: web.Request) -> web.Response:
-        client_id = self._client_id(request)
+        client_id = self._callers.client_id(request)
         query(request, ())
         asked = to_json(_selector(request))
         return _typed(await self._scheduler.ask(operation, asked, client_id))
-
-    def _client_id(self, request: web.Request) -> str | None:
-        client_id = self._callers.client_id(request)
-        if client_id is not None:
-            request[CLIENT_ID] = client_id
-        return client_id
 
 
 def _selector(request: web.Request) -> dict[str, str]:
     """The callbacks that the path names; it names one id, or a group, or an event in a group."""
     selector = dict(request.match_info)
     if "id" in selector:
-        request[SCHEDULE_ID] = selector["id"] = _uuid(selector["id"])
+        identity = uuid(selector["id"])
+        if identity is None:
+            raise _not_found()
+        request[SCHEDULE_ID] = selector["id"] = identity
     return selector
-
-
-def _uuid(identity: str) -> str:
-    """The id as ids are written; what is none names no callback."""
-    try:
-        return str(UUID(identity))
-    except ValueError:
-        raise _not_found() from None
 
 
 def _not_found() -> Refused:
@@ -163,18 +148,8 @@ def _not_found() -> Refused:
     )
 
 
-def _typed(answer: Any) -> web.Response:
+def _typed(value: Any) -> web.Response:
     """An answer whose `result` says what became of it; not found is 404 as everywhere."""
-    if answer.get("result") == "not_found":
+    if value.get("result") == "not_found":
         raise _not_found()
-    return _answer(answer)
-
-
-def _answer(
-    value: Any,
-    status: HTTPStatus = HTTPStatus.OK,
-    headers: dict[str, str] = _NO_STORE,
-) -> web.Response:
-    return web.Response(
-        status=status, body=to_json(value), content_type=JSON, headers=_NO_STORE | headers
-    )
+    return answer(value)

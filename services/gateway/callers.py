@@ -6,6 +6,7 @@ from typing import Final
 from aiohttp import web
 from multidict import istr
 
+from services.gateway.edge import CLIENT_ID
 from shared.http.problem import Refused
 from shared.tickets import BadTicket, Tickets
 
@@ -22,7 +23,7 @@ class Callers:
         self._anonymous = anonymous
 
     def client_id(self, request: web.Request) -> str | None:
-        """The client id of a request's ticket; None without a ticket.
+        """The client id of a request's ticket, also for its log line; None without a ticket.
 
         Raises:
             Refused: 401; the ticket is not valid, or there is none and anonymous callers are not
@@ -40,9 +41,10 @@ class Callers:
         if len(tickets) > 1:
             raise _bad("more than one ticket was sent")
         try:
-            return self._tickets.verify(tickets[0])
+            client_id = request[CLIENT_ID] = self._tickets.verify(tickets[0])
         except BadTicket as error:
             raise _bad(str(error)) from None
+        return client_id
 
 
 def _bearer(value: str) -> str:

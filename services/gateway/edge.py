@@ -1,7 +1,6 @@
 """What happens to every HTTP request: errors become problems, each is counted and logged."""
 
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from services.gateway.metrics import UNMATCHED, Requests
+from services.gateway.reading import traceparent
 from shared.http.problem import Refused
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # What a handler found out about its request, for the log line.
 CLIENT_ID: Final = web.RequestKey("client_id", str)
 SCHEDULE_ID: Final = web.RequestKey("schedule_id", str)
+EVENT_ID: Final = web.RequestKey("event_id", str)
+POSTING_ID: Final = web.RequestKey("posting_id", str)
 DETAIL: Final = web.RequestKey("detail", str)
 
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # aiohttp's own refusals, and what they are called in a problem's type.
 _KINDS: Final = {
     HTTPStatus.NOT_FOUND: ("not_found", "there is no such resource"),
@@ -78,7 +79,7 @@ def _problem(error: web.HTTPException) -> web.StreamResponse:
 
 
 def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
-    trace = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    trace = traceparent(request)
     context = {
         "method": request.method,
         "route": route,
@@ -86,6 +87,8 @@ def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
         "duration": round(seconds, 6),
         "client_id": request.get(CLIENT_ID),
         "schedule_id": request.get(SCHEDULE_ID),
+        "event_id": request.get(EVENT_ID),
+        "posting_id": request.get(POSTING_ID),
         "trace_id": trace[1] if trace else None,
     }
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

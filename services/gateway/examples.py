@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from yarl import URL
+
 ID: Final = "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11"
 RUN_AT: Final = "2030-01-01T12:00:00Z"
 LATER: Final = "2030-01-02T12:00:00Z"
@@ -91,3 +93,103 @@ def batch(url: str) -> dict[str, Any]:
             for number in (1, 2)
         ]
     }
+
+
+# Of the sandbox: a user who has and wants everything, a new movie, a series.
+USER: Final = "6b304b96-f986-4287-80c8-c62e0000000a"
+USER_NAME: Final = "egor.lem.10@example.com"
+MOVIE: Final = "d9a5e31e-3014-5024-bbc3-d43cb9b74ce9"
+SERIES: Final = "d5648ecd-3ebe-5d57-9d47-0ca010f97390"
+
+EVENT_ACCEPTED: Final = {"id": "3f1c0d9a7b5e4c2f8a6d1e0b9c7f5a3d"}
+POSTING_ACCEPTED: Final = {"id": ID, "status": "accepted"}
+POSTING_STATUS: Final = {
+    "id": ID,
+    "status": "sending",
+    "reason": None,
+    "from_event": "new-movies-2026-11-20",
+    "template": "email/new_movies.md",
+    "delivery_type": ["email"],
+    "accepted_at": "2026-11-20T12:00:00Z",
+    "expires_at": "2026-11-23T12:00:00Z",
+    "pages": 4,
+    "receivers": 1720,
+    "messages": {"created": 120, "sent": 1500, "failed": 3, "expired": 0, "skipped": 97},
+    "skipped": {"has no e-mail address": 31, "does not want new_movies": 66},
+}
+POSTING_MESSAGE: Final = {
+    "id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
+    "user_id": USER,
+    "way": "email",
+    "status": "sent",
+    "why": None,
+    "created_at": "2026-11-20T12:00:01Z",
+    "settled_at": "2026-11-20T12:00:02Z",
+}
+
+
+def events(url: str) -> dict[str, Any]:
+    """Events of the known producers; their URLs are those of the sandbox on the server of `url`."""
+    there = _server(url)
+    return {
+        "A user signed up": {
+            "from_service": "auth",
+            "event": "user_signed_up",
+            "details": {
+                "username": USER_NAME,
+                "user": f"{there}/auth/api/v1/users/{USER}/",
+            },
+        },
+        "A new episode": {
+            "from_service": "fastapi",
+            "event": "new_episode",
+            "details": {"series": [f"{there}/fastapi/api/v1/series/{SERIES}/"]},
+        },
+        "Reactions to a review": {
+            "from_service": "activity_api",
+            "event": "reactions_summary",
+            "details": {
+                "stats": [
+                    {"type": "like", "total": 7, "target": f"{there}/activity_api/api/v1/reviews/7"}
+                ]
+            },
+        },
+        "New movies": {
+            "from_service": "cinema_scanner",
+            "event": "new_movies",
+            "details": {"movies": [f"{there}/fastapi/api/v1/movies/{MOVIE}/"]},
+        },
+    }
+
+
+def postings(url: str) -> dict[str, Any]:
+    """Postings to users of the sandbox on the server of `url`."""
+    users = f"{_server(url)}/auth/api/v1/users/"
+    return {
+        "A link to confirm an address": {
+            "receivers": f"{users}?id={USER}",
+            "template": "email/email_confirmation.md",
+            "delivery_type": ["email"],
+            "template_context": {"confirmation_link": "http://auth/abcDe4"},
+        },
+        "A code by SMS, for two minutes": {
+            "receivers": f"{users}?id={USER}",
+            "template": "sms/phone_confirmation.md",
+            "delivery_type": ["sms"],
+            "expires_in": "120 sec",
+            "template_context": {"secret_code": "1234"},
+        },
+        "New movies, to all who want to know": {
+            "from_event": "new-movies-2026-11-20",
+            "receivers": f"{users}?is_active=True&email_notifications=True"
+            "&page_number=1&page_size=500",
+            "template": "email/new_movies.md",
+            "delivery_type": ["email"],
+            "expires_in": "3 days",
+            "template_context": {"movies": f"{_server(url)}/fastapi/api/v1/movies/?new=True"},
+        },
+    }
+
+
+def _server(url: str) -> str:
+    return str(URL(url).origin())

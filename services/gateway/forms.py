@@ -1,4 +1,4 @@
-"""The bodies that over HTTP are other than the scheduler's: the path names what is meant."""
+"""The bodies that over HTTP are other than the messages: the path names what is meant."""
 
 from typing import Annotated
 
@@ -23,3 +23,11 @@ class Batch(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     callbacks: Annotated[list[ScheduleCallback], Field(min_length=1, max_length=MOST_IN_BATCH)]
+
+
+class EventAccepted(BaseModel):
+    """The broker has the event."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="What the event is known by, in Ringback's logs and postings.")

@@ -1,18 +1,37 @@
-"""Whether the services behind the gateway answer: each is asked every second."""
+"""What the gateway does every second: asks the scheduler whether it answers, and keeps talking.
+
+RabbitMQ tells of an alarm only those that publish; so both connections learn of it before a
+caller's request meets it.
+"""
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
+from shared.amqp.codec import Properties
+from shared.amqp.publisher import Outgoing, Publisher
 from shared.amqp.request_reply import NoAnswer, Requester, Unavailable
 from shared.contracts.requests import Failure
 from shared.contracts.schedule_requests import Operation
+from shared.errors import InfrastructureError
 from shared.process.health import Health
 
-# Seconds between two questions. They also keep the connection talking, so that it is told of an
-# alarm (RabbitMQ tells only those that publish) before a caller's request meets it.
+# Seconds between two questions.
 EVERY: Final = 1.0
 # Seconds a service has to answer; one under load takes a few hundredths.
 TIMEOUT: Final = 2.0
+
+# To no queue: confirmed, and gone.
+_NOTHING: Final = Outgoing("", Properties(), b"", mandatory=False)
+
+
+async def keep_talking(publisher: Publisher) -> None:
+    """Publish something to nobody, again and again, until cancelled."""
+    while True:
+        await publisher.ready()
+        with suppress(InfrastructureError):
+            await publisher.publish(_NOTHING)
+        await asyncio.sleep(EVERY)
 
 
 async def watch(requester: Requester, queue: str, *, part: str, health: Health) -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from typing import Any, Final
+from uuid import UUID
 
 from aiohttp import hdrs, web
 from pydantic_core import from_json
@@ -19,6 +20,7 @@ BODY_SECONDS: Final = 30.0
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 async def json_body(request: web.Request, most: int) -> tuple[bytes, Any]:
@@ -109,7 +111,20 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def invalid(errors: list[FieldError]) -> Refused:
+def traceparent(request: web.Request) -> re.Match[str] | None:
+    """The header `traceparent` (W3C), its trace id as group 1; one of another form is none."""
+    return _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+
+
+def uuid(identity: str) -> str | None:
+    """An id from the path as ids are written; None for what can be none, so that nothing has it."""
+    try:
+        return str(UUID(identity))
+    except ValueError:
+        return None
+
+
+def invalid(errors: Sequence[FieldError]) -> Refused:
     """422 with these wrong fields."""
     count = len(errors)
     detail = "1 field is wrong" if count == 1 else f"{count} fields are wrong"

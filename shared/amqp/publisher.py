@@ -24,7 +24,7 @@ LOOK_EVERY: Final = 0.5
 
 
 class PublishRefused(InfrastructureError):  # noqa: N818 - one of the three outcomes
-    """The broker did not take the message: a full queue, or no queue is bound."""
+    """Not taken: a full queue, no queue is bound, an alarm is on, or there is no connection."""
 
 
 class PublishUnknown(InfrastructureError):  # noqa: N818 - one of the three outcomes
@@ -144,13 +144,13 @@ class Publisher:
 
         Raises (from the future, the last from the call):
             PublishRefused: not taken.
-            PublishUnknown: no connection, connection lost, or no confirm in 5 s.
+            PublishUnknown: connection lost, or no confirm in 5 s.
             Unpublishable: can never be published.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         session = self._session
         if session is None:
-            done.set_exception(PublishUnknown("not connected to the broker"))
+            done.set_exception(PublishRefused("not connected to the broker"))
             return done
         if self._blocked:
             done.set_exception(PublishRefused("the broker blocks publishing: an alarm is on"))

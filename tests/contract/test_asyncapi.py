@@ -4,6 +4,7 @@ There is no Python package with the schema of AsyncAPI 3, so what its specificat
 parts that are used is checked here.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import jsonschema
 import pytest
 
 from services.gateway.asyncapi import asyncapi
-from shared.contracts.schedule_requests import Operation
+from shared.contracts import posting_requests, schedule_requests
 from shared.topology import topology
 
 TOPOLOGY = topology()
@@ -55,8 +56,11 @@ def test_it_has_what_asyncapi_3_requires() -> None:
     assert DOCUMENT["asyncapi"] == "3.0.0"
     assert DOCUMENT["info"].keys() >= {"title", "version"}
     for channel in DOCUMENT["channels"].values():
-        assert channel.keys() <= {"address", "description", "messages", "bindings"}
+        known = {"address", "description", "messages", "bindings", "parameters"}
+        assert channel.keys() <= known
         assert channel["address"] is None or channel["address"]
+        named = set(re.findall(r"{(\w+)}", channel["address"] or ""))
+        assert named == set(channel.get("parameters", ()))
     for operation in DOCUMENT["operations"].values():
         assert operation["action"] in ("send", "receive")
         assert operation.keys() <= {"action", "channel", "messages", "reply"}
@@ -90,23 +94,43 @@ def test_channels_are_those_of_the_topology() -> None:
         else:
             assert exchanges[amqp["exchange"]["name"]] == amqp["exchange"]["type"]
             described.add((amqp["exchange"]["name"], channel["address"]))
-    assert described >= {key for key in bound if key[0] == "schedules"}
+    commands = {"schedules", "postings", "user_events"}
+    assert described >= {key for key in bound if key[0] in commands}
+    heard = {key for key in bound if key[0] == "outcomes" and "*" not in key[1]}
+    assert heard == {("outcomes", f"message.{what}") for what in ("sent", "failed", "expired")}
+    assert described >= heard
     assert {name for name in described if isinstance(name, str)} <= queues
+
+
+OPERATIONS = (*schedule_requests.Operation, *posting_requests.Operation)
 
 
 def test_what_programs_may_send_and_hear_is_there() -> None:
     names = {message["name"] for _, _, message in MESSAGES}
     promised = {"SendCallback", "ScheduleCallback", "CancelCallback", "RescheduleCallback", "Facts"}
-    assert names >= promised | set(Operation)
-    facts = {key for key in DOCUMENT["channels"] if key.startswith("callback.")}
-    assert facts >= {"callback.delivered", "callback.attempt_failed", "callback.dead"}
+    promised |= {"Event", "Posting", "UserEvent", "SendEmail", "SendSms"}
+    assert names >= promised | set(OPERATIONS)
+    by_subject = {
+        "callback": {"delivered", "attempt_failed", "dead", "given_back"},
+        "schedule": {"notified", "failed", "cancelled", "retrying"},
+        "message": {"sent", "attempt_failed", "failed", "expired"},
+    }
+    facts = {f"{about}.{what}" for about, each in by_subject.items() for what in each}
+    told = {key for key, _, message in MESSAGES if message["name"] == "Facts"}
+    assert told == facts
 
 
-def test_every_request_names_its_reply() -> None:
-    for operation in Operation:
-        answered = DOCUMENT["operations"][f"answer{operation}"]
-        [reply] = answered["reply"]["messages"]
-        assert "oneOf" in resolved(reply["$ref"])["payload"]
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_request_names_its_reply(operation: str) -> None:
+    answered = DOCUMENT["operations"][f"answer{operation}"]
+    [reply] = answered["reply"]["messages"]
+    assert "oneOf" in resolved(reply["$ref"])["payload"]
+
+
+def test_e1_an_events_routing_key_is_made_of_its_fields() -> None:
+    channel = DOCUMENT["channels"]["events.Event"]
+    assert channel["address"] == "{from_service}.{event}"
+    assert channel["bindings"]["amqp"]["exchange"]["name"] == "events"
 
 
 def test_an_order_that_the_models_take_keeps_the_document_too() -> None:

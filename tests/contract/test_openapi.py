@@ -1,15 +1,21 @@
 """S10: the OpenAPI document is valid, complete, and its examples keep its own schemas."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from pydantic import TypeAdapter
 
+from services.gateway import examples
 from services.gateway.operations import ABOUT, operations
+from services.sandbox.movies import Catalogue
+from services.sandbox.users import Directory
+from shared.contracts.events import Event
+from shared.contracts.postings import Posting
 from shared.contracts.schedule_requests import RetryCallbacks
 from shared.contracts.schedules import ScheduleCallback
 from shared.http.openapi import document
@@ -36,6 +42,10 @@ PROMISED = {
     ("get", "/v1/groups/{group_key}/callbacks/{event_key}"),
     ("patch", "/v1/groups/{group_key}/callbacks/{event_key}"),
     ("delete", "/v1/groups/{group_key}/callbacks/{event_key}"),
+    ("post", "/v1/events"),
+    ("post", "/v1/postings"),
+    ("get", "/v1/postings/{id}"),
+    ("get", "/v1/postings/{id}/messages"),
 }
 
 
@@ -71,7 +81,7 @@ def test_every_failure_is_a_problem(path: str, method: str, operation: Any) -> N
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
 
 
-def examples() -> Iterator[Any]:
+def every_example() -> Iterator[Any]:
     """Every example, with its schema and where it is."""
     for path, method, operation in OPERATIONS:
         contents = {"request": operation.get("requestBody", {}).get("content", {})}
@@ -84,7 +94,7 @@ def examples() -> Iterator[Any]:
                         yield pytest.param(described["schema"], example["value"], id=label)
 
 
-@pytest.mark.parametrize(("schema", "example"), list(examples()))
+@pytest.mark.parametrize(("schema", "example"), list(every_example()))
 def test_every_example_keeps_its_schema(schema: Any, example: Any) -> None:
     whole = schema | {"components": DOCUMENT["components"]}
     jsonschema.Draft202012Validator(whole).validate(example)
@@ -97,13 +107,37 @@ def request_examples(path: str) -> list[Any]:
 
 @pytest.mark.parametrize("example", request_examples("/v1/callbacks"))
 def test_the_examples_for_scheduling_are_callbacks_to_the_configured_url(example: Any) -> None:
-    json = TypeAdapter(dict[str, Any]).dump_json(example)
-    assert ScheduleCallback.model_validate_json(json).url == URL
+    assert ScheduleCallback.model_validate_json(json.dumps(example)).url == URL
 
 
 @pytest.mark.parametrize("example", request_examples("/v1/callbacks/retry"))
 def test_the_examples_for_retrying_are_taken(example: Any) -> None:
     assert RetryCallbacks.model_validate(example).group_key == "user-7"
+
+
+@pytest.mark.parametrize("example", request_examples("/v1/events"))
+def test_e1_the_examples_of_events_are_taken(example: Any) -> None:
+    Event.model_validate_json(json.dumps(example))
+
+
+@pytest.mark.parametrize("example", request_examples("/v1/postings"))
+def test_e5_the_examples_of_postings_are_taken(example: Any) -> None:
+    Posting.model_validate_json(json.dumps(example))
+
+
+def test_the_examples_name_what_the_sandbox_has() -> None:
+    directory = Directory(count=100)
+    number = directory.number_of(UUID(examples.USER))
+    assert number is not None
+    user = directory.user(number)
+    assert user["email"] == examples.USER_NAME
+    assert user["phone"]
+    assert user["is_active"]
+    assert user["email_notifications"]
+    assert user["sms_notifications"]
+    assert user["notifications"]["new_movies"]
+    assert Catalogue("").movie(UUID(examples.MOVIE))
+    assert Catalogue("").one_series(UUID(examples.SERIES))
 
 
 def test_no_secret_field_is_part_of_an_answer() -> None:

@@ -20,12 +20,14 @@ def lines(count: int) -> str:
     )
 
 
-async def drained(amqp_url: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
+async def drained(
+    amqp_url: str, name: str = "callbacks"
+) -> list[aio_pika.abc.AbstractIncomingMessage]:
     """Take all messages of the queue."""
     messages: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
-        queue = await channel.declare_queue("callbacks", passive=True)
+        queue = await channel.declare_queue(name, passive=True)
         await queue.consume(messages.put, no_ack=True)
         count = queue.declaration_result.message_count or 0
         return [await asyncio.wait_for(messages.get(), 20) for _ in range(count)]
@@ -55,6 +57,25 @@ async def test_a_message_without_an_id_is_known_by_its_message_id(amqp_url: str)
 
     [message] = await drained(amqp_url)
     assert output.json_lines == [{"id": message.message_id, "message_id": message.message_id}]
+
+
+@pytest.mark.parametrize(
+    ("type_", "queue", "body"),
+    [
+        ("SendEmail", "messages.email", {"to": "u@mail.com", "subject": "s", "text": "t"}),
+        ("SendSms", "messages.sms", {"phone": "79161234567", "text": "1234"}),
+    ],
+)
+async def test_e6_messages_go_to_the_queues_of_their_ways(
+    amqp_url: str, type_: str, queue: str, body: dict[str, str]
+) -> None:
+    text = json.dumps(body) + "\n" + json.dumps(body | {"id": "m-7"})
+    output = await ringback("send", type_, amqp_url=amqp_url, given=text)
+    assert output.code == 0, output.err
+    first, second = await drained(amqp_url, queue)
+    assert [first.type, second.type] == [type_, type_]
+    assert output.out.split() == [first.message_id, "m-7"]
+    assert [json.loads(first.body), json.loads(second.body)] == [body, body | {"id": "m-7"}]
 
 
 async def test_many_json_lines_are_all_confirmed(amqp_url: str) -> None:

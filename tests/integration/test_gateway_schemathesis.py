@@ -12,6 +12,7 @@ from schemathesis.checks import not_a_server_error
 from services.gateway.operations import ABOUT, operations
 from shared.http.openapi import document
 from tests.fakes.gateway import base_url
+from tests.fakes.mailings import mailings_aside
 from tests.fakes.system import fresh_database, system
 
 API = schemathesis.openapi.from_dict(document(operations("https://example.com"), ABOUT))
@@ -24,6 +25,7 @@ def base(
     with (
         fresh_database(database_url) as url,
         system(tmp_path_factory.mktemp("system"), shared_amqp_url, url) as services,
+        mailings_aside(shared_amqp_url),
     ):
         asyncio.run(services.ready())
         yield asyncio.run(base_url(services.gateway))

@@ -1,0 +1,112 @@
+"""`ringback posting`: see how far postings are, as a client of the gateway."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import click
+
+from services.cli.broker import work
+from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
+from shared.contracts.posting_requests import MessageState
+
+# Characters of the bar of all messages.
+_WIDTH: Final = 40
+_COLUMNS: Final = {
+    "id": "ID",
+    "user_id": "USER",
+    "way": "WAY",
+    "status": "STATUS",
+    "settled_at": "SETTLED AT",
+    "why": "WHY",
+}
+
+
+@click.group
+def posting() -> None:
+    """Postings: how far they are, and what became of each message.
+
+    A client of the HTTP gateway: it shows the postings of one client, that of the ticket.
+    """
+
+
+@posting.command
+@click.argument("id_", metavar="ID")
+@options()
+def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> None:
+    """Show how far a posting is: its messages, counted by their state.
+
+    \b
+    Examples:
+      ringback posting show 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11
+      ringback posting show 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11 --json
+      watch ringback posting show 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11
+    """
+    status = work(Gateway(url, ticket).ask("GET", f"/v1/postings/{quoted(id_)}"))
+    if as_json:
+        click.echo(json.dumps(status, ensure_ascii=False))
+        return
+    for line in picture(status):
+        click.echo(line)
+
+
+@posting.command
+@click.argument("id_", metavar="ID")
+@options(
+    click.option(
+        "--status",
+        type=click.Choice([state.value for state in MessageState]),
+        help="Only those in this state.",
+    ),
+    LIMIT,
+)
+def messages(  # noqa: PLR0913 - the options of the command
+    id_: str,
+    status: str | None,
+    limit: int,
+    *,
+    url: str | None,
+    ticket: str | None,
+    as_json: bool,
+) -> None:
+    """List the messages of a posting, in the order of their ids.
+
+    \b
+    Examples:
+      ringback posting messages 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11 --status failed
+      ringback posting messages 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11 --limit 100000 --json
+    """
+    path = f"/v1/postings/{quoted(id_)}/messages"
+    found, more = work(Gateway(url, ticket).pages(path, given(status=status), limit))
+    show_list(found, _COLUMNS, more=more, as_json=as_json)
+
+
+def picture(status: Mapping[str, Any]) -> Iterator[str]:
+    """A posting's progress for people, a line at a time."""
+    told = {
+        "id": status["id"],
+        "status": status["status"],
+        "reason": status["reason"],
+        "from_event": status["from_event"],
+        "template": f"{status['template']}, by {' and '.join(status['delivery_type'])}",
+        "accepted_at": status["accepted_at"],
+        "expires_at": status["expires_at"],
+        "receivers": f"{status['receivers']} on {status['pages']} pages",
+    }
+    for name, value in told.items():
+        if value is not None:
+            yield f"{name + ':':<12} {value}"
+    counts = {state.value: status["messages"].get(state, 0) for state in MessageState}
+    yield ""
+    yield from _bars(counts)
+    for why, count in sorted(status["skipped"].items(), key=lambda each: -each[1]):
+        yield f"  {count} {why}"
+
+
+def _bars(counts: Mapping[str, int]) -> Iterator[str]:
+    """A bar for each; together they are as long as one of all. What is there is seen."""
+    total = sum(counts.values())
+    digits = len(str(max(counts.values(), default=0)))
+    for name, count in counts.items():
+        length = max(_WIDTH * count // total, 1) if count else 0
+        yield f"{name:<8} {count:>{digits}}  {'#' * length}".rstrip()

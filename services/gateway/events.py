@@ -1,0 +1,93 @@
+"""The handler of `/v1/events`: HTTP in, an Event on its exchange, confirmed, HTTP out."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from services.gateway.answering import answer
+from services.gateway.asking import unavailable, unknown
+from services.gateway.callers import Callers
+from services.gateway.edge import EVENT_ID, Handler
+from services.gateway.reading import JSON, idempotency_key, invalid, json_body, traceparent
+from services.gateway.settings import GatewaySettings
+from shared.amqp.codec import Properties
+from shared.amqp.message import PERSISTENT
+from shared.amqp.publisher import (
+    CONFIRM_TIMEOUT,
+    Outgoing,
+    Publisher,
+    PublishRefused,
+    PublishUnknown,
+    fresh_id,
+)
+from shared.contracts.context import field_errors
+from shared.contracts.events import EVENT, Event
+from shared.contracts.headers import TRACEPARENT
+from shared.topology import EVENTS
+
+
+class Events:
+    """What producers can say has happened."""
+
+    def __init__(self, publisher: Publisher, callers: Callers, settings: GatewaySettings) -> None:
+        self._publisher = publisher
+        self._callers = callers
+        self._most = settings.max_body_bytes
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """By the ids of the operations."""
+        return {"publish_event": self.publish}
+
+    async def publish(self, request: web.Request) -> web.Response:
+        """Pass one on as the bytes it came as; answered once the broker has confirmed it."""
+        self._callers.client_id(request)
+        key = idempotency_key(request)
+        body, _ = await json_body(request, self._most)
+        try:
+            event = Event.model_validate_json(body)
+        except ValidationError as error:
+            raise invalid(field_errors(error)) from None
+        message_id = key or fresh_id()
+        identity = request[EVENT_ID] = event.event_id or message_id
+        trace = traceparent(request)
+        await self._confirmed(
+            Outgoing(
+                event.routing_key,
+                Properties(
+                    content_type=JSON,
+                    type=EVENT,
+                    message_id=message_id,
+                    delivery_mode=PERSISTENT,
+                    timestamp=int(time.time()),
+                    app_id="ringback",
+                    headers={TRACEPARENT: trace[0]} if trace else None,
+                ),
+                body,
+                exchange=EVENTS,
+            )
+        )
+        return answer({"id": identity}, HTTPStatus.ACCEPTED)
+
+    async def _confirmed(self, message: Outgoing) -> None:
+        """Publish it.
+
+        Raises:
+            Refused: 503, it was not taken; 504, whether it was is unknown.
+        """
+        try:
+            # While an alarm is on, the publisher itself goes on waiting.
+            async with asyncio.timeout(CONFIRM_TIMEOUT):
+                await self._publisher.publish(message)
+        except PublishRefused as error:
+            raise unavailable(str(error)) from None
+        except (PublishUnknown, TimeoutError) as error:
+            raise unknown(
+                f"{error or 'the broker takes nothing at present'}; whether the event was taken is"
+                " unknown: repeat it with the same event_id or Idempotency-Key, and it is acted on"
+                " once"
+            ) from None

@@ -1,0 +1,100 @@
+"""The operations of `/v1/postings`."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from services.gateway import examples
+from services.gateway.operations.declaring import (
+    BODY,
+    failures,
+    idempotency_key,
+    identity,
+    ok,
+    page,
+    problem,
+)
+from shared.contracts.posting_requests import (
+    DEFAULT_PAGE,
+    LONGEST_PAGE,
+    MessageState,
+    PostingAccepted,
+    PostingMessages,
+    PostingStatus,
+)
+from shared.contracts.postings import Posting
+from shared.http.openapi import Answer, Body, Operation
+
+TAG: Final = "postings"
+
+_ANY: Final = failures("broker, database or mailings are away", "Mailings did not answer in time")
+_NOT_FOUND: Final = {404: problem("The caller has no such posting.")}
+_ID: Final = identity("posting", examples.ID)
+
+
+def operations(example_url: str) -> Sequence[Operation]:
+    """All of them; URLs in examples lead to the server of `example_url`."""
+    return (
+        Operation(
+            id="create_posting",
+            method="post",
+            path="/v1/postings",
+            tag=TAG,
+            summary="Send a template to many users",
+            description="Answered once it is committed: from then on every receiver is gone"
+            " through, across restarts, and nobody gets the message twice because of one. Who did"
+            " not tick this way of delivery, or this kind of notification, gets none.",
+            parameters=(
+                idempotency_key(
+                    "A repeat with the same key and body answers the same and sends nothing."
+                ),
+            ),
+            body=Body(Posting, examples.postings(example_url)),
+            answers={
+                202: Answer(
+                    "Taken in.",
+                    Body(PostingAccepted, {"Answer": examples.POSTING_ACCEPTED}),
+                    {"Location": "Where its progress is."},
+                ),
+                409: problem("The Idempotency-Key was used for another body."),
+                **BODY,
+                **_ANY,
+            },
+        ),
+        Operation(
+            id="get_posting",
+            method="get",
+            path="/v1/postings/{id}",
+            tag=TAG,
+            summary="See how far a posting is",
+            parameters=(_ID,),
+            answers={
+                200: ok("Its progress.", PostingStatus, examples.POSTING_STATUS),
+                **_NOT_FOUND,
+                **_ANY,
+            },
+        ),
+        Operation(
+            id="list_posting_messages",
+            method="get",
+            path="/v1/postings/{id}/messages",
+            tag=TAG,
+            summary="List the messages of a posting",
+            parameters=(
+                _ID,
+                *page(
+                    [state.value for state in MessageState],
+                    longest=LONGEST_PAGE,
+                    default=DEFAULT_PAGE,
+                ),
+            ),
+            answers={
+                200: ok(
+                    "A page, in the order of their ids.",
+                    PostingMessages,
+                    {"items": [examples.POSTING_MESSAGE], "next_cursor": None},
+                ),
+                **_NOT_FOUND,
+                **_ANY,
+            },
+        ),
+    )

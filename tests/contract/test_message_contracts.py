@@ -1,0 +1,158 @@
+"""The forms of events, postings and messages, of what is told and asked about them."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+
+from shared.contracts import posting_requests as requests
+from shared.contracts.events import Event
+from shared.contracts.message_facts import (
+    MessageAttemptFailed,
+    MessageExpired,
+    MessageFacts,
+    MessageFailed,
+    MessageSent,
+)
+from shared.contracts.messages import SendEmail, SendSms
+from shared.contracts.postings import Posting
+from shared.contracts.user_events import UserEvent
+from tests.contract.conftest import FOLDER, Golden
+
+MODELS: Final[Mapping[str, type[BaseModel]]] = {
+    model.__name__: model for model in (SendEmail, SendSms, Event, Posting, UserEvent)
+}
+WRITTEN = json.loads((FOLDER / "message_examples.json").read_text())
+EXAMPLES = [
+    pytest.param(MODELS[name], example["message"], id=f"{name} {which}")
+    for name, examples in WRITTEN.items()
+    for which, example in examples.items()
+]
+COMES_IN: Final[tuple[type[BaseModel], ...]] = (
+    *MODELS.values(),
+    requests.CreatePosting,
+    requests.GetPosting,
+    requests.ListPostingMessages,
+)
+GOES_OUT: Final[tuple[type[BaseModel], ...]] = (
+    requests.PostingAccepted,
+    requests.PostingStatus,
+    requests.PostingMessages,
+    MessageFacts,
+)
+
+AT = datetime(2026, 11, 20, 15, 0, 0, 123_000, tzinfo=UTC)
+OF_EMAIL: Final[Mapping[str, Any]] = {
+    "at": AT,
+    "message_id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
+    "posting_id": "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11",
+    "way": "email",
+}
+OF_SMS: Final[Mapping[str, Any]] = {
+    "at": AT,
+    "message_id": "m-1",
+    "posting_id": None,
+    "way": "sms",
+}
+FACTS = (
+    MessageSent(fact_id="m/2", attempt=2, duration=0.25, **OF_EMAIL),
+    MessageAttemptFailed(
+        fact_id="m/1",
+        attempt=1,
+        error="451 try again later",
+        next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
+        **OF_EMAIL,
+    ),
+    MessageFailed(fact_id="m-1/1", attempt=1, reason="the gateway refused it", **OF_SMS),
+    MessageExpired(fact_id="m-1/2", attempt=2, reason="expired", **OF_SMS),
+)
+
+
+def test_every_example_is_read_as_it_is_written_down(golden: Golden) -> None:
+    read = {
+        name: {
+            which: {
+                "message": example["message"],
+                "read": MODELS[name]
+                .model_validate_json(json.dumps(example["message"]))
+                .model_dump(mode="json"),
+            }
+            for which, example in examples.items()
+        }
+        for name, examples in WRITTEN.items()
+    }
+    golden("message_examples", read)
+
+
+# What was once accepted is accepted by what comes later, also after a round trip.
+@pytest.mark.parametrize(("model", "example"), EXAMPLES)
+def test_what_we_write_we_read(model: type[BaseModel], example: Any) -> None:
+    message = model.model_validate_json(json.dumps(example))
+    for written in (message.model_dump_json(), message.model_dump_json(exclude_defaults=True)):
+        assert model.model_validate_json(written) == message
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_field_has_an_example(name: str) -> None:
+    used: set[str] = set().union(*(each["message"] for each in WRITTEN[name].values()))
+    assert used == set(MODELS[name].model_fields)
+
+
+@pytest.mark.parametrize(("model", "example"), EXAMPLES)
+def test_a_message_is_closed(model: type[BaseModel], example: Any) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        model.model_validate_json(json.dumps(example | {"typing_mistake": 1}))
+
+
+# E6: what would do harm further on never gets into the queue.
+@pytest.mark.parametrize(
+    ("model", "field", "bad"),
+    [
+        *((SendEmail, "to", bad) for bad in ("", "user", "a@b", "a b@c.de", "a@c.de\nBcc: x@y.z")),
+        *((SendEmail, "to", bad) for bad in ('"a"@c.de', "a..b@c.de", "a@-c.de", "ä@c.de")),
+        *((SendEmail, "to", bad) for bad in ("<a@c.de>", "a@c.de,b@c.de", "a" * 250 + "@c.de")),
+        *((SendEmail, "subject", bad) for bad in ("", "a\r\nBcc: x@y.z", "a\nb", "\u0000")),
+        (SendEmail, "text", "\u0000"),
+        (SendEmail, "html", "x" * 1_048_577),
+        *((SendEmail, "unsubscribe_url", bad) for bad in ("javascript:x", "https://a b", "")),
+        (SendEmail, "expires_at", "2026-11-20T15:00:00"),
+        *((SendSms, "phone", bad) for bad in ("+79161234567", "0791612345", "123456", "1" * 16)),
+        *((SendSms, "text", bad) for bad in ("", "x" * 1601, "\u0000", 7)),
+        (SendSms, "id", "two words"),
+    ],
+)
+def test_e6_what_can_be_sent_to_nobody_is_named_by_field(
+    model: type[BaseModel], field: str, bad: Any
+) -> None:
+    example = WRITTEN[model.__name__]["all"]["message"]
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate_json(json.dumps(example | {field: bad}))
+    assert [fault["loc"] for fault in caught.value.errors()] == [(field,)]
+
+
+def test_facts_are_written_as_they_always_were(golden: Golden) -> None:
+    batch = MessageFacts(facts=list(FACTS)).model_dump_json()
+    golden("message_facts", json.loads(batch))
+    assert MessageFacts.model_validate_json(batch).facts == list(FACTS)
+
+
+def test_every_fact_has_an_example_and_none_holds_more_than_it_says() -> None:
+    kinds: Any = MessageFacts.model_json_schema()["properties"]["facts"]["items"]["discriminator"]
+    assert {fact.type for fact in FACTS} == set(kinds["mapping"])
+    for fact in FACTS:
+        told = json.loads(fact.model_dump_json())
+        assert not {"text", "html", "subject", "to", "phone", "user_id"} & told.keys()
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            MessageFacts.model_validate({"facts": [told | {"phone": "79161234567"}]})
+
+
+def test_the_forms_are_what_they_were(golden: Golden) -> None:
+    _, schema = models_json_schema(
+        [(model, "validation") for model in COMES_IN]
+        + [(model, "serialization") for model in GOES_OUT]
+    )
+    golden("message_schema", schema)

@@ -1,0 +1,269 @@
+"""E1 over HTTP: an event that is posted arrives on its exchange, or the caller knows better."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+
+from deploy.local.broker import Broker
+from services.ingestion.app import SCHEMA
+from shared.postgres.migrations import migrate
+from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway, ticket
+from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, outskirts
+from tests.fakes.service import Service, running
+from tests.fakes.system import fresh_database
+from tests.fakes.waiting import until
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+EVENT = KNOWN_EVENTS[0]
+MIB = 1_048_576
+
+
+@pytest.fixture(scope="module")
+def gateway_service(
+    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as it:
+        yield it
+
+
+@pytest.fixture
+async def call(gateway_service: Service) -> AsyncIterator[Caller]:
+    async with calling(await base_url(gateway_service)) as it:
+        await until(lambda: gateway_service.logged("publisher is ready"))
+        yield it
+
+
+@asynccontextmanager
+async def queue_of_events(amqp_url: str) -> AsyncIterator[AbstractQueue]:
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue("events")
+        await queue.purge()
+        yield queue
+
+
+@pytest.fixture
+async def events(call: Caller, shared_amqp_url: str) -> AsyncIterator[AbstractQueue]:
+    """The work queue: no ingestion has ever run here, the gateway has declared it."""
+    assert call
+    async with queue_of_events(shared_amqp_url) as it:
+        yield it
+
+
+async def taken(queue: AbstractQueue) -> AbstractIncomingMessage | None:
+    """The next event in the queue; what is confirmed is there already."""
+    return await queue.get(no_ack=True, fail=False)
+
+
+@pytest.mark.parametrize("event", KNOWN_EVENTS, ids=lambda event: event["event"])
+async def test_e1_an_event_arrives_byte_for_byte_also_before_ingestion_ever_ran(
+    call: Caller, events: AbstractQueue, event: dict[str, Any]
+) -> None:
+    raw = json.dumps(event, indent=3)[:-1] + ', "occurred_at" : "2026-11-20T15:00:00+03:00" }\n'
+    answer = await call("POST", "/v1/events", raw=raw, traceparent=TRACE)
+    assert answer.status == 202, answer.text
+    assert answer.headers["Cache-Control"] == "no-store"
+    message = await taken(events)
+    assert message
+    assert message.body == raw.encode()
+    assert message.exchange == "events"
+    assert message.routing_key == f"{event['from_service']}.{event['event']}"
+    assert (message.type, message.content_type) == ("Event", "application/json")
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert message.headers["traceparent"] == TRACE
+    assert message.timestamp
+    assert abs(message.timestamp.timestamp() - time.time()) < 30
+    assert answer.json == {"id": message.message_id}
+
+
+@pytest.mark.parametrize("key", [None, "order-7"])
+@pytest.mark.parametrize("event_id", [None, "e-1"])
+async def test_e3_the_answer_names_the_id_that_a_repeat_is_known_by(
+    call: Caller, events: AbstractQueue, key: str | None, event_id: str | None
+) -> None:
+    body = EVENT if event_id is None else EVENT | {"event_id": event_id}
+    given = {} if key is None else {"Idempotency_Key": key}
+    answers = [await call("POST", "/v1/events", body, **given) for _ in range(2)]
+    messages = [await taken(events) for _ in range(2)]
+    ids = [message.message_id for message in messages if message]
+    assert ids == [key, key] if key else len(set(ids)) == 2
+    assert [answer.json["id"] for answer in answers] == ([event_id] * 2 if event_id else ids)
+
+
+def body_with(value: str) -> str:
+    return f'{{"from_service": "a", "event": "b", "details": {{"x": {value}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "fields"),
+    [
+        (json.dumps({"from_service": "a.b", "event": "", "detials": {}}), None),
+        (json.dumps(EVENT | {"expires_at": "tomorrow"}), {"expires_at"}),
+        (json.dumps(EVENT | {"event_id": "two words"}), {"event_id"}),
+        ("[]", {""}),
+        (json.dumps([EVENT]), {""}),
+        ("null", {""}),
+        (body_with('"\\u0000"'), {"details"}),
+        (body_with("1e999999"), {"details"}),
+        (body_with("[" * 160 + "]" * 160), {"details"}),
+    ],
+)
+async def test_e1_and_row_26_what_is_no_event_is_422_with_every_wrong_field(
+    call: Caller, events: AbstractQueue, raw: str, fields: set[str] | None
+) -> None:
+    answer = await call("POST", "/v1/events", raw=raw)
+    wanted = fields or {"from_service", "event", "details", "detials"}
+    assert answer.wrong_fields() == wanted
+    assert await taken(events) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["", "{", body_with("NaN"), body_with('"\\ud800"'), body_with("[" * 10_000 + "]" * 10_000)],
+    ids=range(5),
+)
+async def test_row_26_what_is_no_json_is_400(call: Caller, events: AbstractQueue, raw: str) -> None:
+    (await call("POST", "/v1/events", raw=raw)).problem(400)
+    assert await taken(events) is None
+
+
+async def test_row_15_and_33_too_large_other_media_and_bad_tickets_publish_nothing(
+    call: Caller, events: AbstractQueue
+) -> None:
+    large = json.dumps(EVENT | {"details": {"x": "x" * MIB}})
+    (await call("POST", "/v1/events", raw=large)).problem(413)
+    (await call("POST", "/v1/events", raw="a=1", Content_Type="text/plain")).problem(415)
+    (await call("POST", "/v1/events", EVENT, X_Service_Ticket="canary")).problem(401)
+    expired = ticket("shop", exp=int(time.time()) - 1)
+    (await call("POST", "/v1/events", EVENT, Authorization=f"Bearer {expired}")).problem(401)
+    wrong = await call("POST", "/v1/events", EVENT, Idempotency_Key="two words")
+    assert wrong.wrong_fields() == {"Idempotency-Key"}
+    (await call("GET", "/v1/events")).problem(405)
+    assert await taken(events) is None
+
+
+async def test_an_events_log_line_names_it_and_holds_nothing_of_it(
+    call: Caller, events: AbstractQueue, gateway_service: Service
+) -> None:
+    body = EVENT | {"details": {"token": "details-canary"}, "event_id": "told-7"}
+    mine = call.as_client("shop")
+    assert (await mine("POST", "/v1/events", body, traceparent="nonsense")).status == 202
+    message = await taken(events)
+    assert message
+    assert "traceparent" not in message.headers
+    [line] = await until(lambda: gateway_service.logged("http request", event_id="told-7"))
+    assert (line["client_id"], line["route"], line["status"]) == ("shop", "/v1/events", 202)
+    assert "canary" not in gateway_service.output
+
+
+@pytest.fixture
+def ingestions_database(database_url: str) -> Iterator[str]:
+    """What ingestion needs, and nothing in it."""
+    with fresh_database(database_url) as url:
+        asyncio.run(migrate(url, SCHEMA))
+        yield url
+
+
+async def test_e1_e3_posted_before_ingestion_ever_ran_it_is_acted_on_once(
+    tmp_path: Path, amqp_url: str, ingestions_database: str
+) -> None:
+    async def post(call: Caller) -> str:
+        answer = await call("POST", "/v1/events", EVENT, Idempotency_Key="signup-7")
+        return str(answer.json["id"]) if answer.status == 202 else ""
+
+    with gateway(tmp_path, amqp_url) as service:
+        async with calling(await base_url(service)) as call:
+            await until(lambda: post(call))
+            settings = {"RINGBACK_DATABASE_URL": ingestions_database}
+            with running(tmp_path, amqp_url, settings, RUN_INGESTION) as ingestion:
+                await ingestion.ready()
+                async with outskirts(amqp_url) as around:
+                    await post(call)
+                    await around.posting("signup-7")
+
+                    async def seen_again() -> bool:
+                        name = "ringback_events_total"
+                        return await ingestion.metric(name, outcome="duplicate") > 0
+
+                    await until(seen_again)
+                    assert len(around.of("signup-7")) == 1
+
+
+@pytest.fixture
+async def lone(tmp_path: Path, own_broker: Broker) -> AsyncIterator[Caller]:
+    """A gateway on a broker that the test may harm."""
+    with gateway(tmp_path, own_broker.url) as service:
+        async with calling(await base_url(service)) as call:
+            await until(lambda: service.logged("publisher is ready"))
+            yield call
+
+
+async def post(call: Caller) -> tuple[Reply, float]:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    answer = await call("POST", "/v1/events", EVENT)
+    return answer, loop.time() - started
+
+
+async def until_taken(call: Caller) -> None:
+    async def taken_in() -> bool:
+        return (await post(call))[0].status == 202
+
+    await until(taken_in, 30)
+
+
+async def test_row_6_an_alarm_is_503_within_5_seconds_and_events_are_taken_when_it_is_over(
+    lone: Caller, own_broker: Broker
+) -> None:
+    memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
+    own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
+    try:
+
+        async def told() -> bool:
+            return "alarm" in (await lone("GET", "/readyz")).json["parts"]["publisher"]
+
+        await until(told, 5)  # before any caller has met it
+        answer, seconds = await post(lone)
+        assert "alarm" in answer.problem(503)["detail"]
+        assert int(answer.headers["Retry-After"]) > 0
+        assert seconds < 1
+    finally:
+        own_broker.ctl("set_vm_memory_high_watermark", memory)
+    await until_taken(lone)
+
+
+async def test_rows_1_and_2_suspended_504_as_it_is_unknown_gone_503_as_nothing_was_done(
+    lone: Caller, own_broker: Broker
+) -> None:
+    await until_taken(lone)
+    own_broker.suspend()
+    try:
+        answer, seconds = await post(lone)
+        problem = answer.problem(504)
+        assert "unknown" in problem["detail"]
+        assert "event_id or Idempotency-Key" in problem["detail"]
+        assert 4 < seconds < 6.5
+    finally:
+        own_broker.resume()
+    await until_taken(lone)
+    await asyncio.to_thread(own_broker.sync)
+    await asyncio.to_thread(own_broker.kill)
+
+    async def unavailable() -> bool:
+        return (await post(lone))[0].status == 503
+
+    await until(unavailable)
+    await asyncio.to_thread(own_broker.start)
+    await until_taken(lone)
+    async with queue_of_events(own_broker.url) as queue:
+        await until_taken(lone)
+        assert await taken(queue)
