@@ -39,6 +39,7 @@ from shared.contracts import headers
 from shared.errors import (
     ContractViolation,
     Deferred,
+    Expired,
     InfrastructureError,
     PermanentError,
     TransientError,
@@ -75,7 +76,10 @@ LONGEST_WAIT: Final = TIERS[-1].seconds * (1 + JITTER)
 
 
 class Consumer(Generic[M, R]):
-    """One connection that consumes one work queue, kept open by `run`, ended by `drain`."""
+    """One connection that consumes one work queue, kept open by `run`, ended by `drain`.
+
+    `part` is its name in the health of a process with several.
+    """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
@@ -88,6 +92,7 @@ class Consumer(Generic[M, R]):
         prefetch: int,
         clock: Clock,
         health: Health,
+        part: str = "consumer",
     ) -> None:
         self._work = work
         self._url = url
@@ -97,7 +102,8 @@ class Consumer(Generic[M, R]):
         self._prefetch = prefetch
         self._clock = clock
         self._health = health
-        health.expect("consumer")
+        self._part = part
+        health.expect(part)
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._last_delivery = 0.0
@@ -113,7 +119,7 @@ class Consumer(Generic[M, R]):
         await keep_connected(
             self._url,
             name=self._name,
-            part="consumer",
+            part=self._part,
             health=self._health,
             session=self._consume_on,
         )
@@ -166,7 +172,7 @@ class Consumer(Generic[M, R]):
         consuming = await channel.basic_consume(self._work.queue, _never)
         self._last_delivery = loop.time()
         self._current = (channel, str(consuming.consumer_tag), settlement)
-        self._health.up("consumer")
+        self._health.up(self._part)
         try:
             await first_to_end(
                 until_lost(channel), settlement.run(SETTLE_EVERY), self._watch(channel)
@@ -264,7 +270,7 @@ class Consumer(Generic[M, R]):
             chance=random.random(),  # noqa: S311 - spreads a herd, guards nothing
         )
         if isinstance(decision, GiveUp):
-            return _dead(decision.reason, error)
+            return _given_up(decision, error)
         return Retried(decision.tier, decision.not_before, error)
 
     def _postponed(self, message: Message[M], error: Deferred) -> Postponed | Dead:
@@ -272,7 +278,7 @@ class Consumer(Generic[M, R]):
             self._policy(message), first_at=message.first_at, now=self._clock.now(), error=error
         )
         if isinstance(decision, GiveUp):
-            return _dead(decision.reason, error)
+            return _given_up(decision, error)
         return Postponed(decision, str(error))
 
     def _policy(self, message: Message[M]) -> RetryPolicy:
@@ -356,6 +362,10 @@ class Consumer(Generic[M, R]):
 
 def _dead(reason: str, error: Exception) -> Dead:
     return Dead(reason[:REASON_CHARACTERS], error)
+
+
+def _given_up(decision: GiveUp, error: Exception) -> Dead:
+    return _dead(decision.reason, Expired(decision.reason) if decision.expired else error)
 
 
 def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:

@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.callback.handlers import read
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
-from shared.contracts.callback import MAX_HEADERS, SendCallback
+from shared.amqp.reading import read
+from shared.contracts.callback import MAX_HEADERS, SEND_CALLBACK, SendCallback
 from shared.contracts.headers import kept
 from shared.errors import ContractViolation
 
@@ -22,7 +22,8 @@ JSON: Final = Properties(content_type="application/json", type="SendCallback")
 
 
 def taken(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> SendCallback:
-    return read(Message("id-1", properties, body), max_bytes=max_bytes)
+    message: Message[SendCallback] = Message("id-1", properties, body)
+    return read(message, {SEND_CALLBACK: SendCallback}, max_bytes=max_bytes)
 
 
 def refusal(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> str:
@@ -57,11 +58,11 @@ def test_h1_the_form_of_interfaces_is_taken() -> None:
         ({"target_url": ""}, "target_url: String should have at least 1 character"),
         ({"target_method": "TRACE"}, "target_method: Input should be 'POST', 'PUT', 'PATCH'"),
         ({"target_method": "post"}, "target_method: Input should be 'POST'"),
-        ({"hmac_secret": ""}, "hmac_secret."),
-        ({"hmac_secret": []}, "hmac_secret."),
-        ({"hmac_secret": [CANARY, 5]}, "hmac_secret."),
-        ({"hmac_secret": [CANARY] * 9}, "hmac_secret."),
-        ({"hmac_secret": {CANARY: 1}}, "hmac_secret."),
+        ({"hmac_secret": ""}, "hmac_secret"),
+        ({"hmac_secret": []}, "hmac_secret"),
+        ({"hmac_secret": [CANARY, 5]}, "hmac_secret"),
+        ({"hmac_secret": [CANARY] * 9}, "hmac_secret"),
+        ({"hmac_secret": {CANARY: 1}}, "hmac_secret"),
         ({"hmac_secret": None}, "give either hmac_secret or secret_ref"),
         ({"secret_ref": "name"}, "give either hmac_secret or secret_ref"),
         ({"unsigned": True}, "give either hmac_secret or secret_ref"),
