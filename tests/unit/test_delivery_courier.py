@@ -115,7 +115,7 @@ async def test_e6_a_second_copy_waits_until_the_first_has_arrived_or_failed() ->
     first = asyncio.create_task(place.again())
     await begun.wait()
     with pytest.raises(Deferred):
-        await place.again()
+        await asyncio.wait_for(place.again(), 5)
     go.set()
     with pytest.raises(TransientError):
         await first
