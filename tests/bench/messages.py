@@ -29,11 +29,11 @@ from tests.bench.table import Row, Section, at_least
 
 OURS: Final = ("-m", "services.delivery")
 HAND_WRITTEN: Final = ("-m", "tests.bench.mail_baseline")
-EMAILS: Final[Mapping[tuple[str, ...], int]] = {OURS: 8000, HAND_WRITTEN: 3000}
+EMAILS: Final[Mapping[tuple[str, ...], int]] = {OURS: 12_000, HAND_WRITTEN: 2000}
 BACKLOG: Final = 5000
 WARM: Final = 500  # mails before the clock starts
 AT_ONCE: Final = 500
-ROUNDS: Final = 2
+ROUNDS: Final = 3
 POLL: Final = 0.02
 WANTED_RATE: Final = 1000.0
 # What a hanging gateway may cost: the spread between two runs of the same.
@@ -69,15 +69,17 @@ async def delivery(rig: Rig) -> Section:
         rates: dict[str, list[tuple[float, float]]] = {"ours": [], "hand": [], "hang": []}
         for _ in range(ROUNDS):
             for name, argv, backlog in (
-                ("ours", OURS, 0),
                 ("hand", HAND_WRITTEN, 0),
+                ("ours", OURS, 0),
                 ("hang", OURS, BACKLOG),
             ):
                 site = f"messages{next(numbers)}"
                 rates[name].append(await _round(rig, world, site, argv, backlog))
     rate = {name: median([each for each, _ in found]) for name, found in rates.items()}
     cpu = {name: median([each for _, each in found]) for name, found in rates.items()}
-    ratio, share = rate["ours"] / rate["hand"], rate["hang"] / rate["ours"]
+    ratio = rate["ours"] / rate["hand"]
+    # By round, since what else runs on the machine changes from one to the next.
+    share = median([h / o for (h, _), (o, _) in zip(rates["hang"], rates["ours"], strict=True)])
     rows = [
         Row(
             "e-mails",
@@ -93,15 +95,16 @@ async def delivery(rig: Rig) -> Section:
             "e-mails while the SMS gateway hangs",
             "/s",
             rate["hang"],
-            None,
+            rate["ours"],
             share,
             f"at least {WANTED_SHARE} of those without",
             at_least(share, WANTED_SHARE),
         ),
+        Row("CPU for an e-mail then", "µs", cpu["hang"], cpu["ours"], cpu["hang"] / cpu["ours"]),
     ]
     notes = [
         f"{EMAILS[OURS]:,} e-mails of {len(TEXT) + len(HTML):,} bytes, as text and HTML, over 20",
-        f"connections that are kept; the gateway hangs on a backlog of {BACKLOG:,} SMS",
+        f"connections that are kept; the gateway hangs on {BACKLOG:,} SMS, against none of them",
     ]
     return Section(
         "j", "Delivery: e-mails that one process hands over", "hand-written", rows, notes
