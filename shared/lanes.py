@@ -167,8 +167,14 @@ class Lanes:
                 lane.moved = self._clock()
                 waiting.set_result(None)
 
+    async def run(self) -> None:
+        """Sweep now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(STALLED_AFTER / 2)
+            self.sweep()
+
     def sweep(self) -> None:
-        """Send away every line that has not moved for a while; call it now and then.
+        """Send away every line that has not moved for a while.
 
         A line holds slots on the promise that an answer is near. A target that hangs breaks it,
         and must not keep the slots until its requests have timed out.

@@ -43,9 +43,13 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No more tries; the reason is for the dead letter."""
+    """No more tries; the reason is for the dead letter.
+
+    expired: its own time is over, not the schedule's.
+    """
 
     reason: str
+    expired: bool = False
 
 
 def decide(  # noqa: PLR0913 - all that the decision depends on
@@ -68,7 +72,7 @@ def decide(  # noqa: PLR0913 - all that the decision depends on
     tier = first_tier(max(policy.delays[index], error.retry_after))
     not_before = now + tier.seconds * (1 + JITTER * chance)
     if policy.expires_at is not None and not_before >= policy.expires_at:
-        return GiveUp(f"expired after {attempt} attempts: {error}")
+        return GiveUp(f"expired after {attempt} attempts: {error}", expired=True)
     if not_before > first_at + policy.give_up_after:
         return GiveUp(
             f"gave up after {attempt} attempts in {policy.give_up_after:.0f} seconds: {error}"
@@ -80,7 +84,7 @@ def postpone(policy: RetryPolicy, *, first_at: float, now: float, error: Deferre
     """Where a message waits that was not tried; the end comes as for one that was."""
     tier = first_tier(error.delay)
     if policy.expires_at is not None and now + tier.seconds >= policy.expires_at:
-        return GiveUp(f"expired while waiting: {error}")
+        return GiveUp(f"expired while waiting: {error}", expired=True)
     if now + tier.seconds > first_at + policy.give_up_after:
         return GiveUp(f"gave up after {policy.give_up_after:.0f} seconds of waiting: {error}")
     return tier

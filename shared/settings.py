@@ -12,7 +12,14 @@ from email.utils import formataddr, parseaddr
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -22,6 +29,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
+from shared.http.guard import ForbiddenTarget, parse_target
 from shared.topology import QueueType
 
 PREFIX: Final = "RINGBACK_"
@@ -95,9 +103,19 @@ def _smtp_url(value: SecretStr) -> SecretStr:
 
 def _sms_url(value: str) -> str:
     url = _parsed(value)
-    if url is None or url.scheme not in ("http", "https") or not url.host:
+    if url is None or url.scheme not in ("http", "https") or not url.host or "?" in value:
         raise ValueError("must look like https://sms.example.com")
+    try:
+        parse_target(value)
+    except ForbiddenTarget as error:
+        raise ValueError(str(error)) from None
     return value.rstrip("/")
+
+
+def _sms_key(value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+    if value is None and others.data.get("sms_url"):
+        raise ValueError(f"not set, but {PREFIX}SMS_URL is; the gateway is shown a JWT made of it")
+    return value
 
 
 def _parsed(text: str) -> URL | None:
@@ -216,8 +234,9 @@ class Settings(BaseSettings):
         description="The SMS gateway; a message goes to URL/v1/send/ID. Not set: SMS wait.",
         examples=["https://sms.example.com"],
     )
-    sms_key: Annotated[SecretStr | None, EMPTY_IS_NONE] = Field(
+    sms_key: Annotated[SecretStr | None, EMPTY_IS_NONE, AfterValidator(_sms_key)] = Field(
         default=None,
+        validate_default=True,
         description="Its key: signs the JWT it is shown (HS256).",
         examples=["the-gateways-key"],
     )

@@ -6,8 +6,6 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 from json import JSONEncoder
@@ -16,8 +14,9 @@ from urllib.parse import urlencode, urlsplit
 
 from multidict import CIMultiDict
 
-from shared.contracts.callback import LONGEST_DELAY, SendCallback
+from shared.contracts.callback import SendCallback
 from shared.errors import ContractViolation, PermanentError, TransientError
+from shared.http.retry_after import ASKING, seconds_to_wait
 from shared.retry import RetryPolicy, first_tier
 
 STANDARD_PREFIX: Final = "whsec_"
@@ -176,26 +175,9 @@ def judge(status: int, retry_after: str | None, *, now: float) -> None:
     if status == HTTPStatus.GONE:
         raise PermanentError("the receiver answered 410: gone for good")
     wait = 0.0
-    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+    if status in ASKING:
         wait = seconds_to_wait(retry_after, now=now)
     raise TransientError(f"the receiver answered {status}", retry_after=wait)
-
-
-def seconds_to_wait(retry_after: str | None, *, now: float) -> float:
-    """What `Retry-After` asks for (RFC 9110: seconds or a date), in 0 … 3600; nonsense is 0."""
-    if retry_after is None:
-        return 0.0
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        # Ten digits are three centuries; more would only make the number costly to read.
-        return min(float(text[:10]), LONGEST_DELAY)
-    try:
-        date = parsedate_to_datetime(text)
-        # The oldest of the three forms names no zone: all of them are UTC.
-        wait = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
-    except (ValueError, OverflowError):
-        return 0.0
-    return min(max(wait, 0.0), LONGEST_DELAY)
 
 
 def retry_policy(order: SendCallback, *, give_up_after: float) -> RetryPolicy:

@@ -1,4 +1,4 @@
-"""From a message to a request and back: reads SendCallback, sends it, says what came of it."""
+"""From a message to a request and back: sends a callback and says what came of it."""
 
 import logging
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.callback import domain, metrics
 from services.callback.settings import CallbackSettings
 from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
 from shared.clock import Clock
-from shared.contracts.callback import SEND_CALLBACK, SendCallback
+from shared.contracts.callback import SendCallback
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDead,
     CallbackDelivered,
     CallbackGivenBack,
 )
-from shared.errors import ContractViolation, Expired
+from shared.errors import Expired
 from shared.http.client import Client, DeliveryFailed, Reply
 from shared.http.guard import ForbiddenTarget, Target, parse_target
 from shared.lanes import Lanes
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Answers that say the target as a whole can't keep up; any other proves it alive.
 OVERLOADED: Final = frozenset({429, 502, 503, 504})
-FAULTS_NAMED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +36,6 @@ class Delivered:
 
     status: int
     duration: float
-
-
-def read(message: Message[SendCallback], *, max_bytes: int) -> SendCallback:
-    """The order in a message.
-
-    Raises:
-        ContractViolation: it is none; every wrong field is named, no value is.
-    """
-    properties = message.properties
-    if len(message.body) > max_bytes:
-        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
-    if properties.type != SEND_CALLBACK:
-        raise ContractViolation(f"type is {properties.type!r}, not {SEND_CALLBACK!r}")
-    if (properties.content_type or "").split(";")[0].strip().lower() != domain.JSON:
-        raise ContractViolation(f"content_type is {properties.content_type!r}, not {domain.JSON!r}")
-    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
-    try:
-        return SendCallback.model_validate_json(message.body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        named = [
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
-            for fault in faults[:FAULTS_NAMED]
-        ]
-        more = f" and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
-        raise ContractViolation("; ".join(named) + more) from None
 
 
 class Sender:
@@ -175,17 +147,15 @@ class Reporter:
         order = message.model
         target = _origin(order)
         client_id = order.client_id if order else None
-        traceparent = message.traceparent
         context: dict[str, object] = {
             "callback_id": message.id,
             "client_id": client_id,
-            "trace_id": traceparent[3:35] if traceparent else None,
+            "trace_id": message.trace_id,
             "target_url": target,
             "attempt": message.attempt,
         }
         told: dict[str, Any] = {
-            # The first try's moment tells a redriven callback's facts from those before.
-            "fact_id": f"{message.id}/{message.first_at:.3f}/{message.attempt}",
+            "fact_id": message.try_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "callback_id": message.id,
             "client_id": client_id,

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 CALLBACKS: Final = Counter("callback", "Tries to deliver a callback.", ["status"])
 SUCCESS: Final = CALLBACKS.labels("success")
@@ -14,15 +14,6 @@ DURATION: Final = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 HMAC_ERRORS: Final = Counter("hmac_errors", "Callbacks that could not be signed.")
-BREAKER_OPEN: Final = Gauge(
-    "ringback_breaker_open",
-    "1 while a target's circuit breaker is open.",
-    ["target_url"],
-    multiprocess_mode="livemax",
-)
-BREAKER_CHANGES: Final = Counter(
-    "ringback_breaker_changes", "Circuit breakers that opened or closed.", ["state"]
-)
 
 OTHER: Final = "other"
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 from prometheus_client import Counter
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.ingestion import metrics
 from services.ingestion.domain import (
@@ -18,17 +18,14 @@ from services.ingestion.domain import (
 )
 from services.ingestion.outbox import Outbox
 from services.ingestion.store import Accepted, Pending, Store
+from shared.amqp import reading
 from shared.amqp.message import Dead, Done, Message, Outcome
 from shared.batches import Batcher
 from shared.clock import Clock
-from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
 from shared.errors import ContractViolation
 
 logger = logging.getLogger(__name__)
-
-JSON: Final = "application/json"
-FAULTS_NAMED: Final = 10
 
 
 class Became(StrEnum):
@@ -54,22 +51,8 @@ def read(message: Message[Received], *, max_bytes: int) -> Received:
     Raises:
         ContractViolation: it is none; every wrong field is named, no value is.
     """
-    properties = message.properties
-    if len(message.body) > max_bytes:
-        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
-    if properties.type != EVENT:
-        raise ContractViolation(f"type is {properties.type!r}, not {EVENT!r}")
-    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
-        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
-    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
-    try:
-        event = Event.model_validate_json(message.body)
-    except ValidationError as error:
-        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
-        more = f" and {len(named) - FAULTS_NAMED} more" if len(named) > FAULTS_NAMED else ""
-        raise ContractViolation("; ".join(named[:FAULTS_NAMED]) + more) from None
-    at = event.occurred_at.timestamp() if event.occurred_at else properties.timestamp
+    event = reading.read(message, {EVENT: Event}, max_bytes=max_bytes)
+    at = event.occurred_at.timestamp() if event.occurred_at else message.properties.timestamp
     return Received(event, event.event_id or message.id or content_id(event), at)
 
 

@@ -1,14 +1,15 @@
 """The messages on the exchange `schedules`: create, cancel and move events."""
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.scheduler.intake import Intake, KeyUsed
 from services.scheduler.operations import Operations
+from shared.amqp import reading
 from shared.amqp.message import Dead, Message, Outcome
-from shared.contracts.context import field_errors
 from shared.contracts.requests import Failure
 from shared.contracts.schedule_requests import CancelResult, RescheduleResult
 from shared.contracts.schedules import (
@@ -28,10 +29,8 @@ logger = logging.getLogger(__name__)
 
 Command = ScheduleCallback | CancelCallback | RescheduleCallback
 
-JSON: Final = "application/json"
-FAULTS_NAMED: Final = 10
 ANONYMOUS: Final = ""
-_MODELS: Final[dict[str | None, type[Command]]] = {
+_MODELS: Final[Mapping[str, type[Command]]] = {
     SCHEDULE_CALLBACK: ScheduleCallback,
     CANCEL_CALLBACK: CancelCallback,
     RESCHEDULE_CALLBACK: RescheduleCallback,
@@ -44,24 +43,7 @@ def read(message: Message[Command], *, max_bytes: int) -> Command:
     Raises:
         ContractViolation: it is none; every wrong field is named, no value is.
     """
-    properties = message.properties
-    if len(message.body) > max_bytes:
-        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
-    model = _MODELS.get(properties.type)
-    if model is None:
-        known = ", ".join(str(name) for name in _MODELS)
-        raise ContractViolation(f"type is {properties.type!r}, not one of {known}")
-    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
-        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
-    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
-    try:
-        return model.model_validate_json(message.body)
-    except ValidationError as error:
-        faults = field_errors(error)
-        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in faults]
-        more = f" and {len(named) - FAULTS_NAMED} more" if len(named) > FAULTS_NAMED else ""
-        raise ContractViolation("; ".join(named[:FAULTS_NAMED]) + more) from None
+    return reading.read(message, _MODELS, max_bytes=max_bytes)
 
 
 class Handler:

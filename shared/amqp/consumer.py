@@ -39,6 +39,7 @@ from shared.contracts import headers
 from shared.errors import (
     ContractViolation,
     Deferred,
+    Expired,
     InfrastructureError,
     PermanentError,
     TransientError,
@@ -73,7 +74,10 @@ LONGEST_WAIT: Final = TIERS[-1].seconds * (1 + JITTER)
 
 
 class Consumer(Generic[M, R]):
-    """One connection that consumes one work queue, kept open by `run`, ended by `drain`."""
+    """One connection that consumes one work queue, kept open by `run`, ended by `drain`.
+
+    `part` is its name in the health of a process with several.
+    """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
@@ -86,6 +90,7 @@ class Consumer(Generic[M, R]):
         prefetch: int,
         clock: Clock,
         health: Health,
+        part: str = "consumer",
     ) -> None:
         self._work = work
         self._url = url
@@ -95,7 +100,8 @@ class Consumer(Generic[M, R]):
         self._prefetch = prefetch
         self._clock = clock
         self._health = health
-        health.expect("consumer")
+        self._part = part
+        health.expect(part)
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._current: tuple[Subscription, Settlement] | None = None
@@ -110,7 +116,7 @@ class Consumer(Generic[M, R]):
         await keep_connected(
             self._url,
             name=self._name,
-            part="consumer",
+            part=self._part,
             health=self._health,
             session=self._consume_on,
         )
@@ -151,7 +157,7 @@ class Consumer(Generic[M, R]):
 
         await deliveries.start(take, prefetch=self._prefetch)
         self._current = (deliveries, settlement)
-        self._health.up("consumer")
+        self._health.up(self._part)
         try:
             await first_to_end(
                 deliveries.lasts(idle=lambda: not (self._tasks or self._draining)),
@@ -239,7 +245,7 @@ class Consumer(Generic[M, R]):
             chance=random.random(),  # noqa: S311 - spreads a herd, guards nothing
         )
         if isinstance(decision, GiveUp):
-            return _dead(decision.reason, error)
+            return _given_up(decision, error)
         return Retried(decision.tier, decision.not_before, error)
 
     def _postponed(self, message: Message[M], error: Deferred) -> Postponed | Dead:
@@ -247,7 +253,7 @@ class Consumer(Generic[M, R]):
             self._policy(message), first_at=message.first_at, now=self._clock.now(), error=error
         )
         if isinstance(decision, GiveUp):
-            return _dead(decision.reason, error)
+            return _given_up(decision, error)
         return Postponed(decision, str(error))
 
     def _policy(self, message: Message[M]) -> RetryPolicy:
@@ -331,6 +337,10 @@ class Consumer(Generic[M, R]):
 
 def _dead(reason: str, error: Exception) -> Dead:
     return Dead(reason[:REASON_CHARACTERS], error)
+
+
+def _given_up(decision: GiveUp, error: Exception) -> Dead:
+    return _dead(decision.reason, Expired(decision.reason) if decision.expired else error)
 
 
 def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:

@@ -55,6 +55,17 @@ class Message(Generic[M]):
         return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
     @property
+    def trace_id(self) -> str | None:
+        """The id of the trace it belongs to, if any."""
+        traceparent = self.traceparent
+        return traceparent[3:35] if traceparent else None
+
+    @property
+    def try_id(self) -> str:
+        """Names this try; the first one's moment tells it from those before a redrive."""
+        return f"{self.id}/{self.first_at:.3f}/{self.attempt}"
+
+    @property
     def dispatch(self) -> int | None:
         """The owner's count, if it has an owner."""
         return _number(self.properties.headers or {}, headers.DISPATCH) if self.owner else None

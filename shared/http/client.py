@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 # Below the 5 s after which Node.js and uvicorn close an idle connection, so that a request seldom
 # meets one that is just being closed.
 _IDLE_SECONDS: Final = 4.0
-# Once the status is known the body changes nothing; waiting for it only saves the connection.
-_BODY_SECONDS: Final = 1.0
 # At 8 kB each, aiohttp's limit, an answer's headers stay under 1 MB.
 _MAX_HEADERS: Final = 100
 # What a receiver can push into this process between two looks at its answer; kernels double it.
@@ -88,6 +86,8 @@ class Client:
     Limits on time and size are all on this side: it follows no redirect, keeps no cookie, heeds
     no proxy variable, decompresses nothing. How many requests go to one target at a time is the
     caller's business. `tls` and `resolver` replace the system's certificates and name look-up.
+    `excerpt`: bytes of an answer's body that are given. `body_timeout`: seconds to wait for it once
+    the status is known; where that decides, waiting only saves the connection.
 
     Connections, their pool, TLS, name cache and the answer's parser are aiohttp's; the request is
     written here. `ClientSession` would spend three times as much on what no callback has: cookies,
@@ -105,6 +105,7 @@ class Client:
         dns_ttl: int = 30,
         max_body: int = 65_536,
         excerpt: int = 1024,
+        body_timeout: float = 1.0,
         tls: ssl.SSLContext | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
@@ -117,6 +118,7 @@ class Client:
         self._dns_ttl = dns_ttl
         self._max_body = max_body
         self._excerpt = excerpt
+        self._body_timeout = body_timeout
         self._tls = tls
         self._resolver = resolver
         self._route = lru_cache(maxsize=1024)(self._new_route)
@@ -154,7 +156,7 @@ class Client:
     ) -> Reply:
         """Send one request and give the answer's status and first bytes.
 
-        `timeout`, in seconds, covers all of it: name look-up, connecting, TLS, writing, reading.
+        `timeout`, in seconds, covers name look-up, connecting, TLS, writing, and reading the head.
         The status decides: a body that is late, broken or over the limit is left unread.
         A pooled connection that the receiver closed meanwhile is replaced and the request sent
         again, so a receiver may see it twice, as it may at any retry.
@@ -226,7 +228,7 @@ class Client:
             return content.read_nowait(self._excerpt)
         excerpt = bytearray()
         with suppress(aiohttp.ClientError, TimeoutError):
-            async with asyncio.timeout(_BODY_SECONDS):
+            async with asyncio.timeout(self._body_timeout):
                 while content.total_bytes <= self._max_body:
                     chunk = await content.readany()
                     if not chunk:

@@ -11,6 +11,7 @@ import uvloop
 from tests.bench.costs import memory, tier
 from tests.bench.ingest import ingestion
 from tests.bench.layer import layer
+from tests.bench.messages import delivery
 from tests.bench.rig import Rig, Stuck, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.table import Section, data, plain
@@ -26,6 +27,7 @@ PARTS = {
     "g": intake,
     "h": on_time,
     "i": ingestion,
+    "j": delivery,
 }
 
 
@@ -45,13 +47,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     g  the scheduler: taking in over AMQP and HTTP
     h  the scheduler: on time, against pgqueuer
     i  ingestion: events
+    j  delivery: e-mails
 
     It starts a private RabbitMQ and PostgreSQL, a receiver and what is measured, and ends them all.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to i")
+        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to j")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.callback.domain import judge, seconds_to_wait
+from services.callback.domain import judge
 from shared.errors import PermanentError, TransientError
+from shared.http.retry_after import seconds_to_wait
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110
 

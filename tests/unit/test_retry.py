@@ -236,7 +236,7 @@ def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
     assert hops == DAY / 60
     expiring = RetryPolicy(expires_at=NOW + 5)
     assert postpone(expiring, first_at=NOW, now=NOW, error=Deferred("full", delay=5)) == GiveUp(
-        "expired while waiting: full"
+        "expired while waiting: full", expired=True
     )
     assert postpone(expiring, first_at=NOW, now=NOW, error=Deferred("full", delay=1)) == SHORTEST
 

@@ -1,0 +1,41 @@
+"""From the body of a message to a model, or to a reason that names every fault."""
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from shared.amqp.message import Message
+from shared.contracts.context import field_errors
+from shared.errors import ContractViolation
+
+JSON: Final = "application/json"
+FAULTS_NAMED: Final = 10
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read(message: Message[Any], models: Mapping[str, type[M]], *, max_bytes: int) -> M:
+    """The model in a message, which of them its property `type` says.
+
+    Raises:
+        ContractViolation: it is none; every wrong field is named, no value is.
+    """
+    properties = message.properties
+    if len(message.body) > max_bytes:
+        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
+    model = models.get(properties.type or "")
+    if model is None:
+        known = ", ".join(repr(name) for name in models)
+        wanted = known if len(models) == 1 else f"one of {known}"
+        raise ContractViolation(f"type is {properties.type!r}, not {wanted}")
+    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
+        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
+    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
+        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
+    try:
+        return model.model_validate_json(message.body)
+    except ValidationError as error:
+        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
+        more = f" and {len(named) - FAULTS_NAMED} more" if len(named) > FAULTS_NAMED else ""
+        raise ContractViolation("; ".join(named[:FAULTS_NAMED]) + more) from None

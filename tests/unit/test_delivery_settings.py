@@ -1,0 +1,61 @@
+"""Wrong configuration of the ways is named before anything connects."""
+
+from pathlib import Path
+
+import pytest
+
+from services.delivery.settings import DeliverySettings
+from shared.settings import Settings, WrongSettings, load, load_shared
+
+URL = "https://sms.example.com"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def faults(monkeypatch: pytest.MonkeyPatch, **given: str) -> str:
+    for name, value in given.items():
+        monkeypatch.setenv(f"RINGBACK_{name}", value)
+    with pytest.raises(WrongSettings) as caught:
+        load_shared({"delivery": DeliverySettings})
+    return "\n".join(caught.value.faults)
+
+
+@pytest.mark.parametrize("key", [{}, {"SMS_KEY": ""}])
+def test_e6_a_gateway_without_its_key_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, key: dict[str, str]
+) -> None:
+    told = faults(monkeypatch, SMS_URL=URL, **key)
+    assert "sms_key" in told.lower()
+    assert "not set, but RINGBACK_SMS_URL is" in told
+
+
+def test_e6_a_gateway_and_its_key_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGBACK_SMS_URL", f"{URL}/")
+    monkeypatch.setenv("RINGBACK_SMS_KEY", "k")
+    settings = load(Settings)
+    assert settings.sms_url == URL
+    assert settings.sms_key is not None
+    assert repr(settings.sms_key) != "k"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://user:c4n4ry@sms.example.com", f"{URL}?key=c4n4ry", "sms.example.com", "ftp://x"],
+)
+def test_a_gateway_that_can_not_be_called_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    told = faults(monkeypatch, SMS_URL=url, SMS_KEY="k")
+    assert "RINGBACK_SMS_URL" in told
+    assert "c4n4ry" not in told
+
+
+def test_every_fault_of_delivery_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = faults(
+        monkeypatch, DELIVERY_SMTP_TLS="maybe", DELIVERY_SMTP_CONNECTIONS="0", SMTP_URL="mail:25"
+    )
+    for name in ("DELIVERY_SMTP_TLS", "DELIVERY_SMTP_CONNECTIONS", "SMTP_URL"):
+        assert f"RINGBACK_{name}" in told
