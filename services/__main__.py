@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "send": "Publish messages, validated and confirmed.",
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
     "rules": "Check and try the rules that say what follows from events.",
+    "template": "List, check and preview the templates of messages.",
     "dead": "Look into a dead queue, and put messages back.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
     "migrate": "Bring the database's schemas up to date.",

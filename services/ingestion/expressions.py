@@ -4,30 +4,18 @@ No statements, no calls, no Python attributes, a chosen set of filters. What is 
 and space that grow with the event and the expression; a bound on time ends what does not.
 """
 
-import signal
 from collections.abc import Iterable, Mapping
-from types import FrameType
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
+from jinja2 import TemplateSyntaxError, Undefined, nodes
 from jinja2.environment import Template
-from jinja2.filters import FILTERS
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shared.contracts.context import json_text
+from shared.bounded_time import TimeLimit
+from shared.jinja import JsonEnvironment
 
 # Seconds of this process's time: a thousand times what an expression over a full event takes.
 LONGEST: Final = 0.2
-# Characters of a result as JSON, and of a text on the way to it; what no consumer of ours takes.
-LARGEST: Final = 1_048_576
-
-# Those of Jinja's own whose time and result grow with their input alone.
-_HARMLESS: Final = (
-    *("abs", "capitalize", "default", "dictsort", "first", "float", "int", "items", "last"),
-    *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse"),
-    *("select", "selectattr", "sort", "title", "trim", "unique", "upper", "urlencode"),
-)
 _FORBIDDEN: Final = {
     nodes.Call: "calls are not possible here, filters are: {{ name|lower }}",
     nodes.Pow: "powers are not possible here",
@@ -45,81 +33,8 @@ class Failed(Exception):  # noqa: N818 - what happened
         super().__init__(f"{field}: {reason}" if field else reason)
 
 
-def _text(value: Any) -> str:
-    """A value as part of a text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return json_text(value)
-    if isinstance(value, Undefined):
-        return str(value)  # raises, and says what is missing
-    raise TypeError("null, a list or an object can't be part of a text")
-
-
-def _join(values: Iterable[Any], separator: str = "") -> str:
-    parts = [_text(value) for value in values]
-    if sum(map(len, parts)) + len(parts) * len(separator) > LARGEST:
-        raise ValueError(f"a text would be longer than {LARGEST} characters")
-    return separator.join(parts)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Values are JSON: a dot reads a field of an object, never an attribute of Python's."""
-
-    intercepted_binops = frozenset(("*", "%"))
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        return self.getitem(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(obj, Mapping | list | str):
-            try:
-                return obj[argument]
-            except (LookupError, TypeError):
-                return self.undefined(hint=f"there is no field {argument!r}")
-        if isinstance(obj, Undefined):
-            return obj[argument]  # raises, and says what is missing
-        return self.undefined(hint=f"there is no field {argument!r}")
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if not all(isinstance(operand, int | float) for operand in (left, right)):
-            raise TypeError(f"{operator} is for numbers only")
-        return super().call_binop(context, operator, left, right)
-
-
-_ENVIRONMENT: Final = _Environment(
-    undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
-)
-_ENVIRONMENT.globals.clear()
-_ENVIRONMENT.filters = {name: FILTERS[name] for name in _HARMLESS} | {
-    "join": _join,
-    "string": _text,
-    "sum": sum,
-}
-
-
-class _Watch:
-    """Ends what takes too long, by a signal after so much time of this process."""
-
-    def __init__(self) -> None:
-        self._armed = False
-
-    def __enter__(self) -> None:
-        if signal.getsignal(signal.SIGVTALRM) != self._ring:
-            signal.signal(signal.SIGVTALRM, self._ring)
-        self._armed = True
-        signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
-
-    def __exit__(self, *_: object) -> None:
-        self._armed = False  # first: the signal may be on its way
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-    def _ring(self, _: int, __: FrameType | None) -> None:
-        if self._armed:
-            raise Failed(f"takes longer than {LONGEST:g} s")
-
-
-_WATCH: Final = _Watch()
+_ENVIRONMENT: Final = JsonEnvironment(keep_trailing_newline=True)
+_TIME: Final = TimeLimit(LONGEST)
 
 
 class Expression:
@@ -136,7 +51,7 @@ class Expression:
             Failed: it has none; or evaluating it takes too long.
         """
         try:
-            with _WATCH:
+            with _TIME:
                 context = self._template.new_context(dict(event))
                 for _ in self._template.root_render_func(context):
                     pass

@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from services.ingestion.domain import VARIABLES, Kind, RuleFailed, Rules
 from services.ingestion.expressions import (
-    LARGEST,
     Expression,
     Failed,
     WrongExpression,
@@ -38,6 +37,7 @@ from shared.contracts.postings import Posting
 from shared.contracts.schedules import ScheduleCallback
 from shared.contracts.user_events import UserEvent
 from shared.errors import RingbackError
+from shared.jinja import LARGEST
 
 SHIPPED: Final = resources.files("services.ingestion").joinpath("rules.toml")
 MODELS: Final[Mapping[Kind, type[BaseModel]]] = {

@@ -1,30 +1,56 @@
-"""The templates of messages: Markdown with Jinja, and a front matter that says what they need."""
+"""The templates of messages: Markdown with Jinja, and a front matter that says what they need.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+docs/templates.md explains how they are written.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from jinja2 import TemplateSyntaxError
+from pydantic import TypeAdapter, ValidationError
 
+from services.mailings.program import Program, compiled
 from shared.contracts.messages import Way
+from shared.contracts.postings import Template as TemplateName
 
 SHIPPED: Final = Path(__file__).with_name("templates")
+# Bytes of a template's file.
+LARGEST: Final = 262_144
+
+_WAYS: Final[tuple[Way, ...]] = ("email", "sms")
+_KIND: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_KEYS: Final = ("subject", "kind", "fetch")
+_NAME: Final = TypeAdapter[str](TemplateName)
 
 
 class WrongTemplate(Exception):  # noqa: N818 - what is found
     """A template can't be used; the text says where and why, and holds no value of any context."""
 
+    def __init__(self, name: str, reason: str, line: int | None = None) -> None:
+        super().__init__(f"{name} line {line}: {reason}" if line else f"{name}: {reason}")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Template:
-    """A template as it stands in its file."""
+    """A template, read and compiled."""
 
     name: str
-    kind: str
-    fetch: tuple[str, ...]
-    subject: str
-    body: str
+    kind: str  # of notification; users switch kinds on and off
+    fetch: tuple[str, ...]  # variables whose values are URLs of data
+    has_subject: bool
+    program: Program
+    own: bool = True  # of RINGBACK_TEMPLATES_DIR, none of the shipped ones
+
+    @property
+    def markdown(self) -> bool:
+        """Whether its text is Markdown; that of a template below sms/ stands as it is."""
+        return not self.name.startswith("sms/")
 
 
 class Library:
@@ -32,26 +58,152 @@ class Library:
 
     def __init__(self, folder: Path | None) -> None:
         self._folders = (folder, SHIPPED) if folder else (SHIPPED,)
+        # By file, with the time and size that it had.
+        self._read: dict[Path, tuple[tuple[int, int], Template]] = {}
+
+    def names(self) -> list[str]:
+        """The names of all templates."""
+        files = chain.from_iterable(
+            ((folder, file) for file in folder.rglob("*.md")) for folder in self._folders
+        )
+        return sorted({file.relative_to(folder).as_posix() for folder, file in files})
+
+    def ways(self, name: str) -> list[Way]:
+        """The ways in which a template, or its twin, can be sent."""
+        ways: list[Way] = []
+        for way in _WAYS:
+            try:
+                self.get(name, way)
+            except WrongTemplate:
+                continue
+            ways.append(way)
+        return ways
 
     def get(self, name: str, way: Way) -> Template:
-        """The template of this name, or its twin for this way.
+        """The template of this name; `email/x.md` by SMS is `sms/x.md`, if there is one, and back.
+
+        It is read again when its file has changed.
 
         Raises:
-            WrongTemplate: there is none, or it can't be used.
+            WrongTemplate: there is none, it can't be read or is wrong, or it has no subject, and is
+                to be an e-mail.
         """
-        twin = name.replace("sms/" if way == "email" else "email/", f"{way}/", 1)
-        for path in (folder / each for each in (twin, name) for folder in self._folders):
-            if path.is_file():
-                front: Mapping[str, Any] = {}
-                body = path.read_text()
-                if body.startswith("---\n"):
-                    head, _, body = body[4:].partition("\n---\n")
-                    front = yaml.safe_load(head) or {}
-                return Template(
-                    name,
-                    front.get("kind", path.stem),
-                    tuple(front.get("fetch", ())),
-                    front.get("subject", ""),
-                    body,
+        try:
+            _NAME.validate_python(name)
+        except ValidationError:
+            raise WrongTemplate(name[:255], "is no name such as email/welcome.md") from None
+        other = _WAYS[1 - _WAYS.index(way)]
+        twin = f"{way}/{name.removeprefix(other + '/')}"
+        template = self._find(twin) if name.startswith(f"{other}/") else None
+        template = template or self._find(name)
+        if template is None:
+            known = ", ".join(self.names())
+            raise WrongTemplate(name, f"there is no such template; there are {known}")
+        if way == "email" and not template.has_subject:
+            raise WrongTemplate(
+                template.name, "an e-mail has a subject: give one in the front matter"
+            )
+        return template
+
+    def _find(self, name: str) -> Template | None:
+        for file in (folder / name for folder in self._folders):
+            try:
+                stat = file.stat()
+                state = (stat.st_mtime_ns, stat.st_size)
+                known = self._read.get(file)
+                if known is None or known[0] != state:
+                    template = read(name, _content(name, file))
+                    template = replace(template, own=not file.is_relative_to(SHIPPED))
+                    known = self._read[file] = (state, template)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                why = os.strerror(error.errno or 0)
+                raise WrongTemplate(name, f"can't be read: {why}") from None
+            return known[1]
+        return None
+
+
+def read(name: str, content: str) -> Template:
+    """The template of this name that has this content.
+
+    Raises:
+        WrongTemplate: it is wrong; says in which line and why.
+    """
+    front, end = _front_matter(name, content)
+    lines = content.split("\n")
+    subject, line = front.pop("subject", ("", 0))
+    if not isinstance(subject, str):
+        raise WrongTemplate(name, "subject must be a text", line)
+    kind, kind_line = front.pop("kind", (Path(name).stem, 0))
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+        raise WrongTemplate(name, "kind must be a word such as new_movies", kind_line)
+    try:
+        # Behind as many lines as there are before it, so that errors tell the right one.
+        program = compiled("\n" * (line - 1) + subject, "\n" * end + "\n".join(lines[end:]))
+    except TemplateSyntaxError as error:
+        raise WrongTemplate(name, error.message or "is no template", error.lineno) from None
+    except RecursionError:
+        raise WrongTemplate(name, "is nested too deeply") from None
+    fetch, fetch_line = front.pop("fetch", ([], 0))
+    used = program.required.keys() | program.optional
+    if not isinstance(fetch, list) or not all(isinstance(each, str) for each in fetch):
+        raise WrongTemplate(name, "fetch must be a list of variables: [movies]", fetch_line)
+    for each in fetch:
+        if each not in used:
+            raise WrongTemplate(
+                name, f"fetch names {each!r}, which the template doesn't use", fetch_line
+            )
+    return Template(name, kind, tuple(fetch), bool(subject), program)
+
+
+def _content(name: str, file: Path) -> str:
+    with file.open("rb") as opened:
+        raw = opened.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise WrongTemplate(name, f"is larger than {LARGEST} bytes")
+    try:
+        content = raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise WrongTemplate(name, "is not in UTF-8", line) from None
+    found = _CONTROL.search(content)
+    if found:
+        raise WrongTemplate(
+            name, "holds a control character", content.count("\n", 0, found.start()) + 1
+        )
+    return content
+
+
+def _front_matter(name: str, content: str) -> tuple[dict[str, tuple[Any, int]], int]:
+    """Its values with their lines, and the number of its lines."""
+    if not content.startswith("---\n"):
+        return {}, 0
+    lines = content.split("\n")
+    try:
+        end = lines.index("---", 1)
+    except ValueError:
+        raise WrongTemplate(name, "the front matter has no end: a line ---", 1) from None
+    loader = yaml.SafeLoader("\n".join(["", *lines[1:end]]))
+    front: dict[str, tuple[Any, int]] = {}
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}, end + 1
+        if not isinstance(root, yaml.MappingNode):
+            raise WrongTemplate(name, "the front matter must be keys and values", 2)
+        for key, value in root.value:
+            line = key.start_mark.line + 1
+            if key.value not in _KEYS:
+                raise WrongTemplate(
+                    name, f"there is no key {key.value!r}; there are {', '.join(_KEYS)}", line
                 )
-        raise WrongTemplate(f"there is no template {name}")
+            if key.value in front:
+                raise WrongTemplate(name, f"{key.value} is given twice", line)
+            front[key.value] = loader.construct_object(value, deep=True), line
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise WrongTemplate(name, f"is no YAML: {error.problem}", line) from None
+    finally:
+        loader.dispose()
+    return front, end + 1

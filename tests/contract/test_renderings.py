@@ -1,0 +1,63 @@
+"""What the shipped templates look like: people get them, so that a change is looked at."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from services.mailings.rendering import Edition
+from services.mailings.templates import SHIPPED, Library
+from shared.contracts.messages import Way
+
+FOLDER = Path(__file__).parent / "golden" / "renderings"
+SAMPLES = json.loads(SHIPPED.joinpath("samples.json").read_text())
+NAMES = Library(None).names()
+
+
+def test_every_shipped_template_has_a_sample() -> None:
+    assert SAMPLES.keys() - {"user"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_e5_the_shipped_templates_look_like_this(name: str) -> None:
+    """WRITE_GOLDEN=1 writes them; look at the HTML in a browser."""
+    way: Way = "sms" if name.startswith("sms/") else "email"
+    edition = Edition(Library(None).get(name, way), way, SAMPLES[name], "Ringback")
+
+    rendered = edition.render(SAMPLES["user"], unsubscribe_url="https://example.com/u?id=7&k=1")
+
+    stem = name.removesuffix(".md").replace("/", ".")
+    head = f"Subject: {rendered.subject}\n\n" if way == "email" else ""
+    parts = {"txt": head + rendered.text, "html": rendered.html}
+    for ending, content in parts.items():
+        file = FOLDER / f"{stem}.{ending}"
+        if content is None:
+            assert not file.exists()
+            continue
+        if os.environ.get("WRITE_GOLDEN"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(content.rstrip("\n") + "\n")
+        assert content.rstrip("\n") + "\n" == file.read_text()
+
+
+def test_one_of_a_thing_is_told_as_one() -> None:
+    library = Library(None)
+    told = {
+        "email/new_movies.md": {"movies": SAMPLES["email/new_movies.md"]["movies"][:1]},
+        "email/new_episode.md": {"series": SAMPLES["email/new_episode.md"]["series"][:1]},
+        "email/reactions_summary.md": {"stats": [{"type": "like", "total": 1, "target": ""}]},
+    }
+
+    subjects = [
+        Edition(library.get(name, "email"), "email", context, "Shop")
+        .render({}, unsubscribe_url=None)
+        .subject
+        for name, context in told.items()
+    ]
+
+    assert subjects == [
+        "New on Shop: The Long Queue",
+        "A new episode of Heartbeat",
+        "1 new reaction to what you wrote",
+    ]

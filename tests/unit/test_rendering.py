@@ -1,0 +1,257 @@
+"""E5: one template, one posting's context, many users."""
+
+import time
+from typing import Any
+
+import pytest
+
+from services.mailings.rendering import SHAPES, Edition, Unrenderable
+from services.mailings.templates import Library, WrongTemplate
+from tests.fakes.rendering import Shown, edition, rendered
+
+EVIL = "Salt & Pepper <Director's Cut> **x** [a](javascript:alert(1)) <script>"
+PLACES = ["user.x", "x", "x|trim", "user.x ~ ''"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_e5_values_are_never_markdown_and_never_html(place: str) -> None:
+    said = rendered(f"# {{{{ {place} }}}}\n\n- *{{{{ {place} }}}}*", {"x": EVIL}, x=EVIL)
+
+    assert said.html is not None
+    shown = Shown(said.html)
+    assert shown.words.count(EVIL) == 2
+    assert {"script", "strong"} & {tag for tag, _ in shown.elements} == set()
+    assert shown.links == []
+    assert said.text == f"{EVIL}\n\n- {EVIL}\n"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("value", "link"),
+    [
+        ("https://a.example/b?c=1&d='2'", "https://a.example/b?c=1&d='2'"),
+        ("mailto:a@b.example", "mailto:a@b.example"),
+        ('http://a.example/"><b>', "http://a.example/%22%3E%3Cb%3E"),
+        ("https://a.example/ü", "https://a.example/%C3%BC"),
+        ("javascript:alert(1)", None),
+        (" javascript:alert(1)", None),
+        ("data:text/html,x", None),
+        ("//a.example", None),
+        ("/x", None),
+        ("", None),
+    ],
+)
+def test_e5_a_link_that_is_a_value_must_be_a_url(place: str, value: str, link: str | None) -> None:
+    said = rendered(f"See **[this]({{{{ {place} }}}})** now", {"x": value}, x=value)
+
+    assert said.html is not None
+    assert Shown(said.html).links == ([link] if link else [])
+    assert "<strong>" in said.html
+    assert ("</a>" in said.html) == (link is not None)
+    assert said.text == (f"See this <{link}> now\n" if link else "See this now\n")
+
+
+def test_e5_a_value_within_a_url_stays_in_its_part() -> None:
+    body = "[a](https://a.example/{{ user.x }}/{{ x }}?q={{ user.x }}) ![b]({{ x }})"
+
+    said = rendered(body, {"x": "../?&#/@"}, x="é\" onerror='")
+
+    part = "..%2F%3F%26%23%2F%40"
+    assert said.html is not None
+    assert Shown(said.html).links == [
+        f"https://a.example/{part}/%C3%A9%22%20onerror%3D%27?q={part}"
+    ]
+    assert "<img" not in said.html
+
+
+def test_e5_the_text_part_is_readable() -> None:
+    body = (
+        "# Hello {{ user.name }}\n\nOne\nline, *and* `code`.\\\nNext.\n\n1. [Here]({{ site }})\n"
+        "2. b\n   - c\n\n> Quoted\n\n***\n\n    x = 1\n\n<https://b.example>"
+    )
+
+    said = rendered(body, {"name": "*Ann*"}, url="https://u.example/7?a=1&b=2", site="https://a.b")
+
+    assert said.text == (
+        "Hello *Ann*\n\nOne line, and code.\nNext.\n\n1. Here <https://a.b>\n2. b\n   - c\n\n"
+        "> Quoted\n\n---\n\n    x = 1\n\nhttps://b.example\n\n---\n"
+        "Unsubscribe <https://u.example/7?a=1&b=2>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "links"),
+    [("Hi", 1), ("Hi {% if unsubscribe_url %}[off]({{ unsubscribe_url }}){% endif %}", 2)],
+)
+def test_e5_there_is_an_unsubscribe_link_when_there_is_a_url(body: str, links: int) -> None:
+    one = edition(body)
+
+    with_url = one.render({}, unsubscribe_url="https://u.example/?a=1&b=2")
+    without = one.render({}, unsubscribe_url=None)
+
+    assert with_url.html is not None
+    assert without.html is not None
+    assert Shown(with_url.html).links == ["https://u.example/?a=1&b=2"] * links
+    assert Shown(without.html).links == []
+    assert "Unsubscribe" not in without.html + without.text
+
+
+def test_e5_a_paragraph_that_is_one_link_is_a_button() -> None:
+    html = rendered("[Go]({{ x }})\n\nOr [this]({{ x }}).", x="https://a.example").html or ""
+
+    assert html.count('<a href="https://a.example" class="button">Go</a>') == 1
+    assert html.count("<a ") == 2
+
+
+@pytest.mark.parametrize(
+    ("subject", "name", "told"),
+    [
+        ("Hi {{ user.name }}", "Ann\r\nBcc: all@b.example", "Hi Ann Bcc: all@b.example"),
+        (" \n {{ user.name }}\n", "  <b> & *c*\t", "<b> & *c*"),
+        ("{{ user.name }}", "é" * 2_000, "é" * 998),
+        ("{{ user.name }}", "a\x00b\ud800", "a\ufffdb\ufffd"),
+    ],
+)
+def test_e5_the_subject_is_one_line(subject: str, name: str, told: str) -> None:
+    assert rendered("x", {"name": name}, subject=subject).subject == told
+
+
+def test_e5_an_sms_is_plain_text() -> None:
+    said = rendered(
+        "\n  {{ user.name }}, your  code:\n\n\n {{ code }} *\n",
+        {"name": "*Ann*"},
+        way="sms",
+        name="sms/x.md",
+        code="<1234>",
+    )
+
+    assert said == ("", "*Ann*, your code:\n<1234> *", None)
+
+
+def test_e5_an_e_mail_s_template_makes_a_readable_sms() -> None:
+    said = rendered("# Hi\n\nSee [this]({{ x }}).", way="sms", x="https://a.example")
+
+    assert said == ("", "Hi\nSee this <https://a.example>.", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "context", "told"),
+    [
+        ("a\n{{ code }}", {}, "line 5: code is missing in the context"),
+        ("{{ a }}", {"a": None}, "line 4: a is null; |default(…) says"),
+        ("\n\n{{ a.b }}", {"a": {}}, "line 6: a.b is missing"),
+        (
+            "\n{% for m in a %}\n{{ m.t }}\n{% endfor %}",
+            {"a": [{"t": 1}, {}]},
+            "line 6: m.t is mis",
+        ),
+        ("{{ a }}", {"a": [1]}, "line 4: a is a list or an object"),
+        ("{{ a|length }}", {"a": 5}, "line 4: object of type 'int' has no len()"),
+        ("{{ 'a' * 1000000000 }}", {}, "line 4: * is for numbers only"),
+        ("{{ a + a }}", {"a": "x"}, "line 4: + is for numbers only"),
+        ("{% if user.vip %}\n{{ a.b }}{% endif %}", {"a": {}}, "line 5: a.b is missing"),
+        ("{% if not user.vip %}\n{{ a.b }}{% endif %}", {"a": {}}, "line 5: a.b is missing"),
+        ("{% for i in range(99999) %}xxxx{% endfor %}", {}, "x.md: the message is larger than"),
+        (
+            "{% for i in range(99999) %}\n{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            {},
+            "line 5: takes longer than 0.5 s",
+        ),
+        (
+            "{% set b = a %}" + "{% set b = b ~ b %}" * 40,
+            {"a": "x" * 99},
+            "line 4: a text would be",
+        ),
+        ("{{ a }}", {"a": 1, "user": 2}, "user can't be given in the context"),
+    ],
+)
+def test_e5_what_fails_for_all_is_found_before_anything_is_sent(
+    body: str, context: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(WrongTemplate) as caught:
+        edition(body, **context)
+
+    text = str(caught.value)
+    assert told in text
+    assert text.startswith("email/x.md")
+
+
+@pytest.mark.parametrize(
+    ("body", "user", "told"),
+    [
+        ("a\n{{ user.name }}", {}, "line 5: user.name is missing"),
+        ("a\n{{ user.name }}", {"name": None}, "line 5: user.name is null"),
+        ("a\n{{ user.name.first }}", {}, "line 5: there is no field 'name'"),
+        (
+            "{% for i in [1] %}\n{% if i > user.age %}{% endif %}{% endfor %}",
+            {"age": "x"},
+            "line 5",
+        ),
+        ("{% if user.vip %}x{% endif %}", {}, "line 4: there is no field 'vip'"),
+        ("{{ 1 / user.zero }}", {"zero": 0}, "line 4: division by zero"),
+        ("{{ user.long }}", {"long": "x" * 300_000}, "the message is larger than 262144 char"),
+    ],
+)
+def test_e5_what_fails_for_one_user_is_told_of_that_user_only(
+    body: str, user: dict[str, Any], told: str
+) -> None:
+    one = edition(body)
+
+    with pytest.raises(Unrenderable) as caught:
+        one.render(user, unsubscribe_url=None)
+    assert told in str(caught.value)
+    good = {"name": {"first": "A"}, "age": 0, "vip": True, "zero": 1, "long": "x"}
+    if "{{ user.name }}" in body:
+        good["name"] = "A"
+    assert one.render(good, unsubscribe_url=None).html
+
+
+@pytest.mark.parametrize(("text", "told"), [(" \n", "is empty"), ("x" * 1_601, "1600 characters")])
+def test_e5_an_sms_has_bounds(text: str, told: str) -> None:
+    with pytest.raises(Unrenderable, match=told):
+        rendered("{{ user.x }}", {"x": text}, way="sms", name="sms/x.md")
+
+
+def test_e5_errors_hold_no_values() -> None:
+    with pytest.raises(Unrenderable) as caught:
+        rendered("{{ user.name[user.code].x }}", {"code": "s3cret", "name": {}})
+
+    assert "s3cret" not in str(caught.value)
+
+
+def test_e5_default_stands_for_null_and_for_what_is_missing() -> None:
+    one = edition("{{ user.name|default('there') }} {{ x|default('y') }}")
+
+    for user in ({}, {"name": None}):
+        assert one.render(user, unsubscribe_url=None).text == "there y\n"
+
+
+def test_e5_users_of_many_shapes_each_get_theirs() -> None:
+    one = edition("{% for g in user.genres %}- {{ g }} {{ user.name }}\n{% endfor %}")
+    users = [{"name": f"n{n}", "genres": [f"g{n}"] * (n % 3)} for n in range(3 * SHAPES)]
+
+    for user in users * 2:
+        lines = [f"- {genre} {user['name']}" for genre in user["genres"]]
+        assert one.render(user, unsubscribe_url=None).text.split("\n")[:-1] == (lines or [""])
+
+
+def test_e5_what_a_template_can_tell_apart_has_another_shape() -> None:
+    one = edition("{% set x = user.x %}{{ x }} {{ 'text' if x is string else 'other' }}")
+
+    said = [one.render({"x": x}, unsubscribe_url=None).text for x in (1, True, 1.0, "1", "true")]
+
+    assert said == ["1 other\n", "true other\n", "1.0 other\n", "1 text\n", "true text\n"]
+
+
+def test_e5_a_further_user_costs_microseconds() -> None:
+    """Ten times what it takes, and a tenth of what working it all out again would."""
+    template = Library(None).get("email/new_movies.md", "email")
+    movies = [{"title": f"Movie {n}", "url": "https://a.example/"} for n in range(20)]
+    one = Edition(template, "email", {"movies": movies}, "Shop")
+    one.render({"name": "first"}, unsubscribe_url="https://a.example/u")
+
+    before = time.process_time()
+    for n in range(1_000):
+        one.render({"name": f"Ann {n}"}, unsubscribe_url=f"https://a.example/u/{n}")
+
+    assert time.process_time() - before < 0.25

@@ -1,0 +1,131 @@
+"""E5: laws of rendering that hold for any value, any user and many templates."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.mailings.places import clean
+from services.mailings.rendering import Rendered, Unrenderable
+from services.mailings.templates import WrongTemplate
+from tests.fakes.rendering import Shown, edition
+
+# Where a value may stand, thrice: of the user alone, of the posting, of a loop with the user in it.
+PLACES = """# {v}
+
+*a {v}* `{v}` {v}_{v}_ [{v}](https://a.example/{v}?q={v} "{v}") <{v}>
+
+{v}. {v}
+
+- {v}
+- [link]({v}) ![{v}](https://a.example/i)
+
+> {v}
+
+    {v}
+
+```{v}
+{v}
+```
+&{v}; [{v}]: {v}
+"""
+THRICE = "{{ user.x }}", "{{ x }}", "{{ user.x ~ each }}"
+EVERYWHERE = (
+    PLACES.replace("{v}", THRICE[0])
+    + PLACES.replace("{v}", THRICE[1])
+    + "{% for each in [''] %}\n"
+    + PLACES.replace("{v}", THRICE[2])
+    + "{% endfor %}"
+)
+NASTY = st.lists(
+    st.sampled_from(("<script>", "</p>", "-->", "&amp;", "&#x3c;", "**", "_", "`", "[a](b)", "!["))
+    | st.sampled_from(("{{", "x", "}}", "{%", "%", "%22", "m0v0e"))
+    | st.sampled_from(("javascript:", "https://", "mailto:", '"', "'", " onerror=", "\\", "\n\n# "))
+    | st.sampled_from(("\n- ", "\x00", "\x02", "\x03", "\x1f", "\ud800", "\u2028", "é", ">"))
+    | st.text(max_size=3),
+    max_size=6,
+).map("".join)
+
+
+@given(value=NASTY)
+def test_e5_no_value_leaves_its_place(value: str) -> None:
+    harmless = "VALUE"
+    one = edition(EVERYWHERE, x=harmless).render({"x": harmless}, unsubscribe_url=None)
+    two = edition(EVERYWHERE, x=value).render({"x": value}, unsubscribe_url=None)
+    expected, shown = Shown(one.html or ""), Shown(two.html or "")
+    value = clean(value)
+
+    # The three links that are a value as a whole are there, or not, all the same.
+    whole = [link for link in shown.links if not link.startswith("https://a.example/")]
+    assert len(whole) in (0, 3)
+    assert all(link.startswith(("http:", "https:", "mailto:")) for link in map(str.lower, whole))
+    if not whole:
+        assert shown.elements == expected.elements
+        assert shown.titles == [each.replace(harmless, value) for each in expected.titles]
+        for line in one.text.split("\n"):
+            if "https://a.example/" not in line:
+                assert line.replace(harmless, value) in two.text
+    assert shown.words == expected.words.replace(harmless, value)
+
+
+PIECES = (
+    "Hello {{ user.name }}. ",
+    "{{ user.name|default('there')|upper }} ",
+    "**{{ user['name'] }}** and {{ user.tags|join(', ') }}\n\n",
+    "{% if user.vip %}VIP {{ user.name }}{% else %}you{% endif %}\n",
+    "{% if user.vip is defined and user.vip %}{{ user.deep.er }}{% endif %}",
+    "{% for movie in movies %}\n- {{ movie.title }} for {{ user.name }}\n{% endfor %}\n",
+    "{% for m in movies %}{% if m.title in user.tags %}{{ m.title }}{% endif %}{% endfor %}",
+    "{% for tag in user.tags %}- {{ loop.index }} {{ tag }} {{ user.name }}\n{% endfor %}\n",
+    "{% set who = user.name|default('x') %}{{ who }}{{ who|length }} ",
+    "{{ movies|length if user.vip else user.tags|length }} ",
+    "{% if user.tags|length > 1 or movies|length > 5 %}many{% elif user.vip == 1 %}1{% endif %}",
+    "{% for m in movies if m.year > user.vip %}{{ m.year }}{% endfor %}",
+    "[{{ user.name }}]({{ user.link }}) [b](https://b.example/{{ user.name }}) ",
+    "{{ user.tags[0] }} {{ user.deep.er|default(movies[0].title) }} ",
+    "{{ user.tags[1:]|reverse|list|join }}{{ movies[:user.vip]|length }} ",
+    "{{ user|length }} {% for k, v in user|dictsort %}{{ k }}{% endfor %} ",
+    "{% for m in movies %}{{ (user.vip ~ m.year) if m.year else user.nothing }} {% endfor %}",
+)
+MOVIES = [{"title": "a", "year": 1}, {"title": "*b*", "year": 2}]
+SCALARS = st.sampled_from(
+    [None, True, False, 0, 1, 1.0, "1", "", "Ann", "<b>", "https://a.example"]
+)
+USERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": SCALARS,
+        "vip": SCALARS,
+        "link": SCALARS,
+        "tags": st.lists(st.sampled_from(["a", "*b*", 1]), max_size=3) | SCALARS,
+        "deep": st.fixed_dictionaries({}, optional={"er": SCALARS}) | SCALARS,
+    },
+)
+
+
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=5),
+    users=st.lists(USERS, max_size=5),
+)
+def test_e5_slots_and_shapes_change_nothing(pieces: list[str], users: list[dict[str, Any]]) -> None:
+    """The same users as a variable of the posting, so that nothing is a slot, say what is right."""
+    body = "".join(pieces)
+    subject = "{{ user.name|default('x', true) }} S"
+    one = edition(body, subject=subject, movies=MOVIES)
+
+    def short(user: dict[str, Any]) -> Rendered | None:
+        try:
+            return one.render(user, unsubscribe_url=None)
+        except Unrenderable:
+            return None
+
+    def long(user: dict[str, Any]) -> Rendered | None:
+        texts = (text.replace("user", "person") for text in (body, subject))
+        try:
+            whole = edition(next(texts), subject=next(texts), movies=MOVIES, person=user)
+            return whole.render({}, unsubscribe_url=None)
+        except (WrongTemplate, Unrenderable):
+            return None
+
+    # Which of several faults is told may differ.
+    assert [short(user) for user in users] == [long(user) for user in users]
