@@ -13,6 +13,7 @@ from services.mailings.sources import Sources, SourceTrouble
 from services.mailings.store import Claim, Row, Store
 from shared.clock import Clock
 from shared.contracts.posting_requests import MessageState
+from shared.errors import InfrastructureError
 
 # Seconds of a turn, once its first page is done.
 LONGEST: Final = 1.0
@@ -83,13 +84,9 @@ class Turn:
         fetching = asyncio.create_task(self._fetch(urls, number))
         try:
             while True:
-                try:
-                    found = await fetching
-                    there = self._addressees(found, number)
-                    await self._check_room()
-                except (SourceTrouble, WrongPosting, Held):
-                    await self._giving  # what was begun is done
-                    raise
+                found = await fetching
+                there = self._addressees(found, number)
+                await self._check_room()
                 over = found.last or self._clock.monotonic() >= self._until or self._stopping()
                 if not over:
                     fetching = asyncio.create_task(self._fetch(urls, number + 1))
@@ -98,6 +95,9 @@ class Turn:
                     await self._giving
                     return found.last
                 number += 1
+        except (SourceTrouble, WrongPosting, Held, InfrastructureError):
+            await self._giving  # what was begun is done
+            raise
         finally:
             for task in (fetching, self._giving):
                 task.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -147,8 +148,6 @@ class Clock:
         self.ahead = 0.0
 
     def now(self) -> float:
-        import time  # noqa: PLC0415
-
         return time.time() + self.ahead
 
     def monotonic(self) -> float:
@@ -200,6 +199,11 @@ class Mailings:
             if status.status not in ("accepted", "expanding"):
                 break
         return await self.status(posting_id)
+
+    async def expand_all(self) -> None:
+        """Give turns until none is due."""
+        while await self.expansion.run_once(4):
+            pass
 
     async def status(self, posting_id: UUID) -> PostingStatus:
         """Ask how far a posting is."""
