@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 from aiohttp import web
 
 from services.mailings.app import SCHEMA
@@ -223,6 +224,20 @@ class Mailings:
         )
 
 
+def counts(status: PostingStatus) -> Counter[str]:
+    """Give a posting's messages by state, without the zeros."""
+    return Counter({state.value: count for state, count in status.messages.items() if count})
+
+
+async def emptied(database_url: str) -> str:
+    """Bring a database up to date and forget what mailings kept there; its URL."""
+    await migrate(database_url, SCHEMA)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("TRUNCATE mailings.postings, mailings.messages")
+    await connection.close()
+    return database_url
+
+
 def fact(posting_id: UUID, number: int, kind: str = "sent", way: str = "email") -> dict[str, Any]:
     """Make a fact about the message to a user."""
     said: dict[str, Any] = {"duration": 0.1} if kind == "sent" else {"reason": f"it {kind}"}
@@ -247,8 +262,7 @@ async def mailings(
     store: type[Store] = Store,
     **settings: Any,
 ) -> AsyncIterator[Mailings]:
-    """Run one on a database that is brought up to date first."""
-    await migrate(database_url, SCHEMA)
+    """Run one on a database that is up to date."""
     database = Database(database_url, name="test", health=Health(), schema=SCHEMA)
     async with Client(ANYWHERE, user_agent="test") as client:
         it = Mailings(database, client, sources, queues or Queues(), store, **settings)

@@ -1,23 +1,21 @@
 """Sources in trouble, and hosts that nobody configured: the posting says so, the rest goes on."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from services.mailings import sources
-from tests.fakes.mailing import Mailings, mailings, posting
+from tests.fakes.mailing import Mailings, emptied, mailings, posting
 from tests.fakes.sandbox import Sandbox, sandbox
-from tests.fakes.system import fresh_database
 from tests.fakes.waiting import until
 
 USERS = "http://auth/api/v1/users/?page_size=100"
 
 
 @pytest.fixture
-def url(database_url: str) -> Iterator[str]:
-    with fresh_database(database_url) as it:
-        yield it
+async def url(database_url: str) -> str:
+    return await emptied(database_url)
 
 
 @pytest.fixture
