@@ -9,6 +9,7 @@ import click
 import uvloop
 
 from tests.bench.costs import memory, tier
+from tests.bench.expansion import expansion
 from tests.bench.ingest import ingestion
 from tests.bench.layer import layer
 from tests.bench.rig import Rig, Stuck, rig
@@ -26,6 +27,7 @@ PARTS = {
     "g": intake,
     "h": on_time,
     "i": ingestion,
+    "k": expansion,
 }
 
 
@@ -45,13 +47,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     g  the scheduler: taking in over AMQP and HTTP
     h  the scheduler: on time, against pgqueuer
     i  ingestion: events
+    k  expansion of a posting: messages, memory
 
     It starts a private RabbitMQ and PostgreSQL, a receiver and what is measured, and ends them all.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to i")
+        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to i, k")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))
