@@ -1,14 +1,151 @@
 """The composition root of mailings: the only place that constructs things."""
 
+import socket
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel
+
+from services.mailings import handlers, settle
+from services.mailings.depth import Depths
+from services.mailings.expansion import Expansion
+from services.mailings.handlers import Handler
+from services.mailings.intake import Intake
+from services.mailings.outlet import Outlet
+from services.mailings.requests import Requests
+from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
+from services.mailings.settle import Settler
+from services.mailings.sources import ANYWHERE, Sources
+from services.mailings.store import Store
+from services.mailings.templates import Library
+from shared.amqp.consumer import Consumer
+from shared.amqp.message import Work
+from shared.amqp.publisher import Publisher
+from shared.amqp.request_reply import Responder
+from shared.clock import SystemClock
+from shared.http.client import Client
+from shared.postgres.migrations import Schema
+from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.retry import RetryPolicy
 from shared.settings import load
+from shared.topology import (
+    MAILINGS_OUTCOMES,
+    MAILINGS_REQUESTS,
+    MESSAGES_EMAIL,
+    MESSAGES_SMS,
+    POSTINGS,
+    topology,
+)
+from shared.version import VERSION
+
+SCHEMA = Schema.of("services.mailings")
 
 
-async def start(_: Process) -> None:
+async def start(process: Process) -> None:
     """Put mailings together and set it going."""
-    load(MailingsSettings, "mailings")
+    settings = load(MailingsSettings, "mailings")
+    name = f"ringback mailings {socket.gethostname()}"
+    url, health, clock = process.settings.amqp_url, process.health, SystemClock()
+    tables = topology(process.settings.queue_type).only(
+        (POSTINGS, MAILINGS_OUTCOMES, MAILINGS_REQUESTS, MESSAGES_EMAIL, MESSAGES_SMS)
+    )
+    database = Database(
+        process.settings.database_url or "",  # a start without is refused before
+        name=name,
+        health=health,
+        schema=SCHEMA,
+    )
+    publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
+    client = await process.stack.enter_async_context(
+        Client(ANYWHERE, user_agent=f"Ringback/{VERSION}")
+    )
+    depths = Depths(
+        url,
+        name=f"{name} depths",
+        topology=tables,
+        health=health,
+        most=settings.most_waiting,
+        steady=clock.monotonic,
+    )
+    store = Store(database)
+    expansion = Expansion(
+        store,
+        Sources(client, process.settings.sources),
+        Library(process.settings.templates_dir),
+        Outlet(publisher, depths, clock),
+        clock=clock,
+        settings=settings,
+    )
+    intake = Intake(store, expansion.wake)
+    settler = Settler(store)
+
+    def consumer(work: Work[Any, Any]) -> Consumer[Any, Any]:
+        return Consumer(
+            work,
+            url=url,
+            name=f"{name} {work.queue}",
+            topology=tables,
+            publisher=publisher,
+            prefetch=settings.prefetch,
+            clock=clock,
+            health=health,
+        )
+
+    postings = consumer(
+        Work(
+            queue=POSTINGS,
+            read=partial(handlers.read, max_bytes=settings.max_message_bytes),
+            identity=_none,
+            handle=Handler(intake, clock).handle,
+            policy=_policy,
+            report=handlers.report,
+            drain=_nothing,
+        )
+    )
+    outcomes = consumer(
+        Work(
+            queue=MAILINGS_OUTCOMES,
+            read=settle.read,
+            identity=_none,
+            handle=settler.handle,
+            policy=_policy,
+            report=settle.report,
+            drain=_nothing,
+        )
+    )
+    responder = Responder(
+        MAILINGS_REQUESTS,
+        Requests(intake, store, clock).handlers(),
+        url=url,
+        name=f"{name} requests",
+        topology=tables,
+        prefetch=settings.prefetch,
+        health=health,
+    )
+    retention = Retention(store, timedelta(days=settings.retention))
+    for part in (
+        *(database, publisher, depths, intake, settler, expansion),
+        *(postings, outcomes, responder, retention),
+    ):
+        process.run(part.run())
+    for drain in (postings.drain, responder.drain, expansion.drain, outcomes.drain):
+        process.on_drain(drain)
 
 
-SERVICE = Service("services.mailings", MailingsSettings, start)
+def _none(_: BaseModel) -> None:
+    """Neither postings nor facts name their own id: the message's counts."""
+
+
+def _policy(_: BaseModel) -> RetryPolicy:
+    return RetryPolicy()
+
+
+def _nothing() -> None:
+    """Postings and facts are short work: nothing is given up on stopping."""
+
+
+SERVICE = Service("services.mailings", MailingsSettings, start, schema=SCHEMA)

@@ -1,6 +1,21 @@
 """What can be set about mailings."""
 
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.settings import EMPTY_IS_NONE
+
+
+def _unsubscribe_url(value: str) -> str:
+    if not value.startswith(("https://", "http://")):
+        raise ValueError(
+            "must look like https://example.com/unsubscribe?user={user_id}&kind={kind}"
+        )
+    if set("{}") & set(value.replace("{user_id}", "").replace("{kind}", "")):
+        raise ValueError("may hold {user_id} and {kind}, and no other braces")
+    return value
 
 
 class MailingsSettings(BaseSettings):
@@ -8,4 +23,34 @@ class MailingsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="RINGBACK_MAILINGS_", extra="forbid", hide_input_in_errors=True, frozen=True
+    )
+
+    product: Annotated[str, Field(min_length=1, max_length=100)] = Field(
+        default="Ringback", description="The name that messages speak of."
+    )
+    unsubscribe_url: Annotated[
+        Annotated[str, AfterValidator(_unsubscribe_url)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Where one click unsubscribes from a kind of e-mail. Not set: nowhere.",
+        examples=["https://example.com/unsubscribe?user={user_id}&kind={kind}"],
+    )
+    prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=500, description="Messages in flight from each queue for one worker."
+    )
+    concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=4, description="Postings that one worker goes on with side by side."
+    )
+    most_waiting: Annotated[int, Field(ge=100)] = Field(
+        default=20_000,
+        description="Messages that may wait in a queue and its tiers before expansion holds back.",
+    )
+    most_receivers: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        default=2_000_000, description="A longer list of users is taken for an endless one."
+    )
+    retention: Annotated[float, Field(ge=1, le=3650)] = Field(
+        default=30.0, description="Days for which a posting that has ended is kept."
+    )
+    max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=1_048_576, description="A larger message is dead at once; 1 MiB."
     )

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
-from shared.errors import TransientError
+from shared.errors import PermanentError, TransientError
 from shared.http.guard import ForbiddenTarget
 
 if TYPE_CHECKING:
@@ -63,9 +63,13 @@ class DeliveryFailed(TransientError):  # noqa: N818 - an outcome, not a mistake
         self.detail = detail
 
 
+class AnswerTooLarge(PermanentError):  # noqa: N818 - what is found
+    """The answer has more bytes than are wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the receiver answered: the status, `Retry-After` as sent, the body's first bytes."""
+    """What the receiver answered: the status, `Retry-After` as sent, the body or its beginning."""
 
     status: int
     retry_after: str | None
@@ -168,17 +172,9 @@ class Client:
         """
         route = self._route(target.url, method)
         request = route.head + _header_lines(headers, len(body)) + body
-        dialled: list[str] = []
-        _dialled.set(dialled)
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    try:
-                        connection, message, content = await self._ask(route.key, request)
-                        break
-                    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                        if dialled or isinstance(error, aiohttp.ClientConnectorError):
-                            raise
+                connection, message, content = await self._answer(route, request)
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
         try:
@@ -186,6 +182,46 @@ class Client:
         finally:
             connection.release()  # which closes it where some of the answer is still to come
         return Reply(message.code, message.headers.get("Retry-After"), excerpt)
+
+    async def fetch(
+        self,
+        target: Target,
+        headers: Mapping[str, str],
+        *,
+        most: int,
+        timeout: float,  # noqa: ASYNC109 - as for `send`
+    ) -> Reply:
+        """GET, for the sake of the body: `timeout` covers the whole of it, up to `most` bytes.
+
+        Raises:
+            AnswerTooLarge: it is longer.
+            as `send`; DeliveryFailed also when the body is late or broken.
+        """
+        route = self._route(target.url, "GET")
+        request = route.head + _header_lines(headers, 0)
+        try:
+            async with asyncio.timeout(timeout):
+                connection, message, content = await self._answer(route, request)
+                try:
+                    body = await _whole(content, most, target)
+                finally:
+                    connection.release()
+        except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
+            raise _failure(error, target, timeout) from error
+        return Reply(message.code, message.headers.get("Retry-After"), body)
+
+    async def _answer(
+        self, route: _Route, request: bytes
+    ) -> tuple[Connection, RawResponseMessage, aiohttp.StreamReader]:
+        """`_ask`, again where a pooled connection was closed meanwhile."""
+        dialled: list[str] = []
+        _dialled.set(dialled)
+        while True:
+            try:
+                return await self._ask(route.key, request)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if dialled or isinstance(error, aiohttp.ClientConnectorError):
+                    raise
 
     async def _ask(
         self, key: aiohttp.ClientRequest, request: bytes
@@ -265,6 +301,15 @@ class _CheckedResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._resolver.close()
+
+
+async def _whole(content: aiohttp.StreamReader, most: int, target: Target) -> bytes:
+    body = bytearray()
+    while chunk := await content.readany():
+        body += chunk
+        if len(body) > most:
+            raise AnswerTooLarge(f"{target.origin}: the answer has more than {most} bytes")
+    return bytes(body)
 
 
 def _header_lines(headers: Mapping[str, str], length: int) -> bytes:

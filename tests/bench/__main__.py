@@ -9,6 +9,7 @@ import click
 import uvloop
 
 from tests.bench.costs import memory, tier
+from tests.bench.expansion import expansion
 from tests.bench.ingest import ingestion
 from tests.bench.layer import layer
 from tests.bench.messages import delivery
@@ -28,6 +29,7 @@ PARTS = {
     "h": on_time,
     "i": ingestion,
     "j": delivery,
+    "k": expansion,
 }
 
 
@@ -47,14 +49,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     g  the scheduler: taking in over AMQP and HTTP
     h  the scheduler: on time, against pgqueuer
     i  ingestion: events
-    j  delivery: e-mails
+        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to k")
 
     It starts a private RabbitMQ and PostgreSQL, a receiver and what is measured, and ends them all.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to j")
+        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to k")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

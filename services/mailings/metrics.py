@@ -1,0 +1,31 @@
+"""What mailings counts; docs/metrics.md explains each."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from shared.contracts.messages import Way
+from shared.contracts.posting_requests import MessageState
+
+POSTINGS: Final = Counter("ringback_postings", "Postings, by what became of them.", ["outcome"])
+_MESSAGES: Final = Counter(
+    "ringback_posting_messages", "Messages of postings, by what became of them.", ["way", "outcome"]
+)
+_WAYS: Final[tuple[Way, ...]] = ("email", "sms")
+MESSAGES: Final = {
+    (way, status): _MESSAGES.labels(way, status.value) for way in _WAYS for status in MessageState
+}
+PAGE: Final = Histogram(
+    "ringback_posting_page_seconds",
+    "One page of receivers: `fetch` until it is there, `give_out` until its checkpoint.",
+    ["step"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+FETCH: Final = PAGE.labels("fetch")
+GIVE_OUT: Final = PAGE.labels("give_out")
+HELD_BACK: Final = Gauge(
+    "ringback_posting_backpressure",
+    "1 while so much waits for delivery that expansion holds back.",
+    ["queue"],
+    multiprocess_mode="livemax",
+)

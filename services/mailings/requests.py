@@ -1,0 +1,99 @@
+"""The requests on the queue `mailings.requests`: from bodies to answers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ValidationError
+
+from services.mailings.domain import posting_of_key
+from services.mailings.intake import Intake, OtherOrder, order
+from services.mailings.store import Store
+from shared.clock import Clock
+from shared.contracts.context import field_errors
+from shared.contracts.posting_requests import (
+    CreatePosting,
+    GetPosting,
+    ListPostingMessages,
+    Operation,
+    PostingMessages,
+)
+from shared.contracts.requests import Failure, FailureCode, FieldError
+
+B = TypeVar("B", bound=BaseModel)
+Answer = BaseModel | Failure
+Handler = Callable[[str | None, bytes], Awaitable[Answer]]
+
+# Requests that use a connection to the database at a time.
+SIDE_BY_SIDE: Final = 2
+NO_POSTING: Final = Failure(code=FailureCode.NOT_FOUND, detail="there is no such posting")
+OTHER_ORDER: Final = Failure(
+    code=FailureCode.CONFLICT,
+    detail="another posting was created under this idempotency key",
+)
+
+
+class Requests:
+    """Answers requests. A posting of a client is seen by that client, any other by everybody."""
+
+    def __init__(self, intake: Intake, store: Store, clock: Clock) -> None:
+        self._intake = intake
+        self._store = store
+        self._clock = clock
+        self._places = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What answers each operation."""
+        return {
+            Operation.CREATE: _bound(CreatePosting, self._create, within="posting"),
+            Operation.GET: _bound(GetPosting, self._get),
+            Operation.MESSAGES: _bound(ListPostingMessages, self._messages),
+        }
+
+    async def _create(self, client_id: str | None, asked: CreatePosting) -> Answer:
+        key = asked.idempotency_key
+        id_ = uuid4() if key is None else posting_of_key(client_id, key)
+        taken = await self._intake.take(
+            order(id_, asked.posting, at=self._clock.now(), client_id=client_id)
+        )
+        return OTHER_ORDER if isinstance(taken, OtherOrder) else taken
+
+    async def _get(self, client_id: str | None, asked: GetPosting) -> Answer:
+        async with self._places:
+            return await self._store.status(asked.id, client_id) or NO_POSTING
+
+    async def _messages(self, client_id: str | None, asked: ListPostingMessages) -> Answer:
+        try:
+            after = UUID(asked.cursor) if asked.cursor else UUID(int=0)
+        except ValueError:
+            wrong = FieldError(field="cursor", message="is none that an answer held")
+            return Failure(
+                code=FailureCode.INVALID, detail=f"cursor: {wrong.message}", errors=(wrong,)
+            )
+        async with self._places:
+            if not await self._store.known(asked.id, client_id):
+                return NO_POSTING
+            found = await self._store.messages(asked.id, after, asked.status, asked.limit + 1)
+        items = found[: asked.limit]
+        return PostingMessages(
+            items=items,
+            next_cursor=str(items[-1].id) if len(found) > asked.limit else None,
+        )
+
+
+def _bound(
+    model: type[B], operation: Callable[[str | None, B], Awaitable[Answer]], *, within: str = ""
+) -> Handler:
+    async def handle(client_id: str | None, body: bytes) -> Answer:
+        try:
+            asked = model.model_validate_json(body)
+        except ValidationError as error:
+            errors = field_errors(error, within=within)
+            detail = "; ".join(
+                f"{each.field}: {each.message}".removeprefix(": ") for each in errors
+            )
+            return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)
+        return await operation(client_id, asked)
+
+    return handle

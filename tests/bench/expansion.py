@@ -1,0 +1,244 @@
+"""Part k: messages a second from one posting to 200,000 receivers, and the memory that takes."""
+
+import asyncio
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import uvloop
+from aiohttp import web
+from aiormq.abc import DeliveredMessage
+
+from services.mailings.app import SCHEMA
+from shared.amqp.codec import Properties
+from shared.amqp.connection import Link, opened
+from shared.amqp.declare import declare
+from shared.amqp.message import PERSISTENT
+from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.tap import Delivery
+from shared.contracts.postings import POSTING
+from shared.postgres.migrations import migrate
+from shared.process.health import Health
+from shared.topology import MESSAGES_EMAIL, POSTING_KEY, POSTINGS, Topology, topology
+from tests.bench.rig import Rig, Sender
+from tests.bench.table import Row, Section, at_least, at_most
+
+MANY: Final = 200_000
+FEW: Final = 2_000
+# Of the hand-written one: it takes long enough.
+BASELINE: Final = 10_000
+PAGE: Final = 500
+TEMPLATE: Final = "email/new_movies.md"
+
+
+async def expansion(rig: Rig) -> Section:
+    """Part k."""
+    with source() as port:
+        _, memory_few, _ = await _ours(rig, port, FEW)
+        rate, memory, cpu = await _ours(rig, port, MANY)
+        theirs, their_cpu = await _hand_written(rig, port)
+    rows = [
+        Row("messages", "/s", rate, theirs, rate / theirs, "at least 5,000", at_least(rate, 5000)),
+        Row("CPU of the process for a message", "µs", cpu * 1e6, their_cpu * 1e6, cpu / their_cpu),
+        Row("memory after 200,000 receivers", "MB", memory),
+        Row(
+            "more than after 2,000",
+            "MB",
+            memory - memory_few,
+            target="at most 30",
+            verdict=at_most(memory - memory_few, 30),
+        ),
+    ]
+    notes = [
+        f"{MANY:,} receivers in pages of {PAGE}: each filtered, his new_movies mail rendered, its",
+        "row written, it published and confirmed; source, broker, database, consumer on two cores",
+        "hand-written: Jinja, Markdown, a publish with aio-pika for each; no rows, no checkpoints",
+    ]
+    return Section("k", "Expansion: one posting to many", "hand-written", rows, notes)
+
+
+async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, float]:
+    """Messages a second, MB at the end, and seconds of CPU for a message."""
+    name = f"expansion_{receivers}"
+    async with _site(rig, name) as (url, link, publisher):
+        database_url = rig.database.create_database(name)
+        await migrate(database_url, SCHEMA)
+        process = rig.start(
+            ("-m", "services.mailings"),
+            url,
+            name,
+            {
+                "RINGBACK_DATABASE_URL": database_url,
+                "RINGBACK_LOG_LEVEL": "WARNING",
+                "RINGBACK_SOURCES": f"auth=http://127.0.0.1:{port}",
+            },
+        )
+        try:
+            taken = await _taking(link)
+            await publisher.publish_all([_posting(receivers)])
+            seconds, cpu = await _until(taken, receivers, process)
+            memory = process.resident()
+        finally:
+            process.signal(signal.SIGKILL)
+            process.process.wait()
+    return receivers / seconds, memory, cpu / receivers
+
+
+async def _hand_written(rig: Rig, port: int) -> tuple[float, float]:
+    name = "expansion_by_hand"
+    async with _site(rig, name) as (url, link, _):
+        taken = await _taking(link)
+        source_url = f"http://127.0.0.1:{port}"
+        process = rig.start(("-m", f"tests.bench.{name}", source_url, str(BASELINE)), url, name)
+        try:
+            seconds, cpu = await _until(taken, BASELINE, process)
+        finally:
+            process.signal(signal.SIGKILL)
+            process.process.wait()
+    return BASELINE / seconds, cpu / BASELINE
+
+
+async def _until(taken: "Taken", receivers: int, process: Sender) -> tuple[float, float]:
+    """Seconds, and CPU seconds, from the first message to the last."""
+    while not taken.count:
+        process.check()
+        await asyncio.sleep(0.005)
+    begin, cpu = time.monotonic(), process.cpu()
+    while taken.count < receivers:
+        process.check()
+        await asyncio.sleep(0.02)
+    return time.monotonic() - begin, process.cpu() - cpu
+
+
+@asynccontextmanager
+async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, Link, Publisher]]:
+    """A virtual host with all queues, and a publisher."""
+    url = rig.broker.add_vhost(name)
+    publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
+    keeping = asyncio.create_task(publisher.run())
+    try:
+        async with opened(url, name="bench") as link:
+            await declare(link.connection, topology())
+            await publisher.ready()
+            yield url, link, publisher
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        rig.broker.delete_vhost(name)
+
+
+class Taken:
+    """How many messages came out of the queue."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+async def _taking(link: Link) -> Taken:
+    """Consume the e-mails, as cheaply as can be."""
+    taken = Taken()
+    channel, tapped = await link.channel(confirms=False)
+
+    def take(_: Delivery) -> None:
+        taken.count += 1
+
+    tapped.on_delivery = take
+    await channel.basic_consume(MESSAGES_EMAIL, _never, no_ack=True)
+    return taken
+
+
+async def _never(_: DeliveredMessage) -> None:
+    """What aiormq would call; deliveries take the short way."""
+
+
+def _posting(receivers: int) -> Outgoing:
+    body = {
+        "from_event": "bench",
+        "receivers": f"http://auth/users/{receivers}/?page_size={PAGE}",
+        "template": TEMPLATE,
+        "delivery_type": ["email"],
+        "template_context": {"movies": "http://auth/movies/"},
+    }
+    properties = Properties(
+        content_type="application/json",
+        type=POSTING,
+        message_id=fresh_id(),
+        delivery_mode=PERSISTENT,
+    )
+    return Outgoing(POSTING_KEY, properties, json.dumps(body).encode(), exchange=POSTINGS)
+
+
+def user(number: int) -> dict[str, object]:
+    """A user as the sandbox has them."""
+    return {
+        "id": f"5f0c1f6e-8d0e-4b57-9a3d-{number:012x}",
+        "name": f"Anna Kim {number}",
+        "email": f"anna.kim.{number}@example.com",
+        "phone": f"7900{number:07d}",
+        "timezone": "Europe/Moscow",
+        "is_active": True,
+        "email_notifications": True,
+        "sms_notifications": False,
+        "notifications": {"new_movies": True, "advertising": False},
+    }
+
+
+MOVIES: Final = [
+    {
+        "title": f"Movie {number}",
+        "url": f"https://cinema.example.com/movies/{number}",
+        "year": 2026,
+        "genres": ["drama"],
+        "imdb_rating": 7.5,
+        "description": "A drama about what happens in between.",
+    }
+    for number in range(5)
+]
+
+
+@contextmanager
+def source() -> Iterator[int]:
+    """Play the source in a process of its own; its port. Pages are made once."""
+    context = multiprocessing.get_context("spawn")
+    port = context.Queue()
+    process = context.Process(target=_serve, args=(port,), daemon=True)
+    process.start()
+    try:
+        yield port.get(timeout=60)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(port: "multiprocessing.Queue[int]") -> None:
+    uvloop.run(_listen(port))
+
+
+async def _listen(port: "multiprocessing.Queue[int]") -> None:
+    pages = [
+        json.dumps([user(number) for number in range(start, start + PAGE)]).encode()
+        for start in range(0, MANY, PAGE)
+    ]
+
+    async def users(request: web.Request) -> web.Response:
+        number = int(request.query["page_number"])
+        there = (number - 1) * PAGE < int(request.match_info["count"])
+        return web.Response(
+            body=pages[number - 1] if there else b"[]", content_type="application/json"
+        )
+
+    async def movies(_: web.Request) -> web.Response:
+        return web.json_response(MOVIES)
+
+    app = web.Application()
+    app.router.add_get("/users/{count}/", users)
+    app.router.add_get("/movies/", movies)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port.put(runner.addresses[0][1])
+    await asyncio.get_running_loop().create_future()

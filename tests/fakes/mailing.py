@@ -1,0 +1,276 @@
+"""Mailings' own parts on a real database, with the broker played by a list; and user lists."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+from aiohttp import web
+
+from services.mailings.app import SCHEMA
+from services.mailings.domain import message_id
+from services.mailings.expansion import Expansion
+from services.mailings.handlers import Handler
+from services.mailings.intake import Intake
+from services.mailings.outlet import Outlet
+from services.mailings.requests import Requests
+from services.mailings.settings import MailingsSettings
+from services.mailings.settle import Settler
+from services.mailings.sources import ANYWHERE, Sources
+from services.mailings.store import Store
+from services.mailings.templates import Library
+from shared.amqp.codec import Properties
+from shared.amqp.message import Message
+from shared.amqp.publisher import Outgoing, PublishRefused
+from shared.contracts.message_facts import MessageFacts
+from shared.contracts.posting_requests import PostingStatus
+from shared.contracts.postings import Posting
+from shared.http.client import Client
+from shared.postgres.migrations import migrate
+from shared.postgres.pool import Database
+from shared.process.health import Health
+
+RUN_MAILINGS = ("-m", "services", "run", "mailings", "--metrics-port", "0")
+SOURCES = "RINGBACK_SOURCES"
+
+
+def user(number: int, **fields: Any) -> dict[str, Any]:
+    """Make a user who wants everything."""
+    return {
+        "id": f"user-{number}",
+        "name": f"User {number}",
+        "email": f"user{number}@example.com",
+        "phone": f"7900{number:07d}",
+        "timezone": "Europe/Moscow",
+        "is_active": True,
+        "email_notifications": True,
+        "sms_notifications": True,
+        "notifications": {},
+        **fields,
+    }
+
+
+def posting(**fields: Any) -> dict[str, Any]:
+    """Make a posting by e-mail to the list `all`."""
+    return {
+        "from_event": "event-1",
+        "receivers": "http://auth/lists/all/",
+        "template": "email/email_confirmation.md",
+        "delivery_type": ["email"],
+        "template_context": {"confirmation_link": "http://auth/abcDe4"},
+        **fields,
+    }
+
+
+class Lists:
+    """Serves lists of users by name, paged; or whatever `answers` has for a name and page."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.people: dict[str, list[Any]] = {}
+        self.answers: dict[tuple[str, int], Callable[[], Any]] = {}
+        self.asked: list[tuple[str, int]] = []
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Answer with a page."""
+        name = request.match_info["name"]
+        number, size = int(request.query["page_number"]), int(request.query["page_size"])
+        self.asked.append((name, number))
+        answer = self.answers.get((name, number)) or self.answers.get((name, 0))
+        if answer is not None:
+            value = answer()
+            if isinstance(value, web.Response):
+                return value
+            return web.json_response(await value if asyncio.iscoroutine(value) else value)
+        start = (number - 1) * size
+        return web.json_response(self.people[name][start : start + size])
+
+
+@asynccontextmanager
+async def lists() -> AsyncIterator[Lists]:
+    """Serve lists for the length of the block."""
+    it = Lists()
+    app = web.Application()
+    app.router.add_get("/lists/{name}/", it.page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    it.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield it
+    finally:
+        await runner.cleanup()
+
+
+class Queues:
+    """Takes what is published, refuses it while `down`; `waiting` is how full a queue looks."""
+
+    def __init__(self) -> None:
+        self.sent: list[Outgoing] = []
+        self.down = False
+        self.full: set[str] = set()
+
+    async def ready(self) -> None:
+        """Say that publishing is possible, as the real one believes until it fails."""
+
+    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.down:
+            done.set_exception(PublishRefused("a queue is full"))
+        else:
+            self.sent.append(message)
+            done.set_result(None)
+        return done
+
+    async def too_many(self, queue: str) -> bool:
+        """Say whether enough waits in a queue."""
+        return queue in self.full
+
+    def bodies(self, posting_id: UUID) -> list[dict[str, Any]]:
+        """Give what was published for a posting, in order."""
+        bodies = [json.loads(each.body) for each in self.sent]
+        return [body for body in bodies if body["posting_id"] == str(posting_id)]
+
+    def ids(self, posting_id: UUID) -> Counter[str]:
+        """Give the ids published for a posting with how often each was."""
+        return Counter(body["id"] for body in self.bodies(posting_id))
+
+
+class Clock:
+    """The system's, moved by `ahead` seconds."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def now(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+class Mailings:
+    """One process' parts, moved step by step."""
+
+    def __init__(
+        self,
+        database: Database,
+        client: Client,
+        sources: dict[str, str],
+        queues: Queues,
+        store: type[Store] = Store,
+        **settings: Any,
+    ) -> None:
+        self.store = store(database)
+        self.queues = queues
+        self.clock = Clock()
+        self.database = database
+        given = MailingsSettings(**settings)
+        self.expansion = Expansion(
+            self.store,
+            Sources(client, sources),
+            Library(None),
+            Outlet(queues, queues, self.clock),  # type: ignore[arg-type]
+            clock=self.clock,
+            settings=given,
+        )
+        self.intake = Intake(self.store, self.expansion.wake)
+        self.settler = Settler(self.store)
+        self.requests = Requests(self.intake, self.store, self.clock).handlers()
+
+    async def post(self, body: dict[str, Any], **properties: Any) -> UUID:
+        """Take a posting in as if it came by AMQP; its id."""
+        id_ = str(properties.pop("id", uuid4()))
+        model = Posting.model_validate(body)
+        message = Message(id_, Properties(type="Posting", **properties), b"", model=model)
+        await Handler(self.intake, self.clock).handle(message)
+        return UUID(id_)
+
+    async def expand(self, posting_id: UUID, *, turns: int = 1000) -> PostingStatus:
+        """Give turns, whosever they are, until the posting's expansion has ended; its status."""
+        for _ in range(turns):
+            await self.expansion.run_once(4)
+            status = await self.status(posting_id)
+            if status.status not in ("accepted", "expanding"):
+                break
+        return await self.status(posting_id)
+
+    async def expand_all(self) -> None:
+        """Give turns until none is due."""
+        while await self.expansion.run_once(4):
+            pass
+
+    async def status(self, posting_id: UUID) -> PostingStatus:
+        """Ask how far a posting is."""
+        status = await self.store.status(posting_id, None)
+        assert status is not None
+        return status
+
+    async def tell(self, *facts: dict[str, Any]) -> None:
+        """Have facts settled."""
+        model = MessageFacts.model_validate({"facts": list(facts)})
+        await self.settler.handle(Message("", Properties(type="Facts"), b"", model=model))
+
+    async def due(self, posting_id: UUID) -> None:
+        """Let a posting's next turn, or the end of its lease, be now."""
+        await self.database.execute(
+            "UPDATE mailings.postings SET due_at = now() WHERE id = $1", posting_id
+        )
+
+
+def counts(status: PostingStatus) -> Counter[str]:
+    """Give a posting's messages by state, without the zeros."""
+    return Counter({state.value: count for state, count in status.messages.items() if count})
+
+
+async def emptied(database_url: str) -> str:
+    """Bring a database up to date and forget what mailings kept there; its URL."""
+    await migrate(database_url, SCHEMA)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("TRUNCATE mailings.postings, mailings.messages")
+    await connection.close()
+    return database_url
+
+
+def fact(posting_id: UUID, number: int, kind: str = "sent", way: str = "email") -> dict[str, Any]:
+    """Make a fact about the message to a user."""
+    said: dict[str, Any] = {"duration": 0.1} if kind == "sent" else {"reason": f"it {kind}"}
+    return {
+        "type": f"message.{kind}",
+        "fact_id": uuid4().hex,
+        "at": "2026-11-20T15:00:00Z",
+        "message_id": str(message_id(posting_id, way, f"user-{number}")),  # type: ignore[arg-type]
+        "posting_id": str(posting_id),
+        "way": way,
+        "attempt": 1,
+        **said,
+    }
+
+
+@asynccontextmanager
+async def mailings(
+    database_url: str,
+    sources: dict[str, str],
+    *,
+    queues: Queues | None = None,
+    store: type[Store] = Store,
+    **settings: Any,
+) -> AsyncIterator[Mailings]:
+    """Run one on a database that is up to date."""
+    database = Database(database_url, name="test", health=Health(), schema=SCHEMA)
+    async with Client(ANYWHERE, user_agent="test") as client:
+        it = Mailings(database, client, sources, queues or Queues(), store, **settings)
+        tasks = [asyncio.create_task(part.run()) for part in (database, it.intake, it.settler)]
+        await database.ready()
+        try:
+            yield it
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
