@@ -23,8 +23,10 @@ from services.mailings.templates import Library
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import Work
 from shared.amqp.publisher import Publisher
+from shared.amqp.reading import read
 from shared.amqp.request_reply import Responder
 from shared.clock import SystemClock
+from shared.contracts.postings import POSTING, Posting
 from shared.http.client import Client
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
@@ -98,7 +100,7 @@ async def start(process: Process) -> None:
     postings = consumer(
         Work(
             queue=POSTINGS,
-            read=partial(handlers.read, max_bytes=settings.max_message_bytes),
+            read=partial(read, models={POSTING: Posting}, max_bytes=settings.max_message_bytes),
             identity=_none,
             handle=Handler(intake, clock).handle,
             policy=_policy,

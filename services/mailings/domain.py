@@ -143,7 +143,7 @@ def user_id(item: Any) -> str | Skip:
 
 def address(user: Mapping[str, Any], way: Way, kind: str) -> str | Skip:
     """Where a user gets a message of this kind, if he wants it this way."""
-    if user.get("is_active") is not True:
+    if user.get("is_active", True) is not True:
         return Skip("inactive")
     if user.get(f"{way}_notifications") is not True:
         return Skip(f"{way} not wanted")

@@ -1,46 +1,18 @@
 """The queue `postings`: from a message to a posting in the database."""
 
 import logging
-from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.mailings import metrics
 from services.mailings.domain import posting_id
 from services.mailings.intake import Intake, OtherOrder, order
 from shared.amqp.message import Dead, Message, Outcome
 from shared.clock import Clock
-from shared.contracts.context import field_errors
-from shared.contracts.postings import POSTING, Posting
+from shared.contracts.postings import Posting
 from shared.errors import ContractViolation
 
 logger = logging.getLogger(__name__)
-
-JSON: Final = "application/json"
-FAULTS_NAMED: Final = 10
-
-
-def read(message: Message[Posting], *, max_bytes: int) -> Posting:
-    """The posting in a message.
-
-    Raises:
-        ContractViolation: it is none; every wrong field is named, no value is.
-    """
-    properties = message.properties
-    if len(message.body) > max_bytes:
-        raise ContractViolation(f"{len(message.body)} bytes, at most {max_bytes} are taken")
-    if properties.type != POSTING:
-        raise ContractViolation(f"type is {properties.type!r}, not {POSTING!r}")
-    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
-        raise ContractViolation(f"content_type is {properties.content_type!r}, not {JSON!r}")
-    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-        raise ContractViolation(f"content_encoding {properties.content_encoding!r} is not taken")
-    try:
-        return Posting.model_validate_json(message.body)
-    except ValidationError as error:
-        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
-        more = f" and {len(named) - FAULTS_NAMED} more" if len(named) > FAULTS_NAMED else ""
-        raise ContractViolation("; ".join(named[:FAULTS_NAMED]) + more) from None
 
 
 class Handler:

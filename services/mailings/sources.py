@@ -32,7 +32,10 @@ class SourceTrouble(Exception):  # noqa: N818 - what happened
 
 
 class Sources:
-    """The configured hosts; `places` says by host where else to ask, '' being the host itself."""
+    """The configured hosts; `places` says by host where else to ask, '' being the host itself.
+
+    A host that is configured without a port, and not to be found elsewhere, may be asked on any.
+    """
 
     def __init__(self, client: Client, places: Mapping[str, str]) -> None:
         self._client = client
@@ -79,7 +82,8 @@ class Sources:
                 case [*urls] if all(isinstance(url, str) for url in urls):
                     if len(urls) > MOST_URLS:
                         raise WrongPosting(f"template_context.{name}: more than {MOST_URLS} URLs")
-                    fetched[name] = [await self._about(name, url) for url in urls]
+                    found = [_items(await self._about(name, url)) for url in urls]
+                    fetched[name] = [one for each in found for one in _listed(each)]
                 case _:
                     raise WrongPosting(f"template_context.{name}: must be a URL or a list of URLs")
         return fetched
@@ -98,7 +102,7 @@ class Sources:
             bracketed = f"[{named.host}]" if ":" in named.host else named.host
             host = bracketed if plain else f"{bracketed}:{named.port}"
             place = self._places.get(host)
-            if place is None:
+            if place is None and self._places.get(bracketed) != "":
                 raise WrongPosting(f"host {host} is not among RINGBACK_SOURCES")
             return host, parse_target(f"{place}{named.url.raw_path_qs}") if place else named
         except ForbiddenTarget as error:
@@ -110,3 +114,8 @@ def _items(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("results"), list):
         return value["results"]
     return value
+
+
+def _listed(value: Any) -> list[Any]:
+    """What one of several URLs adds to the list."""
+    return value if isinstance(value, list) else [value]

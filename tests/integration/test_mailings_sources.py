@@ -1,5 +1,6 @@
 """Sources in trouble, and hosts that nobody configured: the posting says so, the rest goes on."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +27,7 @@ async def around(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
             "fastapi": f"{outside.url}fastapi",
             "away": "http://127.0.0.1:1",
             "nowhere.invalid": "",
+            "localhost": "",
         }
         async with mailings(url, places) as it:
             yield it, outside
@@ -147,6 +149,30 @@ async def test_hosts_that_are_not_configured_are_refused(
     assert users.status == data.status == "failed"
     assert f"{named} not among RINGBACK_SOURCES" in (users.reason or "")
     assert f"template_context.movies: {named} not among" in (data.reason or "")
+
+
+async def test_a_host_without_a_port_may_be_asked_on_any(
+    around: tuple[Mailings, Sandbox],
+) -> None:
+    it, outside = around
+    url = str(outside.url.with_host("localhost") / "auth/api/v1/users/")
+    status = await it.expand(await it.post(posting(receivers=url)))
+    assert (status.status, status.receivers) == ("sending", 250)
+
+
+async def test_e5_lists_and_single_things_at_several_urls_are_one_list(
+    around: tuple[Mailings, Sandbox],
+) -> None:
+    it, outside = around
+    new = await outside.get("/fastapi/api/v1/movies/", new="True")
+    other = (await outside.get("/fastapi/api/v1/movies/", new="False"))[0]
+    urls = ["http://fastapi/api/v1/movies/?new=True", f"http://fastapi/api/v1/movies/{other['id']}"]
+    body = posting(
+        receivers=USERS, template="email/new_movies.md", template_context={"movies": urls}
+    )
+    await it.expand(await it.post(body))
+    text = json.loads(it.queues.sent[0].body)["text"]
+    assert all(movie["title"] in text for movie in [*new, other])
 
 
 @pytest.mark.parametrize(
