@@ -18,8 +18,8 @@ from shared.contracts.posting_requests import MessageState, PostingState
 _NAMESPACE: Final = UUID("a3f0a1a7-96b8-4d0d-9a40-0f3a4b9d5c11")
 DEFAULT_PAGE_SIZE: Final = 500
 LARGEST_PAGE_SIZE: Final = 100_000
-# Characters of a reason that may quote what came from outside.
-LONGEST_REASON: Final = 300
+# Characters of a reason.
+LONGEST_REASON: Final = 500
 _QUOTED: Final = 40
 _LARGEST_ID: Final = 1 << 63
 

@@ -11,7 +11,7 @@ import logging
 from typing import Final
 
 from services.mailings import metrics
-from services.mailings.domain import WrongPosting
+from services.mailings.domain import WrongPosting, stored
 from services.mailings.messages import Composer
 from services.mailings.outlet import Expired, Outlet
 from services.mailings.rendering import Edition
@@ -19,7 +19,7 @@ from services.mailings.settings import MailingsSettings
 from services.mailings.sources import LARGEST_CONTEXT, Sources, SourceTrouble
 from services.mailings.store import Claim, LeaseLost, Store
 from services.mailings.templates import Library, WrongTemplate
-from services.mailings.turn import LEASE, Held, Turn
+from services.mailings.turn import LEASE, Held, Turn, about
 from shared.amqp.connection import first_to_end
 from shared.amqp.consumer import BUGS
 from shared.clock import Clock
@@ -116,11 +116,11 @@ class Expansion:
         try:
             await first_to_end(self._ended(claim), self._keep(claim))
         except LeaseLost:
-            logger.warning("another process has taken the posting over", extra=_about(claim))
+            logger.warning("another process has taken the posting over", extra=about(claim))
         except InfrastructureError as error:
             # Whether the last write took effect is unknown: the lease runs out, and the next turn
             # takes back what was not finished.
-            logger.warning("a turn was broken off: %s", error, extra=_about(claim))
+            logger.warning("a turn was broken off: %s", error, extra=about(claim))
 
     async def _keep(self, claim: Claim) -> None:
         while True:
@@ -129,7 +129,7 @@ class Expansion:
                 if not await self._store.keep(claim, lease=LEASE):
                     raise LeaseLost
             except InfrastructureError as error:
-                logger.warning("the lease is not renewed: %s", error, extra=_about(claim))
+                logger.warning("the lease is not renewed: %s", error, extra=about(claim))
 
     async def _ended(self, claim: Claim) -> None:
         """Take the turn, and write down how it ended."""
@@ -144,6 +144,7 @@ class Expansion:
         )
         try:
             self._outlet.check_time(claim.expires_at)
+            await turn.check_room()
             if await turn.run(await self._composer(claim)):
                 await self._finish(turn, "expanded")
             else:
@@ -153,16 +154,16 @@ class Expansion:
                 turn, "expired", "expired before all its receivers were gone through"
             )
         except (WrongPosting, WrongTemplate) as error:
-            await self._finish(turn, "failed", str(error))
+            await self._finish(turn, "failed", stored(str(error)))
         except Held as full:
             await turn.put_off(FULL, str(full))
         except SourceTrouble as error:
-            await self._trouble(turn, str(error))
+            await self._trouble(turn, stored(str(error)))
         except (InfrastructureError, LeaseLost):
             raise
         except Exception as error:
             BUGS.labels(POSTINGS).inc()
-            logger.exception("bug in expansion", extra=_about(claim))
+            logger.exception("bug in expansion", extra=about(claim))
             await self._trouble(turn, f"internal error: {type(error).__name__}")
 
     async def _trouble(self, turn: Turn, reason: str) -> None:
@@ -170,8 +171,8 @@ class Expansion:
         if turn.tries > len(WAITS):
             await self._finish(turn, "failed", f"gave up after {turn.tries} tries: {reason}")
             return
-        about = _about(turn.claim) | {"attempt": turn.tries}
-        logger.warning("a posting waits: %s", reason, extra=about)
+        context = about(turn.claim) | {"attempt": turn.tries}
+        logger.warning("a posting waits: %s", reason, extra=context)
         await turn.put_off(WAITS[turn.tries - 1], reason)
 
     async def _finish(self, turn: Turn, ended: str, reason: str | None = None) -> None:
@@ -181,10 +182,10 @@ class Expansion:
         )
         metrics.POSTINGS.labels(ended).inc()
         log = logger.info if ended == "expanded" else logger.warning
-        log("posting %s", ended, extra=_about(claim) | {"reason": reason, "messages": counts})
+        log("posting %s", ended, extra=about(claim) | {"reason": reason, "messages": counts})
         if ended == "expanded" and not counts["created"]:
             metrics.POSTINGS.labels("done").inc()
-            logger.info("posting done", extra=_about(claim) | {"messages": counts})
+            logger.info("posting done", extra=about(claim) | {"messages": counts})
 
     async def _composer(self, claim: Claim) -> Composer:
         """What writes the messages; its context is fetched once a posting.
@@ -216,7 +217,3 @@ class Expansion:
             },
             self._settings.unsubscribe_url,
         )
-
-
-def _about(claim: Claim) -> dict[str, object]:
-    return {"posting_id": str(claim.id), "from_event": claim.posting.from_event}

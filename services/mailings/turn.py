@@ -1,6 +1,7 @@
 """One turn of one posting: page after page, fetched, written, published, checkpointed."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import UUID
@@ -14,6 +15,8 @@ from services.mailings.store import Claim, Row, Store
 from shared.clock import Clock
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
+
+logger = logging.getLogger(__name__)
 
 # Seconds of a turn, once its first page is done.
 LONGEST: Final = 1.0
@@ -64,6 +67,16 @@ class Turn:
         """Whether pages that are not done may have messages, written or even published."""
         return self._take_back or self._written > self.page
 
+    async def check_room(self) -> None:
+        """Begin no page while too much waits for delivery.
+
+        Raises:
+            Held: it does.
+        """
+        ways = self.claim.posting.delivery_type
+        if await self._outlet.full(ways):
+            raise Held(f"enough messages wait in {' or '.join(QUEUES[way] for way in ways)}")
+
     async def put_off(self, delay: float, reason: str | None = None) -> None:
         """End the turn; the next comes in `delay` seconds at the earliest."""
         await self._store.put_off(
@@ -86,7 +99,7 @@ class Turn:
             while True:
                 found = await fetching
                 there = self._addressees(found, number)
-                await self._check_room()
+                await self.check_room()
                 over = found.last or self._clock.monotonic() >= self._until or self._stopping()
                 if not over:
                     fetching = asyncio.create_task(self._fetch(urls, number + 1))
@@ -133,18 +146,9 @@ class Turn:
             raise WrongPosting(f"{_place(number)}: nothing in it is a user: {fault}")
         return list(there.values())
 
-    async def _check_room(self) -> None:
-        """Begin no page while too much waits for delivery.
-
-        Raises:
-            Held: it does.
-        """
-        ways = self.claim.posting.delivery_type
-        if await self._outlet.full(ways):
-            raise Held(f"enough messages wait in {' or '.join(QUEUES[way] for way in ways)}")
-
     async def _page(self, composer: Composer, there: Sequence[Addressee], found: Page) -> None:
         """Write a page, and begin to give it out once what was before it is done."""
+        begin = self._clock.monotonic()
         number = self._written
         receivers = len(found.items)
         fresh = 0
@@ -153,6 +157,8 @@ class Turn:
         for place, part in enumerate(parts):
             rows, drafts = await _composed(composer, part)
             new = await self._store.put(self.claim, number, rows, take_back=self._take_back)
+            if not self._written and not self._take_back:
+                logger.info("posting expanding", extra=about(self.claim))
             self._take_back = False
             self._written = number + 1
             users = {to.id for to in part if to.fault is None}
@@ -169,6 +175,7 @@ class Turn:
                     [draft for draft in drafts if draft.id in new],
                     number,
                     receivers if last else None,
+                    begin,
                 )
             )
 
@@ -179,7 +186,9 @@ class Turn:
                 f"{_place(number)}: all its users were on pages before: a list without end?"
             )
 
-    async def _give(self, drafts: Sequence[Draft], number: int, receivers: int | None) -> None:
+    async def _give(
+        self, drafts: Sequence[Draft], number: int, receivers: int | None, begin: float
+    ) -> None:
         """Publish messages of a page; with `receivers`, they are its last: set the checkpoint."""
         claim = self.claim
         await self._outlet.publish(
@@ -192,6 +201,12 @@ class Turn:
             await self._store.checkpoint(claim, pages=number + 1, receivers=receivers, lease=LEASE)
             self.page = number + 1
             self.tries = 0
+            metrics.GIVE_OUT.observe(self._clock.monotonic() - begin)
+
+
+def about(claim: Claim) -> dict[str, object]:
+    """What every log line about a posting tells."""
+    return {"posting_id": str(claim.id), "from_event": claim.posting.from_event}
 
 
 async def _composed(
