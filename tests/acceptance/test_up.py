@@ -1,4 +1,4 @@
-"""`ringback up` as a newcomer sees it: from nothing to four callbacks, and all gone after."""
+"""`ringback up` as a newcomer sees it: callbacks, e-mails, an SMS; and all is gone after."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ import pytest
 
 from deploy.local.install import Installation
 from shared.sealing import Seal
+from shared.settings import METRICS_PORTS
 from shared.tickets import Tickets
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
@@ -123,7 +124,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
     async with up() as it:
         said = await it.until(EVERYTHING_RUNS)
 
-        for service in ("RabbitMQ", "PostgreSQL", "callback", "scheduler", "gateway", "sandbox"):
+        for service in ("RabbitMQ", "PostgreSQL", *METRICS_PORTS):
             assert re.search(rf"{service} +ready", said)
         good = "delivered, the receiver answered 200, verified: x-signature and webhook-signature"
         assert f"1  try 1: {good}" in said
@@ -135,6 +136,14 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         late = re.search(r"4  delivered (-?\d+) ms after its moment, verified", said)
         assert late
         assert 0 <= int(late[1]) < 2000
+
+        # E1 to E6: events become mails for those who want them, a code an SMS, but not too late.
+        assert re.search(r"5  “Welcome to Ringback” went to \S+@example.com", said)
+        mails = re.search(r"6  (\d+) e-mails for (\d+) users .*; (\d+) skipped", said)
+        assert mails
+        assert int(mails[1]) + int(mails[3]) == int(mails[2]) > 1000
+        assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” went out", said)
+        assert re.search(r"8  posting \S+: expired, nothing was sent", said)
 
         # Its own words, typed into another terminal.
         export = re.search(r"export RINGBACK_AMQP_URL=(\S+)", said)
@@ -192,13 +201,13 @@ async def test_side_by_side_with_what_has_the_default_ports(
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     taken = []
-    for port in (8080, 8090, 9101, 9103, 9109):
+    for port in (8025, 8080, 8090, 9101, 9103, 9109):
         with suppress(OSError):  # somebody else has it, which is as good
             taken.append(await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port))
     try:
         async with up(**settings) as it:
             said = await it.until(EVERYTHING_RUNS)
-            for port in (8080, 8090, 9101, 9103, 9109):
+            for port in (8025, 8080, 8090, 9101, 9103, 9109):
                 assert f"127.0.0.1:{port}/" not in said
             assert "2  try 3: delivered" in said
             assert await it.end(signal.SIGTERM) == 0

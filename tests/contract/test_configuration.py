@@ -10,8 +10,10 @@ from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
 from services.cli.config import as_toml
+from services.delivery.settings import DeliverySettings
 from services.gateway.settings import GatewaySettings
 from services.ingestion.settings import IngestionSettings
+from services.mailings.settings import MailingsSettings
 from services.sandbox.settings import Settings as SandboxSettings
 from services.scheduler.settings import SchedulerSettings
 from shared.settings import WrongSettings, load_shared
@@ -22,6 +24,8 @@ SERVICES: dict[str, type[BaseSettings]] = {
     "gateway": GatewaySettings,
     "scheduler": SchedulerSettings,
     "ingestion": IngestionSettings,
+    "mailings": MailingsSettings,
+    "delivery": DeliverySettings,
     "sandbox": SandboxSettings,
 }
 
