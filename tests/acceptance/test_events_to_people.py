@@ -1,0 +1,80 @@
+"""E1 to E7 in one: an event goes in, mails come out, and nobody gets one twice."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from services.ingestion.app import SCHEMA
+from services.ingestion.domain import Received, decide
+from services.ingestion.rules import load
+from services.sandbox.users import Directory
+from shared.contracts.events import Event
+from shared.postgres.migrations import migrate
+from tests.acceptance.test_mailings_crashes import HASTY, is_wanted
+from tests.fakes.mailing import emptied
+from tests.fakes.mailing_outside import outside
+from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.service import running
+from tests.fakes.waiting import until
+
+USERS = 4_000
+INGESTION = ("-m", "services", "run", "ingestion", "--metrics-port", "0")
+DELIVERY = ("-m", "services", "run", "delivery", "--metrics-port", "0")
+
+
+def wants_new_movies(user: dict[str, Any]) -> bool:
+    return is_wanted(user) and user["notifications"].get("new_movies") is not False
+
+
+async def accepted(box: Sandbox) -> int:
+    """How many mails the mail server has taken."""
+    count: int = (await box.get("/api/mails/order"))["accepted"]
+    return count
+
+
+async def published_twice(box: Sandbox) -> str:
+    """Have an event published twice; the id of the posting that follows from it."""
+    order: dict[str, Any] = {"event_id": uuid4().hex, "count": 2}
+    async with box.session.post("/api/producers/cinema_scanner", json=order) as answer:
+        said = await answer.text()
+        assert answer.status == 201, said
+        events = (await answer.json())["events"]
+    event = Event.model_validate_json(json.dumps(events[0]))
+    received = Received(event, order["event_id"], None)
+    (command,) = decide(load(None), received, now=0.0).commands
+    return str(command.id)
+
+
+async def test_e1_to_e7_an_event_told_twice_is_one_mail_each_though_mailings_is_killed(
+    amqp_url: str, database_url: str, tmp_path: Path
+) -> None:
+    await emptied(database_url)
+    await migrate(database_url, SCHEMA)
+    wanted = sum(wants_new_movies(user) for user in map(Directory(USERS).user, range(USERS)))
+    async with sandbox(amqp_url, users=USERS) as box, outside(amqp_url, consuming=False) as around:
+        played = f"{box.url.host}:{box.url.port}"
+        settings = {
+            "RINGBACK_DATABASE_URL": database_url,
+            "RINGBACK_SOURCES": f"{played},auth=http://{played}/auth",
+            "RINGBACK_SMTP_URL": str(box.smtp),
+        }
+        with (
+            running(tmp_path, amqp_url, settings, INGESTION) as ingestion,
+            running(tmp_path, amqp_url, settings, DELIVERY),
+        ):
+            with running(tmp_path, amqp_url, settings, HASTY) as first:
+                await asyncio.gather(ingestion.ready(), first.ready())
+                posting = await published_twice(box)
+
+                async def some_came() -> bool:
+                    return await accepted(box) >= wanted // 4
+
+                await until(some_came)
+                first.kill()
+            assert await accepted(box) < wanted, "too late to show anything"
+            with running(tmp_path, amqp_url, settings, HASTY):
+                status = await around.ended(posting, "done")
+            assert status["messages"]["sent"] == wanted
+            assert await accepted(box) == wanted, "somebody got it twice"
