@@ -49,13 +49,14 @@ class Around:
         await self.channel.set_qos(prefetch_count=2000)
         for name in ("messages.email", "messages.sms"):
             queue = await self.channel.get_queue(name, ensure=False)
-            await queue.consume(self._take, no_ack=True)
+            await queue.consume(self._take)
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         body = json.loads(message.body)
         self.ids.setdefault(body["user_id"], Counter())[body["id"]] += 1
         if len(self.messages) < 1000:
             self.messages.append(message)
+        await message.ack()
 
     async def until(self, users: int, within: float = 60.0) -> None:
         """Wait until messages to so many users came."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -10,7 +11,18 @@ from services.mailings import turn
 from services.mailings.store import Claim, Row, Store
 from shared.amqp.publisher import Outgoing
 from shared.postgres.pool import StoreLost
-from tests.fakes.mailing import Lists, Queues, counts, emptied, fact, lists, mailings, posting, user
+from tests.fakes.mailing import (
+    Lists,
+    Mailings,
+    Queues,
+    counts,
+    emptied,
+    fact,
+    lists,
+    mailings,
+    posting,
+    user,
+)
 from tests.fakes.waiting import until
 
 PAGES = "http://auth/lists/all/?page_size=10"
@@ -150,6 +162,43 @@ async def test_row_18_a_turn_whose_lease_was_lost_changes_nothing(url: str, user
     assert (done.receivers, counts(done)["created"]) == (35, 35)
     assert len(gated.sent) == 10, "it published no further page"
     assert sorted(queues.ids(id_).values()) == [1] * 35
+
+
+async def test_row_18_a_turn_that_comes_back_late_writes_nothing_more(
+    url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale_queues, queues = Queues(), Queues()
+    sources = {"auth": users.url}
+    resumed = asyncio.Event()
+
+    async def second_page() -> list[dict[str, Any]]:
+        if users.asked.count(("all", 2)) > 1:
+            return users.people["all"][10:20]
+        await resumed.wait()
+        return [user(number) for number in range(100, 110)]
+
+    users.answers["all", 2] = second_page
+    async with (
+        mailings(url, sources, queues=stale_queues) as stale,
+        mailings(url, sources, queues=queues) as other,
+    ):
+        id_ = await stale.post(posting(receivers=PAGES))
+        suspended = asyncio.create_task(stale.expansion.run_once(1))
+        await until(lambda: ("all", 2) in users.asked and len(stale_queues.sent) == 10)
+        await until(lambda: _pages(stale, id_, 1))
+        monkeypatch.setattr(turn, "LONGEST", 0.0)
+        await other.due(id_)
+        await other.expansion.run_once(1)
+        resumed.set()
+        await suspended
+        status = await other.expand(id_)
+    assert len(stale_queues.sent) == 10, "of the first page only"
+    assert (status.receivers, counts(status)) == (35, {"created": 35})
+    assert len(queues.ids(id_)) == 25
+
+
+async def _pages(it: Mailings, id_: UUID, pages: int) -> bool:
+    return (await it.status(id_)).pages == pages
 
 
 async def test_a_turn_that_lasts_keeps_its_lease(

@@ -291,6 +291,7 @@ async def test_nothing_is_given_out_after_expires_in(around: tuple[Mailings, Lis
     users.answers["all", 2] = slow
     body = posting(receivers="http://auth/lists/all/?page_size=10", expires_in="120 sec")
     late = await it.expand(await it.post(body, timestamp=1_700_000_000.0))
+    assert users.asked == []
     id_ = await it.post(body)
     status = await it.expand(id_)
 
