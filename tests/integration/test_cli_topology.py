@@ -51,7 +51,7 @@ async def test_doctor_finds_everything_well(amqp_url: str, database_url: str) ->
     assert checks == [
         *("settings", "python", "broker", "topology", "publishing", "clock"),
         *("database", "clock"),
-        *("migrations", "migrations"),  # scheduler, ingestion
+        *("migrations", "migrations", "migrations"),  # scheduler, ingestion, mailings
     ]
 
 
