@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Any, Final
 
-from shared.amqp.request_reply import NoAnswer, Requester, Unavailable
+from shared.amqp.request_reply import Asker, NoAnswer, Requester, Unavailable
 from shared.contracts.requests import Failure, FailureCode
 from shared.http.problem import Refused
 
@@ -29,7 +29,7 @@ class Service:
         self._queue = queue
         self._timeout = timeout
 
-    async def ask(self, operation: str, body: bytes, client_id: str | None) -> Any:
+    async def ask(self, operation: str, body: bytes, asker: Asker) -> Any:
         """The value it answers with.
 
         Raises:
@@ -38,7 +38,7 @@ class Service:
         """
         try:
             answer = await self._requester.ask(
-                self._queue, operation, body, client_id=client_id, timeout=self._timeout
+                self._queue, operation, body, asker=asker, timeout=self._timeout
             )
         except Unavailable as error:
             raise unavailable(f"{self._name}: {error}") from None

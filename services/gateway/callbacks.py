@@ -62,11 +62,11 @@ class Callbacks:
 
     async def create(self, request: web.Request) -> web.Response:
         """Schedule one; answered once it is committed."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         asked = b'{"callback":%b,"idempotency_key":%b}' % (body, to_json(key))
-        created = await self._scheduler.ask(Asked.CREATE, asked, client_id)
+        created = await self._scheduler.ask(Asked.CREATE, asked, asker)
         request[SCHEDULE_ID] = created["id"]
         return answer(
             created, HTTPStatus.CREATED, {"Location": f"/v1/callbacks/{quote(created['id'])}"}
@@ -74,13 +74,13 @@ class Callbacks:
 
     async def create_batch(self, request: web.Request) -> web.Response:
         """Schedule many; each has its own answer."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         if IDEMPOTENCY_KEY in request.headers:
             message = "is for a single callback; in a batch, give each its event_key"
             raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
         body, content = await json_body(request, self._most_in_batch)
         asked = b'{"callbacks":%b}' % body if isinstance(content, list) else body
-        return answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, client_id))
+        return answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, asker))
 
     async def get(self, request: web.Request) -> web.Response:
         """The status of one, by id or by keys."""
@@ -92,15 +92,15 @@ class Callbacks:
 
     async def list(self, request: web.Request) -> web.Response:
         """A page of the caller's callbacks; of one group where the path names it."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         in_path = _selector(request)
         names = [name for name in (*_SELECTORS[1:], *_PAGE) if name not in in_path]
         asked = to_json(query(request, names) | in_path)
-        return answer(await self._scheduler.ask(Asked.LIST, asked, client_id))
+        return answer(await self._scheduler.ask(Asked.LIST, asked, asker))
 
     async def reschedule(self, request: web.Request) -> web.Response:
         """Move one to another moment, by id or by keys."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         selector = _selector(request)
         _, content = await json_body(request, self._most)
         if not isinstance(content, dict):
@@ -113,19 +113,19 @@ class Callbacks:
         if twice:
             raise invalid(twice)
         asked = to_json(content | selector)
-        return _typed(await self._scheduler.ask(Asked.RESCHEDULE, asked, client_id))
+        return _typed(await self._scheduler.ask(Asked.RESCHEDULE, asked, asker))
 
     async def retry(self, request: web.Request) -> web.Response:
         """Start failed ones again."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         body, _ = await json_body(request, self._most)
-        return answer(await self._scheduler.ask(Asked.RETRY, body, client_id))
+        return answer(await self._scheduler.ask(Asked.RETRY, body, asker))
 
     async def _by_selector(self, operation: str, request: web.Request) -> web.Response:
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         query(request, ())
         asked = to_json(_selector(request))
-        return _typed(await self._scheduler.ask(operation, asked, client_id))
+        return _typed(await self._scheduler.ask(operation, asked, asker))
 
 
 def _selector(request: web.Request) -> dict[str, str]:

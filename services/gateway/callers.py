@@ -7,6 +7,8 @@ from aiohttp import web
 from multidict import istr
 
 from services.gateway.edge import CLIENT_ID
+from shared.amqp.request_reply import Asker
+from shared.contracts.headers import traceparent
 from shared.http.problem import Refused
 from shared.tickets import BadTicket, Tickets
 
@@ -22,20 +24,21 @@ class Callers:
         self._tickets = tickets
         self._anonymous = anonymous
 
-    def client_id(self, request: web.Request) -> str | None:
-        """The client id of a request's ticket, also for its log line; None without a ticket.
+    def asker(self, request: web.Request) -> Asker:
+        """Who asks, by the ticket, and for which trace; without a ticket, nobody.
 
         Raises:
             Refused: 401; the ticket is not valid, or there is none and anonymous callers are not
                 served.
         """
         headers = request.headers
+        trace = traceparent(headers)
         tickets = headers.getall(TICKET, ()) if TICKET in headers else ()
         if AUTHORIZATION in headers:
             tickets = (*tickets, *map(_bearer, headers.getall(AUTHORIZATION)))
         if not tickets:
             if self._anonymous:
-                return None
+                return Asker(None, trace)
             # RFC 6750: who has shown nothing is told no error.
             raise _unauthorised("a service ticket is needed: X-Service-Ticket", _CHALLENGE)
         if len(tickets) > 1:
@@ -44,7 +47,7 @@ class Callers:
             client_id = request[CLIENT_ID] = self._tickets.verify(tickets[0])
         except BadTicket as error:
             raise _bad(str(error)) from None
-        return client_id
+        return Asker(client_id, trace)
 
 
 def _bearer(value: str) -> str:

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from services.gateway.metrics import UNMATCHED, Requests
-from services.gateway.reading import traceparent
+from shared.contracts.headers import traceparent
 from shared.http.problem import Refused
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _problem(error: web.HTTPException) -> web.StreamResponse:
 
 
 def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
-    trace = traceparent(request)
+    trace = traceparent(request.headers)
     context = {
         "method": request.method,
         "route": route,
@@ -89,7 +89,7 @@ def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
         "schedule_id": request.get(SCHEDULE_ID),
         "event_id": request.get(EVENT_ID),
         "posting_id": request.get(POSTING_ID),
-        "trace_id": trace[1] if trace else None,
+        "trace_id": trace[3:35] if trace else None,
     }
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("http request failed", extra=context | {"detail": request.get(DETAIL)})

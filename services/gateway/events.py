@@ -12,7 +12,7 @@ from services.gateway.answering import answer
 from services.gateway.asking import unavailable, unknown
 from services.gateway.callers import Callers
 from services.gateway.edge import EVENT_ID, Handler
-from services.gateway.reading import JSON, idempotency_key, invalid, json_body, traceparent
+from services.gateway.reading import JSON, idempotency_key, invalid, json_body
 from services.gateway.settings import GatewaySettings
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
@@ -45,7 +45,7 @@ class Events:
 
     async def publish(self, request: web.Request) -> web.Response:
         """Pass one on as the bytes it came as; answered once the broker has confirmed it."""
-        self._callers.client_id(request)
+        asker = self._callers.asker(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         try:
@@ -54,7 +54,6 @@ class Events:
             raise invalid(field_errors(error)) from None
         message_id = key or fresh_id()
         identity = request[EVENT_ID] = event.event_id or message_id
-        trace = traceparent(request)
         await self._confirmed(
             Outgoing(
                 event.routing_key,
@@ -65,7 +64,7 @@ class Events:
                     delivery_mode=PERSISTENT,
                     timestamp=int(time.time()),
                     app_id="ringback",
-                    headers={TRACEPARENT: trace[0]} if trace else None,
+                    headers={TRACEPARENT: asker.traceparent} if asker.traceparent else None,
                 ),
                 body,
                 exchange=EVENTS,

@@ -38,27 +38,27 @@ class Postings:
 
     async def create(self, request: web.Request) -> web.Response:
         """Have one taken in; answered once it is committed."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         asked = b'{"posting":%b,"idempotency_key":%b}' % (body, to_json(key))
-        accepted = await self._mailings.ask(Asked.CREATE, asked, client_id)
+        accepted = await self._mailings.ask(Asked.CREATE, asked, asker)
         request[POSTING_ID] = accepted["id"]
         location = f"/v1/postings/{accepted['id']}"
         return answer(accepted, HTTPStatus.ACCEPTED, {"Location": location})
 
     async def get(self, request: web.Request) -> web.Response:
         """How far one is."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         query(request, ())
         asked = to_json({"id": _identity(request)})
-        return answer(await self._mailings.ask(Asked.GET, asked, client_id))
+        return answer(await self._mailings.ask(Asked.GET, asked, asker))
 
     async def messages(self, request: web.Request) -> web.Response:
         """A page of its messages."""
-        client_id = self._callers.client_id(request)
+        asker = self._callers.asker(request)
         asked = query(request, ("status", "cursor", "limit")) | {"id": _identity(request)}
-        return answer(await self._mailings.ask(Asked.MESSAGES, to_json(asked), client_id))
+        return answer(await self._mailings.ask(Asked.MESSAGES, to_json(asked), asker))
 
 
 def _identity(request: web.Request) -> str:

@@ -20,7 +20,6 @@ BODY_SECONDS: Final = 30.0
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 async def json_body(request: web.Request, most: int) -> tuple[bytes, Any]:
@@ -109,11 +108,6 @@ def idempotency_key(request: web.Request) -> str | None:
         message = "must be 1 to 255 characters of visible ASCII, without spaces"
         raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
     return key
-
-
-def traceparent(request: web.Request) -> re.Match[str] | None:
-    """The header `traceparent` (W3C), its trace id as group 1; one of another form is none."""
-    return _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
 
 
 def uuid(identity: str) -> str | None:

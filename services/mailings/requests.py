@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from services.mailings.domain import posting_of_key
 from services.mailings.intake import Intake, OtherOrder, order
 from services.mailings.store import Store
+from shared.amqp.request_reply import Asker
 from shared.clock import Clock
 from shared.contracts.context import field_errors
 from shared.contracts.posting_requests import (
@@ -23,7 +24,7 @@ from shared.contracts.requests import Failure, FailureCode, FieldError
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
-Handler = Callable[[str | None, bytes], Awaitable[Answer]]
+Handler = Callable[[Asker, bytes], Awaitable[Answer]]
 
 # Requests that use a connection to the database at a time.
 SIDE_BY_SIDE: Final = 2
@@ -51,19 +52,25 @@ class Requests:
             Operation.MESSAGES: _bound(ListPostingMessages, self._messages),
         }
 
-    async def _create(self, client_id: str | None, asked: CreatePosting) -> Answer:
+    async def _create(self, asker: Asker, asked: CreatePosting) -> Answer:
         key = asked.idempotency_key
-        id_ = uuid4() if key is None else posting_of_key(client_id, key)
+        id_ = uuid4() if key is None else posting_of_key(asker.client_id, key)
         taken = await self._intake.take(
-            order(id_, asked.posting, at=self._clock.now(), client_id=client_id)
+            order(
+                id_,
+                asked.posting,
+                at=self._clock.now(),
+                client_id=asker.client_id,
+                traceparent=asker.traceparent,
+            )
         )
         return OTHER_ORDER if isinstance(taken, OtherOrder) else taken
 
-    async def _get(self, client_id: str | None, asked: GetPosting) -> Answer:
+    async def _get(self, asker: Asker, asked: GetPosting) -> Answer:
         async with self._places:
-            return await self._store.status(asked.id, client_id) or NO_POSTING
+            return await self._store.status(asked.id, asker.client_id) or NO_POSTING
 
-    async def _messages(self, client_id: str | None, asked: ListPostingMessages) -> Answer:
+    async def _messages(self, asker: Asker, asked: ListPostingMessages) -> Answer:
         try:
             after = UUID(asked.cursor) if asked.cursor else UUID(int=0)
         except ValueError:
@@ -72,7 +79,7 @@ class Requests:
                 code=FailureCode.INVALID, detail=f"cursor: {wrong.message}", errors=(wrong,)
             )
         async with self._places:
-            if not await self._store.known(asked.id, client_id):
+            if not await self._store.known(asked.id, asker.client_id):
                 return NO_POSTING
             found = await self._store.messages(asked.id, after, asked.status, asked.limit + 1)
         items = found[: asked.limit]
@@ -83,9 +90,9 @@ class Requests:
 
 
 def _bound(
-    model: type[B], operation: Callable[[str | None, B], Awaitable[Answer]], *, within: str = ""
+    model: type[B], operation: Callable[[Asker, B], Awaitable[Answer]], *, within: str = ""
 ) -> Handler:
-    async def handle(client_id: str | None, body: bytes) -> Answer:
+    async def handle(asker: Asker, body: bytes) -> Answer:
         try:
             asked = model.model_validate_json(body)
         except ValidationError as error:
@@ -94,6 +101,6 @@ def _bound(
                 f"{each.field}: {each.message}".removeprefix(": ") for each in errors
             )
             return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)
-        return await operation(client_id, asked)
+        return await operation(asker, asked)
 
     return handle

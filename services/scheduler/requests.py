@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key, invalid
 from services.scheduler.operations import Operations
+from shared.amqp.request_reply import Asker
 from shared.contracts.context import field_errors
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.contracts.schedule_requests import (
@@ -28,7 +29,7 @@ from shared.contracts.schedules import CancelCallback, RescheduleCallback, Sched
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
-Handler = Callable[[str | None, bytes], Awaitable[Answer]]
+Handler = Callable[[Asker, bytes], Awaitable[Answer]]
 
 # Requests that use a connection of their own at a time; creations share the intake's.
 SIDE_BY_SIDE: Final = 4
@@ -80,47 +81,57 @@ class Requests:
         }
 
     def _bound(
-        self, model: type[B], operation: Callable[[str, B], Awaitable[Answer]], *, within: str = ""
+        self,
+        model: type[B],
+        operation: Callable[[Asker, B], Awaitable[Answer]],
+        *,
+        within: str = "",
     ) -> Handler:
-        async def handle(client_id: str | None, body: bytes) -> Answer:
-            if client_id is None and not self._anonymous:
+        async def handle(asker: Asker, body: bytes) -> Answer:
+            if asker.client_id is None and not self._anonymous:
                 return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is needed")
             asked = _read(model, body, within=within)
             if isinstance(asked, Failure):
                 return asked
-            return await operation(client_id or "", asked)
+            return await operation(asker, asked)
 
         return handle
 
     def _alone(
         self, operation: Callable[[str, B], Awaitable[Answer]]
-    ) -> Callable[[str, B], Awaitable[Answer]]:
-        async def bounded(client_id: str, asked: B) -> Answer:
+    ) -> Callable[[Asker, B], Awaitable[Answer]]:
+        async def bounded(asker: Asker, asked: B) -> Answer:
             async with self._places:
-                return await operation(client_id, asked)
+                return await operation(asker.client_id or "", asked)
 
         return bounded
 
-    async def _create(self, client_id: str, asked: CreateCallback) -> Answer:
+    async def _create(self, asker: Asker, asked: CreateCallback) -> Answer:
         key = asked.idempotency_key
-        event_id = uuid4() if key is None else event_of_key(client_id, key)
-        return await self._taken(client_id, asked.callback, event_id, fingerprinted=key is not None)
+        event_id = uuid4() if key is None else event_of_key(asker.client_id or "", key)
+        return await self._taken(asker, asked.callback, event_id, fingerprinted=key is not None)
 
     async def _taken(
-        self, client_id: str, order: ScheduleCallback, event_id: UUID, *, fingerprinted: bool
+        self, asker: Asker, order: ScheduleCallback, event_id: UUID, *, fingerprinted: bool
     ) -> Created | Failure:
-        taken = await self._intake.create(order, client_id, event_id, fingerprinted=fingerprinted)
+        taken = await self._intake.create(
+            order,
+            asker.client_id or "",
+            event_id,
+            fingerprinted=fingerprinted,
+            traceparent=asker.traceparent,
+        )
         if isinstance(taken, KeyUsed):
             return KEYS_USED
         if isinstance(taken, OtherOrder):
             return OTHER_ORDER
         return taken
 
-    async def _create_batch(self, client_id: str, asked: CreateCallbacks) -> Answer:
+    async def _create_batch(self, asker: Asker, asked: CreateCallbacks) -> Answer:
         async def one(callback: Any) -> Created | Refused:
             order = _read(ScheduleCallback, to_json(callback))
             if not isinstance(order, Failure):
-                taken = await self._taken(client_id, order, uuid4(), fingerprinted=False)
+                taken = await self._taken(asker, order, uuid4(), fingerprinted=False)
                 if isinstance(taken, Created):
                     return taken
                 return Refused(error=taken)
@@ -128,7 +139,7 @@ class Requests:
 
         return CreatedBatch(items=await asyncio.gather(*map(one, asked.callbacks)))
 
-    async def _ping(self, _: str | None, __: bytes) -> Answer:
+    async def _ping(self, _: Asker, __: bytes) -> Answer:
         return Pong(status=self._fault() or "ready")
 
 

@@ -20,7 +20,6 @@ PERSISTENT: Final = 2
 # No count or time of ours is so large; what is can't be counted up in an AMQP header.
 _NONSENSE: Final = 1 << 53
 _PLAIN_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -51,8 +50,7 @@ class Message(Generic[M]):
     @property
     def traceparent(self) -> str | None:
         """The W3C trace context the sender gave, if any; what has another form is none."""
-        value = (self.properties.headers or {}).get(headers.TRACEPARENT)
-        return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
+        return headers.traceparent(self.properties.headers)
 
     @property
     def trace_id(self) -> str | None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter
 from pydantic_core import PydanticSerializationError, to_json
@@ -49,7 +49,16 @@ UNKNOWN: Final = "unknown"
 # Seconds for a request that names no deadline; ours all do.
 PATIENCE: Final = 30.0
 
-Handler = Callable[[str | None, bytes], Awaitable[Any]]
+
+class Asker(NamedTuple):
+    """For whom something is asked: a verified client id (None: anonymous), W3C trace context."""
+
+    client_id: str | None = None
+    traceparent: str | None = None
+
+
+NOBODY: Final = Asker()
+Handler = Callable[[Asker, bytes], Awaitable[Any]]
 
 
 class NoAnswer(InfrastructureError):  # noqa: N818 - one of the ways a request ends
@@ -123,7 +132,7 @@ class Requester:
         operation: str,
         body: bytes,
         *,
-        client_id: str | None = None,
+        asker: Asker = NOBODY,
         timeout: float,  # noqa: ASYNC109 - it is carried in the request, too
     ) -> Any:
         """The answer to a request: a value, or a `Failure`.
@@ -153,7 +162,7 @@ class Requester:
                 correlation_id=correlation_id,
                 reply_to=REPLY_TO,
                 expiration=str(max(int(timeout * 1000), 1)),
-                headers=None if client_id is None else {headers.CLIENT_ID: client_id},
+                headers=_headers(asker),
             ),
             body,
             mandatory=True,
@@ -206,10 +215,10 @@ def _read(body: bytes) -> Any:
 class Responder:
     """One connection that answers the requests of one queue, kept open by `run`.
 
-    `handlers`: by operation; each is given the client id (None: anonymous) and the body, and
-    returns a value or a `Failure`. They run side by side, at most `prefetch` at a time. An
-    InfrastructureError answers `unavailable`, any other error `internal`. One that has not ended
-    by the asker's deadline is cancelled: nobody waits for it any more.
+    `handlers`: by operation; each is given the asker and the body, and returns a value or a
+    `Failure`. They run side by side, at most `prefetch` at a time. An InfrastructureError answers
+    `unavailable`, any other error `internal`. One that has not ended by the asker's deadline is
+    cancelled: nobody waits for it any more.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
@@ -331,7 +340,7 @@ class Responder:
         if not (client_id is None or isinstance(client_id, str)):
             return Failure(code=FailureCode.INVALID, detail="the client id is not a text")
         try:
-            return await handler(client_id, body)
+            return await handler(Asker(client_id, headers.traceparent(request.headers)), body)
         except InfrastructureError as error:
             return Failure(code=FailureCode.UNAVAILABLE, detail=str(error))
         except Exception as error:  # noqa: BLE001 - a bug is no reason to answer no more
@@ -364,6 +373,11 @@ class Responder:
         if counter is None:
             counter = self._outcomes[key] = ANSWERED.labels(self._queue, *key)
         counter.inc()
+
+
+def _headers(asker: Asker) -> dict[str, str] | None:
+    given = {headers.CLIENT_ID: asker.client_id, headers.TRACEPARENT: asker.traceparent}
+    return {name: value for name, value in given.items() if value is not None} or None
 
 
 def _seconds(expiration: str | None) -> float:

@@ -1,5 +1,6 @@
 """The AMQP headers that Ringback adds to a message, and what it keeps of the sender's."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -22,6 +23,15 @@ OWNERS: Final = frozenset({SCHEDULER})
 
 # The broker's own marks begin with these.
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")
+
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def traceparent(headers: Mapping[str, Any] | None) -> str | None:
+    """The W3C trace context in them, if any; what has another form is none."""
+    value = (headers or {}).get(TRACEPARENT)
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
 def kept(headers: Mapping[str, Any] | None) -> dict[str, Any]:

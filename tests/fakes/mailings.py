@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from pydantic import BaseModel, ValidationError
 
-from shared.amqp.request_reply import Responder
+from shared.amqp.request_reply import Asker, Responder
 from shared.contracts.context import field_errors
 from shared.contracts.posting_requests import (
     CreatePosting,
@@ -48,8 +48,9 @@ class FakeMailings:
         self.messages: list[PostingMessage] = []
         self.silent = False
 
-    async def create(self, client_id: str | None, body: bytes) -> BaseModel:
+    async def create(self, asker: Asker, body: bytes) -> BaseModel:
         """Take one in."""
+        client_id = asker.client_id
         self.asked.append((Operation.CREATE, client_id, body))
         if self.silent:
             await asyncio.Event().wait()
@@ -64,8 +65,9 @@ class FakeMailings:
             return Failure(code=FailureCode.CONFLICT, detail="the Idempotency-Key is in use")
         return PostingAccepted(id=identity, status=PostingState.ACCEPTED)
 
-    async def get(self, client_id: str | None, body: bytes) -> BaseModel:
+    async def get(self, asker: Asker, body: bytes) -> BaseModel:
         """Tell how far one is."""
+        client_id = asker.client_id
         self.asked.append((Operation.GET, client_id, body))
         asked = GetPosting.model_validate_json(body)
         kept = self.kept.get(client_id, {}).get(asked.id)
@@ -87,8 +89,9 @@ class FakeMailings:
         }
         return PostingStatus(**status | self.progress)
 
-    async def list(self, client_id: str | None, body: bytes) -> BaseModel:
+    async def list(self, asker: Asker, body: bytes) -> BaseModel:
         """Tell of its messages."""
+        client_id = asker.client_id
         self.asked.append((Operation.MESSAGES, client_id, body))
         try:
             asked = ListPostingMessages.model_validate_json(body)

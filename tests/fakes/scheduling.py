@@ -22,6 +22,7 @@ from services.scheduler.store import Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
 from shared.amqp.publisher import Outgoing, PublishRefused
+from shared.amqp.request_reply import Asker
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDelivered,
@@ -110,7 +111,7 @@ class Scheduler:
 
     async def ask(self, operation: str, client: str | None = None, **body: Any) -> Any:
         """Ask as the gateway does: JSON in, JSON out, of a value or a failure."""
-        answer = await self.handlers[operation](client, json.dumps(body).encode())
+        answer = await self.handlers[operation](Asker(client), json.dumps(body).encode())
         return json.loads(answer.model_dump_json())
 
     async def create(self, client: str | None = None, **fields: Any) -> UUID:

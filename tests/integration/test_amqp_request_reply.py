@@ -12,7 +12,15 @@ import aio_pika
 import pytest
 
 from deploy.local.broker import Broker
-from shared.amqp.request_reply import Handler, NoAnswer, Requester, Responder, Unavailable
+from shared.amqp.request_reply import (
+    NOBODY,
+    Asker,
+    Handler,
+    NoAnswer,
+    Requester,
+    Responder,
+    Unavailable,
+)
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.errors import InfrastructureError
 from shared.process.health import Health
@@ -23,8 +31,8 @@ QUEUE = "things.requests"
 TOPOLOGY = Topology((), (Queue(QUEUE, {"x-queue-type": "classic"}),), ())
 
 
-async def echo(client_id: str | None, body: bytes) -> Any:
-    return {"client_id": client_id, "said": json.loads(body)}
+async def echo(by: Asker, body: bytes) -> Any:
+    return {"by": list(by), "said": json.loads(body)}
 
 
 @asynccontextmanager
@@ -68,10 +76,10 @@ async def ask(
     operation: str = "Echo",
     said: Any = 1,
     timeout: float = 10,  # noqa: ASYNC109 - as of the function that is tested
-    client_id: str | None = None,
+    by: Asker = NOBODY,
 ) -> Any:
     body = json.dumps(said).encode()
-    return await requester.ask(QUEUE, operation, body, client_id=client_id, timeout=timeout)
+    return await requester.ask(QUEUE, operation, body, asker=by, timeout=timeout)
 
 
 async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
@@ -84,7 +92,7 @@ async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
 
 
 async def test_many_at_once_each_gets_its_own_answer_in_any_order(amqp_url: str) -> None:
-    async def slow_if_even(_: str | None, body: bytes) -> Any:
+    async def slow_if_even(_: Asker, body: bytes) -> Any:
         number = json.loads(body)[0]
         await asyncio.sleep(0.05 if number % 2 == 0 else 0)
         return {"number": number, "size": len(body)}
@@ -97,10 +105,17 @@ async def test_many_at_once_each_gets_its_own_answer_in_any_order(amqp_url: str)
     assert answers[50]["size"] > 200_000
 
 
-async def test_s9_the_client_id_is_passed_on_and_none_is_none(amqp_url: str) -> None:
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    "by", [NOBODY, Asker("Müller & Söhne"), Asker(None, TRACE), Asker("shop", TRACE)]
+)
+async def test_s9_the_client_id_and_the_trace_are_passed_on_and_none_is_none(
+    amqp_url: str, by: Asker
+) -> None:
     async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as asker:
-        assert (await ask(asker))["client_id"] is None
-        assert (await ask(asker, client_id="Müller & Söhne"))["client_id"] == "Müller & Söhne"
+        assert (await ask(asker, by=by))["by"] == list(by)
 
 
 async def test_failures_are_values_and_errors_become_failures(
@@ -112,19 +127,19 @@ async def test_failures_are_values_and_errors_become_failures(
         errors=(FieldError(field="retry_params.base_delay", message="Field required"),),
     )
 
-    async def invalid(_: str | None, __: bytes) -> Any:
+    async def invalid(_: Asker, __: bytes) -> Any:
         return wrong
 
-    async def lost(_: str | None, __: bytes) -> Any:
+    async def lost(_: Asker, __: bytes) -> Any:
         raise InfrastructureError("the database does not answer")
 
-    async def bug(_: str | None, __: bytes) -> Any:
+    async def bug(_: Asker, __: bytes) -> Any:
         raise TimeoutError("a secret-canary in an error's text")
 
-    async def unspeakable(_: str | None, __: bytes) -> Any:
+    async def unspeakable(_: Asker, __: bytes) -> Any:
         return object()
 
-    async def endless(_: str | None, __: bytes) -> Any:
+    async def endless(_: Asker, __: bytes) -> Any:
         return "x" * (9 << 20)
 
     handlers = {
@@ -162,7 +177,7 @@ async def test_unavailable_at_once_when_too_many_wait_already(
     monkeypatch.setattr("shared.amqp.request_reply.MOST_IN_FLIGHT", 2)
     go = asyncio.Event()
 
-    async def wait(_: str | None, __: bytes) -> Any:
+    async def wait(_: Asker, __: bytes) -> Any:
         await go.wait()
 
     async with answering(amqp_url, {"Wait": wait}), asking(amqp_url) as asker:
@@ -180,7 +195,7 @@ async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_i
 ) -> None:
     seen: list[int] = []
 
-    async def note(_: str | None, body: bytes) -> Any:
+    async def note(_: Asker, body: bytes) -> Any:
         seen.append(json.loads(body))
 
     async with answering(amqp_url, {"Note": note}):
@@ -198,7 +213,7 @@ async def test_a_handler_past_the_deadline_is_cancelled_and_leaves_its_place(
 ) -> None:
     cancelled = asyncio.Event()
 
-    async def hang(_: str | None, __: bytes) -> Any:
+    async def hang(_: Asker, __: bytes) -> Any:
         try:
             await asyncio.Event().wait()
         finally:
@@ -215,7 +230,7 @@ async def test_a_handler_past_the_deadline_is_cancelled_and_leaves_its_place(
 async def test_no_more_run_at_once_than_the_prefetch(amqp_url: str) -> None:
     running = most = 0
 
-    async def count(_: str | None, __: bytes) -> Any:
+    async def count(_: Asker, __: bytes) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -230,7 +245,7 @@ async def test_no_more_run_at_once_than_the_prefetch(amqp_url: str) -> None:
 async def test_a_request_whose_service_dies_over_it_is_answered_by_another(amqp_url: str) -> None:
     begun = asyncio.Event()
 
-    async def hang(_: str | None, __: bytes) -> Any:
+    async def hang(_: Asker, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
@@ -245,7 +260,7 @@ async def test_a_request_whose_service_dies_over_it_is_answered_by_another(amqp_
 async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url: str) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def wait(_: str | None, __: bytes) -> Any:
+    async def wait(_: Asker, __: bytes) -> Any:
         begun.set()
         await go.wait()
         return "answered"
@@ -270,7 +285,7 @@ async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_i
 ) -> None:
     begun = asyncio.Event()
 
-    async def hang(_: str | None, __: bytes) -> Any:
+    async def hang(_: Asker, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
@@ -319,7 +334,7 @@ async def test_row_1_broker_killed_unknown_at_once_then_unavailable_then_answers
 ) -> None:
     begun = asyncio.Event()
 
-    async def hang(_: str | None, __: bytes) -> Any:
+    async def hang(_: Asker, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
@@ -349,7 +364,7 @@ async def test_row_2_broker_suspended_unknown_in_time_and_a_repeat_is_harmless(
 ) -> None:
     done: Counter[str] = Counter()
 
-    async def once(_: str | None, body: bytes) -> Any:
+    async def once(_: Asker, body: bytes) -> Any:
         name = json.loads(body)
         done[name] += 1
         return done[name]

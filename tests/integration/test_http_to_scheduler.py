@@ -86,6 +86,16 @@ async def test_s1_without_a_moment_it_goes_out_at_once(call: Caller, receiver: S
     await receiver.hooks(mailbox, webhook_id=created.json["id"])
 
 
+async def test_a_trace_goes_from_the_request_to_the_receiver(
+    call: Caller, receiver: Sandbox
+) -> None:
+    mailbox = await receiver.mailbox()
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    await call("POST", "/v1/callbacks", {"url": mailbox, "delay": 1}, traceparent=trace)
+    [hook] = await receiver.hooks(mailbox)
+    assert dict(hook["headers"])["traceparent"] == trace
+
+
 async def test_s3_used_keys_are_409_also_after_the_end(call: Caller) -> None:
     keyed = LATER | {"group_key": "g", "event_key": "e"}
     first = await call("POST", "/v1/callbacks", keyed)

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from services.mailings.retention import Retention
+from shared.amqp.request_reply import Asker
 from shared.contracts.requests import Failure
 from shared.errors import ContractViolation
 from tests.fakes.mailing import (
@@ -38,7 +39,7 @@ async def around(url: str) -> AsyncIterator[tuple[Mailings, Lists]]:
 
 
 async def ask(it: Mailings, operation: str, client_id: str | None = None, **body: Any) -> Any:
-    return await it.requests[operation](client_id, json.dumps(body).encode())
+    return await it.requests[operation](Asker(client_id), json.dumps(body).encode())
 
 
 async def test_facts_settle_messages_and_the_last_one_the_posting(

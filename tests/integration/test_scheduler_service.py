@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from shared.amqp.request_reply import Requester
+from shared.amqp.request_reply import Asker, Requester
 from shared.contracts.requests import Failure
 from shared.contracts.schedules import event_of_message
 from shared.process.health import Health
@@ -72,7 +72,9 @@ async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[R
 async def ask(requester: Requester, operation: str, client: str | None = None, **body: Any) -> Any:
     """Ask, as the gateway does."""
     raw = json.dumps(body).encode()
-    return await requester.ask("scheduler.requests", operation, raw, client_id=client, timeout=10)
+    return await requester.ask(
+        "scheduler.requests", operation, raw, asker=Asker(client), timeout=10
+    )
 
 
 def in_seconds(seconds: float) -> str:
