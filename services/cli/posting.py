@@ -12,7 +12,15 @@ from shared.contracts.posting_requests import MessageState
 
 # Characters of the bar of all messages.
 _WIDTH: Final = 40
-_COLUMNS: Final = {
+_POSTINGS: Final = {
+    "id": "ID",
+    "template": "TEMPLATE",
+    "status": "STATUS",
+    "accepted_at": "ACCEPTED AT",
+    "receivers": "RECEIVERS",
+    "reason": "REASON",
+}
+_MESSAGES: Final = {
     "id": "ID",
     "user_id": "USER",
     "way": "WAY",
@@ -50,6 +58,23 @@ def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> Non
         click.echo(line)
 
 
+@posting.command("list")
+@options(click.option("--from-event", help="Only those that came from this event."), LIMIT)
+def list_(
+    from_event: str | None, limit: int, *, url: str | None, ticket: str | None, as_json: bool
+) -> None:
+    """List postings, newest first.
+
+    \b
+    Examples:
+      ringback posting list --limit 5
+      ringback posting list --from-event new-movies-2026-11-20
+    """
+    asked = given(from_event=from_event)
+    found, more = work(Gateway(url, ticket).pages("/v1/postings", asked, limit))
+    show_list(found, _POSTINGS, more=more, as_json=as_json)
+
+
 @posting.command
 @click.argument("id_", metavar="ID")
 @options(
@@ -78,7 +103,7 @@ def messages(  # noqa: PLR0913 - the options of the command
     """
     path = f"/v1/postings/{quoted(id_)}/messages"
     found, more = work(Gateway(url, ticket).pages(path, given(status=status), limit))
-    show_list(found, _COLUMNS, more=more, as_json=as_json)
+    show_list(found, _MESSAGES, more=more, as_json=as_json)
 
 
 def picture(status: Mapping[str, Any]) -> Iterator[str]:

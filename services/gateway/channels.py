@@ -143,6 +143,7 @@ REQUESTS: Final[Mapping[str, tuple[str, Sequence[Asked]]]] = {
         (
             Asked(postings.Operation.CREATE, postings.CreatePosting, (postings.PostingAccepted,)),
             Asked(postings.Operation.GET, postings.GetPosting, (postings.PostingStatus,)),
+            Asked(postings.Operation.LIST, postings.ListPostings, (postings.Postings,)),
             Asked(
                 postings.Operation.MESSAGES,
                 postings.ListPostingMessages,

@@ -103,7 +103,7 @@ SERIES: Final = "d5648ecd-3ebe-5d57-9d47-0ca010f97390"
 
 EVENT_ACCEPTED: Final = {"id": "3f1c0d9a7b5e4c2f8a6d1e0b9c7f5a3d"}
 POSTING_ACCEPTED: Final = {"id": ID, "status": "accepted"}
-POSTING_STATUS: Final = {
+POSTING_PROGRESS: Final = {
     "id": ID,
     "status": "sending",
     "reason": None,
@@ -115,7 +115,9 @@ POSTING_STATUS: Final = {
     "pages": 4,
     "receivers": 1720,
     "messages": {"created": 120, "sent": 1500, "failed": 3, "expired": 0, "skipped": 97},
-    "skipped": {"has no e-mail address": 31, "does not want new_movies": 66},
+}
+POSTING_STATUS: Final = POSTING_PROGRESS | {
+    "skipped": {"no e-mail address": 31, "new_movies not wanted": 66},
 }
 POSTING_MESSAGE: Final = {
     "id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",

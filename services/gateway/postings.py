@@ -33,6 +33,7 @@ class Postings:
         return {
             "create_posting": self.create,
             "get_posting": self.get,
+            "list_postings": self.list,
             "list_posting_messages": self.messages,
         }
 
@@ -53,6 +54,12 @@ class Postings:
         query(request, ())
         asked = to_json({"id": _identity(request)})
         return answer(await self._mailings.ask(Asked.GET, asked, asker))
+
+    async def list(self, request: web.Request) -> web.Response:
+        """A page of them, or of those that came from an event."""
+        asker = self._callers.asker(request)
+        asked = to_json(query(request, ("from_event", "cursor", "limit")))
+        return answer(await self._mailings.ask(Asked.LIST, asked, asker))
 
     async def messages(self, request: web.Request) -> web.Response:
         """A page of its messages."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -17,8 +18,11 @@ from shared.contracts.posting_requests import (
     CreatePosting,
     GetPosting,
     ListPostingMessages,
+    ListPostings,
     Operation,
     PostingMessages,
+    PostingProgress,
+    Postings,
 )
 from shared.contracts.requests import Failure, FailureCode, FieldError
 
@@ -33,6 +37,13 @@ OTHER_ORDER: Final = Failure(
     code=FailureCode.CONFLICT,
     detail="another posting was created under this idempotency key",
 )
+
+_NO_CURSOR: Final = FieldError(field="cursor", message="is none that an answer held")
+NO_CURSOR: Final = Failure(
+    code=FailureCode.INVALID, detail=f"cursor: {_NO_CURSOR.message}", errors=(_NO_CURSOR,)
+)
+# After every posting.
+_THE_END: Final = (datetime.max.replace(tzinfo=UTC), UUID(int=(1 << 128) - 1))
 
 
 class Requests:
@@ -49,6 +60,7 @@ class Requests:
         return {
             Operation.CREATE: _bound(CreatePosting, self._create, within="posting"),
             Operation.GET: _bound(GetPosting, self._get),
+            Operation.LIST: _bound(ListPostings, self._list),
             Operation.MESSAGES: _bound(ListPostingMessages, self._messages),
         }
 
@@ -70,14 +82,23 @@ class Requests:
         async with self._places:
             return await self._store.status(asked.id, asker.client_id) or NO_POSTING
 
+    async def _list(self, asker: Asker, asked: ListPostings) -> Answer:
+        before = _before(asked.cursor)
+        if before is None:
+            return NO_CURSOR
+        async with self._places:
+            found = await self._store.postings(
+                asker.client_id, asked.from_event, before, asked.limit + 1
+            )
+        items = found[: asked.limit]
+        more = len(found) > asked.limit
+        return Postings(items=items, next_cursor=_cursor(items[-1]) if more else None)
+
     async def _messages(self, asker: Asker, asked: ListPostingMessages) -> Answer:
         try:
             after = UUID(asked.cursor) if asked.cursor else UUID(int=0)
         except ValueError:
-            wrong = FieldError(field="cursor", message="is none that an answer held")
-            return Failure(
-                code=FailureCode.INVALID, detail=f"cursor: {wrong.message}", errors=(wrong,)
-            )
+            return NO_CURSOR
         async with self._places:
             if not await self._store.known(asked.id, asker.client_id):
                 return NO_POSTING
@@ -87,6 +108,21 @@ class Requests:
             items=items,
             next_cursor=str(items[-1].id) if len(found) > asked.limit else None,
         )
+
+
+def _cursor(last: PostingProgress) -> str:
+    return f"{last.accepted_at.timestamp():.6f}_{last.id}"
+
+
+def _before(cursor: str | None) -> tuple[datetime, UUID] | None:
+    """The posting that a cursor stands for; None where it stands for none."""
+    if cursor is None:
+        return _THE_END
+    at, _, id_ = cursor.partition("_")
+    try:
+        return datetime.fromtimestamp(float(at), UTC), UUID(id_)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _bound(

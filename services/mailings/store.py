@@ -18,6 +18,7 @@ from shared.contracts.messages import Way
 from shared.contracts.posting_requests import (
     MessageState,
     PostingMessage,
+    PostingProgress,
     PostingState,
     PostingStatus,
 )
@@ -125,21 +126,20 @@ class Store:
             if row["skipped"]
             else ()
         )
-        posting = Posting.model_validate_json(row["body"])
         return PostingStatus(
-            id=row["id"],
-            status=_state(row),
-            reason=row["reason"],
-            from_event=posting.from_event,
-            template=posting.template,
-            delivery_type=list(posting.delivery_type),
-            accepted_at=row["accepted_at"],
-            expires_at=row["expires_at"],
-            pages=row["pages"],
-            receivers=row["receivers"],
-            messages={MessageState(state): count for state, count in _messages(row).items()},
-            skipped={each["why"]: each["times"] for each in skipped},
+            **_progress(row), skipped={each["why"]: each["times"] for each in skipped}
         )
+
+    async def postings(
+        self,
+        client_id: str | None,
+        from_event: str | None,
+        before: tuple[datetime, UUID],
+        limit: int,
+    ) -> list[PostingProgress]:
+        """Postings that a client sees, newest first, of those accepted before that one."""
+        rows = await self._database.fetch(SQL["postings"], client_id, from_event, *before, limit)
+        return [PostingProgress(**_progress(row)) for row in rows]
 
     async def messages(
         self, posting_id: UUID, after: UUID, status: MessageState | None, limit: int
@@ -287,6 +287,23 @@ class Store:
 async def _lock(connection: Any, claim: Claim) -> None:
     if not await connection.fetchrow(SQL["lock"], claim.id, claim.lease):
         raise LeaseLost
+
+
+def _progress(row: Any) -> dict[str, Any]:
+    posting = Posting.model_validate_json(row["body"])
+    return {
+        "id": row["id"],
+        "status": _state(row),
+        "reason": row["reason"],
+        "from_event": posting.from_event,
+        "template": posting.template,
+        "delivery_type": list(posting.delivery_type),
+        "accepted_at": row["accepted_at"],
+        "expires_at": row["expires_at"],
+        "pages": row["pages"],
+        "receivers": row["receivers"],
+        "messages": {MessageState(state): count for state, count in _messages(row).items()},
+    }
 
 
 def _state(row: Any) -> PostingState:

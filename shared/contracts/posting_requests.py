@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
+from shared.contracts.callback import Identifier
 from shared.contracts.messages import Way
 from shared.contracts.postings import Posting
 from shared.contracts.schedules import Key
@@ -28,6 +29,7 @@ class Operation(StrEnum):
 
     CREATE = "CreatePosting"
     GET = "GetPosting"
+    LIST = "ListPostings"
     MESSAGES = "ListPostingMessages"
 
 
@@ -69,6 +71,16 @@ class GetPosting(BaseModel):
     id: UUID
 
 
+class ListPostings(BaseModel):
+    """Operation: postings, a page at a time; with `from_event`, those that came from it."""
+
+    model_config = _STRICT
+
+    from_event: Identifier | None = None
+    cursor: Annotated[str, Field(max_length=200)] | None = None
+    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = DEFAULT_PAGE
+
+
 class ListPostingMessages(BaseModel):
     """Operation: the messages of a posting, a page at a time."""
 
@@ -89,8 +101,8 @@ class PostingAccepted(BaseModel):
     status: PostingState
 
 
-class PostingStatus(BaseModel):
-    """How far a posting is."""
+class PostingProgress(BaseModel):
+    """How far a posting is, as a list shows it."""
 
     model_config = _ANSWER
 
@@ -105,7 +117,21 @@ class PostingStatus(BaseModel):
     pages: NonNegativeInt = Field(description="Pages of the list of users that are done.")
     receivers: NonNegativeInt = Field(description="Users in them.")
     messages: dict[MessageState, NonNegativeInt] = Field(description="How many, by their state.")
+
+
+class PostingStatus(PostingProgress):
+    """How far a posting is."""
+
     skipped: dict[str, NonNegativeInt] = Field(description="Those skipped, by the reason why.")
+
+
+class Postings(BaseModel):
+    """A page of postings, newest first."""
+
+    model_config = _ANSWER
+
+    items: list[PostingProgress]
+    next_cursor: str | None
 
 
 class PostingMessage(BaseModel):

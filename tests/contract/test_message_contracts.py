@@ -36,11 +36,13 @@ COMES_IN: Final[tuple[type[BaseModel], ...]] = (
     *MODELS.values(),
     requests.CreatePosting,
     requests.GetPosting,
+    requests.ListPostings,
     requests.ListPostingMessages,
 )
 GOES_OUT: Final[tuple[type[BaseModel], ...]] = (
     requests.PostingAccepted,
     requests.PostingStatus,
+    requests.Postings,
     requests.PostingMessages,
     MessageFacts,
 )

@@ -44,6 +44,7 @@ PROMISED = {
     ("delete", "/v1/groups/{group_key}/callbacks/{event_key}"),
     ("post", "/v1/events"),
     ("post", "/v1/postings"),
+    ("get", "/v1/postings"),
     ("get", "/v1/postings/{id}"),
     ("get", "/v1/postings/{id}/messages"),
 }

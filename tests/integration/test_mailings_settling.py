@@ -127,6 +127,25 @@ async def test_a_posting_of_a_client_is_seen_by_that_client_only(
     assert [key for key, found in seen.items() if not found] == [("own", "other"), ("own", None)]
 
 
+async def test_postings_are_listed_newest_first_by_whom_may_see_them_and_by_their_event(
+    around: tuple[Mailings, Lists],
+) -> None:
+    it, _ = around
+    made = [
+        (await ask(it, "CreatePosting", client, posting=posting(from_event=event))).id
+        for client, event in ((None, "e-1"), ("shop", "e-1"), ("other", "e-1"), (None, "e-2"))
+    ]
+    first = await ask(it, "ListPostings", "shop", limit=2)
+    rest = await ask(it, "ListPostings", "shop", limit=2, cursor=first.next_cursor)
+    of_event = await ask(it, "ListPostings", "shop", from_event="e-1")
+    assert [each.id for each in (*first.items, *rest.items)] == [made[3], made[1], made[0]]
+    assert rest.next_cursor is None
+    assert [each.id for each in of_event.items] == [made[1], made[0]]
+    for cursor in ("7; DROP", "1e999_" + str(made[0]), f"nan_{made[0]}"):
+        wrong = await ask(it, "ListPostings", "shop", cursor=cursor)
+        assert [each.field for each in wrong.errors] == ["cursor"]
+
+
 async def test_a_request_repeated_under_its_key_changes_nothing(
     around: tuple[Mailings, Lists],
 ) -> None:

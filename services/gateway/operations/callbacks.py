@@ -11,6 +11,7 @@ from services.gateway.operations.declaring import (
     failures,
     idempotency_key,
     identity,
+    in_state,
     ok,
     page,
     problem,
@@ -36,7 +37,10 @@ ANY: Final = failures(
     "broker, database or scheduler are away", "The scheduler did not answer in time"
 )
 NOT_FOUND: Final = {404: problem("The caller has no such callback.")}
-PAGE: Final = page([status.value for status in Status], longest=LONGEST_PAGE, default=DEFAULT_PAGE)
+PAGE: Final = (
+    in_state([status.value for status in Status]),
+    *page(longest=LONGEST_PAGE, default=DEFAULT_PAGE),
+)
 MOVE: Final = Body(Move, {"In a minute": {"delay": 60}, "At a moment": {"run_at": examples.LATER}})
 MOVED: Final = ok(
     "What became of the wish: `result` says whether it was moved, or why not.",

@@ -54,12 +54,15 @@ def identity(what: str, example: str) -> Parameter:
     )
 
 
-def page(statuses: list[str], *, longest: int, default: int) -> tuple[Parameter, ...]:
+def in_state(statuses: list[str]) -> Parameter:
+    """Narrows a list."""
+    schema = {"type": "string", "enum": statuses}
+    return Parameter("status", "query", "Only those in this state.", schema)
+
+
+def page(*, longest: int, default: int) -> tuple[Parameter, ...]:
     """What picks a page of a list."""
     return (
-        Parameter(
-            "status", "query", "Only those in this state.", {"type": "string", "enum": statuses}
-        ),
         Parameter("cursor", "query", "`next_cursor` of the page before."),
         Parameter(
             "limit",

@@ -9,6 +9,7 @@ from services.gateway.operations.declaring import (
     failures,
     idempotency_key,
     identity,
+    in_state,
     ok,
     page,
     problem,
@@ -19,15 +20,17 @@ from shared.contracts.posting_requests import (
     MessageState,
     PostingAccepted,
     PostingMessages,
+    Postings,
     PostingStatus,
 )
 from shared.contracts.postings import Posting
-from shared.http.openapi import Answer, Body, Operation
+from shared.http.openapi import Answer, Body, Operation, Parameter
 
 TAG: Final = "postings"
 
 _ANY: Final = failures("broker, database or mailings are away", "Mailings did not answer in time")
 _NOT_FOUND: Final = {404: problem("The caller has no such posting.")}
+_PAGE: Final = page(longest=LONGEST_PAGE, default=DEFAULT_PAGE)
 _ID: Final = identity("posting", examples.ID)
 
 
@@ -61,6 +64,26 @@ def operations(example_url: str) -> Sequence[Operation]:
             },
         ),
         Operation(
+            id="list_postings",
+            method="get",
+            path="/v1/postings",
+            tag=TAG,
+            summary="List postings",
+            description="With `from_event`, what has come of an event.",
+            parameters=(
+                Parameter("from_event", "query", "Only those that came from this event."),
+                *_PAGE,
+            ),
+            answers={
+                200: ok(
+                    "A page, newest first.",
+                    Postings,
+                    {"items": [examples.POSTING_PROGRESS], "next_cursor": None},
+                ),
+                **_ANY,
+            },
+        ),
+        Operation(
             id="get_posting",
             method="get",
             path="/v1/postings/{id}",
@@ -81,11 +104,8 @@ def operations(example_url: str) -> Sequence[Operation]:
             summary="List the messages of a posting",
             parameters=(
                 _ID,
-                *page(
-                    [state.value for state in MessageState],
-                    longest=LONGEST_PAGE,
-                    default=DEFAULT_PAGE,
-                ),
+                in_state([state.value for state in MessageState]),
+                *_PAGE,
             ),
             answers={
                 200: ok(

@@ -14,6 +14,14 @@ SELECT id, fingerprint, body, accepted_at, expires_at, pages, receivers, ended, 
 FROM mailings.postings
 WHERE id = $1 AND (client_id IS NULL OR client_id = $2);
 
+-- name: postings
+SELECT id, body, accepted_at, expires_at, pages, receivers, ended, reason,
+    created, sent, failed, expired, skipped
+FROM mailings.postings
+WHERE (client_id IS NULL OR client_id = $1) AND ($2::text IS NULL OR from_event = $2)
+    AND (accepted_at, id) < ($3, $4)
+ORDER BY accepted_at DESC, id DESC LIMIT $5;
+
 -- name: skipped
 SELECT why, count(*) AS times FROM mailings.messages
 WHERE posting_id = $1 AND status = 'skipped'

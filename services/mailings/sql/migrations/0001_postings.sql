@@ -28,6 +28,8 @@ CREATE TABLE mailings.postings (
     held boolean NOT NULL DEFAULT false     -- the turn was not ended: a page may be half given out
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
 
+CREATE INDEX postings_newest ON mailings.postings (accepted_at, id);
+CREATE INDEX postings_from_event ON mailings.postings (from_event, accepted_at, id);
 -- Whose turn is next.
 CREATE INDEX postings_due ON mailings.postings (due_at) WHERE ended_at IS NULL;
 CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NOT NULL;
