@@ -11,7 +11,6 @@ from typing import Final
 
 import uvloop
 from aiohttp import web
-from aiormq.abc import DeliveredMessage
 
 from services.mailings.app import SCHEMA
 from shared.amqp.codec import Properties
@@ -19,6 +18,7 @@ from shared.amqp.connection import Link, opened
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.subscription import never
 from shared.amqp.tap import Delivery
 from shared.contracts.postings import POSTING
 from shared.postgres.migrations import migrate
@@ -147,12 +147,8 @@ async def _taking(link: Link) -> Taken:
         taken.count += 1
 
     tapped.on_delivery = take
-    await channel.basic_consume(MESSAGES_EMAIL, _never, no_ack=True)
+    await channel.basic_consume(MESSAGES_EMAIL, never, no_ack=True)
     return taken
-
-
-async def _never(_: DeliveredMessage) -> None:
-    """What aiormq would call; deliveries take the short way."""
 
 
 def _posting(receivers: int) -> Outgoing:

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import aio_pika
 import aiormq
-from aiormq.abc import DeliveredMessage
 
 from shared.amqp.codec import Properties, decode_properties
 from shared.amqp.connection import opened
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import Outgoing, Publisher
 from shared.amqp.settlement import Settlement
+from shared.amqp.subscription import never
 from shared.amqp.tap import Delivery
 from shared.process.health import Health
 from shared.topology import Topology
@@ -131,16 +131,12 @@ async def _consume_ours(url: str) -> float:
             task.add_done_callback(tasks.discard)
 
         tapped.on_delivery = take
-        await channel.basic_consume(QUEUE, _never)
+        await channel.basic_consume(QUEUE, never)
         spent = await countdown.cpu()
         await settlement.flush()
         settling.cancel()
         await channel.close()  # answered after the acks were read
         return spent
-
-
-async def _never(_: DeliveredMessage) -> None:
-    pass
 
 
 async def _publish_aiormq(url: str) -> float:

@@ -13,10 +13,10 @@ from typing import Final
 
 import click
 import uvloop
-from aiormq.abc import DeliveredMessage
 
 from shared.amqp import codec
 from shared.amqp.connection import opened
+from shared.amqp.subscription import never
 from shared.amqp.tap import Delivery
 from shared.contracts import headers
 from shared.topology import CALLBACKS, dead_queue
@@ -90,7 +90,7 @@ async def _dead_letters(site: Site, numbers: Sequence[int]) -> dict[str, str]:
     async with opened(site.url, name="bench") as link:
         channel, tapped = await link.channel(confirms=False)
         tapped.on_delivery = take
-        await channel.basic_consume(dead_queue(CALLBACKS), _never, no_ack=True)
+        await channel.basic_consume(dead_queue(CALLBACKS), never, no_ack=True)
         deadline = time.monotonic() + SETTLE
         while time.monotonic() < deadline:
             await asyncio.sleep(1)
@@ -110,10 +110,6 @@ def _delivered(number: int, index: int, seen: Seen) -> bool:
         case Group.FLAKY:
             return bool(seen.last[number] > seen.first[number])
     return False
-
-
-async def _never(_: DeliveredMessage) -> None:
-    """What aiormq would call."""
 
 
 def _growth(samples: Sequence[Sample]) -> list[str]:

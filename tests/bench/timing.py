@@ -15,7 +15,6 @@ from typing import Final
 
 import aiohttp
 import asyncpg
-from aiormq.abc import DeliveredMessage
 from pgqueuer.queries import Queries
 
 from deploy.local.daemon import CHECKOUT, free_port
@@ -26,6 +25,7 @@ from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
 from shared.amqp.message import opened as message_in
 from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.subscription import never
 from shared.amqp.tap import Delivery, TappedChannel
 from shared.contracts.facts import FACTS
 from shared.process.health import Health
@@ -227,7 +227,7 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
             arrivals = Arrivals(publisher)
             channel, tapped = await link.channel(confirms=False)
             tapped.on_delivery = arrivals.take
-            await channel.basic_consume(CALLBACKS, _never)
+            await channel.basic_consume(CALLBACKS, never)
             settling = asyncio.create_task(arrivals.settle(tapped))
             site = Site(url, environment, database, publisher, scheduler, arrivals)
             await site.fire([time.time()] * 500)  # warm
@@ -244,10 +244,6 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
         await database.close()
         rig.broker.delete_vhost(name)
         rig.database.drop_database(name)
-
-
-async def _never(_: DeliveredMessage) -> None:
-    """What aiormq would call; deliveries take the short way."""
 
 
 async def intake(rig: Rig) -> Section:
