@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import aio_pika
 import aiormq
+from aiormq.abc import DeliveredMessage
 
 from shared.amqp.codec import Properties, decode_properties
 from shared.amqp.connection import opened
