@@ -6,8 +6,8 @@ from typing import IO, Any, Final
 
 import click
 
-from services.mailings.rendering import Edition, Unrenderable
-from services.mailings.templates import SHIPPED, Library, Template, WrongTemplate
+from services.mailings.rendering.edition import Edition, Unrenderable
+from services.mailings.rendering.library import SHIPPED, Library, Template, WrongTemplate
 from shared.contracts.messages import Way
 from shared.process.configuration import configured
 

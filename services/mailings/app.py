@@ -13,13 +13,13 @@ from services.mailings.expansion import Expansion
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
 from services.mailings.outlet import Outlet
+from services.mailings.rendering.library import Library
 from services.mailings.requests import Requests
 from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
 from services.mailings.settle import Settler
 from services.mailings.sources import ANYWHERE, Sources
 from services.mailings.store import Store
-from services.mailings.templates import Library
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import Work
 from shared.amqp.publisher import Publisher

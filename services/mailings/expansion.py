@@ -14,11 +14,11 @@ from services.mailings import metrics
 from services.mailings.domain import WrongPosting, stored
 from services.mailings.messages import Composer
 from services.mailings.outlet import Expired, Outlet
-from services.mailings.rendering import Edition
+from services.mailings.rendering.edition import Edition
+from services.mailings.rendering.library import Library, WrongTemplate
 from services.mailings.settings import MailingsSettings
 from services.mailings.sources import LARGEST_CONTEXT, Sources, SourceTrouble
 from services.mailings.store import Claim, LeaseLost, Store
-from services.mailings.templates import Library, WrongTemplate
 from services.mailings.turn import LEASE, Held, Turn, about
 from shared.amqp.connection import first_to_end
 from shared.amqp.consumer import BUGS

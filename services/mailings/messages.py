@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from services.mailings.domain import Skip, address, message_id, stored, user_id
-from services.mailings.rendering import Edition, Unrenderable
+from services.mailings.rendering.edition import Edition, Unrenderable
 from services.mailings.store import Row
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.mailings.rendering import Edition
-from services.mailings.templates import SHIPPED, Library
+from services.mailings.rendering.edition import Edition
+from services.mailings.rendering.library import SHIPPED, Library
 from shared.contracts.messages import Way
 
 FOLDER = Path(__file__).parent / "golden" / "renderings"

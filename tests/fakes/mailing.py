@@ -18,12 +18,12 @@ from services.mailings.expansion import Expansion
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
 from services.mailings.outlet import Outlet
+from services.mailings.rendering.library import Library
 from services.mailings.requests import Requests
 from services.mailings.settings import MailingsSettings
 from services.mailings.settle import Settler
 from services.mailings.sources import ANYWHERE, Sources
 from services.mailings.store import Store
-from services.mailings.templates import Library
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
 from shared.amqp.publisher import Outgoing, PublishRefused

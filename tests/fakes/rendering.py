@@ -4,8 +4,8 @@ import json
 from html.parser import HTMLParser
 from typing import Any
 
-from services.mailings.rendering import Edition, Rendered
-from services.mailings.templates import read
+from services.mailings.rendering.edition import Edition, Rendered
+from services.mailings.rendering.library import read
 from shared.contracts.messages import Way
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.mailings.rendering import SHAPES, Edition, Unrenderable
-from services.mailings.templates import Library, WrongTemplate
+from services.mailings.rendering.edition import SHAPES, Edition, Unrenderable
+from services.mailings.rendering.library import Library, WrongTemplate
 from tests.fakes.rendering import Shown, edition, rendered
 
 EVIL = "Salt & Pepper <Director's Cut> **x** [a](javascript:alert(1)) <script>"

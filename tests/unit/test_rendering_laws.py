@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mailings.places import clean
-from services.mailings.rendering import Rendered, Unrenderable
-from services.mailings.templates import WrongTemplate
+from services.mailings.rendering.edition import Rendered, Unrenderable
+from services.mailings.rendering.library import WrongTemplate
+from services.mailings.rendering.places import clean
 from tests.fakes.rendering import Shown, edition
 
 # Where a value may stand, thrice: of the user alone, of the posting, of a loop with the user in it.

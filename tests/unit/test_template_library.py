@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.mailings.templates import Library, WrongTemplate
+from services.mailings.rendering.library import Library, WrongTemplate
 
 HEAD = "---\nsubject: Hi\n---\n"
 

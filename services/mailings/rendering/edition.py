@@ -4,15 +4,15 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from jinja2 import Environment, TemplateRuntimeError, Undefined
 from jinja2.environment import Template as Jinja
 from jinja2.runtime import Context
 
-from services.mailings.markdown import URL_BEGINS, URL_ENDS, document
-from services.mailings.places import (
+from services.mailings.rendering.library import SHIPPED, Template, WrongTemplate
+from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, document
+from services.mailings.rendering.places import (
     Filled,
     clean,
     in_html,
@@ -21,8 +21,7 @@ from services.mailings.places import (
     mark_of_slot,
     mark_of_value,
 )
-from services.mailings.program import GIVEN, UNSUBSCRIBE, Expression, Unusable, as_text
-from services.mailings.templates import Template, WrongTemplate
+from services.mailings.rendering.program import GIVEN, UNSUBSCRIBE, Expression, Unusable, as_text
 from shared.bounded_time import TimeLimit, TookTooLong
 from shared.contracts.messages import Way
 from shared.jinja import TooLarge
@@ -39,7 +38,7 @@ LONGEST_SUBJECT: Final = 998
 SHAPES: Final = 64
 
 _FRAME: Final = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    Path(__file__).with_name("templates").joinpath("frame.html").read_text()
+    SHIPPED.joinpath("frame.html").read_text()
 )
 _TOO_LARGE: Final = f"the message is larger than {LARGEST_EMAIL} characters"
 _NOTHING: Final = Filled(())

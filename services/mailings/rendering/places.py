@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from yarl import URL
 
-from services.mailings.markdown import URL_BEGINS, URL_ENDS
+from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS
 
 # A word that Markdown leaves alone wherever it stands, and that no template can hold.
 _SECRET: Final = secrets.token_hex(8)

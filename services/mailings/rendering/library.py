@@ -14,11 +14,11 @@ import yaml
 from jinja2 import TemplateSyntaxError
 from pydantic import TypeAdapter, ValidationError
 
-from services.mailings.program import Program, compiled
+from services.mailings.rendering.program import Program, compiled
 from shared.contracts.messages import Way
 from shared.contracts.postings import Template as TemplateName
 
-SHIPPED: Final = Path(__file__).with_name("templates")
+SHIPPED: Final = Path(__file__).parents[1] / "templates"
 # Bytes of a template's file.
 LARGEST: Final = 262_144
 
