@@ -21,11 +21,14 @@ from services.mailings.settle import Settler
 from services.mailings.sources import ANYWHERE, Sources
 from services.mailings.store import Store
 from shared.amqp.consumer import Consumer
+from shared.amqp.facts import LARGEST
 from shared.amqp.message import Work
 from shared.amqp.publisher import Publisher
 from shared.amqp.reading import read
 from shared.amqp.request_reply import Responder
 from shared.clock import SystemClock
+from shared.contracts.facts import FACTS
+from shared.contracts.message_facts import MessageFacts
 from shared.contracts.postings import POSTING, Posting
 from shared.http.client import Client
 from shared.postgres.migrations import Schema
@@ -111,7 +114,7 @@ async def start(process: Process) -> None:
     outcomes = consumer(
         Work(
             queue=MAILINGS_OUTCOMES,
-            read=settle.read,
+            read=partial(read, models={FACTS: MessageFacts}, max_bytes=LARGEST),
             identity=_none,
             handle=settler.handle,
             policy=_policy,

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.mailings.domain import posting_of_key
 from services.mailings.intake import Intake, OtherOrder, order
 from services.mailings.store import Store
+from shared.amqp.reading import asked
 from shared.amqp.request_reply import Asker
 from shared.clock import Clock
-from shared.contracts.context import field_errors
 from shared.contracts.posting_requests import (
     CreatePosting,
     GetPosting,
@@ -24,7 +24,7 @@ from shared.contracts.posting_requests import (
     PostingProgress,
     Postings,
 )
-from shared.contracts.requests import Failure, FailureCode, FieldError
+from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
@@ -38,10 +38,7 @@ OTHER_ORDER: Final = Failure(
     detail="another posting was created under this idempotency key",
 )
 
-_NO_CURSOR: Final = FieldError(field="cursor", message="is none that an answer held")
-NO_CURSOR: Final = Failure(
-    code=FailureCode.INVALID, detail=f"cursor: {_NO_CURSOR.message}", errors=(_NO_CURSOR,)
-)
+NO_CURSOR: Final = invalid([FieldError(field="cursor", message="is none that an answer held")])
 # After every posting.
 _THE_END: Final = (datetime.max.replace(tzinfo=UTC), UUID(int=(1 << 128) - 1))
 
@@ -64,13 +61,13 @@ class Requests:
             Operation.MESSAGES: _bound(ListPostingMessages, self._messages),
         }
 
-    async def _create(self, asker: Asker, asked: CreatePosting) -> Answer:
-        key = asked.idempotency_key
+    async def _create(self, asker: Asker, wish: CreatePosting) -> Answer:
+        key = wish.idempotency_key
         id_ = uuid4() if key is None else posting_of_key(asker.client_id, key)
         taken = await self._intake.take(
             order(
                 id_,
-                asked.posting,
+                wish.posting,
                 at=self._clock.now(),
                 client_id=asker.client_id,
                 traceparent=asker.traceparent,
@@ -78,35 +75,35 @@ class Requests:
         )
         return OTHER_ORDER if isinstance(taken, OtherOrder) else taken
 
-    async def _get(self, asker: Asker, asked: GetPosting) -> Answer:
+    async def _get(self, asker: Asker, wish: GetPosting) -> Answer:
         async with self._places:
-            return await self._store.status(asked.id, asker.client_id) or NO_POSTING
+            return await self._store.status(wish.id, asker.client_id) or NO_POSTING
 
-    async def _list(self, asker: Asker, asked: ListPostings) -> Answer:
-        before = _before(asked.cursor)
+    async def _list(self, asker: Asker, wish: ListPostings) -> Answer:
+        before = _before(wish.cursor)
         if before is None:
             return NO_CURSOR
         async with self._places:
             found = await self._store.postings(
-                asker.client_id, asked.from_event, before, asked.limit + 1
+                asker.client_id, wish.from_event, before, wish.limit + 1
             )
-        items = found[: asked.limit]
-        more = len(found) > asked.limit
+        items = found[: wish.limit]
+        more = len(found) > wish.limit
         return Postings(items=items, next_cursor=_cursor(items[-1]) if more else None)
 
-    async def _messages(self, asker: Asker, asked: ListPostingMessages) -> Answer:
+    async def _messages(self, asker: Asker, wish: ListPostingMessages) -> Answer:
         try:
-            after = UUID(asked.cursor) if asked.cursor else UUID(int=0)
+            after = UUID(wish.cursor) if wish.cursor else UUID(int=0)
         except ValueError:
             return NO_CURSOR
         async with self._places:
-            if not await self._store.known(asked.id, asker.client_id):
+            if not await self._store.known(wish.id, asker.client_id):
                 return NO_POSTING
-            found = await self._store.messages(asked.id, after, asked.status, asked.limit + 1)
-        items = found[: asked.limit]
+            found = await self._store.messages(wish.id, after, wish.status, wish.limit + 1)
+        items = found[: wish.limit]
         return PostingMessages(
             items=items,
-            next_cursor=str(items[-1].id) if len(found) > asked.limit else None,
+            next_cursor=str(items[-1].id) if len(found) > wish.limit else None,
         )
 
 
@@ -129,14 +126,7 @@ def _bound(
     model: type[B], operation: Callable[[Asker, B], Awaitable[Answer]], *, within: str = ""
 ) -> Handler:
     async def handle(asker: Asker, body: bytes) -> Answer:
-        try:
-            asked = model.model_validate_json(body)
-        except ValidationError as error:
-            errors = field_errors(error, within=within)
-            detail = "; ".join(
-                f"{each.field}: {each.message}".removeprefix(": ") for each in errors
-            )
-            return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)
-        return await operation(asker, asked)
+        wish = asked(model, body, within=within)
+        return wish if isinstance(wish, Failure) else await operation(asker, wish)
 
     return handle

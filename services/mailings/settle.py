@@ -4,14 +4,13 @@ import logging
 from typing import Final
 from uuid import UUID
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.mailings import metrics
 from services.mailings.domain import stored
 from services.mailings.store import Settled, Store
 from shared.amqp.message import Dead, Message, Outcome
 from shared.batches import Batcher
-from shared.contracts.facts import FACTS
 from shared.contracts.message_facts import (
     MessageExpired,
     MessageFact,
@@ -20,26 +19,11 @@ from shared.contracts.message_facts import (
     MessageSent,
 )
 from shared.contracts.posting_requests import MessageState
-from shared.errors import ContractViolation
 
 logger = logging.getLogger(__name__)
 
 # AMQP messages of facts in one transaction; each holds up to 500.
 MOST_MESSAGES: Final = 4
-
-
-def read(message: Message[MessageFacts]) -> MessageFacts:
-    """The facts in a message.
-
-    Raises:
-        ContractViolation: there are none in it.
-    """
-    if message.properties.type != FACTS:
-        raise ContractViolation(f"type is {message.properties.type!r}, not {FACTS!r}")
-    try:
-        return MessageFacts.model_validate_json(message.body)
-    except ValidationError as error:
-        raise ContractViolation(f"no facts: {error.error_count()} faults") from None
 
 
 class Settler:

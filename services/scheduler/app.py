@@ -21,10 +21,13 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.settle import Settler
 from services.scheduler.store import Store
 from shared.amqp.consumer import Consumer
+from shared.amqp.facts import LARGEST
 from shared.amqp.message import Work
 from shared.amqp.publisher import Publisher
+from shared.amqp.reading import read
 from shared.amqp.request_reply import Responder
 from shared.clock import SystemClock
+from shared.contracts.facts import FACTS, Facts
 from shared.errors import RingbackError
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
@@ -132,7 +135,7 @@ async def start(process: Process) -> None:
     outcomes = consumer(
         Work(
             queue=SCHEDULER_OUTCOMES,
-            read=settle.read,
+            read=partial(read, models={FACTS: Facts}, max_bytes=LARGEST),
             identity=_none,
             handle=settler.handle,
             policy=_policy,

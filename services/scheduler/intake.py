@@ -1,6 +1,6 @@
 """Takes orders in, in batches: one statement for many, and each is answered by itself."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -14,7 +14,7 @@ from services.scheduler.recurrence import first
 from services.scheduler.store import Claim, Known, Order, Store
 from shared.batches import Batcher
 from shared.contracts.context import json_text
-from shared.contracts.requests import Failure, FailureCode, FieldError
+from shared.contracts.requests import Failure, FieldError, invalid
 from shared.contracts.schedule_requests import Created
 from shared.contracts.schedules import FARTHEST, OLDEST, ScheduleCallback, event_of_message
 from shared.sealing import Seal
@@ -47,13 +47,6 @@ def moment_faults(run_at: datetime | None, now: datetime) -> tuple[FieldError, .
         if ahead < -OLDEST:
             return (FieldError(field="run_at", message="is more than 30 days ago"),)
     return ()
-
-
-def invalid(errors: Iterable[FieldError]) -> Failure:
-    """The failure that names these fields."""
-    errors = tuple(errors)
-    detail = "; ".join(f"{each.field}: {each.message}".removeprefix(": ") for each in errors)
-    return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)
 
 
 class Intake:

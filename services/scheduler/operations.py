@@ -15,9 +15,9 @@ from services.scheduler import domain
 from services.scheduler.announce import Announcer
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import Event, Happened
-from services.scheduler.intake import invalid, moment_faults
+from services.scheduler.intake import moment_faults
 from services.scheduler.store import BEGINNING, Store
-from shared.contracts.requests import Failure, FailureCode, FieldError
+from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import (
     CallbackPage,
     CallbackStatus,

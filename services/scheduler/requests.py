@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import to_json
 
-from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key, invalid
+from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key
 from services.scheduler.operations import Operations
+from shared.amqp.reading import asked
 from shared.amqp.request_reply import Asker
-from shared.contracts.context import field_errors
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.contracts.schedule_requests import (
     CreateCallback,
@@ -90,10 +90,10 @@ class Requests:
         async def handle(asker: Asker, body: bytes) -> Answer:
             if asker.client_id is None and not self._anonymous:
                 return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is needed")
-            asked = _read(model, body, within=within)
-            if isinstance(asked, Failure):
-                return asked
-            return await operation(asker, asked)
+            order = asked(model, body, within=within)
+            if isinstance(order, Failure):
+                return order
+            return await operation(asker, order)
 
         return handle
 
@@ -127,9 +127,9 @@ class Requests:
             return OTHER_ORDER
         return taken
 
-    async def _create_batch(self, asker: Asker, asked: CreateCallbacks) -> Answer:
+    async def _create_batch(self, asker: Asker, wanted: CreateCallbacks) -> Answer:
         async def one(callback: Any) -> Created | Refused:
-            order = _read(ScheduleCallback, to_json(callback))
+            order = asked(ScheduleCallback, to_json(callback))
             if not isinstance(order, Failure):
                 taken = await self._taken(asker, order, uuid4(), fingerprinted=False)
                 if isinstance(taken, Created):
@@ -137,14 +137,7 @@ class Requests:
                 return Refused(error=taken)
             return Refused(error=order)
 
-        return CreatedBatch(items=await asyncio.gather(*map(one, asked.callbacks)))
+        return CreatedBatch(items=await asyncio.gather(*map(one, wanted.callbacks)))
 
     async def _ping(self, _: Asker, __: bytes) -> Answer:
         return Pong(status=self._fault() or "ready")
-
-
-def _read(model: type[B], body: bytes, *, within: str = "") -> B | Failure:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        return invalid(field_errors(error, within=within))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.scheduler import domain
 from services.scheduler.announce import Announcer
@@ -15,7 +15,6 @@ from services.scheduler.store import Past, Store
 from shared.amqp.message import Dead, Message, Outcome
 from shared.batches import Batcher
 from shared.contracts.facts import (
-    FACTS,
     CallbackAttemptFailed,
     CallbackDelivered,
     CallbackGivenBack,
@@ -23,26 +22,11 @@ from shared.contracts.facts import (
     Facts,
 )
 from shared.contracts.schedules import Status
-from shared.errors import ContractViolation
 
 logger = logging.getLogger(__name__)
 
 # AMQP messages of facts in one transaction; each holds up to 500.
 MOST_MESSAGES: Final = 20
-
-
-def read(message: Message[Facts]) -> Facts:
-    """The facts in a message.
-
-    Raises:
-        ContractViolation: there are none in it.
-    """
-    if message.properties.type != FACTS:
-        raise ContractViolation(f"type is {message.properties.type!r}, not {FACTS!r}")
-    try:
-        return Facts.model_validate_json(message.body)
-    except ValidationError as error:
-        raise ContractViolation(f"no facts: {error.error_count()} faults") from None
 
 
 class Settler:

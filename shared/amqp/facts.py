@@ -16,6 +16,8 @@ from shared.topology import OUTCOMES
 
 # Facts in one AMQP message: some 100 kB, which no consumer chokes on.
 MOST_FACTS: Final = 500
+# Bytes of such a message: each fact with a reason of 1,000 characters, all of them escaped.
+LARGEST: Final = 4 << 20
 
 
 def _topic(fact: Any) -> str:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.amqp.message import Message
 from shared.contracts.context import field_errors
+from shared.contracts.requests import Failure, invalid
 from shared.errors import ContractViolation
 
 JSON: Final = "application/json"
@@ -39,3 +40,11 @@ def read(message: Message[Any], models: Mapping[str, type[M]], *, max_bytes: int
         named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
         more = f" and {len(named) - FAULTS_NAMED} more" if len(named) > FAULTS_NAMED else ""
         raise ContractViolation("; ".join(named[:FAULTS_NAMED]) + more) from None
+
+
+def asked(model: type[M], body: bytes, *, within: str = "") -> M | Failure:
+    """What the body of a request asks for, or every wrong field; `within` is left out of paths."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        return invalid(field_errors(error, within=within))

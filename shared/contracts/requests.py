@@ -6,6 +6,7 @@ run out for is dropped, by the broker or by the service. The caller's client id,
 asks, stands in the header `x-ringback-client-id`; without it the caller is anonymous.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,3 +40,10 @@ class Failure(BaseModel):
     code: FailureCode
     detail: str
     errors: tuple[FieldError, ...] = ()
+
+
+def invalid(errors: Iterable[FieldError]) -> Failure:
+    """The failure that names these fields."""
+    errors = tuple(errors)
+    detail = "; ".join(f"{each.field}: {each.message}".removeprefix(": ") for each in errors)
+    return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)
