@@ -3,10 +3,10 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
@@ -17,6 +17,7 @@ from shared.amqp.declare import declare
 from shared.amqp.request_reply import Requester
 from shared.process.health import Health
 from shared.topology import topology
+from tests.fakes.mailing import fact
 from tests.fakes.waiting import until
 
 
@@ -43,6 +44,14 @@ class Around:
         key = {"postings": "posting"}.get(exchange) or body["facts"][0]["type"]
         await to.publish(message, routing_key=key, timeout=30)
         return id_
+
+    async def settle(self, posting: str, messages: Iterable[Any], kind: str) -> None:
+        """Tell that these messages of a posting, as it lists them, were `sent`, or `failed`."""
+        facts = [
+            fact(UUID(posting), 0, kind, each["way"]) | {"message_id": each["id"]}
+            for each in messages
+        ]
+        await self.post({"facts": facts}, exchange="outcomes", type="Facts")
 
     async def consume(self) -> None:
         """Take e-mails and SMS as they come."""

@@ -1,68 +1,62 @@
-"""Scheduler, callback sender and gateway, each a process, over one broker and database."""
+"""A gateway and the services behind it, each a process, over one broker and database."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
 
+from services.cli.run import service_named
+from shared.postgres.migrations import migrate
 from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
 from tests.fakes.service import Service, running
+from tests.fakes.waiting import until
 
 # 32 bytes, as everybody may know.
 SECRETS_KEY = "cmluZ2JhY2stcmluZ2JhY2stcmluZ2JhY2stcmluZ2I="
 
 
-@dataclass(frozen=True)
-class System:
-    """The running services."""
-
-    scheduler: Service
-    callback: Service
-    gateway: Service
+class System(dict[str, Service]):
+    """The running services, by their names."""
 
     async def ready(self) -> "System":
-        """Wait until all are."""
-        for service in (self.scheduler, self.callback, self.gateway):
-            await service.ready()
+        """Wait until all are: a gateway without a scheduler when it reaches the broker."""
+        for name, service in self.items():
+            if name == "gateway" and "scheduler" not in self:
+                await until(lambda: self["gateway"].logged("broker is ready"))
+            else:
+                await service.ready()
         return self
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[Caller]:
         """An anonymous caller of its gateway."""
-        async with calling(await base_url(self.gateway)) as call:
+        async with calling(await base_url(self["gateway"])) as call:
             yield call
 
 
 @contextmanager
-def system(directory: Path, amqp_url: str, database_url: str, **settings: str) -> Iterator[System]:
-    """Run all for the length of the block, on a database that is brought up to date first."""
+def system(
+    directory: Path, amqp_url: str, database_url: str, *names: str, **settings: str
+) -> Iterator[System]:
+    """Run a gateway and these services, on a database that is brought up to date for them first."""
     given = {
         "RINGBACK_DATABASE_URL": database_url,
         "RINGBACK_TICKET_KEY": TICKET_KEY,
         "RINGBACK_SECRETS_KEY": SECRETS_KEY,
     } | settings
-    subprocess.run(
-        (sys.executable, "-m", "services", "migrate"),
-        env={"PATH": os.environ["PATH"], **given},
-        cwd=directory,
-        check=True,
-    )
+    for schema in filter(None, (service_named(name).schema for name in names)):
+        asyncio.run(migrate(database_url, schema))
     with ExitStack() as stack:
-
-        def run(name: str) -> Service:
+        services = System()
+        for name in names:
             arguments = ("-m", "services", "run", name, "--metrics-port", "0")
-            return stack.enter_context(running(directory, amqp_url, given, arguments))
-
-        scheduler, callback = run("scheduler"), run("callback")
-        yield System(scheduler, callback, stack.enter_context(gateway(directory, amqp_url, given)))
+            services[name] = stack.enter_context(running(directory, amqp_url, given, arguments))
+        services["gateway"] = stack.enter_context(gateway(directory, amqp_url, given))
+        yield services
 
 
 @contextmanager

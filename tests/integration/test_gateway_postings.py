@@ -1,17 +1,19 @@
-"""E5 over HTTP: what callers see of postings, and what mailings is asked."""
+"""E5 over HTTP: what callers see of postings, through the real gateway and mailings."""
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from shared.contracts.posting_requests import PostingMessage
-from tests.fakes.gateway import Caller, base_url, calling, gateway, ticket
-from tests.fakes.mailings import AT, FakeMailings, fake_mailings
-from tests.fakes.service import Service
+from deploy.local.daemon import free_port
+from tests.fakes.gateway import Caller, Reply, ticket
+from tests.fakes.mailing_outside import Around, outside
+from tests.fakes.sandbox import sandbox
+from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
 
 POSTING = {
@@ -21,86 +23,141 @@ POSTING = {
     "expires_in": "120 sec",
     "template_context": {"secret_code": "1234"},
 }
+# Of these nine users of the sandbox five get an SMS, three want none and one has no phone.
+NINE = POSTING | {"receivers": "http://auth/api/v1/users/", "from_event": "nine"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 MIB = 1_048_576
+PORT = free_port()
 
 
 @pytest.fixture(scope="module")
-def gateway_service(
-    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    settings = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2"}
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url, settings) as it:
+def services(
+    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[System]:
+    settings = {
+        "RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2",
+        "RINGBACK_SOURCES": f"auth=http://127.0.0.1:{PORT}/auth",
+    }
+    directory = tmp_path_factory.mktemp("system")
+    with (
+        fresh_database(database_url) as url,
+        system(directory, shared_amqp_url, url, "mailings", **settings) as it,
+    ):
+        asyncio.run(it.ready())
         yield it
 
 
 @pytest.fixture
-async def mailings(shared_amqp_url: str) -> AsyncIterator[FakeMailings]:
-    async with fake_mailings(shared_amqp_url) as it:
+async def call(services: System) -> AsyncIterator[Caller]:
+    async with services.calling() as it:
         yield it
 
 
 @pytest.fixture
-async def call(gateway_service: Service) -> AsyncIterator[Caller]:
-    async with calling(await base_url(gateway_service)) as it:
-        await until(lambda: gateway_service.logged("broker is ready"))
+async def around(services: System, shared_amqp_url: str) -> AsyncIterator[Around]:
+    """What takes the messages of nine users, and tells of them."""
+    assert services
+    async with sandbox(port=PORT, users=9), outside(shared_amqp_url) as it:
         yield it
 
 
-async def test_e5_without_mailings_503_says_so_and_the_gateway_is_none_the_worse(
-    call: Caller, gateway_service: Service
-) -> None:
-    answer = await call("POST", "/v1/postings", POSTING)
-    assert "mailings: nobody takes such requests" in answer.problem(503)["detail"]
-    assert int(answer.headers["Retry-After"]) > 0
-    assert not {"mailings", "ingestion"} & (await gateway_service.parts()).keys()
+async def given_out(call: Caller, posting: Reply) -> tuple[str, list[Any]]:
+    """Wait until all messages of a posting are given out; where it is, and its messages."""
+    assert posting.status == 202, posting.text
+    path = posting.headers["Location"]
+    await until_status(call, path, "sending")
+    return path, (await call("GET", f"{path}/messages?status=created")).json["items"]
 
 
-async def test_e5_taken_in_as_it_came_and_found_again(call: Caller, mailings: FakeMailings) -> None:
-    context = {"text": 'ü \u2028 \\ " }, {', "number": 1.50, "big": 2**70}
-    raw = " " + json.dumps(POSTING | {"template_context": context}, indent=1) + "\n"
+async def until_status(call: Caller, path: str, wanted: str) -> dict[str, Any]:
+    """Wait until a posting has this status; all that is told of it."""
+
+    async def there() -> Any:
+        told = (await call("GET", path)).json
+        return told if told["status"] == wanted else None
+
+    found: dict[str, Any] = await until(there)
+    return found
+
+
+async def answered(services: System) -> float:
+    """How many requests mailings has answered."""
+    return await services["mailings"].metric("ringback_requests_answered_total")
+
+
+async def test_e5_taken_in_as_it_came_sent_and_found_again(call: Caller, around: Around) -> None:
+    code = 'ü \\ " }, {'
+    context = {"secret_code": code, "text": '\u2028 " }, {', "number": 1.50, "big": 2**70}
+    raw = " " + json.dumps(NINE | {"template_context": context}, indent=1) + "\n"
     accepted = await call("POST", "/v1/postings", raw=raw)
     assert accepted.status == 202, accepted.text
     assert accepted.json.keys() == {"id", "status"}
     assert accepted.json["status"] == "accepted"
     assert accepted.headers["Location"] == f"/v1/postings/{accepted.json['id']}"
     assert accepted.headers["Cache-Control"] == "no-store"
-    operation, client, body = mailings.asked[-1]
-    assert (operation, client) == ("CreatePosting", None)
-    assert raw.encode() in body
-    mailings.progress = {
-        "status": "sending",
-        "receivers": 3,
-        "messages": {"sent": 1, "skipped": 2},
-        "skipped": {"has no phone": 2},
-    }
-    found = await call("GET", accepted.headers["Location"])
-    assert found.status == 200
-    assert found.json["id"] == accepted.json["id"]
-    assert found.json["template"] == "sms/phone_confirmation.md"
-    assert found.json["messages"] == {"sent": 1, "skipped": 2}
-    assert found.json["skipped"] == {"has no phone": 2}
+    path, messages = await given_out(call, accepted)
+    await around.settle(accepted.json["id"], messages[1:], "sent")
+    await around.settle(accepted.json["id"], messages[:1], "failed")
+    found = await until_status(call, path, "done")
+    assert found["id"] == accepted.json["id"]
+    assert (found["template"], found["from_event"]) == ("sms/phone_confirmation.md", "nine")
+    told = {"created": 0, "sent": 4, "failed": 1, "expired": 0, "skipped": 4}
+    assert found["messages"] == told
+    assert found["skipped"] == {"sms not wanted": 3, "no phone": 1}
+    await around.until(5)
+    assert all(f"your code is {code}. " in json.loads(m.body)["text"] for m in around.messages)
 
 
-async def test_e5_idempotency_key_a_repeat_answers_the_same_another_body_is_409(
-    call: Caller, mailings: FakeMailings
+async def test_e5_idempotency_key_a_repeat_is_the_same_posting_another_body_is_409(
+    call: Caller,
 ) -> None:
+    body = POSTING | {"from_event": "repeated"}
     first, again = [
-        await call("POST", "/v1/postings", POSTING, Idempotency_Key="mail-7") for _ in range(2)
+        await call("POST", "/v1/postings", body, Idempotency_Key="mail-7") for _ in range(2)
     ]
     assert (first.status, again.status) == (202, 202)
-    assert first.json == again.json
-    assert json.loads(mailings.asked[-1][2])["idempotency_key"] == "mail-7"
-    other = POSTING | {"template": "sms/other.md"}
+    assert first.json["id"] == again.json["id"]
+    other = body | {"template": "sms/other.md"}
     (await call("POST", "/v1/postings", other, Idempotency_Key="mail-7")).problem(409)
-    fresh = await call("POST", "/v1/postings", POSTING)
-    assert fresh.json != first.json
+    fresh = await call("POST", "/v1/postings", body)
+    assert await listed(call, "from_event=repeated") == [fresh.json["id"], first.json["id"]]
 
 
-async def test_e5_wrong_fields_are_named_as_mailings_found_them(
-    call: Caller, mailings: FakeMailings
-) -> None:
-    assert mailings.asked == []
+async def listed(call: Caller, query: str) -> list[str]:
+    """The ids of all postings that a query finds, page after page."""
+    found: list[str] = []
+    cursor = ""
+    while True:
+        page = await call("GET", f"/v1/postings?{query}{cursor}")
+        assert page.status == 200, page.text
+        found += [item["id"] for item in page.json["items"]]
+        if page.json["next_cursor"] is None:
+            return found
+        cursor = f"&cursor={page.json['next_cursor']}"
+
+
+async def test_e7_s9_postings_page_by_page_newest_first_for_whom_may_see_them(call: Caller) -> None:
+    before = await listed(call, "limit=1000")
+    askers = ("shop", None, "blog", "shop", None)
+    made = []
+    for number, client in enumerate(askers):
+        body = POSTING | {"from_event": f"scan/{number // 4}"}
+        accepted = await call.as_client(client)("POST", "/v1/postings", body)
+        made.append(accepted.json["id"])
+    zero, one, two, three, four = made
+    shop = call.as_client("shop")
+    page = (await shop("GET", "/v1/postings?limit=2")).json
+    assert [item["id"] for item in page["items"]] == [four, three]
+    assert page["items"][1]["template"] == POSTING["template"]
+    for limit in (1, 2, 4, 5):
+        assert (await listed(shop, f"limit={limit}"))[:4] == [four, three, one, zero]
+    assert await listed(shop, "from_event=scan/0&limit=1") == [three, one, zero]
+    assert await listed(call.as_client("blog"), "from_event=scan%2F0") == [two, one]
+    assert await listed(call, "limit=1000") == [four, one, *before]
+    assert await listed(call, "from_event=scan") == []
+
+
+async def test_e5_wrong_fields_are_named_as_mailings_found_them(call: Caller) -> None:
     wrong = {"receivers": "ftp://x", "delivery_type": ["fax"], "colour": "red"}
     answer = await call("POST", "/v1/postings", wrong)
     assert answer.wrong_fields() == {"receivers", "template", "delivery_type.0", "colour"}
@@ -119,129 +176,128 @@ async def test_e5_wrong_fields_are_named_as_mailings_found_them(
     ids=range(6),
 )
 async def test_row_15_and_26_what_is_no_json_or_too_large_is_asked_of_nobody(
-    call: Caller, mailings: FakeMailings, raw: str, status: int
+    call: Caller, services: System, raw: str, status: int
 ) -> None:
+    before = await answered(services)
     (await call("POST", "/v1/postings", raw=raw)).problem(status)
-    assert mailings.asked == []
+    assert await answered(services) == before
 
 
 @pytest.mark.parametrize("value", ['"\\u0000"', "1e999999"])
-async def test_row_26_what_no_store_takes_is_422(
-    call: Caller, mailings: FakeMailings, value: str
-) -> None:
-    assert mailings.asked == []
+async def test_row_26_what_no_store_takes_is_422(call: Caller, value: str) -> None:
     raw = json.dumps(POSTING).replace('"1234"', value)
     assert (await call("POST", "/v1/postings", raw=raw)).wrong_fields() == {"template_context"}
 
 
 async def test_e5_messages_page_by_page_with_every_parameter_passed_on(
-    call: Caller, mailings: FakeMailings
+    call: Caller, around: Around
 ) -> None:
-    posting = (await call("POST", "/v1/postings", POSTING)).headers["Location"]
-    mailings.messages = [message(n, "sent" if n % 2 else "failed") for n in range(5)]
-    path = f"{posting}/messages?status=failed&limit=2"
-    page = await call("GET", path)
-    assert page.status == 200
-    assert [item["user_id"] for item in page.json["items"]] == ["0", "2"]
-    assert page.json["items"][0]["why"] == "refused"
-    last = (await call("GET", f"{path}&cursor={page.json['next_cursor']}")).json
-    assert [item["user_id"] for item in last["items"]] == ["4"]
+    path, messages = await given_out(call, await call("POST", "/v1/postings", NINE))
+    *failed, sent = messages[:4]
+    posting = path.rpartition("/")[2]
+    await around.settle(posting, failed, "failed")
+    await around.settle(posting, [sent], "sent")
+
+    async def told() -> bool:
+        return bool((await call("GET", path)).json["messages"]["sent"])
+
+    await until(told)
+    page = (await call("GET", f"{path}/messages?status=failed&limit=2")).json
+    assert [item["id"] for item in page["items"]] == [each["id"] for each in failed[:2]]
+    assert page["items"][0]["why"] == "it failed"
+    query = f"status=failed&limit=2&cursor={page['next_cursor']}"
+    last = (await call("GET", f"{path}/messages?{query}")).json
+    assert [item["user_id"] for item in last["items"]] == [failed[2]["user_id"]]
     assert last["next_cursor"] is None
-    asked = json.loads(mailings.asked[-1][2])
-    assert asked.keys() == {"id", "status", "limit", "cursor"}
 
 
-def message(number: int, status: str) -> Any:
-
-    return PostingMessage.model_validate(
-        {
-            "id": f"00000000-0000-4000-8000-{number:012}",
-            "user_id": str(number),
-            "way": "sms",
-            "status": status,
-            "why": "refused" if status == "failed" else None,
-            "created_at": AT,
-            "settled_at": AT,
-        }
-    )
-
-
+@pytest.mark.parametrize("of", ["messages", "postings"])
 @pytest.mark.parametrize(
     ("query", "field"),
     [
         ("limit=1000000000", "limit"),
         ("limit=0", "limit"),
         ("limit=many", "limit"),
+        ("cursor=7", "cursor"),
         ("status=lost", "status"),
+        ("from_event=two%20words", "from_event"),
         ("colour=red", "colour"),
         ("limit=1&limit=2", "limit"),
     ],
 )
 async def test_row_33_a_wrong_parameter_is_422_and_named(
-    call: Caller, mailings: FakeMailings, query: str, field: str
+    call: Caller, of: str, query: str, field: str
 ) -> None:
-    assert mailings
-    path = (await call("POST", "/v1/postings", POSTING)).headers["Location"] + "/messages"
+    path = "/v1/postings"
+    if of == "messages":
+        path = (await call("POST", path, POSTING)).headers["Location"] + "/messages"
     assert (await call("GET", f"{path}?{query}")).wrong_fields() == {field}
 
 
 @pytest.mark.parametrize("stranger", ["stranger", None])
 @pytest.mark.parametrize("path", ["", "/messages"])
 async def test_s9_anothers_posting_is_not_found_word_for_word_as_if_it_were_not_there(
-    call: Caller, mailings: FakeMailings, path: str, stranger: str | None
+    call: Caller, path: str, stranger: str | None
 ) -> None:
     owner, other = call.as_client("owner"), call.as_client(stranger)
     mine = (await owner("POST", "/v1/postings", POSTING)).headers["Location"]
-    assert mailings.asked[-1][1] == "owner"
     theirs = await other("GET", mine + path)
     nobodys = await other("GET", f"/v1/postings/{UNKNOWN}{path}")
     assert theirs.problem(404) == nobodys.problem(404)
-    assert mailings.asked[-1][1] == stranger
     assert (await owner("GET", mine + path)).status == 200
 
 
 async def test_s9_and_row_33_bad_tickets_and_no_ids_are_asked_of_nobody(
-    call: Caller, mailings: FakeMailings
+    call: Caller, services: System
 ) -> None:
+    before = await answered(services)
     expired = ticket("shop", exp=int(time.time()) - 1)
     for given in ("canary", expired):
         (await call("POST", "/v1/postings", POSTING, X_Service_Ticket=given)).problem(401)
+        (await call("GET", "/v1/postings", X_Service_Ticket=given)).problem(401)
         (await call("GET", f"/v1/postings/{UNKNOWN}", X_Service_Ticket=given)).problem(401)
     for no_id in ("7", "x" * 5000, "%00", "..%2f"):
         (await call("GET", f"/v1/postings/{no_id}")).problem(404)
         (await call("GET", f"/v1/postings/{no_id}/messages")).problem(404)
-    assert mailings.asked == []
+    assert await answered(services) == before
 
 
 async def test_no_answer_is_504_in_time_and_a_repeat_with_the_same_key_is_one_posting(
-    call: Caller, mailings: FakeMailings
+    call: Caller, services: System
 ) -> None:
-    async def ask() -> Any:
-        return await call("POST", "/v1/postings", POSTING, Idempotency_Key="lost-7")
+    body = POSTING | {"from_event": "lost"}
 
-    mailings.silent = True
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    assert "unknown" in (await ask()).problem(504)["detail"]
-    assert 1.9 < loop.time() - started < 4
-    mailings.silent = False
-    assert (await ask()).json["id"] == (await ask()).json["id"]
+    async def ask() -> Reply:
+        return await call("POST", "/v1/postings", body, Idempotency_Key="lost-7")
+
+    services["mailings"].signal(signal.SIGSTOP)
+    try:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        assert "unknown" in (await ask()).problem(504)["detail"]
+        assert 1.9 < loop.time() - started < 4
+    finally:
+        services["mailings"].signal(signal.SIGCONT)
+    repeated = await ask()
+    assert repeated.status == 202
+    assert await listed(call, "from_event=lost") == [repeated.json["id"]]
 
 
 async def test_a_postings_log_lines_name_it_and_hold_nothing_of_it(
-    call: Caller, mailings: FakeMailings, gateway_service: Service
+    call: Caller, services: System
 ) -> None:
-    assert mailings
     body = POSTING | {"template_context": {"secret_code": "code-canary"}}
     mine = call.as_client("shop")
     identity = (await mine("POST", "/v1/postings", body)).json["id"]
     await mine("GET", f"/v1/postings/{identity}")
     lines = await until(
         lambda: (
-            len(told := gateway_service.logged("http request", posting_id=identity)) == 2 and told
+            len(told := services["gateway"].logged("http request", posting_id=identity)) == 2
+            and told
         )
     )
     assert [line["method"] for line in lines] == ["POST", "GET"]
     assert {line["client_id"] for line in lines} == {"shop"}
-    assert "canary" not in gateway_service.output
+    assert services["mailings"].logged("posting accepted", posting_id=identity, client_id="shop")
+    assert not any("canary" in service.output for service in services.values())
     assert 'route="/v1/postings/{id}"' in (await call("GET", "/metrics")).text

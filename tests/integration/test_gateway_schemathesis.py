@@ -12,10 +12,10 @@ from schemathesis.checks import not_a_server_error
 from services.gateway.operations import ABOUT, operations
 from shared.http.openapi import document
 from tests.fakes.gateway import base_url
-from tests.fakes.mailings import mailings_aside
 from tests.fakes.system import fresh_database, system
 
 API = schemathesis.openapi.from_dict(document(operations("https://example.com"), ABOUT))
+SERVICES = ("scheduler", "callback", "mailings")
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,10 @@ def base(
 ) -> Iterator[str]:
     with (
         fresh_database(database_url) as url,
-        system(tmp_path_factory.mktemp("system"), shared_amqp_url, url) as services,
-        mailings_aside(shared_amqp_url),
+        system(tmp_path_factory.mktemp("system"), shared_amqp_url, url, *SERVICES) as services,
     ):
         asyncio.run(services.ready())
-        yield asyncio.run(base_url(services.gateway))
+        yield asyncio.run(base_url(services["gateway"]))
 
 
 # Without shrinking: the first such request is telling enough, and the time is bounded.

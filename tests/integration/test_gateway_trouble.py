@@ -13,6 +13,7 @@ from deploy.local.broker import Broker
 from deploy.local.daemon import free_port
 from deploy.local.database import Database
 from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway
+from tests.fakes.mailing import posting
 from tests.fakes.scheduler import fake_scheduler
 from tests.fakes.service import Service
 from tests.fakes.system import System, system
@@ -31,16 +32,21 @@ async def running(
             yield service, call
 
 
-async def test_without_a_scheduler_503_and_readyz_says_so(tmp_path: Path, amqp_url: str) -> None:
+async def test_without_a_scheduler_and_mailings_503_and_readyz_says_so_of_the_scheduler(
+    tmp_path: Path, amqp_url: str
+) -> None:
     async with running(tmp_path, amqp_url) as (service, call):
         await until(lambda: service.logged("broker is ready"))
-        answer = await call("POST", "/v1/callbacks", CALLBACK)
-        answer.problem(503)
-        assert int(answer.headers["Retry-After"]) > 0
+        asked = {"scheduler": ("/v1/callbacks", CALLBACK), "mailings": ("/v1/postings", posting())}
+        for name, (path, body) in asked.items():
+            answer = await call("POST", path, body)
+            assert f"{name}: nobody takes such requests" in answer.problem(503)["detail"]
+            assert int(answer.headers["Retry-After"]) > 0
         report = await call("GET", "/readyz")
         assert report.status == 503
         assert report.json["parts"]["broker"] == "ok"
         assert "nobody takes" in report.json["parts"]["scheduler"]
+        assert not {"mailings", "ingestion"} & report.json["parts"].keys()
         assert (await call("GET", "/healthz")).status == 200
 
 
@@ -161,9 +167,10 @@ async def test_a_taken_port_ends_the_start_and_says_so(tmp_path: Path, amqp_url:
 
 @pytest.fixture
 def services(tmp_path: Path, amqp_url: str, own_database: Database) -> Iterator[System]:
-    """All services on a database that the test may stop; the scheduler waits 3 s for it."""
+    """Callbacks' services on a database that the test may stop; the scheduler waits 3 s for it."""
     patience = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
-    with system(tmp_path, amqp_url, own_database.url, **patience) as it:
+    names = ("scheduler", "callback")
+    with system(tmp_path, amqp_url, own_database.url, *names, **patience) as it:
         yield it
 
 
@@ -205,11 +212,11 @@ async def test_a_lost_answer_is_504_and_its_repeat_with_the_same_key_creates_not
 
     waiting = [asyncio.create_task(ask()) for _ in range(20)]
     await asyncio.sleep(0)  # let them be sent, so that some are answered and some are not
-    services.scheduler.signal(signal.SIGSTOP)
+    services["scheduler"].signal(signal.SIGSTOP)
     lost = await asyncio.gather(*waiting)
     (await ask()).problem(504)
     assert {answer.status for answer in lost} <= {201, 504}
-    services.scheduler.signal(signal.SIGCONT)
+    services["scheduler"].signal(signal.SIGCONT)
     await services.ready()
     repeated = await ask()
     assert repeated.status == 201

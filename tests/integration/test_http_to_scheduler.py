@@ -25,7 +25,9 @@ def services(
 ) -> Iterator[System]:
     with (
         fresh_database(database_url) as url,
-        system(tmp_path_factory.mktemp("system"), shared_amqp_url, url) as it,
+        system(
+            tmp_path_factory.mktemp("system"), shared_amqp_url, url, "scheduler", "callback"
+        ) as it,
     ):
         asyncio.run(it.ready())
         yield it
