@@ -114,6 +114,7 @@ class Queues:
     def __init__(self) -> None:
         self.sent: list[Outgoing] = []
         self.down = False
+        self.refused = 0
         self.full: set[str] = set()
 
     async def ready(self) -> None:
@@ -122,6 +123,7 @@ class Queues:
     def publish(self, message: Outgoing) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.down:
+            self.refused += 1
             done.set_exception(PublishRefused("a queue is full"))
         else:
             self.sent.append(message)

@@ -352,7 +352,7 @@ async def test_what_the_broker_refuses_is_published_again_under_the_same_id(
     it.queues.down = True
     id_ = await it.post(posting())
     turns = asyncio.create_task(it.expand(id_))
-    await asyncio.sleep(0.2)  # long enough to be refused
+    await until(lambda: it.queues.refused)
     assert (await it.status(id_)).pages == 0
     it.queues.down = False
     status = await turns
