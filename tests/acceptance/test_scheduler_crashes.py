@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 import asyncpg
 import pytest
@@ -200,7 +201,8 @@ async def test_row_22_an_idle_transaction_does_not_slow_the_claims(empty_url: st
         await idle.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         await idle.fetch("SELECT count(*) FROM scheduler.events")
 
-        async def churn(rounds: int) -> list[float]:
+        async def churn(rounds: int) -> float:
+            """Seconds of a claim in the middle of them: a busy machine slows some, this slows all."""
             took = []
             for _ in range(rounds):
                 asked = [{"url": URL, "delay": 0.001}] * 200
@@ -210,10 +212,10 @@ async def test_row_22_an_idle_transaction_does_not_slow_the_claims(empty_url: st
                 await it.fire()
                 took.append(time.perf_counter() - started)
                 await it.hear(*(delivered(item["id"]) for item in answer["items"]))
-            return sorted(took)
+            return median(took)
 
         before = await churn(20)
         await churn(100)  # 20,000 rows come and go; none of their traces can be cleaned away
         after = await churn(20)
         await idle.close()
-        assert after[-2] <= max(5 * before[-2], 0.05)
+        assert after <= max(5 * before, 0.05)
