@@ -1,6 +1,9 @@
 """A gateway and the services behind it, each a process, over one broker and database."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -9,8 +12,6 @@ from uuid import uuid4
 
 import asyncpg
 
-from services.cli.run import service_named
-from shared.postgres.migrations import migrate
 from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -48,8 +49,12 @@ def system(
         "RINGBACK_TICKET_KEY": TICKET_KEY,
         "RINGBACK_SECRETS_KEY": SECRETS_KEY,
     } | settings
-    for schema in filter(None, (service_named(name).schema for name in names)):
-        asyncio.run(migrate(database_url, schema))
+    subprocess.run(
+        (sys.executable, "-m", "services", "migrate"),
+        env={"PATH": os.environ["PATH"], **given},
+        cwd=directory,
+        check=True,
+    )
     with ExitStack() as stack:
         services = System()
         for name in names:
