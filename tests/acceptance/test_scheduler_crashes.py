@@ -202,7 +202,7 @@ async def test_row_22_an_idle_transaction_does_not_slow_the_claims(empty_url: st
         await idle.fetch("SELECT count(*) FROM scheduler.events")
 
         async def churn(rounds: int) -> float:
-            """Seconds of a claim in the middle of them: a busy machine slows some, this slows all."""
+            """Seconds of the claim in the middle: a busy machine slows some, this slows all."""
             took = []
             for _ in range(rounds):
                 asked = [{"url": URL, "delay": 0.001}] * 200
