@@ -114,11 +114,22 @@ async def test_row_2_broker_suspended_for_40_seconds(own_broker: Broker, tmp_pat
 
 async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    async with scene(broker, directory) as it:
+    is_suspended = asyncio.Event()
+
+    async def answers_then(talk: Conversation) -> None:
+        await talk.request()
+        await is_suspended.wait()
+        await talk.write(response(200))
+
+    async with scene(broker, directory) as it, serve(answers_then) as late:
         async with outside(broker.url) as publisher:
+            # Else the broker might be suspended while just nothing waits for a confirm.
+            await publisher.send(order(late.url))
+            await until(lambda: late.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await in_the_middle(it, publisher, broker.suspend)
                 stopped = loop.time()
+        is_suspended.set()
         await until(lambda: it.service.logged("no confirm within 5 seconds"), 7)
         # SIGCONT after so many seconds is what the row is about; there is nothing else to wait for
         await asyncio.sleep(stopped + seconds - loop.time())
