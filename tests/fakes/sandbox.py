@@ -76,7 +76,7 @@ class Sandbox:
 async def sandbox(amqp_url: str = "amqp://127.0.0.1:1/", **settings: Any) -> AsyncIterator[Sandbox]:
     """Run a sandbox for the length of the block; its producers publish to that broker."""
     async with (
-        serving(Settings(**({"port": 0, "smtp_port": 0} | settings)), amqp_url) as places,
+        serving(Settings(port=0, smtp_port=0, **settings), amqp_url) as places,
         aiohttp.ClientSession(places.http, timeout=aiohttp.ClientTimeout(total=60)) as session,
     ):
         yield Sandbox(places, session)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from deploy.local.daemon import free_port
 from services.sandbox.users import Directory
 from tests.fakes.command import Output, ringback
 from tests.fakes.gateway import Caller, base_url, ticket
@@ -17,15 +16,14 @@ from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
 
 USERS = 3000
-ALL = "http://auth/api/v1/users/?page_size=1000"
-PORT = free_port()
+ALL = "auth/api/v1/users/?page_size=1000"
 
 
 @pytest.fixture(scope="module")
 def services(
     shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[System]:
-    sources = {"RINGBACK_SOURCES": f"auth=http://127.0.0.1:{PORT}/auth"}
+    sources = {"RINGBACK_SOURCES": "127.0.0.1"}
     directory = tmp_path_factory.mktemp("system")
     with (
         fresh_database(database_url) as url,
@@ -48,7 +46,7 @@ class Here:
 
     async def put(self, client: str | None = "shop", **fields: Any) -> str:
         body = {
-            "receivers": ALL,
+            "receivers": f"http://127.0.0.1/{ALL}",
             "template": "sms/phone_confirmation.md",
             "delivery_type": ["sms"],
             "template_context": {"secret_code": "1234"},
@@ -73,8 +71,8 @@ async def posting(services: System) -> AsyncIterator[Here]:
 
 
 async def test_e7_shows_how_far_a_posting_is(posting: Here, shared_amqp_url: str) -> None:
-    async with sandbox(port=PORT, users=9):  # of whom five get an SMS
-        put = await posting.put()
+    async with sandbox(users=9) as box:  # of whom five get an SMS
+        put = await posting.put(receivers=f"{box.url}{ALL}")
         await posting.until(put, "sending")
     given_out = (await posting.get(f"{put}/messages?status=created"))["items"]
     async with outside(shared_amqp_url, consuming=False) as around:
@@ -91,8 +89,8 @@ async def test_e7_shows_how_far_a_posting_is(posting: Here, shared_amqp_url: str
 
 
 async def test_e7_lists_messages_page_after_page_by_status(posting: Here) -> None:
-    async with sandbox(port=PORT, users=USERS):
-        put = await posting.put()
+    async with sandbox(users=USERS) as box:
+        put = await posting.put(receivers=f"{box.url}{ALL}")
         await posting.until(put, "sending")
     every = (await posting("messages", put, "--limit", "9999", "--json")).json_lines
     users = map(Directory(USERS).user, range(USERS))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from deploy.local.daemon import free_port
 from tests.fakes.gateway import Caller, Reply, ticket
 from tests.fakes.mailing_outside import Around, outside
 from tests.fakes.sandbox import sandbox
@@ -23,11 +22,8 @@ POSTING = {
     "expires_in": "120 sec",
     "template_context": {"secret_code": "1234"},
 }
-# Of these nine users of the sandbox five get an SMS, three want none and one has no phone.
-NINE = POSTING | {"receivers": "http://auth/api/v1/users/", "from_event": "nine"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 MIB = 1_048_576
-PORT = free_port()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def services(
 ) -> Iterator[System]:
     settings = {
         "RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2",
-        "RINGBACK_SOURCES": f"auth=http://127.0.0.1:{PORT}/auth",
+        "RINGBACK_SOURCES": "127.0.0.1",
     }
     directory = tmp_path_factory.mktemp("system")
     with (
@@ -55,10 +51,18 @@ async def call(services: System) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def around(services: System, shared_amqp_url: str) -> AsyncIterator[Around]:
-    """What takes the messages of nine users, and tells of them."""
+    """What takes the messages, and tells of them."""
     assert services
-    async with sandbox(port=PORT, users=9), outside(shared_amqp_url) as it:
+    async with outside(shared_amqp_url) as it:
         yield it
+
+
+@pytest.fixture
+async def nine() -> AsyncIterator[dict[str, Any]]:
+    """A posting to nine users: five get an SMS, three want none and one has no phone."""
+    async with sandbox(users=9) as box:
+        users = str(box.url / "auth/api/v1/users/")
+        yield POSTING | {"receivers": users, "from_event": "nine"}
 
 
 async def given_out(call: Caller, posting: Reply) -> tuple[str, list[Any]]:
@@ -85,10 +89,12 @@ async def answered(services: System) -> float:
     return await services["mailings"].metric("ringback_requests_answered_total")
 
 
-async def test_e5_taken_in_as_it_came_sent_and_found_again(call: Caller, around: Around) -> None:
+async def test_e5_taken_in_as_it_came_sent_and_found_again(
+    call: Caller, around: Around, nine: dict[str, Any]
+) -> None:
     code = 'ü \\ " }, {'
     context = {"secret_code": code, "text": '\u2028 " }, {', "number": 1.50, "big": 2**70}
-    raw = " " + json.dumps(NINE | {"template_context": context}, indent=1) + "\n"
+    raw = " " + json.dumps(nine | {"template_context": context}, indent=1) + "\n"
     accepted = await call("POST", "/v1/postings", raw=raw)
     assert accepted.status == 202, accepted.text
     assert accepted.json.keys() == {"id", "status"}
@@ -190,9 +196,9 @@ async def test_row_26_what_no_store_takes_is_422(call: Caller, value: str) -> No
 
 
 async def test_e5_messages_page_by_page_with_every_parameter_passed_on(
-    call: Caller, around: Around
+    call: Caller, around: Around, nine: dict[str, Any]
 ) -> None:
-    path, messages = await given_out(call, await call("POST", "/v1/postings", NINE))
+    path, messages = await given_out(call, await call("POST", "/v1/postings", nine))
     *failed, sent = messages[:4]
     posting = path.rpartition("/")[2]
     await around.settle(posting, failed, "failed")
