@@ -8,7 +8,7 @@ class RingbackError(Exception):
     """Any error Ringback raises on purpose. Its text is safe to log: it never holds a secret."""
 
 
-class ContractViolation(RingbackError):  # noqa: N818 - the domain's word
+class ContractViolationError(RingbackError):
     """A message that does not keep its contract: to the dead queue at once, with this reason."""
 
 
@@ -16,7 +16,7 @@ class PermanentError(RingbackError):
     """The work can never succeed: to the dead queue at once, with this reason."""
 
 
-class Expired(PermanentError):  # noqa: N818 - the domain's word
+class ExpiredError(PermanentError):
     """The work has lost its meaning: its time is over."""
 
 
@@ -31,7 +31,7 @@ class TransientError(RingbackError):
         self.retry_after = retry_after
 
 
-class Deferred(RingbackError):  # noqa: N818 - a postponement, not a failure
+class DeferredError(RingbackError):
     """The work was not tried: to a tier of at least `delay` seconds, not counted as an attempt."""
 
     def __init__(self, reason: str, *, delay: float) -> None:

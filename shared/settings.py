@@ -29,7 +29,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
-from shared.http.guard import ForbiddenTarget, parse_target
+from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.topology import QueueType
 
 PREFIX: Final = "RINGBACK_"
@@ -53,7 +53,7 @@ _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 S = TypeVar("S", bound=BaseSettings)
 
 
-class WrongSettings(Exception):  # noqa: N818 - what the person has to mend
+class InvalidSettingsError(Exception):
     """The configuration is wrong; `faults` names each setting and how to mend it."""
 
     def __init__(self, faults: Sequence[str]) -> None:
@@ -81,16 +81,16 @@ def _ticket_key(value: SecretStr) -> SecretStr:
 
 
 def _jwks_file(value: Path) -> Path:
-    from shared.tickets import public_keys  # noqa: PLC0415 - takes 0.3 s, and most set no such file
+    from shared.security.tickets import public_keys  # noqa: PLC0415 - takes 0.3 s, and most set no such file
 
     public_keys(value)
     return value
 
 
 def _secrets_key(value: SecretStr) -> SecretStr:
-    from shared.sealing import keys  # noqa: PLC0415 - as above
+    from shared.security.encryption import parse_keys  # noqa: PLC0415 - as above
 
-    keys(value.get_secret_value())
+    parse_keys(value.get_secret_value())
     return value
 
 
@@ -107,7 +107,7 @@ def _sms_url(value: str) -> str:
         raise ValueError("must look like https://sms.example.com")
     try:
         parse_target(value)
-    except ForbiddenTarget as error:
+    except ForbiddenTargetError as error:
         raise ValueError(str(error)) from None
     return value.rstrip("/")
 
@@ -262,16 +262,16 @@ def load(model: type[S], section: str | None = None, *, file: Path = FILE) -> S:
     """The settings of one model, from the file's table `section` and the environment.
 
     Raises:
-        WrongSettings: with every fault of this model.
+        InvalidSettingsError: with every fault of this model.
     """
     prefix = model.model_config.get("env_prefix", PREFIX)
     try:
         values = _table(file, section) | EnvSettingsSource(model)()
         return model.model_validate(values)
     except SettingsError as error:
-        raise WrongSettings([f"{prefix}…: {error}"]) from None
+        raise InvalidSettingsError([f"{prefix}…: {error}"]) from None
     except ValidationError as error:
-        raise WrongSettings(
+        raise InvalidSettingsError(
             [_fault(fault, prefix, section, file) for fault in error.errors(include_input=False)]
         ) from None
 
@@ -287,7 +287,7 @@ def load_shared(
     For the services named in `storing`, a database must be configured.
 
     Raises:
-        WrongSettings: with every fault of all of them.
+        InvalidSettingsError: with every fault of all of them.
     """
     faults = [
         f"{file}: there is no service {name!r} to set anything for"
@@ -298,7 +298,7 @@ def load_shared(
     for section, model in models:
         try:
             load(model, section, file=file)
-        except WrongSettings as error:
+        except InvalidSettingsError as error:
             faults += error.faults
     if storing and "database_url" not in _table(file, None) | EnvSettingsSource(Settings)():
         faults.append(
@@ -306,11 +306,11 @@ def load_shared(
             f" {DATABASE_EXAMPLE}"
         )
     if faults:
-        raise WrongSettings(faults)
+        raise InvalidSettingsError(faults)
     return load(Settings, file=file)
 
 
-def reachable(host: str) -> str:
+def connectable_host(host: str) -> str:
     """The address under which this machine finds what listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - binds nothing
 
@@ -321,7 +321,7 @@ def _content(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise WrongSettings([f"{file}: {error}"]) from None
+        raise InvalidSettingsError([f"{file}: {error}"]) from None
 
 
 def _table(file: Path, section: str | None) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _table(file: Path, section: str | None) -> dict[str, Any]:
         return {key: value for key, value in content.items() if not isinstance(value, dict)}
     table = content.get(section, {})
     if not isinstance(table, dict):
-        raise WrongSettings([f"{file}: {section} must be a table: [{section}]"])
+        raise InvalidSettingsError([f"{file}: {section} must be a table: [{section}]"])
     return table
 
 

@@ -31,7 +31,7 @@ DELIVERY_LIMIT: Final = 20
 
 # The same for a dead queue, where every look at a message is a delivery: RabbitMQ 4 would drop it
 # at the 21st. -1, which is no limit from 4.0 on, makes 3.10 drop it at the first.
-LOOKS_LIMIT: Final = 1_000_000
+DEAD_QUEUE_DELIVERY_LIMIT: Final = 1_000_000
 
 
 class QueueType(StrEnum):
@@ -180,7 +180,7 @@ def _queues(work: WorkQueue, queue_type: QueueType) -> Iterator[Queue]:
             "x-overflow": "reject-publish",
         }
         limit = {"x-delivery-limit": DELIVERY_LIMIT}
-        looks = {"x-delivery-limit": LOOKS_LIMIT}
+        looks = {"x-delivery-limit": DEAD_QUEUE_DELIVERY_LIMIT}
     dead = dead_queue(work.name)
     yield Queue(
         work.name, base | lettering | limit | {"x-dead-letter-routing-key": dead}, routes_to=dead

@@ -9,17 +9,17 @@ from services.callback.domain import retry_policy
 from services.callback.handlers import Reporter, Sender
 from services.callback.settings import CallbackSettings
 from shared.amqp.consumer import Consumer
-from shared.amqp.message import Work
+from shared.amqp.message import ConsumerSpec
+from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
-from shared.amqp.reading import read
-from shared.breakers import telling
 from shared.clock import SystemClock
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.http.client import Client
 from shared.http.guard import Guard
-from shared.lanes import Lanes
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.resilience.breakers import breaker_observer
+from shared.resilience.lanes import Lanes
 from shared.settings import load
 from shared.topology import CALLBACKS, topology
 from shared.version import VERSION
@@ -43,7 +43,7 @@ async def start(process: Process) -> None:
         slots=settings.prefetch,
         failures=settings.breaker_failures,
         clock=asyncio.get_running_loop().time,
-        changed=telling(labels.of),
+        changed=breaker_observer(labels.of),
     )
     sender = Sender(client, lanes, labels, settings, clock)
     tables = topology(process.settings.queue_type).only((CALLBACKS,))
@@ -55,10 +55,12 @@ async def start(process: Process) -> None:
         health=process.health,
     )
     consumer = Consumer(
-        Work(
+        ConsumerSpec(
             queue=CALLBACKS,
             read=partial(
-                read, models={SEND_CALLBACK: SendCallback}, max_bytes=settings.max_message_bytes
+                parse_message,
+                models={SEND_CALLBACK: SendCallback},
+                max_bytes=settings.max_message_bytes,
             ),
             identity=_identity,
             handle=sender.handle,

@@ -15,9 +15,9 @@ from urllib.parse import urlencode, urlsplit
 from multidict import CIMultiDict
 
 from shared.contracts.callback import SendCallback
-from shared.errors import ContractViolation, PermanentError, TransientError
-from shared.http.retry_after import ASKING, seconds_to_wait
-from shared.retry import RetryPolicy, first_tier
+from shared.errors import ContractViolationError, PermanentError, TransientError
+from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
+from shared.resilience.retry import RetryPolicy, first_tier
 
 STANDARD_PREFIX: Final = "whsec_"
 JSON: Final = "application/json"
@@ -87,14 +87,14 @@ def serialised(payload: Any) -> bytes:
     """The payload as it is signed and sent.
 
     Raises:
-        ContractViolation: a number JSON does not know, or a NUL character, which stores refuse.
+        ContractViolationError: a number JSON does not know, or a NUL character, which stores refuse.
     """
     try:
         text = _encode(payload)
     except (ValueError, RecursionError) as error:
-        raise ContractViolation(f"payload: {error}") from None
+        raise ContractViolationError(f"payload: {error}") from None
     if "\\u0000" in text and _NUL.search(text):
-        raise ContractViolation("payload: a text holds the character NUL")
+        raise ContractViolationError("payload: a text holds the character NUL")
     return text.encode()
 
 
@@ -102,14 +102,14 @@ def urlencoded(payload: Mapping[str, Any]) -> str:
     """The payload as a form or a query, by sorted names; what is no text is JSON.
 
     Raises:
-        ContractViolation: as of `serialised`; or a name or text that UTF-8 can't write.
+        ContractViolationError: as of `serialised`; or a name or text that UTF-8 can't write.
     """
     serialised(payload)
     pairs = [(k, v if isinstance(v, str) else _encode(v)) for k, v in sorted(payload.items())]
     try:
         return urlencode(pairs)
     except UnicodeEncodeError as error:
-        raise ContractViolation(f"payload: {error}") from None
+        raise ContractViolationError(f"payload: {error}") from None
 
 
 def with_query(url: str, query: str) -> str:
@@ -175,8 +175,8 @@ def judge(status: int, retry_after: str | None, *, now: float) -> None:
     if status == HTTPStatus.GONE:
         raise PermanentError("the receiver answered 410: gone for good")
     wait = 0.0
-    if status in ASKING:
-        wait = seconds_to_wait(retry_after, now=now)
+    if status in RETRY_AFTER_STATUSES:
+        wait = parse_retry_after(retry_after, now=now)
     raise TransientError(f"the receiver answered {status}", retry_after=wait)
 
 

@@ -10,19 +10,19 @@ from pydantic import BaseModel
 
 from services.callback import domain, metrics
 from services.callback.settings import CallbackSettings
-from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
+from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.clock import Clock
 from shared.contracts.callback import SendCallback
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDead,
     CallbackDelivered,
-    CallbackGivenBack,
+    CallbackDispatchFailed,
 )
-from shared.errors import Expired
-from shared.http.client import Client, DeliveryFailed, Reply
-from shared.http.guard import ForbiddenTarget, Target, parse_target
-from shared.lanes import Lanes
+from shared.errors import ExpiredError
+from shared.http.client import Client, HttpResponse, RequestFailedError
+from shared.http.guard import ForbiddenTargetError, Target, parse_target
+from shared.resilience.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Sender:
         """Send one try.
 
         Raises:
-            Expired: it is too late.
+            ExpiredError: it is too late.
             PermanentError: forbidden, unsignable, or refused for good.
             TransientError: not delivered; a later try may be.
             Deferred: the target's lane has no place.
@@ -67,7 +67,7 @@ class Sender:
         order = message.model
         assert order is not None  # noqa: S101 - the consumer reads before it handles
         if order.expires_at is not None and self._clock.now() >= order.expires_at.timestamp():
-            raise Expired(f"expired at {order.expires_at.isoformat()}")
+            raise ExpiredError(f"expired at {order.expires_at.isoformat()}")
         target = parse_target(order.target_url)
         lane = self._lanes.lane(target.origin)
         probe = await self._lanes.enter(lane, message.deferrals)
@@ -76,7 +76,7 @@ class Sender:
         try:
             reply = await self._send(message, order, target)
             alive = reply.status not in OVERLOADED
-        except DeliveryFailed:
+        except RequestFailedError:
             alive = False
             raise
         finally:
@@ -92,7 +92,7 @@ class Sender:
         message: Message[SendCallback],
         order: SendCallback,
         target: Target,
-    ) -> Reply:
+    ) -> HttpResponse:
         keys = self._keys(order)
         content_type: str | None = domain.JSON
         if order.format == "json":
@@ -155,7 +155,7 @@ class Reporter:
             "attempt": message.attempt,
         }
         told: dict[str, Any] = {
-            "fact_id": message.try_id,
+            "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "callback_id": message.id,
             "client_id": client_id,
@@ -183,7 +183,7 @@ class Reporter:
                     error=str(error),
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
-            case Postponed(tier, reason):
+            case Deferred(tier, reason):
                 context |= {"reason": reason, "tier": tier.name}
                 logger.debug("callback postponed", extra=context)
                 return None
@@ -195,11 +195,11 @@ class Reporter:
                     **told,
                     reason=reason,
                 )
-            case GivenBack(reason):
+            case DispatchFailed(reason):
                 metrics.ERROR.inc()
                 context |= {"reason": reason, "owner": message.owner}
                 logger.warning("callback given back", extra=context)
-                return CallbackGivenBack(
+                return CallbackDispatchFailed(
                     **told,
                     reason=reason,
                     final=outcome.final,
@@ -212,5 +212,5 @@ def _origin(order: SendCallback | None) -> str | None:
         return None
     try:
         return parse_target(order.target_url).origin
-    except ForbiddenTarget:
+    except ForbiddenTargetError:
         return None

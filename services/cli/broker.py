@@ -11,7 +11,7 @@ import click
 from aiormq.tools import censor_url
 from yarl import URL
 
-from shared.amqp.connection import CONNECTION_ERRORS, Link, described, opened
+from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, connect, describe_error
 from shared.amqp.publisher import Publisher
 from shared.errors import RingbackError
 from shared.process.configuration import configured
@@ -76,7 +76,7 @@ def work(task: Coroutine[Any, Any, T]) -> T:
     except RingbackError as error:
         raise click.ClickException("\n".join(getattr(error, "faults", (str(error),)))) from None
     except CONNECTION_ERRORS as error:
-        raise click.ClickException(f"the connection was lost: {described(error)}") from error
+        raise click.ClickException(f"the connection was lost: {describe_error(error)}") from error
 
 
 async def _cancellable(task: Coroutine[Any, Any, T]) -> T:
@@ -88,7 +88,7 @@ async def _cancellable(task: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def connection(settings: Settings) -> AsyncIterator[Link]:
+async def connection(settings: Settings) -> AsyncIterator[BrokerConnection]:
     """A connection to the broker.
 
     Raises:
@@ -96,10 +96,10 @@ async def connection(settings: Settings) -> AsyncIterator[Link]:
     """
     async with AsyncExitStack() as stack:
         try:
-            link = await stack.enter_async_context(opened(settings.amqp_url, name=NAME))
+            link = await stack.enter_async_context(connect(settings.amqp_url, name=NAME))
         except CONNECTION_ERRORS as error:
             url = shown(settings.amqp_url)
-            raise unreachable(f"no connection to {url}: {described(error)}") from None
+            raise unreachable(f"no connection to {url}: {describe_error(error)}") from None
         yield link
 
 

@@ -9,13 +9,13 @@ from typing import Any, Final
 import click
 from tqdm import tqdm
 
-from services.cli import letters
+from services.cli import dead_letters as letters
 from services.cli.broker import connection, publishing, settings_here, work
-from services.cli.letters import Letter
-from services.cli.walk import MOST_HELD, walking
-from shared.amqp.connection import Link
-from shared.amqp.publisher import Outgoing, Publisher, Unpublishable
-from shared.amqp.tap import Delivery
+from services.cli.dead_letters import DeadLetter
+from services.cli.queue_browser import MOST_HELD, browse_queue
+from shared.amqp.connection import BrokerConnection
+from shared.amqp.frame_interceptor import Delivery
+from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError
 from shared.settings import Settings
 from shared.topology import WORK_QUEUES, dead_queue, work_queue_of
 
@@ -24,7 +24,7 @@ WINDOW: Final = 200
 # Seconds that an interrupted redrive waits for the confirms of what it has sent.
 LAST_CONFIRMS: Final = 5.0
 
-Filter = Callable[[Letter], bool]
+Filter = Callable[[DeadLetter], bool]
 
 
 class WorkQueue(click.ParamType[str]):
@@ -178,7 +178,7 @@ def _filter(ids: tuple[str, ...], reason: str | None) -> Filter | None:
     return partial(letters.matches, ids=frozenset(ids), reason=reason)
 
 
-def _row(letter: Letter) -> str:
+def _row(letter: DeadLetter) -> str:
     line = letter.line()
     tries = "" if letter.attempts is None else f"tried {letter.attempts}x"
     reason = line["reason"].replace("\n", " ")
@@ -188,14 +188,14 @@ def _row(letter: Letter) -> str:
 
 async def _look(
     settings: Settings, queue: str, wanted: Filter | None, limit: int | None, *, oldest: bool
-) -> tuple[list[Letter], int]:
+) -> tuple[list[DeadLetter], int]:
     """The first or the last to die of the letters that are wanted, and how many there are in all.
 
     By their time of death: each look changes a little where in the queue a message stands.
     """
-    async with connection(settings) as link, walking(link, dead_queue(queue)) as walk:
+    async with connection(settings) as link, browse_queue(link, dead_queue(queue)) as walk:
         with tqdm(total=walk.total, unit=" messages", leave=False, disable=None) as bar:
-            found: list[Letter] = []
+            found: list[DeadLetter] = []
             async for delivery in walk:
                 bar.update()
                 letter = letters.read(delivery)
@@ -206,7 +206,7 @@ async def _look(
     return _chosen(found, limit, oldest=oldest), walk.total
 
 
-def _chosen(found: list[Letter], limit: int | None, *, oldest: bool) -> list[Letter]:
+def _chosen(found: list[DeadLetter], limit: int | None, *, oldest: bool) -> list[DeadLetter]:
     """At most `limit` of them, in the order of their death."""
     found = sorted(found, key=lambda letter: letter.died_at or 0)
     if limit is None:
@@ -217,7 +217,7 @@ def _chosen(found: list[Letter], limit: int | None, *, oldest: bool) -> list[Let
 async def _count(settings: Settings, queue: str, wanted: Filter | None, limit: int | None) -> int:
     """How many letters are wanted, at most `limit`."""
     count = 0
-    async with connection(settings) as link, walking(link, dead_queue(queue)) as walk:
+    async with connection(settings) as link, browse_queue(link, dead_queue(queue)) as walk:
         if wanted is None:
             return min(walk.total, limit or walk.total)
         async for delivery in walk:
@@ -243,13 +243,13 @@ class Redrive:
             async with publishing(settings) as publisher, connection(settings) as link:
                 await self._move(publisher, link, bar)
 
-    async def _move(self, publisher: Publisher, link: Link, bar: "tqdm[Any]") -> None:
+    async def _move(self, publisher: Publisher, link: BrokerConnection, bar: "tqdm[Any]") -> None:
         window = asyncio.Semaphore(WINDOW)
         flying: set[asyncio.Future[None]] = set()
         begun = 0
         # A margin beside the window: the broker need not wait for our acks.
         hold = 2 * WINDOW if self._wanted is None else MOST_HELD
-        async with walking(link, dead_queue(self._queue), hold=hold) as walk:
+        async with browse_queue(link, dead_queue(self._queue), hold=hold) as walk:
 
             def ended(delivery: Delivery, result: asyncio.Future[None]) -> None:
                 flying.discard(result)
@@ -271,10 +271,10 @@ class Redrive:
                     await window.acquire()
                     if self.fault is not None:
                         break
-                    copy = Outgoing(self._queue, letters.revived(letter), delivery.body)
+                    copy = OutgoingMessage(self._queue, letters.revived(letter), delivery.body)
                     try:
                         result = publisher.publish(copy)
-                    except Unpublishable as error:
+                    except UnpublishableError as error:
                         raise click.ClickException(f"message {letter.id!r}: {error}") from None
                     flying.add(result)
                     result.add_done_callback(partial(ended, delivery))

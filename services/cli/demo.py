@@ -11,12 +11,12 @@ import click
 from aiormq.abc import DeliveredMessage
 
 from services.cli.broker import connection, publishing
-from services.cli.letters import read
-from services.cli.walk import walking
+from services.cli.dead_letters import read
+from services.cli.queue_browser import browse_queue
 from shared.amqp.codec import Properties
-from shared.amqp.connection import Link
+from shared.amqp.connection import BrokerConnection
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, fresh_id
+from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, Fact, Facts
 from shared.settings import Settings
@@ -79,23 +79,23 @@ async def show(settings: Settings, sandbox: str, gateway: str) -> None:
             telling.cancel()
 
 
-def _order(identity: str, url: str) -> Outgoing:
+def _order(identity: str, url: str) -> OutgoingMessage:
     order = SendCallback(
         target_url=url, hmac_secret=SECRET, payload={"hello": "world"}, id=identity
     )
-    return Outgoing(
+    return OutgoingMessage(
         CALLBACKS,
         Properties(
             content_type="application/json",
             type=SEND_CALLBACK,
-            message_id=fresh_id(),
+            message_id=new_id(),
             delivery_mode=PERSISTENT,
         ),
         order.model_dump_json(exclude_defaults=True).encode(),
     )
 
 
-async def _facts(link: Link) -> asyncio.Queue[Fact]:
+async def _facts(link: BrokerConnection) -> asyncio.Queue[Fact]:
     """What the callback sender says of its work, from now on."""
     facts: asyncio.Queue[Fact] = asyncio.Queue()
 
@@ -168,10 +168,10 @@ def _verdict(delivery: dict[str, Any]) -> str:
     return f"not verified: {'; '.join(delivery['faults'])}"
 
 
-async def _buried(link: Link, identity: str, died: asyncio.Event) -> None:
+async def _buried(link: BrokerConnection, identity: str, died: asyncio.Event) -> None:
     """Wait until the sender says that it is dead, and tell what lies in the dead queue."""
     await died.wait()
-    async with walking(link, dead_queue(CALLBACKS)) as walk:
+    async with browse_queue(link, dead_queue(CALLBACKS)) as walk:
         async for delivery in walk:
             letter = read(delivery)
             if letter.id == identity:

@@ -12,7 +12,7 @@ import click
 from services.cli.broker import publishing
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing
+from shared.amqp.publisher import OutgoingMessage
 from shared.contracts.posting_requests import PostingState, PostingStatus
 from shared.contracts.postings import POSTING, Posting
 from shared.settings import Settings
@@ -97,7 +97,7 @@ async def _too_late(settings: Settings, http: aiohttp.ClientSession) -> None:
     order = Posting.model_validate(_confirmation(str(uuid4())))
     async with publishing(settings) as publisher:
         await publisher.publish(
-            Outgoing(
+            OutgoingMessage(
                 POSTING_KEY,
                 Properties(
                     content_type="application/json",

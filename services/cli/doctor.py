@@ -22,11 +22,10 @@ from services.cli.broker import (
     work,
 )
 from services.cli.run import service_named
-from shared.amqp.connection import CONNECTION_ERRORS, Link, described
+from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
 from shared.amqp.declare import check
-from shared.postgres.connection import StoreLost, opened
-from shared.postgres.connection import shown as without_password
-from shared.postgres.migrations import Schema, SchemaMismatch, pending
+from shared.postgres.connection import StoreConnectionLostError, connect, without_password
+from shared.postgres.migrations import Schema, SchemaMismatchError, pending
 from shared.process.configuration import configured
 from shared.settings import DATABASE_URL, METRICS_PORTS, Settings
 from shared.topology import topology
@@ -94,7 +93,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
             async for finding in _publishing(link):
                 yield finding
     except (click.ClickException, *CONNECTION_ERRORS) as error:
-        why = error.message if isinstance(error, click.ClickException) else described(error)
+        why = error.message if isinstance(error, click.ClickException) else describe_error(error)
         first, _, mend = why.partition("\n")
         yield Finding("broker", ok=False, detail=first, mend=mend)
     async for finding in _database(settings):
@@ -121,7 +120,7 @@ def _python() -> Finding:
         return Finding("python", ok=True, detail=f"{python}, no uvloop", mend=mend)
 
 
-def _broker(settings: Settings, link: Link) -> Finding:
+def _broker(settings: Settings, link: BrokerConnection) -> Finding:
     properties = link.connection.server_properties
     product, number = _text(properties.get("product")), _text(properties.get("version"))
     detail = f"{product} {number} at {shown(settings.amqp_url)}"
@@ -135,7 +134,7 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-async def _publishing(link: Link) -> AsyncIterator[Finding]:
+async def _publishing(link: BrokerConnection) -> AsyncIterator[Finding]:
     """Let a message expire in a queue of our own: the broker notes on it when that was."""
     alarm = False
 
@@ -143,7 +142,7 @@ async def _publishing(link: Link) -> AsyncIterator[Finding]:
         nonlocal alarm
         alarm = on
 
-    link.tap.on_blocked = blocked
+    link.interceptor.on_blocked = blocked
     came: asyncio.Future[DeliveredMessage] = asyncio.get_running_loop().create_future()
 
     async def take(message: DeliveredMessage) -> None:
@@ -187,7 +186,7 @@ def _clock(whose: str, at: datetime) -> Finding:
     )
 
 
-async def _topology(settings: Settings, link: Link) -> AsyncIterator[Finding]:
+async def _topology(settings: Settings, link: BrokerConnection) -> AsyncIterator[Finding]:
     table = topology(settings.queue_type)
     differences = await check(link.connection, table)
     for difference in differences:
@@ -212,7 +211,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
         )
         return
     try:
-        async with opened(url, patience=PATIENCE) as connected:
+        async with connect(url, patience=PATIENCE) as connected:
             number = connected.get_server_version()
             detail = f"PostgreSQL {number.major}.{number.minor} at {without_password(url)}"
             if number.major < OLDEST_POSTGRESQL:
@@ -223,7 +222,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             yield _clock("the database", await connected.fetchval("SELECT clock_timestamp()"))
             for schema in schemas:
                 yield await _migrations(connected, schema)
-    except StoreLost as error:
+    except StoreConnectionLostError as error:
         mend = f"Start PostgreSQL there, or set {DATABASE_URL}."
         yield Finding("database", ok=False, detail=str(error), mend=mend)
 
@@ -231,7 +230,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
 async def _migrations(connected: Any, schema: Schema) -> Finding:
     try:
         lacking = await pending(connected, schema)
-    except SchemaMismatch as error:
+    except SchemaMismatchError as error:
         first, *others = (fault.partition(": ") for fault in error.faults)
         more = f" (and {len(others)} more)" if others else ""
         return Finding("migrations", ok=False, detail=first[0] + more, mend=first[2])

@@ -10,7 +10,7 @@ import click
 from yarl import URL
 
 from shared.process.configuration import configured
-from shared.settings import reachable
+from shared.settings import connectable_host
 
 # Seconds for one answer: the gateway itself waits ten for the service it asks.
 PATIENCE: Final = 30.0
@@ -24,7 +24,7 @@ class Gateway:
     def __init__(self, url: str | None, ticket: str | None) -> None:
         if url is None:
             settings = configured()
-            host = reachable(settings.http_host)
+            host = connectable_host(settings.http_host)
             base = URL.build(scheme="http", host=host, port=settings.http_port)
         else:
             try:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from shared.sealing import KEY_BYTES
+from shared.security.encryption import KEY_BYTES
 from shared.settings import PREFIX, Settings
 
 _MAKE: Final[dict[str, Callable[[], str]]] = {

@@ -8,7 +8,7 @@ import click
 
 from services.cli.broker import PATIENCE, private_database, work
 from services.cli.run import service_named
-from shared.postgres.connection import opened
+from shared.postgres.connection import connect
 from shared.postgres.migrations import Migration, Schema, pending
 from shared.postgres.migrations import migrate as bring_up_to_date
 from shared.process.configuration import configured
@@ -83,7 +83,7 @@ async def _migrate(url: str, schema: Schema, tell: Callable[[str], None]) -> dic
 
 
 async def _check(url: str, schema: Schema, tell: Callable[[str], None]) -> dict[str, Any]:
-    async with opened(url, patience=PATIENCE) as connection:
+    async with connect(url, patience=PATIENCE) as connection:
         lacking = [str(migration) for migration in await pending(connection, schema)]
     for migration in lacking:
         tell(f"{schema.name}: pending {migration}")

@@ -23,7 +23,7 @@ _POSTINGS: Final = {
 _MESSAGES: Final = {
     "id": "ID",
     "user_id": "USER",
-    "way": "WAY",
+    "channel": "WAY",
     "status": "STATUS",
     "settled_at": "SETTLED AT",
     "why": "WHY",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from services.ingestion.domain import Received, Verdict, content_id, decide
 from services.ingestion.outbox import ROUTES
-from services.ingestion.rules import CompiledRule, WrongRules, by_name, load
+from services.ingestion.rules import CompiledRule, InvalidRulesError, by_name, load
 from shared.contracts.context import field_errors
 from shared.contracts.events import Event
 from shared.errors import PermanentError
@@ -48,7 +48,7 @@ def check(file: Path | None, *, as_json: bool) -> None:
     known: dict[str, CompiledRule] = {}
     try:
         known = by_name(file)
-    except WrongRules as error:
+    except InvalidRulesError as error:
         faults = error.faults
     if as_json:
         listed = [
@@ -91,7 +91,7 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
     """
     try:
         known = load(file)
-    except WrongRules as error:
+    except InvalidRulesError as error:
         raise click.ClickException("the rules are wrong.\n" + _listed(error.faults)) from None
     try:
         read = Event.model_validate_json(event.read())

@@ -7,7 +7,7 @@ import click
 
 from services.cli.broker import work
 from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
-from shared.contracts.schedule_requests import LONGEST_PAGE
+from shared.contracts.schedule_requests import MAX_PAGE_SIZE
 from shared.contracts.schedules import Status
 
 _COLUMNS: Final = {
@@ -137,8 +137,8 @@ def cancel(  # noqa: PLR0913 - the options of the command
     click.option("--failed-before", help="Only those that failed before it."),
     click.option(
         "--limit",
-        type=click.IntRange(1, LONGEST_PAGE),
-        default=LONGEST_PAGE,
+        type=click.IntRange(1, MAX_PAGE_SIZE),
+        default=MAX_PAGE_SIZE,
         show_default=True,
         help="At most so many.",
     ),

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from services.cli.broker import publishing, settings_here, work
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
@@ -30,7 +30,7 @@ from shared.contracts.schedules import (
     CancelCallback,
     RescheduleCallback,
     ScheduleCallback,
-    event_of_message,
+    callback_id_of_message,
 )
 from shared.settings import Settings
 from shared.topology import (
@@ -77,7 +77,7 @@ TYPES: Final = {
         ScheduleCallback,
         SCHEDULE,
         SCHEDULES,
-        identity=lambda _, message_id: str(event_of_message("", message_id)),
+        identity=lambda _, message_id: str(callback_id_of_message("", message_id)),
     ),
     CANCEL_CALLBACK: Sendable(CancelCallback, CANCEL, SCHEDULES),
     RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
@@ -158,7 +158,7 @@ def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
             where = f"line {line}: " if len(pieces) > 1 else ""
             faults += [where + fault for fault in _faults(error)]
         else:
-            message_id = fresh_id()
+            message_id = new_id()
             identity = sendable.identity(model, message_id)
             key = model.routing_key if isinstance(model, Event) else sendable.routing_key or ""
             documents.append(Document(line, body, identity, message_id, key))
@@ -253,7 +253,9 @@ async def _round(
         )
         await window.acquire()
         result = publisher.publish(
-            Outgoing(document.routing_key, properties, document.body, exchange=sendable.exchange)
+            OutgoingMessage(
+                document.routing_key, properties, document.body, exchange=sendable.exchange
+            )
         )
         result.add_done_callback(partial(ended, document))
         if errors:

@@ -6,9 +6,14 @@ from typing import IO, Any, Final
 
 import click
 
-from services.mailings.rendering.edition import Edition, Unrenderable
-from services.mailings.rendering.library import SHIPPED, Library, Template, WrongTemplate
-from shared.contracts.messages import Way
+from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
+from services.mailings.rendering.loader import (
+    SHIPPED,
+    InvalidTemplateError,
+    Template,
+    TemplateLoader,
+)
+from shared.contracts.messages import Channel
 from shared.process.configuration import configured
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -29,12 +34,12 @@ def list_(*, as_json: bool) -> None:
     Each with the kind of notification that it is, and the variables that a posting has to give:
     those in brackets may be left out, those with a star are fetched from a URL.
     """
-    library = Library(configured().templates_dir)
+    library = TemplateLoader(configured().templates_dir)
     rows = []
     for name in library.names():
         try:
             rows.append(_row(library.get(name, _way(name)), library))
-        except WrongTemplate as error:
+        except InvalidTemplateError as error:
             click.echo(f"wrong: {error}", err=True)
     if as_json:
         click.echo(json.dumps(rows))
@@ -43,7 +48,7 @@ def list_(*, as_json: bool) -> None:
         variables = [name + "*" * (name in row["fetch"]) for name in row["required"]]
         variables += [f"[{name}{'*' * (name in row['fetch'])}]" for name in row["optional"]]
         click.echo(
-            f"{row['name']}: kind {row['kind']}, by {' and '.join(row['ways'])},"
+            f"{row['name']}: kind {row['kind']}, by {' and '.join(row['channels'])},"
             f" variables: {', '.join(variables) or 'none'}"
         )
 
@@ -62,7 +67,7 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
       ringback template check
       ringback template check email/new_movies.md
     """
-    library = Library(configured().templates_dir)
+    library = TemplateLoader(configured().templates_dir)
     samples = _samples()
     faults = []
     checked = names or tuple(library.names())
@@ -70,9 +75,9 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
         try:
             found = library.get(name, _way(name))
             if name in samples and not found.own:
-                edition = Edition(found, _way(name), samples[name], PRODUCT)
+                edition = BoundTemplate(found, _way(name), samples[name], PRODUCT)
                 edition.render(samples["user"], unsubscribe_url=UNSUBSCRIBE_URL)
-        except (WrongTemplate, Unrenderable) as error:
+        except (InvalidTemplateError, RenderingError) as error:
             faults.append(str(error))
     if as_json:
         click.echo(json.dumps({"checked": checked, "faults": faults}))
@@ -94,7 +99,7 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
 )
 @click.option("--user", type=click.File("rb"), help="A user as JSON. Default: a sample.")
 @click.option(
-    "--way", type=click.Choice(["email", "sms"]), help="Default: the template's folder says it."
+    "--channel", type=click.Choice(["email", "sms"]), help="Default: the template's folder says it."
 )
 @click.option("--out", type=FILE, help="The file to write. Default: here, NAME.html or NAME.txt.")
 def preview(
@@ -102,7 +107,7 @@ def preview(
     *,
     context: IO[bytes] | None,
     user: IO[bytes] | None,
-    way: Way | None,
+    channel: Channel | None,
     out: Path | None,
 ) -> None:
     """Render a template into a file: HTML for e-mail, text for SMS.
@@ -113,15 +118,15 @@ def preview(
       ringback template preview email/offer.md --context offer.json --user ann.json --out offer.html
     """
     samples = _samples()
-    way = way or _way(name)
+    channel = channel or _way(name)
     given = samples.get(name, {}) if context is None else _object(context, "--context")
     receiver = samples["user"] if user is None else _object(user, "--user")
-    unsubscribe_url = UNSUBSCRIBE_URL if way == "email" else None
+    unsubscribe_url = UNSUBSCRIBE_URL if channel == "email" else None
     try:
-        found = Library(configured().templates_dir).get(name, way)
-        edition = Edition(found, way, given, PRODUCT)
+        found = TemplateLoader(configured().templates_dir).get(name, channel)
+        edition = BoundTemplate(found, channel, given, PRODUCT)
         rendered = edition.render(receiver, unsubscribe_url=unsubscribe_url)
-    except (WrongTemplate, Unrenderable) as error:
+    except (InvalidTemplateError, RenderingError) as error:
         raise click.ClickException(str(error)) from None
     content = rendered.html or rendered.text + "\n"
     file = out or Path(PurePosixPath(name).stem + (".html" if rendered.html else ".txt"))
@@ -134,7 +139,7 @@ def preview(
     click.echo(f"Written to {file.resolve()}")
 
 
-def _way(name: str) -> Way:
+def _way(name: str) -> Channel:
     return "sms" if name.startswith("sms/") else "email"
 
 
@@ -153,11 +158,11 @@ def _object(file: IO[bytes], option: str) -> dict[str, Any]:
     return value
 
 
-def _row(found: Template, library: Library) -> dict[str, Any]:
+def _row(found: Template, library: TemplateLoader) -> dict[str, Any]:
     return {
         "name": found.name,
         "kind": found.kind,
-        "ways": library.ways(found.name),
+        "channels": library.channels(found.name),
         "fetch": list(found.fetch),
         "required": sorted(found.program.required),
         "optional": sorted(found.program.optional),

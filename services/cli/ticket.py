@@ -34,7 +34,7 @@ def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
     """
     settings = configured()
     key = settings.ticket_key.get_secret_value() if settings.ticket_key else _development_key()
-    from shared.tickets import Tickets  # noqa: PLC0415 - takes 0.3 s, which --help need not wait
+    from shared.security.tickets import Tickets  # noqa: PLC0415 - takes 0.3 s, which --help need not wait
 
     try:
         signed = Tickets(key).issue(client_id, lifetime=expires_in)

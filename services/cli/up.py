@@ -23,11 +23,11 @@ from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
 from services.cli.run import service_named
 from shared.amqp.declare import declare
-from shared.postgres.connection import shown as without_password
+from shared.postgres.connection import without_password
 from shared.process.child import Child, running
 from shared.process.configuration import configured
 from shared.process.health import STARTING
-from shared.settings import METRICS_PORTS, PREFIX, Settings, load, reachable
+from shared.settings import METRICS_PORTS, PREFIX, Settings, connectable_host, load
 from shared.topology import topology
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ async def _story(
 
 def _gateway(settings: Settings, environment: Mapping[str, str]) -> str:
     """Where the gateway is found from here."""
-    host = reachable(settings.http_host)
+    host = connectable_host(settings.http_host)
     return str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
 
 

@@ -9,21 +9,21 @@ from functools import partial
 from typing import Generic
 
 from services.delivery.domain import retry_policy
-from services.delivery.handlers import Courier, HandOver, M, Reporter, Sent
-from services.delivery.mail import Letterhead
+from services.delivery.handlers import M, MessageSender, Reporter, SendMessage, Sent
+from services.delivery.mime import MimeBuilder
 from services.delivery.settings import DeliverySettings
 from services.delivery.sms import Gateway, Tokens, client
 from services.delivery.smtp import MailServer
 from shared.amqp.consumer import Consumer
-from shared.amqp.message import Work
+from shared.amqp.message import ConsumerSpec
+from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
-from shared.amqp.reading import read
-from shared.breakers import telling
 from shared.clock import SystemClock
-from shared.contracts.messages import SEND_EMAIL, SEND_SMS, SendEmail, SendSms, Way
-from shared.lanes import Lanes
+from shared.contracts.messages import SEND_EMAIL, SEND_SMS, Channel, SendEmail, SendSms
 from shared.process.command import Service
 from shared.process.run import Drain, Process
+from shared.resilience.breakers import breaker_observer
+from shared.resilience.lanes import Lanes
 from shared.settings import load
 from shared.topology import MESSAGES_EMAIL, MESSAGES_SMS, topology
 
@@ -35,12 +35,12 @@ CLOCK = SystemClock()
 class _Route(Generic[M]):
     """One way: where its messages come from, where they go, and how many at a time."""
 
-    way: Way
+    channel: Channel
     queue: str
     models: Mapping[str, type[M]]
     target: str
     widest: int
-    hand_over: HandOver[M]
+    hand_over: SendMessage[M]
 
 
 async def start(process: Process) -> None:
@@ -62,15 +62,15 @@ async def start(process: Process) -> None:
             slots=2 * settings.prefetch,
             failures=settings.breaker_failures,
             clock=asyncio.get_running_loop().time,
-            changed=telling(str),
+            changed=breaker_observer(str),
         )
-        work: Work[M, Sent] = Work(
+        work: ConsumerSpec[M, Sent] = ConsumerSpec(
             queue=route.queue,
-            read=partial(read, models=route.models, max_bytes=settings.max_message_bytes),
+            read=partial(parse_message, models=route.models, max_bytes=settings.max_message_bytes),
             identity=_identity,
-            handle=Courier(route.hand_over, lanes, route.target, CLOCK).handle,
+            handle=MessageSender(route.hand_over, lanes, route.target, CLOCK).handle,
             policy=partial(retry_policy, give_up_after=settings.give_up_after),
-            report=Reporter(route.way, CLOCK).report,
+            report=Reporter(route.channel, CLOCK).report,
             drain=lanes.drain,
         )
         consumer = Consumer(
@@ -82,7 +82,7 @@ async def start(process: Process) -> None:
             prefetch=settings.prefetch,
             clock=CLOCK,
             health=process.health,
-            part=f"{route.way} consumer",
+            part=f"{route.channel} consumer",
         )
         process.run(lanes.run())
         process.run(consumer.run())
@@ -108,7 +108,7 @@ async def _email(process: Process, settings: DeliverySettings) -> _Route[SendEma
         url.get_secret_value(), tls=settings.smtp_tls, timeout=settings.smtp_timeout
     )
     process.stack.push_async_callback(server.close)
-    letterhead = Letterhead(process.settings.mail_from)
+    letterhead = MimeBuilder(process.settings.mail_from)
 
     async def hand_over(message_id: str, order: SendEmail, check: Callable[[], None]) -> None:
         content = letterhead.written(order, message_id, now=CLOCK.now())

@@ -7,9 +7,9 @@ from typing import Final
 from pydantic_core import from_json
 
 from shared.contracts.messages import SendEmail, SendSms
-from shared.errors import Expired, PermanentError, TransientError
-from shared.http.retry_after import ASKING, seconds_to_wait
-from shared.retry import RetryPolicy
+from shared.errors import ExpiredError, PermanentError, TransientError
+from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
+from shared.resilience.retry import RetryPolicy
 
 # SMTP, to any command: 421, and what says that one must log in or use TLS first (RFC 4954, 3207),
 # is about the connection, whatever mail was meant.
@@ -25,7 +25,7 @@ _PERMANENT: Final = range(500, 600)
 _OK: Final = 200
 
 
-class Trouble(TransientError):  # noqa: N818 - says what it is
+class ProviderError(TransientError):
     """The mail server or the gateway is unwell: counts against its breaker, whatever the message.
 
     A TransientError that is none is about this message, from a server that is well.
@@ -41,7 +41,7 @@ def refused(code: int, text: str, step: str) -> TransientError | PermanentError:
     numbers = f"{code} {enhanced[0]}" if enhanced else str(code)
     reason = f"the mail server answered {numbers} to {step}"
     if code in _ABOUT_THE_CONNECTION or code not in (*_TEMPORARY, *_PERMANENT):
-        return Trouble(reason)
+        return ProviderError(reason)
     return PermanentError(reason) if code in _PERMANENT else TransientError(reason)
 
 
@@ -52,27 +52,27 @@ def judge(status: int, retry_after: str | None, body: bytes, *, now: float) -> N
 
     Raises:
         PermanentError: 400 or 422, this message is not valid.
-        Trouble: nonsense, overload, an error of its own, or it does not know us.
+        ProviderError: nonsense, overload, an error of its own, or it does not know us.
         TransientError: any other refusal.
     """
     reason = f"the SMS gateway answered {status}"
     if status in _REFUSED_FOR_GOOD:
         raise PermanentError(reason)
     if status in _NOT_LET_IN:
-        raise Trouble(f"{reason}: it does not take our key")
-    if status in ASKING:
-        raise Trouble(reason, retry_after=seconds_to_wait(retry_after, now=now))
+        raise ProviderError(f"{reason}: it does not take our key")
+    if status in RETRY_AFTER_STATUSES:
+        raise ProviderError(reason, retry_after=parse_retry_after(retry_after, now=now))
     if status >= _SERVER_ERROR:
-        raise Trouble(reason)
+        raise ProviderError(reason)
     if status != _OK:
         raise TransientError(reason)
     try:
         answer = from_json(body)
     except ValueError:
-        raise Trouble(f"{reason}, but no JSON") from None
+        raise ProviderError(f"{reason}, but no JSON") from None
     code = answer.get("code") if isinstance(answer, dict) else None
     if type(code) is not int:
-        raise Trouble(f"{reason}, but JSON without a code")
+        raise ProviderError(f"{reason}, but JSON without a code")
     if code:
         raise TransientError(f"{reason}, but refused with code {str(code)[:20]}")
 
@@ -86,11 +86,11 @@ def in_time(order: SendEmail | SendSms, now: Callable[[], float]) -> None:
     """Let pass what may still be handed over.
 
     Raises:
-        Expired: `expires_at` has come.
+        ExpiredError: `expires_at` has come.
     """
     end = _end(order)
     if end is not None and now() >= end:
-        raise Expired(f"expired at {order.expires_at}")
+        raise ExpiredError(f"expired at {order.expires_at}")
 
 
 def _end(order: SendEmail | SendSms) -> float | None:

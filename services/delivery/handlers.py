@@ -1,6 +1,6 @@
 """From a message to its hand-over and back: says in what order things are checked, and what came.
 
-What is the same for both ways stands here; `Courier` is given what differs.
+What is the same for both ways stands here; `MessageSender` is given what differs.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel
 
 from services.delivery import domain, metrics
-from services.delivery.domain import Trouble
-from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
+from services.delivery.domain import ProviderError
+from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.clock import Clock
 from shared.contracts.message_facts import (
     MessageAttemptFailed,
@@ -23,9 +23,9 @@ from shared.contracts.message_facts import (
     MessageFailed,
     MessageSent,
 )
-from shared.contracts.messages import SendEmail, SendSms, Way
-from shared.errors import Deferred, Expired, PermanentError, TransientError
-from shared.lanes import Lane, Lanes
+from shared.contracts.messages import Channel, SendEmail, SendSms
+from shared.errors import DeferredError, ExpiredError, PermanentError, TransientError
+from shared.resilience.lanes import Lane, Lanes
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,15 @@ COPY_PAUSE: Final = 1.0
 class Sent:
     """It was taken, in `duration` seconds, by the try of that name; `again`: some time before."""
 
-    try_id: str
+    attempt_id: str
     duration: float
     again: bool = False
 
 
-HandOver = Callable[[str, M, Callable[[], None]], Awaitable[None]]
+SendMessage = Callable[[str, M, Callable[[], None]], Awaitable[None]]
 
 
-class Courier(Generic[M]):
+class MessageSender(Generic[M]):
     """Hands the messages of one way over; shared by all of a worker's messages.
 
     hand_over: id, message, and what to call right before it goes out. target: where it goes, for
@@ -65,14 +65,14 @@ class Courier(Generic[M]):
 
     def __init__(
         self,
-        hand_over: HandOver[M],
+        hand_over: SendMessage[M],
         lanes: Lanes,
         target: str,
         clock: Clock,
         *,
         most_recent: int = MOST_RECENT,
     ) -> None:
-        self._hand_over: HandOver[M] = hand_over
+        self._hand_over: SendMessage[M] = hand_over
         self._lanes = lanes
         self._target = target
         self._clock = clock
@@ -84,18 +84,18 @@ class Courier(Generic[M]):
         """Hand it over, unless that was done before.
 
         Raises:
-            Expired: it is too late.
+            ExpiredError: it is too late.
             PermanentError: refused for good.
             TransientError: not taken; a later try may be.
-            Deferred: no place in the lane, or a copy is on its way.
+            DeferredError: no place in the lane, or a copy is on its way.
         """
         order = message.model
         assert order is not None  # noqa: S101 - the consumer reads before it handles
         before = self._recent.get(message.id)
         if before is not None:
-            return Sent(before.try_id, before.duration, again=True)
+            return Sent(before.attempt_id, before.duration, again=True)
         if message.id in self._on_the_way:
-            raise Deferred("a copy of it is on its way", delay=COPY_PAUSE)
+            raise DeferredError("a copy of it is on its way", delay=COPY_PAUSE)
         self._on_the_way.add(message.id)
         try:
             lane = self._lanes.lane(self._target)
@@ -110,7 +110,7 @@ class Courier(Generic[M]):
             domain.in_time(order, self._clock.now)
             try:
                 return await self._lanes.enter(lane, message.deferrals)
-            except Deferred:
+            except DeferredError:
                 if self._clock.monotonic() >= until:
                     raise
             await asyncio.sleep(LOOK_EVERY)
@@ -125,10 +125,10 @@ class Courier(Generic[M]):
         try:
             await self._hand_over(message.id, order, check)
             alive = True
-        except Trouble:
+        except ProviderError:
             alive = False
             raise
-        except Expired:
+        except ExpiredError:
             raise
         except (PermanentError, TransientError):
             alive = True  # it answered
@@ -136,7 +136,7 @@ class Courier(Generic[M]):
         finally:
             duration = self._clock.monotonic() - started
             self._lanes.leave(lane, probe=probe, alive=alive, duration=duration)
-        sent = Sent(message.try_id, duration)
+        sent = Sent(message.attempt_id, duration)
         self._recent[message.id] = sent
         if len(self._recent) > self._most_recent:
             self._recent.popitem(last=False)
@@ -146,15 +146,15 @@ class Courier(Generic[M]):
 class Reporter:
     """Says what became of each message of one way: one log line, its counts, its fact."""
 
-    def __init__(self, way: Way, clock: Clock) -> None:
-        self._way = way
+    def __init__(self, channel: Channel, clock: Clock) -> None:
+        self._way = channel
         self._clock = clock
-        self._sent = metrics.MESSAGES.labels(way, "sent")
-        self._attempt_failed = metrics.MESSAGES.labels(way, "attempt_failed")
-        self._failed = metrics.MESSAGES.labels(way, "failed")
-        self._expired = metrics.MESSAGES.labels(way, "expired")
-        self._repeats = metrics.REPEATS.labels(way)
-        self._duration = metrics.DURATION.labels(way)
+        self._sent = metrics.MESSAGES.labels(channel, "sent")
+        self._attempt_failed = metrics.MESSAGES.labels(channel, "attempt_failed")
+        self._failed = metrics.MESSAGES.labels(channel, "failed")
+        self._expired = metrics.MESSAGES.labels(channel, "expired")
+        self._repeats = metrics.REPEATS.labels(channel)
+        self._duration = metrics.DURATION.labels(channel)
 
     def report(
         self, message: Message[SendEmail] | Message[SendSms], outcome: Outcome[Sent]
@@ -166,26 +166,26 @@ class Reporter:
             "message_id": message.id,
             "posting_id": posting_id,
             "user_id": order.user_id if order else None,
-            "way": self._way,
+            "channel": self._way,
             "attempt": message.attempt,
             "trace_id": message.trace_id,
         }
         told: dict[str, Any] = {
-            "fact_id": message.try_id,
+            "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "message_id": message.id,
             "posting_id": posting_id,
-            "way": self._way,
+            "channel": self._way,
             "attempt": message.attempt,
         }
         match outcome:
-            case Done(Sent(try_id, duration, again)):
+            case Done(Sent(attempt_id, duration, again)):
                 if again:
                     # Told again under the same id: the first time may have got lost with the
                     # connection.
                     self._repeats.inc()
                     logger.info("message came again, was sent before", extra=context)
-                    return MessageSent(**told | {"fact_id": try_id}, duration=duration)
+                    return MessageSent(**told | {"fact_id": attempt_id}, duration=duration)
                 self._sent.inc()
                 self._duration.observe(duration)
                 context |= {"duration": round(duration, 6)}
@@ -200,15 +200,15 @@ class Reporter:
                     error=str(error),
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
-            case Postponed(tier, reason):
+            case Deferred(tier, reason):
                 context |= {"reason": reason, "tier": tier.name}
                 logger.debug("message postponed", extra=context)
                 return None
-            case Dead(reason, Expired()):
+            case Dead(reason, ExpiredError()):
                 self._expired.inc()
                 logger.warning("message expired", extra=context | {"reason": reason})
                 return MessageExpired(**told, reason=reason)
-            case Dead(reason) | GivenBack(reason):
+            case Dead(reason) | DispatchFailed(reason):
                 self._failed.inc()
                 logger.error("message failed", extra=context | {"reason": reason})
                 return MessageFailed(**told, reason=reason)

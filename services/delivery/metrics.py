@@ -5,14 +5,14 @@ from typing import Final
 from prometheus_client import Counter, Histogram
 
 MESSAGES: Final = Counter(
-    "ringback_messages", "Tries to hand a message over, by how they ended.", ["way", "outcome"]
+    "ringback_messages", "Tries to hand a message over, by how they ended.", ["channel", "outcome"]
 )
 REPEATS: Final = Counter(
-    "ringback_message_repeats", "Messages that came again after they were handed over.", ["way"]
+    "ringback_message_repeats", "Messages that came again after they were handed over.", ["channel"]
 )
 DURATION: Final = Histogram(
     "ringback_message_duration_seconds",
     "Seconds that handing a message over took.",
-    ["way"],
+    ["channel"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )

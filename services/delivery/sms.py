@@ -13,10 +13,10 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import OctKey
 
 from services.delivery import domain
-from services.delivery.domain import Trouble
+from services.delivery.domain import ProviderError
 from shared.clock import Clock
 from shared.contracts.messages import SendSms
-from shared.http.client import Client, DeliveryFailed
+from shared.http.client import Client, RequestFailedError
 from shared.http.guard import Guard, parse_target
 from shared.version import VERSION
 
@@ -89,7 +89,7 @@ class Gateway:
 
         Raises:
             PermanentError: the gateway refuses this message for good.
-            Trouble: it does not answer in time, not as it should, or is overloaded.
+            ProviderError: it does not answer in time, not as it should, or is overloaded.
             TransientError: it refuses this message for now.
         """
         target = parse_target(f"{self._url}/v1/send/{quote(message_id, safe='')}")
@@ -105,7 +105,9 @@ class Gateway:
                     target, "POST", headers, json.dumps(body).encode(), self._timeout
                 )
         except TimeoutError:
-            raise Trouble(f"no whole answer from {self.origin} in {self._timeout:g} s") from None
-        except DeliveryFailed as error:
-            raise Trouble(str(error)) from None
+            raise ProviderError(
+                f"no whole answer from {self.origin} in {self._timeout:g} s"
+            ) from None
+        except RequestFailedError as error:
+            raise ProviderError(str(error)) from None
         domain.judge(reply.status, reply.retry_after, reply.body, now=self._clock.now())

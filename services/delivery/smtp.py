@@ -17,7 +17,7 @@ from aiosmtplib import (
 )
 from yarl import URL
 
-from services.delivery.domain import Trouble, refused
+from services.delivery.domain import ProviderError, refused
 from shared.errors import PermanentError, TransientError
 
 Tls = Literal["offered", "required", "off"]
@@ -36,7 +36,7 @@ _STEPS: Final[dict[type, str]] = {
 }
 
 
-class _Stale(Trouble):
+class _Stale(ProviderError):
     """Nothing was begun on the connection: another may do."""
 
 
@@ -73,7 +73,7 @@ class MailServer:
 
         Raises:
             PermanentError: the server refuses this mail for good.
-            Trouble: it is not there, does not answer in time, or not as a mail server does.
+            ProviderError: it is not there, does not answer in time, or not as a mail server does.
             TransientError: it refuses this mail for now.
         """
         try:
@@ -84,7 +84,9 @@ class MailServer:
                 smtp = await self._connected()
                 return await self._send_on(smtp, sender, recipient, content, check)
         except TimeoutError:
-            raise Trouble(f"{self.origin} did not take it within {self._timeout:g} s") from None
+            raise ProviderError(
+                f"{self.origin} did not take it within {self._timeout:g} s"
+            ) from None
 
     async def close(self) -> None:
         """Take leave on all connections that are idle."""
@@ -120,9 +122,9 @@ class MailServer:
             await smtp.connect()
         except SMTPResponseException as error:
             step = _STEPS.get(type(error), "STARTTLS")
-            raise Trouble(f"{self.origin} answered {error.code} to {step}") from None
+            raise ProviderError(f"{self.origin} answered {error.code} to {step}") from None
         except (SMTPException, OSError) as error:  # names the server, and no more than that
-            raise Trouble(f"{self.origin}: {error}") from None
+            raise ProviderError(f"{self.origin}: {error}") from None
         self._name = smtp.local_hostname
         return smtp
 
@@ -138,13 +140,13 @@ class MailServer:
         try:
             try:
                 await self._told("MAIL", smtp.mail(sender))
-            except Trouble as error:
+            except ProviderError as error:
                 raise _Stale(str(error)) from None
             await self._told("RCPT", smtp.rcpt(recipient))
             check()
             await self._told("DATA", smtp.data(content))
             fit = True
-        except Trouble:
+        except ProviderError:
             raise
         except (PermanentError, TransientError):
             # This mail is refused or kept back; the connection will do for the next one.
@@ -164,4 +166,4 @@ class MailServer:
         except SMTPResponseException as error:
             raise refused(error.code, error.message, step) from None
         except SMTPServerDisconnected:
-            raise Trouble(f"{self.origin} closed the connection at {step}") from None
+            raise ProviderError(f"{self.origin} closed the connection at {step}") from None

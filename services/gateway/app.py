@@ -9,25 +9,25 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from services.gateway import description
-from services.gateway.asking import Service as Asked
-from services.gateway.asyncapi import asyncapi
+from services.gateway.api import docs_page as description
+from services.gateway.api.asyncapi import asyncapi
+from services.gateway.auth import Authenticator
 from services.gateway.callbacks import Callbacks
-from services.gateway.callers import Callers
-from services.gateway.edge import edge
 from services.gateway.events import Events
+from services.gateway.middleware import middleware
 from services.gateway.operations import ABOUT, operations
 from services.gateway.postings import Postings
 from services.gateway.readiness import keep_talking, watch
+from services.gateway.rpc import ServiceClient as Asked
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
-from shared.amqp.request_reply import Requester
+from shared.amqp.request_reply import RpcClient
 from shared.http.openapi import document
 from shared.process.command import Service
 from shared.process.metrics import add_routes
-from shared.process.run import CLOSING, Process
+from shared.process.run import CLOSE_RESERVE, Process
+from shared.security.tickets import Tickets, public_keys
 from shared.settings import Settings, load
-from shared.tickets import Tickets, public_keys
 from shared.topology import EVENTS, MAILINGS_REQUESTS, SCHEDULER_REQUESTS, topology
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ async def start(process: Process) -> None:
     settings = load(GatewaySettings, "gateway")
     amqp_url, name = process.settings.amqp_url, f"ringback gateway {socket.gethostname()}"
     every = topology(process.settings.queue_type)
-    requester = Requester(amqp_url, name=name, health=process.health)
+    requester = RpcClient(amqp_url, name=name, health=process.health)
     publisher = Publisher(
         amqp_url, name=f"{name}, events", topology=every.only((EVENTS,)), health=process.health
     )
@@ -48,8 +48,8 @@ async def start(process: Process) -> None:
     patience = settings.request_timeout
     scheduler = Asked(requester, "scheduler", SCHEDULER_REQUESTS, timeout=patience)
     mailings = Asked(requester, "mailings", MAILINGS_REQUESTS, timeout=patience)
-    callers = Callers(_tickets(process.settings), anonymous=settings.anonymous)
-    app = web.Application(middlewares=[edge()], client_max_size=settings.max_batch_bytes)
+    callers = Authenticator(_tickets(process.settings), anonymous=settings.anonymous)
+    app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
     declared = operations(settings.example_url)
     handlers = {
         **Callbacks(scheduler, callers, settings).handlers,
@@ -67,7 +67,7 @@ async def start(process: Process) -> None:
         app,
         access_log=None,
         auto_decompress=False,  # a small body can't become a large one
-        shutdown_timeout=max(process.settings.shutdown_timeout - CLOSING, 0.0),
+        shutdown_timeout=max(process.settings.shutdown_timeout - CLOSE_RESERVE, 0.0),
     )
     await runner.setup()
     process.stack.push_async_callback(runner.cleanup)

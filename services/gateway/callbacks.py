@@ -11,11 +11,9 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic_core import to_json
 
-from services.gateway.answering import answer
-from services.gateway.asking import Service
-from services.gateway.callers import Callers
-from services.gateway.edge import SCHEDULE_ID, Handler
-from services.gateway.reading import (
+from services.gateway.auth import Authenticator
+from services.gateway.middleware import SCHEDULE_ID, Handler
+from services.gateway.parsing import (
     IDEMPOTENCY_KEY,
     idempotency_key,
     invalid,
@@ -23,10 +21,12 @@ from services.gateway.reading import (
     query,
     uuid,
 )
+from services.gateway.responses import json_response
+from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.contracts.requests import FieldError
 from shared.contracts.schedule_requests import Operation as Asked
-from shared.http.problem import Refused
+from shared.http.problem import ProblemError
 
 _SELECTORS: Final = ("id", "group_key", "event_key")
 _PAGE: Final = ("status", "cursor", "limit")
@@ -35,7 +35,9 @@ _PAGE: Final = ("status", "cursor", "limit")
 class Callbacks:
     """What callers can do with their callbacks."""
 
-    def __init__(self, scheduler: Service, callers: Callers, settings: GatewaySettings) -> None:
+    def __init__(
+        self, scheduler: ServiceClient, callers: Authenticator, settings: GatewaySettings
+    ) -> None:
         self._scheduler = scheduler
         self._callers = callers
         self._most = settings.max_body_bytes
@@ -62,25 +64,25 @@ class Callbacks:
 
     async def create(self, request: web.Request) -> web.Response:
         """Schedule one; answered once it is committed."""
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         asked = b'{"callback":%b,"idempotency_key":%b}' % (body, to_json(key))
-        created = await self._scheduler.ask(Asked.CREATE, asked, asker)
+        created = await self._scheduler.ask(Asked.CREATE, asked, context)
         request[SCHEDULE_ID] = created["id"]
-        return answer(
+        return json_response(
             created, HTTPStatus.CREATED, {"Location": f"/v1/callbacks/{quote(created['id'])}"}
         )
 
     async def create_batch(self, request: web.Request) -> web.Response:
         """Schedule many; each has its own answer."""
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         if IDEMPOTENCY_KEY in request.headers:
             message = "is for a single callback; in a batch, give each its event_key"
             raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
         body, content = await json_body(request, self._most_in_batch)
         asked = b'{"callbacks":%b}' % body if isinstance(content, list) else body
-        return answer(await self._scheduler.ask(Asked.CREATE_BATCH, asked, asker))
+        return json_response(await self._scheduler.ask(Asked.CREATE_BATCH, asked, context))
 
     async def get(self, request: web.Request) -> web.Response:
         """The status of one, by id or by keys."""
@@ -92,15 +94,15 @@ class Callbacks:
 
     async def list(self, request: web.Request) -> web.Response:
         """A page of the caller's callbacks; of one group where the path names it."""
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         in_path = _selector(request)
         names = [name for name in (*_SELECTORS[1:], *_PAGE) if name not in in_path]
         asked = to_json(query(request, names) | in_path)
-        return answer(await self._scheduler.ask(Asked.LIST, asked, asker))
+        return json_response(await self._scheduler.ask(Asked.LIST, asked, context))
 
     async def reschedule(self, request: web.Request) -> web.Response:
         """Move one to another moment, by id or by keys."""
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         selector = _selector(request)
         _, content = await json_body(request, self._most)
         if not isinstance(content, dict):
@@ -113,19 +115,19 @@ class Callbacks:
         if twice:
             raise invalid(twice)
         asked = to_json(content | selector)
-        return _typed(await self._scheduler.ask(Asked.RESCHEDULE, asked, asker))
+        return _typed(await self._scheduler.ask(Asked.RESCHEDULE, asked, context))
 
     async def retry(self, request: web.Request) -> web.Response:
         """Start failed ones again."""
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         body, _ = await json_body(request, self._most)
-        return answer(await self._scheduler.ask(Asked.RETRY, body, asker))
+        return json_response(await self._scheduler.ask(Asked.RETRY, body, context))
 
     async def _by_selector(self, operation: str, request: web.Request) -> web.Response:
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         query(request, ())
         asked = to_json(_selector(request))
-        return _typed(await self._scheduler.ask(operation, asked, asker))
+        return _typed(await self._scheduler.ask(operation, asked, context))
 
 
 def _selector(request: web.Request) -> dict[str, str]:
@@ -139,8 +141,8 @@ def _selector(request: web.Request) -> dict[str, str]:
     return selector
 
 
-def _not_found() -> Refused:
-    return Refused(
+def _not_found() -> ProblemError:
+    return ProblemError(
         HTTPStatus.NOT_FOUND,
         "not_found",
         "there is no such callback",
@@ -152,4 +154,4 @@ def _typed(value: Any) -> web.Response:
     """An answer whose `result` says what became of it; not found is 404 as everywhere."""
     if value.get("result") == "not_found":
         raise _not_found()
-    return answer(value)
+    return json_response(value)

@@ -8,21 +8,21 @@ from http import HTTPStatus
 from aiohttp import web
 from pydantic import ValidationError
 
-from services.gateway.answering import answer
-from services.gateway.asking import unavailable, unknown
-from services.gateway.callers import Callers
-from services.gateway.edge import EVENT_ID, Handler
-from services.gateway.reading import JSON, idempotency_key, invalid, json_body
+from services.gateway.auth import Authenticator
+from services.gateway.middleware import EVENT_ID, Handler
+from services.gateway.parsing import JSON, idempotency_key, invalid, json_body
+from services.gateway.responses import json_response
+from services.gateway.rpc import unavailable, unknown
 from services.gateway.settings import GatewaySettings
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import (
     CONFIRM_TIMEOUT,
-    Outgoing,
+    OutgoingMessage,
     Publisher,
-    PublishRefused,
-    PublishUnknown,
-    fresh_id,
+    PublishRefusedError,
+    PublishUnknownError,
+    new_id,
 )
 from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
@@ -33,7 +33,9 @@ from shared.topology import EVENTS
 class Events:
     """What producers can say has happened."""
 
-    def __init__(self, publisher: Publisher, callers: Callers, settings: GatewaySettings) -> None:
+    def __init__(
+        self, publisher: Publisher, callers: Authenticator, settings: GatewaySettings
+    ) -> None:
         self._publisher = publisher
         self._callers = callers
         self._most = settings.max_body_bytes
@@ -45,17 +47,17 @@ class Events:
 
     async def publish(self, request: web.Request) -> web.Response:
         """Pass one on as the bytes it came as; answered once the broker has confirmed it."""
-        asker = self._callers.asker(request)
+        context = self._callers.context(request)
         key = idempotency_key(request)
         body, _ = await json_body(request, self._most)
         try:
             event = Event.model_validate_json(body)
         except ValidationError as error:
             raise invalid(field_errors(error)) from None
-        message_id = key or fresh_id()
+        message_id = key or new_id()
         identity = request[EVENT_ID] = event.event_id or message_id
         await self._confirmed(
-            Outgoing(
+            OutgoingMessage(
                 event.routing_key,
                 Properties(
                     content_type=JSON,
@@ -64,15 +66,15 @@ class Events:
                     delivery_mode=PERSISTENT,
                     timestamp=int(time.time()),
                     app_id="ringback",
-                    headers={TRACEPARENT: asker.traceparent} if asker.traceparent else None,
+                    headers={TRACEPARENT: context.traceparent} if context.traceparent else None,
                 ),
                 body,
                 exchange=EVENTS,
             )
         )
-        return answer({"id": identity}, HTTPStatus.ACCEPTED)
+        return json_response({"id": identity}, HTTPStatus.ACCEPTED)
 
-    async def _confirmed(self, message: Outgoing) -> None:
+    async def _confirmed(self, message: OutgoingMessage) -> None:
         """Publish it.
 
         Raises:
@@ -82,9 +84,9 @@ class Events:
             # While an alarm is on, the publisher itself goes on waiting.
             async with asyncio.timeout(CONFIRM_TIMEOUT):
                 await self._publisher.publish(message)
-        except PublishRefused as error:
+        except PublishRefusedError as error:
             raise unavailable(str(error)) from None
-        except (PublishUnknown, TimeoutError) as error:
+        except (PublishUnknownError, TimeoutError) as error:
             raise unknown(
                 f"{error or 'the broker takes nothing at present'}; whether the event was taken is"
                 " unknown: repeat it with the same event_id or Idempotency-Key, and it is acted on"

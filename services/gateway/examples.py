@@ -122,7 +122,7 @@ POSTING_STATUS: Final = POSTING_PROGRESS | {
 POSTING_MESSAGE: Final = {
     "id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
     "user_id": USER,
-    "way": "email",
+    "channel": "email",
     "status": "sent",
     "why": None,
     "created_at": "2026-11-20T12:00:01Z",

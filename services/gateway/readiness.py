@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Final
 
 from shared.amqp.codec import Properties
-from shared.amqp.publisher import Outgoing, Publisher
-from shared.amqp.request_reply import NoAnswer, Requester, Unavailable
+from shared.amqp.publisher import OutgoingMessage, Publisher
+from shared.amqp.request_reply import NoResponseError, RpcClient, UnavailableError
 from shared.contracts.requests import Failure
 from shared.contracts.schedule_requests import Operation
 from shared.errors import InfrastructureError
@@ -22,7 +22,7 @@ EVERY: Final = 1.0
 TIMEOUT: Final = 2.0
 
 # To no queue: confirmed, and gone.
-_NOTHING: Final = Outgoing("", Properties(), b"", mandatory=False)
+_NOTHING: Final = OutgoingMessage("", Properties(), b"", mandatory=False)
 
 
 async def keep_talking(publisher: Publisher) -> None:
@@ -34,7 +34,7 @@ async def keep_talking(publisher: Publisher) -> None:
         await asyncio.sleep(EVERY)
 
 
-async def watch(requester: Requester, queue: str, *, part: str, health: Health) -> None:
+async def watch(requester: RpcClient, queue: str, *, part: str, health: Health) -> None:
     """Keep `health` told of the service that takes requests from `queue`, until cancelled."""
     await requester.ready()
     while True:
@@ -46,10 +46,10 @@ async def watch(requester: Requester, queue: str, *, part: str, health: Health) 
         await asyncio.sleep(EVERY)
 
 
-async def _fault(requester: Requester, queue: str) -> str | None:
+async def _fault(requester: RpcClient, queue: str) -> str | None:
     try:
         answer = await requester.ask(queue, Operation.PING, b"{}", timeout=TIMEOUT)
-    except (NoAnswer, Unavailable) as error:
+    except (NoResponseError, UnavailableError) as error:
         return str(error)
     if isinstance(answer, Failure):
         return answer.detail

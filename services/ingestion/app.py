@@ -12,14 +12,14 @@ from services.ingestion.retention import Retention
 from services.ingestion.settings import IngestionSettings
 from services.ingestion.store import Store
 from shared.amqp.consumer import Consumer
-from shared.amqp.message import Work
+from shared.amqp.message import ConsumerSpec
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.retry import RetryPolicy
+from shared.resilience.retry import RetryPolicy
 from shared.settings import load
 from shared.topology import CALLBACKS, EVENTS, POSTINGS, SCHEDULES, USER_EVENTS, topology
 
@@ -50,7 +50,7 @@ async def start(process: Process) -> None:
     outbox = Outbox(store, publisher, batch=settings.batch, steady=clock.monotonic)
     handler = Handler(known, store, outbox, clock, batch=settings.batch)
     consumer = Consumer(
-        Work(
+        ConsumerSpec(
             queue=EVENTS,
             read=partial(read, max_bytes=settings.max_message_bytes),
             identity=identity,

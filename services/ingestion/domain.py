@@ -24,11 +24,11 @@ class Kind(StrEnum):
     USER_EVENT = "user_event"
 
 
-class UnknownEvent(PermanentError):  # noqa: N818 - what is found
+class UnknownEventError(PermanentError):
     """No rule is about such events."""
 
 
-class RuleFailed(PermanentError):  # noqa: N818 - what happened
+class RuleError(PermanentError):
     """A rule can't be applied to this event; nothing was done about the event."""
 
 
@@ -88,11 +88,11 @@ class Rule(Protocol):
         ...
 
     def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether its condition holds; raises RuleFailed."""
+        """Whether its condition holds; raises RuleError."""
         ...
 
     def commands(self, values: Mapping[str, Any]) -> Sequence[tuple[str, Kind, bytes]]:
-        """Its commands with their labels within the rule; raises RuleFailed."""
+        """Its commands with their labels within the rule; raises RuleError."""
         ...
 
 
@@ -125,13 +125,15 @@ def decide(rules: Rules, received: Received, *, now: float) -> Decision:
     """What is to be done about an event at `now` (epoch seconds).
 
     Raises:
-        UnknownEvent: no rule is about it.
-        RuleFailed: one of its rules can't be applied.
+        UnknownEventError: no rule is about it.
+        RuleError: one of its rules can't be applied.
     """
     event = received.event
     about = rules.get((event.from_service, event.event))
     if about is None:
-        raise UnknownEvent(f"no rule knows the event {event.event!r} of {event.from_service!r}")
+        raise UnknownEventError(
+            f"no rule knows the event {event.event!r} of {event.from_service!r}"
+        )
     if event.expires_at is not None and event.expires_at.timestamp() <= now:
         return Decision(Verdict.STALE)
     values = received.values

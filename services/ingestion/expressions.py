@@ -11,8 +11,8 @@ from jinja2 import TemplateSyntaxError, Undefined, nodes
 from jinja2.environment import Template
 from jinja2.meta import find_undeclared_variables
 
-from shared.bounded_time import TimeLimit
-from shared.jinja import JsonEnvironment
+from shared.templating.sandbox import JsonEnvironment
+from shared.templating.time_limit import TimeLimit
 
 # Seconds of this process's time: a thousand times what an expression over a full event takes.
 LONGEST: Final = 0.2
@@ -22,11 +22,11 @@ _FORBIDDEN: Final = {
 }
 
 
-class WrongExpression(ValueError):  # noqa: N818 - what is found
+class InvalidExpressionError(ValueError):
     """A text of a rule is no expression that can be evaluated here."""
 
 
-class Failed(Exception):  # noqa: N818 - what happened
+class ExpressionFailedError(Exception):
     """The expression has no value for this event. `field` is where in the command, if known."""
 
     def __init__(self, reason: str, field: str = "") -> None:
@@ -48,7 +48,7 @@ class Expression:
         """Its value for an event, as JSON: dicts, lists, texts, numbers, booleans, None.
 
         Raises:
-            Failed: it has none; or evaluating it takes too long.
+            ExpressionFailedError: it has none; or evaluating it takes too long.
         """
         try:
             with _TIME:
@@ -56,10 +56,10 @@ class Expression:
                 for _ in self._template.root_render_func(context):
                     pass
                 return _plain(context.vars["result"])
-        except Failed:
+        except ExpressionFailedError:
             raise
         except Exception as error:  # whatever an expression raises is its own fault
-            raise Failed(getattr(error, "message", None) or str(error)) from error
+            raise ExpressionFailedError(getattr(error, "message", None) or str(error)) from error
 
 
 def _plain(value: Any, field: str = "") -> Any:
@@ -69,21 +69,21 @@ def _plain(value: Any, field: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item, f"{field}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, Undefined):
-        raise Failed(str(value._undefined_message), field)  # noqa: SLF001 - Jinja's own word for it
+        raise ExpressionFailedError(str(value._undefined_message), field)  # noqa: SLF001 - Jinja's own word for it
     if isinstance(value, Iterable):
         return [_plain(item, field) for item in value]
-    raise Failed("is no JSON", field)
+    raise ExpressionFailedError("is no JSON", field)
 
 
 def condition(text: str, names: frozenset[str]) -> Expression:
     """The expression in a text without braces, over variables of these names.
 
     Raises:
-        WrongExpression: it is none.
+        InvalidExpressionError: it is none.
     """
     node = _parsed("{{ (" + text + ") }}", names)
     if node is None or isinstance(node, nodes.Concat):
-        raise WrongExpression("must be one expression, without braces")
+        raise InvalidExpressionError("must be one expression, without braces")
     return Expression(node)
 
 
@@ -93,13 +93,13 @@ def node_of(value: Any, names: frozenset[str]) -> nodes.Expr:
     A text that is one `{{ … }}` and nothing else has that expression's value, whatever its type.
 
     Raises:
-        WrongExpression: a text is no template of expressions.
+        InvalidExpressionError: a text is no template of expressions.
     """
     if isinstance(value, str):
         return _parsed(value, names)
     if isinstance(value, bool | int | float):
         return nodes.Const(value)
-    raise WrongExpression("dates are written as texts")
+    raise InvalidExpressionError("dates are written as texts")
 
 
 def _parsed(text: str, names: frozenset[str]) -> nodes.Expr:
@@ -107,20 +107,20 @@ def _parsed(text: str, names: frozenset[str]) -> nodes.Expr:
         template = _ENVIRONMENT.parse(text)
         unknown = find_undeclared_variables(template) - names
     except TemplateSyntaxError as error:
-        raise WrongExpression(error.message or "is no expression") from None
+        raise InvalidExpressionError(error.message or "is no expression") from None
     except RecursionError:
-        raise WrongExpression("is nested too deeply") from None
+        raise InvalidExpressionError("is nested too deeply") from None
     for kind, why in _FORBIDDEN.items():
         if template.find(kind) is not None:
-            raise WrongExpression(why)
+            raise InvalidExpressionError(why)
     if unknown:
-        raise WrongExpression(
+        raise InvalidExpressionError(
             f"there is no {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}"
         )
     parts: list[nodes.Expr] = []
     for statement in template.body:
         if not isinstance(statement, nodes.Output):
-            raise WrongExpression("only {{ … }} can stand here, no {% … %}")
+            raise InvalidExpressionError("only {{ … }} can stand here, no {% … %}")
         parts += statement.nodes
     literal = [isinstance(part, nodes.TemplateData) for part in parts]
     exact: list[nodes.Expr] = [

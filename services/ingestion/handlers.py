@@ -11,19 +11,19 @@ from services.ingestion import metrics
 from services.ingestion.domain import (
     Received,
     Rules,
-    UnknownEvent,
+    UnknownEventError,
     Verdict,
     content_id,
     decide,
 )
 from services.ingestion.outbox import Outbox
 from services.ingestion.store import Accepted, Pending, Store
-from shared.amqp import reading
+from shared.amqp import parsing as reading
 from shared.amqp.message import Dead, Done, Message, Outcome
-from shared.batches import Batcher
 from shared.clock import Clock
 from shared.contracts.events import EVENT, Event
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
+from shared.resilience.batching import Batcher
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ def read(message: Message[Received], *, max_bytes: int) -> Received:
     """The event in a message, and by which id it is known: its own, the message's, or its content.
 
     Raises:
-        ContractViolation: it is none; every wrong field is named, no value is.
+        ContractViolationError: it is none; every wrong field is named, no value is.
     """
-    event = reading.read(message, {EVENT: Event}, max_bytes=max_bytes)
+    event = reading.parse_message(message, {EVENT: Event}, max_bytes=max_bytes)
     at = event.occurred_at.timestamp() if event.occurred_at else message.properties.timestamp
     return Received(event, event.event_id or message.id or content_id(event), at)
 
@@ -81,9 +81,9 @@ class Handler:
         """Act on an event; what follows from it is committed when this returns.
 
         Raises:
-            UnknownEvent: no rule is about it.
+            UnknownEventError: no rule is about it.
             RuleFailed: a rule can't be applied to it.
-            StoreLost: repeat it later.
+            StoreConnectionLostError: repeat it later.
         """
         received = message.model
         assert received is not None  # noqa: S101 - read comes first
@@ -133,9 +133,9 @@ def report(message: Message[Received], outcome: Outcome[Became]) -> BaseModel | 
 
 def _counter_of(error: Exception) -> Counter:
     match error:
-        case UnknownEvent():
+        case UnknownEventError():
             return metrics.UNKNOWN
-        case ContractViolation():
+        case ContractViolationError():
             return metrics.INVALID
         case _:
             return metrics.FAILED

@@ -11,7 +11,7 @@ from services.ingestion.domain import Kind
 from services.ingestion.store import Pending, Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts import headers
 from shared.contracts.callback import SEND_CALLBACK
 from shared.contracts.postings import POSTING
@@ -143,19 +143,19 @@ class Outbox:
             await self._store.release(refused, after=AGAIN)
 
 
-def message(pending: Pending) -> Outgoing:
+def message(pending: Pending) -> OutgoingMessage:
     """The message for a command, with a fresh message_id and the command's own id."""
     kind, exchange, routing_key = ROUTES[pending.command.kind]
     ours = {headers.ID: str(pending.command.id)}
     if pending.traceparent is not None:
         ours[headers.TRACEPARENT] = pending.traceparent
-    return Outgoing(
+    return OutgoingMessage(
         routing_key,
         Properties(
             content_type="application/json",
             headers=ours,
             delivery_mode=PERSISTENT,
-            message_id=fresh_id(),
+            message_id=new_id(),
             timestamp=int(pending.created_at),
             type=kind,
             app_id="ringback",

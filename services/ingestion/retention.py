@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from services.ingestion.store import Store
-from shared.postgres.pool import StoreLost
+from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Retention:
         while True:
             try:
                 await self.run_once()
-            except StoreLost as error:
+            except StoreConnectionLostError as error:
                 logger.warning("old keys stay for now: %s", error)
             await asyncio.sleep(EVERY)
 

@@ -21,11 +21,11 @@ from typing import Annotated, Any, Final
 from jinja2 import nodes
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from services.ingestion.domain import VARIABLES, Kind, RuleFailed, Rules
+from services.ingestion.domain import VARIABLES, Kind, RuleError, Rules
 from services.ingestion.expressions import (
     Expression,
-    Failed,
-    WrongExpression,
+    ExpressionFailedError,
+    InvalidExpressionError,
     condition,
     node_of,
 )
@@ -37,7 +37,7 @@ from shared.contracts.postings import Posting
 from shared.contracts.schedules import ScheduleCallback
 from shared.contracts.user_events import UserEvent
 from shared.errors import RingbackError
-from shared.jinja import LARGEST
+from shared.templating.sandbox import MAX_SIZE
 
 SHIPPED: Final = resources.files("services.ingestion").joinpath("rules.toml")
 MODELS: Final[Mapping[Kind, type[BaseModel]]] = {
@@ -52,7 +52,7 @@ _NAME: Final = TypeAdapter(Word)
 Table = dict[str, Any]
 
 
-class WrongRules(RingbackError):  # noqa: N818 - what the person has to mend
+class InvalidRulesError(RingbackError):
     """The rules can't be used; `faults` names file, key and reason of each. Exit code 2."""
 
     exit_code = 2
@@ -102,20 +102,20 @@ class CompiledRule:
         """Whether its condition holds.
 
         Raises:
-            RuleFailed: the condition has no value for this event.
+            RuleError: the condition has no value for this event.
         """
         if self.when is None:
             return True
         try:
             return bool(self.when.of(values))
-        except Failed as error:
-            raise RuleFailed(f"rule {self.name}, when: {error}") from None
+        except ExpressionFailedError as error:
+            raise RuleError(f"rule {self.name}, when: {error}") from None
 
     def commands(self, values: Mapping[str, Any]) -> list[tuple[str, Kind, bytes]]:
         """Its commands for an event: label, kind, and the body, which keeps its contract.
 
         Raises:
-            RuleFailed: a value is missing, or a command would break its contract.
+            RuleError: a value is missing, or a command would break its contract.
         """
         return [(each.label, each.kind, self._body(each, values)) for each in self.templates]
 
@@ -123,15 +123,15 @@ class CompiledRule:
         where = f"rule {self.name}, {template.label}"
         try:
             text = json_text(template.expression.of(values))
-            if len(text) > LARGEST:
-                raise RuleFailed(f"{where}: larger than {LARGEST} characters")
+            if len(text) > MAX_SIZE:
+                raise RuleError(f"{where}: larger than {MAX_SIZE} characters")
             body = text.encode()
             MODELS[template.kind].model_validate_json(body)
         except ValidationError as error:
             named = [f"{f.field}: {f.message}".removeprefix(": ") for f in field_errors(error)]
-            raise RuleFailed(f"{where}: {'; '.join(named[:FAULTS_NAMED])}") from None
-        except (Failed, ValueError, RecursionError) as error:
-            raise RuleFailed(f"{where}: {error}") from None
+            raise RuleError(f"{where}: {'; '.join(named[:FAULTS_NAMED])}") from None
+        except (ExpressionFailedError, ValueError, RecursionError) as error:
+            raise RuleError(f"{where}: {error}") from None
         return body
 
 
@@ -139,7 +139,7 @@ def load(file: Path | None = None) -> Rules:
     """What is in force, by event.
 
     Raises:
-        WrongRules: with every fault of the file.
+        InvalidRulesError: with every fault of the file.
     """
     found: dict[tuple[str, str], list[CompiledRule]] = {}
     for rule in by_name(file).values():
@@ -151,7 +151,7 @@ def by_name(file: Path | None = None) -> dict[str, CompiledRule]:
     """The shipped rules, and those of a file; one of the same name replaces a shipped one.
 
     Raises:
-        WrongRules: with every fault of the file.
+        InvalidRulesError: with every fault of the file.
     """
     rules = parsed(SHIPPED.read_text(encoding="utf-8"), "shipped")
     if file is not None:
@@ -159,7 +159,7 @@ def by_name(file: Path | None = None) -> dict[str, CompiledRule]:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
-            raise WrongRules((f"{file}: {reason}",)) from None
+            raise InvalidRulesError((f"{file}: {reason}",)) from None
         rules += parsed(text, str(file))
     return {rule.name: rule for rule in rules}
 
@@ -168,12 +168,12 @@ def parsed(text: str, source: str) -> list[CompiledRule]:
     """The rules in a text of TOML.
 
     Raises:
-        WrongRules: with every fault.
+        InvalidRulesError: with every fault.
     """
     try:
         tables = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise WrongRules((f"{source}: {error}",)) from None
+        raise InvalidRulesError((f"{source}: {error}",)) from None
     rules: list[CompiledRule] = []
     faults: list[str] = []
     for name, table in tables.items():
@@ -182,7 +182,7 @@ def parsed(text: str, source: str) -> list[CompiledRule]:
         if not found:
             rules.append(_compiled(name, table, source))
     if faults:
-        raise WrongRules(tuple(faults))
+        raise InvalidRulesError(tuple(faults))
     return rules
 
 
@@ -204,7 +204,7 @@ def _faults(name: str, table: Any) -> Iterator[tuple[str, str]]:
     if isinstance(when, str):
         try:
             condition(when, VARIABLES)
-        except WrongExpression as error:
+        except InvalidExpressionError as error:
             yield f"{name}.when", str(error)
     if written is None:
         return
@@ -221,7 +221,7 @@ def _command_faults(where: str, kind: Kind, command: Table) -> Iterator[tuple[st
     for path, value in _leaves(command):
         try:
             node_of(value, VARIABLES)
-        except WrongExpression as error:
+        except InvalidExpressionError as error:
             wrong.add(path[0])
             yield ".".join((where, *path)), str(error)
     missing = [key for key, f in fields.items() if f.is_required() and key not in command]

@@ -1,6 +1,6 @@
 """Keys of seen events and the outbox, in PostgreSQL. Every method is one statement.
 
-All raise StoreLost when the database is lost, slow or full; whether they took effect is unknown
+All raise StoreConnectionLostError when the database is lost, slow or full; whether they took effect is unknown
 then, and each may be repeated.
 """
 

@@ -7,25 +7,26 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.mailings import handlers, settle
-from services.mailings.depth import Depths
-from services.mailings.expansion import Expansion
+from services.mailings import handlers
+from services.mailings import settlement as settle
+from services.mailings.expansion.depth import QueueDepth
+from services.mailings.expansion.publisher import ThrottledPublisher
+from services.mailings.expansion.sources import ANYWHERE, Sources
+from services.mailings.expansion.worker import ExpansionWorker
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
-from services.mailings.outlet import Outlet
-from services.mailings.rendering.library import Library
+from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.requests import Requests
 from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
-from services.mailings.settle import Settler
-from services.mailings.sources import ANYWHERE, Sources
+from services.mailings.settlement import Settler
 from services.mailings.store import Store
 from shared.amqp.consumer import Consumer
-from shared.amqp.facts import LARGEST
-from shared.amqp.message import Work
+from shared.amqp.facts import MAX_BYTES
+from shared.amqp.message import ConsumerSpec
+from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
-from shared.amqp.reading import read
-from shared.amqp.request_reply import Responder
+from shared.amqp.request_reply import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.facts import FACTS
 from shared.contracts.message_facts import MessageFacts
@@ -35,7 +36,7 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.retry import RetryPolicy
+from shared.resilience.retry import RetryPolicy
 from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
@@ -68,7 +69,7 @@ async def start(process: Process) -> None:
     client = await process.stack.enter_async_context(
         Client(ANYWHERE, user_agent=f"Ringback/{VERSION}")
     )
-    depths = Depths(
+    depths = QueueDepth(
         url,
         name=f"{name} depths",
         topology=tables,
@@ -77,18 +78,18 @@ async def start(process: Process) -> None:
         steady=clock.monotonic,
     )
     store = Store(database)
-    expansion = Expansion(
+    expansion = ExpansionWorker(
         store,
         Sources(client, process.settings.sources),
-        Library(process.settings.templates_dir),
-        Outlet(publisher, depths, clock),
+        TemplateLoader(process.settings.templates_dir),
+        ThrottledPublisher(publisher, depths, clock),
         clock=clock,
         settings=settings,
     )
     intake = Intake(store, expansion.wake)
     settler = Settler(store)
 
-    def consumer(work: Work[Any, Any]) -> Consumer[Any, Any]:
+    def consumer(work: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
             work,
             url=url,
@@ -101,9 +102,11 @@ async def start(process: Process) -> None:
         )
 
     postings = consumer(
-        Work(
+        ConsumerSpec(
             queue=POSTINGS,
-            read=partial(read, models={POSTING: Posting}, max_bytes=settings.max_message_bytes),
+            read=partial(
+                parse_message, models={POSTING: Posting}, max_bytes=settings.max_message_bytes
+            ),
             identity=_none,
             handle=Handler(intake, clock).handle,
             policy=_policy,
@@ -112,9 +115,9 @@ async def start(process: Process) -> None:
         )
     )
     outcomes = consumer(
-        Work(
+        ConsumerSpec(
             queue=MAILINGS_OUTCOMES,
-            read=partial(read, models={FACTS: MessageFacts}, max_bytes=LARGEST),
+            read=partial(parse_message, models={FACTS: MessageFacts}, max_bytes=MAX_BYTES),
             identity=_none,
             handle=settler.handle,
             policy=_policy,
@@ -122,7 +125,7 @@ async def start(process: Process) -> None:
             drain=_nothing,
         )
     )
-    responder = Responder(
+    responder = RpcServer(
         MAILINGS_REQUESTS,
         Requests(intake, store, clock).handlers(),
         url=url,

@@ -12,7 +12,7 @@ from zoneinfo import available_timezones
 from pydantic import TypeAdapter
 
 from shared.contracts.callback import ClientId
-from shared.contracts.messages import EmailAddress, Phone, Way
+from shared.contracts.messages import Channel, EmailAddress, Phone
 from shared.contracts.posting_requests import MessageState, PostingState
 
 _NAMESPACE: Final = UUID("a3f0a1a7-96b8-4d0d-9a40-0f3a4b9d5c11")
@@ -30,7 +30,7 @@ _PHONE_MARKS: Final = str.maketrans("", "", "+-() \u00a0")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
-class WrongPosting(Exception):  # noqa: N818 - what is found
+class InvalidPostingError(Exception):
     """The posting can't be gone on with; the text says why."""
 
 
@@ -47,9 +47,9 @@ def posting_of_key(client_id: str | None, idempotency_key: str) -> UUID:
     return uuid5(_NAMESPACE, f"{client_id or ''}\0key:{idempotency_key}")
 
 
-def message_id(posting: UUID, way: Way, user_id: str) -> UUID:
+def message_id(posting: UUID, channel: Channel, user_id: str) -> UUID:
     """The id of the message to a user, the same whenever it is worked out anew."""
-    return uuid5(posting, f"{way} {user_id}")
+    return uuid5(posting, f"{channel} {user_id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PageUrls:
         """Those of a list of receivers.
 
         Raises:
-            WrongPosting: its page_number or page_size is no number, or too large.
+            InvalidPostingError: its page_number or page_size is no number, or too large.
         """
         path, _, query = url.partition("#")[0].partition("?")
         given: dict[str, str] = {}
@@ -80,7 +80,7 @@ class PageUrls:
                 others.append(part)
         size = _number("page_size", given.get("page_size"), DEFAULT_PAGE_SIZE)
         if not 1 <= size <= LARGEST_PAGE_SIZE:
-            raise WrongPosting(f"receivers: page_size must be from 1 to {LARGEST_PAGE_SIZE}")
+            raise InvalidPostingError(f"receivers: page_size must be from 1 to {LARGEST_PAGE_SIZE}")
         first = _number("page_number", given.get("page_number"), 1)
         before = "&".join([*others, "page_number="])
         return cls(f"{path}?{before}", f"&page_size={size}", first, size)
@@ -94,7 +94,7 @@ def _number(name: str, text: str | None, default: int) -> int:
     if text is None:
         return default
     if not _NUMBER.fullmatch(text):
-        raise WrongPosting(f"receivers: {name} must be a number")
+        raise InvalidPostingError(f"receivers: {name} must be a number")
     return int(text)
 
 
@@ -109,14 +109,14 @@ def page(value: Any, size: int) -> Page:
     """The page in an answer: a list, `{"results": [...]}`, or a user by himself.
 
     Raises:
-        WrongPosting: it is none of these.
+        InvalidPostingError: it is none of these.
     """
     if isinstance(value, dict):
         if "results" not in value:
             return Page([value], last=True)
         value = value["results"]
     if not isinstance(value, list):
-        raise WrongPosting('the answer is no list, no {"results": […]} and no user')
+        raise InvalidPostingError('the answer is no list, no {"results": […]} and no user')
     return Page(value, last=len(value) < size)
 
 
@@ -141,12 +141,12 @@ def user_id(item: Any) -> str | Skip:
     return Skip("not a user: id: must be a text of 1 to 255 characters, or a number")
 
 
-def address(user: Mapping[str, Any], way: Way, kind: str) -> str | Skip:
+def address(user: Mapping[str, Any], channel: Channel, kind: str) -> str | Skip:
     """Where a user gets a message of this kind, if he wants it this way."""
     if user.get("is_active", True) is not True:
         return Skip("inactive")
-    if user.get(f"{way}_notifications") is not True:
-        return Skip(f"{way} not wanted")
+    if user.get(f"{channel}_notifications") is not True:
+        return Skip(f"{channel} not wanted")
     kinds = user.get("notifications")
     if isinstance(kinds, dict) and kinds.get(kind) is False:
         return Skip(f"{kind} not wanted")
@@ -154,7 +154,7 @@ def address(user: Mapping[str, Any], way: Way, kind: str) -> str | Skip:
     if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
         shown = repr(zone[:_QUOTED]) if isinstance(zone, str) else "that is no text"
         return Skip(f"unknown time zone {shown}")
-    return _email(user) if way == "email" else _phone(user)
+    return _email(user) if channel == "email" else _phone(user)
 
 
 def _email(user: Mapping[str, Any]) -> str | Skip:

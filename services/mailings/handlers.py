@@ -10,7 +10,7 @@ from services.mailings.intake import Intake, OtherOrder, order
 from shared.amqp.message import Dead, Message, Outcome
 from shared.clock import Clock
 from shared.contracts.postings import Posting
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ class Handler:
         """Take a posting in, under its logical id; it is committed when this returns.
 
         Raises:
-            ContractViolation: another posting came under this id.
-            StoreLost: repeat it later.
+            ContractViolationError: another posting came under this id.
+            StoreConnectionLostError: repeat it later.
         """
         posting = message.model
         assert posting is not None  # noqa: S101 - read comes first
@@ -41,7 +41,7 @@ class Handler:
             )
         )
         if isinstance(taken, OtherOrder):
-            raise ContractViolation("another posting came under this id: give each its own")
+            raise ContractViolationError("another posting came under this id: give each its own")
 
 
 def report(message: Message[Posting], outcome: Outcome[None]) -> BaseModel | None:

@@ -10,9 +10,9 @@ from uuid import UUID
 
 from services.mailings import metrics
 from services.mailings.store import Order, Store
-from shared.batches import Batcher
 from shared.contracts.posting_requests import PostingAccepted, PostingState
 from shared.contracts.postings import Posting
+from shared.resilience.batching import Batcher
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Intake:
         """Take an order in, or find that it was before: a repeat changes nothing.
 
         Raises:
-            StoreLost: repeat it with the same id.
+            StoreConnectionLostError: repeat it with the same id.
         """
         if await self._batches.add(ordered):
             metrics.POSTINGS.labels("accepted").inc()

@@ -11,18 +11,18 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from services.mailings.domain import Skip, address, message_id, stored, user_id
-from services.mailings.rendering.edition import Edition, Unrenderable
+from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
 from services.mailings.store import Row
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, fresh_id
+from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts import headers
 from shared.contracts.context import field_errors
-from shared.contracts.messages import SEND_EMAIL, SEND_SMS, SendEmail, SendSms, Way
+from shared.contracts.messages import SEND_EMAIL, SEND_SMS, Channel, SendEmail, SendSms
 from shared.topology import MESSAGES_EMAIL, MESSAGES_SMS
 
-QUEUES: Final[Mapping[Way, str]] = {"email": MESSAGES_EMAIL, "sms": MESSAGES_SMS}
-_TYPES: Final[Mapping[Way, str]] = {"email": SEND_EMAIL, "sms": SEND_SMS}
+QUEUES: Final[Mapping[Channel, str]] = {"email": MESSAGES_EMAIL, "sms": MESSAGES_SMS}
+_TYPES: Final[Mapping[Channel, str]] = {"email": SEND_EMAIL, "sms": SEND_SMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Draft(NamedTuple):
     """A message that is ready to go out."""
 
     id: UUID
-    way: Way
+    channel: Channel
     body: bytes
 
 
@@ -55,7 +55,7 @@ class Composer:
         self,
         posting_id: UUID,
         expires_at: datetime | None,
-        editions: Mapping[Way, tuple[Edition, str]],
+        editions: Mapping[Channel, tuple[BoundTemplate, str]],
         unsubscribe_url: str | None,
     ) -> None:
         self._posting_id = posting_id
@@ -66,26 +66,26 @@ class Composer:
 
     def compose(self, to: Addressee) -> Iterator[tuple[Row, Draft | None]]:
         """A row for each way, with the message unless there is a reason against it."""
-        for way, (edition, kind) in self._editions.items():
-            message = message_id(self._posting_id, way, to.id)
-            body = to.fault or self._body(message, to, way, edition, kind)
+        for channel, (edition, kind) in self._editions.items():
+            message = message_id(self._posting_id, channel, to.id)
+            body = to.fault or self._body(message, to, channel, edition, kind)
             if isinstance(body, str):
-                yield Row(message, to.id, way, stored(body)), None
+                yield Row(message, to.id, channel, stored(body)), None
             else:
-                yield Row(message, to.id, way, None), Draft(message, way, body)
+                yield Row(message, to.id, channel, None), Draft(message, channel, body)
 
     def _body(
-        self, message: UUID, to: Addressee, way: Way, edition: Edition, kind: str
+        self, message: UUID, to: Addressee, channel: Channel, edition: BoundTemplate, kind: str
     ) -> bytes | str:
         """The body, or why there is none."""
-        where = address(to.user, way, kind)
+        where = address(to.user, channel, kind)
         if isinstance(where, Skip):
             return where.why
-        url = self._unsubscribe(to.id, kind) if way == "email" else None
+        url = self._unsubscribe(to.id, kind) if channel == "email" else None
         try:
             subject, text, html = edition.render(to.user, unsubscribe_url=url)
             model: SendEmail | SendSms
-            if way == "email":
+            if channel == "email":
                 model = self._email(
                     id=str(message),
                     user_id=to.id,
@@ -97,7 +97,7 @@ class Composer:
                 )
             else:
                 model = self._sms(id=str(message), user_id=to.id, phone=where, text=text)
-        except Unrenderable as error:
+        except RenderingError as error:
             return str(error)
         except ValidationError as error:
             fault = field_errors(error)[0]
@@ -111,20 +111,20 @@ class Composer:
         return url.replace("{user_id}", quote(user, safe=""))
 
 
-def outgoing(draft: Draft, traceparent: str | None, now: float) -> Outgoing:
+def outgoing(draft: Draft, traceparent: str | None, now: float) -> OutgoingMessage:
     """The AMQP message for a draft, with a fresh message_id and the draft's own id."""
     ours = {headers.ID: str(draft.id)}
     if traceparent is not None:
         ours[headers.TRACEPARENT] = traceparent
-    return Outgoing(
-        QUEUES[draft.way],
+    return OutgoingMessage(
+        QUEUES[draft.channel],
         Properties(
             content_type="application/json",
             headers=ours,
             delivery_mode=PERSISTENT,
-            message_id=fresh_id(),
+            message_id=new_id(),
             timestamp=int(now),
-            type=_TYPES[draft.way],
+            type=_TYPES[draft.channel],
             app_id="ringback",
         ),
         draft.body,

@@ -4,16 +4,20 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from shared.contracts.messages import Way
+from shared.contracts.messages import Channel
 from shared.contracts.posting_requests import MessageState
 
 POSTINGS: Final = Counter("ringback_postings", "Postings, by what became of them.", ["outcome"])
 _MESSAGES: Final = Counter(
-    "ringback_posting_messages", "Messages of postings, by what became of them.", ["way", "outcome"]
+    "ringback_posting_messages",
+    "Messages of postings, by what became of them.",
+    ["channel", "outcome"],
 )
-_WAYS: Final[tuple[Way, ...]] = ("email", "sms")
+_CHANNELS: Final[tuple[Channel, ...]] = ("email", "sms")
 MESSAGES: Final = {
-    (way, status): _MESSAGES.labels(way, status.value) for way in _WAYS for status in MessageState
+    (channel, status): _MESSAGES.labels(channel, status.value)
+    for channel in _CHANNELS
+    for status in MessageState
 }
 PAGE: Final = Histogram(
     "ringback_posting_page_seconds",

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from services.mailings.domain import posting_of_key
 from services.mailings.intake import Intake, OtherOrder, order
 from services.mailings.store import Store
-from shared.amqp.reading import asked
-from shared.amqp.request_reply import Asker
+from shared.amqp.parsing import parse_request
+from shared.amqp.request_reply import RequestContext
 from shared.clock import Clock
 from shared.contracts.posting_requests import (
     CreatePosting,
@@ -28,7 +28,7 @@ from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
-Handler = Callable[[Asker, bytes], Awaitable[Answer]]
+Handler = Callable[[RequestContext, bytes], Awaitable[Answer]]
 
 # Requests that use a connection to the database at a time.
 SIDE_BY_SIDE: Final = 2
@@ -61,43 +61,43 @@ class Requests:
             Operation.MESSAGES: _bound(ListPostingMessages, self._messages),
         }
 
-    async def _create(self, asker: Asker, wish: CreatePosting) -> Answer:
+    async def _create(self, context: RequestContext, wish: CreatePosting) -> Answer:
         key = wish.idempotency_key
-        id_ = uuid4() if key is None else posting_of_key(asker.client_id, key)
+        id_ = uuid4() if key is None else posting_of_key(context.client_id, key)
         taken = await self._intake.take(
             order(
                 id_,
                 wish.posting,
                 at=self._clock.now(),
-                client_id=asker.client_id,
-                traceparent=asker.traceparent,
+                client_id=context.client_id,
+                traceparent=context.traceparent,
             )
         )
         return OTHER_ORDER if isinstance(taken, OtherOrder) else taken
 
-    async def _get(self, asker: Asker, wish: GetPosting) -> Answer:
+    async def _get(self, context: RequestContext, wish: GetPosting) -> Answer:
         async with self._places:
-            return await self._store.status(wish.id, asker.client_id) or NO_POSTING
+            return await self._store.status(wish.id, context.client_id) or NO_POSTING
 
-    async def _list(self, asker: Asker, wish: ListPostings) -> Answer:
+    async def _list(self, context: RequestContext, wish: ListPostings) -> Answer:
         before = _before(wish.cursor)
         if before is None:
             return NO_CURSOR
         async with self._places:
             found = await self._store.postings(
-                asker.client_id, wish.from_event, before, wish.limit + 1
+                context.client_id, wish.from_event, before, wish.limit + 1
             )
         items = found[: wish.limit]
         more = len(found) > wish.limit
         return Postings(items=items, next_cursor=_cursor(items[-1]) if more else None)
 
-    async def _messages(self, asker: Asker, wish: ListPostingMessages) -> Answer:
+    async def _messages(self, context: RequestContext, wish: ListPostingMessages) -> Answer:
         try:
             after = UUID(wish.cursor) if wish.cursor else UUID(int=0)
         except ValueError:
             return NO_CURSOR
         async with self._places:
-            if not await self._store.known(wish.id, asker.client_id):
+            if not await self._store.known(wish.id, context.client_id):
                 return NO_POSTING
             found = await self._store.messages(wish.id, after, wish.status, wish.limit + 1)
         items = found[: wish.limit]
@@ -123,10 +123,10 @@ def _before(cursor: str | None) -> tuple[datetime, UUID] | None:
 
 
 def _bound(
-    model: type[B], operation: Callable[[Asker, B], Awaitable[Answer]], *, within: str = ""
+    model: type[B], operation: Callable[[RequestContext, B], Awaitable[Answer]], *, within: str = ""
 ) -> Handler:
-    async def handle(asker: Asker, body: bytes) -> Answer:
-        wish = asked(model, body, within=within)
-        return wish if isinstance(wish, Failure) else await operation(asker, wish)
+    async def handle(context: RequestContext, body: bytes) -> Answer:
+        wish = parse_request(model, body, within=within)
+        return wish if isinstance(wish, Failure) else await operation(context, wish)
 
     return handle

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from services.mailings.store import Store
-from shared.postgres.pool import StoreLost
+from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Retention:
         while True:
             try:
                 await self.run_once(POSTINGS)
-            except StoreLost as error:
+            except StoreConnectionLostError as error:
                 logger.warning("old postings stay for now: %s", error)
             await asyncio.sleep(EVERY)
 

@@ -1,7 +1,7 @@
 """Postings and their messages in PostgreSQL. Every method is one statement or one transaction.
 
-All raise StoreLost when the database is lost, slow or full; whether they took effect is unknown
-then. What a turn writes is bound to the number of its lease, and raises LeaseLost once another
+All raise StoreConnectionLostError when the database is lost, slow or full; whether they took effect is unknown
+then. What a turn writes is bound to the number of its lease, and raises LeaseLostError once another
 turn has begun.
 """
 
@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 
 from services.mailings import domain
-from shared.contracts.messages import Way
+from shared.contracts.messages import Channel
 from shared.contracts.posting_requests import (
     MessageState,
     PostingMessage,
@@ -31,7 +31,7 @@ SQL: Final = queries("services.mailings")
 MOST_REASONS: Final = 100
 
 
-class LeaseLost(Exception):  # noqa: N818 - what happened
+class LeaseLostError(Exception):
     """Another turn of this posting has begun: this one may change nothing more."""
 
 
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
     id: UUID
     user_id: str
-    way: Way
+    channel: Channel
     why: str | None
 
 
@@ -210,7 +210,7 @@ class Store:
         if not await self._database.fetchrow(
             SQL["checkpoint"], claim.id, claim.lease, pages, receivers, lease
         ):
-            raise LeaseLost
+            raise LeaseLostError
 
     async def put_off(
         self, claim: Claim, *, held: bool, delay: float, tries: int, reason: str | None
@@ -236,7 +236,7 @@ class Store:
 
     async def settle(
         self, facts: Sequence[Settled]
-    ) -> tuple[list[tuple[Way, MessageState]], list[Finished]]:
+    ) -> tuple[list[tuple[Channel, MessageState]], list[Finished]]:
         """Give messages the states that facts tell; what changed, and the postings that are done.
 
         A fact about a message that is not there, or that changes nothing, is passed over.
@@ -263,7 +263,7 @@ class Store:
             await connection.execute(SQL["settle"], *map(list, zip(*after.values(), strict=True)))
             recounted = await connection.fetch(SQL["recount"], *_counts(changes))
         return (
-            [(row["way"], fact.status) for row, fact in changes],
+            [(row["channel"], fact.status) for row, fact in changes],
             [
                 Finished(row["id"], row["from_event"], _messages(row))
                 for row in recounted
@@ -286,7 +286,7 @@ class Store:
 
 async def _lock(connection: Any, claim: Claim) -> None:
     if not await connection.fetchrow(SQL["lock"], claim.id, claim.lease):
-        raise LeaseLost
+        raise LeaseLostError
 
 
 def _progress(row: Any) -> dict[str, Any]:

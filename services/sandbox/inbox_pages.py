@@ -8,8 +8,8 @@ from urllib.parse import quote
 from aiohttp import web
 from yarl import URL
 
-from services.sandbox.frame import HEADERS, framed, moment, tag
 from services.sandbox.inbox import SHOWN, Arrival, Inbox
+from services.sandbox.layout import HEADERS, framed, moment, tag
 from services.sandbox.mails import headers, part, read, subject
 from services.sandbox.orders import MailOrder, SmsOrder
 from services.sandbox.sms import text

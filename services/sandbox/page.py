@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from yarl import URL
 
-from services.sandbox.frame import framed, moment, tag
+from services.sandbox.layout import framed, moment, tag
 from services.sandbox.store import KEPT_BYTES, Delivery, Mailbox
 
 

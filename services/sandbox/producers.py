@@ -18,7 +18,7 @@ from yarl import URL
 
 from services.sandbox.apis import base
 from services.sandbox.events import EVENTS, EXCHANGE, TYPE, Producer, Producers, Production
-from services.sandbox.frame import HEADERS, framed, moment, tag
+from services.sandbox.layout import HEADERS, framed, moment, tag
 from services.sandbox.parsing import PROBLEM, parsed
 
 KEPT: Final = 20
@@ -31,7 +31,7 @@ _PATIENCE: Final = 5.0
 _NAME = f"{{name:{'|'.join(get_args(Producer))}}}"
 
 
-class NotPublished(Exception):  # noqa: N818 - what happened
+class NotPublishedError(Exception):
     """The broker did not take all of the events; says why, without a password."""
 
 
@@ -103,7 +103,7 @@ class ProducersApi:
         fault = None
         try:
             await publish(self._amqp_url, events)
-        except NotPublished as error:
+        except NotPublishedError as error:
             fault = str(error)
         shown = tuple(events[:SHOWN_EVENTS])
         publication = Publication(now.timestamp(), producer, len(events), shown, fault)
@@ -117,14 +117,16 @@ async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
     The exchange is not declared: it is Ringback's.
 
     Raises:
-        NotPublished: not all of them were taken.
+        NotPublishedError: not all of them were taken.
     """
     shown = censor_url(URL(amqp_url))
     try:
         async with asyncio.timeout(_PATIENCE):
             connection = await aio_pika.connect(amqp_url)
     except (AMQPError, OSError, TimeoutError) as error:
-        raise NotPublished(f"no connection to RabbitMQ at {shown}: {_described(error)}") from None
+        raise NotPublishedError(
+            f"no connection to RabbitMQ at {shown}: {_described(error)}"
+        ) from None
     try:
         async with connection:
             channel = await connection.channel(on_return_raises=True)
@@ -134,16 +136,16 @@ async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
                     *(_publish_one(exchange, each) for each in events[start:][:_IN_FLIGHT])
                 )
     except ChannelNotFoundEntity:
-        raise NotPublished(
+        raise NotPublishedError(
             f"RabbitMQ at {shown} has no exchange {EXCHANGE!r}: run `ringback topology declare`"
         ) from None
     except DeliveryError:
-        raise NotPublished(
+        raise NotPublishedError(
             f"no queue takes it: nothing is bound to the exchange {EXCHANGE!r} for it, or the queue"
             " is full; run `ringback topology check`"
         ) from None
     except (AMQPError, OSError, TimeoutError) as error:
-        raise NotPublished(
+        raise NotPublishedError(
             f"RabbitMQ at {shown} did not confirm; some may have been taken: {_described(error)}"
         ) from None
 

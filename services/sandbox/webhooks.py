@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from services.sandbox.domain import Verdict, judge
-from services.sandbox.frame import HEADERS
+from services.sandbox.layout import HEADERS
 from services.sandbox.misbehaviour import misbehave
 from services.sandbox.orders import Behaviour, Delay, Order
 from services.sandbox.page import render

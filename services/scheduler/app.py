@@ -7,25 +7,26 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.scheduler import handlers, settle
-from services.scheduler.announce import Announcer
+from services.scheduler import handlers
+from services.scheduler import settlement as settle
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
+from services.scheduler.facts import FactPublisher
 from services.scheduler.handlers import Handler
 from services.scheduler.intake import Intake
-from services.scheduler.notify import Notifier
+from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
 from services.scheduler.requests import Requests
 from services.scheduler.retention import Retention
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.settle import Settler
+from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
 from shared.amqp.consumer import Consumer
-from shared.amqp.facts import LARGEST
-from shared.amqp.message import Work
+from shared.amqp.facts import MAX_BYTES
+from shared.amqp.message import ConsumerSpec
+from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
-from shared.amqp.reading import read
-from shared.amqp.request_reply import Responder
+from shared.amqp.request_reply import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.facts import FACTS, Facts
 from shared.errors import RingbackError
@@ -33,10 +34,10 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.retry import RetryPolicy
-from shared.sealing import Seal
+from shared.resilience.retry import RetryPolicy
+from shared.security.encryption import SecretCipher
+from shared.security.tickets import Tickets
 from shared.settings import load
-from shared.tickets import Tickets
 from shared.topology import (
     CALLBACKS,
     SCHEDULER_OUTCOMES,
@@ -49,7 +50,7 @@ from shared.topology import (
 SCHEMA = Schema.of("services.scheduler")
 
 
-class NoSecretsKey(RingbackError):  # noqa: N818 - what is missing
+class MissingSecretsKeyError(RingbackError):
     """Secrets would lie in the database unencrypted: wrong configuration."""
 
     exit_code = 2
@@ -59,15 +60,15 @@ async def start(process: Process) -> None:
     """Put the scheduler together and set it going.
 
     Raises:
-        NoSecretsKey: there is no key to seal secrets with.
+        MissingSecretsKeyError: there is no key to seal secrets with.
     """
     settings = load(SchedulerSettings, "scheduler")
     if process.settings.secrets_key is None:
-        raise NoSecretsKey(
+        raise MissingSecretsKeyError(
             "RINGBACK_SECRETS_KEY: not set, but secrets must not lie in the database unencrypted;"
             " make one: openssl rand -base64 32"
         )
-    seal = Seal.of(process.settings.secrets_key.get_secret_value())
+    seal = SecretCipher.of(process.settings.secrets_key.get_secret_value())
     tickets = Tickets.of(process.settings)
     name = f"ringback scheduler {socket.gethostname()}"
     url, health = process.settings.amqp_url, process.health
@@ -87,10 +88,10 @@ async def start(process: Process) -> None:
         amqp = Publisher(
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
-    store, clock, announcer = Store(database), DatabaseClock(), Announcer(publisher)
+    store, clock, announcer = Store(database), DatabaseClock(), FactPublisher(publisher)
     dispatcher = Dispatcher(
         store,
-        Notifier(publisher, amqp, seal, tickets),
+        NotificationPublisher(publisher, amqp, seal, tickets),
         announcer,
         clock,
         batch=settings.batch,
@@ -109,7 +110,7 @@ async def start(process: Process) -> None:
     operations = Operations(store, announcer, clock, dispatcher.soon)
     settler = Settler(store, announcer, dispatcher.soon, dispatcher.calm)
 
-    def consumer(work: Work[Any, Any]) -> Consumer[Any, Any]:
+    def consumer(work: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
             work,
             url=url,
@@ -122,7 +123,7 @@ async def start(process: Process) -> None:
         )
 
     schedules = consumer(
-        Work(
+        ConsumerSpec(
             queue=SCHEDULES,
             read=partial(handlers.read, max_bytes=settings.max_message_bytes),
             identity=_none,
@@ -133,9 +134,9 @@ async def start(process: Process) -> None:
         )
     )
     outcomes = consumer(
-        Work(
+        ConsumerSpec(
             queue=SCHEDULER_OUTCOMES,
-            read=partial(read, models={FACTS: Facts}, max_bytes=LARGEST),
+            read=partial(parse_message, models={FACTS: Facts}, max_bytes=MAX_BYTES),
             identity=_none,
             handle=settler.handle,
             policy=_policy,
@@ -143,7 +144,7 @@ async def start(process: Process) -> None:
             drain=_nothing,
         )
     )
-    responder = Responder(
+    responder = RpcServer(
         SCHEDULER_REQUESTS,
         Requests(
             intake, operations, fault=lambda: health.fault, anonymous=settings.anonymous

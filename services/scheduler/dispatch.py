@@ -10,17 +10,17 @@ from typing import Final
 from uuid import UUID
 
 from services.scheduler import domain, metrics
-from services.scheduler.announce import Announcer
 from services.scheduler.clock import DatabaseClock
-from services.scheduler.domain import Event, Happened, Step
-from services.scheduler.notify import Notifier
+from services.scheduler.domain import Happened, ScheduledCallback, Step
+from services.scheduler.facts import FactPublisher
+from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.store import BEGINNING, Claim, Store
-from shared.amqp.publisher import PublishRefused, PublishUnknown, Unpublishable
+from shared.amqp.publisher import PublishRefusedError, PublishUnknownError, UnpublishableError
 from shared.errors import InfrastructureError
-from shared.postgres.pool import StoreLost
-from shared.sealing import Unopenable
+from shared.postgres.pool import StoreConnectionLostError
+from shared.security.encryption import DecryptionError
 
-Then = Callable[[Event, datetime], Step]
+Then = Callable[[ScheduledCallback, datetime], Step]
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class Dispatcher:
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
-        notifier: Notifier,
-        announcer: Announcer,
+        notifier: NotificationPublisher,
+        announcer: FactPublisher,
         clock: DatabaseClock,
         *,
         batch: int,
@@ -115,7 +115,7 @@ class Dispatcher:
                 full = await self.run_once(limit) == limit
                 if not full:
                     await self._plan()
-            except StoreLost as error:
+            except StoreConnectionLostError as error:
                 logger.warning("nothing can be claimed: %s", error)
                 self._wanted, full = loop.time() + AGAIN, False
             if full:
@@ -129,7 +129,7 @@ class Dispatcher:
         """Claim what is due, at most `limit`, and set its publishing going; how many.
 
         Raises:
-            StoreLost: nothing may have been claimed; what was, is fired when its lease is over.
+            StoreConnectionLostError: nothing may have been claimed; what was, is fired when its lease is over.
         """
         await self._places.acquire()
         try:
@@ -199,21 +199,21 @@ class Dispatcher:
                 continue
             try:
                 results.append(self._notifier.publish(claim))
-            except (Unopenable, Unpublishable) as error:
-                hopeless = isinstance(error, Unpublishable)
+            except (DecryptionError, UnpublishableError) as error:
+                hopeless = isinstance(error, UnpublishableError)
                 steps[event.id] = event.dispatch, _refused(str(error), final=hopeless)
             else:
                 fired.append(claim)
         outcomes = await asyncio.gather(*results, return_exceptions=True)
-        unpublished: list[Event] = []
-        confirmed: list[Event] = []
+        unpublished: list[ScheduledCallback] = []
+        confirmed: list[ScheduledCallback] = []
         for claim, outcome in zip(fired, outcomes, strict=True):
             event, by_amqp = claim.event, claim.content.exchange is not None
             if outcome is None:
                 confirmed.append(event)
                 if by_amqp:
                     steps[event.id] = event.dispatch, _taken_by_broker
-            elif by_amqp and isinstance(outcome, PublishRefused | PublishUnknown):
+            elif by_amqp and isinstance(outcome, PublishRefusedError | PublishUnknownError):
                 steps[event.id] = event.dispatch, _refused(str(outcome), final=False)
             elif isinstance(outcome, InfrastructureError):
                 unpublished.append(event)
@@ -222,7 +222,7 @@ class Dispatcher:
         self._observe(confirmed, len(unpublished))
         await self._write(steps, unpublished)
 
-    def _observe(self, confirmed: Sequence[Event], unpublished: int) -> None:
+    def _observe(self, confirmed: Sequence[ScheduledCallback], unpublished: int) -> None:
         now = self._clock.now()
         for event in confirmed:
             if event.attempts == event.retries == 0:
@@ -234,13 +234,15 @@ class Dispatcher:
         metrics.UNPUBLISHED.inc(unpublished)
 
     async def _write(
-        self, steps: Mapping[UUID, tuple[int, Then]], unpublished: Sequence[Event]
+        self, steps: Mapping[UUID, tuple[int, Then]], unpublished: Sequence[ScheduledCallback]
     ) -> None:
         """Write what became of events that wait for no fact."""
         happened: list[Happened] = []
-        after: list[Event] = []
+        after: list[ScheduledCallback] = []
 
-        def decide(live: Mapping[UUID, Event], now: datetime) -> list[Event]:
+        def decide(
+            live: Mapping[UUID, ScheduledCallback], now: datetime
+        ) -> list[ScheduledCallback]:
             happened.clear()
             after.clear()
             for event_id, (dispatch, then) in steps.items():
@@ -259,7 +261,7 @@ class Dispatcher:
             if steps:
                 now = await self._store.change(list(steps), decide)
                 await self._announcer.tell(happened, now)
-        except StoreLost as error:
+        except StoreConnectionLostError as error:
             logger.warning("left to their leases: %s", error)
             return
         for event in after:
@@ -267,12 +269,12 @@ class Dispatcher:
                 self.soon(event.next_at)
 
 
-def _taken_by_broker(event: Event, now: datetime) -> Step:
+def _taken_by_broker(event: ScheduledCallback, now: datetime) -> Step:
     return domain.delivered(event, event.dispatch, 1, now)
 
 
 def _refused(error: str, *, final: bool) -> Then:
-    def then(event: Event, now: datetime) -> Step:
+    def then(event: ScheduledCallback, now: datetime) -> Step:
         return domain.given_back(event, event.dispatch, 1, error, now, final=final)
 
     return then

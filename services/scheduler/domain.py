@@ -10,11 +10,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler.recurrence import Rhythm, following
-from shared.contracts.schedules import FARTHEST, RetryParams, ScheduleCallback, Status
+from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
 from shared.topology import TIERS
 
 DEFAULT_BASE_DELAY: Final = 60.0
-# A wait is stretched by up to half in the tiers (shared/retry.py).
+# A wait is stretched by up to half in the tiers (shared/resilience/retry.py).
 STRETCH: Final = 1.5
 # Seconds for one try that names no timeout: what the callback service grants by default.
 DEFAULT_TIMEOUT: Final = 10.0
@@ -36,7 +36,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ScheduledCallback:
     """A live event. All moments are the database's.
 
     run_at: when the current occurrence is due. next_at: when it wants attention: the due moment,
@@ -81,22 +81,22 @@ class Happened:
     status: NOTIFIED, FAILED, CANCELLED or RETRYING, of this occurrence.
     """
 
-    event: Event
+    event: ScheduledCallback
     status: Status
     error: str | None = None
     next_at: datetime | None = None
     misfired: bool = False
 
 
-Step = tuple[Event, Happened | None]
+Step = tuple[ScheduledCallback, Happened | None]
 
 
 def main_delay(rules: Rules, retries: int) -> float:
     """Seconds before main retry number `retries` + 1; never more than ten years."""
     try:
-        return min(rules.base_delay * math.pow(rules.growth, retries), FARTHEST)
+        return min(rules.base_delay * math.pow(rules.growth, retries), MAX_DELAY_AHEAD)
     except OverflowError:
-        return FARTHEST
+        return MAX_DELAY_AHEAD
 
 
 def quick_wait(count: int) -> float:
@@ -116,7 +116,7 @@ def lease(retry: RetryParams, timeout: float | None, *, slack: float) -> float:
     return min(quick_wait(count) + tries, retry.stop_after_delay) + slack
 
 
-def taken(event: Event, now: datetime) -> Step:
+def taken(event: ScheduledCallback, now: datetime) -> Step:
     """What becomes of an event that was claimed: the same one is to be fired, any other is not."""
     if event.cancelled:
         return _end(event, Status.CANCELLED, event.last_error, now)
@@ -132,7 +132,9 @@ def taken(event: Event, now: datetime) -> Step:
     return event, None
 
 
-def tried(event: Event, dispatch: int | None, attempt: int, error: str, try_at: datetime) -> Step:
+def tried(
+    event: ScheduledCallback, dispatch: int | None, attempt: int, error: str, try_at: datetime
+) -> Step:
     """A quick try failed, another follows at `try_at`."""
     if not event.in_flight or dispatch != event.dispatch or attempt <= event.tries:
         return event, None
@@ -142,7 +144,7 @@ def tried(event: Event, dispatch: int | None, attempt: int, error: str, try_at: 
     )
 
 
-def delivered(event: Event, dispatch: int | None, attempt: int, now: datetime) -> Step:
+def delivered(event: ScheduledCallback, dispatch: int | None, attempt: int, now: datetime) -> Step:
     """The receiver took it, whichever dispatch of this promise brought it."""
     if dispatch is not None and dispatch < event.first_dispatch:
         return event, None
@@ -151,7 +153,13 @@ def delivered(event: Event, dispatch: int | None, attempt: int, now: datetime) -
 
 
 def given_back(  # noqa: PLR0913 - the fields of the fact
-    event: Event, dispatch: int | None, attempt: int, reason: str, now: datetime, *, final: bool
+    event: ScheduledCallback,
+    dispatch: int | None,
+    attempt: int,
+    reason: str,
+    now: datetime,
+    *,
+    final: bool,
 ) -> Step:
     """The quick retries are spent, or no try can succeed (`final`): fail, or retry from here."""
     if not event.in_flight or dispatch != event.dispatch:
@@ -181,7 +189,7 @@ def given_back(  # noqa: PLR0913 - the fields of the fact
     return event, Happened(event, Status.RETRYING, reason, next_at)
 
 
-def cancel(event: Event) -> Step:
+def cancel(event: ScheduledCallback) -> Step:
     """Somebody cancels it: ended, or in flight and to end with that."""
     if event.in_flight:
         return replace(event, cancelled=True), None
@@ -189,7 +197,7 @@ def cancel(event: Event) -> Step:
     return event, Happened(event, Status.CANCELLED)
 
 
-def move(event: Event, run_at: datetime, now: datetime) -> Event:
+def move(event: ScheduledCallback, run_at: datetime, now: datetime) -> ScheduledCallback:
     """A new promise: due at `run_at`, nothing tried yet."""
     return replace(
         event,
@@ -207,12 +215,12 @@ def move(event: Event, run_at: datetime, now: datetime) -> Event:
     )
 
 
-def _with_tries(event: Event, dispatch: int | None, attempt: int) -> Event:
+def _with_tries(event: ScheduledCallback, dispatch: int | None, attempt: int) -> ScheduledCallback:
     own = dispatch is None or dispatch == event.dispatch
     return replace(event, tries=max(event.tries, attempt) if own else event.tries + 1)
 
 
-def _end(event: Event, status: Status, error: str | None, now: datetime) -> Step:
+def _end(event: ScheduledCallback, status: Status, error: str | None, now: datetime) -> Step:
     """This occurrence ends; a recurring event goes on, unless it is cancelled or was the last."""
     event = replace(event, attempts=event.attempts + event.tries, tries=0, last_error=error)
     happened = Happened(event, status, error)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from services.scheduler.intake import Intake, KeyUsed
 from services.scheduler.operations import Operations
-from shared.amqp import reading
+from shared.amqp import parsing as reading
 from shared.amqp.message import Dead, Message, Outcome
 from shared.contracts.requests import Failure
 from shared.contracts.schedule_requests import CancelResult, RescheduleResult
@@ -20,10 +20,10 @@ from shared.contracts.schedules import (
     CancelCallback,
     RescheduleCallback,
     ScheduleCallback,
-    event_of_message,
+    callback_id_of_message,
 )
-from shared.errors import ContractViolation, PermanentError
-from shared.tickets import Tickets
+from shared.errors import ContractViolationError, PermanentError
+from shared.security.tickets import Tickets
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ def read(message: Message[Command], *, max_bytes: int) -> Command:
     """The command in a message.
 
     Raises:
-        ContractViolation: it is none; every wrong field is named, no value is.
+        ContractViolationError: it is none; every wrong field is named, no value is.
     """
-    return reading.read(message, _MODELS, max_bytes=max_bytes)
+    return reading.parse_message(message, _MODELS, max_bytes=max_bytes)
 
 
 class Handler:
@@ -62,9 +62,9 @@ class Handler:
 
         Raises:
             BadTicket: the ticket proves nothing.
-            ContractViolation: the due moment is out of bounds.
+            ContractViolationError: the due moment is out of bounds.
             PermanentError: the keys are used, there is no such event, or a ticket is needed.
-            StoreLost: repeat it later.
+            StoreConnectionLostError: repeat it later.
         """
         client_id = self._client(message)
         match message.model:
@@ -80,7 +80,7 @@ class Handler:
                 await self._intake.settled()
                 moved = await self._operations.reschedule(client_id, wish)
                 if isinstance(moved, Failure):
-                    raise ContractViolation(moved.detail)
+                    raise ContractViolationError(moved.detail)
                 if moved.result is not RescheduleResult.RESCHEDULED:
                     raise PermanentError(f"not rescheduled: {moved.result.value}")
 
@@ -99,11 +99,11 @@ class Handler:
         taken = await self._intake.create(
             order,
             client_id,
-            event_of_message(client_id, message.id),
+            callback_id_of_message(client_id, message.id),
             traceparent=message.traceparent,
         )
         if isinstance(taken, Failure):
-            raise ContractViolation(taken.detail)
+            raise ContractViolationError(taken.detail)
         if isinstance(taken, KeyUsed):
             raise PermanentError("event_key: there is an event with these keys already")
 

@@ -12,12 +12,17 @@ from services.scheduler.clock import DatabaseClock
 from services.scheduler.messages import content
 from services.scheduler.recurrence import first
 from services.scheduler.store import Claim, Known, Order, Store
-from shared.batches import Batcher
 from shared.contracts.context import json_text
 from shared.contracts.requests import Failure, FieldError, invalid
-from shared.contracts.schedule_requests import Created
-from shared.contracts.schedules import FARTHEST, OLDEST, ScheduleCallback, event_of_message
-from shared.sealing import Seal
+from shared.contracts.schedule_requests import CallbackCreated
+from shared.contracts.schedules import (
+    MAX_AGE,
+    MAX_DELAY_AHEAD,
+    ScheduleCallback,
+    callback_id_of_message,
+)
+from shared.resilience.batching import Batcher
+from shared.security.encryption import SecretCipher
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +35,21 @@ class OtherOrder:
     """Another order was made under this idempotency key."""
 
 
-Taken = Created | KeyUsed | OtherOrder
+Taken = CallbackCreated | KeyUsed | OtherOrder
 
 
 def event_of_key(client_id: str, idempotency_key: str) -> UUID:
     """The event that a request with an idempotency key creates."""
-    return event_of_message(client_id, f"key:{idempotency_key}")
+    return callback_id_of_message(client_id, f"key:{idempotency_key}")
 
 
 def moment_faults(run_at: datetime | None, now: datetime) -> tuple[FieldError, ...]:
     """What is wrong with a due moment."""
     if run_at is not None:
         ahead = (run_at - now).total_seconds()
-        if ahead > FARTHEST:
+        if ahead > MAX_DELAY_AHEAD:
             return (FieldError(field="run_at", message="is more than ten years ahead"),)
-        if ahead < -OLDEST:
+        if ahead < -MAX_AGE:
             return (FieldError(field="run_at", message="is more than 30 days ago"),)
     return ()
 
@@ -58,7 +63,7 @@ class Intake:
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
-        seal: Seal,
+        seal: SecretCipher,
         clock: DatabaseClock,
         *,
         fire: Callable[[Sequence[Claim]], None],
@@ -96,7 +101,7 @@ class Intake:
         """Create the event of that id, or find that it was created before.
 
         Raises:
-            StoreLost: repeat it with the same id.
+            StoreConnectionLostError: repeat it with the same id.
         """
         await self._clock.known()
         now = self._clock.now()
@@ -167,7 +172,7 @@ class Intake:
         others = [order.id for order in orders if order.id not in inserted.made]
         known = await self._store.known(others) if others else {}
         return [
-            Created(id=event.id, status=event.status, run_at=event.run_at)
+            CallbackCreated(id=event.id, status=event.status, run_at=event.run_at)
             if (event := inserted.made.get(order.id))
             else _before(order, known.get(order.id))
             for order in orders
@@ -201,7 +206,7 @@ def _before(order: Order, known: Known | None) -> Taken:
         metrics.CREATED.labels("other_order").inc()
         return OtherOrder()
     metrics.CREATED.labels("repeated").inc()
-    return Created(id=order.id, status=known.status, run_at=known.run_at)
+    return CallbackCreated(id=order.id, status=known.status, run_at=known.run_at)
 
 
 def _fingerprint(order: ScheduleCallback) -> bytes:

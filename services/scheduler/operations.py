@@ -12,9 +12,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler import domain
-from services.scheduler.announce import Announcer
 from services.scheduler.clock import DatabaseClock
-from services.scheduler.domain import Event, Happened
+from services.scheduler.domain import Happened, ScheduledCallback
+from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import moment_faults
 from services.scheduler.store import BEGINNING, Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
@@ -57,7 +57,7 @@ NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="there is no such 
 
 
 class Operations:
-    """Each takes the client id first; '' is the anonymous client. All raise StoreLost.
+    """Each takes the client id first; '' is the anonymous client. All raise StoreConnectionLostError.
 
     `wake` hears when something falls due.
     """
@@ -65,7 +65,7 @@ class Operations:
     def __init__(
         self,
         store: Store,
-        announcer: Announcer,
+        announcer: FactPublisher,
         clock: DatabaseClock,
         wake: Callable[[datetime], None],
     ) -> None:
@@ -155,7 +155,7 @@ class Operations:
         results: dict[UUID, CancelResult] = {}
         happened: list[Happened] = []
 
-        def decide(live: Mapping[UUID, Event], _: datetime) -> list[Event]:
+        def decide(live: Mapping[UUID, ScheduledCallback], _: datetime) -> list[ScheduledCallback]:
             results.clear()
             happened.clear()
             after = []
@@ -188,7 +188,9 @@ class Operations:
             return Rescheduled(id=None, result=RescheduleResult.NOT_FOUND, run_at=None)
         answer: list[Rescheduled] = []
 
-        def decide(live: Mapping[UUID, Event], now: datetime) -> list[Event]:
+        def decide(
+            live: Mapping[UUID, ScheduledCallback], now: datetime
+        ) -> list[ScheduledCallback]:
             answer.clear()
             event = live.get(found)
             if event is None:

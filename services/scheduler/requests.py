@@ -10,26 +10,26 @@ from pydantic_core import to_json
 
 from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key
 from services.scheduler.operations import Operations
-from shared.amqp.reading import asked
-from shared.amqp.request_reply import Asker
+from shared.amqp.parsing import parse_request
+from shared.amqp.request_reply import RequestContext
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.contracts.schedule_requests import (
+    CallbackCreated,
     CreateCallback,
     CreateCallbacks,
-    Created,
     CreatedBatch,
     GetCallback,
     ListCallbacks,
     Operation,
     Pong,
-    Refused,
+    RejectedItem,
     RetryCallbacks,
 )
 from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
-Handler = Callable[[Asker, bytes], Awaitable[Answer]]
+Handler = Callable[[RequestContext, bytes], Awaitable[Answer]]
 
 # Requests that use a connection of their own at a time; creations share the intake's.
 SIDE_BY_SIDE: Final = 4
@@ -83,43 +83,50 @@ class Requests:
     def _bound(
         self,
         model: type[B],
-        operation: Callable[[Asker, B], Awaitable[Answer]],
+        operation: Callable[[RequestContext, B], Awaitable[Answer]],
         *,
         within: str = "",
     ) -> Handler:
-        async def handle(asker: Asker, body: bytes) -> Answer:
-            if asker.client_id is None and not self._anonymous:
+        async def handle(context: RequestContext, body: bytes) -> Answer:
+            if context.client_id is None and not self._anonymous:
                 return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is needed")
-            order = asked(model, body, within=within)
+            order = parse_request(model, body, within=within)
             if isinstance(order, Failure):
                 return order
-            return await operation(asker, order)
+            return await operation(context, order)
 
         return handle
 
     def _alone(
         self, operation: Callable[[str, B], Awaitable[Answer]]
-    ) -> Callable[[Asker, B], Awaitable[Answer]]:
-        async def bounded(asker: Asker, asked: B) -> Answer:
+    ) -> Callable[[RequestContext, B], Awaitable[Answer]]:
+        async def bounded(context: RequestContext, parse_request: B) -> Answer:
             async with self._places:
-                return await operation(asker.client_id or "", asked)
+                return await operation(context.client_id or "", parse_request)
 
         return bounded
 
-    async def _create(self, asker: Asker, asked: CreateCallback) -> Answer:
-        key = asked.idempotency_key
-        event_id = uuid4() if key is None else event_of_key(asker.client_id or "", key)
-        return await self._taken(asker, asked.callback, event_id, fingerprinted=key is not None)
+    async def _create(self, context: RequestContext, parse_request: CreateCallback) -> Answer:
+        key = parse_request.idempotency_key
+        event_id = uuid4() if key is None else event_of_key(context.client_id or "", key)
+        return await self._taken(
+            context, parse_request.callback, event_id, fingerprinted=key is not None
+        )
 
     async def _taken(
-        self, asker: Asker, order: ScheduleCallback, event_id: UUID, *, fingerprinted: bool
-    ) -> Created | Failure:
+        self,
+        context: RequestContext,
+        order: ScheduleCallback,
+        event_id: UUID,
+        *,
+        fingerprinted: bool,
+    ) -> CallbackCreated | Failure:
         taken = await self._intake.create(
             order,
-            asker.client_id or "",
+            context.client_id or "",
             event_id,
             fingerprinted=fingerprinted,
-            traceparent=asker.traceparent,
+            traceparent=context.traceparent,
         )
         if isinstance(taken, KeyUsed):
             return KEYS_USED
@@ -127,17 +134,17 @@ class Requests:
             return OTHER_ORDER
         return taken
 
-    async def _create_batch(self, asker: Asker, wanted: CreateCallbacks) -> Answer:
-        async def one(callback: Any) -> Created | Refused:
-            order = asked(ScheduleCallback, to_json(callback))
+    async def _create_batch(self, context: RequestContext, wanted: CreateCallbacks) -> Answer:
+        async def one(callback: Any) -> CallbackCreated | RejectedItem:
+            order = parse_request(ScheduleCallback, to_json(callback))
             if not isinstance(order, Failure):
-                taken = await self._taken(asker, order, uuid4(), fingerprinted=False)
-                if isinstance(taken, Created):
+                taken = await self._taken(context, order, uuid4(), fingerprinted=False)
+                if isinstance(taken, CallbackCreated):
                     return taken
-                return Refused(error=taken)
-            return Refused(error=order)
+                return RejectedItem(error=taken)
+            return RejectedItem(error=order)
 
         return CreatedBatch(items=await asyncio.gather(*map(one, wanted.callbacks)))
 
-    async def _ping(self, _: Asker, __: bytes) -> Answer:
+    async def _ping(self, _: RequestContext, __: bytes) -> Answer:
         return Pong(status=self._fault() or "ready")

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from services.scheduler.store import Store
-from shared.postgres.pool import StoreLost
+from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Retention:
         while True:
             try:
                 await self.run_once()
-            except (StoreLost, asyncpg.PostgresError) as error:
+            except (StoreConnectionLostError, asyncpg.PostgresError) as error:
                 logger.warning("the history's partitions wait: %s", error)
                 await asyncio.sleep(AGAIN)
             else:

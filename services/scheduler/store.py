@@ -1,6 +1,6 @@
 """The scheduler's events in PostgreSQL. Every method is one statement or one transaction.
 
-All raise StoreLost when the database is lost, slow or full; whether they took effect is unknown
+All raise StoreConnectionLostError when the database is lost, slow or full; whether they took effect is unknown
 then, and each may be repeated.
 """
 
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from services.scheduler.domain import Event, rules
+from services.scheduler.domain import ScheduledCallback, rules
 from services.scheduler.messages import Content
 from shared.contracts.schedules import Status
 from shared.postgres.pool import Database
@@ -22,7 +22,7 @@ SQL: Final = queries("services.scheduler")
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 DAYS_AHEAD: Final = 7  # that partitions of the history are made
 
-Decide = Callable[[Mapping[UUID, Event], datetime], Iterable[Event]]
+Decide = Callable[[Mapping[UUID, ScheduledCallback], datetime], Iterable[ScheduledCallback]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Known:
 class Claim:
     """An event that is ours to fire until `event.next_at`, and what it takes; `now` is when."""
 
-    event: Event
+    event: ScheduledCallback
     content: Content
     secret: bytes | None
     traceparent: str | None
@@ -69,7 +69,7 @@ class Claim:
 class Past:
     """How an event ended."""
 
-    event: Event
+    event: ScheduledCallback
     finished_at: datetime
 
 
@@ -77,7 +77,7 @@ class Past:
 class Inserted:
     """What became of orders: `made` their events, `due` those to be fired by us at once."""
 
-    made: Mapping[UUID, Event]
+    made: Mapping[UUID, ScheduledCallback]
     due: Sequence[Claim]
     now: datetime | None
 
@@ -105,7 +105,7 @@ class Store:
         due = []
         for row in rows:
             order = by_id[row["id"]]
-            event = Event(
+            event = ScheduledCallback(
                 id=order.id,
                 client_id=order.client_id,
                 group_key=order.group_key,
@@ -163,7 +163,7 @@ class Store:
         row = await self._database.fetchrow(SQL["next_due"], after, within)
         return row["next_at"], row["now"]
 
-    async def release(self, events: Sequence[Event], delay: float) -> None:
+    async def release(self, events: Sequence[ScheduledCallback], delay: float) -> None:
         """Give back what was claimed and could not be published, to be due in `delay` seconds."""
         await self._database.execute(
             SQL["release"],
@@ -206,7 +206,7 @@ class Store:
         rows = await self._database.fetch(SQL["past"], ids)
         return {
             row["id"]: Past(
-                Event(
+                ScheduledCallback(
                     id=row["id"],
                     client_id=row["client_id"],
                     group_key=row["group_key"],
@@ -352,8 +352,8 @@ def _values(order: Order) -> tuple[Any, ...]:
     )
 
 
-def _event(row: Any) -> Event:
-    return Event(
+def _event(row: Any) -> ScheduledCallback:
+    return ScheduledCallback(
         row["id"],
         row["client_id"],
         row["group_key"],
@@ -376,7 +376,7 @@ def _event(row: Any) -> Event:
     )
 
 
-def _state(event: Event) -> tuple[Any, ...]:
+def _state(event: ScheduledCallback) -> tuple[Any, ...]:
     return (
         event.id,
         event.run_at,
@@ -396,5 +396,5 @@ def _state(event: Event) -> tuple[Any, ...]:
     )
 
 
-def _end(event: Event) -> tuple[Any, ...]:
+def _end(event: ScheduledCallback) -> tuple[Any, ...]:
     return event.id, event.client_id, event.status, event.attempts, event.last_error

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pamqp import decode, encode
 from pamqp.exceptions import PAMQPException
 
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
 
 METHOD: Final = 1
 HEADER: Final = 2
@@ -158,7 +158,7 @@ def decode_properties(header: bytes, *, history: bool = True) -> Properties:
     """The properties in the payload of a content header frame; without `history`, no `x-death`.
 
     Raises:
-        ContractViolation: the publisher sent properties that are not well-formed.
+        ContractViolationError: the publisher sent properties that are not well-formed.
     """
     flags = CONTENT_HEADER.unpack_from(header)[3]
     properties = Properties()
@@ -173,7 +173,7 @@ def decode_properties(header: bytes, *, history: bool = True) -> Properties:
         if at > len(header):
             raise ValueError("they end too early")
     except _MALFORMED as error:
-        raise ContractViolation(f"malformed message properties: {error}") from error
+        raise ContractViolationError(f"malformed message properties: {error}") from error
     return properties
 
 

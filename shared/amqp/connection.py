@@ -14,7 +14,7 @@ from aiormq.tools import censor_url
 from prometheus_client import Counter
 from yarl import URL
 
-from shared.amqp.tap import Tap, TappedChannel, TappedTransport
+from shared.amqp.frame_interceptor import FrameInterceptor, InterceptedChannel, InterceptedTransport
 from shared.process.health import Health
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ RECONNECTS: Final = Counter("amqp_reconnects", "Connections to RabbitMQ that wer
 HEARTBEAT: Final = 10
 CONNECT_TIMEOUT: Final = 10.0
 # Short, because a service that is back within seconds loses no deadline; recovery is within 30 s.
-LONGEST_BACKOFF: Final = 5.0
+MAX_BACKOFF: Final = 5.0
 CLOSE_TIMEOUT: Final = 2.0
 
 # aiormq raises these and, from its internals, RuntimeError when a connection dies in mid-call.
@@ -39,37 +39,37 @@ CONNECTION_ERRORS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class BrokerConnection:
     """One open connection, with the tap on its transport."""
 
     connection: AbstractConnection
-    tap: Tap
+    interceptor: FrameInterceptor
 
-    async def channel(self, *, confirms: bool) -> tuple[AbstractChannel, TappedChannel]:
+    async def channel(self, *, confirms: bool) -> tuple[AbstractChannel, InterceptedChannel]:
         """A new channel: aiormq's for everything rare, the tapped one for the content."""
         channel = await self.connection.channel(publisher_confirms=confirms)
         frame_max = self.connection.connection_tune.frame_max
-        return channel, self.tap.channel(channel.number, frame_max)
+        return channel, self.interceptor.channel(channel.number, frame_max)
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error as a few words; some of asyncio's and aiormq's have no text."""
     return str(error) or type(error).__name__
 
 
 @asynccontextmanager
-async def opened(url: str, *, name: str) -> AsyncIterator[Link]:
+async def connect(url: str, *, name: str) -> AsyncIterator[BrokerConnection]:
     """One connection, tried once.
 
     Raises:
         one of CONNECTION_ERRORS: the broker is not there, refuses, or does not answer.
     """
-    transport = TappedTransport()
+    transport = InterceptedTransport()
     target = URL(url).update_query({"name": name, "heartbeat": HEARTBEAT})
     async with asyncio.timeout(CONNECT_TIMEOUT):
         connection = await aiormq.connect(target, transport_factory=transport)
     try:
-        yield Link(connection, transport.tap)
+        yield BrokerConnection(connection, transport.interceptor)
     finally:
         with suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -82,7 +82,7 @@ async def keep_connected(
     name: str,
     part: str,
     health: Health,
-    session: Callable[[Link], Awaitable[None]],
+    session: Callable[[BrokerConnection], Awaitable[None]],
 ) -> None:
     """Run `session` on an open connection; when the connection is lost, again on a new one.
 
@@ -92,25 +92,25 @@ async def keep_connected(
     shown = censor_url(URL(url))
 
     def tell(details: Any) -> None:
-        health.down(part, f"no connection to {shown}: {described(details['exception'])}")
+        health.down(part, f"no connection to {shown}: {describe_error(details['exception'])}")
 
     @backoff.on_exception(
         backoff.expo,
         CONNECTION_ERRORS,
         factor=0.2,
-        max_value=LONGEST_BACKOFF,
+        max_value=MAX_BACKOFF,
         on_backoff=tell,
         logger=None,
     )
     async def once() -> bool:
         """Whether the session ended by itself; False when an open connection was lost."""
-        async with opened(url, name=name) as link:
+        async with connect(url, name=name) as link:
             try:
                 await session(link)
             except CONNECTION_ERRORS as error:
-                why = described(error)
+                why = describe_error(error)
             except asyncio.CancelledError:
-                if cancelled():
+                if is_cancelled():
                     raise
                 why = "the broker shows no sign of life"
             else:
@@ -123,7 +123,7 @@ async def keep_connected(
         pass
 
 
-def cancelled() -> bool:
+def is_cancelled() -> bool:
     """Whether a CancelledError is meant for the running task.
 
     Else it is aiormq's: it raises one in whoever waits for a connection whose heartbeats fail.
@@ -132,7 +132,7 @@ def cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:
+async def run_until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
     """Run all until one ends, end the others, and raise what that one raised."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
@@ -145,7 +145,7 @@ async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until_lost(channel: AbstractChannel) -> None:
+async def wait_until_lost(channel: AbstractChannel) -> None:
     """Wait until the channel or its connection closes.
 
     Raises:

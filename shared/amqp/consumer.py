@@ -14,38 +14,38 @@ from typing import Any, Final, Generic
 
 from prometheus_client import Counter
 
+from shared.amqp.ack_batcher import AckBatcher
 from shared.amqp.codec import Properties
-from shared.amqp.connection import Link, first_to_end, keep_connected
+from shared.amqp.connection import BrokerConnection, keep_connected, run_until_first_ends
 from shared.amqp.declare import declare
+from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import (
+    ConsumerSpec,
     Dead,
+    Deferred,
+    DispatchFailed,
     Done,
-    GivenBack,
     M,
     Message,
     Outcome,
-    Postponed,
     R,
     Retried,
-    Work,
-    opened,
+    parse_delivery,
 )
-from shared.amqp.publisher import Outgoing, Publisher, Unpublishable, fresh_id
-from shared.amqp.settlement import Settlement
-from shared.amqp.subscription import Subscription, subscription
-from shared.amqp.tap import Delivery
+from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError, new_id
+from shared.amqp.subscription import Subscription, subscribe
 from shared.clock import Clock
 from shared.contracts import headers
 from shared.errors import (
-    ContractViolation,
-    Deferred,
-    Expired,
+    ContractViolationError,
+    DeferredError,
+    ExpiredError,
     InfrastructureError,
     PermanentError,
     TransientError,
 )
 from shared.process.health import Health
-from shared.retry import JITTER, GiveUp, RetryPolicy, decide, next_hop, postpone
+from shared.resilience.retry import JITTER, GiveUp, RetryPolicy, decide, defer, next_hop
 from shared.topology import TIERS, Topology, dead_queue, tier_queue
 
 logger = logging.getLogger(__name__)
@@ -57,20 +57,20 @@ BUGS: Final = Counter("ringback_handler_bugs", "Unexpected errors in handlers.",
 OUTCOMES: Final[Mapping[type, str]] = {
     Done: "done",
     Retried: "retried",
-    Postponed: "postponed",
+    Deferred: "postponed",
     Dead: "dead",
-    GivenBack: "given_back",
+    DispatchFailed: "given_back",
 }
 
 # Seconds between two settlements: long enough for one ack frame and one batch of facts to stand
 # for many messages (50 at 5,000 a second), short beside any callback.
-SETTLE_EVERY: Final = 0.01
+SETTLE_INTERVAL: Final = 0.01
 # Seconds to wait when the broker or a store is lost or refuses, before going on.
-WAIT_FOR_INFRASTRUCTURE: Final = 1.0
+INFRASTRUCTURE_RETRY_DELAY: Final = 1.0
 # What a reason may hold of a sender's text, in the dead letter, the log and the fact.
-REASON_CHARACTERS: Final = 1000
-# Seconds; what shared.retry gives at most.
-LONGEST_WAIT: Final = TIERS[-1].seconds * (1 + JITTER)
+MAX_REASON_LENGTH: Final = 1000
+# Seconds; what shared.resilience.retry gives at most.
+MAX_WAIT: Final = TIERS[-1].seconds * (1 + JITTER)
 
 
 class Consumer(Generic[M, R]):
@@ -81,7 +81,7 @@ class Consumer(Generic[M, R]):
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
-        work: Work[M, R],
+        work: ConsumerSpec[M, R],
         *,
         url: str,
         name: str,
@@ -104,7 +104,7 @@ class Consumer(Generic[M, R]):
         health.expect(part)
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._current: tuple[Subscription, Settlement] | None = None
+        self._current: tuple[Subscription, AckBatcher] | None = None
         self._count = {kind: CONSUMED.labels(work.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
@@ -134,13 +134,13 @@ class Consumer(Generic[M, R]):
         if self._current is not None:
             await self._current[1].flush()
 
-    async def _consume_on(self, link: Link) -> None:
+    async def _consume_on(self, link: BrokerConnection) -> None:
         if self._draining:
             return
         await self._publisher.ready()
         await declare(link.connection, self._topology)
-        deliveries = await subscription(link, self._work.queue)
-        settlement = Settlement(deliveries.tapped, self._announce)
+        deliveries = await subscribe(link, self._work.queue)
+        settlement = AckBatcher(deliveries.intercepted, self._announce)
         loop = asyncio.get_running_loop()
 
         def take(delivery: Delivery) -> None:
@@ -159,21 +159,21 @@ class Consumer(Generic[M, R]):
         self._current = (deliveries, settlement)
         self._health.up(self._part)
         try:
-            await first_to_end(
+            await run_until_first_ends(
                 deliveries.lasts(idle=lambda: not (self._tasks or self._draining)),
-                settlement.run(SETTLE_EVERY),
+                settlement.run(SETTLE_INTERVAL),
             )
         finally:
             self._current = None
             settlement.lost = True
 
-    async def _process(self, delivery: Delivery, settlement: Settlement) -> None:
+    async def _process(self, delivery: Delivery, settlement: AckBatcher) -> None:
         message: Message[M] | None = None
         try:
-            message = opened(delivery)
+            message = parse_delivery(delivery)
             remaining = message.not_before - self._clock.now() if message.not_before else 0.0
             # No schedule of ours asks for more than the longest wait: that is a sender's nonsense.
-            wait = 0 < remaining <= LONGEST_WAIT
+            wait = 0 < remaining <= MAX_WAIT
             hop = next_hop(remaining, random.random()) if wait else None  # noqa: S311
             if hop is not None:
                 await self._copy(message, tier_queue(self._work.queue, hop), {}, settlement)
@@ -184,15 +184,15 @@ class Consumer(Generic[M, R]):
             if not message.id:
                 # Every try must carry the same id, also after a crash: it is given one in the
                 # queue, before the first try.
-                message.id = fresh_id()
+                message.id = new_id()
                 await self._copy(message, self._work.queue, {}, settlement)
                 settlement.done(delivery.tag)
                 return
             outcome = await self._attempt(message)
-        except (ContractViolation, Unpublishable) as error:
+        except (ContractViolationError, UnpublishableError) as error:
             if message is None:
                 message = Message("", Properties(), delivery.body)
-            message.id = message.id or fresh_id()
+            message.id = message.id or new_id()
             outcome = _dead(str(error), error)
         except InfrastructureError:
             settlement.requeue(delivery.tag)
@@ -202,7 +202,7 @@ class Consumer(Generic[M, R]):
         outcome = _owned(message, outcome)
         try:
             await self._follow(message, outcome, settlement)
-        except Unpublishable as error:
+        except UnpublishableError as error:
             outcome = _owned(message, _dead(f"can't be retried: {error}", error))
             await self._follow(message, outcome, settlement)
         if settlement.lost:
@@ -217,15 +217,15 @@ class Consumer(Generic[M, R]):
             message.first_at = min(message.first_at or now, now)
             try:
                 return Done(await self._work.handle(message))
-            except (ContractViolation, PermanentError) as error:
+            except (ContractViolationError, PermanentError) as error:
                 return _dead(str(error), error)
-            except Deferred as postponed:
+            except DeferredError as postponed:
                 return self._postponed(message, postponed)
             except InfrastructureError:
                 if self._draining:
                     raise
                 # Held here, the message keeps its prefetch slot: that is what stops the taking.
-                await asyncio.sleep(WAIT_FOR_INFRASTRUCTURE)
+                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
             except TransientError as error:
                 return self._after(message, error)
             except Exception as error:  # a bug in a handler is no reason to lose a message
@@ -248,13 +248,13 @@ class Consumer(Generic[M, R]):
             return _given_up(decision, error)
         return Retried(decision.tier, decision.not_before, error)
 
-    def _postponed(self, message: Message[M], error: Deferred) -> Postponed | Dead:
-        decision = postpone(
+    def _postponed(self, message: Message[M], error: DeferredError) -> Deferred | Dead:
+        decision = defer(
             self._policy(message), first_at=message.first_at, now=self._clock.now(), error=error
         )
         if isinstance(decision, GiveUp):
             return _given_up(decision, error)
-        return Postponed(decision, str(error))
+        return Deferred(decision, str(error))
 
     def _policy(self, message: Message[M]) -> RetryPolicy:
         return RetryPolicy() if message.model is None else self._work.policy(message.model)
@@ -263,7 +263,7 @@ class Consumer(Generic[M, R]):
         self,
         message: Message[M],
         outcome: Outcome[R],
-        settlement: Settlement,
+        settlement: AckBatcher,
     ) -> None:
         queue = self._work.queue
         changes = {headers.FIRST_AT: int(message.first_at * 1000)}
@@ -273,23 +273,23 @@ class Consumer(Generic[M, R]):
                 changes[headers.NOT_BEFORE] = int(not_before * 1000)
                 changes[headers.DEFERRALS] = 0
                 await self._copy(message, tier_queue(queue, tier), changes, settlement)
-            case Postponed(tier):
+            case Deferred(tier):
                 changes[headers.DEFERRALS] = message.deferrals + 1
                 await self._copy(message, tier_queue(queue, tier), changes, settlement)
             case Dead(reason):
                 await self._bury(message, reason, settlement)
 
-    async def _bury(self, message: Message[M], reason: str, settlement: Settlement) -> None:
+    async def _bury(self, message: Message[M], reason: str, settlement: AckBatcher) -> None:
         now = int(self._clock.now() * 1000)
         changes: dict[str, str | int] = {headers.REASON: reason, headers.DIED_AT: now}
         if message.first_at:
             changes[headers.FIRST_AT] = int(message.first_at * 1000)
             changes[headers.ATTEMPT] = message.attempt
         properties = message.copied(changes, message_id=message.properties.message_id)
-        letter = Outgoing(dead_queue(self._work.queue), properties, message.body)
+        letter = OutgoingMessage(dead_queue(self._work.queue), properties, message.body)
         try:
             await self._publish(letter, settlement)
-        except Unpublishable as error:  # its headers leave no room for ours, or are strange
+        except UnpublishableError as error:  # its headers leave no room for ours, or are strange
             bare = Properties(
                 content_type=message.properties.content_type,
                 type=message.properties.type,
@@ -297,54 +297,54 @@ class Consumer(Generic[M, R]):
                 delivery_mode=properties.delivery_mode,
                 headers={headers.ID: message.id, headers.REASON: f"{reason}; {error}"},
             )
-            await self._publish(Outgoing(letter.routing_key, bare, message.body), settlement)
+            await self._publish(OutgoingMessage(letter.routing_key, bare, message.body), settlement)
 
     async def _copy(
-        self, message: Message[M], queue: str, changes: Mapping[str, Any], settlement: Settlement
+        self, message: Message[M], queue: str, changes: Mapping[str, Any], settlement: AckBatcher
     ) -> None:
         """Publish a fresh copy of the message.
 
         Raises:
-            Unpublishable: its headers are strange, or leave no room for ours.
+            UnpublishableError: its headers are strange, or leave no room for ours.
         """
-        properties = message.copied(changes, message_id=fresh_id())
-        await self._publish(Outgoing(queue, properties, message.body), settlement)
+        properties = message.copied(changes, message_id=new_id())
+        await self._publish(OutgoingMessage(queue, properties, message.body), settlement)
 
-    async def _publish(self, outgoing: Outgoing, settlement: Settlement) -> None:
+    async def _publish(self, outgoing: OutgoingMessage, settlement: AckBatcher) -> None:
         """Publish until confirmed, or until the delivery is lost and its repeat will do it."""
         while not settlement.lost:
             try:
                 await self._publisher.publish(outgoing)
             except InfrastructureError as error:
                 logger.warning("publishing again: %s", error, extra={"queue": outgoing.routing_key})
-                await asyncio.sleep(WAIT_FOR_INFRASTRUCTURE * (0.5 + random.random()))  # noqa: S311
+                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY * (0.5 + random.random()))  # noqa: S311
                 await self._publisher.ready()
             else:
                 return
 
-    async def _announce(self, outgoing: list[Outgoing]) -> None:
+    async def _announce(self, outgoing: list[OutgoingMessage]) -> None:
         """Publish facts until they are confirmed."""
         while True:
             try:
                 await self._publisher.publish_all(outgoing)
             except InfrastructureError as error:
                 logger.warning("publishing facts again: %s", error)
-                await asyncio.sleep(WAIT_FOR_INFRASTRUCTURE)
+                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
                 await self._publisher.ready()
             else:
                 return
 
 
 def _dead(reason: str, error: Exception) -> Dead:
-    return Dead(reason[:REASON_CHARACTERS], error)
+    return Dead(reason[:MAX_REASON_LENGTH], error)
 
 
 def _given_up(decision: GiveUp, error: Exception) -> Dead:
-    return _dead(decision.reason, Expired(decision.reason) if decision.expired else error)
+    return _dead(decision.reason, ExpiredError(decision.reason) if decision.expired else error)
 
 
 def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:
     """What has an owner is not buried: its fact tells the owner, and precedes the ack."""
     if isinstance(outcome, Dead) and message.owner:
-        return GivenBack(outcome.reason, outcome.error)
+        return DispatchFailed(outcome.reason, outcome.error)
     return outcome

@@ -19,7 +19,7 @@ from shared.topology import Exchange, Queue, Topology
 DECLARE_TIMEOUT: Final = 30.0
 
 
-class TopologyMismatch(RingbackError):  # noqa: N818 - says what it found
+class TopologyMismatchError(RingbackError):
     """The broker holds exchanges or queues other than the table's; `faults` names each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
@@ -31,14 +31,14 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     """Declare everything that is not there yet.
 
     Raises:
-        TopologyMismatch: something exists with other properties, or may not be declared; all else
+        TopologyMismatchError: something exists with other properties, or may not be declared; all else
             is declared nevertheless.
         TimeoutError: the broker has not answered for all of it within 30 s.
     """
     async with asyncio.timeout(DECLARE_TIMEOUT):
         faults = await _compare(connection, topology, passive=False)
         if faults:
-            raise TopologyMismatch(faults)
+            raise TopologyMismatchError(faults)
         channel = await connection.channel(publisher_confirms=False)
         for binding in topology.bindings:
             await channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.tap import Delivery
+from shared.amqp.frame_interceptor import Delivery
 from shared.contracts import headers
-from shared.errors import Deferred, Expired, TransientError
-from shared.retry import RetryPolicy
+from shared.errors import DeferredError, ExpiredError, TransientError
+from shared.resilience.retry import RetryPolicy
 from shared.topology import Tier
 
 PERSISTENT: Final = 2
@@ -59,7 +59,7 @@ class Message(Generic[M]):
         return traceparent[3:35] if traceparent else None
 
     @property
-    def try_id(self) -> str:
+    def attempt_id(self) -> str:
         """Names this try; the first one's moment tells it from those before a redrive."""
         return f"{self.id}/{self.first_at:.3f}/{self.attempt}"
 
@@ -80,7 +80,7 @@ class Message(Generic[M]):
         )
 
 
-def opened(delivery: Delivery, *, history: bool = False) -> Message[Any]:
+def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message[Any]:
     """The message in a delivery, its body not yet read; with `history`, the broker's `x-death` too.
 
     Raises:
@@ -138,7 +138,7 @@ class Retried:
 
 
 @dataclass(frozen=True, slots=True)
-class Postponed:
+class Deferred:
     """Not tried; comes back after `tier`."""
 
     tier: Tier
@@ -154,7 +154,7 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenBack:
+class DispatchFailed:
     """Ended as one that is dead, but its owner is told instead of a dead queue."""
 
     reason: str
@@ -163,14 +163,14 @@ class GivenBack:
     @property
     def final(self) -> bool:
         """Whether no later try can succeed; not so when its tries or its time are spent."""
-        return not isinstance(self.error, TransientError | Deferred | Expired)
+        return not isinstance(self.error, TransientError | DeferredError | ExpiredError)
 
 
-Outcome = Done[R] | Retried | Postponed | Dead | GivenBack
+Outcome = Done[R] | Retried | Deferred | Dead | DispatchFailed
 
 
 @dataclass(frozen=True, slots=True)
-class Work(Generic[M, R]):
+class ConsumerSpec(Generic[M, R]):
     """What a service does with the messages of one queue.
 
     read: the model in a message; raises ContractViolation.

@@ -10,9 +10,14 @@ from typing import Final
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.connection import Link, first_to_end, keep_connected, until_lost
+from shared.amqp.connection import (
+    BrokerConnection,
+    keep_connected,
+    run_until_first_ends,
+    wait_until_lost,
+)
 from shared.amqp.declare import declare
-from shared.amqp.tap import TappedChannel
+from shared.amqp.frame_interceptor import InterceptedChannel
 from shared.errors import InfrastructureError, RingbackError
 from shared.process.health import Health
 from shared.topology import Topology
@@ -20,23 +25,23 @@ from shared.topology import Topology
 # Seconds without a confirm after which a publish counts as unknown (row 2 of the fault table).
 CONFIRM_TIMEOUT: Final = 5.0
 # Seconds between two looks at what is overdue, or missing on the broker.
-LOOK_EVERY: Final = 0.5
+CHECK_INTERVAL: Final = 0.5
 
 
-class PublishRefused(InfrastructureError):  # noqa: N818 - one of the three outcomes
+class PublishRefusedError(InfrastructureError):
     """Not taken: a full queue, no queue is bound, an alarm is on, or there is no connection."""
 
 
-class PublishUnknown(InfrastructureError):  # noqa: N818 - one of the three outcomes
+class PublishUnknownError(InfrastructureError):
     """No confirm came: the message may or may not be there. Publish it again."""
 
 
-class Unpublishable(RingbackError):  # noqa: N818 - says what it is
+class UnpublishableError(RingbackError):
     """The message can never be published: its properties can't be encoded, or exceed a frame."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingMessage:
     """A message to publish. With `mandatory`, reaching no queue is a refusal."""
 
     routing_key: str
@@ -56,7 +61,7 @@ class _Pending:
 class _Session:
     """The publishes in flight on one channel; it ends with the channel."""
 
-    def __init__(self, channel: TappedChannel) -> None:
+    def __init__(self, channel: InterceptedChannel) -> None:
         self.channel = channel
         self.pending: dict[int, _Pending] = {}  # ascending by tag
         self.unrouted = asyncio.Event()  # a queue or binding is missing
@@ -85,7 +90,9 @@ class _Session:
             if accepted:
                 pending.done.set_result(None)
             else:
-                _fail(pending, PublishRefused("the broker refused the message: a queue is full"))
+                _fail(
+                    pending, PublishRefusedError("the broker refused the message: a queue is full")
+                )
 
     def _returned(self, text: str, header: bytes) -> None:
         # A return precedes its confirm and tells the publish only by message_id. Where several
@@ -94,10 +101,10 @@ class _Session:
         message_id = codec.decode_properties(header).message_id
         for pending in self.pending.values():
             if pending.message_id == message_id:
-                _fail(pending, PublishRefused(f"the message reached no queue: {text}"))
+                _fail(pending, PublishRefusedError(f"the message reached no queue: {text}"))
 
 
-def fresh_id() -> str:
+def new_id() -> str:
     """A new unique id for a message; not a secret, so the kernel is not asked for each."""
     return f"{random.getrandbits(128):032x}"
 
@@ -137,23 +144,23 @@ class Publisher:
         """Wait until publishing is possible: connected, and no alarm."""
         await self._ready.wait()
 
-    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         """Hand the message to the broker. The future ends when the broker has answered for it.
 
         Nothing is sent again by itself: whoever awaits knows what a repeat would mean.
 
         Raises (from the future, the last from the call):
-            PublishRefused: not taken.
-            PublishUnknown: connection lost, or no confirm in 5 s.
-            Unpublishable: can never be published.
+            PublishRefusedError: not taken.
+            PublishUnknownError: connection lost, or no confirm in 5 s.
+            UnpublishableError: can never be published.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         session = self._session
         if session is None:
-            done.set_exception(PublishRefused("not connected to the broker"))
+            done.set_exception(PublishRefusedError("not connected to the broker"))
             return done
         if self._blocked:
-            done.set_exception(PublishRefused("the broker blocks publishing: an alarm is on"))
+            done.set_exception(PublishRefusedError("the broker blocks publishing: an alarm is on"))
             return done
         try:
             frames = codec.encode_publish(
@@ -166,12 +173,12 @@ class Publisher:
                 frame_max=session.channel.frame_max,
             )
         except (ValueError, TypeError, struct.error) as error:
-            raise Unpublishable(str(error)) from error
+            raise UnpublishableError(str(error)) from error
         deadline = done.get_loop().time() + CONFIRM_TIMEOUT
         session.send(frames, _Pending(message.properties.message_id, done, deadline))
         return done
 
-    async def publish_all(self, messages: Iterable[Outgoing]) -> None:
+    async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
         """Publish and wait for every confirm; the first failure is raised after all have ended."""
         results = await asyncio.gather(
             *(self.publish(message) for message in messages), return_exceptions=True
@@ -180,20 +187,20 @@ class Publisher:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _publish_on(self, link: Link) -> None:
+    async def _publish_on(self, link: BrokerConnection) -> None:
         await declare(link.connection, self._topology)
-        channel, tapped = await link.channel(confirms=True)
-        session = self._session = _Session(tapped)
-        link.tap.on_blocked = self._alarm
+        channel, intercepted = await link.channel(confirms=True)
+        session = self._session = _Session(intercepted)
+        link.interceptor.on_blocked = self._alarm
         self._alarm(blocked=False)
         try:
-            await first_to_end(
-                until_lost(channel), self._expire(session), self._mend(session, link)
+            await run_until_first_ends(
+                wait_until_lost(channel), self._expire(session), self._mend(session, link)
             )
         finally:
             self._session = None
             self._ready.clear()
-            session.fail(PublishUnknown("the connection was lost before the confirm"))
+            session.fail(PublishUnknownError("the connection was lost before the confirm"))
 
     def _alarm(self, blocked: bool) -> None:  # noqa: FBT001 - a callback's signature
         self._blocked = blocked
@@ -206,19 +213,19 @@ class Publisher:
 
     async def _expire(self, session: _Session) -> None:
         """Fail what has waited too long for its confirm."""
-        overdue = PublishUnknown(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
+        overdue = PublishUnknownError(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(CHECK_INTERVAL)
             if not self._blocked:  # the broker has said that it will not read for a while
                 session.fail(overdue, due_by=asyncio.get_running_loop().time())
 
-    async def _mend(self, session: _Session, link: Link) -> None:
+    async def _mend(self, session: _Session, link: BrokerConnection) -> None:
         """Declare again what somebody has deleted."""
         while True:
             await session.unrouted.wait()
             session.unrouted.clear()
             await declare(link.connection, self._topology)
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(CHECK_INTERVAL)
 
 
 def _fail(pending: _Pending, error: InfrastructureError) -> None:

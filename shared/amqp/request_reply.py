@@ -18,20 +18,20 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.connection import Link, keep_connected, until_lost
+from shared.amqp.connection import BrokerConnection, keep_connected, wait_until_lost
 from shared.amqp.consumer import BUGS
 from shared.amqp.declare import declare
-from shared.amqp.subscription import Subscription, never, subscription
-from shared.amqp.tap import Delivery, TappedChannel
+from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
+from shared.amqp.subscription import Subscription, never, subscribe
 from shared.contracts import headers
 from shared.contracts.requests import Failure, FailureCode
-from shared.errors import ContractViolation, InfrastructureError
+from shared.errors import ContractViolationError, InfrastructureError
 from shared.process.health import Health
 from shared.topology import Topology
 
 logger = logging.getLogger(__name__)
 
-ANSWERED: Final = Counter(
+REQUESTS: Final = Counter(
     "ringback_requests_answered",
     "Requests taken from a queue, by what became of them.",
     ["queue", "operation", "outcome"],
@@ -41,38 +41,38 @@ REPLY_TO: Final = "amq.rabbitmq.reply-to"
 JSON: Final = "application/json"
 # Requests in flight from one asker. Far more than a service answers within their patience: what
 # comes on top would only wait in vain.
-MOST_IN_FLIGHT: Final = 5_000
+MAX_IN_FLIGHT: Final = 5_000
 # Bytes of an answer. RabbitMQ 4 closes the channel over a message of more than 16 MiB.
-LONGEST_ANSWER: Final = 8 << 20
+MAX_RESPONSE_BYTES: Final = 8 << 20
 # The label of operations that have no handler: anybody may have named them.
 UNKNOWN: Final = "unknown"
 # Seconds for a request that names no deadline; ours all do.
-PATIENCE: Final = 30.0
+DEFAULT_TIMEOUT: Final = 30.0
 
 
-class Asker(NamedTuple):
+class RequestContext(NamedTuple):
     """For whom something is asked: a verified client id (None: anonymous), W3C trace context."""
 
     client_id: str | None = None
     traceparent: str | None = None
 
 
-NOBODY: Final = Asker()
-Handler = Callable[[Asker, bytes], Awaitable[Any]]
+ANONYMOUS: Final = RequestContext()
+Handler = Callable[[RequestContext, bytes], Awaitable[Any]]
 
 
-class NoAnswer(InfrastructureError):  # noqa: N818 - one of the ways a request ends
+class NoResponseError(InfrastructureError):
     """The request was sent and no answer came: whether it was fulfilled is unknown."""
 
 
-class Unavailable(InfrastructureError):  # noqa: N818 - one of the ways a request ends
+class UnavailableError(InfrastructureError):
     """The request was not sent, or reached no queue: nothing was done."""
 
 
 class _Session:
     """The requests in flight on one channel; it ends with the channel."""
 
-    def __init__(self, channel: TappedChannel) -> None:
+    def __init__(self, channel: InterceptedChannel) -> None:
         self.channel = channel
         self.pending: dict[str, asyncio.Future[bytes]] = {}
         self.ids = count(1)
@@ -91,7 +91,7 @@ class _Session:
     def _returned(self, text: str, header: bytes) -> None:
         answer = self.pending.get(_correlation_id(header))
         if answer is not None:
-            _fail(answer, Unavailable(f"nobody takes such requests: {text}"))
+            _fail(answer, UnavailableError(f"nobody takes such requests: {text}"))
 
 
 def _correlation_id(header: bytes) -> str:
@@ -104,7 +104,7 @@ def _fail(answer: asyncio.Future[bytes], error: InfrastructureError) -> None:
         answer.exception()  # whoever has stopped waiting need not be told
 
 
-class Requester:
+class RpcClient:
     """One connection of its own to ask on, kept open by `run`."""
 
     def __init__(self, url: str, *, name: str, health: Health) -> None:
@@ -132,7 +132,7 @@ class Requester:
         operation: str,
         body: bytes,
         *,
-        asker: Asker = NOBODY,
+        context: RequestContext = ANONYMOUS,
         timeout: float,  # noqa: ASYNC109 - it is carried in the request, too
     ) -> Any:
         """The answer to a request: a value, or a `Failure`.
@@ -141,16 +141,16 @@ class Requester:
         `timeout` seconds nobody waits for the answer, and a request still in its queue is dropped.
 
         Raises:
-            Unavailable: not connected, blocked by an alarm, or no such queue: nothing was done.
-            NoAnswer: none in time, or the connection was lost: what was done is unknown.
+            UnavailableError: not connected, blocked by an alarm, or no such queue: nothing was done.
+            NoResponseError: none in time, or the connection was lost: what was done is unknown.
         """
         session = self._session
         if session is None:
-            raise Unavailable("not connected to the broker")
+            raise UnavailableError("not connected to the broker")
         if self._blocked:
-            raise Unavailable("the broker blocks publishing: an alarm is on")
-        if len(session.pending) >= MOST_IN_FLIGHT:
-            raise Unavailable(f"{MOST_IN_FLIGHT} requests are waiting for their answers")
+            raise UnavailableError("the broker blocks publishing: an alarm is on")
+        if len(session.pending) >= MAX_IN_FLIGHT:
+            raise UnavailableError(f"{MAX_IN_FLIGHT} requests are waiting for their answers")
         correlation_id = str(next(session.ids))
         frames = codec.encode_publish(
             session.channel.number,
@@ -162,7 +162,7 @@ class Requester:
                 correlation_id=correlation_id,
                 reply_to=REPLY_TO,
                 expiration=str(max(int(timeout * 1000), 1)),
-                headers=_headers(asker),
+                headers=_headers(context),
             ),
             body,
             mandatory=True,
@@ -174,23 +174,23 @@ class Requester:
             async with asyncio.timeout(timeout):
                 return _read(await answer)
         except TimeoutError:
-            raise NoAnswer(f"no answer within {timeout:g} s") from None
+            raise NoResponseError(f"no answer within {timeout:g} s") from None
         finally:
             del session.pending[correlation_id]
 
-    async def _ask_on(self, link: Link) -> None:
-        channel, tapped = await link.channel(confirms=False)
-        session = _Session(tapped)
+    async def _ask_on(self, link: BrokerConnection) -> None:
+        channel, intercepted = await link.channel(confirms=False)
+        session = _Session(intercepted)
         await channel.basic_consume(REPLY_TO, never, no_ack=True)
-        link.tap.on_blocked = self._alarm
+        link.interceptor.on_blocked = self._alarm
         self._session = session
         self._alarm(blocked=False)
         try:
-            await until_lost(channel)
+            await wait_until_lost(channel)
         finally:
             self._session = None
             self._ready.clear()
-            session.fail(NoAnswer("the connection was lost before the answer"))
+            session.fail(NoResponseError("the connection was lost before the answer"))
 
     def _alarm(self, blocked: bool) -> None:  # noqa: FBT001 - a callback's signature
         self._blocked = blocked
@@ -209,10 +209,10 @@ def _read(body: bytes) -> Any:
         error = answer.get("error")
         return answer["ok"] if error is None else Failure.model_validate(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NoAnswer(f"the answer can't be read: {type(error).__name__}") from error
+        raise NoResponseError(f"the answer can't be read: {type(error).__name__}") from error
 
 
-class Responder:
+class RpcServer:
     """One connection that answers the requests of one queue, kept open by `run`.
 
     `handlers`: by operation; each is given the asker and the body, and returns a value or a
@@ -269,12 +269,12 @@ class Responder:
             for task in late:
                 task.cancel()
 
-    async def _answer_on(self, link: Link) -> None:
+    async def _answer_on(self, link: BrokerConnection) -> None:
         if self._draining:
             return
         await declare(link.connection, self._topology)
-        requests = await subscription(link, self._queue)
-        channel = requests.tapped
+        requests = await subscribe(link, self._queue)
+        channel = requests.intercepted
         loop = asyncio.get_running_loop()
 
         def take(delivery: Delivery) -> None:
@@ -298,11 +298,11 @@ class Responder:
         finally:
             self._current = None
 
-    async def _process(self, delivery: Delivery, channel: TappedChannel) -> None:
+    async def _process(self, delivery: Delivery, channel: InterceptedChannel) -> None:
         """Answer one request. It is acked when this ends, so after its answer is written."""
         try:
             request = codec.decode_properties(delivery.header)
-        except ContractViolation as error:
+        except ContractViolationError as error:
             logger.warning("a request is dropped: %s", error)
             return
         reply_to = request.reply_to or ""
@@ -340,7 +340,9 @@ class Responder:
         if not (client_id is None or isinstance(client_id, str)):
             return Failure(code=FailureCode.INVALID, detail="the client id is not a text")
         try:
-            return await handler(Asker(client_id, headers.traceparent(request.headers)), body)
+            return await handler(
+                RequestContext(client_id, headers.traceparent(request.headers)), body
+            )
         except InfrastructureError as error:
             return Failure(code=FailureCode.UNAVAILABLE, detail=str(error))
         except Exception as error:  # noqa: BLE001 - a bug is no reason to answer no more
@@ -354,11 +356,11 @@ class Responder:
             except (PydanticSerializationError, ValueError) as error:
                 value = self._bug(error, request)
             else:
-                if len(body) <= LONGEST_ANSWER:
+                if len(body) <= MAX_RESPONSE_BYTES:
                     return body, "ok"
                 value = Failure(
                     code=FailureCode.INVALID,
-                    detail=f"the answer is longer than {LONGEST_ANSWER} bytes: ask for less",
+                    detail=f"the answer is longer than {MAX_RESPONSE_BYTES} bytes: ask for less",
                 )
         return to_json({"error": value}), value.code
 
@@ -371,15 +373,15 @@ class Responder:
         key = (operation or UNKNOWN, outcome)
         counter = self._outcomes.get(key)
         if counter is None:
-            counter = self._outcomes[key] = ANSWERED.labels(self._queue, *key)
+            counter = self._outcomes[key] = REQUESTS.labels(self._queue, *key)
         counter.inc()
 
 
-def _headers(asker: Asker) -> dict[str, str] | None:
-    given = {headers.CLIENT_ID: asker.client_id, headers.TRACEPARENT: asker.traceparent}
+def _headers(context: RequestContext) -> dict[str, str] | None:
+    given = {headers.CLIENT_ID: context.client_id, headers.TRACEPARENT: context.traceparent}
     return {name: value for name, value in given.items() if value is not None} or None
 
 
 def _seconds(expiration: str | None) -> float:
     """The deadline in a request; RabbitMQ itself takes nothing but a number of milliseconds."""
-    return PATIENCE if expiration is None else int(expiration) / 1000
+    return DEFAULT_TIMEOUT if expiration is None else int(expiration) / 1000

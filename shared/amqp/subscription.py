@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from shared.amqp.connection import Link, first_to_end, until_lost
-from shared.amqp.tap import Delivery, TappedChannel
+from shared.amqp.connection import BrokerConnection, run_until_first_ends, wait_until_lost
+from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 
 # Seconds without a delivery after which it is asked whether messages are waiting.
 IDLE_CHECK: Final = 15.0
@@ -19,8 +19,10 @@ IDLE_CHECK: Final = 15.0
 class Subscription:
     """What a channel gets from a queue, from `start` to `stop`; made by `subscription`."""
 
-    def __init__(self, queue: str, channel: AbstractChannel, tapped: TappedChannel) -> None:
-        self.tapped = tapped
+    def __init__(
+        self, queue: str, channel: AbstractChannel, intercepted: InterceptedChannel
+    ) -> None:
+        self.intercepted = intercepted
         self._queue = queue
         self._channel = channel
         self._tag = ""
@@ -40,7 +42,7 @@ class Subscription:
                 self._channel.close(ConnectionResetError("the queue was deleted or has moved"))
             )
 
-        self.tapped.on_delivery = taken
+        self.intercepted.on_delivery = taken
         self._channel.on_consumer_cancel_callbacks.add(cancelled_by_broker)
         await self._channel.basic_qos(prefetch_count=prefetch)
         consuming = await self._channel.basic_consume(self._queue, never)
@@ -57,7 +59,7 @@ class Subscription:
         Raises:
             one of CONNECTION_ERRORS: always, with the reason.
         """
-        await first_to_end(until_lost(self._channel), self._watch(idle))
+        await run_until_first_ends(wait_until_lost(self._channel), self._watch(idle))
 
     async def _watch(self, idle: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
@@ -70,7 +72,7 @@ class Subscription:
                 raise ConnectionResetError("messages wait but none is delivered")
 
 
-async def subscription(link: Link, queue: str) -> Subscription:
+async def subscribe(link: BrokerConnection, queue: str) -> Subscription:
     """A subscription on a new channel, not started yet."""
     return Subscription(queue, *await link.channel(confirms=False))
 

@@ -21,7 +21,7 @@ _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 MAX_HEADERS: Final = 64
 MAX_HEADER_BYTES: Final = 16_384
 MAX_SECRETS: Final = 8  # rotation needs two
-LONGEST_DELAY: Final = 3600.0  # the longest tier
+MAX_DELAY: Final = 3600.0  # the longest tier
 
 
 def _headers(headers: dict[str, str]) -> dict[str, str]:
@@ -45,7 +45,7 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")]
 ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Secrets = Annotated[list[Secret], Field(min_length=1, max_length=MAX_SECRETS)]
-Delay = Annotated[float, Field(gt=0, le=LONGEST_DELAY, allow_inf_nan=False)]
+Delay = Annotated[float, Field(gt=0, le=MAX_DELAY, allow_inf_nan=False)]
 Headers = Annotated[dict[str, str], AfterValidator(_headers)]
 
 

@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError, from_json
 from shared.contracts.requests import FieldError
 
 # Levels of nesting. Readers stop at 200, and the way to the receiver wraps some around it.
-DEEPEST: Final = 150
-_ROOM: Final = 200 - DEEPEST - 1
+MAX_DEPTH: Final = 150
+_ROOM: Final = 200 - MAX_DEPTH - 1
 
 json_text: Final = JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -65,9 +65,9 @@ def checked_context(value: Any) -> Any:
         raise ValueError("holds a number that JSON does not know") from None
     if "\\u0000" in text and _NUL.search(text):
         raise ValueError("a text holds the character NUL")
-    if text.count("{") + text.count("[") > DEEPEST:
+    if text.count("{") + text.count("[") > MAX_DEPTH:
         try:
             from_json("[" * _ROOM + text + "]" * _ROOM)
         except ValueError:
-            raise ValueError(f"is nested deeper than {DEEPEST} levels") from None
+            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels") from None
     return value

@@ -9,7 +9,7 @@ _UNITS: Final = {"sec": 1, "min": 60, "hour": 3600, "day": 86_400}
 _PATTERN: Final = r"^[1-9][0-9]{0,6} (sec|min|hour|day)s?$"
 _FORM: Final = re.compile(_PATTERN.strip("^$"))
 # Seconds. Ten years with their leap days: longer is a wrong unit.
-LONGEST: Final = 3653 * 86_400
+MAX_DURATION: Final = 3653 * 86_400
 
 
 def seconds(text: str) -> int:
@@ -24,7 +24,7 @@ def seconds(text: str) -> int:
         )
     number, unit = text.split(" ")
     length = int(number) * _UNITS[unit.removesuffix("s")]
-    if length > LONGEST:
+    if length > MAX_DURATION:
         raise ValueError("is longer than ten years")
     return length
 

@@ -54,7 +54,7 @@ class CallbackDead(_OfCallback):
     reason: str
 
 
-class CallbackGivenBack(_OfCallback):
+class CallbackDispatchFailed(_OfCallback):
     """The callback was not delivered, and goes back to the service that had it sent."""
 
     type: Literal["callback.given_back"] = "callback.given_back"
@@ -63,7 +63,7 @@ class CallbackGivenBack(_OfCallback):
 
 
 Fact = Annotated[
-    CallbackDelivered | CallbackAttemptFailed | CallbackDead | CallbackGivenBack,
+    CallbackDelivered | CallbackAttemptFailed | CallbackDead | CallbackDispatchFailed,
     Field(discriminator="type"),
 ]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from shared.contracts.messages import Way
+from shared.contracts.messages import Channel
 
 
 class _OfMessage(BaseModel):
@@ -20,7 +20,7 @@ class _OfMessage(BaseModel):
     at: AwareDatetime
     message_id: str
     posting_id: str | None
-    way: Way
+    channel: Channel
     attempt: int = Field(description="Which try it is about, from 1.")
 
 

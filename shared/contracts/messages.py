@@ -12,7 +12,7 @@ from shared.contracts.callback import ClientId, Identifier
 SEND_EMAIL: Final = "SendEmail"
 SEND_SMS: Final = "SendSms"
 
-Way = Literal["email", "sms"]
+Channel = Literal["email", "sms"]
 
 # What every mail server takes (RFC 5321, without quoted local parts); whether the mailbox is there,
 # only its server knows.

@@ -11,12 +11,12 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from shared.contracts.callback import Identifier
-from shared.contracts.messages import Way
+from shared.contracts.messages import Channel
 from shared.contracts.postings import Posting
 from shared.contracts.schedules import Key
 
-LONGEST_PAGE: Final = 1000
-DEFAULT_PAGE: Final = 100
+MAX_PAGE_SIZE: Final = 1000
+DEFAULT_PAGE_SIZE: Final = 100
 
 _STRICT: Final = ConfigDict(
     frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
@@ -78,7 +78,7 @@ class ListPostings(BaseModel):
 
     from_event: Identifier | None = None
     cursor: Annotated[str, Field(max_length=200)] | None = None
-    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = DEFAULT_PAGE
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE
 
 
 class ListPostingMessages(BaseModel):
@@ -89,7 +89,7 @@ class ListPostingMessages(BaseModel):
     id: UUID
     status: MessageState | None = None
     cursor: Annotated[str, Field(max_length=200)] | None = None
-    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = DEFAULT_PAGE
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE
 
 
 class PostingAccepted(BaseModel):
@@ -111,7 +111,7 @@ class PostingProgress(BaseModel):
     reason: str | None = Field(description="Why it failed, or what is in the way just now.")
     from_event: str | None
     template: str
-    delivery_type: list[Way]
+    delivery_type: list[Channel]
     accepted_at: AwareDatetime
     expires_at: AwareDatetime | None
     pages: NonNegativeInt = Field(description="Pages of the list of users that are done.")
@@ -141,7 +141,7 @@ class PostingMessage(BaseModel):
 
     id: UUID
     user_id: str
-    way: Way
+    channel: Channel
     status: MessageState
     why: str | None
     created_at: AwareDatetime

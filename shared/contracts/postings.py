@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from shared.contracts.callback import Identifier
 from shared.contracts.context import checked_context
 from shared.contracts.durations import Duration, seconds
-from shared.http.guard import ForbiddenTarget, parse_target
+from shared.http.guard import ForbiddenTargetError, parse_target
 
 POSTING: Final = "Posting"
 
@@ -15,15 +15,15 @@ POSTING: Final = "Posting"
 def _url(url: str) -> str:
     try:
         parse_target(url)
-    except ForbiddenTarget as error:
+    except ForbiddenTargetError as error:
         raise ValueError(str(error)) from None
     return url
 
 
-def _each_once(ways: list[str]) -> list[str]:
-    if len(set(ways)) != len(ways):
+def _each_once(channels: list[str]) -> list[str]:
+    if len(set(channels)) != len(channels):
         raise ValueError("names a way twice")
-    return ways
+    return channels
 
 
 # Below the folder of templates: no way up, nothing hidden.

@@ -21,12 +21,12 @@ from shared.contracts.schedules import (
     Moment,
     ScheduleCallback,
     Status,
-    one_event,
+    check_selector,
 )
 
-MOST_IN_BATCH: Final = 1000
-LONGEST_PAGE: Final = 1000
-DEFAULT_PAGE: Final = 100
+MAX_BATCH_SIZE: Final = 1000
+MAX_PAGE_SIZE: Final = 1000
+DEFAULT_PAGE_SIZE: Final = 100
 
 _ANSWER: Final = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +58,7 @@ class CreateCallbacks(BaseModel):
 
     model_config = STRICT
 
-    callbacks: Annotated[list[Any], Field(min_length=1, max_length=MOST_IN_BATCH)]
+    callbacks: Annotated[list[Any], Field(min_length=1, max_length=MAX_BATCH_SIZE)]
 
 
 class GetCallback(BaseModel):
@@ -72,7 +72,7 @@ class GetCallback(BaseModel):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        one_event(self.id, self.group_key, self.event_key)
+        check_selector(self.id, self.group_key, self.event_key)
         return self
 
 
@@ -85,7 +85,7 @@ class ListCallbacks(BaseModel):
     event_key: Key | None = None
     status: Status | None = None
     cursor: Annotated[str, StringConstraints(max_length=255)] | None = None
-    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = DEFAULT_PAGE
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE
 
 
 class RetryCallbacks(BaseModel):
@@ -97,11 +97,11 @@ class RetryCallbacks(BaseModel):
     group_key: Key | None = None
     failed_after: Moment | None = None
     failed_before: Moment | None = None
-    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE)] = LONGEST_PAGE
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE
     dry_run: bool = Field(default=False, description="Only say which they are.")
 
 
-class Created(BaseModel):
+class CallbackCreated(BaseModel):
     """An event that was accepted, now or by an earlier, equal request."""
 
     model_config = _ANSWER
@@ -111,7 +111,7 @@ class Created(BaseModel):
     run_at: AwareDatetime
 
 
-class Refused(BaseModel):
+class RejectedItem(BaseModel):
     """A callback of a batch that was not accepted."""
 
     model_config = _ANSWER
@@ -124,7 +124,7 @@ class CreatedBatch(BaseModel):
 
     model_config = _ANSWER
 
-    items: list[Created | Refused]
+    items: list[CallbackCreated | RejectedItem]
 
 
 class CallbackStatus(BaseModel):

@@ -26,7 +26,7 @@ from pydantic import (
 
 from shared.contracts.callback import Headers, Identifier, Secret, Secrets
 from shared.contracts.context import checked_context, faulty, field_errors
-from shared.http.guard import ForbiddenTarget, parse_target
+from shared.http.guard import ForbiddenTargetError, parse_target
 
 SCHEDULE_CALLBACK: Final = "ScheduleCallback"
 CANCEL_CALLBACK: Final = "CancelCallback"
@@ -34,10 +34,10 @@ RESCHEDULE_CALLBACK: Final = "RescheduleCallback"
 
 DAY: Final = 86_400.0
 # Seconds. Ten years with their leap days: further ahead is a wrong unit, not a plan.
-FARTHEST: Final = 3653 * DAY
+MAX_DELAY_AHEAD: Final = 3653 * DAY
 # Seconds. What is due for so long fires at once (a producer or a queue was down); what is older is
 # a mistake, such as a timestamp of 1970.
-OLDEST: Final = 30 * DAY
+MAX_AGE: Final = 30 * DAY
 # Sent by us on notifications, so not for the client to set.
 TICKET_HEADER: Final = "X-Service-Ticket"
 _NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
@@ -61,7 +61,7 @@ class Status(StrEnum):
 def _url(url: str) -> str:
     try:
         parse_target(url)
-    except ForbiddenTarget as error:
+    except ForbiddenTargetError as error:
         raise ValueError(str(error)) from None
     return url
 
@@ -113,8 +113,8 @@ Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 # Goes into facts and logs: no control characters.
 Key = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{0,255}$")]
-Seconds = Annotated[float, Field(gt=0, le=FARTHEST, allow_inf_nan=False)]
-Wait = Annotated[float, Field(ge=0, le=FARTHEST, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
+Wait = Annotated[float, Field(ge=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
 
 
 class RetryParams(BaseModel):
@@ -219,7 +219,7 @@ class Repeat(BaseModel):
 
     model_config = STRICT
 
-    every: Annotated[float, Field(ge=1, le=FARTHEST, allow_inf_nan=False)] | None = Field(
+    every: Annotated[float, Field(ge=1, le=MAX_DELAY_AHEAD, allow_inf_nan=False)] | None = Field(
         default=None, description="Seconds from one due moment to the next."
     )
     cron: Annotated[str, StringConstraints(max_length=255), AfterValidator(_cron)] | None = Field(
@@ -327,7 +327,7 @@ class ScheduleCallback(BaseModel):
         return RetryParams()
 
 
-def event_of_message(client_id: str, message_id: str) -> UUID:
+def callback_id_of_message(client_id: str, message_id: str) -> UUID:
     """The id of the event that a ScheduleCallback message creates, however often it is given out.
 
     `client_id` is that of its ticket; '' without one.
@@ -344,7 +344,7 @@ GroupKey = Annotated[Key | None, Field(description="With `event_key`: the event'
 EventKey = Annotated[Key | None, Field(description="An event's own key, within its group.")]
 
 
-def one_event(id_: UUID | None, group_key: str | None, event_key: str | None) -> None:
+def check_selector(id_: UUID | None, group_key: str | None, event_key: str | None) -> None:
     """Check that a selector names one event.
 
     Raises:
@@ -371,7 +371,7 @@ class CancelCallback(BaseModel):
     @model_validator(mode="after")
     def _named(self) -> Self:
         if not self.whole_group:
-            one_event(self.id, self.group_key, self.event_key)
+            check_selector(self.id, self.group_key, self.event_key)
         return self
 
     @property
@@ -393,7 +393,7 @@ class RescheduleCallback(BaseModel):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        one_event(self.id, self.group_key, self.event_key)
+        check_selector(self.id, self.group_key, self.event_key)
         _one_moment(self.run_at, self.delay)
         if self.run_at is None and self.delay is None:
             raise faulty([("run_at", "give either run_at or delay")])

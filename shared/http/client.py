@@ -20,7 +20,7 @@ from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
 from shared.errors import PermanentError, TransientError
-from shared.http.guard import ForbiddenTarget
+from shared.http.guard import ForbiddenTargetError
 
 if TYPE_CHECKING:
     import ssl
@@ -49,7 +49,7 @@ _INTERIM: Final = frozenset(range(100, 200)) - {101}
 _dialled: ContextVar[list[str]] = ContextVar("_dialled")
 
 
-class DeliveryFailed(TransientError):  # noqa: N818 - an outcome, not a mistake
+class RequestFailedError(TransientError):
     """No answer came; a later try may succeed.
 
     `reason` is one word for metrics and facts: `timeout`, `dns`, `connect`, `tls`,
@@ -63,12 +63,12 @@ class DeliveryFailed(TransientError):  # noqa: N818 - an outcome, not a mistake
         self.detail = detail
 
 
-class AnswerTooLarge(PermanentError):  # noqa: N818 - what is found
+class ResponseTooLargeError(PermanentError):
     """The answer has more bytes than are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpResponse:
     """What the receiver answered: the status, `Retry-After` as sent, the body or its beginning."""
 
     status: int
@@ -157,7 +157,7 @@ class Client:
         headers: Mapping[str, str],
         body: bytes,
         timeout: float,  # noqa: ASYNC109 - the deadline is part of what a request is
-    ) -> Reply:
+    ) -> HttpResponse:
         """Send one request and give the answer's status and first bytes.
 
         `timeout`, in seconds, covers name look-up, connecting, TLS, writing, and reading the head.
@@ -166,8 +166,8 @@ class Client:
         again, so a receiver may see it twice, as it may at any retry.
 
         Raises:
-            ForbiddenTarget: the target's address may not be called.
-            DeliveryFailed: no answer; worth another try.
+            ForbiddenTargetError: the target's address may not be called.
+            RequestFailedError: no answer; worth another try.
             ValueError: a header holds a line break.
         """
         route = self._route(target.url, method)
@@ -181,7 +181,7 @@ class Client:
             excerpt = await self._read_excerpt(content)
         finally:
             connection.release()  # which closes it where some of the answer is still to come
-        return Reply(message.code, message.headers.get("Retry-After"), excerpt)
+        return HttpResponse(message.code, message.headers.get("Retry-After"), excerpt)
 
     async def fetch(
         self,
@@ -190,12 +190,12 @@ class Client:
         *,
         most: int,
         timeout: float,  # noqa: ASYNC109 - as for `send`
-    ) -> Reply:
+    ) -> HttpResponse:
         """GET, for the sake of the body: `timeout` covers the whole of it, up to `most` bytes.
 
         Raises:
-            AnswerTooLarge: it is longer.
-            as `send`; DeliveryFailed also when the body is late or broken.
+            ResponseTooLargeError: it is longer.
+            as `send`; RequestFailedError also when the body is late or broken.
         """
         route = self._route(target.url, "GET")
         request = route.head + _header_lines(headers, 0)
@@ -208,7 +208,7 @@ class Client:
                     connection.release()
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
-        return Reply(message.code, message.headers.get("Retry-After"), body)
+        return HttpResponse(message.code, message.headers.get("Retry-After"), body)
 
     async def _answer(
         self, route: _Route, request: bytes
@@ -276,7 +276,7 @@ class Client:
         family, kind, protocol, _, address = info
         host = str(address[0])
         if not self._guard.permits(host):
-            raise ForbiddenTarget(_refusal(host, host))
+            raise ForbiddenTargetError(_refusal(host, host))
         _dialled.get().append(host)
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
@@ -296,7 +296,7 @@ class _CheckedResolver(AbstractResolver):
         answers = await self._resolver.resolve(host, port, family)
         permitted = [answer for answer in answers if self._guard.permits(answer["host"])]
         if not permitted:
-            raise ForbiddenTarget(_refusal(host, answers[0]["host"]))
+            raise ForbiddenTargetError(_refusal(host, answers[0]["host"]))
         return permitted
 
     async def close(self) -> None:
@@ -308,7 +308,7 @@ async def _whole(content: aiohttp.StreamReader, most: int, target: Target) -> by
     while chunk := await content.readany():
         body += chunk
         if len(body) > most:
-            raise AnswerTooLarge(f"{target.origin}: the answer has more than {most} bytes")
+            raise ResponseTooLargeError(f"{target.origin}: the answer has more than {most} bytes")
     return bytes(body)
 
 
@@ -330,14 +330,14 @@ def _refusal(host: str, address: str) -> str:
     return f"{host}{resolved} is not a public address and not in the allowed networks"
 
 
-def _failure(error: Exception, target: Target, timeout: float) -> DeliveryFailed:
+def _failure(error: Exception, target: Target, timeout: float) -> RequestFailedError:
     """Sort aiohttp's error; its own text may hold the whole URL, so only safe parts are used."""
     where = target.origin
     match error:
         case aiohttp.ConnectionTimeoutError():
-            return DeliveryFailed("connect", f"{where} did not accept a connection in time")
+            return RequestFailedError("connect", f"{where} did not accept a connection in time")
         case TimeoutError():
-            return DeliveryFailed("timeout", f"no answer from {where} within {timeout:g} s")
+            return RequestFailedError("timeout", f"no answer from {where} within {timeout:g} s")
         case aiohttp.ClientConnectorDNSError():
             reason, cause = "dns", error.os_error.strerror
         case aiohttp.ClientConnectorCertificateError():
@@ -355,4 +355,4 @@ def _failure(error: Exception, target: Target, timeout: float) -> DeliveryFailed
             reason, cause = "protocol", str(error).partition(":")[0]
         case _:
             reason, cause = "disconnected", "closed without an answer"
-    return DeliveryFailed(reason, f"{where}: {cause}"[:_DETAIL_CHARACTERS])
+    return RequestFailedError(reason, f"{where}: {cause}"[:_DETAIL_CHARACTERS])

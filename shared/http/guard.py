@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_URL_LENGTH = 2048  # characters; the longest that every common server and proxy accepts
 
 
-class ForbiddenTarget(PermanentError):  # noqa: N818 - a refusal, named as the domain names it
+class ForbiddenTargetError(PermanentError):
     """The target may not be called, now or later: no retry helps.
 
     The message names the host and the reason, never credentials, path or query.
@@ -137,7 +137,7 @@ def parse_target(url: str) -> Target:
     """Parse and check the URL of a request.
 
     Raises:
-        ForbiddenTarget: not http(s), no host or a malformed one, credentials inside, port 0,
+        ForbiddenTargetError: not http(s), no host or a malformed one, credentials inside, port 0,
             control characters, white space, backslash, or longer than 2,048 characters.
     """
     _check_text(url)
@@ -147,11 +147,11 @@ def parse_target(url: str) -> Target:
         host, port = parsed.raw_host or "", parsed.port
     except ValueError:
         # The parser's own words may quote credentials.
-        raise ForbiddenTarget("not a valid URL; expected https://HOST[:PORT]/PATH") from None
+        raise ForbiddenTargetError("not a valid URL; expected https://HOST[:PORT]/PATH") from None
     if parsed.scheme not in ("http", "https"):
-        raise ForbiddenTarget("URL must begin with http:// or https://")
+        raise ForbiddenTargetError("URL must begin with http:// or https://")
     if not port:
-        raise ForbiddenTarget(f"{_shown(host)}: port 0 cannot be called")
+        raise ForbiddenTargetError(f"{_shown(host)}: port 0 cannot be called")
     _check_host(host)
     name = host.removesuffix(".")
     bracketed = f"[{name}]" if ":" in name else name
@@ -166,15 +166,17 @@ def parse_target(url: str) -> Target:
 
 def _check_text(url: str) -> None:
     if len(url) > MAX_URL_LENGTH:
-        raise ForbiddenTarget(f"URL of {len(url)} characters; at most {MAX_URL_LENGTH} are allowed")
+        raise ForbiddenTargetError(
+            f"URL of {len(url)} characters; at most {MAX_URL_LENGTH} are allowed"
+        )
     if not url.isprintable() or " " in url or "\\" in url:
-        raise ForbiddenTarget(
+        raise ForbiddenTargetError(
             "URL contains white space, a control character or a backslash; percent-encode it"
         )
     # Looked for in the text, since the parser drops an empty user.
     authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
     if "@" in authority:
-        raise ForbiddenTarget(
+        raise ForbiddenTargetError(
             f"{_shown(authority.rpartition('@')[2])}: URL contains credentials (user@host); "
             "send them in a header"
         )
@@ -183,14 +185,14 @@ def _check_text(url: str) -> None:
 def _check_host(host: str) -> None:
     name = host.removesuffix(".")
     if not name:
-        raise ForbiddenTarget("URL names no host; expected https://HOST[:PORT]/PATH")
+        raise ForbiddenTargetError("URL names no host; expected https://HOST[:PORT]/PATH")
     if ":" in name or _ENDS_IN_NUMBER.fullmatch(name):
         if not _is_plain_address(host):
-            raise ForbiddenTarget(
+            raise ForbiddenTargetError(
                 f"{_shown(host)}: not a plain IP address; write it like 192.0.2.1 or [2001:db8::1]"
             )
     elif not _NAME.fullmatch(name):
-        raise ForbiddenTarget(f"{_shown(host)}: not a valid host name")
+        raise ForbiddenTargetError(f"{_shown(host)}: not a valid host name")
 
 
 def _is_plain_address(host: str) -> bool:

@@ -39,7 +39,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What comes back with one status; `headers` by name with their description."""
 
     description: str
@@ -56,7 +56,7 @@ class Operation:
     path: str
     tag: str
     summary: str
-    answers: Mapping[int, Answer]
+    answers: Mapping[int, Response]
     description: str = ""
     parameters: Sequence[Parameter] = ()
     body: Body | None = None
@@ -145,7 +145,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return described
 
 
-def _answer(answer: Answer, schemas: Schemas) -> dict[str, Any]:
+def _answer(answer: Response, schemas: Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {"description": answer.description}
     if answer.headers:
         described["headers"] = {

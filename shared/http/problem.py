@@ -33,7 +33,7 @@ class Problem(BaseModel):
     )
 
 
-class Refused(RingbackError):  # noqa: N818 - the request's end
+class ProblemError(RingbackError):
     """The request is answered with this problem and goes no further."""
 
     def __init__(  # noqa: PLR0913 - the members of a problem

@@ -10,7 +10,7 @@ import asyncpg
 from shared.errors import InfrastructureError
 
 # Seconds to connect: a server that is there takes milliseconds.
-CONNECT_TIME: Final = 3.0
+CONNECT_TIMEOUT: Final = 3.0
 
 # Errors that say nothing about the statement: the same one may succeed later.
 DATABASE_ERRORS: Final = (
@@ -33,7 +33,7 @@ DATABASE_ERRORS: Final = (
 CONNECT_ERRORS: Final = (*DATABASE_ERRORS, asyncpg.InterfaceError)
 
 
-class StoreLost(InfrastructureError):  # noqa: N818 - what happened
+class StoreConnectionLostError(InfrastructureError):
     """The database is gone, too slow, or full. Whether the last statement took effect is unknown.
 
     So repeat only what may be repeated.
@@ -41,27 +41,31 @@ class StoreLost(InfrastructureError):  # noqa: N818 - what happened
 
 
 @asynccontextmanager
-async def opened(url: str, *, patience: float | None) -> AsyncIterator[Any]:
+async def connect(url: str, *, patience: float | None) -> AsyncIterator[Any]:
     """A connection (`asyncpg.Connection`) outside any pool, for rare work.
 
     It waits `patience` seconds for each statement; None: as long as it takes.
 
     Raises:
-        StoreLost: there is none to be had, or it was lost.
+        StoreConnectionLostError: there is none to be had, or it was lost.
     """
     try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIME, command_timeout=patience)
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, command_timeout=patience)
     except CONNECT_ERRORS as error:
-        raise StoreLost(f"no connection to {shown(url)}: {reason(error)}") from error
+        raise StoreConnectionLostError(
+            f"no connection to {without_password(url)}: {describe_error(error)}"
+        ) from error
     try:
         yield connection
     except DATABASE_ERRORS as error:
-        raise StoreLost(f"connection to {shown(url)} lost: {reason(error)}") from error
+        raise StoreConnectionLostError(
+            f"connection to {without_password(url)} lost: {describe_error(error)}"
+        ) from error
     finally:
         connection.terminate()
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What is wrong with the database, in words a person can act on; never with a secret."""
     match error:
         case asyncpg.DiskFullError():
@@ -76,6 +80,6 @@ def reason(error: BaseException) -> str:
             return str(error) or type(error).__name__
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """The URL without its password, and without the query, which may hold one."""
     return re.sub(r"//([^:/@]*):.*@", r"//\1:******@", url.partition("?")[0])

@@ -14,7 +14,7 @@ from typing import Any, Final
 import asyncpg
 
 from shared.errors import RingbackError
-from shared.postgres.connection import DATABASE_ERRORS, opened
+from shared.postgres.connection import DATABASE_ERRORS, connect
 
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _SCHEMA: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -58,7 +58,7 @@ class Schema:
             raise ValueError(f"{self.name!r} is no name for a schema")
 
 
-class SchemaOutdated(RingbackError):  # noqa: N818 - what is found
+class SchemaOutdatedError(RingbackError):
     """The schema lacks migrations that this code needs."""
 
     def __init__(self, schema: Schema, missing: tuple[Migration, ...]) -> None:
@@ -69,7 +69,7 @@ class SchemaOutdated(RingbackError):  # noqa: N818 - what is found
         )
 
 
-class SchemaMismatch(RingbackError):  # noqa: N818 - what is found
+class SchemaMismatchError(RingbackError):
     """The schema's history is not the one this code knows; `faults` names each difference."""
 
     def __init__(self, faults: tuple[str, ...]) -> None:
@@ -77,7 +77,7 @@ class SchemaMismatch(RingbackError):  # noqa: N818 - what is found
         self.faults = faults
 
 
-class MigrationFailed(RingbackError):  # noqa: N818 - what happened
+class MigrationError(RingbackError):
     """PostgreSQL refused a migration. It was rolled back; those before it stay."""
 
 
@@ -115,7 +115,7 @@ def missing(schema: Schema, applied: Mapping[int, tuple[str, str]]) -> tuple[Mig
     """The migrations that are not among the applied ones, given as number: (name, checksum).
 
     Raises:
-        SchemaMismatch: what was applied is not the beginning of what this code knows.
+        SchemaMismatchError: what was applied is not the beginning of what this code knows.
     """
     known = {migration.number: migration for migration in schema.migrations}
     faults = []
@@ -135,7 +135,7 @@ def missing(schema: Schema, applied: Mapping[int, tuple[str, str]]) -> tuple[Mig
         if applied and each.number < max(applied)
     ]
     if faults:
-        raise SchemaMismatch(tuple(faults))
+        raise SchemaMismatchError(tuple(faults))
     return lacking
 
 
@@ -143,7 +143,7 @@ async def pending(connection: Any, schema: Schema) -> tuple[Migration, ...]:
     """The migrations that a database lacks; changes nothing.
 
     Raises:
-        SchemaMismatch: its history is another, or we may not read it.
+        SchemaMismatchError: its history is another, or we may not read it.
         one of DATABASE_ERRORS: the database is in trouble.
     """
     table = f"{schema.name}.migrations"
@@ -154,7 +154,7 @@ async def pending(connection: Any, schema: Schema) -> tuple[Migration, ...]:
     except DATABASE_ERRORS:
         raise
     except asyncpg.PostgresError as error:
-        raise SchemaMismatch((f"the schema {schema.name} can't be read: {error}",)) from error
+        raise SchemaMismatchError((f"the schema {schema.name} can't be read: {error}",)) from error
     return missing(schema, {row["number"]: (row["name"], row["checksum"]) for row in rows})
 
 
@@ -166,11 +166,11 @@ async def migrate(
     `applied` hears of each migration once it is committed.
 
     Raises:
-        SchemaMismatch: its history is another; nothing was done.
-        MigrationFailed: PostgreSQL refused one; the error names it.
-        StoreLost: the database is gone or full.
+        SchemaMismatchError: its history is another; nothing was done.
+        MigrationError: PostgreSQL refused one; the error names it.
+        StoreConnectionLostError: the database is gone or full.
     """
-    async with opened(url, patience=None) as connection:
+    async with connect(url, patience=None) as connection:
         while (migration := await _next(connection, schema)) is not None:
             applied(migration)
 
@@ -207,7 +207,7 @@ async def _next(connection: Any, schema: Schema) -> Migration | None:
         except DATABASE_ERRORS:
             raise
         except asyncpg.PostgresError as error:
-            raise MigrationFailed(
+            raise MigrationError(
                 f"migration {migration} of the schema {schema.name} was refused: {error}"
             ) from error
     return migration

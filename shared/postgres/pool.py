@@ -14,16 +14,16 @@ import backoff
 
 from shared.postgres.connection import (
     CONNECT_ERRORS,
-    CONNECT_TIME,
+    CONNECT_TIMEOUT,
     DATABASE_ERRORS,
-    StoreLost,
-    reason,
-    shown,
+    StoreConnectionLostError,
+    describe_error,
+    without_password,
 )
-from shared.postgres.migrations import Schema, SchemaOutdated, pending
+from shared.postgres.migrations import Schema, SchemaOutdatedError, pending
 from shared.process.health import Health
 
-__all__ = ["Database", "StoreLost"]
+__all__ = ["Database", "StoreConnectionLostError"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,32 +31,32 @@ PART: Final = "database"
 # Connections for one process: a few more than a database of some cores works on at a time.
 POOL_SIZE: Final = 8
 # Seconds that a caller waits for a connection, also while the database starts again.
-ACQUIRE_TIME: Final = 3.0
+ACQUIRE_TIMEOUT: Final = 3.0
 # Seconds for one statement; then the server breaks it off. Below the 5 s in which the pool must be
 # whole again when a backend hangs. A transaction may `SET LOCAL statement_timeout`.
-STATEMENT_TIME: Final = 4.0
+STATEMENT_TIMEOUT: Final = 4.0
 # Seconds after that until we take the server for dead and the connection for lost.
 GRACE: Final = 0.5
 # Seconds to give a connection back, or to roll back, before it is thrown away.
-RELEASE_TIME: Final = 0.5
+RELEASE_TIMEOUT: Final = 0.5
 # Seconds after which the server gives up a transaction whose client does nothing: one that is
 # suspended or unreachable would keep its rows locked.
-IDLE_IN_TRANSACTION_TIME: Final = 10
+IDLE_IN_TRANSACTION_TIMEOUT: Final = 10
 # Seconds between two rounds in which every idle connection is asked, and for its answer.
-WATCH_EVERY: Final = 2.0
-PROBE_TIME: Final = 1.0
+WATCH_INTERVAL: Final = 2.0
+PROBE_TIMEOUT: Final = 1.0
 # Seconds: the longest wait between two tries to connect. Many services come back at once, so it is
 # random; short, since recovery is within 5 s.
-LONGEST_BACKOFF: Final = 2.0
+MAX_BACKOFF: Final = 2.0
 # Seconds after the last write that found the disk full, in which the database is not ready.
-FULL_FOR: Final = 5.0
+MAX_TIME_FULL: Final = 5.0
 
 
 class Database:
     """One pool, kept whole by `run`; `database` in `health`.
 
-    `schema` is what must be up to date in it. A lost, slow or full database is StoreLost for
-    whoever uses it, within ACQUIRE_TIME, or STATEMENT_TIME and a bit for each statement; it is
+    `schema` is what must be up to date in it. A lost, slow or full database is StoreConnectionLostError for
+    whoever uses it, within ACQUIRE_TIMEOUT, or STATEMENT_TIMEOUT and a bit for each statement; it is
     found again by itself.
     """
 
@@ -85,20 +85,20 @@ class Database:
         """Connect, and keep the pool whole until cancelled.
 
         Raises:
-            SchemaOutdated: the schema lacks migrations.
+            SchemaOutdatedError: the schema lacks migrations.
             SchemaMismatch: the schema's history is another than this code's.
         """
         self._pool = await asyncpg.create_pool(
             self._url,
             min_size=0,
             max_size=self._size,
-            timeout=CONNECT_TIME,
-            command_timeout=STATEMENT_TIME + GRACE,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=STATEMENT_TIMEOUT + GRACE,
             reset=_nothing_to_reset,
             server_settings={
                 "application_name": self._name,
-                "statement_timeout": f"{STATEMENT_TIME * 1000:.0f}",
-                "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIME * 1000}",
+                "statement_timeout": f"{STATEMENT_TIMEOUT * 1000:.0f}",
+                "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT * 1000}",
             },
         )
         try:
@@ -106,7 +106,7 @@ class Database:
                 await self._until_it_works()
                 self._look.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(WATCH_EVERY):
+                    async with asyncio.timeout(WATCH_INTERVAL):
                         await self._look.wait()
         finally:
             self._works.clear()
@@ -121,7 +121,7 @@ class Database:
         """A transaction on a connection (`asyncpg.Connection`); rolled back when the body raises.
 
         Raises:
-            StoreLost: the database is lost, slow or full. When it is raised at the end, whether
+            StoreConnectionLostError: the database is lost, slow or full. When it is raised at the end, whether
                 the transaction was committed is unknown.
         """
         async with self._used(begin=True) as (connection, transaction):
@@ -136,7 +136,7 @@ class Database:
         """The rows (`asyncpg.Record`) of one statement, which is a transaction of its own.
 
         Raises:
-            StoreLost: the database is lost, slow or full; whether it took effect is unknown.
+            StoreConnectionLostError: the database is lost, slow or full; whether it took effect is unknown.
         """
         async with self._used() as (connection, _):
             rows: list[Any] = await connection.fetch(sql, *args)
@@ -172,7 +172,7 @@ class Database:
     async def _acquire(self, *, begin: bool) -> tuple[Any, Any]:
         """A connection and its transaction, begun if wanted; another if it is found to be lost."""
         try:
-            async with asyncio.timeout(ACQUIRE_TIME):
+            async with asyncio.timeout(ACQUIRE_TIMEOUT):
                 while True:
                     await self._works.wait()
                     try:
@@ -185,16 +185,16 @@ class Database:
                         return connection, transaction
         except TimeoutError:
             if self._works.is_set():
-                raise StoreLost(
+                raise StoreConnectionLostError(
                     f"all {self._size} connections to the database are in use"
                 ) from None
-            raise StoreLost(self._fault) from None
+            raise StoreConnectionLostError(self._fault) from None
 
     async def _begun(self, connection: Any, transaction: Any) -> bool:
         """Begin a transaction; False if the connection is lost. Nothing was done on it yet."""
         begun = False
         try:
-            async with asyncio.timeout(PROBE_TIME):
+            async with asyncio.timeout(PROBE_TIMEOUT):
                 await transaction.start()
             begun = True
         except CONNECT_ERRORS:
@@ -206,23 +206,23 @@ class Database:
 
     async def _release(self, connection: Any) -> None:
         try:
-            await self._pool.release(connection, timeout=RELEASE_TIME)
+            await self._pool.release(connection, timeout=RELEASE_TIMEOUT)
         except CONNECT_ERRORS:
             _discard(connection)
 
     def _doubt(self, error: BaseException) -> None:
         """No connection can be made: nobody tries any more until we have seen it work."""
-        self._fault = f"no connection to {shown(self._url)}: {reason(error)}"
+        self._fault = f"no connection to {without_password(self._url)}: {describe_error(error)}"
         self._works.clear()
         self._look.set()
 
-    def _lost(self, error: BaseException) -> StoreLost:
+    def _lost(self, error: BaseException) -> StoreConnectionLostError:
         """What to raise for an error of a connection in use."""
         if isinstance(error, asyncpg.DiskFullError):
-            self._full_until = asyncio.get_running_loop().time() + FULL_FOR
-            self._health.down(PART, reason(error))
+            self._full_until = asyncio.get_running_loop().time() + MAX_TIME_FULL
+            self._health.down(PART, describe_error(error))
         self._look.set()
-        return StoreLost(reason(error))
+        return StoreConnectionLostError(describe_error(error))
 
     async def _until_it_works(self) -> None:
         """Replace idle connections that do not answer, and if none does, try until one does."""
@@ -235,7 +235,7 @@ class Database:
             backoff.expo,
             CONNECT_ERRORS,
             factor=0.1,
-            max_value=LONGEST_BACKOFF,
+            max_value=MAX_BACKOFF,
             on_backoff=tell,
             logger=None,
         )
@@ -258,10 +258,10 @@ class Database:
 
     async def _probe(self, *, first: bool) -> None:
         """Ask the next connection; one that does not answer is thrown away."""
-        async with asyncio.timeout(CONNECT_TIME + PROBE_TIME):
+        async with asyncio.timeout(CONNECT_TIMEOUT + PROBE_TIMEOUT):
             connection = await self._pool.acquire()
             try:
-                async with asyncio.timeout(PROBE_TIME):
+                async with asyncio.timeout(PROBE_TIMEOUT):
                     await connection.execute("SELECT 1")
                     if first:
                         await self._check_schema(connection)
@@ -272,12 +272,12 @@ class Database:
 
     async def _check_schema(self, connection: Any) -> None:
         if self._schema and (lacking := await pending(connection, self._schema)):
-            raise SchemaOutdated(self._schema, lacking)
+            raise SchemaOutdatedError(self._schema, lacking)
 
 
 async def _roll_back(connection: Any, transaction: Any) -> None:
     try:
-        async with asyncio.timeout(RELEASE_TIME):
+        async with asyncio.timeout(RELEASE_TIMEOUT):
             await transaction.rollback()
     except CONNECT_ERRORS:
         _discard(connection)

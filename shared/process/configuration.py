@@ -5,15 +5,15 @@ from collections.abc import Collection, Mapping
 import click
 from pydantic_settings import BaseSettings
 
-from shared.settings import Settings, WrongSettings, load_shared
+from shared.settings import InvalidSettingsError, Settings, load_shared
 
 
-class WrongConfiguration(click.ClickException):
+class InvalidConfigurationError(click.ClickException):
     """Names every fault of the configuration on standard error; exit code 2."""
 
     exit_code = 2
 
-    def __init__(self, error: WrongSettings) -> None:
+    def __init__(self, error: InvalidSettingsError) -> None:
         faults = "\n".join(f"  {fault}" for fault in error.faults)
         super().__init__(f"the configuration is wrong; nothing was started.\n{faults}")
 
@@ -26,9 +26,9 @@ def configured(
     For the services named in `storing`, a database must be configured.
 
     Raises:
-        WrongConfiguration: with every fault of all of them.
+        InvalidConfigurationError: with every fault of all of them.
     """
     try:
         return load_shared(services or {}, storing=storing)
-    except WrongSettings as error:
-        raise WrongConfiguration(error) from None
+    except InvalidSettingsError as error:
+        raise InvalidConfigurationError(error) from None

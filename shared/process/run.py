@@ -25,7 +25,7 @@ with suppress(ImportError):  # the extra `fast` may not be installed
 logger = logging.getLogger(__name__)
 
 # Seconds of the shutdown timeout kept for the last acks and for closing connections.
-CLOSING: Final = 2.0
+CLOSE_RESERVE: Final = 2.0
 
 Drain = Callable[[float], Awaitable[None]]
 
@@ -69,7 +69,7 @@ class Process:
         try:
             async with asyncio.timeout(grace):
                 for drain in () if failed else self._drains:
-                    await drain(max(grace - CLOSING, 0.0))
+                    await drain(max(grace - CLOSE_RESERVE, 0.0))
         except TimeoutError:
             logger.warning("not drained within %g s; the rest goes back to its queue", grace)
         failed += [t for t in self._tasks if t not in failed and t.done() and t.exception()]

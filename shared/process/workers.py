@@ -23,12 +23,12 @@ from shared.settings import PREFIX
 logger = logging.getLogger(__name__)
 
 # Seconds: a worker that can't live is not started in a tight loop.
-PAUSE: Final = 1.0
+RESTART_DELAY: Final = 1.0
 # The workers' part of the time to shut down: they are done before their parent's time is over.
 SHARE: Final = 0.9
 
 
-class WorkerFailed(RingbackError):  # noqa: N818 - says what happened
+class WorkerFailedError(RingbackError):
     """A worker ended by itself with an error; its parent ends with the same exit code."""
 
     def __init__(self, part: str, exit_code: int) -> None:
@@ -83,13 +83,13 @@ class Workers:
                     self._alive.discard(child)
             mark_process_dead(child.pid, str(self._directory))  # type: ignore[no-untyped-call]
             if code > 0:
-                raise WorkerFailed(part, code)
+                raise WorkerFailedError(part, code)
             if process.stopping.is_set():
                 return
             how = f"killed by {signal.Signals(-code).name}" if code else "stopped from outside"
             process.health.down(part, f"{how}; starting it again")
             self._restarts.inc()
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RESTART_DELAY)
 
     async def _drain(self, _: float) -> None:
         """Pass the signal on and wait for all; the process bounds the time."""

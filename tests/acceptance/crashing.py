@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from services.callback import app
-from shared.amqp.publisher import Outgoing, Publisher
-from shared.http.client import Client, Reply
+from shared.amqp.publisher import OutgoingMessage, Publisher
+from shared.http.client import Client, HttpResponse
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
 from shared.topology import OUTCOMES
 
-Matching = Callable[[Outgoing], bool]
+Matching = Callable[[OutgoingMessage], bool]
 
 PUBLISHES: Final[Mapping[str, Matching]] = {
     "tier copy": lambda message: ".retry." in message.routing_key,
@@ -47,7 +47,7 @@ def arm(point: str) -> None:
 
 def _client(when: str) -> type[Client]:
     class Dying(Client):
-        async def send(self, *arguments: Any, **named: Any) -> Reply:
+        async def send(self, *arguments: Any, **named: Any) -> HttpResponse:
             if when == "before":
                 die()
             reply = await super().send(*arguments, **named)
@@ -59,7 +59,7 @@ def _client(when: str) -> type[Client]:
 
 def _publisher(when: str, matches: Matching) -> type[Publisher]:
     class Dying(Publisher):
-        def publish(self, message: Outgoing) -> Any:
+        def publish(self, message: OutgoingMessage) -> Any:
             if not matches(message):
                 return super().publish(message)
             if when == "before":

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from services.ingestion import app, outbox
 from services.ingestion.store import Accepted, Store
-from shared.amqp.publisher import Outgoing, Publisher
+from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
 
@@ -49,7 +49,7 @@ class DyingStore(Store):
 
 
 class DyingPublisher(Publisher):
-    def publish(self, message: Outgoing) -> Any:
+    def publish(self, message: OutgoingMessage) -> Any:
         if message.exchange != "postings":
             return super().publish(message)
         at("before the publish")

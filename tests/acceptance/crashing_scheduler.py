@@ -12,7 +12,7 @@ from uuid import UUID
 
 from services.scheduler import app
 from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, Order, Store
-from shared.amqp.publisher import Outgoing, Publisher
+from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
 from shared.topology import CALLBACKS
@@ -59,7 +59,7 @@ class DyingStore(Store):
 class DyingPublisher(Publisher):
     """The publisher, with a point when the broker has confirmed a dispatch."""
 
-    def publish(self, message: Outgoing) -> Any:
+    def publish(self, message: OutgoingMessage) -> Any:
         done = super().publish(message)
         if message.routing_key == CALLBACKS:
             done.add_done_callback(lambda _: reach("after the confirm"))

@@ -2,7 +2,9 @@
 
 import sys
 
-from services.mailings import app, expansion, turn
+from services.mailings import app
+from services.mailings.expansion import slice as turn
+from services.mailings.expansion import worker as expansion
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
 

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from deploy.local.database import Database
-from shared.contracts.schedules import event_of_message
+from shared.contracts.schedules import callback_id_of_message
 from tests.acceptance.crashing_scheduler import POINTS
 from tests.fakes.player import Player, gathered, player
 from tests.fakes.scheduling import SECRETS_KEY, URL, connected, delivered, schedulers
@@ -63,7 +63,7 @@ async def schedule(it: Player, due: Mapping[str, float]) -> None:
 
 def early(it: Player, due: Mapping[str, float]) -> list[str]:
     """Give the events that arrived before their moment."""
-    moments = {str(event_of_message("", key)): at for key, at in due.items()}
+    moments = {str(callback_id_of_message("", key)): at for key, at in due.items()}
     return [each.id for each in it.arrivals if each.at < moments[each.id] - GRAIN]
 
 
@@ -88,7 +88,7 @@ async def test_rows_16_and_17_a_crash_at_any_point_costs_a_repeat_and_never_a_lo
         died = time.time()
         with running(tmp_path, amqp_url, settings(empty_url), RUN) as second:
             await second.ready()
-            wanted = {str(event_of_message("", key)) for key in due}
+            wanted = {str(callback_id_of_message("", key)) for key in due}
             await until(lambda: it.told("notified") >= wanted)
             # row 17: within the lease and one look, however long the start took
             assert time.time() - died < LEASE + TIMEOUT + 10
@@ -117,7 +117,7 @@ async def test_row_18_suspended_for_longer_than_its_lease_it_settles_nothing_wro
         replicas[0].signal(signal.SIGSTOP)
         await asyncio.sleep(LEASE * 2)  # that long it is suspended; nothing else is waited for
         replicas[0].signal(signal.SIGCONT)
-        wanted = {str(event_of_message("", key)) for key in due}
+        wanted = {str(callback_id_of_message("", key)) for key in due}
         await until(lambda: it.told("notified") >= wanted, 30)
         assert early(it, due) == []
         repeats = len(it.arrivals) - len(wanted)
@@ -159,7 +159,7 @@ async def test_s11_two_replicas_under_kill_and_a_database_restart_notify_every_e
             trouble.create_task(schedule(it, due))
             trouble.create_task(_restart(own_database, 4))
             trouble.create_task(_kill_in_turn(stack, replicas, start))
-        wanted = {str(event_of_message("", key)) for key in due}
+        wanted = {str(callback_id_of_message("", key)) for key in due}
         await until(lambda: len(it.told("notified") & wanted) == count, 60)
         assert early(it, due) == []
         assert {each.id for each in it.arrivals} == wanted
@@ -185,7 +185,7 @@ async def test_row_19_without_its_database_it_waits_and_loses_nothing(
             await until(lambda: "database" in service.output and _down(service))
             assert it.arrivals == []
             await asyncio.to_thread(own_database.start)
-            wanted = {str(event_of_message("", key)) for key in due}
+            wanted = {str(callback_id_of_message("", key)) for key in due}
             await until(lambda: it.told("notified") >= wanted, 30)
             assert await it.dead() == []
 

@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from deploy.local.install import Installation
-from shared.sealing import Seal
+from shared.security.encryption import SecretCipher
+from shared.security.tickets import Tickets
 from shared.settings import METRICS_PORTS
-from shared.tickets import Tickets
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
 
@@ -170,7 +170,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         ticket = await ringback("ticket", "shop", amqp_url=None)
         given = it.environment("callback")
         assert Tickets(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
-        assert Seal.of(given["RINGBACK_SECRETS_KEY"])
+        assert SecretCipher.of(given["RINGBACK_SECRETS_KEY"])
 
         services = it.children
         assert len(services) >= 2

@@ -13,7 +13,7 @@ from tests.bench.expansion import expansion
 from tests.bench.ingest import ingestion
 from tests.bench.layer import layer
 from tests.bench.messages import delivery
-from tests.bench.rig import Rig, Stuck, rig
+from tests.bench.rig import Rig, StalledError, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.table import Section, data, plain
 from tests.bench.timing import intake, on_time
@@ -60,7 +60,7 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))
-    except Stuck as error:
+    except StalledError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps({"machine": _machine(), "parts": data(sections)}, indent=2))

@@ -14,12 +14,12 @@ from aiohttp import web
 
 from services.mailings.app import SCHEMA
 from shared.amqp.codec import Properties
-from shared.amqp.connection import Link, opened
+from shared.amqp.connection import BrokerConnection, connect
 from shared.amqp.declare import declare
+from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.amqp.subscription import never
-from shared.amqp.tap import Delivery
 from shared.contracts.postings import POSTING
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
@@ -115,13 +115,13 @@ async def _until(taken: "Taken", receivers: int, process: Sender) -> tuple[float
 
 
 @asynccontextmanager
-async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, Link, Publisher]]:
+async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnection, Publisher]]:
     """A virtual host with all queues, and a publisher."""
     url = rig.broker.add_vhost(name)
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
     keeping = asyncio.create_task(publisher.run())
     try:
-        async with opened(url, name="bench") as link:
+        async with connect(url, name="bench") as link:
             await declare(link.connection, topology())
             await publisher.ready()
             yield url, link, publisher
@@ -138,20 +138,20 @@ class Taken:
         self.count = 0
 
 
-async def _taking(link: Link) -> Taken:
+async def _taking(link: BrokerConnection) -> Taken:
     """Consume the e-mails, as cheaply as can be."""
     taken = Taken()
-    channel, tapped = await link.channel(confirms=False)
+    channel, intercepted = await link.channel(confirms=False)
 
     def take(_: Delivery) -> None:
         taken.count += 1
 
-    tapped.on_delivery = take
+    intercepted.on_delivery = take
     await channel.basic_consume(MESSAGES_EMAIL, never, no_ack=True)
     return taken
 
 
-def _posting(receivers: int) -> Outgoing:
+def _posting(receivers: int) -> OutgoingMessage:
     body = {
         "from_event": "bench",
         "receivers": f"http://auth/users/{receivers}/?page_size={PAGE}",
@@ -162,10 +162,10 @@ def _posting(receivers: int) -> Outgoing:
     properties = Properties(
         content_type="application/json",
         type=POSTING,
-        message_id=fresh_id(),
+        message_id=new_id(),
         delivery_mode=PERSISTENT,
     )
-    return Outgoing(POSTING_KEY, properties, json.dumps(body).encode(), exchange=POSTINGS)
+    return OutgoingMessage(POSTING_KEY, properties, json.dumps(body).encode(), exchange=POSTINGS)
 
 
 def user(number: int) -> dict[str, object]:

@@ -16,7 +16,7 @@ import jinja2
 import uvloop
 from markdown_it import MarkdownIt
 
-from services.mailings.rendering.library import SHIPPED
+from services.mailings.rendering.loader import SHIPPED
 from tests.bench.expansion import PAGE, TEMPLATE
 
 

@@ -10,10 +10,10 @@ from aiormq.abc import AbstractChannel
 
 from services.ingestion.app import SCHEMA
 from shared.amqp.codec import Properties
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.events import EVENT
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
@@ -38,7 +38,7 @@ async def ingestion(rig: Rig) -> Section:
     for start in range(0, COUNT, AT_ONCE):
         await publisher.publish_all(_event(start + number) for number in range(AT_ONCE))
     wanted = sum(1 for number in range(COUNT) if not _repeats(number))
-    async with opened(url, name="bench") as link:
+    async with connect(url, name="bench") as link:
         await declare(link.connection, tables)
         channel = await link.connection.channel(publisher_confirms=False)
         process = rig.start(
@@ -82,7 +82,7 @@ def _repeats(number: int) -> bool:
     return number % DUPLICATE_EVERY == DUPLICATE_EVERY - 1
 
 
-def _event(number: int) -> Outgoing:
+def _event(number: int) -> OutgoingMessage:
     body = {
         "from_service": "auth",
         "event": "user_signed_up",
@@ -92,9 +92,9 @@ def _event(number: int) -> Outgoing:
     properties = Properties(
         content_type="application/json",
         type=EVENT,
-        message_id=fresh_id(),
+        message_id=new_id(),
         delivery_mode=PERSISTENT,
         timestamp=int(time.time()),
     )
     key = f"{body['from_service']}.{body['event']}"
-    return Outgoing(key, properties, json.dumps(body).encode(), exchange=EVENTS)
+    return OutgoingMessage(key, properties, json.dumps(body).encode(), exchange=EVENTS)

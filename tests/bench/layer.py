@@ -9,13 +9,13 @@ import aio_pika
 import aiormq
 from aiormq.abc import DeliveredMessage
 
+from shared.amqp.ack_batcher import AckBatcher
 from shared.amqp.codec import Properties, decode_properties
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
+from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher
-from shared.amqp.settlement import Settlement
+from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.amqp.subscription import never
-from shared.amqp.tap import Delivery
 from shared.process.health import Health
 from shared.topology import Topology
 from tests.bench.rig import PREFETCH, Rig, median
@@ -89,7 +89,7 @@ class _Countdown:
 
 
 async def _publish_ours(url: str) -> float:
-    async with opened(url, name="bench") as link:
+    async with connect(url, name="bench") as link:
         channel = await link.connection.channel(publisher_confirms=False)
         await channel.queue_declare(QUEUE, durable=True, arguments=QUORUM)
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
@@ -100,7 +100,7 @@ async def _publish_ours(url: str) -> float:
         properties = Properties(
             content_type="application/json", message_id=f"m{number}", delivery_mode=PERSISTENT
         )
-        await publisher.publish(Outgoing(QUEUE, properties, BODY))
+        await publisher.publish(OutgoingMessage(QUEUE, properties, BODY))
 
     spent = await _publishing(publish)
     keeping.cancel()
@@ -109,14 +109,14 @@ async def _publish_ours(url: str) -> float:
 
 
 async def _consume_ours(url: str) -> float:
-    async with opened(url, name="bench") as link:
-        channel, tapped = await link.channel(confirms=False)
+    async with connect(url, name="bench") as link:
+        channel, intercepted = await link.channel(confirms=False)
         await channel.basic_qos(prefetch_count=PREFETCH)
 
-        async def announce(_: list[Outgoing]) -> None:
+        async def announce(_: list[OutgoingMessage]) -> None:
             raise AssertionError("there are no facts")
 
-        settlement = Settlement(tapped, announce)
+        settlement = AckBatcher(intercepted, announce)
         settling = asyncio.create_task(settlement.run(0.01))
         tasks: set[asyncio.Task[None]] = set()
         countdown = _Countdown()
@@ -131,7 +131,7 @@ async def _consume_ours(url: str) -> float:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        tapped.on_delivery = take
+        intercepted.on_delivery = take
         await channel.basic_consume(QUEUE, never)
         spent = await countdown.cpu()
         await settlement.flush()

@@ -17,10 +17,10 @@ from typing import Any, Final
 import aiohttp
 
 from shared.amqp.codec import Properties
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.messages import SEND_EMAIL, SEND_SMS
 from shared.process.health import Health
 from shared.topology import MESSAGES_EMAIL, MESSAGES_SMS, topology
@@ -141,7 +141,7 @@ async def _until(world: _World, process: Sender, wanted: int) -> int:
 
 async def _fill(url: str, backlog: int, emails: int) -> None:
     tables = topology()
-    async with opened(url, name="bench") as link:
+    async with connect(url, name="bench") as link:
         await declare(link.connection, tables)
     publisher = Publisher(url, name="bench", topology=tables, health=Health())
     keeping = asyncio.create_task(publisher.run())
@@ -153,9 +153,9 @@ async def _fill(url: str, backlog: int, emails: int) -> None:
     await asyncio.gather(keeping, return_exceptions=True)
 
 
-def _email(number: int) -> Outgoing:
+def _email(number: int) -> OutgoingMessage:
     body = {
-        "id": fresh_id(),
+        "id": new_id(),
         "to": f"user{number}@example.org",
         "subject": "New movies this week",
         "text": TEXT,
@@ -167,19 +167,19 @@ def _email(number: int) -> Outgoing:
     return _outgoing(MESSAGES_EMAIL, SEND_EMAIL, body)
 
 
-def _sms(number: int) -> Outgoing:
-    body = {"id": fresh_id(), "phone": f"79{number:09}", "text": "Your code is 1234"}
+def _sms(number: int) -> OutgoingMessage:
+    body = {"id": new_id(), "phone": f"79{number:09}", "text": "Your code is 1234"}
     return _outgoing(MESSAGES_SMS, SEND_SMS, body)
 
 
-def _outgoing(queue: str, kind: str, body: Mapping[str, str]) -> Outgoing:
+def _outgoing(queue: str, kind: str, body: Mapping[str, str]) -> OutgoingMessage:
     properties = Properties(
         content_type="application/json",
         type=kind,
-        message_id=fresh_id(),
+        message_id=new_id(),
         delivery_mode=PERSISTENT,
     )
-    return Outgoing(queue, properties, json.dumps(body).encode())
+    return OutgoingMessage(queue, properties, json.dumps(body).encode())
 
 
 @asynccontextmanager

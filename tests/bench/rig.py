@@ -27,10 +27,10 @@ from deploy.local.daemon import CHECKOUT, trouble
 from deploy.local.database import Database
 from deploy.local.watchdog import throwaway
 from shared.amqp.codec import Properties
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import Outgoing, Publisher
+from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.contracts.callback import SEND_CALLBACK
 from shared.process.health import Health
 from shared.topology import CALLBACKS, OUTCOMES, topology
@@ -54,7 +54,7 @@ class Contender(Enum):
     HAND_WRITTEN = ("-m", "tests.bench.baseline")
 
 
-class Stuck(Exception):  # noqa: N818 - what happened
+class StalledError(Exception):
     """A sender did not do its work in time; the text says why."""
 
 
@@ -102,10 +102,10 @@ class Sender:
         """Raise if it has ended.
 
         Raises:
-            Stuck: it has; with what its log says.
+            StalledError: it has; with what its log says.
         """
         if self.process.poll() is not None:
-            raise Stuck(f"a sender ended; its log says:\n{trouble(self.log)}")
+            raise StalledError(f"a sender ended; its log says:\n{trouble(self.log)}")
 
 
 @dataclass(slots=True)
@@ -161,7 +161,7 @@ class Site:
 
     def _orders(
         self, urls: Iterator[str], count: int, lifetime: float | None = None
-    ) -> dict[int, Outgoing]:
+    ) -> dict[int, OutgoingMessage]:
         expires = ""
         if lifetime is not None:
             moment = datetime.now(UTC) + timedelta(seconds=lifetime)
@@ -190,7 +190,9 @@ class Site:
         wanted = self.seen.answered[group] + count
         await self.feed((group,), count)
         if not await self.until(group, wanted, 30):
-            raise Stuck(f"no deliveries in 30 s; the sender's log:\n{trouble(self.sender.log)}")
+            raise StalledError(
+                f"no deliveries in 30 s; the sender's log:\n{trouble(self.sender.log)}"
+            )
         await asyncio.sleep(0.5)
 
 
@@ -199,7 +201,7 @@ def message_id(number: int) -> str:
     return f"bench-{number}"
 
 
-def _order(url: str, number: int, expires: str) -> Outgoing:
+def _order(url: str, number: int, expires: str) -> OutgoingMessage:
     body = (
         f'{{"target_url": "{url}", "hmac_secret": "your-secret-key"{expires},'
         f' "payload": {{"data": "{DATA}", "id": {number}}}}}'
@@ -210,7 +212,7 @@ def _order(url: str, number: int, expires: str) -> Outgoing:
         message_id=message_id(number),
         delivery_mode=PERSISTENT,
     )
-    return Outgoing(CALLBACKS, properties, body.encode())
+    return OutgoingMessage(CALLBACKS, properties, body.encode())
 
 
 @dataclass(slots=True)
@@ -237,7 +239,7 @@ class Rig:
         url = self.broker.add_vhost(name)
         health = Health()
         tables = topology().only((CALLBACKS,))
-        async with opened(url, name="bench") as link:
+        async with connect(url, name="bench") as link:
             await declare(link.connection, tables)
             if facts_bound:
                 channel = await link.connection.channel(publisher_confirms=False)
@@ -296,10 +298,12 @@ def rig(messages: int = MESSAGES) -> Iterator[Rig]:
     `messages` is the most that may be fed.
 
     Raises:
-        Stuck: this is not Linux.
+        StalledError: this is not Linux.
     """
     if not Path("/proc/self/schedstat").exists() or not SETPRIV:
-        raise Stuck("the benchmark needs Linux (/proc/PID/schedstat, and setpriv of util-linux)")
+        raise StalledError(
+            "the benchmark needs Linux (/proc/PID/schedstat, and setpriv of util-linux)"
+        )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 4 * PREFETCH <= hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4 * PREFETCH, hard))

@@ -15,12 +15,12 @@ import click
 import uvloop
 
 from shared.amqp import codec
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
+from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.subscription import never
-from shared.amqp.tap import Delivery
 from shared.contracts import headers
 from shared.topology import CALLBACKS, dead_queue
-from tests.bench.rig import WARM_UP, Contender, Rig, Site, Stuck, message_id, rig
+from tests.bench.rig import WARM_UP, Contender, Rig, Site, StalledError, message_id, rig
 from tests.bench.sink import Group, Seen
 
 # Of each ten messages: seven arrive at once.
@@ -44,7 +44,7 @@ def main(minutes: float, rate: float) -> None:
     try:
         with rig(messages=int(minutes * 60 * rate) + 2 * WARM_UP) as shared:
             faults = uvloop.run(_soak(shared, minutes * 60, rate))
-    except Stuck as error:
+    except StalledError as error:
         raise click.ClickException(str(error)) from None
     for fault in faults:
         click.echo(f"FAILED: {fault}")
@@ -87,9 +87,9 @@ async def _dead_letters(site: Site, numbers: Sequence[int]) -> dict[str, str]:
         told = codec.decode_properties(delivery.header).headers or {}
         letters[told[headers.ID]] = told[headers.REASON]
 
-    async with opened(site.url, name="bench") as link:
-        channel, tapped = await link.channel(confirms=False)
-        tapped.on_delivery = take
+    async with connect(site.url, name="bench") as link:
+        channel, intercepted = await link.channel(confirms=False)
+        intercepted.on_delivery = take
         await channel.basic_consume(dead_queue(CALLBACKS), never, no_ack=True)
         deadline = time.monotonic() + SETTLE
         while time.monotonic() < deadline:

@@ -20,17 +20,17 @@ from pgqueuer.queries import Queries
 from deploy.local.daemon import CHECKOUT, free_port
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
+from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 from shared.amqp.message import PERSISTENT
-from shared.amqp.message import opened as message_in
-from shared.amqp.publisher import Outgoing, Publisher, fresh_id
+from shared.amqp.message import parse_delivery as message_in
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.amqp.subscription import never
-from shared.amqp.tap import Delivery, TappedChannel
 from shared.contracts.facts import FACTS
 from shared.process.health import Health
 from shared.topology import CALLBACKS, OUTCOMES, topology
-from tests.bench.rig import POLL, SETPRIV, Rig, Sender, Stuck, quantile
+from tests.bench.rig import POLL, SETPRIV, Rig, Sender, StalledError, quantile
 from tests.bench.table import Row, Section, at_least, at_most
 
 # How many are scheduled for one instant, and to be taken in.
@@ -68,7 +68,7 @@ class Arrivals:
             self.lags.append(now - float(due[1]))
         self._untold.append(delivery)
 
-    async def settle(self, channel: TappedChannel) -> None:
+    async def settle(self, channel: InterceptedChannel) -> None:
         """Ack what came, and tell of it unless that is held back, every 10 ms."""
         acked = 0
         while True:
@@ -87,13 +87,13 @@ class Arrivals:
         """Wait until so many have come.
 
         Raises:
-            Stuck: they did not in time.
+            StalledError: they did not in time.
         """
         deadline = time.monotonic() + PATIENCE
         while len(self.lags) < count:
             check()
             if time.monotonic() > deadline:
-                raise Stuck(f"{len(self.lags)} of {count} came in {PATIENCE:.0f} s")
+                raise StalledError(f"{len(self.lags)} of {count} came in {PATIENCE:.0f} s")
             await asyncio.sleep(POLL)
 
 
@@ -101,7 +101,7 @@ def _delivered(delivery: Delivery) -> dict[str, object]:
     message = message_in(delivery)
     return {
         "type": "callback.delivered",
-        "fact_id": fresh_id(),
+        "fact_id": new_id(),
         "at": datetime.now(UTC).isoformat(),
         "callback_id": message.id,
         "client_id": None,
@@ -114,13 +114,13 @@ def _delivered(delivery: Delivery) -> dict[str, object]:
     }
 
 
-def _facts(facts: list[dict[str, object]]) -> Outgoing:
-    return Outgoing(
+def _facts(facts: list[dict[str, object]]) -> OutgoingMessage:
+    return OutgoingMessage(
         "callback.delivered.scheduler",
         Properties(
             content_type="application/json",
             type=FACTS,
-            message_id=fresh_id(),
+            message_id=new_id(),
             delivery_mode=PERSISTENT,
         ),
         json.dumps({"facts": facts}).encode(),
@@ -184,7 +184,7 @@ class Site:
         return self.arrivals.lags[before:]
 
 
-def _order(due: float) -> Outgoing:
+def _order(due: float) -> OutgoingMessage:
     body = {
         "run_at": datetime.fromtimestamp(due, UTC).isoformat(),
         "url": "http://127.0.0.1:9/hooks/bench",
@@ -194,10 +194,10 @@ def _order(due: float) -> Outgoing:
     properties = Properties(
         content_type="application/json",
         type="ScheduleCallback",
-        message_id=fresh_id(),
+        message_id=new_id(),
         delivery_mode=PERSISTENT,
     )
-    return Outgoing("schedule", properties, json.dumps(body).encode(), exchange="schedules")
+    return OutgoingMessage("schedule", properties, json.dumps(body).encode(), exchange="schedules")
 
 
 @asynccontextmanager
@@ -213,9 +213,9 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
         rig.start(("-m", "services", "migrate"), url, f"{name}-migrate", environment).process.wait
     )
     if migrated:
-        raise Stuck("`ringback migrate` failed")
+        raise StalledError("`ringback migrate` failed")
     tables = topology()
-    async with opened(url, name="bench") as link:
+    async with connect(url, name="bench") as link:
         await declare(link.connection, tables)
     publisher = Publisher(url, name="bench feed", topology=tables, health=Health())
     keeping = asyncio.create_task(publisher.run())
@@ -223,12 +223,12 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
     database = await asyncpg.connect(database_url)
     try:
         await publisher.ready()
-        async with opened(url, name="bench callbacks") as link:
+        async with connect(url, name="bench callbacks") as link:
             arrivals = Arrivals(publisher)
-            channel, tapped = await link.channel(confirms=False)
-            tapped.on_delivery = arrivals.take
+            channel, intercepted = await link.channel(confirms=False)
+            intercepted.on_delivery = arrivals.take
             await channel.basic_consume(CALLBACKS, never)
-            settling = asyncio.create_task(arrivals.settle(tapped))
+            settling = asyncio.create_task(arrivals.settle(intercepted))
             site = Site(url, environment, database, publisher, scheduler, arrivals)
             await site.fire([time.time()] * 500)  # warm
             while await site.waiting():  # noqa: ASYNC110 - until all of them are settled
@@ -259,7 +259,7 @@ async def intake(rig: Rig) -> Section:
         while await site.waiting() < before + CROWD:
             site.scheduler.check()
             if time.monotonic() > begin + PATIENCE:
-                raise Stuck("the scheduler did not take in all")
+                raise StalledError("the scheduler did not take in all")
             await asyncio.sleep(0.02)
         rate = CROWD / (time.monotonic() - begin)
         cpu = (site.scheduler.cpu() - cpu) / CROWD * 1e6
@@ -307,7 +307,7 @@ async def _ready(session: aiohttp.ClientSession, gateway: Sender) -> None:
         except aiohttp.ClientConnectionError:
             pass
         await asyncio.sleep(0.05)
-    raise Stuck("the gateway was not ready in time")
+    raise StalledError("the gateway was not ready in time")
 
 
 async def _load(
@@ -324,7 +324,7 @@ async def _load(
             async with session.post(path, data=body, headers=headers) as answer:
                 text = await answer.text()
                 if not answer.ok:
-                    raise Stuck(f"{path} answered {answer.status}: {text[:500]}")
+                    raise StalledError(f"{path} answered {answer.status}: {text[:500]}")
             done += 1
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -348,7 +348,7 @@ async def _ours(site: Site) -> Fired:
     crowd = await site.fire([due] * CROWD)
     site.arrivals.held = False
     if min(steady + crowd) < 0:
-        raise Stuck("something fired early")
+        raise StalledError("something fired early")
     return Fired(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
 
 

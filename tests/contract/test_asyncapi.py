@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from services.gateway.asyncapi import asyncapi
+from services.gateway.api.asyncapi import asyncapi
 from shared.contracts import posting_requests, schedule_requests
 from shared.topology import topology
 

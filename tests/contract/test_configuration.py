@@ -16,7 +16,7 @@ from services.ingestion.settings import IngestionSettings
 from services.mailings.settings import MailingsSettings
 from services.sandbox.settings import Settings as SandboxSettings
 from services.scheduler.settings import SchedulerSettings
-from shared.settings import WrongSettings, load_shared
+from shared.settings import InvalidSettingsError, load_shared
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 SERVICES: dict[str, type[BaseSettings]] = {
@@ -57,7 +57,7 @@ def test_every_fault_of_every_model_is_named_at_once(
     monkeypatch.setenv("RINGBACK_AMQP_URL", "http://broker")
     monkeypatch.setenv("RINGBACK_CALLBACK_SECRETS", '{"a": "canary", "b": 7}')
 
-    with pytest.raises(WrongSettings) as caught:
+    with pytest.raises(InvalidSettingsError) as caught:
         load_shared(SERVICES, file=file)
 
     named = "\n".join(caught.value.faults)

@@ -13,7 +13,7 @@ from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDead,
     CallbackDelivered,
-    CallbackGivenBack,
+    CallbackDispatchFailed,
     Facts,
 )
 from tests.contract.conftest import FOLDER, Golden
@@ -50,7 +50,7 @@ FACTS = (
         attempt=1,
         reason="payload: Field required",
     ),
-    CallbackGivenBack(
+    CallbackDispatchFailed(
         fact_id="id-3/6",
         at=AT,
         callback_id="id-3",

@@ -52,13 +52,13 @@ OF_EMAIL: Final[Mapping[str, Any]] = {
     "at": AT,
     "message_id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
     "posting_id": "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11",
-    "way": "email",
+    "channel": "email",
 }
 OF_SMS: Final[Mapping[str, Any]] = {
     "at": AT,
     "message_id": "m-1",
     "posting_id": None,
-    "way": "sms",
+    "channel": "sms",
 }
 FACTS = (
     MessageSent(fact_id="m/2", attempt=2, duration=0.25, **OF_EMAIL),

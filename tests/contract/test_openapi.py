@@ -142,7 +142,7 @@ def test_the_examples_name_what_the_sandbox_has() -> None:
 
 
 def test_no_secret_field_is_part_of_an_answer() -> None:
-    for name in ("CallbackStatus", "Created", "CallbackPage"):
+    for name in ("CallbackStatus", "CallbackCreated", "CallbackPage"):
         assert (
             not {"hmac_secret", "secret_ref"}
             & DOCUMENT["components"]["schemas"][name]["properties"].keys()

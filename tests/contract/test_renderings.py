@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from services.mailings.rendering.edition import Edition
-from services.mailings.rendering.library import SHIPPED, Library
-from shared.contracts.messages import Way
+from services.mailings.rendering.bound_template import BoundTemplate
+from services.mailings.rendering.loader import SHIPPED, TemplateLoader
+from shared.contracts.messages import Channel
 
 FOLDER = Path(__file__).parent / "golden" / "renderings"
 SAMPLES = json.loads(SHIPPED.joinpath("samples.json").read_text())
-NAMES = Library(None).names()
+NAMES = TemplateLoader(None).names()
 
 
 def test_every_shipped_template_has_a_sample() -> None:
@@ -22,13 +22,15 @@ def test_every_shipped_template_has_a_sample() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_e5_the_shipped_templates_look_like_this(name: str) -> None:
     """WRITE_GOLDEN=1 writes them; look at the HTML in a browser."""
-    way: Way = "sms" if name.startswith("sms/") else "email"
-    edition = Edition(Library(None).get(name, way), way, SAMPLES[name], "Ringback")
+    channel: Channel = "sms" if name.startswith("sms/") else "email"
+    edition = BoundTemplate(
+        TemplateLoader(None).get(name, channel), channel, SAMPLES[name], "Ringback"
+    )
 
     rendered = edition.render(SAMPLES["user"], unsubscribe_url="https://example.com/u?id=7&k=1")
 
     stem = name.removesuffix(".md").replace("/", ".")
-    head = f"Subject: {rendered.subject}\n\n" if way == "email" else ""
+    head = f"Subject: {rendered.subject}\n\n" if channel == "email" else ""
     parts = {"txt": head + rendered.text, "html": rendered.html}
     for ending, content in parts.items():
         file = FOLDER / f"{stem}.{ending}"
@@ -42,7 +44,7 @@ def test_e5_the_shipped_templates_look_like_this(name: str) -> None:
 
 
 def test_one_of_a_thing_is_told_as_one() -> None:
-    library = Library(None)
+    library = TemplateLoader(None)
     told = {
         "email/new_movies.md": {"movies": SAMPLES["email/new_movies.md"]["movies"][:1]},
         "email/new_episode.md": {"series": SAMPLES["email/new_episode.md"]["series"][:1]},
@@ -50,7 +52,7 @@ def test_one_of_a_thing_is_told_as_one() -> None:
     }
 
     subjects = [
-        Edition(library.get(name, "email"), "email", context, "Shop")
+        BoundTemplate(library.get(name, "email"), "email", context, "Shop")
         .render({}, unsubscribe_url=None)
         .subject
         for name, context in told.items()

@@ -13,7 +13,7 @@ from shared.contracts.schedules import (
     CancelCallback,
     RescheduleCallback,
     ScheduleCallback,
-    event_of_message,
+    callback_id_of_message,
 )
 from tests.contract.conftest import Golden
 
@@ -28,7 +28,7 @@ ASKED: tuple[type[BaseModel], ...] = (
     requests.RetryCallbacks,
 )
 ANSWERED: tuple[type[BaseModel], ...] = (
-    requests.Created,
+    requests.CallbackCreated,
     requests.CreatedBatch,
     requests.CallbackStatus,
     requests.CallbackPage,
@@ -68,5 +68,5 @@ def test_a_fact_is_written_as_it_always_was(golden: Golden) -> None:
 
 def test_the_id_of_a_message_s_event_never_changes() -> None:
     """Else a message that is given out again after an upgrade would be a second event."""
-    assert event_of_message("", "m-1") == UUID("9262570f-03d0-52ce-8db5-e65a0250c1e1")
-    assert event_of_message("shop", "m-1") != event_of_message("", "m-1")
+    assert callback_id_of_message("", "m-1") == UUID("9262570f-03d0-52ce-8db5-e65a0250c1e1")
+    assert callback_id_of_message("shop", "m-1") != callback_id_of_message("", "m-1")

@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from services.delivery import app
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.process.health import Health
 from shared.process.run import Process
@@ -118,7 +118,7 @@ class Around:
 @asynccontextmanager
 async def around(amqp_url: str) -> AsyncIterator[Around]:
     """Connect, declare all that Ringback needs, and hear all facts."""
-    async with opened(amqp_url, name="test") as link:
+    async with connect(amqp_url, name="test") as link:
         await declare(link.connection, topology())
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel(on_return_raises=True)

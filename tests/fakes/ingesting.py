@@ -12,7 +12,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from shared.amqp import codec
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.topology import topology
 from tests.fakes.waiting import until
@@ -85,13 +85,13 @@ class Outskirts:
         """Publish, confirmed, as clients do that give no message_id; aio-pika always makes one."""
         raw = json.dumps(body).encode()
         bare = codec.Properties(content_type="application/json", type="Event")
-        async with opened(self.url, name="raw") as link:
-            _, tapped = await link.channel(confirms=True)
+        async with connect(self.url, name="raw") as link:
+            _, intercepted = await link.channel(confirms=True)
             confirmed = asyncio.Event()
-            tapped.on_confirm = lambda *_: confirmed.set()
-            tapped.write(
+            intercepted.on_confirm = lambda *_: confirmed.set()
+            intercepted.write(
                 codec.encode_publish(
-                    *(tapped.number, "events", "auth.user_signed_up", bare, raw),
+                    *(intercepted.number, "events", "auth.user_signed_up", bare, raw),
                     mandatory=True,
                     frame_max=131_072,
                 )
@@ -134,7 +134,7 @@ class Outskirts:
 @asynccontextmanager
 async def outskirts(amqp_url: str) -> AsyncIterator[Outskirts]:
     """Connect, declare what Ringback needs, and take all postings as they come."""
-    async with opened(amqp_url, name="test") as link:
+    async with connect(amqp_url, name="test") as link:
         await declare(link.connection, topology())
     connection = await aio_pika.connect(amqp_url)
     async with connection:

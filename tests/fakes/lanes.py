@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shared.errors import Deferred
-from shared.lanes import Breaker, Lanes
+from shared.errors import DeferredError
+from shared.resilience.lanes import Breaker, Lanes
 
 
 class Time:
@@ -55,8 +55,8 @@ class World:
         for _ in range(places):
             await self.enter(target)
 
-    async def refused(self, target: str, deferrals: int = 0) -> Deferred:
-        with pytest.raises(Deferred) as caught:
+    async def refused(self, target: str, deferrals: int = 0) -> DeferredError:
+        with pytest.raises(DeferredError) as caught:
             await self.enter(target, deferrals)
         return caught.value
 

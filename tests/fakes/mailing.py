@@ -14,19 +14,19 @@ from aiohttp import web
 
 from services.mailings.app import SCHEMA
 from services.mailings.domain import message_id
-from services.mailings.expansion import Expansion
+from services.mailings.expansion.publisher import ThrottledPublisher
+from services.mailings.expansion.sources import ANYWHERE, Sources
+from services.mailings.expansion.worker import ExpansionWorker
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
-from services.mailings.outlet import Outlet
-from services.mailings.rendering.library import Library
+from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.requests import Requests
 from services.mailings.settings import MailingsSettings
-from services.mailings.settle import Settler
-from services.mailings.sources import ANYWHERE, Sources
+from services.mailings.settlement import Settler
 from services.mailings.store import Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
-from shared.amqp.publisher import Outgoing, PublishRefused
+from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
 from shared.contracts.message_facts import MessageFacts
 from shared.contracts.posting_requests import PostingStatus
 from shared.contracts.postings import Posting
@@ -112,7 +112,7 @@ class Queues:
     """Takes what is published, refuses it while `down`; `waiting` is how full a queue looks."""
 
     def __init__(self) -> None:
-        self.sent: list[Outgoing] = []
+        self.sent: list[OutgoingMessage] = []
         self.down = False
         self.refused = 0
         self.full: set[str] = set()
@@ -120,11 +120,11 @@ class Queues:
     async def ready(self) -> None:
         """Say that publishing is possible, as the real one believes until it fails."""
 
-    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.down:
             self.refused += 1
-            done.set_exception(PublishRefused("a queue is full"))
+            done.set_exception(PublishRefusedError("a queue is full"))
         else:
             self.sent.append(message)
             done.set_result(None)
@@ -174,11 +174,11 @@ class Mailings:
         self.clock = Clock()
         self.database = database
         given = MailingsSettings(**settings)
-        self.expansion = Expansion(
+        self.expansion = ExpansionWorker(
             self.store,
             Sources(client, sources),
-            Library(None),
-            Outlet(queues, queues, self.clock),  # type: ignore[arg-type]
+            TemplateLoader(None),
+            ThrottledPublisher(queues, queues, self.clock),  # type: ignore[arg-type]
             clock=self.clock,
             settings=given,
         )
@@ -240,16 +240,18 @@ async def emptied(database_url: str) -> str:
     return database_url
 
 
-def fact(posting_id: UUID, number: int, kind: str = "sent", way: str = "email") -> dict[str, Any]:
+def fact(
+    posting_id: UUID, number: int, kind: str = "sent", channel: str = "email"
+) -> dict[str, Any]:
     """Make a fact about the message to a user."""
     said: dict[str, Any] = {"duration": 0.1} if kind == "sent" else {"reason": f"it {kind}"}
     return {
         "type": f"message.{kind}",
         "fact_id": uuid4().hex,
         "at": "2026-11-20T15:00:00Z",
-        "message_id": str(message_id(posting_id, way, f"user-{number}")),  # type: ignore[arg-type]
+        "message_id": str(message_id(posting_id, channel, f"user-{number}")),  # type: ignore[arg-type]
         "posting_id": str(posting_id),
-        "way": way,
+        "channel": channel,
         "attempt": 1,
         **said,
     }

@@ -12,9 +12,9 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from services.sandbox.users import Directory
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.declare import declare
-from shared.amqp.request_reply import Requester
+from shared.amqp.request_reply import RpcClient
 from shared.process.health import Health
 from shared.topology import topology
 from tests.fakes.mailing import fact
@@ -24,7 +24,7 @@ from tests.fakes.waiting import until
 class Around:
     """One connection; `ids` holds the ids that came for each user, `messages` all that came."""
 
-    def __init__(self, channel: AbstractChannel, requester: Requester) -> None:
+    def __init__(self, channel: AbstractChannel, requester: RpcClient) -> None:
         self.channel = channel
         self.requester = requester
         self.ids: dict[str, Counter[str]] = {}
@@ -48,7 +48,7 @@ class Around:
     async def settle(self, posting: str, messages: Iterable[Any], kind: str) -> None:
         """Tell that these messages of a posting, as it lists them, were `sent`, or `failed`."""
         facts = [
-            fact(UUID(posting), 0, kind, each["way"]) | {"message_id": each["id"]}
+            fact(UUID(posting), 0, kind, each["channel"]) | {"message_id": each["id"]}
             for each in messages
         ]
         await self.post({"facts": facts}, exchange="outcomes", type="Facts")
@@ -103,9 +103,9 @@ class Around:
 @asynccontextmanager
 async def outside(amqp_url: str, *, consuming: bool = True) -> AsyncIterator[Around]:
     """Connect and declare what Ringback needs."""
-    async with opened(amqp_url, name="test") as link:
+    async with connect(amqp_url, name="test") as link:
         await declare(link.connection, topology())
-    requester = Requester(amqp_url, name="test", health=Health())
+    requester = RpcClient(amqp_url, name="test", health=Health())
     asking = asyncio.create_task(requester.run())
     connection = await aio_pika.connect(amqp_url)
     async with connection:

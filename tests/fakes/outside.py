@@ -11,7 +11,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from shared.amqp import codec
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from tests.fakes.waiting import until
 
 # Literals on purpose: these names are promised to programs that never see our code.
@@ -58,13 +58,13 @@ class Outside:
         """Publish, confirmed, as clients do that give no message_id; aio-pika always makes one."""
         raw = json.dumps(body).encode()
         bare = codec.Properties(content_type="application/json", type="SendCallback")
-        async with opened(self._url, name="raw") as link:
-            _, tapped = await link.channel(confirms=True)
+        async with connect(self._url, name="raw") as link:
+            _, intercepted = await link.channel(confirms=True)
             confirmed = asyncio.Event()
-            tapped.on_confirm = lambda *_: confirmed.set()
-            tapped.write(
+            intercepted.on_confirm = lambda *_: confirmed.set()
+            intercepted.write(
                 codec.encode_publish(
-                    tapped.number, "", CALLBACKS, bare, raw, mandatory=True, frame_max=131_072
+                    intercepted.number, "", CALLBACKS, bare, raw, mandatory=True, frame_max=131_072
                 )
             )
             await asyncio.wait_for(confirmed.wait(), 30)

@@ -4,17 +4,22 @@ import json
 from html.parser import HTMLParser
 from typing import Any
 
-from services.mailings.rendering.edition import Edition, Rendered
-from services.mailings.rendering.library import read
-from shared.contracts.messages import Way
+from services.mailings.rendering.bound_template import BoundTemplate, Rendered
+from services.mailings.rendering.loader import read
+from shared.contracts.messages import Channel
 
 
 def edition(
-    body: str, *, subject: str = "S", way: Way = "email", name: str = "email/x.md", **context: Any
-) -> Edition:
+    body: str,
+    *,
+    subject: str = "S",
+    channel: Channel = "email",
+    name: str = "email/x.md",
+    **context: Any,
+) -> BoundTemplate:
     """An edition of a template; an e-mail's body begins in line 4."""
-    head = f"---\nsubject: {json.dumps(subject)}\n---\n" if way == "email" else ""
-    return Edition(read(name, head + body), way, context, "Shop")
+    head = f"---\nsubject: {json.dumps(subject)}\n---\n" if channel == "email" else ""
+    return BoundTemplate(read(name, head + body), channel, context, "Shop")
 
 
 def rendered(

@@ -9,32 +9,32 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from services.scheduler.announce import Announcer
 from services.scheduler.app import SCHEMA
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
+from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import Intake
-from services.scheduler.notify import Notifier
+from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
 from services.scheduler.requests import Requests
-from services.scheduler.settle import Settler
+from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
-from shared.amqp.publisher import Outgoing, PublishRefused
-from shared.amqp.request_reply import Asker
+from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
+from shared.amqp.request_reply import RequestContext
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDelivered,
-    CallbackGivenBack,
+    CallbackDispatchFailed,
     Fact,
     Facts,
 )
 from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
-from shared.sealing import Seal
-from shared.tickets import Tickets
+from shared.security.encryption import SecretCipher
+from shared.security.tickets import Tickets
 
 SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
 TICKET_KEY = "a-ticket-key-of-32-characters-xx"
@@ -46,7 +46,7 @@ class ListBroker:
     """Takes what is published; refuses exchanges that are not there, all of it while `down`."""
 
     def __init__(self) -> None:
-        self.sent: list[Outgoing] = []
+        self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
         self.down = False
         self.exchanges = {"", ALLOWED}
@@ -54,16 +54,16 @@ class ListBroker:
     async def ready(self) -> None:
         """Say that publishing is possible, as the real one believes until it fails."""
 
-    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.down or message.exchange not in self.exchanges:
-            done.set_exception(PublishRefused("the message reached no queue: NO_ROUTE"))
+            done.set_exception(PublishRefusedError("the message reached no queue: NO_ROUTE"))
         else:
             self.sent.append(message)
             done.set_result(None)
         return done
 
-    async def publish_all(self, messages: Iterable[Outgoing]) -> None:
+    async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
         for message in messages:
             self.facts += json.loads(message.body)["facts"]
 
@@ -81,13 +81,13 @@ class Scheduler:
         self.store = Store(database)
         self.broker = ListBroker()
         self.clock = DatabaseClock()
-        self.seal = Seal.of(SECRETS_KEY)
+        self.seal = SecretCipher.of(SECRETS_KEY)
         self.tickets = Tickets(TICKET_KEY)
         published: Any = self.broker
-        announcer = Announcer(published)
+        announcer = FactPublisher(published)
         self.dispatcher = Dispatcher(
             self.store,
-            Notifier(published, published, self.seal, self.tickets),
+            NotificationPublisher(published, published, self.seal, self.tickets),
             announcer,
             self.clock,
             batch=given["batch"],
@@ -111,7 +111,7 @@ class Scheduler:
 
     async def ask(self, operation: str, client: str | None = None, **body: Any) -> Any:
         """Ask as the gateway does: JSON in, JSON out, of a value or a failure."""
-        answer = await self.handlers[operation](Asker(client), json.dumps(body).encode())
+        answer = await self.handlers[operation](RequestContext(client), json.dumps(body).encode())
         return json.loads(answer.model_dump_json())
 
     async def create(self, client: str | None = None, **fields: Any) -> UUID:
@@ -182,8 +182,8 @@ def attempt_failed(event: object, dispatch: int = 1, attempt: int = 1) -> Callba
 
 def given_back(
     event: object, dispatch: int = 1, attempt: int = 6, *, final: bool = False
-) -> CallbackGivenBack:
-    return CallbackGivenBack(
+) -> CallbackDispatchFailed:
+    return CallbackDispatchFailed(
         **_told(str(event), dispatch, attempt), reason="the receiver answered 500", final=final
     )
 

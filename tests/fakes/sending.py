@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from shared.http.client import Client, DeliveryFailed, Reply
+from shared.http.client import Client, HttpResponse, RequestFailedError
 from shared.http.guard import Guard, parse_target
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ async def client(**options: object) -> AsyncIterator[Client]:
         yield it
 
 
-async def post(sender: Client, url: str, *, body: bytes = BODY, total: float = TOTAL) -> Reply:
+async def post(
+    sender: Client, url: str, *, body: bytes = BODY, total: float = TOTAL
+) -> HttpResponse:
     headers = {"Content-Type": "application/json", "X-Signature": "abc"}
     return await sender.send(parse_target(url), "POST", headers, body, total)
 
 
-async def failure(sender: Client, url: str, **options: float) -> DeliveryFailed:
-    with pytest.raises(DeliveryFailed) as caught:
+async def failure(sender: Client, url: str, **options: float) -> RequestFailedError:
+    with pytest.raises(RequestFailedError) as caught:
         await post(sender, url, total=options.get("total", TOTAL))
     return caught.value
 

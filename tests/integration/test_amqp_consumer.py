@@ -14,21 +14,21 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from shared.amqp import codec
-from shared.amqp.connection import opened
+from shared.amqp.connection import connect
 from shared.amqp.consumer import Consumer
-from shared.amqp.message import Message, Work
+from shared.amqp.message import ConsumerSpec, Message
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
 from shared.contracts.facts import CallbackDead
 from shared.errors import (
-    ContractViolation,
-    Deferred,
+    ContractViolationError,
+    DeferredError,
     InfrastructureError,
     PermanentError,
     TransientError,
 )
 from shared.process.health import Health
-from shared.retry import RetryPolicy
+from shared.resilience.retry import RetryPolicy
 from shared.topology import CALLBACKS, topology
 from tests.fakes.outside import Outside, outside, reason
 from tests.fakes.waiting import until
@@ -54,7 +54,7 @@ async def consuming(
         "drain": lambda: None,
     }
     consumer: Consumer[str, str] = Consumer(
-        Work(**(work | others)),
+        ConsumerSpec(**(work | others)),
         url=url,
         name="test consumer",
         topology=tables,
@@ -121,7 +121,7 @@ async def test_a_bug_that_never_ends_is_dead_with_its_reason_when_tries_are_spen
     assert reason(letter).startswith("gave up after 2 attempts: internal error")
 
 
-@pytest.mark.parametrize("error", [ContractViolation("no"), PermanentError("no")])
+@pytest.mark.parametrize("error", [ContractViolationError("no"), PermanentError("no")])
 async def test_a_permanent_error_is_dead_at_once(amqp_url: str, error: Exception) -> None:
     async def handle(_: Message[str]) -> str:
         raise error
@@ -147,7 +147,7 @@ async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
     async def handle(message: Message[str]) -> str:
         seen.append((message.attempt, message.deferrals))
         if len(seen) == 1:
-            raise Deferred("no place", delay=1)
+            raise DeferredError("no place", delay=1)
         if len(seen) == 2:
             raise TransientError("failed")
         return "fine"
@@ -161,7 +161,7 @@ async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
 async def test_lost_infrastructure_holds_the_message_and_stops_the_taking(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.consumer.WAIT_FOR_INFRASTRUCTURE", 0.05)
+    monkeypatch.setattr("shared.amqp.consumer.INFRASTRUCTURE_RETRY_DELAY", 0.05)
     store_is_back = asyncio.Event()
     tries: Counter[str] = Counter()
 
@@ -279,17 +279,23 @@ async def test_a_header_that_is_no_utf_8_is_no_harm(amqp_url: str) -> None:
         raise PermanentError("no")
 
     async with consuming(amqp_url, handle) as (_, publisher):
-        async with opened(amqp_url, name="raw") as link:
-            _, tapped = await link.channel(confirms=True)
+        async with connect(amqp_url, name="raw") as link:
+            _, intercepted = await link.channel(confirms=True)
             confirmed = asyncio.Event()
-            tapped.on_confirm = lambda *_: confirmed.set()
+            intercepted.on_confirm = lambda *_: confirmed.set()
             properties = codec.Properties(
                 message_id="strange", headers={"name": "PLACEHOLDER", "tenant": "acme"}
             )
             frames = codec.encode_publish(
-                tapped.number, "", CALLBACKS, properties, b"body", mandatory=True, frame_max=131072
+                intercepted.number,
+                "",
+                CALLBACKS,
+                properties,
+                b"body",
+                mandatory=True,
+                frame_max=131072,
             )
-            tapped.write(frames.replace(b"PLACEHOLDER", b"\xff\xfePLACEHOLD"))
+            intercepted.write(frames.replace(b"PLACEHOLDER", b"\xff\xfePLACEHOLD"))
             await asyncio.wait_for(confirmed.wait(), 10)
         letter = await publisher.letter("strange")
     assert letter.body == b"body"

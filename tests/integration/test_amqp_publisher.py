@@ -12,12 +12,12 @@ import pytest
 from deploy.local.broker import Broker
 from shared.amqp.codec import Properties
 from shared.amqp.publisher import (
-    Outgoing,
+    OutgoingMessage,
     Publisher,
-    PublishRefused,
-    PublishUnknown,
-    Unpublishable,
-    fresh_id,
+    PublishRefusedError,
+    PublishUnknownError,
+    UnpublishableError,
+    new_id,
 )
 from shared.process.health import Health
 from shared.topology import topology
@@ -38,8 +38,8 @@ async def publishing(url: str) -> AsyncIterator[Publisher]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def outgoing(queue: str = CALLBACKS, body: bytes = b"body", **headers: object) -> Outgoing:
-    return Outgoing(queue, Properties(message_id=fresh_id(), headers=headers or None), body)
+def outgoing(queue: str = CALLBACKS, body: bytes = b"body", **headers: object) -> OutgoingMessage:
+    return OutgoingMessage(queue, Properties(message_id=new_id(), headers=headers or None), body)
 
 
 async def test_confirmed_many_at_once_bodies_whole(amqp_url: str) -> None:
@@ -64,7 +64,7 @@ async def test_refused_where_no_queue_is_bound_and_only_that_one(amqp_url: str) 
             publisher.publish(outgoing()),
         )
         await asyncio.gather(good, other)
-        with pytest.raises(PublishRefused, match="no queue"):
+        with pytest.raises(PublishRefusedError, match="no queue"):
             await lost
 
 
@@ -74,11 +74,11 @@ async def test_trap_1_publishes_with_one_message_id_are_never_taken_for_confirme
     async with publishing(amqp_url) as publisher:
         same = Properties(message_id="the-same")
         results = await asyncio.gather(
-            publisher.publish(Outgoing(CALLBACKS, same, b"1")),
-            publisher.publish(Outgoing("nowhere", same, b"2")),
+            publisher.publish(OutgoingMessage(CALLBACKS, same, b"1")),
+            publisher.publish(OutgoingMessage("nowhere", same, b"2")),
             return_exceptions=True,
         )
-    assert isinstance(results[1], PublishRefused)
+    assert isinstance(results[1], PublishRefusedError)
 
 
 async def test_row_9_what_was_deleted_is_declared_again_and_the_next_publish_arrives(
@@ -86,14 +86,14 @@ async def test_row_9_what_was_deleted_is_declared_again_and_the_next_publish_arr
 ) -> None:
     async with publishing(amqp_url) as publisher, outside(amqp_url) as it:
         await it.channel.queue_delete(DEAD)
-        with pytest.raises(PublishRefused):
+        with pytest.raises(PublishRefusedError):
             await publisher.publish(outgoing(DEAD))
 
         async def arrives() -> bool:
             # RabbitMQ may leave a publish unanswered while it makes the queue again
             try:
                 await publisher.publish(outgoing(DEAD))
-            except (PublishRefused, PublishUnknown):
+            except (PublishRefusedError, PublishUnknownError):
                 return False
             return True
 
@@ -104,7 +104,7 @@ async def test_row_15_headers_beyond_a_frame_are_an_error_and_no_lost_connection
     amqp_url: str,
 ) -> None:
     async with publishing(amqp_url) as publisher:
-        with pytest.raises(Unpublishable, match="headers are larger"):
+        with pytest.raises(UnpublishableError, match="headers are larger"):
             await publisher.publish(outgoing(large="h" * 200_000))
         await publisher.publish(outgoing())
 
@@ -117,7 +117,7 @@ async def test_row_2_unknown_within_5_seconds_when_the_broker_is_suspended(
         await publisher.publish(outgoing())
         own_broker.suspend()
         started = loop.time()
-        with pytest.raises(PublishUnknown):
+        with pytest.raises(PublishUnknownError):
             await publisher.publish(outgoing())
         assert 4 < loop.time() - started < 6.5
         own_broker.resume()
@@ -126,7 +126,7 @@ async def test_row_2_unknown_within_5_seconds_when_the_broker_is_suspended(
         async def confirmed() -> bool:
             try:
                 await publisher.publish(outgoing())
-            except (PublishRefused, PublishUnknown):
+            except (PublishRefusedError, PublishUnknownError):
                 return False
             return True
 
@@ -157,9 +157,9 @@ async def test_unknown_at_once_when_the_connection_breaks(own_broker: Broker) ->
         own_broker.suspend()
         pending = publisher.publish(outgoing())
         own_broker.kill()
-        with pytest.raises(PublishUnknown):
+        with pytest.raises(PublishUnknownError):
             await asyncio.wait_for(asyncio.shield(pending), 3)
-        with pytest.raises(PublishRefused, match="not connected"):
+        with pytest.raises(PublishRefusedError, match="not connected"):
             await publisher.publish(outgoing())
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from deploy.local.broker import Broker
 from shared.amqp.request_reply import (
-    NOBODY,
-    Asker,
+    ANONYMOUS,
     Handler,
-    NoAnswer,
-    Requester,
-    Responder,
-    Unavailable,
+    NoResponseError,
+    RequestContext,
+    RpcClient,
+    RpcServer,
+    UnavailableError,
 )
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.errors import InfrastructureError
@@ -31,13 +31,13 @@ QUEUE = "things.requests"
 TOPOLOGY = Topology((), (Queue(QUEUE, {"x-queue-type": "classic"}),), ())
 
 
-async def echo(by: Asker, body: bytes) -> Any:
+async def echo(by: RequestContext, body: bytes) -> Any:
     return {"by": list(by), "said": json.loads(body)}
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[Requester]:
-    requester = Requester(url, name="asker", health=Health())
+async def asking(url: str) -> AsyncIterator[RpcClient]:
+    requester = RpcClient(url, name="context", health=Health())
     task = asyncio.create_task(requester.run())
     try:
         await asyncio.wait_for(requester.ready(), 30)
@@ -50,9 +50,9 @@ async def asking(url: str) -> AsyncIterator[Requester]:
 @asynccontextmanager
 async def answering(
     url: str, handlers: Mapping[str, Handler], prefetch: int = 100
-) -> AsyncIterator[tuple[Responder, Health]]:
+) -> AsyncIterator[tuple[RpcServer, Health]]:
     health = Health()
-    responder = Responder(
+    responder = RpcServer(
         QUEUE,
         handlers,
         url=url,
@@ -72,14 +72,14 @@ async def answering(
 
 
 async def ask(
-    requester: Requester,
+    requester: RpcClient,
     operation: str = "Echo",
     said: Any = 1,
     timeout: float = 10,  # noqa: ASYNC109 - as of the function that is tested
-    by: Asker = NOBODY,
+    by: RequestContext = ANONYMOUS,
 ) -> Any:
     body = json.dumps(said).encode()
-    return await requester.ask(QUEUE, operation, body, asker=by, timeout=timeout)
+    return await requester.ask(QUEUE, operation, body, context=by, timeout=timeout)
 
 
 async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
@@ -92,15 +92,15 @@ async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
 
 
 async def test_many_at_once_each_gets_its_own_answer_in_any_order(amqp_url: str) -> None:
-    async def slow_if_even(_: Asker, body: bytes) -> Any:
+    async def slow_if_even(_: RequestContext, body: bytes) -> Any:
         number = json.loads(body)[0]
         await asyncio.sleep(0.05 if number % 2 == 0 else 0)
         return {"number": number, "size": len(body)}
 
-    async with answering(amqp_url, {"Echo": slow_if_even}), asking(amqp_url) as asker:
+    async with answering(amqp_url, {"Echo": slow_if_even}), asking(amqp_url) as context:
         # Larger than a frame, too: the body comes in pieces.
         said = [[number, "x" * (200_000 if number % 50 == 0 else 10)] for number in range(300)]
-        answers = await asyncio.gather(*(ask(asker, said=one) for one in said))
+        answers = await asyncio.gather(*(ask(context, said=one) for one in said))
     assert [answer["number"] for answer in answers] == list(range(300))
     assert answers[50]["size"] > 200_000
 
@@ -109,13 +109,19 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.mark.parametrize(
-    "by", [NOBODY, Asker("Müller & Söhne"), Asker(None, TRACE), Asker("shop", TRACE)]
+    "by",
+    [
+        ANONYMOUS,
+        RequestContext("Müller & Söhne"),
+        RequestContext(None, TRACE),
+        RequestContext("shop", TRACE),
+    ],
 )
 async def test_s9_the_client_id_and_the_trace_are_passed_on_and_none_is_none(
-    amqp_url: str, by: Asker
+    amqp_url: str, by: RequestContext
 ) -> None:
-    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as asker:
-        assert (await ask(asker, by=by))["by"] == list(by)
+    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as context:
+        assert (await ask(context, by=by))["by"] == list(by)
 
 
 async def test_failures_are_values_and_errors_become_failures(
@@ -127,19 +133,19 @@ async def test_failures_are_values_and_errors_become_failures(
         errors=(FieldError(field="retry_params.base_delay", message="Field required"),),
     )
 
-    async def invalid(_: Asker, __: bytes) -> Any:
+    async def invalid(_: RequestContext, __: bytes) -> Any:
         return wrong
 
-    async def lost(_: Asker, __: bytes) -> Any:
+    async def lost(_: RequestContext, __: bytes) -> Any:
         raise InfrastructureError("the database does not answer")
 
-    async def bug(_: Asker, __: bytes) -> Any:
+    async def bug(_: RequestContext, __: bytes) -> Any:
         raise TimeoutError("a secret-canary in an error's text")
 
-    async def unspeakable(_: Asker, __: bytes) -> Any:
+    async def unspeakable(_: RequestContext, __: bytes) -> Any:
         return object()
 
-    async def endless(_: Asker, __: bytes) -> Any:
+    async def endless(_: RequestContext, __: bytes) -> Any:
         return "x" * (9 << 20)
 
     handlers = {
@@ -150,44 +156,44 @@ async def test_failures_are_values_and_errors_become_failures(
         "Endless": endless,
         "Echo": echo,
     }
-    async with answering(amqp_url, handlers), asking(amqp_url) as asker:
-        assert await ask(asker, "Invalid") == wrong
-        assert await ask(asker, "Lost") == Failure(
+    async with answering(amqp_url, handlers), asking(amqp_url) as context:
+        assert await ask(context, "Invalid") == wrong
+        assert await ask(context, "Lost") == Failure(
             code=FailureCode.UNAVAILABLE, detail="the database does not answer"
         )
         internal = Failure(code=FailureCode.INTERNAL, detail="internal error")
         with caplog.at_level(logging.ERROR):
-            assert await ask(asker, "Bug") == internal
-            assert await ask(asker, "Unspeakable") == internal
+            assert await ask(context, "Bug") == internal
+            assert await ask(context, "Unspeakable") == internal
         assert [record.exc_info is not None for record in caplog.records] == [True, True]
-        assert (await ask(asker, "Endless")).code == FailureCode.INVALID
-        assert (await ask(asker, "Nonsense")).code == FailureCode.UNAVAILABLE
-        assert (await ask(asker, said="still here"))["said"] == "still here"
+        assert (await ask(context, "Endless")).code == FailureCode.INVALID
+        assert (await ask(context, "Nonsense")).code == FailureCode.UNAVAILABLE
+        assert (await ask(context, said="still here"))["said"] == "still here"
 
 
 async def test_unavailable_where_nobody_has_declared_the_queue(amqp_url: str) -> None:
-    async with asking(amqp_url) as asker:
-        with pytest.raises(Unavailable, match="nobody takes"):
-            await ask(asker)
+    async with asking(amqp_url) as context:
+        with pytest.raises(UnavailableError, match="nobody takes"):
+            await ask(context)
 
 
 async def test_unavailable_at_once_when_too_many_wait_already(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.request_reply.MOST_IN_FLIGHT", 2)
+    monkeypatch.setattr("shared.amqp.request_reply.MAX_IN_FLIGHT", 2)
     go = asyncio.Event()
 
-    async def wait(_: Asker, __: bytes) -> Any:
+    async def wait(_: RequestContext, __: bytes) -> Any:
         await go.wait()
 
-    async with answering(amqp_url, {"Wait": wait}), asking(amqp_url) as asker:
-        waiting = [asyncio.create_task(ask(asker, "Wait")) for _ in range(2)]
+    async with answering(amqp_url, {"Wait": wait}), asking(amqp_url) as context:
+        waiting = [asyncio.create_task(ask(context, "Wait")) for _ in range(2)]
         await asyncio.sleep(0)  # they run as far as their requests
-        with pytest.raises(Unavailable, match="2 requests are waiting"):
-            await ask(asker, "Wait")
+        with pytest.raises(UnavailableError, match="2 requests are waiting"):
+            await ask(context, "Wait")
         go.set()
         await asyncio.gather(*waiting)
-        await ask(asker, "Wait")
+        await ask(context, "Wait")
 
 
 async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_is_dropped(
@@ -195,16 +201,16 @@ async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_i
 ) -> None:
     seen: list[int] = []
 
-    async def note(_: Asker, body: bytes) -> Any:
+    async def note(_: RequestContext, body: bytes) -> Any:
         seen.append(json.loads(body))
 
     async with answering(amqp_url, {"Note": note}):
         pass
-    async with asking(amqp_url) as asker:
-        with pytest.raises(NoAnswer, match=r"within 0\.2 s"):
-            await ask(asker, "Note", 1, timeout=0.2)
+    async with asking(amqp_url) as context:
+        with pytest.raises(NoResponseError, match=r"within 0\.2 s"):
+            await ask(context, "Note", 1, timeout=0.2)
         async with answering(amqp_url, {"Note": note}):
-            await ask(asker, "Note", 2)
+            await ask(context, "Note", 2)
     assert seen == [2]
 
 
@@ -213,45 +219,45 @@ async def test_a_handler_past_the_deadline_is_cancelled_and_leaves_its_place(
 ) -> None:
     cancelled = asyncio.Event()
 
-    async def hang(_: Asker, __: bytes) -> Any:
+    async def hang(_: RequestContext, __: bytes) -> Any:
         try:
             await asyncio.Event().wait()
         finally:
             cancelled.set()
 
     handlers = {"Hang": hang, "Echo": echo}
-    async with answering(amqp_url, handlers, prefetch=1), asking(amqp_url) as asker:
-        with pytest.raises(NoAnswer):
-            await ask(asker, "Hang", timeout=0.3)
+    async with answering(amqp_url, handlers, prefetch=1), asking(amqp_url) as context:
+        with pytest.raises(NoResponseError):
+            await ask(context, "Hang", timeout=0.3)
         await asyncio.wait_for(cancelled.wait(), 5)
-        assert (await ask(asker))["said"] == 1
+        assert (await ask(context))["said"] == 1
 
 
 async def test_no_more_run_at_once_than_the_prefetch(amqp_url: str) -> None:
     running = most = 0
 
-    async def count(_: Asker, __: bytes) -> Any:
+    async def count(_: RequestContext, __: bytes) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
         await asyncio.sleep(0.02)
         running -= 1
 
-    async with answering(amqp_url, {"Count": count}, prefetch=3), asking(amqp_url) as asker:
-        await asyncio.gather(*(ask(asker, "Count") for _ in range(20)))
+    async with answering(amqp_url, {"Count": count}, prefetch=3), asking(amqp_url) as context:
+        await asyncio.gather(*(ask(context, "Count") for _ in range(20)))
     assert most == 3
 
 
 async def test_a_request_whose_service_dies_over_it_is_answered_by_another(amqp_url: str) -> None:
     begun = asyncio.Event()
 
-    async def hang(_: Asker, __: bytes) -> Any:
+    async def hang(_: RequestContext, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
-    async with asking(amqp_url) as asker:
+    async with asking(amqp_url) as context:
         async with answering(amqp_url, {"Echo": hang}):
-            answer = asyncio.create_task(ask(asker))
+            answer = asyncio.create_task(ask(context))
             await begun.wait()
         async with answering(amqp_url, {"Echo": echo}):
             assert (await answer)["said"] == 1
@@ -260,18 +266,18 @@ async def test_a_request_whose_service_dies_over_it_is_answered_by_another(amqp_
 async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url: str) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def wait(_: Asker, __: bytes) -> Any:
+    async def wait(_: RequestContext, __: bytes) -> Any:
         begun.set()
         await go.wait()
         return "answered"
 
-    async with asking(amqp_url) as asker:
+    async with asking(amqp_url) as context:
         async with answering(amqp_url, {"Wait": wait, "Echo": echo}) as (responder, _):
-            first = asyncio.create_task(ask(asker, "Wait"))
+            first = asyncio.create_task(ask(context, "Wait"))
             await begun.wait()
             draining = asyncio.create_task(responder.drain(10))
             await until(lambda: queued(amqp_url, consumers=0, messages=0))
-            second = asyncio.create_task(ask(asker))
+            second = asyncio.create_task(ask(context))
             await until(lambda: queued(amqp_url, consumers=0, messages=1))
             go.set()
             await draining
@@ -285,13 +291,13 @@ async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_i
 ) -> None:
     begun = asyncio.Event()
 
-    async def hang(_: Asker, __: bytes) -> Any:
+    async def hang(_: RequestContext, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
-    async with asking(amqp_url) as asker:
+    async with asking(amqp_url) as context:
         async with answering(amqp_url, {"Echo": hang}) as (responder, _):
-            answer = asyncio.create_task(ask(asker))
+            answer = asyncio.create_task(ask(context))
             await begun.wait()
             await responder.drain(0.1)
             await asyncio.sleep(0.1)  # an ack, were there one, would be written now
@@ -300,7 +306,7 @@ async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_i
 
 
 async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url: str) -> None:
-    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as asker:
+    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as context:
         connection = await aio_pika.connect(amqp_url)
         async with connection:
             channel = await connection.channel()
@@ -308,22 +314,22 @@ async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url:
             for properties in ({}, {"reply_to": "aimed-at"}):
                 message = aio_pika.Message(b"1", type="Echo", **properties)  # type: ignore[arg-type]
                 await channel.default_exchange.publish(message, routing_key=QUEUE)
-            assert (await ask(asker))["said"] == 1
+            assert (await ask(context))["said"] == 1
             assert await aimed.get(fail=False) is None
             left = await channel.declare_queue(QUEUE, passive=True)
             assert left.declaration_result.message_count == 0
 
 
 async def test_the_queue_is_declared_again_when_somebody_deletes_it(amqp_url: str) -> None:
-    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as asker:
+    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as context:
         connection = await aio_pika.connect(amqp_url)
         async with connection:
             await (await connection.channel()).queue_delete(QUEUE)
 
         async def answered() -> bool:
             try:
-                return bool(await ask(asker, timeout=1))
-            except (Unavailable, NoAnswer):
+                return bool(await ask(context, timeout=1))
+            except (UnavailableError, NoResponseError):
                 return False
 
         await until(answered, 30)
@@ -334,26 +340,26 @@ async def test_row_1_broker_killed_unknown_at_once_then_unavailable_then_answers
 ) -> None:
     begun = asyncio.Event()
 
-    async def hang(_: Asker, __: bytes) -> Any:
+    async def hang(_: RequestContext, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(answering(own_broker.url, {"Hang": hang, "Echo": echo}))
-        asker = await stack.enter_async_context(asking(own_broker.url))
-        pending = asyncio.create_task(ask(asker, "Hang"))
+        context = await stack.enter_async_context(asking(own_broker.url))
+        pending = asyncio.create_task(ask(context, "Hang"))
         await begun.wait()
         own_broker.kill()
-        with pytest.raises(NoAnswer, match="connection was lost"):
+        with pytest.raises(NoResponseError, match="connection was lost"):
             await asyncio.wait_for(pending, 3)
-        with pytest.raises(Unavailable, match="not connected"):
-            await ask(asker)
+        with pytest.raises(UnavailableError, match="not connected"):
+            await ask(context)
         own_broker.start()
 
         async def answered() -> bool:
             try:
-                return bool(await ask(asker, timeout=2))
-            except (Unavailable, NoAnswer):
+                return bool(await ask(context, timeout=2))
+            except (UnavailableError, NoResponseError):
                 return False
 
         await until(answered, 30)
@@ -364,24 +370,24 @@ async def test_row_2_broker_suspended_unknown_in_time_and_a_repeat_is_harmless(
 ) -> None:
     done: Counter[str] = Counter()
 
-    async def once(_: Asker, body: bytes) -> Any:
+    async def once(_: RequestContext, body: bytes) -> Any:
         name = json.loads(body)
         done[name] += 1
         return done[name]
 
-    async with answering(own_broker.url, {"Once": once}), asking(own_broker.url) as asker:
+    async with answering(own_broker.url, {"Once": once}), asking(own_broker.url) as context:
         own_broker.suspend()
         loop = asyncio.get_running_loop()
         started = loop.time()
-        with pytest.raises(NoAnswer):
-            await ask(asker, "Once", "order 7", timeout=1)
+        with pytest.raises(NoResponseError):
+            await ask(context, "Once", "order 7", timeout=1)
         assert loop.time() - started < 2
         own_broker.resume()
 
         async def answered() -> Any:
             try:
-                return await ask(asker, "Once", "order 7", timeout=2)
-            except (Unavailable, NoAnswer):
+                return await ask(context, "Once", "order 7", timeout=2)
+            except (UnavailableError, NoResponseError):
                 return None
 
         # Whether the first one was done is unknown: the repeat is its first or its second time.
@@ -392,7 +398,7 @@ async def test_row_6_memory_alarm_unavailable_within_5_seconds_and_answers_again
     own_broker: Broker,
 ) -> None:
     health = Health()
-    requester = Requester(own_broker.url, name="asker", health=health)
+    requester = RpcClient(own_broker.url, name="context", health=health)
     task = asyncio.create_task(requester.run())
     async with answering(own_broker.url, {"Echo": echo}):
         await asyncio.wait_for(requester.ready(), 30)
@@ -403,9 +409,9 @@ async def test_row_6_memory_alarm_unavailable_within_5_seconds_and_answers_again
             async def refused() -> bool:
                 try:
                     await ask(requester, timeout=1)
-                except NoAnswer:
+                except NoResponseError:
                     return False
-                except Unavailable as error:
+                except UnavailableError as error:
                     return "alarm" in str(error)
                 return False
 

@@ -6,34 +6,36 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared.amqp import subscription as module
-from shared.amqp.connection import CONNECTION_ERRORS, Link, opened
-from shared.amqp.subscription import Subscription, subscription
-from shared.amqp.tap import Delivery
+from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, connect
+from shared.amqp.frame_interceptor import Delivery
+from shared.amqp.subscription import Subscription, subscribe
 
 QUEUE = "watched"
 
 
 @pytest.fixture
-async def link(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Link]:
+async def link(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BrokerConnection]:
     monkeypatch.setattr(module, "IDLE_CHECK", 0.2)
-    async with opened(amqp_url, name="test") as link:
+    async with connect(amqp_url, name="test") as link:
         channel = await link.connection.channel()
         await channel.queue_declare(QUEUE, exclusive=True)
         yield link
 
 
-async def watched(link: Link, *, messages: int) -> tuple[Subscription, asyncio.Queue[Delivery]]:
+async def watched(
+    link: BrokerConnection, *, messages: int
+) -> tuple[Subscription, asyncio.Queue[Delivery]]:
     """A subscription that is given one message and never acks it, with others behind it."""
     channel = await link.connection.channel()
     for _ in range(messages):
         await channel.basic_publish(b"x", routing_key=QUEUE)
     here: asyncio.Queue[Delivery] = asyncio.Queue()
-    deliveries = await subscription(link, QUEUE)
+    deliveries = await subscribe(link, QUEUE)
     await deliveries.start(here.put_nowait, prefetch=1)
     return deliveries, here
 
 
-async def test_trap_4_messages_that_wait_while_none_comes_end_it(link: Link) -> None:
+async def test_trap_4_messages_that_wait_while_none_comes_end_it(link: BrokerConnection) -> None:
     deliveries, here = await watched(link, messages=2)
     await here.get()
     with pytest.raises(CONNECTION_ERRORS, match="messages wait but none is delivered"):
@@ -43,7 +45,7 @@ async def test_trap_4_messages_that_wait_while_none_comes_end_it(link: Link) -> 
 
 @pytest.mark.parametrize(("messages", "idle"), [(1, True), (2, False)])
 async def test_trap_4_an_empty_queue_and_work_in_hand_are_no_trouble(
-    link: Link, messages: int, *, idle: bool
+    link: BrokerConnection, messages: int, *, idle: bool
 ) -> None:
     deliveries, here = await watched(link, messages=messages)
     await here.get()

@@ -10,9 +10,9 @@ import aio_pika
 import pytest
 
 from deploy.local.broker import Broker
-from services.cli import letters
-from services.cli.walk import walking
-from shared.amqp.connection import opened
+from services.cli import dead_letters as letters
+from services.cli.queue_browser import browse_queue
+from shared.amqp.connection import connect
 from tests.fakes.command import ringback, start
 from tests.fakes.outside import order
 from tests.fakes.service import running
@@ -117,9 +117,9 @@ async def test_looking_any_number_of_times_changes_nothing(
     there = [f"c{n}" for n in range(300)]
     await bury(channel, there)
 
-    async with opened(amqp_url, name="test") as link:
+    async with connect(amqp_url, name="test") as link:
         for _ in range(30):
-            async with walking(link, "callbacks.dead") as walk:
+            async with browse_queue(link, "callbacks.dead") as walk:
                 assert [letters.read(each).id async for each in walk] == there
 
     assert await ids(channel, "callbacks.dead") == there

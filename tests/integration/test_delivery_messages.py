@@ -40,9 +40,10 @@ async def test_e6_an_email_arrives_with_all_that_a_mail_program_needs(
     )
     assert headers["List-Unsubscribe"] == f"<{order['unsubscribe_url']}>"
     assert headers["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    assert (fact["posting_id"], fact["way"], fact["attempt"]) == ("posting-1", "email", 1)
+    assert (fact["posting_id"], fact["channel"], fact["attempt"]) == ("posting-1", "email", 1)
     [line] = [record for record in caplog.records if record.getMessage() == "message sent"]
-    told = (line.message_id, line.posting_id, line.user_id, line.way, line.attempt, line.trace_id)  # type: ignore[attr-defined]
+    names = ("message_id", "posting_id", "user_id", "channel", "attempt", "trace_id")
+    told = tuple(vars(line)[name] for name in names)
     assert told == (order["id"], "posting-1", "user-1", "email", 1, trace)
     everything = [repr(vars(record)) for record in caplog.records]
     assert not [each for each in everything if CANARY in each]
@@ -58,7 +59,7 @@ async def test_e6_an_sms_reaches_the_gateway_with_a_token_it_takes(
             fact = await it.fact(order, "sent")
         [came] = await box.came("/api/sms", to=order["phone"])
     assert (came["id"], came["text"], came["from"]) == (order["id"], order["text"], "ringback")
-    assert (fact["way"], fact["attempt"], fact["posting_id"]) == ("sms", 1, None)
+    assert (fact["channel"], fact["attempt"], fact["posting_id"]) == ("sms", 1, None)
 
 
 async def test_e6_refused_for_now_it_is_tried_again_under_the_same_id_and_for_good_it_is_dead(
@@ -92,7 +93,7 @@ async def test_e6_a_message_that_comes_twice_goes_out_once(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     order = email()
-    before = counted("ringback_message_repeats_total", way="email")
+    before = counted("ringback_message_repeats_total", channel="email")
     async with sandbox() as box, around(amqp_url) as it:
         await box.tell("/api/mails/order", behaviour={"kind": "delay", "seconds": 0.3})
         async with at_work(monkeypatch, amqp_url, settings(box)):
@@ -102,7 +103,7 @@ async def test_e6_a_message_that_comes_twice_goes_out_once(
             await until(lambda: it.sent()[order["id"]] == 3)
         assert len(await box.came("/api/mails")) == 1
     assert len({fact["fact_id"] for fact in it.facts}) == 1
-    assert counted("ringback_message_repeats_total", way="email") == before + 2
+    assert counted("ringback_message_repeats_total", channel="email") == before + 2
 
 
 async def test_e6_what_comes_too_late_or_expires_meanwhile_is_not_sent(
@@ -188,5 +189,5 @@ async def test_m7_a_hanging_sms_gateway_costs_email_nothing(
             hanging = [await told(it, 300) for _ in range(2)]
             # They wait where they are, and do not circle through the tiers.
             assert await it.length("messages.sms") == 400
-            assert {fact["way"] for fact in it.facts} == {"email"}
+            assert {fact["channel"] for fact in it.facts} == {"email"}
     assert min(hanging) < 2 * min(usual)

@@ -11,10 +11,10 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 
 from services.delivery import sms
-from services.delivery.domain import Trouble
+from services.delivery.domain import ProviderError
 from services.delivery.sms import Gateway, Tokens
 from shared.contracts.messages import SendSms
-from shared.errors import Expired, PermanentError, TransientError
+from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.delivering import SMS_KEY
 from tests.fakes.receivers import answer, serve
 from tests.fakes.sandbox import Sandbox, sandbox
@@ -107,7 +107,7 @@ async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time
     await box.tell("/api/sms/order", behaviour=behaviour)
     async with gateway(str(box.url / "sms")) as (it, _):
         started = asyncio.get_running_loop().time()
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(ProviderError) as caught:
             await it.send("id-1", ORDER, fine)
         assert asyncio.get_running_loop().time() - started < 1.5
     assert ORDER.phone not in str(caught.value)
@@ -123,9 +123,9 @@ async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time
         ({"kind": "fail", "status": 201}, TransientError, 0),
         ({"kind": "redirect", "location": "http://127.0.0.1:1/"}, TransientError, 0),
         ({"kind": "answer", "body": '{"code": 7, "message": "no credit"}'}, TransientError, 0),
-        ({"kind": "fail", "status": 429, "retry_after": 7}, Trouble, 7),
-        ({"kind": "fail", "status": 503, "retry_after": 999_999}, Trouble, 3600),
-        ({"kind": "fail", "status": 503, "retry_after": "soon"}, Trouble, 0),
+        ({"kind": "fail", "status": 429, "retry_after": 7}, ProviderError, 7),
+        ({"kind": "fail", "status": 503, "retry_after": 999_999}, ProviderError, 3600),
+        ({"kind": "fail", "status": 503, "retry_after": "soon"}, ProviderError, 0),
     ],
 )
 async def test_m7_a_refusal_is_for_now_or_for_good(
@@ -152,9 +152,9 @@ async def test_e6_an_answer_whose_body_is_slow_is_waited_for() -> None:
 
 async def test_e6_what_has_expired_is_not_sent(box: Sandbox) -> None:
     def too_late() -> None:
-        raise Expired("expired")
+        raise ExpiredError("expired")
 
     async with gateway(str(box.url / "sms")) as (it, _):
-        with pytest.raises(Expired):
+        with pytest.raises(ExpiredError):
             await it.send("id-1", ORDER, too_late)
         assert (await box.get("/api/sms"))["items"] == []

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trustme
 
-from services.delivery.domain import Trouble
+from services.delivery.domain import ProviderError
 from services.delivery.smtp import MailServer
-from shared.errors import Expired, PermanentError, TransientError
+from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.sandbox import sandbox
 from tests.fakes.smtp import USER, Script, mail_server
 
@@ -72,7 +72,7 @@ async def test_e6_what_is_about_the_connection_is_the_servers_trouble(
 ) -> None:
     answers = {step: [answer], "HELO": ["550 not you either"]}
     async with mail_server(answers) as script, using(script.url()) as server:
-        with pytest.raises(Trouble):
+        with pytest.raises(ProviderError):
             await send(server)
         script.answers.clear()
         await send(server)
@@ -87,7 +87,7 @@ async def test_e6_a_server_that_goes_away_or_hangs_is_trouble_and_over_in_time(
     async with sandbox() as box, using(str(box.smtp), timeout=0.4) as server:
         await box.tell("/api/mails/order", behaviour={"kind": behaviour}, at=at, times=2)
         started = asyncio.get_running_loop().time()
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(ProviderError) as caught:
             await send(server)
         assert asyncio.get_running_loop().time() - started < 1.4
         assert TO not in str(caught.value)
@@ -97,7 +97,7 @@ async def test_e6_no_server_is_trouble() -> None:
     async with mail_server() as script:
         url = script.url()
     async with using(url) as server:
-        with pytest.raises(Trouble, match=r"Connect call failed|Connection refused|Errno"):
+        with pytest.raises(ProviderError, match=r"Connect call failed|Connection refused|Errno"):
             await send(server)
 
 
@@ -119,10 +119,10 @@ async def test_connections_are_kept_and_one_that_the_server_closed_is_replaced()
 
 async def test_e6_what_expires_while_the_server_is_slow_is_kept_back() -> None:
     def too_late() -> None:
-        raise Expired("expired")
+        raise ExpiredError("expired")
 
     async with mail_server() as script, using(script.url()) as server:
-        with pytest.raises(Expired):
+        with pytest.raises(ExpiredError):
             await server.send(SENDER, TO, CONTENT, too_late)
         await send(server)
         assert (len(script.mails), script.connections) == (1, 1)
@@ -161,15 +161,15 @@ async def test_tls_is_used_as_it_is_wanted(
         assert await delivered(script, script.url(), "offered", trust)
         assert await delivered(script, script.url(), "required", trust)
         assert not await delivered(script, script.url(), "off", trust)
-        with pytest.raises(Trouble, match="certificate verify failed"):  # by nobody we know
+        with pytest.raises(ProviderError, match="certificate verify failed"):  # by nobody we know
             await delivered(script, script.url(), "offered", ssl.create_default_context())
     async with mail_server() as script:
         assert not await delivered(script, script.url(), "offered", trust)
-        with pytest.raises(Trouble, match="STARTTLS"):
+        with pytest.raises(ProviderError, match="STARTTLS"):
             await delivered(script, script.url(), "required", trust)
     async with mail_server(tls=certified, from_the_start=True) as script:
         await delivered(script, script.url("smtps"), "offered", trust)
-        with pytest.raises(Trouble, match=r"(?i)certificate verify failed"):
+        with pytest.raises(ProviderError, match=r"(?i)certificate verify failed"):
             await delivered(script, script.url("smtps"), "off", ssl.create_default_context())
         assert len(script.mails) == 1
 
@@ -180,6 +180,6 @@ async def test_it_logs_in_and_a_wrong_password_is_trouble_that_is_not_told(
     async with mail_server(tls=certified) as script:
         await delivered(script, script.url(login=f"{USER}:pass%20word@"), "required", trust)
         assert script.logged_in == [True]
-        with pytest.raises(Trouble, match="answered 535 to the login") as caught:
+        with pytest.raises(ProviderError, match="answered 535 to the login") as caught:
             await delivered(script, script.url(login=f"{USER}:c4n4ry@"), "required", trust)
         assert "c4n4ry" not in str(caught.value)

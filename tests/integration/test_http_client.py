@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 import trustme
 
-from shared.http.client import DeliveryFailed, Reply
+from shared.http.client import HttpResponse, RequestFailedError
 from shared.http.guard import parse_target
 from tests.fakes import receivers
 from tests.fakes.names import serve_names
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> None:
     async with client() as sender, serve(answer(201, {"Retry-After": "7"}, b"done")) as receiver:
         reply = await post(sender, receiver.url + "/a%2Fb?x=%20&y=1#frag")
-    assert reply == Reply(201, "7", b"done")
+    assert reply == HttpResponse(201, "7", b"done")
     (request,) = receiver.requests
     assert (request.method, request.path) == ("POST", "/hook/a%2Fb?x=%20&y=1")
     assert request.body == BODY
@@ -51,7 +51,7 @@ async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> Non
 async def test_other_methods_carry_the_body_too(method: str) -> None:
     async with client() as sender, serve(answer(204, body=b"")) as receiver:
         reply = await sender.send(parse_target(receiver.url), method, {}, BODY, TOTAL)
-    assert reply == Reply(204, None, b"")
+    assert reply == HttpResponse(204, None, b"")
     assert [(r.method, r.body) for r in receiver.requests] == [(method, BODY)]
 
 
@@ -158,11 +158,11 @@ async def test_row_28_a_hostile_receiver_is_over_in_time_and_small(
         assert await growth <= 10_000_000
         assert took < TOTAL + 1
     for outcome in outcomes:
-        if isinstance(outcome, Reply):
+        if isinstance(outcome, HttpResponse):
             assert outcome.status == expected
             assert len(outcome.body) <= 1024
         else:
-            assert isinstance(outcome, DeliveryFailed)
+            assert isinstance(outcome, RequestFailedError)
             assert outcome.reason == expected
             assert len(str(outcome)) < 300
 
@@ -219,7 +219,7 @@ async def test_what_follows_an_answer_is_not_taken_for_the_next_answer() -> None
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_a_large_body_to_a_receiver_that_reads_nothing_times_out() -> None:
     async with client() as sender, serve(receivers.hang_on_accept) as receiver:
-        with pytest.raises(DeliveryFailed, match="timeout"):
+        with pytest.raises(RequestFailedError, match="timeout"):
             await post(sender, receiver.url, body=b"x" * 32_000_000, total=0.5)
 
 

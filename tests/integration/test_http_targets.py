@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shared.http.client import Client
-from shared.http.guard import ForbiddenTarget, Guard
+from shared.http.guard import ForbiddenTargetError, Guard
 from tests.fakes.hostile_urls import ELSEWHERE, LOOPBACK, MALFORMED
 from tests.fakes.names import serve_names
 from tests.fakes.receivers import answer, serve
@@ -63,7 +63,7 @@ async def every_local_address() -> AsyncIterator[tuple[int, list[int]]]:
 async def test_row_27_no_spelling_gets_a_packet_out(url: str, dialled: list[object]) -> None:
     async with every_local_address() as (port, accepted):
         async with Client(Guard(), user_agent="test") as sender:
-            with pytest.raises(ForbiddenTarget) as caught:
+            with pytest.raises(ForbiddenTargetError) as caught:
                 await post(sender, url.replace("{port}", str(port)))
         assert accepted == [0]
     assert dialled == []
@@ -83,10 +83,12 @@ async def test_the_watch_above_sees_a_connection_where_one_is_allowed(
 async def test_the_refusal_names_host_address_and_remedy() -> None:
     async with Client(Guard(), user_agent="test") as sender:
         with pytest.raises(
-            ForbiddenTarget, match=r"^localhost resolves to \S+, which is not a pub"
+            ForbiddenTargetError, match=r"^localhost resolves to \S+, which is not a pub"
         ):
             await post(sender, "http://localhost:1/path?token=1")
-        with pytest.raises(ForbiddenTarget, match=r"^10\.0\.0\.1 is not .* the allowed networks$"):
+        with pytest.raises(
+            ForbiddenTargetError, match=r"^10\.0\.0\.1 is not .* the allowed networks$"
+        ):
             await post(sender, "http://10.0.0.1/path?token=1")
 
 
@@ -101,7 +103,9 @@ async def test_row_27_a_name_that_turns_private_on_the_second_look_up_is_refused
             assert accepted == [1]
             names["rebind.test"] = ["127.0.0.1"]
             dialled.clear()
-            with pytest.raises(ForbiddenTarget, match=r"^rebind\.test resolves to 127\.0\.0\.1,"):
+            with pytest.raises(
+                ForbiddenTargetError, match=r"^rebind\.test resolves to 127\.0\.0\.1,"
+            ):
                 await post(sender, url)
         assert accepted == [1]
     assert dialled == []

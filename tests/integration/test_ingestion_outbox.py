@@ -21,11 +21,11 @@ from services.ingestion.retention import Retention
 from services.ingestion.store import Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
-from shared.amqp.publisher import Outgoing, PublishRefused
+from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
 from shared.clock import SystemClock
 from shared.contracts.events import Event
 from shared.postgres.migrations import migrate
-from shared.postgres.pool import Database, StoreLost
+from shared.postgres.pool import Database, StoreConnectionLostError
 from shared.process.health import Health
 from tests.fakes.ingesting import KNOWN_EVENTS
 
@@ -42,16 +42,18 @@ class ListBroker:
     """Takes what is published, unless it is `down`; `die` is raised after it was taken."""
 
     def __init__(self) -> None:
-        self.sent: list[Outgoing] = []
+        self.sent: list[OutgoingMessage] = []
         self.down = False
 
     async def ready(self) -> None:
         """Say that publishing is possible, as the real one believes until it fails."""
 
-    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.down:
-            done.set_exception(PublishRefused("the broker refused the message: a queue is full"))
+            done.set_exception(
+                PublishRefusedError("the broker refused the message: a queue is full")
+            )
         else:
             self.sent.append(message)
             done.set_result(None)
@@ -67,7 +69,7 @@ class Forgetful(Store):
     """Its process dies between the broker's confirm and the deletion in the outbox."""
 
     async def delete(self, ids: Collection[UUID]) -> None:  # noqa: ARG002 - it never gets there
-        raise StoreLost("the process is dead")
+        raise StoreConnectionLostError("the process is dead")
 
 
 class Ingestion:
@@ -175,7 +177,7 @@ async def obeys_the_law(url: str, steps: list[tuple[str, list[str]]]) -> None:
                     it.now = 60.0
                     try:
                         await it.outbox.run_once()
-                    except StoreLost:
+                    except StoreConnectionLostError:
                         await it.die()
                 it = Ingestion(database, broker)
         await it.publish()
@@ -192,7 +194,7 @@ async def obeys_the_law(url: str, steps: list[tuple[str, list[str]]]) -> None:
             assert set(broker.ids.values()) <= {1}
 
 
-def _different(sent: list[Outgoing]) -> list[Outgoing]:
+def _different(sent: list[OutgoingMessage]) -> list[OutgoingMessage]:
     return list({str((m.properties.headers or {})["x-ringback-id"]): m for m in sent}.values())
 
 

@@ -7,10 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from services.mailings import turn
+from services.mailings.expansion import slice as turn
 from services.mailings.store import Claim, Row, Store
-from shared.amqp.publisher import Outgoing
-from shared.postgres.pool import StoreLost
+from shared.amqp.publisher import OutgoingMessage
+from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.mailing import (
     Lists,
     Mailings,
@@ -35,7 +35,7 @@ class Dying(Store):
 
     def _die(self, point: str, page: int) -> None:
         if point == self.at and page == 1:
-            raise StoreLost("died here")
+            raise StoreConnectionLostError("died here")
 
     async def put(self, claim: Claim, page: int, rows: Sequence[Row], **how: Any) -> Any:
         self._die("before it is written", page)
@@ -136,7 +136,7 @@ class Gated(Queues):
         super().__init__()
         self.open = asyncio.Event()
 
-    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         super().publish(message)
         return asyncio.ensure_future(self._confirm())
 
@@ -204,7 +204,10 @@ async def _pages(it: Mailings, id_: UUID, pages: int) -> bool:
 async def test_a_turn_that_lasts_keeps_its_lease(
     url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("services.mailings.expansion.LEASE", "services.mailings.turn.LEASE"):
+    for module in (
+        "services.mailings.expansion.worker.LEASE",
+        "services.mailings.expansion.slice.LEASE",
+    ):
         monkeypatch.setattr(module, 0.6)
     gated = Gated()
     async with mailings(url, {"auth": users.url}, queues=gated) as it:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.mailings import turn
+from services.mailings.expansion import slice as turn
 from shared.contracts.messages import SendEmail, SendSms
 from tests.fakes.mailing import Lists, Mailings, counts, emptied, lists, mailings, posting, user
 from tests.fakes.sandbox import sandbox
@@ -95,8 +95,8 @@ async def test_e5_every_example_of_the_interfaces_reaches_who_wants_it(
     async with sandbox(users=1100) as outside:
         sources = {"auth": f"{outside.url}auth", "fastapi": f"{outside.url}fastapi"}
         everybody = await users_of(outside)
-        way = example["delivery_type"][0]
-        ticked = [each for each in everybody if wanted(each, way, "new_movies")]
+        channel = example["delivery_type"][0]
+        ticked = [each for each in everybody if wanted(each, channel, "new_movies")]
         receivers = example["receivers"].replace(UUID_OF_NOBODY, ticked[0]["id"])
         async with mailings(url, sources) as it:
             id_ = await it.post(example | {"receivers": f"{receivers}&form={form}"})
@@ -107,10 +107,10 @@ async def test_e5_every_example_of_the_interfaces_reaches_who_wants_it(
     if "id=" in receivers:
         ticked = ticked[:1]
     assert sorted(each["user_id"] for each in sent) == sorted(each["id"] for each in ticked)
-    literal = {"email": "http://auth/abcDe4", "sms": "1234"}[way]
+    literal = {"email": "http://auth/abcDe4", "sms": "1234"}[channel]
     assert all(literal in each["text"] for each in sent) or "movies" in example["template"]
-    assert {each["to" if way == "email" else "phone"] for each in sent} == {
-        each["email" if way == "email" else "phone"] for each in ticked
+    assert {each["to" if channel == "email" else "phone"] for each in sent} == {
+        each["email" if channel == "email" else "phone"] for each in ticked
     }
 
 
@@ -123,13 +123,13 @@ async def users_of(outside: Any) -> list[dict[str, Any]]:
     return [each for found in pages for each in found]
 
 
-def wanted(each: dict[str, Any], way: str, kind: str) -> bool:
+def wanted(each: dict[str, Any], channel: str, kind: str) -> bool:
     """Whether a user of the sandbox wants it, said another way than the product does."""
     broken = ("Mars/Olympus_Mons", "MSK+3", "")
     return bool(
         each["is_active"]
-        and each[f"{way}_notifications"]
-        and each["email" if way == "email" else "phone"]
+        and each[f"{channel}_notifications"]
+        and each["email" if channel == "email" else "phone"]
         and each["timezone"] not in broken
         and each["notifications"].get(kind, True)
     )

@@ -69,7 +69,7 @@ async def test_e5_from_a_posting_on_the_queue_to_its_status_over_facts(
         letter = await until(lambda: _letter(around))
         logged = service.output
         counted = await service.metric(
-            "ringback_posting_messages_total", way="email", outcome="sent"
+            "ringback_posting_messages_total", channel="email", outcome="sent"
         )
 
     body = message.body.decode()

@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 
 from services.mailings.retention import Retention
-from shared.amqp.request_reply import Asker
+from shared.amqp.request_reply import RequestContext
 from shared.contracts.requests import Failure
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
 from tests.fakes.mailing import (
     Lists,
     Mailings,
@@ -39,7 +39,7 @@ async def around(url: str) -> AsyncIterator[tuple[Mailings, Lists]]:
 
 
 async def ask(it: Mailings, operation: str, client_id: str | None = None, **body: Any) -> Any:
-    return await it.requests[operation](Asker(client_id), json.dumps(body).encode())
+    return await it.requests[operation](RequestContext(client_id), json.dumps(body).encode())
 
 
 async def test_facts_settle_messages_and_the_last_one_the_posting(
@@ -171,7 +171,7 @@ async def test_a_posting_that_comes_twice_is_one_and_another_under_its_id_is_ref
     it, _ = around
     id_ = await it.post(posting())
     await asyncio.gather(*(it.post(posting(), id=id_) for _ in range(3)))
-    with pytest.raises(ContractViolation, match="another posting"):
+    with pytest.raises(ContractViolationError, match="another posting"):
         await it.post(posting(from_event="other"), id=id_)
     await it.expand(id_)
     assert len(it.queues.sent) == 4

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.mailings import sources
+from services.mailings.expansion import sources
 from tests.fakes.mailing import Mailings, emptied, mailings, posting
 from tests.fakes.sandbox import Sandbox, sandbox
 from tests.fakes.waiting import until

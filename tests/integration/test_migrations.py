@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from services.__main__ import main
-from shared.postgres.connection import StoreLost
+from shared.postgres.connection import StoreConnectionLostError
 from shared.postgres.migrations import (
-    MigrationFailed,
+    MigrationError,
     Schema,
-    SchemaMismatch,
+    SchemaMismatchError,
     migrate,
     ordered,
 )
@@ -94,7 +94,7 @@ def test_several_at_once_apply_each_migration_once(url: str) -> None:
 def test_a_refused_migration_is_rolled_back_whole_and_those_before_it_stay(url: str) -> None:
     broken = {"0001_a.sql": table("a"), "0002_b.sql": f"{table('b')}; SELECT 1/0;"}
 
-    with pytest.raises(MigrationFailed, match=r"0002_b of the schema shop .* division by zero"):
+    with pytest.raises(MigrationError, match=r"0002_b of the schema shop .* division by zero"):
         asyncio.run(migrate(url, Schema("shop", ordered(broken))))
 
     assert fetch(url, "SELECT name FROM shop.migrations") == [("a",)]
@@ -108,16 +108,22 @@ def test_on_another_history_nothing_is_done(url: str) -> None:
     asyncio.run(migrate(url, shop.SCHEMA))
     changed = {"0001_orders.sql": table("x"), "0002_prices.sql": "", "0003_more.sql": table("y")}
 
-    with pytest.raises(SchemaMismatch, match="0001_orders of the schema shop was changed after"):
+    with pytest.raises(
+        SchemaMismatchError, match="0001_orders of the schema shop was changed after"
+    ):
         asyncio.run(migrate(url, Schema("shop", ordered(changed))))
-    with pytest.raises(SchemaMismatch, match="0002_prices of the schema shop is newer than this"):
+    with pytest.raises(
+        SchemaMismatchError, match="0002_prices of the schema shop is newer than this"
+    ):
         asyncio.run(migrate(url, Schema("shop", shop.SCHEMA.migrations[:1])))
 
     assert fetch(url, "SELECT to_regclass('shop.y')") == [(None,)]
 
 
 def test_no_database_is_told_without_its_password() -> None:
-    with pytest.raises(StoreLost, match="no connection to postgresql://me:") as caught:
+    with pytest.raises(
+        StoreConnectionLostError, match="no connection to postgresql://me:"
+    ) as caught:
         asyncio.run(migrate("postgresql://me:canary@127.0.0.1:1/x?password=canary", shop.SCHEMA))
     assert "canary" not in str(caught.value)
 

@@ -13,16 +13,16 @@ import asyncpg
 import pytest
 
 from deploy.local.database import Database as Server
-from shared.postgres.migrations import Schema, SchemaOutdated, migrate, ordered
+from shared.postgres.migrations import Schema, SchemaOutdatedError, migrate, ordered
 from shared.postgres.pool import (
-    ACQUIRE_TIME,
+    ACQUIRE_TIMEOUT,
     GRACE,
-    IDLE_IN_TRANSACTION_TIME,
+    IDLE_IN_TRANSACTION_TIMEOUT,
     POOL_SIZE,
-    RELEASE_TIME,
-    STATEMENT_TIME,
+    RELEASE_TIMEOUT,
+    STATEMENT_TIMEOUT,
     Database,
-    StoreLost,
+    StoreConnectionLostError,
 )
 from shared.process.health import Health
 from tests.fakes.waiting import until
@@ -110,13 +110,15 @@ async def test_row_19_a_lost_database_is_told_within_a_bound_and_found_again(
     sleeping = asyncio.create_task(store.fetch("SELECT pg_sleep(3)"))
     await asyncio.sleep(0)
     await asyncio.to_thread(own_database.stop, immediate=True)
-    with pytest.raises(StoreLost):
+    with pytest.raises(StoreConnectionLostError):
         await sleeping
     await until(lambda: fault(store))
     started = time.monotonic()
-    with pytest.raises(StoreLost, match="no connection to postgresql://ringback:") as caught:
+    with pytest.raises(
+        StoreConnectionLostError, match="no connection to postgresql://ringback:"
+    ) as caught:
         await store.fetch("SELECT 1")
-    assert time.monotonic() - started < ACQUIRE_TIME + SLACK
+    assert time.monotonic() - started < ACQUIRE_TIMEOUT + SLACK
     assert own_database.url not in f"{caught.value} {fault(store)}"
 
     # Whoever asks while it starts again waits for it.
@@ -148,7 +150,7 @@ async def test_row_20_a_suspended_idle_backend_is_replaced_before_anybody_meets_
         await until(lambda: pool.get_size() < POOL_SIZE, within=5)
         started = time.monotonic()
         backends = await all_at_once(store)
-    assert time.monotonic() - started < STATEMENT_TIME
+    assert time.monotonic() - started < STATEMENT_TIMEOUT
     assert first not in backends
     assert fault(store) is None
 
@@ -161,9 +163,9 @@ async def test_row_20_who_uses_a_suspended_backend_is_freed_and_the_pool_is_whol
     using, pid = await sleeping(store, how)
     with suspended(pid):
         started = time.monotonic()
-        with pytest.raises(StoreLost):
+        with pytest.raises(StoreConnectionLostError):
             await using
-        assert time.monotonic() - started < STATEMENT_TIME + GRACE + RELEASE_TIME + SLACK
+        assert time.monotonic() - started < STATEMENT_TIMEOUT + GRACE + RELEASE_TIMEOUT + SLACK
         assert pid not in await all_at_once(store)
         assert time.monotonic() - started < 5 + SLACK
     assert fault(store) is None
@@ -180,7 +182,7 @@ async def test_row_20_a_task_that_is_cancelled_does_not_hang_on_a_suspended_back
         started = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await using
-        assert time.monotonic() - started < 2 * RELEASE_TIME + SLACK
+        assert time.monotonic() - started < 2 * RELEASE_TIMEOUT + SLACK
         await all_at_once(store)
 
 
@@ -193,7 +195,7 @@ async def test_connections_that_the_server_ends_are_replaced(
     query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3)'"
     await until(lambda: other.fetchval(query))
     await other.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", before)
-    with pytest.raises(StoreLost):
+    with pytest.raises(StoreConnectionLostError):
         await sleeping
 
     async with store.transaction() as connection:
@@ -207,7 +209,7 @@ async def test_a_statement_that_takes_too_long_is_broken_off_and_its_connection_
 ) -> None:
     async with kept(own_database.url, size=1) as store:
         pid = (await store.fetchrow("SELECT pg_backend_pid() AS pid"))["pid"]
-        with pytest.raises(StoreLost, match="does not answer in time"):
+        with pytest.raises(StoreConnectionLostError, match="does not answer in time"):
             await store.fetch("SELECT pg_sleep(30)")
         assert (await store.fetchrow("SELECT pg_backend_pid() AS pid"))["pid"] == pid
 
@@ -215,9 +217,9 @@ async def test_a_statement_that_takes_too_long_is_broken_off_and_its_connection_
 async def test_who_finds_every_connection_in_use_waits_only_so_long(own_database: Server) -> None:
     async with kept(own_database.url, size=1) as store, store.transaction():
         started = time.monotonic()
-        with pytest.raises(StoreLost, match="all 1 connections"):
+        with pytest.raises(StoreConnectionLostError, match="all 1 connections"):
             await store.fetch("SELECT 1")
-        assert time.monotonic() - started < ACQUIRE_TIME + SLACK
+        assert time.monotonic() - started < ACQUIRE_TIMEOUT + SLACK
         assert fault(store) is None
 
 
@@ -257,7 +259,7 @@ async def test_a_deadlock_may_be_tried_again(store: Database) -> None:
             await connection.execute(update, second)
 
     results = await asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
-    assert [type(result) for result in results if result] == [StoreLost]
+    assert [type(result) for result in results if result] == [StoreConnectionLostError]
     assert await store.fetch("SELECT n FROM kept") == [(1,), (1,)]
 
 
@@ -269,9 +271,9 @@ async def test_row_18_a_silent_transaction_loses_its_locks(store: Database) -> N
         async with store.transaction() as connection:
             await connection.execute("UPDATE kept SET n = 1")
             free = "SELECT n FROM kept FOR UPDATE SKIP LOCKED"
-            await until(lambda: store.fetch(free), IDLE_IN_TRANSACTION_TIME + SLACK)
+            await until(lambda: store.fetch(free), IDLE_IN_TRANSACTION_TIMEOUT + SLACK)
 
-    with pytest.raises(StoreLost):
+    with pytest.raises(StoreConnectionLostError):
         await fall_silent()
     assert await store.fetch("SELECT n FROM kept") == [(0,)]
 
@@ -322,7 +324,7 @@ async def test_row_25_a_full_disk_is_told_and_nothing_is_said_to_be_stored(
                 await connection.execute(insert, number)
             stored.append(number)
 
-    with pytest.raises(StoreLost, match="the database's disk is full, free space"):
+    with pytest.raises(StoreConnectionLostError, match="the database's disk is full, free space"):
         await store_until_full()
     assert "disk is full" in (fault(store) or "")
     assert [row["id"] for row in await store.fetch("SELECT id FROM kept ORDER BY id")] == stored
@@ -334,7 +336,7 @@ async def test_row_25_a_full_disk_is_told_and_nothing_is_said_to_be_stored(
 
 async def test_a_pool_does_not_work_on_an_old_schema(own_database: Server) -> None:
     store = Database(own_database.url, name="test", health=Health(), schema=SCHEMA)
-    with pytest.raises(SchemaOutdated, match="0001_orders: run `ringback migrate`"):
+    with pytest.raises(SchemaOutdatedError, match="0001_orders: run `ringback migrate`"):
         await store.run()
 
     await migrate(own_database.url, SCHEMA)

@@ -11,7 +11,7 @@ import pytest
 
 from services.scheduler.retention import Retention
 from services.scheduler.store import SQL, partition
-from shared.amqp.request_reply import NOBODY
+from shared.amqp.request_reply import ANONYMOUS
 from tests.fakes.scheduling import (
     ALLOWED,
     URL,
@@ -200,7 +200,7 @@ async def test_row_23_two_schedulers_claim_nothing_twice(database_url: str) -> N
 async def test_row_26_nothing_that_postgres_refuses_gets_that_far(it: Scheduler) -> None:
     for context in ('"\\u0000"', "NaN", "1e999999", '"\\ud800"', "[" * 10_000 + "]" * 10_000):
         body = f'{{"callback": {{"url": "{URL}", "context": {context}}}}}'.encode()
-        answer: Any = await it.handlers["CreateCallback"](NOBODY, body)
+        answer: Any = await it.handlers["CreateCallback"](ANONYMOUS, body)
         assert answer.code == "invalid", context[:20]
     for text in ("\x00", "a\x00b"):
         answer = await it.ask("ListCallbacks", group_key=text)

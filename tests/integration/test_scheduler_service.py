@@ -11,11 +11,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from shared.amqp.request_reply import Asker, Requester
+from shared.amqp.request_reply import RequestContext, RpcClient
 from shared.contracts.requests import Failure
-from shared.contracts.schedules import event_of_message
+from shared.contracts.schedules import callback_id_of_message
 from shared.process.health import Health
-from shared.tickets import Tickets
+from shared.security.tickets import Tickets
 from tests.fakes.command import ringback
 from tests.fakes.outside import SECRET
 from tests.fakes.player import Arrival, Player, player
@@ -59,9 +59,9 @@ async def it(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Player]:
 
 
 @pytest.fixture
-async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Requester]:
+async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[RpcClient]:
     assert not scheduler.exited(), scheduler.output
-    asking = Requester(shared_amqp_url, name="test", health=Health())
+    asking = RpcClient(shared_amqp_url, name="test", health=Health())
     task = asyncio.create_task(asking.run())
     await asking.ready()
     yield asking
@@ -69,11 +69,11 @@ async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[R
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def ask(requester: Requester, operation: str, client: str | None = None, **body: Any) -> Any:
+async def ask(requester: RpcClient, operation: str, client: str | None = None, **body: Any) -> Any:
     """Ask, as the gateway does."""
     raw = json.dumps(body).encode()
     return await requester.ask(
-        "scheduler.requests", operation, raw, asker=Asker(client), timeout=10
+        "scheduler.requests", operation, raw, context=RequestContext(client), timeout=10
     )
 
 
@@ -82,11 +82,11 @@ def in_seconds(seconds: float) -> str:
 
 
 async def test_s11_it_fires_at_its_moment_and_is_settled_by_the_fact(
-    it: Player, requester: Requester
+    it: Player, requester: RpcClient
 ) -> None:
     due = time.time() + 1.5
     body = {"url": URL, "run_at": in_seconds(1.5), "context": {"a": 1}, "hmac_secret": "s"}
-    event = str(event_of_message("", await it.send(body)))
+    event = str(callback_id_of_message("", await it.send(body)))
     await until(lambda: it.of(event))
     (arrival,) = it.of(event)
     assert 0 <= arrival.at - due + 0.01 < 1
@@ -101,7 +101,7 @@ async def test_s11_a_message_given_out_twice_is_one_event(it: Player) -> None:
     message_id = uuid4().hex
     for _ in range(3):
         await it.send({"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id)
-    event = str(event_of_message("", message_id))
+    event = str(callback_id_of_message("", message_id))
     await until(lambda: event in it.told("notified"))
     await it.send({"url": URL, "event_key": message_id}, message_id=message_id)
     assert await it.dead() == []
@@ -120,7 +120,7 @@ async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(it: Playe
         await it.send({"url": URL, "delay": 0.5, "event_key": key})
         await it.send({"event_key": key}, "CancelCallback")
     last = await it.send({"url": URL, "delay": 0.6})
-    await until(lambda: it.of(str(event_of_message("", last))))
+    await until(lambda: it.of(str(callback_id_of_message("", last))))
     assert await it.dead() == []
     assert len(it.told("cancelled")) == len(keys)
     assert {each.body["payload"]["event_key"] for each in it.arrivals} == {None}
@@ -164,22 +164,22 @@ async def test_an_unknown_type_and_a_foreign_event_are_dead(it: Player) -> None:
     assert "no such callback" in str((await it.letter()).headers["x-ringback-reason"])
 
 
-async def test_s9_tickets_come_in_a_header(it: Player, requester: Requester) -> None:
+async def test_s9_tickets_come_in_a_header(it: Player, requester: RpcClient) -> None:
     ticket = Tickets(TICKET_KEY).issue("shop", lifetime=60)
     message_id = await it.send({"url": URL, "delay": 900}, headers={"x-service-ticket": ticket})
-    event = event_of_message("shop", message_id)
+    event = callback_id_of_message("shop", message_id)
     await until(lambda: _is_there(requester, "shop", event))
     assert (await ask(requester, "GetCallback", id=str(event))).code == "not_found"
     await it.send({"url": URL}, headers={"x-service-ticket": ticket[:-3] + "abc"})
     assert "ticket" in str((await it.letter()).headers["x-ringback-reason"])
 
 
-async def _is_there(requester: Requester, client: str, event: UUID) -> bool:
+async def _is_there(requester: RpcClient, client: str, event: UUID) -> bool:
     answer = await ask(requester, "GetCallback", client, id=str(event))
     return not isinstance(answer, Failure)
 
 
-async def test_requests_are_answered(requester: Requester) -> None:
+async def test_requests_are_answered(requester: RpcClient) -> None:
     assert await ask(requester, "Ping") == {"status": "ready"}
     created = await ask(requester, "CreateCallback", callback={"url": URL, "delay": 900})
     assert created["status"] == "scheduled"
@@ -190,7 +190,7 @@ async def test_requests_are_answered(requester: Requester) -> None:
 
 
 async def test_a_slow_receiver_is_retried_by_the_scheduler(
-    it: Player, requester: Requester
+    it: Player, requester: RpcClient
 ) -> None:
     def fate(arrival: Arrival) -> tuple[str, dict[str, Any]]:
         if arrival.dispatch < 3:
@@ -200,7 +200,7 @@ async def test_a_slow_receiver_is_retried_by_the_scheduler(
     it.fate = fate
     params = {"strategy": "constant", "base_delay": 0.2, "quick_retries_count": 0}
     message_id = await it.send({"url": URL, "retry_params": params})
-    event = str(event_of_message("", message_id))
+    event = str(callback_id_of_message("", message_id))
     await until(lambda: event in it.told("notified"))
     assert [each.dispatch for each in it.of(event)] == [1, 2, 3]
     assert [each.body["payload"]["attempt"] for each in it.of(event)] == [1, 2, 3]
@@ -209,7 +209,7 @@ async def test_a_slow_receiver_is_retried_by_the_scheduler(
 
 async def test_metrics_tell(scheduler: Service, it: Player) -> None:
     before = await scheduler.metric("ringback_schedule_lag_seconds_count")
-    event = str(event_of_message("", await it.send({"url": URL})))
+    event = str(callback_id_of_message("", await it.send({"url": URL})))
     await until(lambda: event in it.told("notified"))
     assert await scheduler.metric("ringback_schedule_lag_seconds_count") > before
     assert await scheduler.metric("ringback_schedules_created_total", outcome="created") > 0
@@ -227,7 +227,7 @@ async def test_no_start_without_a_key_for_secrets(database_url: str) -> None:
 
 
 async def test_through_the_real_callback_service(
-    shared_amqp_url: str, tmp_path: Path, requester: Requester
+    shared_amqp_url: str, tmp_path: Path, requester: RpcClient
 ) -> None:
     with running(tmp_path, shared_amqp_url) as callback:
         await callback.ready()

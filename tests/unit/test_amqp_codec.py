@@ -13,7 +13,7 @@ from pamqp import body, commands, frame, header
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
 
 FRAME_MIN = 4096  # the least that AMQP allows for frame_max
 
@@ -165,7 +165,7 @@ def test_properties_cut_short_are_a_violation(properties: Properties, data: st.D
     whole = codec.encode_properties(properties, 0)
     assume(len(whole) > codec.CONTENT_HEADER.size)
     cut = data.draw(st.integers(codec.CONTENT_HEADER.size, len(whole) - 1))
-    with pytest.raises(ContractViolation, match="malformed message properties"):
+    with pytest.raises(ContractViolationError, match="malformed message properties"):
         codec.decode_properties(whole[:cut])
 
 
@@ -176,7 +176,7 @@ def test_properties_cut_at_any_byte_are_a_violation() -> None:
     for properties in (each, Properties(timestamp=1), Properties(delivery_mode=1)):
         whole = codec.encode_properties(properties, 0)
         for cut in range(codec.CONTENT_HEADER.size, len(whole)):
-            with pytest.raises(ContractViolation, match="malformed message properties"):
+            with pytest.raises(ContractViolationError, match="malformed message properties"):
                 codec.decode_properties(whole[:cut])
 
 
@@ -190,7 +190,7 @@ def test_properties_cut_at_any_byte_are_a_violation() -> None:
 def test_any_bytes_for_headers_are_properties_or_a_violation(kind: int, value: bytes) -> None:
     try:
         properties = codec.decode_properties(content_header(b"\x01h" + bytes((kind,)) + value))
-    except ContractViolation:
+    except ContractViolationError:
         return
     try:
         again = codec.decode_properties(codec.encode_properties(properties, 0))
@@ -208,7 +208,7 @@ def test_row_26_tables_in_tables_are_read_or_refused_at_any_depth(depth: int) ->
         table = b"\x01aF" + struct.pack(">I", len(table)) + table
     try:
         properties = codec.decode_properties(content_header(table))
-    except ContractViolation:
+    except ContractViolationError:
         assert depth > 100
     else:
         assert codec.encode_properties(properties, 0) == content_header(table)

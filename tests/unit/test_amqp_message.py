@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.message import Message, opened
-from shared.amqp.tap import Delivery
+from shared.amqp.frame_interceptor import Delivery
+from shared.amqp.message import Message, parse_delivery
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def came(**properties: Any) -> Message[Any]:
     header = codec.encode_properties(Properties(**properties), 2)
-    return opened(Delivery(1, redelivered=False, header=header, body=b"{}"))
+    return parse_delivery(Delivery(1, redelivered=False, header=header, body=b"{}"))
 
 
 def test_a_first_delivery_is_the_first_try() -> None:
@@ -64,7 +64,7 @@ def test_h3_whatever_was_counted_can_be_counted_on(number: int) -> None:
         "x-ringback-not-before": int(message.not_before * 1000),
     }
     copy = codec.encode_properties(message.copied(changes, message_id="fresh"), 2)
-    again = opened(Delivery(2, redelivered=False, header=copy, body=b"{}"))
+    again = parse_delivery(Delivery(2, redelivered=False, header=copy, body=b"{}"))
     assert again.attempt == message.attempt + 1
     assert again.first_at == pytest.approx(message.first_at, abs=0.002)
 

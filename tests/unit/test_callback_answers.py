@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.callback.domain import judge
 from shared.errors import PermanentError, TransientError
-from shared.http.retry_after import seconds_to_wait
+from shared.http.retry_after import parse_retry_after
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110
 
@@ -76,7 +76,7 @@ def test_h3_who_is_overloaded_says_how_long_to_wait(status: int) -> None:
     ],
 )
 def test_row_30_retry_after_is_read_or_bounded(text: str | None, seconds: float) -> None:
-    assert seconds_to_wait(text, now=NOW) == seconds
+    assert parse_retry_after(text, now=NOW) == seconds
 
 
 def test_row_30_a_date_without_a_zone_is_utc_wherever_we_run(
@@ -85,7 +85,7 @@ def test_row_30_a_date_without_a_zone_is_utc_wherever_we_run(
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     try:
-        assert seconds_to_wait("Sun Nov  6 08:50:37 1994", now=NOW) == 60
+        assert parse_retry_after("Sun Nov  6 08:50:37 1994", now=NOW) == 60
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -97,11 +97,11 @@ def test_row_30_a_date_without_a_zone_is_utc_wherever_we_run(
 )
 @example("Mon, 0 Jan 0 0:0:0 GMT")
 def test_row_30_no_answer_makes_us_wait_longer_than_an_hour(text: str) -> None:
-    assert 0 <= seconds_to_wait(text, now=NOW) <= 3600
+    assert 0 <= parse_retry_after(text, now=NOW) <= 3600
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_row_30_a_date_means_the_seconds_until_then(at: int, now: int) -> None:
     date = format_datetime(datetime.fromtimestamp(at, UTC), usegmt=True)
-    assert seconds_to_wait(date, now=now) == min(max(at - now, 0), 3600)
+    assert parse_retry_after(date, now=now) == min(max(at - now, 0), 3600)

@@ -12,16 +12,16 @@ from pydantic import BaseModel
 
 from services.callback.handlers import Delivered, Reporter
 from shared.amqp.codec import Properties
-from shared.amqp.message import Dead, Done, GivenBack, Message, Outcome, Postponed, Retried
+from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.contracts.callback import SendCallback
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDead,
     CallbackDelivered,
-    CallbackGivenBack,
+    CallbackDispatchFailed,
     Facts,
 )
-from shared.errors import ContractViolation, Expired, PermanentError, TransientError
+from shared.errors import ContractViolationError, ExpiredError, PermanentError, TransientError
 from shared.topology import TIERS
 
 CANARY = "c4n4ry"
@@ -29,9 +29,9 @@ NOW = 1_800_000_000.5
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 DONE = Done(Delivered(status=204, duration=0.1234567))
 RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the receiver answered 500"))
-POSTPONED = Postponed(TIERS[0], "lane full")
+POSTPONED = Deferred(TIERS[0], "lane full")
 DEAD = Dead("the receiver answered 410: gone for good", PermanentError("410"))
-GIVEN_BACK = GivenBack("gave up after 2 attempts", TransientError("the receiver answered 500"))
+GIVEN_BACK = DispatchFailed("gave up after 2 attempts", TransientError("the receiver answered 500"))
 
 
 class Stopped:
@@ -163,17 +163,17 @@ def test_a_dead_callback_is_a_fact_with_its_reason(report: Report) -> None:
     ("error", "final"),
     [
         (TransientError("the receiver answered 500"), False),
-        (Expired("expired"), False),
+        (ExpiredError("expired"), False),
         (PermanentError("the receiver answered 410"), True),
-        (ContractViolation("payload"), True),
+        (ContractViolationError("payload"), True),
     ],
 )
 def test_what_has_an_owner_is_given_back_with_whether_a_later_try_may_succeed(
     report: Report, error: Exception, *, final: bool
 ) -> None:
     owned = message(owner="scheduler")
-    fact, line = report(GivenBack(str(error), error), owned)
-    assert isinstance(fact, CallbackGivenBack)
+    fact, line = report(DispatchFailed(str(error), error), owned)
+    assert isinstance(fact, CallbackDispatchFailed)
     assert (fact.final, fact.owner, fact.dispatch, fact.attempt) == (final, "scheduler", 3, 2)
     assert (line.levelname, line.owner, line.reason) == ("WARNING", "scheduler", str(error))
     done, _ = report(DONE, owned)
@@ -185,7 +185,7 @@ def test_what_could_not_be_read_is_dead_and_counts_as_no_try(report: Report) -> 
     before = counted()
     unread: Message[SendCallback] = Message("id-9", Properties(), CANARY.encode())
     reason = "payload: Field required"
-    fact, line = report(Dead(reason, ContractViolation(reason)), unread)
+    fact, line = report(Dead(reason, ContractViolationError(reason)), unread)
     assert isinstance(fact, CallbackDead)
     assert (fact.callback_id, fact.target, fact.client_id) == ("id-9", None, None)
     assert counted() == before

@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from services.callback import domain
 from services.callback.domain import RESERVED_HEADERS, SigningError
 from shared.contracts.callback import SendCallback
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
 
 VECTOR_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CANARY = "c4n4ry"
@@ -133,7 +133,7 @@ def test_h2_escapes_white_space_and_nesting_are_read_as_python_reads_them(payloa
     ],
 )
 def test_row_26_what_stores_and_receivers_refuse_is_a_violation(payload: str) -> None:
-    with pytest.raises(ContractViolation, match=r"^payload: "):
+    with pytest.raises(ContractViolationError, match=r"^payload: "):
         sent(payload)
 
 
@@ -263,7 +263,7 @@ def test_s6_a_query_is_added_to_what_the_url_has(url: str, expected: str) -> Non
     "payload", [{"a": "\0"}, {"a": "\ud800"}, {"\ud800": "a"}, {"a": [float("nan")]}]
 )
 def test_row_26_what_no_form_can_carry_is_refused(payload: dict[str, Any]) -> None:
-    with pytest.raises(ContractViolation, match="payload"):
+    with pytest.raises(ContractViolationError, match="payload"):
         domain.urlencoded(payload)
 
 

@@ -11,9 +11,9 @@ from pydantic import SecretStr
 from deploy.local import daemon
 from services.__main__ import main
 from services.cli.keys import development_keys, development_ticket_key
-from shared.sealing import Seal
+from shared.security.encryption import SecretCipher
+from shared.security.tickets import Tickets
 from shared.settings import Settings
-from shared.tickets import Tickets
 
 KEY = "canary-0123456789-0123456789-0123"
 
@@ -27,8 +27,8 @@ def test_keys_are_made_once_and_nobody_else_may_read_them(tmp_path: Path) -> Non
     made = development_keys(Settings(), tmp_path)
     assert development_keys(Settings(), tmp_path) == made
     assert development_ticket_key(tmp_path) == made["RINGBACK_TICKET_KEY"]
-    assert Seal.of(made["RINGBACK_SECRETS_KEY"]).open(
-        Seal.of(made["RINGBACK_SECRETS_KEY"]).seal("x")
+    assert SecretCipher.of(made["RINGBACK_SECRETS_KEY"]).open(
+        SecretCipher.of(made["RINGBACK_SECRETS_KEY"]).seal("x")
     )
     files = list((tmp_path / ".ringback" / "keys").iterdir())
     assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]

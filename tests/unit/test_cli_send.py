@@ -5,7 +5,7 @@ import json
 import pytest
 
 from services.cli.send import TYPES, parsed
-from shared.contracts.schedules import event_of_message
+from shared.contracts.schedules import callback_id_of_message
 
 ONE = {"target_url": "https://example.com/", "hmac_secret": "s", "payload": {"n": 1.0}}
 SENDABLE = TYPES["SendCallback"]
@@ -48,7 +48,7 @@ def test_a_fault_names_its_line_and_field() -> None:
 def test_a_schedule_is_known_by_the_id_of_its_event() -> None:
     (document,), faults = parsed(b'{"url": "https://example.com/"}', TYPES["ScheduleCallback"])
     assert faults == []
-    assert document.id == str(event_of_message("", document.message_id))
+    assert document.id == str(callback_id_of_message("", document.message_id))
 
 
 def test_every_fault_of_a_schedule_is_named() -> None:

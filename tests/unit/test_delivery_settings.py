@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.delivery.settings import DeliverySettings
-from shared.settings import Settings, WrongSettings, load, load_shared
+from shared.settings import InvalidSettingsError, Settings, load, load_shared
 
 URL = "https://sms.example.com"
 
@@ -18,7 +18,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def faults(monkeypatch: pytest.MonkeyPatch, **given: str) -> str:
     for name, value in given.items():
         monkeypatch.setenv(f"RINGBACK_{name}", value)
-    with pytest.raises(WrongSettings) as caught:
+    with pytest.raises(InvalidSettingsError) as caught:
         load_shared({"delivery": DeliverySettings})
     return "\n".join(caught.value.faults)
 

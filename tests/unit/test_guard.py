@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.http.guard import ForbiddenTarget, Guard, parse_target
+from shared.http.guard import ForbiddenTargetError, Guard, parse_target
 from tests.fakes.hostile_urls import ELSEWHERE, LOOPBACK, MALFORMED
 
 LOCAL_NAMES = ("localhost", "anything.localhost")  # a resolver's business
@@ -30,14 +30,14 @@ PUBLIC = (
 def test_row_27_no_spelling_of_a_forbidden_address_passes(url: str) -> None:
     try:
         target = parse_target(url.replace("{port}", "80"))
-    except ForbiddenTarget:
+    except ForbiddenTargetError:
         return
     assert target.host in LOCAL_NAMES or not Guard().permits(target.host)
 
 
 @pytest.mark.parametrize("url", MALFORMED)
 def test_row_27_what_is_no_callable_url_is_refused(url: str) -> None:
-    with pytest.raises(ForbiddenTarget) as caught:
+    with pytest.raises(ForbiddenTargetError) as caught:
         parse_target(url.replace("{port}", "80"))
     assert "secret" not in str(caught.value)
     assert len(str(caught.value)) < 200
@@ -107,7 +107,7 @@ def test_law_any_text_is_refused_or_gives_a_consistent_target(text: str) -> None
     for url in (text, f"http://{text}", f"https://example.com:{text}", f"http://[{text}]/"):
         try:
             target = parse_target(url)
-        except ForbiddenTarget:
+        except ForbiddenTargetError:
             continue
         assert target.url.host is not None
         assert target.host == target.url.raw_host.removesuffix(".")  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_law_any_text_is_refused_or_gives_a_consistent_target(text: str) -> None
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["{}", "0x{:x}", "0{:o}", "0x{:08X}", "{}."]))
 def test_law_a_host_that_is_one_number_is_refused(number: int, spelling: str) -> None:
-    with pytest.raises(ForbiddenTarget):
+    with pytest.raises(ForbiddenTargetError):
         parse_target(f"http://{spelling.format(number)}/")
 
 

@@ -11,14 +11,14 @@ import pytest
 from services.ingestion.domain import (
     Decision,
     Received,
-    RuleFailed,
-    UnknownEvent,
+    RuleError,
+    UnknownEventError,
     Verdict,
     content_id,
     decide,
 )
 from services.ingestion.expressions import LONGEST
-from services.ingestion.rules import WrongRules, by_name, load, parsed
+from services.ingestion.rules import InvalidRulesError, by_name, load, parsed
 from shared.contracts.events import Event
 from shared.contracts.postings import Posting
 from tests.fakes.ingesting import KNOWN_EVENTS
@@ -52,7 +52,7 @@ def value(expression: str, details: dict[str, Any]) -> Any:
 
 
 def faults(text: str) -> list[str]:
-    with pytest.raises(WrongRules) as caught:
+    with pytest.raises(InvalidRulesError) as caught:
         parsed(text, "rules.toml")
     assert all(fault.startswith("rules.toml: ") for fault in caught.value.faults)
     return [fault.removeprefix("rules.toml: ") for fault in caught.value.faults]
@@ -164,7 +164,7 @@ def test_e2_values_are_taken_with_their_types(expression: str, expected: Any) ->
 def test_e2_a_value_that_is_not_there_fails_the_event_with_rule_and_field(
     expression: str, reason: str
 ) -> None:
-    with pytest.raises(RuleFailed) as caught:
+    with pytest.raises(RuleError) as caught:
         value(expression, {"none": None, "zero": 0, "text": "x"})
     assert str(caught.value).startswith("rule r, user_event.0")
     assert reason in str(caught.value)
@@ -173,13 +173,13 @@ def test_e2_a_value_that_is_not_there_fails_the_event_with_rule_and_field(
 def test_e2_an_expression_that_takes_too_long_is_ended() -> None:
     numbers = list(range(20_000))
     expression = "{{ details.a|select('in', details.b)|list|length }}"
-    with pytest.raises(RuleFailed, match=f"takes longer than {LONGEST:g} s"):
+    with pytest.raises(RuleError, match=f"takes longer than {LONGEST:g} s"):
         value(expression, {"a": numbers, "b": [-1] * 20_000})
     assert value("{{ details.n }}", {"n": 1}) == 1  # the watch is off
 
 
 def test_e2_a_text_that_grows_without_bound_is_refused() -> None:
-    with pytest.raises(RuleFailed, match="longer than 1048576 characters"):
+    with pytest.raises(RuleError, match="longer than 1048576 characters"):
         value("{{ details.a|join(details.b) }}", {"a": [1] * 100_000, "b": "x" * 1000})
 
 
@@ -192,14 +192,14 @@ def test_e2_a_text_that_grows_without_bound_is_refused() -> None:
 )
 def test_e2_a_command_that_breaks_its_contract_is_never_stored(command: str, reason: str) -> None:
     text = f"{RULE}[[r.posting]]\nreceivers = 'http://auth/u'\ndelivery_type = ['sms']\n{command}"
-    with pytest.raises(RuleFailed) as caught:
+    with pytest.raises(RuleError) as caught:
         bodies(text, {"t": "../x"})
     assert str(caught.value).startswith(f"rule r, posting.0: {reason}")
 
 
 def test_e1_an_event_that_no_rule_knows_is_said_so() -> None:
     event = Event(from_service="auth", event="user_left", details={})
-    with pytest.raises(UnknownEvent, match="no rule knows the event 'user_left' of 'auth'"):
+    with pytest.raises(UnknownEventError, match="no rule knows the event 'user_left' of 'auth'"):
         decide(load(), Received(event, "1", None), now=NOW)
 
 
@@ -290,7 +290,7 @@ def test_e2_a_rule_of_the_same_name_replaces_a_shipped_one(tmp_path: Path) -> No
     event = Event(**KNOWN_EVENTS[0])
     decision = decide(load(file), Received(event, "1", NOW), now=NOW)
     assert decision == Decision(Verdict.ACT, ())
-    with pytest.raises(WrongRules, match=r"nothing\.toml: No such file"):
+    with pytest.raises(InvalidRulesError, match=r"nothing\.toml: No such file"):
         load(tmp_path / "nothing.toml")
 
 

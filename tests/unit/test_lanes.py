@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from shared import lanes as module
-from shared.errors import Deferred, InfrastructureError
-from shared.lanes import FIRST_LIMIT, LONGEST_PATIENCE, Breaker
+from shared.errors import DeferredError, InfrastructureError
+from shared.resilience import lanes as module
+from shared.resilience.lanes import INITIAL_LIMIT, MAX_QUEUE_TIME, Breaker
 from tests.fakes.lanes import World, settled
 
 A, B = "https://a.example:443", "https://b.example:443"
@@ -19,9 +19,9 @@ def world() -> World:
 
 async def test_a_lane_starts_narrow_and_widens_with_each_answer(world: World) -> None:
     lane = world.lanes.lane(A)
-    assert lane.limit == FIRST_LIMIT
+    assert lane.limit == INITIAL_LIMIT
     await world.attempt(A, alive=True)
-    assert lane.limit == FIRST_LIMIT + 1
+    assert lane.limit == INITIAL_LIMIT + 1
     await world.prove(A, duration=0.01)
     assert lane.limit == world.widest
     await world.attempt(A, alive=False)
@@ -45,7 +45,7 @@ async def test_the_breaker_opens_after_failures_in_a_row_and_not_before(world: W
 async def test_failures_far_apart_are_not_in_a_row(world: World) -> None:
     for _ in range(10):
         await world.attempt(A, alive=False)
-        world.time.now += module.FORGET_AFTER + 1
+        world.time.now += module.IDLE_LIFETIME + 1
     assert world.told == []
 
 
@@ -69,16 +69,16 @@ async def test_pauses_double_up_to_a_minute_and_one_answer_closes(world: World) 
 async def test_who_waits_when_the_breaker_opens_is_sent_back() -> None:
     world = World(failures=1)
     lane = world.lanes.lane(A)
-    await world.take(A, FIRST_LIMIT)
+    await world.take(A, INITIAL_LIMIT)
     line = [asyncio.ensure_future(world.lanes.enter(lane)) for _ in range(2)]
     await settled()
     world.lanes.leave(lane, alive=False)
     await settled()
     for task in line:
         refused = task.exception()
-        assert isinstance(refused, Deferred)
+        assert isinstance(refused, DeferredError)
         assert (str(refused), refused.delay) == ("breaker open", 2.0)
-    assert lane.in_flight == FIRST_LIMIT - 1
+    assert lane.in_flight == INITIAL_LIMIT - 1
 
 
 async def test_an_open_breaker_lets_one_probe_through_at_a_time(world: World) -> None:
@@ -100,7 +100,7 @@ async def test_an_open_breaker_is_no_other_targets_business(world: World) -> Non
 
 
 @pytest.mark.parametrize(
-    ("deferrals", "delay"), [(0, 1), (1, 2), (5, 32), (9, 300), (10**15, LONGEST_PATIENCE)]
+    ("deferrals", "delay"), [(0, 1), (1, 2), (5, 32), (9, 300), (10**15, MAX_QUEUE_TIME)]
 )
 async def test_who_was_put_off_before_is_put_off_for_longer(
     world: World, deferrals: int, delay: float
@@ -139,11 +139,11 @@ async def test_a_line_that_does_not_move_is_sent_away_until_its_target_answers()
     await world.take(A, world.widest)
     line = [asyncio.ensure_future(world.lanes.enter(lane)) for _ in range(3)]
     await settled()
-    world.time.now += module.STALLED_AFTER
+    world.time.now += module.STALL_TIMEOUT
     world.lanes.sweep()
     world.lanes.leave(lane, alive=True, duration=0.01)  # it moves: the wait begins anew
     await settled()
-    world.time.now += module.STALLED_AFTER
+    world.time.now += module.STALL_TIMEOUT
     world.lanes.sweep()
     await settled()
     assert [task.done() for task in line] == [True, False, False]
@@ -169,7 +169,7 @@ async def test_targets_that_have_not_answered_hold_half_of_the_slots_together() 
         await world.take(f"https://{number}.example:443", 2)
     refused = await world.refused("https://3.example:443", deferrals=9)
     assert str(refused) == "too many targets that have not answered"
-    assert refused.delay == module.STALL_PAUSE  # the crowd's fault: it waits no longer each time
+    assert refused.delay == module.STALL_DELAY  # the crowd's fault: it waits no longer each time
     world.lanes.leave(world.lanes.lane("https://3.example:443"), alive=True)
     assert not await world.enter("https://3.example:443")  # it has answered: it counts no more
     await world.take("https://4.example:443", 1)
@@ -186,19 +186,19 @@ async def test_a_new_target_s_first_request_finds_a_place_beside_those_that_hang
 
 async def test_a_burst_to_one_new_target_lines_up_in_half_of_what_is_left() -> None:
     world = World(slots=40)
-    await world.take(A, FIRST_LIMIT)
+    await world.take(A, INITIAL_LIMIT)
     line = [asyncio.ensure_future(world.lanes.enter(world.lanes.lane(A))) for _ in range(16)]
     await settled()
     assert [task.done() for task in line] == [False] * 8 + [True] * 8
     assert {str(task.exception()) for task in line[8:]} == {"lane full"}
-    await world.take(B, FIRST_LIMIT)
+    await world.take(B, INITIAL_LIMIT)
     world.lanes.drain()
     await settled()
 
 
 async def test_who_waits_for_a_target_that_has_answered_counts_no_more() -> None:
     world = World(slots=24)
-    await world.take(A, FIRST_LIMIT)
+    await world.take(A, INITIAL_LIMIT)
     line = [asyncio.ensure_future(world.lanes.enter(world.lanes.lane(A))) for _ in range(4)]
     await settled()
     await world.take(B, 4)
@@ -234,7 +234,7 @@ async def test_a_target_that_fails_counts_as_unanswered_again() -> None:
 async def test_who_is_sent_back_and_cancelled_at_once_gives_back_no_place(how: str) -> None:
     world = World(failures=1)
     lane = world.lanes.lane(A)
-    await world.take(A, FIRST_LIMIT)
+    await world.take(A, INITIAL_LIMIT)
     waiting = asyncio.ensure_future(world.lanes.enter(lane))
     await settled()
     if how == "the worker drains":
@@ -250,18 +250,18 @@ async def test_who_is_sent_back_and_cancelled_at_once_gives_back_no_place(how: s
 
 async def test_who_is_let_in_and_cancelled_at_once_gives_the_place_on(world: World) -> None:
     lane = world.lanes.lane(A)
-    await world.take(A, FIRST_LIMIT)
+    await world.take(A, INITIAL_LIMIT)
     first, second = (asyncio.ensure_future(world.lanes.enter(lane)) for _ in range(2))
     await settled()
     world.lanes.leave(lane)
     first.cancel()
     await settled()
     assert second.result() is False
-    assert lane.in_flight == FIRST_LIMIT
+    assert lane.in_flight == INITIAL_LIMIT
 
 
 async def test_draining_sends_back_all_who_wait_and_lets_nobody_in(world: World) -> None:
-    await world.take(A, FIRST_LIMIT)
+    await world.take(A, INITIAL_LIMIT)
     waiting = asyncio.ensure_future(world.lanes.enter(world.lanes.lane(A)))
     await settled()
     world.lanes.drain()
@@ -274,7 +274,7 @@ async def test_draining_sends_back_all_who_wait_and_lets_nobody_in(world: World)
 async def test_lanes_forget_the_longest_unused_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_LANES", 3)
+    monkeypatch.setattr(module, "MAX_LANES", 3)
     busy, first = world.lanes.lane("busy"), world.lanes.lane("first")
     await world.enter("busy")
     for _ in range(world.failures):

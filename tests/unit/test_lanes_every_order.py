@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shared import lanes as module
-from shared.errors import Deferred, InfrastructureError
-from shared.lanes import FIRST_LIMIT, LONGEST_PAUSE, Breaker
+from shared.errors import DeferredError, InfrastructureError
+from shared.resilience import lanes as module
+from shared.resilience.lanes import INITIAL_LIMIT, MAX_OPEN_TIME, Breaker
 from tests.fakes.lanes import World, settled
 
 A, B = "https://a.example:443", "https://b.example:443"
@@ -44,7 +44,7 @@ class EveryOrder(RuleBasedStateMachine):
         self.drained = False
 
     def model(self, url: str) -> Model:
-        return self.models.setdefault(url, Model(limit=min(FIRST_LIMIT, self.WIDEST)))
+        return self.models.setdefault(url, Model(limit=min(INITIAL_LIMIT, self.WIDEST)))
 
     def settle(self) -> None:
         self.loop.run_until_complete(settled())
@@ -67,7 +67,7 @@ class EveryOrder(RuleBasedStateMachine):
         elif model.pause:
             if now < model.open_until or any(model.holding):
                 refused = task.exception()
-                assert isinstance(refused, Deferred)
+                assert isinstance(refused, DeferredError)
                 assert refused.delay >= max(model.open_until - now, 1)
             else:
                 assert task.result() is True
@@ -75,7 +75,7 @@ class EveryOrder(RuleBasedStateMachine):
         elif not task.done():
             assert len(model.holding) >= model.limit
             model.waiting.append(task)
-        elif isinstance(task.exception(), Deferred):
+        elif isinstance(task.exception(), DeferredError):
             expected = "too many targets that have not answered"
             if len(model.holding) >= model.limit:
                 expected = "lane stalls" if self.world.lanes.lane(url).stalled else "lane full"
@@ -115,12 +115,12 @@ class EveryOrder(RuleBasedStateMachine):
             if model.pause:
                 model.pause, expected = 0.0, Breaker.CLOSED
         elif alive is False:
-            far_apart = now - model.last_failure > module.FORGET_AFTER
+            far_apart = now - model.last_failure > module.IDLE_LIFETIME
             model.failures = 1 if far_apart else model.failures + 1
             model.last_failure = now
-            model.limit = max(model.limit // 2, min(FIRST_LIMIT, self.WIDEST))
+            model.limit = max(model.limit // 2, min(INITIAL_LIMIT, self.WIDEST))
             if probe or (not model.pause and model.failures >= self.FAILURES):
-                model.pause = min(model.pause * 2 or module.FIRST_PAUSE, LONGEST_PAUSE)
+                model.pause = min(model.pause * 2 or module.INITIAL_OPEN_TIME, MAX_OPEN_TIME)
                 model.open_until, expected = now + model.pause, Breaker.OPEN
         changes = [(url, expected, model.pause)] if expected else []
         assert self.world.told[told:] == changes
@@ -134,7 +134,7 @@ class EveryOrder(RuleBasedStateMachine):
         assert all(task.result() is False for task in let_in)
         if sent_back:
             assert sent_back == live
-            assert all(isinstance(task.exception(), Deferred) for task in sent_back)
+            assert all(isinstance(task.exception(), DeferredError) for task in sent_back)
             assert model.pause
         model.holding += [False] * len(let_in)
         model.waiting = [task for task in live if not task.done()]
@@ -158,7 +158,7 @@ class EveryOrder(RuleBasedStateMachine):
         for model in self.models.values():
             sent_back = [task for task in model.waiting if task.done()]
             assert sent_back in ([], model.waiting)
-            assert all(isinstance(task.exception(), Deferred) for task in sent_back)
+            assert all(isinstance(task.exception(), DeferredError) for task in sent_back)
             if sent_back:
                 model.waiting = []
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from services.mailings.domain import (
+    InvalidPostingError,
     PageUrls,
     Skip,
-    WrongPosting,
     address,
     message_id,
     page,
@@ -24,12 +24,12 @@ from services.mailings.domain import (
 )
 from services.mailings.messages import Addressee
 from services.mailings.settings import MailingsSettings
-from shared.contracts.messages import EmailAddress, Phone, Way
+from shared.contracts.messages import Channel, EmailAddress, Phone
 from shared.contracts.posting_requests import MessageState
 from tests.fakes.mailing import user
 
 KIND = "new_movies"
-ADDRESS: dict[Way, TypeAdapter[str]] = {
+ADDRESS: dict[Channel, TypeAdapter[str]] = {
     "email": TypeAdapter(EmailAddress),
     "sms": TypeAdapter(Phone),
 }
@@ -93,15 +93,15 @@ def test_e4_who_is_not_said_to_be_inactive_is_active() -> None:
 
 @given(st.dictionaries(st.sampled_from(sorted(user(1))), JSON), st.sampled_from(["email", "sms"]))
 def test_e4_whatever_a_user_looks_like_he_is_skipped_or_has_ticked_and_a_right_address(
-    fields: dict[str, Any], way: Way
+    fields: dict[str, Any], channel: Channel
 ) -> None:
     someone = user(1) | fields
 
-    found = address(someone, way, KIND)
+    found = address(someone, channel, KIND)
 
     if isinstance(found, str):
-        ADDRESS[way].validate_python(found)
-        assert someone.get("is_active", True) is someone[f"{way}_notifications"] is True
+        ADDRESS[channel].validate_python(found)
+        assert someone.get("is_active", True) is someone[f"{channel}_notifications"] is True
     else:
         assert stored(found.why) == found.why, "can't be stored"
 
@@ -153,7 +153,7 @@ def test_e5_a_list_that_names_no_page_is_asked_for_500_from_page_1() -> None:
 
 @pytest.mark.parametrize("query", ["page_size=0", "page_size=x", "page_size=1e9", "page_number=-1"])
 def test_a_list_with_a_nonsensical_page_is_refused_by_the_name_of_what_is_wrong(query: str) -> None:
-    with pytest.raises(WrongPosting, match=query.partition("=")[0]):
+    with pytest.raises(InvalidPostingError, match=query.partition("=")[0]):
         PageUrls.of(f"http://auth/users/?{query}")
 
 
@@ -166,16 +166,16 @@ def test_e5_a_page_is_a_list_or_results_or_one_user() -> None:
 
 @pytest.mark.parametrize("answer", [None, 7, "users", {"results": {"id": 1}}])
 def test_an_answer_of_another_form_is_no_page(answer: Any) -> None:
-    with pytest.raises(WrongPosting, match="no list"):
+    with pytest.raises(InvalidPostingError, match="no list"):
         page(answer, 500)
 
 
 def test_e7_a_message_has_one_id_of_posting_way_and_user() -> None:
     one, other = uuid4(), uuid4()
     ids = {
-        message_id(posting, way, who)
+        message_id(posting, channel, who)
         for posting in (one, other)
-        for way in ("email", "sms")
+        for channel in ("email", "sms")
         for who in ("7", "8")
     }
     assert len(ids) == 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.postgres.migrations import Schema, SchemaMismatch, missing, ordered
+from shared.postgres.migrations import Schema, SchemaMismatchError, missing, ordered
 
 FILES = {"0002_prices.sql": "SELECT 2;\n", "0001_orders.sql": "SELECT 1;\n"}
 SHOP = Schema("shop", ordered(FILES))
@@ -61,11 +61,11 @@ def test_what_was_not_applied_is_missing() -> None:
 def test_another_history_is_an_error_that_names_it(
     applied: dict[int, tuple[str, str]], fault: str
 ) -> None:
-    with pytest.raises(SchemaMismatch, match=fault):
+    with pytest.raises(SchemaMismatchError, match=fault):
         missing(SHOP, applied)
 
 
 def test_every_difference_is_named_at_once() -> None:
-    with pytest.raises(SchemaMismatch) as caught:
+    with pytest.raises(SchemaMismatchError) as caught:
         missing(SHOP, {2: ("prices", "x"), 3: ("later", "x")})
     assert len(caught.value.faults) == 3

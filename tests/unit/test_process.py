@@ -14,7 +14,7 @@ import pytest
 from shared.clock import SystemClock, rfc3339
 from shared.errors import RingbackError
 from shared.process.health import Health
-from shared.process.run import CLOSING, Parts, Process, serve
+from shared.process.run import CLOSE_RESERVE, Parts, Process, serve
 from shared.settings import Settings
 
 QUIET = Parts(metrics=False)
@@ -107,7 +107,7 @@ async def test_row_32_stopping_drains_first_and_then_ends_the_tasks() -> None:
     await asyncio.sleep(0)
     assert not it.stopping.is_set()
     assert await it.stop() == 0
-    assert seen == [False, 5.0 - CLOSING, "worker ended"]
+    assert seen == [False, 5.0 - CLOSE_RESERVE, "worker ended"]
 
 
 # Row 32

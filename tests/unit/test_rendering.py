@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.mailings.rendering.edition import SHAPES, Edition, Unrenderable
-from services.mailings.rendering.library import Library, WrongTemplate
+from services.mailings.rendering.bound_template import SHAPES, BoundTemplate, RenderingError
+from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
 from tests.fakes.rendering import Shown, edition, rendered
 
 EVIL = "Salt & Pepper <Director's Cut> **x** [a](javascript:alert(1)) <script>"
@@ -120,7 +120,7 @@ def test_e5_an_sms_is_plain_text() -> None:
     said = rendered(
         "\n  {{ user.name }}, your  code:\n\n\n {{ code }} *\n",
         {"name": "*Ann*"},
-        way="sms",
+        channel="sms",
         name="sms/x.md",
         code="<1234>",
     )
@@ -129,7 +129,7 @@ def test_e5_an_sms_is_plain_text() -> None:
 
 
 def test_e5_an_e_mail_s_template_makes_a_readable_sms() -> None:
-    said = rendered("# Hi\n\nSee [this]({{ x }}).", way="sms", x="https://a.example")
+    said = rendered("# Hi\n\nSee [this]({{ x }}).", channel="sms", x="https://a.example")
 
     assert said == ("", "Hi\nSee this <https://a.example>.", None)
 
@@ -168,7 +168,7 @@ def test_e5_an_e_mail_s_template_makes_a_readable_sms() -> None:
 def test_e5_what_fails_for_all_is_found_before_anything_is_sent(
     body: str, context: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(WrongTemplate) as caught:
+    with pytest.raises(InvalidTemplateError) as caught:
         edition(body, **context)
 
     text = str(caught.value)
@@ -197,7 +197,7 @@ def test_e5_what_fails_for_one_user_is_told_of_that_user_only(
 ) -> None:
     one = edition(body)
 
-    with pytest.raises(Unrenderable) as caught:
+    with pytest.raises(RenderingError) as caught:
         one.render(user, unsubscribe_url=None)
     assert told in str(caught.value)
     good = {"name": {"first": "A"}, "age": 0, "vip": True, "zero": 1, "long": "x"}
@@ -208,12 +208,12 @@ def test_e5_what_fails_for_one_user_is_told_of_that_user_only(
 
 @pytest.mark.parametrize(("text", "told"), [(" \n", "is empty"), ("x" * 1_601, "1600 characters")])
 def test_e5_an_sms_has_bounds(text: str, told: str) -> None:
-    with pytest.raises(Unrenderable, match=told):
-        rendered("{{ user.x }}", {"x": text}, way="sms", name="sms/x.md")
+    with pytest.raises(RenderingError, match=told):
+        rendered("{{ user.x }}", {"x": text}, channel="sms", name="sms/x.md")
 
 
 def test_e5_errors_hold_no_values() -> None:
-    with pytest.raises(Unrenderable) as caught:
+    with pytest.raises(RenderingError) as caught:
         rendered("{{ user.name[user.code].x }}", {"code": "s3cret", "name": {}})
 
     assert "s3cret" not in str(caught.value)
@@ -245,9 +245,9 @@ def test_e5_what_a_template_can_tell_apart_has_another_shape() -> None:
 
 def test_e5_a_further_user_costs_microseconds() -> None:
     """Ten times what it takes, and a tenth of what working it all out again would."""
-    template = Library(None).get("email/new_movies.md", "email")
+    template = TemplateLoader(None).get("email/new_movies.md", "email")
     movies = [{"title": f"Movie {n}", "url": "https://a.example/"} for n in range(20)]
-    one = Edition(template, "email", {"movies": movies}, "Shop")
+    one = BoundTemplate(template, "email", {"movies": movies}, "Shop")
     one.render({"name": "first"}, unsubscribe_url="https://a.example/u")
 
     before = time.process_time()

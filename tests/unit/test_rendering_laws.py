@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mailings.rendering.edition import Rendered, Unrenderable
-from services.mailings.rendering.library import WrongTemplate
-from services.mailings.rendering.places import clean
+from services.mailings.rendering.bound_template import Rendered, RenderingError
+from services.mailings.rendering.loader import InvalidTemplateError
+from services.mailings.rendering.placeholder import clean
 from tests.fakes.rendering import Shown, edition
 
 # Where a value may stand, thrice: of the user alone, of the posting, of a loop with the user in it.
@@ -116,7 +116,7 @@ def test_e5_slots_and_shapes_change_nothing(pieces: list[str], users: list[dict[
     def short(user: dict[str, Any]) -> Rendered | None:
         try:
             return one.render(user, unsubscribe_url=None)
-        except Unrenderable:
+        except RenderingError:
             return None
 
     def long(user: dict[str, Any]) -> Rendered | None:
@@ -124,7 +124,7 @@ def test_e5_slots_and_shapes_change_nothing(pieces: list[str], users: list[dict[
         try:
             whole = edition(next(texts), subject=next(texts), movies=MOVIES, person=user)
             return whole.render({}, unsubscribe_url=None)
-        except (WrongTemplate, Unrenderable):
+        except (InvalidTemplateError, RenderingError):
             return None
 
     # Which of several faults is told may differ.

@@ -11,10 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from services.callback.domain import retry_policy
-from shared.contracts.callback import LONGEST_DELAY, Retry, SendCallback
-from shared.errors import Deferred, TransientError
-from shared.retry import GiveUp, RetryPolicy, decide, first_tier, next_hop, postpone
-from shared.retry import Retry as TryAgain
+from shared.contracts.callback import MAX_DELAY, Retry, SendCallback
+from shared.errors import DeferredError, TransientError
+from shared.resilience.retry import GiveUp, RetryPolicy, decide, defer, first_tier, next_hop
+from shared.resilience.retry import Retry as TryAgain
 from shared.topology import TIERS, Tier
 
 NOW = 1_800_000_000.0
@@ -22,7 +22,7 @@ DAY = 86_400.0
 SHORTEST, LONGEST = TIERS[0], TIERS[-1]
 
 chances = st.floats(0, 1, exclude_max=True)
-delays = st.floats(0, LONGEST_DELAY, exclude_min=True)
+delays = st.floats(0, MAX_DELAY, exclude_min=True)
 # What an error may ask for, absurd values included.
 wishes = st.just(0.0) | st.floats(0, 1e12)
 
@@ -136,9 +136,7 @@ def test_a_herd_of_a_thousand_comes_back_spread_out(attempt: int) -> None:
 
 
 # H3
-@given(
-    attempt=st.integers(1, 50), wish=wishes, chance=chances, lasts=st.floats(0, 2 * LONGEST_DELAY)
-)
+@given(attempt=st.integers(1, 50), wish=wishes, chance=chances, lasts=st.floats(0, 2 * MAX_DELAY))
 @settings(max_examples=25)
 def test_h3_nothing_is_planned_at_or_after_its_expiry(
     attempt: int, wish: float, chance: float, lasts: float
@@ -216,7 +214,7 @@ def test_h3_a_callback_carries_its_expiry_into_its_policy(own: Retry | None) -> 
 
 @given(delay=st.floats(0, 1e6))
 def test_a_postponed_message_takes_the_first_tier_that_is_long_enough(delay: float) -> None:
-    tier = postpone(RetryPolicy(), first_at=NOW, now=NOW, error=Deferred("full", delay=delay))
+    tier = defer(RetryPolicy(), first_at=NOW, now=NOW, error=DeferredError("full", delay=delay))
     assert tier == first_tier(delay)
     assert isinstance(tier, Tier)
     assert tier.seconds >= min(delay, LONGEST.seconds)
@@ -226,8 +224,8 @@ def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
     at, hops = NOW, 0
     outcome: Tier | GiveUp = SHORTEST
     while isinstance(outcome, Tier) and hops < 2000:
-        error = Deferred("lane full", delay=60)
-        outcome = postpone(RetryPolicy(), first_at=NOW, now=at, error=error)
+        error = DeferredError("lane full", delay=60)
+        outcome = defer(RetryPolicy(), first_at=NOW, now=at, error=error)
         if isinstance(outcome, Tier):
             at += outcome.seconds
             hops += 1
@@ -235,13 +233,13 @@ def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
     assert outcome.reason == "gave up after 86400 seconds of waiting: lane full"
     assert hops == DAY / 60
     expiring = RetryPolicy(expires_at=NOW + 5)
-    assert postpone(expiring, first_at=NOW, now=NOW, error=Deferred("full", delay=5)) == GiveUp(
+    assert defer(expiring, first_at=NOW, now=NOW, error=DeferredError("full", delay=5)) == GiveUp(
         "expired while waiting: full", expired=True
     )
-    assert postpone(expiring, first_at=NOW, now=NOW, error=Deferred("full", delay=1)) == SHORTEST
+    assert defer(expiring, first_at=NOW, now=NOW, error=DeferredError("full", delay=1)) == SHORTEST
 
 
-@given(remaining=st.floats(-10, 2 * LONGEST_DELAY), seed=st.integers())
+@given(remaining=st.floats(-10, 2 * MAX_DELAY), seed=st.integers())
 @settings(max_examples=25)
 def test_hops_never_overshoot_by_more_than_a_part_of_the_shortest_tier(
     remaining: float, seed: int

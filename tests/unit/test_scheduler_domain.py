@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler import domain
-from services.scheduler.domain import Event, Rules
+from services.scheduler.domain import Rules, ScheduledCallback
 from services.scheduler.recurrence import Rhythm
-from shared.contracts.schedules import FARTHEST, RetryParams, ScheduleCallback, Status
+from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
 
 NOW = datetime(2026, 11, 20, 15, tzinfo=UTC)
-DELAYS = st.floats(0.001, FARTHEST)
+DELAYS = st.floats(0.001, MAX_DELAY_AHEAD)
 RULES = st.builds(Rules, base_delay=DELAYS, growth=st.floats(1, 1000))
 
 
-def event(**fields: object) -> Event:
-    start = Event(UUID(int=1), "", None, None, run_at=NOW, next_at=NOW)
+def event(**fields: object) -> ScheduledCallback:
+    start = ScheduledCallback(UUID(int=1), "", None, None, run_at=NOW, next_at=NOW)
     return replace(start, **fields)  # type: ignore[arg-type]
 
 
-def in_flight(**fields: object) -> Event:
+def in_flight(**fields: object) -> ScheduledCallback:
     given_out: dict[str, object] = {
         "status": Status.DISPATCHED,
         "in_flight": True,
@@ -39,7 +39,7 @@ def test_s5_a_main_delay_never_shrinks_and_never_exceeds_ten_years(
     rules: Rules, retries: int
 ) -> None:
     delay = domain.main_delay(rules, retries)
-    assert min(rules.base_delay, FARTHEST) <= delay <= FARTHEST
+    assert min(rules.base_delay, MAX_DELAY_AHEAD) <= delay <= MAX_DELAY_AHEAD
     assert delay <= domain.main_delay(rules, retries + 1)
 
 
@@ -53,7 +53,9 @@ def test_s5_exponential_grows_by_its_factor() -> None:
     assert [domain.main_delay(rules, n) for n in range(4)] == [10, 30, 90, 270]
 
 
-@given(st.integers(0, 1000), st.floats(0.1, 300), st.floats(1, FARTHEST), st.floats(1, 86_400))
+@given(
+    st.integers(0, 1000), st.floats(0.1, 300), st.floats(1, MAX_DELAY_AHEAD), st.floats(1, 86_400)
+)
 def test_a_lease_outlasts_the_quick_retries_or_what_is_left_of_the_promise(
     count: int, timeout: float, stop_after: float, slack: float
 ) -> None:
@@ -147,7 +149,7 @@ def test_a_stale_event_fails_when_it_is_claimed() -> None:
     assert domain.taken(in_flight(stop_at=NOW), NOW)[0].status is Status.FAILED
 
 
-def recurring(**fields: object) -> Event:
+def recurring(**fields: object) -> ScheduledCallback:
     return in_flight(rules=Rules(rhythm=Rhythm(every=60, count=2)), **fields)
 
 

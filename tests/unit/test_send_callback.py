@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
-from shared.amqp.reading import read
+from shared.amqp.parsing import parse_message
 from shared.contracts.callback import MAX_HEADERS, SEND_CALLBACK, SendCallback
 from shared.contracts.headers import kept
-from shared.errors import ContractViolation
+from shared.errors import ContractViolationError
 
 CANARY: Final = "c4n4ry"
 LEAST: Final = {"target_url": "https://example.com/", "hmac_secret": CANARY, "payload": {}}
@@ -23,11 +23,11 @@ JSON: Final = Properties(content_type="application/json", type="SendCallback")
 
 def taken(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> SendCallback:
     message: Message[SendCallback] = Message("id-1", properties, body)
-    return read(message, {SEND_CALLBACK: SendCallback}, max_bytes=max_bytes)
+    return parse_message(message, {SEND_CALLBACK: SendCallback}, max_bytes=max_bytes)
 
 
 def refusal(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> str:
-    with pytest.raises(ContractViolation) as caught:
+    with pytest.raises(ContractViolationError) as caught:
         taken(body, properties, max_bytes)
     assert CANARY not in str(caught.value)
     assert caught.value.__cause__ is None  # nor in what a log prints with a traceback
@@ -223,7 +223,7 @@ def test_row_31_no_secret_shows_whatever_is_wrong(fields: dict[str, Any], *, cut
     told = ""
     try:
         taken(body)
-    except ContractViolation as error:
+    except ContractViolationError as error:
         told = str(error)
     assert CANARY not in told
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.callback.settings import CallbackSettings
-from shared.settings import Settings, WrongSettings, load, load_shared
+from shared.settings import InvalidSettingsError, Settings, load, load_shared
 from shared.topology import QueueType
 
 CANARY = "c4n4ry"
@@ -26,7 +26,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def faults(file: Path, service: bool = True) -> list[str]:  # noqa: FBT001, FBT002 - reads well
-    with pytest.raises(WrongSettings) as caught:
+    with pytest.raises(InvalidSettingsError) as caught:
         load(CallbackSettings, "callback", file=file) if service else load(Settings, file=file)
     assert CANARY not in str(caught.value)
     assert CANARY not in repr(caught.value.__cause__)
@@ -119,7 +119,7 @@ def test_h7_the_faults_of_all_models_come_together(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text('log_level = "LOUD"\n[calback]\ntimeout = 1\n[callback]\nprefetch = 0\n')
-    with pytest.raises(WrongSettings) as caught:
+    with pytest.raises(InvalidSettingsError) as caught:
         load_shared({"callback": CallbackSettings}, file=file)
     assert [fault.split(": ")[0] for fault in caught.value.faults] == [
         str(file),
@@ -246,7 +246,9 @@ def test_keys_that_are_set_to_nothing_are_not_set(
 
 
 def test_who_stores_must_have_a_database(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WrongSettings, match="RINGBACK_DATABASE_URL: not set, but shop must have"):
+    with pytest.raises(
+        InvalidSettingsError, match="RINGBACK_DATABASE_URL: not set, but shop must have"
+    ):
         load_shared({}, storing=["shop"], file=file)
     file.write_text('database_url = "postgresql://u@h/x"')
     assert load_shared({}, storing=["shop"], file=file).database_url == "postgresql://u@h/x"

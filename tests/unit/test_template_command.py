@@ -33,12 +33,12 @@ def test_list_tells_what_a_posting_has_to_give() -> None:
     assert listed["email/offer.md"] == {
         "name": "email/offer.md",
         "kind": "advertising",
-        "ways": ["email", "sms"],
+        "channels": ["email", "sms"],
         "fetch": ["items"],
         "required": ["n"],
         "optional": ["items"],
     }
-    assert listed["sms/phone_confirmation.md"]["ways"] == ["sms"]
+    assert listed["sms/phone_confirmation.md"]["channels"] == ["sms"]
     line = "email/offer.md: kind advertising, by email and sms, variables: n, [items*]"
     assert line in template("list").stdout.splitlines()
 
@@ -84,7 +84,7 @@ def test_preview_with_one_s_own_data(here: Path) -> None:
     [
         (("email/offer.md",), "email/offer.md line 2: n is missing in the context"),
         (("email/no.md",), "email/no.md: there is no such template; there are email/email_conf"),
-        (("sms/phone_confirmation.md", "--way", "email"), "an e-mail has a subject"),
+        (("sms/phone_confirmation.md", "--channel", "email"), "an e-mail has a subject"),
         (("email/offer.md", "--context", "bad.json"), "--context: bad.json holds no JSON"),
         (("email/welcome.md", "--out", "no/x.html"), "no/x.html can't be written: No such file"),
     ],

@@ -14,15 +14,15 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
 from pydantic import SecretStr
 
-from shared.settings import Settings
-from shared.tickets import (
-    KEPT,
-    OWN_LIFETIME,
-    BadTicket,
-    NoTicketKey,
+from shared.security.tickets import (
+    CACHE_SIZE,
+    TICKET_LIFETIME,
+    InvalidTicketError,
+    MissingTicketKeyError,
     Tickets,
     public_keys,
 )
+from shared.settings import Settings
 
 SECRET = "canary-0123456789-0123456789-0123"
 NOW = 1_800_000_000.0
@@ -73,7 +73,7 @@ def by_hand(header: dict[str, Any], body: str, key: bytes = SECRET.encode()) -> 
 
 
 def refusal(ticket: str, checking: Tickets | None = None) -> str:
-    with pytest.raises(BadTicket) as caught:
+    with pytest.raises(InvalidTicketError) as caught:
         (checking or tickets()).verify(ticket)
     assert SECRET not in str(caught.value)
     return str(caught.value)
@@ -203,7 +203,7 @@ def test_row_33_what_is_no_ticket_is_refused(text: str) -> None:
 
 def test_without_any_key_every_ticket_is_bad() -> None:
     assert "no configured key fits" in refusal(signed(GOOD), tickets(secret=None))
-    with pytest.raises(NoTicketKey):
+    with pytest.raises(MissingTicketKeyError):
         tickets(secret=None).own("shop")
     assert not tickets(secret=None).can_sign
 
@@ -213,7 +213,7 @@ def test_s9_ringbacks_own_ticket_is_for_the_client_and_opens_no_door_of_ours() -
     own = tickets().own("shop")
     claims = jwt.decode(own, OctKey.import_key(SECRET), algorithms=["HS256"]).claims
     assert (claims["iss"], claims["aud"]) == ("ringback", "shop")
-    assert claims["exp"] >= NOW + OWN_LIFETIME
+    assert claims["exp"] >= NOW + TICKET_LIFETIME
     refusal(own)
     refusal(tickets().own("ringback"))
 
@@ -223,13 +223,13 @@ def test_s9_an_own_ticket_is_kept_while_it_is_good_for_long_enough() -> None:
     clock = SetClock()
     signing = Tickets(SECRET, clock=clock)
     first = signing.own("shop")
-    clock.time += OWN_LIFETIME - 1
+    clock.time += TICKET_LIFETIME - 1
     assert signing.own("shop") == first
     clock.time += 2
     second = signing.own("shop")
     assert second != first
     claims = jwt.decode(second, OctKey.import_key(SECRET), algorithms=["HS256"]).claims
-    assert claims["exp"] - clock.time >= OWN_LIFETIME
+    assert claims["exp"] - clock.time >= TICKET_LIFETIME
     assert signing.own("bank") not in (first, second)
 
 
@@ -238,14 +238,14 @@ def test_own_tickets_are_kept_for_the_clients_of_late_only() -> None:
     signing = Tickets(SECRET, clock=clock)
     first = signing.own("shop")
     clock.time += 1
-    for number in range(KEPT):
+    for number in range(CACHE_SIZE):
         signing.own(f"client {number}")
     assert signing.own("shop") != first
 
 
 @pytest.mark.parametrize("client", ["", "a\nb", "x" * 256])
 def test_no_ticket_is_issued_that_would_be_refused(client: str) -> None:
-    with pytest.raises(BadTicket):
+    with pytest.raises(InvalidTicketError):
         tickets().issue(client, lifetime=60)
 
 

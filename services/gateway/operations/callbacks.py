@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Final
 
 from services.gateway import examples
-from services.gateway.forms import Batch, Move
 from services.gateway.operations.declaring import (
     BODY,
     failures,
@@ -16,20 +15,21 @@ from services.gateway.operations.declaring import (
     page,
     problem,
 )
+from services.gateway.schemas import Batch, Move
 from shared.contracts.schedule_requests import (
-    DEFAULT_PAGE,
-    LONGEST_PAGE,
+    DEFAULT_PAGE_SIZE,
+    MAX_PAGE_SIZE,
+    CallbackCreated,
     CallbackPage,
     CallbackStatus,
     Cancelled,
-    Created,
     CreatedBatch,
     Rescheduled,
     Retried,
     RetryCallbacks,
 )
 from shared.contracts.schedules import ScheduleCallback, Status
-from shared.http.openapi import Answer, Body, Operation, Parameter
+from shared.http.openapi import Body, Operation, Parameter, Response
 
 TAG: Final = "callbacks"
 
@@ -39,7 +39,7 @@ ANY: Final = failures(
 NOT_FOUND: Final = {404: problem("The caller has no such callback.")}
 PAGE: Final = (
     in_state([status.value for status in Status]),
-    *page(longest=LONGEST_PAGE, default=DEFAULT_PAGE),
+    *page(longest=MAX_PAGE_SIZE, default=DEFAULT_PAGE_SIZE),
 )
 MOVE: Final = Body(Move, {"In a minute": {"delay": 60}, "At a moment": {"run_at": examples.LATER}})
 MOVED: Final = ok(
@@ -79,9 +79,9 @@ def operations(example_url: str) -> Sequence[Operation]:
         ),
         body=Body(ScheduleCallback, examples.callbacks(example_url)),
         answers={
-            201: Answer(
+            201: Response(
                 "Scheduled.",
-                Body(Created, {"Answer": examples.CREATED}),
+                Body(CallbackCreated, {"Response": examples.CREATED}),
                 {"Location": "Where its status is."},
             ),
             409: problem("The keys are in use, or the Idempotency-Key was used for another body."),

@@ -5,22 +5,22 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from services.gateway.reading import IDEMPOTENCY_KEY
-from shared.http.openapi import Answer, Body, Parameter
+from services.gateway.parsing import IDEMPOTENCY_KEY
+from shared.http.openapi import Body, Parameter, Response
 from shared.http.problem import PROBLEM_JSON, Problem
 
 
-def ok(text: str, model: type[BaseModel], example: Any = None) -> Answer:
+def ok(text: str, model: type[BaseModel], example: Any = None) -> Response:
     """An answer in this form."""
-    return Answer(text, Body(model, {} if example is None else {"Answer": example}))
+    return Response(text, Body(model, {} if example is None else {"Response": example}))
 
 
-def problem(text: str, headers: Mapping[str, str] | None = None) -> Answer:
+def problem(text: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error."""
-    return Answer(text, Body(Problem, media_type=PROBLEM_JSON), headers or {})
+    return Response(text, Body(Problem, media_type=PROBLEM_JSON), headers or {})
 
 
-def failures(not_now: str, unknown: str) -> Mapping[int, Answer]:
+def failures(not_now: str, unknown: str) -> Mapping[int, Response]:
     """What any operation may answer; these say what 503 and 504 come from."""
     return {
         401: problem(

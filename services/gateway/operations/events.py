@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from services.gateway import examples
-from services.gateway.forms import EventAccepted
 from services.gateway.operations.declaring import BODY, failures, idempotency_key, ok
+from services.gateway.schemas import EventAccepted
 from shared.contracts.events import Event
 from shared.http.openapi import Body, Operation
 

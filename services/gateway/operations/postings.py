@@ -15,8 +15,8 @@ from services.gateway.operations.declaring import (
     problem,
 )
 from shared.contracts.posting_requests import (
-    DEFAULT_PAGE,
-    LONGEST_PAGE,
+    DEFAULT_PAGE_SIZE,
+    MAX_PAGE_SIZE,
     MessageState,
     PostingAccepted,
     PostingMessages,
@@ -24,13 +24,13 @@ from shared.contracts.posting_requests import (
     PostingStatus,
 )
 from shared.contracts.postings import Posting
-from shared.http.openapi import Answer, Body, Operation, Parameter
+from shared.http.openapi import Body, Operation, Parameter, Response
 
 TAG: Final = "postings"
 
 _ANY: Final = failures("broker, database or mailings are away", "Mailings did not answer in time")
 _NOT_FOUND: Final = {404: problem("The caller has no such posting.")}
-_PAGE: Final = page(longest=LONGEST_PAGE, default=DEFAULT_PAGE)
+_PAGE: Final = page(longest=MAX_PAGE_SIZE, default=DEFAULT_PAGE_SIZE)
 _ID: Final = identity("posting", examples.ID)
 
 
@@ -53,9 +53,9 @@ def operations(example_url: str) -> Sequence[Operation]:
             ),
             body=Body(Posting, examples.postings(example_url)),
             answers={
-                202: Answer(
+                202: Response(
                     "Taken in.",
-                    Body(PostingAccepted, {"Answer": examples.POSTING_ACCEPTED}),
+                    Body(PostingAccepted, {"Response": examples.POSTING_ACCEPTED}),
                     {"Location": "Where its progress is."},
                 ),
                 409: problem("The Idempotency-Key was used for another body."),

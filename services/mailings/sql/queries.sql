@@ -28,7 +28,7 @@ WHERE posting_id = $1 AND status = 'skipped'
 GROUP BY why ORDER BY times DESC, why LIMIT $2;
 
 -- name: messages
-SELECT id, user_id, way, status, why, created_at, settled_at FROM mailings.messages
+SELECT id, user_id, channel, status, why, created_at, settled_at FROM mailings.messages
 WHERE posting_id = $1 AND id > $2 AND ($3::text IS NULL OR status = $3)
 ORDER BY id LIMIT $4;
 
@@ -69,9 +69,9 @@ SELECT count(*) FILTER (WHERE status = 'created') AS created,
 FROM gone;
 
 -- name: put
-INSERT INTO mailings.messages (posting_id, id, user_id, way, why, page, status)
-SELECT $1, id, user_id, way, why, $2, CASE WHEN why IS NULL THEN 'created' ELSE 'skipped' END
-FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[]) AS given(id, user_id, way, why)
+INSERT INTO mailings.messages (posting_id, id, user_id, channel, why, page, status)
+SELECT $1, id, user_id, channel, why, $2, CASE WHEN why IS NULL THEN 'created' ELSE 'skipped' END
+FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[]) AS given(id, user_id, channel, why)
 ON CONFLICT DO NOTHING
 RETURNING id;
 
@@ -118,7 +118,7 @@ RETURNING receivers, created, sent, failed, expired, skipped;
 SELECT id FROM mailings.postings WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE;
 
 -- name: lock_messages
-SELECT posting_id, id, way, status FROM mailings.messages
+SELECT posting_id, id, channel, status FROM mailings.messages
 JOIN unnest($1::uuid[], $2::uuid[]) AS given(posting_id, id) USING (posting_id, id)
 ORDER BY posting_id, id FOR UPDATE OF messages;
 

@@ -20,7 +20,7 @@ CREATE TABLE mailings.postings (
 
     ended text CHECK (ended IN ('expanded', 'failed', 'expired')),
     ended_at timestamptz,
-    reason text,                            -- why it failed, or what is in the way just now
+    reason text,                            -- why it failed, or what is in the channel just now
     tries integer NOT NULL DEFAULT 0,       -- in vain, since the last page
 
     due_at timestamptz NOT NULL DEFAULT now(),  -- its next turn; during a turn, the lease's end
@@ -37,9 +37,9 @@ CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NO
 -- One message to one receiver. No address and no text: what is to be sent lies in the queue.
 CREATE TABLE mailings.messages (
     posting_id uuid NOT NULL,
-    id uuid NOT NULL,                       -- of posting, way and receiver
+    id uuid NOT NULL,                       -- of posting, channel and receiver
     user_id text NOT NULL,
-    way text NOT NULL,
+    channel text NOT NULL,
     status text NOT NULL,
     why text,
     page integer NOT NULL,                  -- from 0

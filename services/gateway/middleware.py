@@ -1,0 +1,97 @@
+"""What happens to every HTTP request: errors become problems, each is counted and logged."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from services.gateway.metrics import UNMATCHED, Requests
+from shared.contracts.headers import traceparent
+from shared.http.problem import ProblemError
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# What a handler found out about its request, for the log line.
+CLIENT_ID: Final = web.RequestKey("client_id", str)
+SCHEDULE_ID: Final = web.RequestKey("schedule_id", str)
+EVENT_ID: Final = web.RequestKey("event_id", str)
+POSTING_ID: Final = web.RequestKey("posting_id", str)
+DETAIL: Final = web.RequestKey("detail", str)
+
+# aiohttp's own refusals, and what they are called in a problem's type.
+_KINDS: Final = {
+    HTTPStatus.NOT_FOUND: ("not_found", "there is no such resource"),
+    HTTPStatus.METHOD_NOT_ALLOWED: ("method_not_allowed", "the resource has no such method"),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("too_large", "the body is too large"),
+    HTTPStatus.EXPECTATION_FAILED: ("expectation_failed", "Expect may only be 100-continue"),
+}
+# What asks every few seconds whether we live is no news.
+_QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+def middleware() -> Middleware:
+    """The outermost layer around all handlers, as aiohttp takes it."""
+    requests = Requests()
+
+    @web.middleware
+    async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.monotonic()
+        resource = request.match_info.route.resource
+        route = UNMATCHED if resource is None else resource.canonical
+        try:
+            response = await handler(request)
+        except ProblemError as refused:
+            request[DETAIL] = str(refused)
+            response = refused.response()
+        except web.HTTPException as error:
+            response = _problem(error)
+        except ConnectionError:
+            # The caller is gone: nobody reads this, but it is counted.
+            response = web.Response(status=HTTPStatus.BAD_REQUEST)
+        except Exception:
+            logger.exception("bug in a handler", extra={"route": route})
+            bug = ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "internal error")
+            response = bug.response()
+        seconds = time.monotonic() - started
+        requests.observe(route, request.method, response.status, seconds)
+        if route not in _QUIET:
+            _log(request, route, response.status, seconds)
+        return response
+
+    return handle
+
+
+def _problem(error: web.HTTPException) -> web.StreamResponse:
+    """A problem in the place of aiohttp's own error page; redirects stay what they are."""
+    kind = _KINDS.get(HTTPStatus(error.status))
+    if kind is None:
+        return error
+    allow = error.headers.get(hdrs.ALLOW)
+    return ProblemError(
+        HTTPStatus(error.status), *kind, headers={hdrs.ALLOW: allow} if allow else None
+    ).response()
+
+
+def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
+    trace = traceparent(request.headers)
+    context = {
+        "method": request.method,
+        "route": route,
+        "status": status,
+        "duration": round(seconds, 6),
+        "client_id": request.get(CLIENT_ID),
+        "schedule_id": request.get(SCHEDULE_ID),
+        "event_id": request.get(EVENT_ID),
+        "posting_id": request.get(POSTING_ID),
+        "trace_id": trace[3:35] if trace else None,
+    }
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("http request failed", extra=context | {"detail": request.get(DETAIL)})
+    else:
+        logger.info("http request", extra=context)

@@ -1,0 +1,1 @@
+"""Expansion: a posting becomes one message per recipient, page by page, with checkpoints."""

@@ -1,0 +1,54 @@
+"""From the body of a message to a model, or to a reason that names every fault."""
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from shared.amqp.message import Message
+from shared.contracts.context import field_errors
+from shared.contracts.requests import Failure, invalid
+from shared.errors import ContractViolationError
+
+JSON: Final = "application/json"
+MAX_ERRORS_LISTED: Final = 10
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_message(message: Message[Any], models: Mapping[str, type[M]], *, max_bytes: int) -> M:
+    """The model in a message, which of them its property `type` says.
+
+    Raises:
+        ContractViolationError: it is none; every wrong field is named, no value is.
+    """
+    properties = message.properties
+    if len(message.body) > max_bytes:
+        raise ContractViolationError(f"{len(message.body)} bytes, at most {max_bytes} are taken")
+    model = models.get(properties.type or "")
+    if model is None:
+        known = ", ".join(repr(name) for name in models)
+        wanted = known if len(models) == 1 else f"one of {known}"
+        raise ContractViolationError(f"type is {properties.type!r}, not {wanted}")
+    if (properties.content_type or "").split(";")[0].strip().lower() != JSON:
+        raise ContractViolationError(f"content_type is {properties.content_type!r}, not {JSON!r}")
+    if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
+        raise ContractViolationError(
+            f"content_encoding {properties.content_encoding!r} is not taken"
+        )
+    try:
+        return model.model_validate_json(message.body)
+    except ValidationError as error:
+        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
+        more = (
+            f" and {len(named) - MAX_ERRORS_LISTED} more" if len(named) > MAX_ERRORS_LISTED else ""
+        )
+        raise ContractViolationError("; ".join(named[:MAX_ERRORS_LISTED]) + more) from None
+
+
+def parse_request(model: type[M], body: bytes, *, within: str = "") -> M | Failure:
+    """What the body of a request asks for, or every wrong field; `within` is left out of paths."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        return invalid(field_errors(error, within=within))

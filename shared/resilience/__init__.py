@@ -1,0 +1,1 @@
+"""Keep working when others fail: retry decisions, lanes, circuit breakers, batching."""

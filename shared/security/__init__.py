@@ -1,0 +1,1 @@
+"""Service tickets and encryption at rest."""

@@ -1,0 +1,98 @@
+"""Gathering one by one, working in batches; and the clock between two statements."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.scheduler.clock import DatabaseClock
+from shared.resilience.batching import Batcher
+
+
+async def test_what_gathers_while_a_batch_is_worked_on_is_the_next_one() -> None:
+    batches: list[list[int]] = []
+    go = asyncio.Semaphore(0)
+
+    async def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        await go.acquire()
+        return [item * 10 for item in items]
+
+    batcher = Batcher(work, most=3)
+    running = asyncio.create_task(batcher.run())
+    adding = [asyncio.create_task(batcher.add(number)) for number in range(1)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    adding += [asyncio.create_task(batcher.add(number)) for number in range(1, 6)]
+    for _ in range(3):
+        go.release()
+    assert await asyncio.gather(*adding) == [0, 10, 20, 30, 40, 50]
+    assert batches == [[0], [1, 2, 3], [4, 5]]
+    running.cancel()
+
+
+async def test_an_error_is_everybody_s_and_the_next_batch_goes_on() -> None:
+    async def work(items: list[int]) -> list[int]:
+        if 0 in items:
+            raise OSError("lost")
+        return items
+
+    batcher = Batcher(work, most=10)
+    running = asyncio.create_task(batcher.run())
+    results = await asyncio.gather(*map(batcher.add, (0, 1)), return_exceptions=True)
+    assert [str(result) for result in results] == ["lost", "lost"]
+    assert await batcher.add(2) == 2
+    running.cancel()
+
+
+async def test_who_gives_up_is_not_worked_for() -> None:
+    seen: list[int] = []
+
+    async def work(items: list[int]) -> list[int]:
+        seen.extend(items)
+        return items
+
+    batcher = Batcher(work, most=10)
+    gone = asyncio.create_task(batcher.add(1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    running = asyncio.create_task(batcher.run())
+    assert await batcher.add(2) == 2
+    assert seen == [2]
+    running.cancel()
+
+
+async def test_settled_waits_for_what_came_before_and_for_nothing_else() -> None:
+    go = asyncio.Event()
+
+    async def work(items: list[int]) -> list[int]:
+        await go.wait()
+        return items
+
+    batcher = Batcher(work, most=1)
+    running = asyncio.create_task(batcher.run())
+    await batcher.settled()
+    before = [asyncio.create_task(batcher.add(number)) for number in range(3)]
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(batcher.settled())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    go.set()
+    await waiting
+    assert all(each.done() for each in before)
+    running.cancel()
+
+
+# Row 24.
+@pytest.mark.parametrize("jump", [timedelta(hours=1), timedelta(hours=-1)])
+def test_row_24_the_clock_is_the_database_s_whatever_it_does(jump: timedelta) -> None:
+    steady = 1000.0
+    clock = DatabaseClock(lambda: steady)
+    assert not clock.heard
+    noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    clock.hear(noon, clock.sent())
+    steady += 5
+    assert clock.now() == noon + timedelta(seconds=5)
+    assert clock.until(noon + timedelta(seconds=8)) == pytest.approx(3)
+    clock.hear(noon + jump, clock.sent())
+    assert clock.now() == noon + jump
