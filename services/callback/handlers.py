@@ -55,7 +55,7 @@ class Sender:
         self._settings = settings
         self._clock = clock
 
-    async def handle(self, message: Message[SendCallback]) -> Delivered:
+    async def handle(self, message: Message, order: SendCallback) -> Delivered:
         """Send one try.
 
         Raises:
@@ -64,8 +64,6 @@ class Sender:
             TransientError: not delivered; a later try may be.
             Deferred: the target's lane has no place.
         """
-        order = message.model
-        assert order is not None  # noqa: S101 - the consumer reads before it handles
         if order.expires_at is not None and self._clock.now() >= order.expires_at.timestamp():
             raise ExpiredError(f"expired at {order.expires_at.isoformat()}")
         target = parse_target(order.target_url)
@@ -89,7 +87,7 @@ class Sender:
 
     async def _send(
         self,
-        message: Message[SendCallback],
+        message: Message,
         order: SendCallback,
         target: Target,
     ) -> HttpResponse:
@@ -140,11 +138,11 @@ class Reporter:
 
     def report(
         self,
-        message: Message[SendCallback],
+        message: Message,
+        order: SendCallback | None,
         outcome: Outcome[Delivered],
     ) -> BaseModel | None:
         """Log, count, and give the fact to publish; a postponed message has none."""
-        order = message.model
         target = _origin(order)
         client_id = order.client_id if order else None
         context: dict[str, object] = {

@@ -41,7 +41,7 @@ class DeadLetter:
     target: scheme, host and port of the callback, if it is one. body: as JSON, None if it is none.
     """
 
-    message: Message[Any]
+    message: Message
     reason: str
     died_at: float | None
     attempts: int | None
@@ -86,7 +86,7 @@ def read(delivery: Delivery) -> DeadLetter:
     try:
         message = parse_delivery(delivery, history=True)
     except ContractViolationError as error:
-        broken: Message[Any] = Message("", Properties(), delivery.body)
+        broken: Message = Message("", Properties(), delivery.body)
         return DeadLetter(broken, str(error), None, None, None, None)
     given = message.properties.headers or {}
     died_at, why = _by_broker(given)

@@ -80,7 +80,7 @@ class MessageSender(Generic[M]):
         self._recent: OrderedDict[str, Sent] = OrderedDict()
         self._on_the_way: set[str] = set()
 
-    async def handle(self, message: Message[M]) -> Sent:
+    async def handle(self, message: Message, order: M) -> Sent:
         """Hand it over, unless that was done before.
 
         Raises:
@@ -89,8 +89,6 @@ class MessageSender(Generic[M]):
             TransientError: not taken; a later try may be.
             DeferredError: no place in the lane, or a copy is on its way.
         """
-        order = message.model
-        assert order is not None  # noqa: S101 - the consumer reads before it handles
         before = self._recent.get(message.id)
         if before is not None:
             return Sent(before.attempt_id, before.duration, again=True)
@@ -104,7 +102,7 @@ class MessageSender(Generic[M]):
         finally:
             self._on_the_way.discard(message.id)
 
-    async def _place(self, lane: Lane, message: Message[M], order: M) -> bool:
+    async def _place(self, lane: Lane, message: Message, order: M) -> bool:
         until = self._clock.monotonic() + LONGEST_WAIT
         while True:
             domain.in_time(order, self._clock.now)
@@ -115,7 +113,7 @@ class MessageSender(Generic[M]):
                     raise
             await asyncio.sleep(LOOK_EVERY)
 
-    async def _attempt(self, lane: Lane, message: Message[M], order: M, *, probe: bool) -> Sent:
+    async def _attempt(self, lane: Lane, message: Message, order: M, *, probe: bool) -> Sent:
         alive: bool | None = None
         started = self._clock.monotonic()
 
@@ -157,10 +155,9 @@ class Reporter:
         self._duration = metrics.DURATION.labels(channel)
 
     def report(
-        self, message: Message[SendEmail] | Message[SendSms], outcome: Outcome[Sent]
+        self, message: Message, order: SendEmail | SendSms | None, outcome: Outcome[Sent]
     ) -> BaseModel | None:
         """Log, count, and give the fact to publish; a postponed message has none."""
-        order = message.model
         posting_id = order.posting_id if order else None
         context: dict[str, object] = {
             "message_id": message.id,

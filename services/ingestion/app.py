@@ -5,7 +5,6 @@ from datetime import timedelta
 from functools import partial
 
 from services.ingestion import rules
-from services.ingestion.domain import Received
 from services.ingestion.handlers import Handler, identity, read, report
 from services.ingestion.outbox import Outbox
 from services.ingestion.retention import Retention
@@ -19,7 +18,6 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.resilience.retry import RetryPolicy
 from shared.settings import load
 from shared.topology import CALLBACKS, EVENTS, POSTINGS, SCHEDULES, USER_EVENTS, topology
 
@@ -55,9 +53,7 @@ async def start(process: Process) -> None:
             read=partial(read, max_bytes=settings.max_message_bytes),
             identity=identity,
             handle=handler.handle,
-            policy=_policy,
             report=report,
-            drain=_nothing,
         ),
         url=url,
         name=f"{name} consumer",
@@ -72,14 +68,6 @@ async def start(process: Process) -> None:
         process.run(part.run())
     process.on_drain(consumer.drain)
     process.on_drain(outbox.drain)
-
-
-def _policy(_: Received) -> RetryPolicy:
-    return RetryPolicy()
-
-
-def _nothing() -> None:
-    """An event is short work: nothing is given up on stopping."""
 
 
 SERVICE = Service("services.ingestion", IngestionSettings, start, schema=SCHEMA)

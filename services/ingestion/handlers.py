@@ -45,7 +45,7 @@ _COUNTERS: Final = {
 }
 
 
-def read(message: Message[Received], *, max_bytes: int) -> Received:
+def read(message: Message, *, max_bytes: int) -> Received:
     """The event in a message, and by which id it is known: its own, the message's, or its content.
 
     Raises:
@@ -77,7 +77,7 @@ class Handler:
         """Take in what comes until cancelled."""
         await self._batches.run()
 
-    async def handle(self, message: Message[Received]) -> Became:
+    async def handle(self, message: Message, received: Received) -> Became:
         """Act on an event; what follows from it is committed when this returns.
 
         Raises:
@@ -85,8 +85,6 @@ class Handler:
             RuleFailed: a rule can't be applied to it.
             StoreConnectionLostError: repeat it later.
         """
-        received = message.model
-        assert received is not None  # noqa: S101 - read comes first
         now = self._clock.now()
         decision = decide(self._rules, received, now=now)
         match decision.verdict:
@@ -113,11 +111,13 @@ class Handler:
         ]
 
 
-def report(message: Message[Received], outcome: Outcome[Became]) -> BaseModel | None:
+def report(
+    message: Message, received: Received | None, outcome: Outcome[Became]
+) -> BaseModel | None:
     """Count and log what became of an event."""
     context: dict[str, object] = {"message_id": message.id}
-    if message.model is not None:
-        event = message.model.event
+    if received is not None:
+        event = received.event
         context |= {"from_service": event.from_service, "event": event.event}
     match outcome:
         case Done(became):

@@ -5,8 +5,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
-
 from services.mailings import handlers
 from services.mailings import settlement as settle
 from services.mailings.expansion.depth import QueueDepth
@@ -36,7 +34,6 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.resilience.retry import RetryPolicy
 from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
@@ -107,22 +104,16 @@ async def start(process: Process) -> None:
             read=partial(
                 parse_message, models={POSTING: Posting}, max_bytes=settings.max_message_bytes
             ),
-            identity=_none,
             handle=Handler(intake, clock).handle,
-            policy=_policy,
             report=handlers.report,
-            drain=_nothing,
         )
     )
     outcomes = consumer(
         ConsumerSpec(
             queue=MAILINGS_OUTCOMES,
             read=partial(parse_message, models={FACTS: MessageFacts}, max_bytes=MAX_BYTES),
-            identity=_none,
             handle=settler.handle,
-            policy=_policy,
             report=settle.report,
-            drain=_nothing,
         )
     )
     responder = RpcServer(
@@ -142,18 +133,6 @@ async def start(process: Process) -> None:
         process.run(part.run())
     for drain in (postings.drain, responder.drain, expansion.drain, outcomes.drain):
         process.on_drain(drain)
-
-
-def _none(_: BaseModel) -> None:
-    """Neither postings nor facts name their own id: the message's counts."""
-
-
-def _policy(_: BaseModel) -> RetryPolicy:
-    return RetryPolicy()
-
-
-def _nothing() -> None:
-    """Postings and facts are short work: nothing is given up on stopping."""
 
 
 SERVICE = Service("services.mailings", MailingsSettings, start, schema=SCHEMA)

@@ -22,15 +22,13 @@ class Handler:
         self._intake = intake
         self._clock = clock
 
-    async def handle(self, message: Message[Posting]) -> None:
+    async def handle(self, message: Message, posting: Posting) -> None:
         """Take a posting in, under its logical id; it is committed when this returns.
 
         Raises:
             ContractViolationError: another posting came under this id.
             StoreConnectionLostError: repeat it later.
         """
-        posting = message.model
-        assert posting is not None  # noqa: S101 - read comes first
         at = message.properties.timestamp
         taken = await self._intake.take(
             order(
@@ -44,7 +42,7 @@ class Handler:
             raise ContractViolationError("another posting came under this id: give each its own")
 
 
-def report(message: Message[Posting], outcome: Outcome[None]) -> BaseModel | None:
+def report(message: Message, _: Posting | None, outcome: Outcome[None]) -> BaseModel | None:
     """Count and log what is dead."""
     if isinstance(outcome, Dead):
         metrics.POSTINGS.labels("invalid").inc()

@@ -37,14 +37,13 @@ class Settler:
         """Settle until cancelled."""
         await self._batches.run()
 
-    async def handle(self, message: Message[MessageFacts]) -> None:
+    async def handle(self, _: Message, facts: MessageFacts) -> None:
         """Settle the facts of a message; that is committed when this returns.
 
         Raises:
             StoreConnectionLostError: repeat it later.
         """
-        assert message.model is not None  # noqa: S101 - read comes first
-        await self._batches.add(message.model)
+        await self._batches.add(facts)
 
     async def _settle(self, messages: list[MessageFacts]) -> list[None]:
         facts = [said for each in messages for fact in each.facts if (said := settled(fact))]
@@ -76,7 +75,7 @@ def settled(fact: MessageFact) -> Settled | None:
             return None
 
 
-def report(message: Message[MessageFacts], outcome: Outcome[None]) -> BaseModel | None:
+def report(message: Message, _: MessageFacts | None, outcome: Outcome[None]) -> BaseModel | None:
     """Log what can't be read."""
     if isinstance(outcome, Dead):
         logger.error("facts dead", extra={"message_id": message.id, "reason": outcome.reason})

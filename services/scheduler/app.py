@@ -5,8 +5,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
-
 from services.scheduler import handlers
 from services.scheduler import settlement as settle
 from services.scheduler.clock import DatabaseClock
@@ -34,7 +32,6 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.resilience.retry import RetryPolicy
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import Tickets
 from shared.settings import load
@@ -126,22 +123,16 @@ async def start(process: Process) -> None:
         ConsumerSpec(
             queue=SCHEDULES,
             read=partial(handlers.read, max_bytes=settings.max_message_bytes),
-            identity=_none,
             handle=Handler(intake, operations, tickets, anonymous=settings.anonymous).handle,
-            policy=_policy,
             report=handlers.report,
-            drain=_nothing,
         )
     )
     outcomes = consumer(
         ConsumerSpec(
             queue=SCHEDULER_OUTCOMES,
             read=partial(parse_message, models={FACTS: Facts}, max_bytes=MAX_BYTES),
-            identity=_none,
             handle=settler.handle,
-            policy=_policy,
             report=settle.report,
-            drain=_nothing,
         )
     )
     responder = RpcServer(
@@ -163,18 +154,6 @@ async def start(process: Process) -> None:
         process.run(loop.run())
     for drain in (schedules.drain, responder.drain, dispatcher.drain, outcomes.drain):
         process.on_drain(drain)
-
-
-def _none(_: BaseModel) -> None:
-    """No command names its own id: the message's counts."""
-
-
-def _policy(_: BaseModel) -> RetryPolicy:
-    return RetryPolicy()
-
-
-def _nothing() -> None:
-    """Commands and facts are short work: nothing is given up on stopping."""
 
 
 SERVICE = Service("services.scheduler", SchedulerSettings, start, schema=SCHEMA)

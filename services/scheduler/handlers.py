@@ -37,7 +37,7 @@ _MODELS: Final[Mapping[str, type[Command]]] = {
 }
 
 
-def read(message: Message[Command], *, max_bytes: int) -> Command:
+def read(message: Message, *, max_bytes: int) -> Command:
     """The command in a message.
 
     Raises:
@@ -57,7 +57,7 @@ class Handler:
         self._tickets = tickets
         self._anonymous = anonymous
 
-    async def handle(self, message: Message[Command]) -> None:
+    async def handle(self, message: Message, command: Command) -> None:
         """Carry a command out; it is committed when this returns.
 
         Raises:
@@ -67,7 +67,7 @@ class Handler:
             StoreConnectionLostError: repeat it later.
         """
         client_id = self._client(message)
-        match message.model:
+        match command:
             case ScheduleCallback() as order:
                 await self._create(order, client_id, message)
             case CancelCallback() as wish:
@@ -84,7 +84,7 @@ class Handler:
                 if moved.result is not RescheduleResult.RESCHEDULED:
                     raise PermanentError(f"not rescheduled: {moved.result.value}")
 
-    def _client(self, message: Message[Command]) -> str:
+    def _client(self, message: Message) -> str:
         given = {name.lower(): value for name, value in (message.properties.headers or {}).items()}
         ticket = given.get(TICKET_HEADER.lower())
         if ticket is not None:
@@ -93,9 +93,7 @@ class Handler:
             raise PermanentError(f"a service ticket is needed, in the header {TICKET_HEADER}")
         return ANONYMOUS
 
-    async def _create(
-        self, order: ScheduleCallback, client_id: str, message: Message[Command]
-    ) -> None:
+    async def _create(self, order: ScheduleCallback, client_id: str, message: Message) -> None:
         taken = await self._intake.create(
             order,
             client_id,
@@ -108,7 +106,7 @@ class Handler:
             raise PermanentError("event_key: there is an event with these keys already")
 
 
-def report(message: Message[Command], outcome: Outcome[None]) -> BaseModel | None:
+def report(message: Message, _: Command | None, outcome: Outcome[None]) -> BaseModel | None:
     """Log what could not be carried out."""
     if isinstance(outcome, Dead):
         kind = message.properties.type

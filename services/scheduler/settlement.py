@@ -52,14 +52,13 @@ class Settler:
         """Settle until cancelled."""
         await self._batches.run()
 
-    async def handle(self, message: Message[Facts]) -> None:
+    async def handle(self, _: Message, facts: Facts) -> None:
         """Settle the facts of a message; what follows is committed and told when it returns.
 
         Raises:
             StoreConnectionLostError: repeat it later.
         """
-        assert message.model is not None  # noqa: S101 - the consumer reads before it handles
-        await self._batches.add(message.model)
+        await self._batches.add(facts)
 
     async def _settle(self, messages: list[Facts]) -> list[None]:
         await self._turn()
@@ -148,7 +147,7 @@ def _event_id(callback_id: str) -> UUID | None:
         return None
 
 
-def report(message: Message[Facts], outcome: Outcome[None]) -> BaseModel | None:
+def report(message: Message, _: Facts | None, outcome: Outcome[None]) -> BaseModel | None:
     """Log what could not be settled."""
     if isinstance(outcome, Dead):
         logger.error("facts dead", extra={"message_id": message.id, "reason": outcome.reason})

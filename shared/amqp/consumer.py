@@ -45,7 +45,7 @@ from shared.errors import (
     TransientError,
 )
 from shared.process.health import Health
-from shared.resilience.retry import JITTER, GiveUp, RetryPolicy, decide, defer, next_hop
+from shared.resilience.retry import JITTER, GiveUp, decide, defer, next_hop
 from shared.topology import TIERS, Topology, dead_queue, tier_queue
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ class Consumer(Generic[M, R]):
             settlement.lost = True
 
     async def _process(self, delivery: Delivery, settlement: AckBatcher) -> None:
-        message: Message[M] | None = None
+        message: Message | None = None
+        model: M | None = None
         try:
             message = parse_delivery(delivery)
             remaining = message.not_before - self._clock.now() if message.not_before else 0.0
@@ -179,8 +180,8 @@ class Consumer(Generic[M, R]):
                 await self._copy(message, tier_queue(self._work.queue, hop), {}, settlement)
                 settlement.done(delivery.tag)
                 return
-            message.model = self._work.read(message)
-            message.id = self._work.identity(message.model) or message.id
+            model = self._work.read(message)
+            message.id = self._work.identity(model) or message.id
             if not message.id:
                 # Every try must carry the same id, also after a crash: it is given one in the
                 # queue, before the first try.
@@ -188,7 +189,7 @@ class Consumer(Generic[M, R]):
                 await self._copy(message, self._work.queue, {}, settlement)
                 settlement.done(delivery.tag)
                 return
-            outcome = await self._attempt(message)
+            outcome = await self._attempt(message, model)
         except (ContractViolationError, UnpublishableError) as error:
             if message is None:
                 message = Message("", Properties(), delivery.body)
@@ -208,36 +209,36 @@ class Consumer(Generic[M, R]):
         if settlement.lost:
             return
         self._count[type(outcome)].inc()
-        settlement.done(delivery.tag, self._work.report(message, outcome))
+        settlement.done(delivery.tag, self._work.report(message, model, outcome))
 
-    async def _attempt(self, message: Message[M]) -> Outcome[R]:
+    async def _attempt(self, message: Message, model: M) -> Outcome[R]:
         """Handle the message, and read its end from the error table of docs/architecture.md."""
         while True:
             now = self._clock.now()
             message.first_at = min(message.first_at or now, now)
             try:
-                return Done(await self._work.handle(message))
+                return Done(await self._work.handle(message, model))
             except (ContractViolationError, PermanentError) as error:
                 return _dead(str(error), error)
             except DeferredError as postponed:
-                return self._postponed(message, postponed)
+                return self._deferred(message, model, postponed)
             except InfrastructureError:
                 if self._draining:
                     raise
                 # Held here, the message keeps its prefetch slot: that is what stops the taking.
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
             except TransientError as error:
-                return self._after(message, error)
+                return self._after(message, model, error)
             except Exception as error:  # a bug in a handler is no reason to lose a message
                 BUGS.labels(self._work.queue).inc()
                 logger.exception("bug in a handler", extra={"message_id": message.id})
                 return self._after(
-                    message, TransientError(f"internal error: {type(error).__name__}")
+                    message, model, TransientError(f"internal error: {type(error).__name__}")
                 )
 
-    def _after(self, message: Message[M], error: TransientError) -> Retried | Dead:
+    def _after(self, message: Message, model: M, error: TransientError) -> Retried | Dead:
         decision = decide(
-            self._policy(message),
+            self._work.policy(model),
             attempt=message.attempt,
             first_at=message.first_at,
             now=self._clock.now(),
@@ -248,20 +249,17 @@ class Consumer(Generic[M, R]):
             return _given_up(decision, error)
         return Retried(decision.tier, decision.not_before, error)
 
-    def _postponed(self, message: Message[M], error: DeferredError) -> Deferred | Dead:
+    def _deferred(self, message: Message, model: M, error: DeferredError) -> Deferred | Dead:
         decision = defer(
-            self._policy(message), first_at=message.first_at, now=self._clock.now(), error=error
+            self._work.policy(model), first_at=message.first_at, now=self._clock.now(), error=error
         )
         if isinstance(decision, GiveUp):
             return _given_up(decision, error)
         return Deferred(decision, str(error))
 
-    def _policy(self, message: Message[M]) -> RetryPolicy:
-        return RetryPolicy() if message.model is None else self._work.policy(message.model)
-
     async def _follow(
         self,
-        message: Message[M],
+        message: Message,
         outcome: Outcome[R],
         settlement: AckBatcher,
     ) -> None:
@@ -279,7 +277,7 @@ class Consumer(Generic[M, R]):
             case Dead(reason):
                 await self._bury(message, reason, settlement)
 
-    async def _bury(self, message: Message[M], reason: str, settlement: AckBatcher) -> None:
+    async def _bury(self, message: Message, reason: str, settlement: AckBatcher) -> None:
         now = int(self._clock.now() * 1000)
         changes: dict[str, str | int] = {headers.REASON: reason, headers.DIED_AT: now}
         if message.first_at:
@@ -300,7 +298,7 @@ class Consumer(Generic[M, R]):
             await self._publish(OutgoingMessage(letter.routing_key, bare, message.body), settlement)
 
     async def _copy(
-        self, message: Message[M], queue: str, changes: Mapping[str, Any], settlement: AckBatcher
+        self, message: Message, queue: str, changes: Mapping[str, Any], settlement: AckBatcher
     ) -> None:
         """Publish a fresh copy of the message.
 
@@ -343,7 +341,7 @@ def _given_up(decision: GiveUp, error: Exception) -> Dead:
     return _dead(decision.reason, ExpiredError(decision.reason) if decision.expired else error)
 
 
-def _owned(message: Message[M], outcome: Outcome[R]) -> Outcome[R]:
+def _owned(message: Message, outcome: Outcome[R]) -> Outcome[R]:
     """What has an owner is not buried: its fact tells the owner, and precedes the ack."""
     if isinstance(outcome, Dead) and message.owner:
         return DispatchFailed(outcome.reason, outcome.error)

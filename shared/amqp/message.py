@@ -27,14 +27,14 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(slots=True)
-class Message(Generic[M]):
+class Message:
     """A delivery on its way through a handler.
 
     id: the logical id, the same over all retries; empty until one is found or made.
     attempt: which try this is, from 1. first_at: epoch seconds of the first try, 0 before it.
     not_before: epoch seconds before which it is not to be tried.
     deferrals: how often it was put off since the last try. owner: the service of ours it is given
-    back to instead of being buried, None for most. model: what the body says, once read.
+    back to instead of being buried, None for most.
     """
 
     id: str
@@ -45,7 +45,6 @@ class Message(Generic[M]):
     not_before: float = 0.0
     deferrals: int = 0
     owner: str | None = None
-    model: M | None = None
 
     @property
     def traceparent(self) -> str | None:
@@ -80,7 +79,7 @@ class Message(Generic[M]):
         )
 
 
-def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message[Any]:
+def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message:
     """The message in a delivery, its body not yet read; with `history`, the broker's `x-death` too.
 
     Raises:
@@ -169,23 +168,36 @@ class DispatchFailed:
 Outcome = Done[R] | Retried | Deferred | Dead | DispatchFailed
 
 
+def _no_identity(_: Any) -> None:
+    """Use the id of the message."""
+
+
+def _default_policy(_: Any) -> RetryPolicy:
+    return RetryPolicy()
+
+
+def _finish_work() -> None:
+    """Let handlers finish what they have begun."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConsumerSpec(Generic[M, R]):
-    """What a service does with the messages of one queue.
+    """Describes what a service does with the messages of one queue.
 
-    read: the model in a message; raises ContractViolation.
-    identity: the id that the model itself names, if any.
-    handle: does the work; a value is success, else an error of shared.errors.
-    policy: how failed tries of this model are retried.
-    report: logs and counts what became of a message, and returns the fact to publish, if any; its
-        `model` is None where the message could not be read.
-    drain: makes `handle` give up, with InfrastructureError, what it has not yet started.
+    read: returns the model in a message, or raises ContractViolationError.
+    handle: does the work. It returns a value on success and raises an error of shared.errors
+        otherwise.
+    report: logs and counts an outcome, and returns the fact to publish, if any. The model is None
+        if the message could not be read.
+    identity: returns the id that the model itself contains, if any.
+    policy: returns how failed attempts of this model are retried.
+    drain: makes `handle` raise InfrastructureError for work that it has not started.
     """
 
     queue: str
-    read: Callable[[Message[M]], M]
-    identity: Callable[[M], str | None]
-    handle: Callable[[Message[M]], Awaitable[R]]
-    policy: Callable[[M], RetryPolicy]
-    report: Callable[[Message[M], Outcome[R]], BaseModel | None]
-    drain: Callable[[], None]
+    read: Callable[[Message], M]
+    handle: Callable[[Message, M], Awaitable[R]]
+    report: Callable[[Message, M | None, Outcome[R]], BaseModel | None]
+    identity: Callable[[M], str | None] = _no_identity
+    policy: Callable[[M], RetryPolicy] = _default_policy
+    drain: Callable[[], None] = _finish_work

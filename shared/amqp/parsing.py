@@ -1,7 +1,7 @@
 """From the body of a message to a model, or to a reason that names every fault."""
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,7 +16,7 @@ MAX_ERRORS_LISTED: Final = 10
 M = TypeVar("M", bound=BaseModel)
 
 
-def parse_message(message: Message[Any], models: Mapping[str, type[M]], *, max_bytes: int) -> M:
+def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes: int) -> M:
     """The model in a message, which of them its property `type` says.
 
     Raises:

@@ -190,8 +190,8 @@ class Mailings:
         """Take a posting in as if it came by AMQP; its id."""
         id_ = str(properties.pop("id", uuid4()))
         model = Posting.model_validate(body)
-        message = Message(id_, Properties(type="Posting", **properties), b"", model=model)
-        await Handler(self.intake, self.clock).handle(message)
+        message = Message(id_, Properties(type="Posting", **properties), b"")
+        await Handler(self.intake, self.clock).handle(message, model)
         return UUID(id_)
 
     async def expand(self, posting_id: UUID, *, turns: int = 1000) -> PostingStatus:
@@ -217,7 +217,7 @@ class Mailings:
     async def tell(self, *facts: dict[str, Any]) -> None:
         """Have facts settled."""
         model = MessageFacts.model_validate({"facts": list(facts)})
-        await self.settler.handle(Message("", Properties(type="Facts"), b"", model=model))
+        await self.settler.handle(Message("", Properties(type="Facts"), b""), model)
 
     async def due(self, posting_id: UUID) -> None:
         """Let a posting's next turn, or the end of its lease, be now."""

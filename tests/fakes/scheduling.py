@@ -152,8 +152,7 @@ class Scheduler:
 
     async def hear(self, *facts: Fact) -> None:
         """Take facts in, as one message."""
-        message: Message[Facts] = Message("m", Properties(), b"", model=Facts(facts=list(facts)))
-        await self.settler.handle(message)
+        await self.settler.handle(Message("m", Properties(), b""), Facts(facts=list(facts)))
 
 
 def _told(event: str, dispatch: int, attempt: int) -> dict[str, Any]:

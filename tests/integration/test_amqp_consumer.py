@@ -33,7 +33,7 @@ from shared.topology import CALLBACKS, topology
 from tests.fakes.outside import Outside, outside, reason
 from tests.fakes.waiting import until
 
-Handler = Callable[[Message[str]], Awaitable[str]]
+Handler = Callable[[Message, str], Awaitable[str]]
 
 
 @asynccontextmanager
@@ -47,11 +47,9 @@ async def consuming(
     work: dict[str, Any] = {
         "queue": CALLBACKS,
         "read": lambda message: message.body.decode(),
-        "identity": lambda _: None,
         "handle": handle,
         "policy": lambda _: RetryPolicy(delays=(1,), max_retries=3),
         "report": lambda *_: None,
-        "drain": lambda: None,
     }
     consumer: Consumer[str, str] = Consumer(
         ConsumerSpec(**(work | others)),
@@ -83,9 +81,9 @@ async def test_row_13_a_handler_bug_climbs_the_tiers_and_neighbours_do_not_notic
 ) -> None:
     tries: list[tuple[str, int]] = []
 
-    async def handle(message: Message[str]) -> str:
+    async def handle(message: Message, body: str) -> str:
         tries.append((message.id, message.attempt))
-        if message.model == "poison" and message.attempt < 3:
+        if body == "poison" and message.attempt < 3:
             raise ZeroDivisionError("a bug of ours")
         return "fine"
 
@@ -111,7 +109,7 @@ async def test_row_13_a_handler_bug_climbs_the_tiers_and_neighbours_do_not_notic
 async def test_a_bug_that_never_ends_is_dead_with_its_reason_when_tries_are_spent(
     amqp_url: str,
 ) -> None:
-    async def handle(_: Message[str]) -> str:
+    async def handle(_: Message, __: str) -> str:
         raise KeyError("colour")
 
     policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=1)}
@@ -123,7 +121,7 @@ async def test_a_bug_that_never_ends_is_dead_with_its_reason_when_tries_are_spen
 
 @pytest.mark.parametrize("error", [ContractViolationError("no"), PermanentError("no")])
 async def test_a_permanent_error_is_dead_at_once(amqp_url: str, error: Exception) -> None:
-    async def handle(_: Message[str]) -> str:
+    async def handle(_: Message, __: str) -> str:
         raise error
 
     async with consuming(amqp_url, handle) as (_, publisher):
@@ -133,7 +131,7 @@ async def test_a_permanent_error_is_dead_at_once(amqp_url: str, error: Exception
 
 
 async def test_a_transient_error_waits_as_long_as_it_asks_for(amqp_url: str) -> None:
-    async def handle(_: Message[str]) -> str:
+    async def handle(_: Message, __: str) -> str:
         raise TransientError("later", retry_after=4)
 
     async with consuming(amqp_url, handle) as (_, publisher):
@@ -144,7 +142,7 @@ async def test_a_transient_error_waits_as_long_as_it_asks_for(amqp_url: str) -> 
 async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
     seen: list[tuple[int, int]] = []
 
-    async def handle(message: Message[str]) -> str:
+    async def handle(message: Message, _: str) -> str:
         seen.append((message.attempt, message.deferrals))
         if len(seen) == 1:
             raise DeferredError("no place", delay=1)
@@ -165,7 +163,7 @@ async def test_lost_infrastructure_holds_the_message_and_stops_the_taking(
     store_is_back = asyncio.Event()
     tries: Counter[str] = Counter()
 
-    async def handle(message: Message[str]) -> str:
+    async def handle(message: Message, _: str) -> str:
         tries[message.id] += 1
         assert message.attempt == 1
         if not store_is_back.is_set():
@@ -186,10 +184,10 @@ async def test_lost_infrastructure_holds_the_message_and_stops_the_taking(
 async def test_a_bug_outside_of_the_handler_ends_in_the_dead_queue_after_the_limit(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def handle(_: Message[str]) -> str:
+    async def handle(_: Message, __: str) -> str:
         return "fine"
 
-    def read(message: Message[str]) -> str:
+    def read(message: Message) -> str:
         if message.body == b"poison":
             raise AssertionError("a bug in reading")
         return "fine"
@@ -207,8 +205,8 @@ async def test_everything_is_acked_once_whatever_the_order_of_ending(amqp_url: s
     ended: Counter[str] = Counter()
     hold = asyncio.Event()
 
-    async def handle(message: Message[str]) -> str:
-        if message.model == "held":
+    async def handle(message: Message, body: str) -> str:
+        if body == "held":
             await hold.wait()
         else:
             await asyncio.sleep(random.random() / 20)
@@ -226,7 +224,7 @@ async def test_everything_is_acked_once_whatever_the_order_of_ending(amqp_url: s
     assert max(ended.values()) == 1
     again: list[str] = []
 
-    async def note(message: Message[str]) -> str:
+    async def note(message: Message, _: str) -> str:
         again.append(message.id)
         return "fine"
 
@@ -237,10 +235,10 @@ async def test_everything_is_acked_once_whatever_the_order_of_ending(amqp_url: s
 
 
 async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
-    async def handle(_: Message[str]) -> str:
+    async def handle(_: Message, __: str) -> str:
         return "fine"
 
-    def report(message: Message[str], _: Any) -> BaseModel:
+    def report(message: Message, *_: Any) -> BaseModel:
         return CallbackDead.model_validate(
             {
                 "fact_id": message.id,
@@ -275,7 +273,7 @@ async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
 
 async def test_a_header_that_is_no_utf_8_is_no_harm(amqp_url: str) -> None:
     # aio-pika can't send such a thing; other clients can.
-    async def handle(_: Message[str]) -> str:
+    async def handle(_: Message, __: str) -> str:
         raise PermanentError("no")
 
     async with consuming(amqp_url, handle) as (_, publisher):

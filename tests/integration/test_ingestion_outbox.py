@@ -85,7 +85,9 @@ class Ingestion:
 
     async def come(self, *names: str) -> list[Became]:
         """Events of these ids come in, at once."""
-        return list(await asyncio.gather(*(self.handler.handle(_message(name)) for name in names)))
+        return list(
+            await asyncio.gather(*(self.handler.handle(MESSAGE, _received(name)) for name in names))
+        )
 
     async def publish(self) -> None:
         """Publish all that can be had: what is held, and then what others left."""
@@ -99,10 +101,11 @@ class Ingestion:
         await asyncio.gather(self._running, return_exceptions=True)
 
 
-def _message(name: str) -> Message[Received]:
-    event = Event(from_service="s", event="e", details={}, event_id=name)
-    received = Received(event, name, None)
-    return Message(name, Properties(), b"", model=received)
+MESSAGE = Message("m", Properties(), b"")
+
+
+def _received(name: str) -> Received:
+    return Received(Event(from_service="s", event="e", details={}, event_id=name), name, None)
 
 
 @asynccontextmanager
@@ -275,18 +278,12 @@ async def test_e3_keys_are_kept_for_the_retention_and_no_longer(pool: Database) 
     await it.come("old", "young")
     await pool.execute(
         "UPDATE ingestion.seen SET seen_at = now() - interval '7 days 1 hour' WHERE key = $1",
-        _received_key("old"),
+        _received("old").key,
     )
     retention = Retention(it.store, timedelta(days=7))
     assert (await retention.run_once(), await retention.run_once()) == (1, 0)
     assert await it.come("old", "young") == [Became.ACCEPTED, Became.DUPLICATE]
     await it.die()
-
-
-def _received_key(name: str) -> UUID:
-    model = _message(name).model
-    assert model
-    return model.key
 
 
 async def test_e3_an_event_without_commands_is_accepted_once(pool: Database) -> None:
@@ -301,7 +298,6 @@ async def test_e3_an_event_without_commands_is_accepted_once(pool: Database) -> 
     handler = Handler(nothing, store, outbox, SystemClock(), batch=3)
     running = asyncio.create_task(handler.run())
     model = Received(Event(**KNOWN_EVENTS[0]), "1", None)
-    message = Message("1", Properties(), b"", model=model)
-    became = [await handler.handle(message), await handler.handle(message)]
+    became = [await handler.handle(MESSAGE, model), await handler.handle(MESSAGE, model)]
     running.cancel()
     assert became == [Became.ACCEPTED, Became.DUPLICATE]

@@ -14,7 +14,7 @@ from shared.amqp.message import Message, parse_delivery
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def came(**properties: Any) -> Message[Any]:
+def came(**properties: Any) -> Message:
     header = codec.encode_properties(Properties(**properties), 2)
     return parse_delivery(Delivery(1, redelivered=False, header=header, body=b"{}"))
 

@@ -23,7 +23,7 @@ from shared.contracts.message_facts import (
     MessageFailed,
     MessageSent,
 )
-from shared.contracts.messages import SendEmail, SendSms
+from shared.contracts.messages import SendEmail
 from shared.errors import (
     ContractViolationError,
     DeferredError,
@@ -51,11 +51,14 @@ class Clock:
         return self.at
 
 
-def message(ident: str = "id-1", **fields: Any) -> Message[SendEmail]:
+def email(**fields: Any) -> SendEmail:
     body = {"to": f"{CANARY}@x.org", "subject": CANARY, "text": CANARY, "posting_id": "p-1"}
+    return SendEmail.model_validate(body | {"user_id": "u-1"} | fields)
+
+
+def message(ident: str = "id-1") -> Message:
     headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-    order = SendEmail.model_validate(body | {"user_id": "u-1"} | fields)
-    return Message(ident, Properties(headers=headers), b"", 2, first_at=NOW, model=order)
+    return Message(ident, Properties(headers=headers), b"", 2, first_at=NOW)
 
 
 def ends(seconds: float) -> datetime:
@@ -89,7 +92,7 @@ class Place:
         self.end = fail
 
     async def again(self, ident: str = "id-1", **fields: Any) -> Sent:
-        return await self.courier.handle(message(ident, **fields))
+        return await self.courier.handle(message(ident), email(**fields))
 
 
 async def test_e6_what_was_handed_over_is_not_handed_over_again() -> None:
@@ -215,9 +218,7 @@ async def test_m7_behind_an_open_breaker_messages_wait_here_before_they_go_to_a_
 
 
 def test_e6_no_retry_is_planned_for_after_its_end() -> None:
-    order = message(expires_at=ends(60)).model
-    assert order is not None
-    policy = retry_policy(order, give_up_after=86_400)
+    policy = retry_policy(email(expires_at=ends(60)), give_up_after=86_400)
     plan = {"first_at": NOW, "now": NOW, "error": ProviderError("down"), "chance": 0.0}
     assert not isinstance(decide(policy, attempt=3, **plan), GiveUp)  # type: ignore[arg-type]
     given_up = decide(policy, attempt=4, **plan)  # type: ignore[arg-type]
@@ -277,7 +278,7 @@ def test_e6_what_became_of_a_message_is_one_line_one_count_one_fact(
     reporter = Reporter("email", Clock())
     before = counted()
     with caplog.at_level(logging.DEBUG):
-        assert reporter.report(message(), outcome) == fact
+        assert reporter.report(message(), email(), outcome) == fact
     assert {key: n - before[key] for key, n in counted().items() if n != before[key]} == (
         {} if fact is None else {name: 1}
     )
@@ -292,8 +293,8 @@ def test_e6_what_became_of_a_message_is_one_line_one_count_one_fact(
 
 
 def test_what_could_not_be_read_failed() -> None:
-    unread: Message[SendSms] = Message("id-9", Properties(), CANARY.encode())
+    unread: Message = Message("id-9", Properties(), CANARY.encode())
     outcome: Outcome[Sent] = Dead("phone: Field required", ContractViolationError("phone"))
-    fact = Reporter("sms", Clock()).report(unread, outcome)
+    fact = Reporter("sms", Clock()).report(unread, None, outcome)
     assert isinstance(fact, MessageFailed)
     assert (fact.message_id, fact.posting_id, fact.channel) == ("id-9", None, "sms")

@@ -22,7 +22,7 @@ JSON: Final = Properties(content_type="application/json", type="SendCallback")
 
 
 def taken(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> SendCallback:
-    message: Message[SendCallback] = Message("id-1", properties, body)
+    message: Message = Message("id-1", properties, body)
     return parse_message(message, {SEND_CALLBACK: SendCallback}, max_bytes=max_bytes)
 
 
@@ -235,7 +235,7 @@ def test_row_31_no_secret_shows_in_a_repr_or_a_log_line(
 ) -> None:
     order = taken(with_fields(hmac_secret=secret))
     assert CANARY in order.secrets[0]
-    message: Message[SendCallback] = Message("id-1", JSON, b"", model=order)
+    message: Message = Message("id-1", JSON, b"")
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("test").error("%r %s", message, order, extra={"order": order})
     assert CANARY not in caplog.text + repr(order) + str(order) + repr(message)
