@@ -87,7 +87,7 @@ def serialised(payload: Any) -> bytes:
     """The payload as it is signed and sent.
 
     Raises:
-        ContractViolationError: a number JSON does not know, or a NUL character, which stores refuse.
+        ContractViolationError: a number that JSON lacks, or a NUL character.
     """
     try:
         text = _encode(payload)

@@ -36,7 +36,7 @@ _STEPS: Final[dict[type, str]] = {
 }
 
 
-class _Stale(ProviderError):
+class _StaleConnectionError(ProviderError):
     """Nothing was begun on the connection: another may do."""
 
 
@@ -79,7 +79,7 @@ class MailServer:
         try:
             async with asyncio.timeout(self._timeout):
                 while smtp := self._kept():
-                    with suppress(_Stale):  # the server has closed it meanwhile
+                    with suppress(_StaleConnectionError):  # the server has closed it meanwhile
                         return await self._send_on(smtp, sender, recipient, content, check)
                 smtp = await self._connected()
                 return await self._send_on(smtp, sender, recipient, content, check)
@@ -141,7 +141,7 @@ class MailServer:
             try:
                 await self._told("MAIL", smtp.mail(sender))
             except ProviderError as error:
-                raise _Stale(str(error)) from None
+                raise _StaleConnectionError(str(error)) from None
             await self._told("RCPT", smtp.rcpt(recipient))
             check()
             await self._told("DATA", smtp.data(content))

@@ -28,8 +28,7 @@ class Authenticator:
         """Who asks, by the ticket, and for which trace; without a ticket, nobody.
 
         Raises:
-            ProblemError: 401; the ticket is not valid, or there is none and anonymous callers are not
-                served.
+            ProblemError: 401; the ticket is invalid, or missing where one is required.
         """
         headers = request.headers
         trace = traceparent(headers)

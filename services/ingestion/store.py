@@ -1,7 +1,7 @@
 """Keys of seen events and the outbox, in PostgreSQL. Every method is one statement.
 
-All raise StoreConnectionLostError when the database is lost, slow or full; whether they took effect is unknown
-then, and each may be repeated.
+All raise StoreConnectionLostError when the database is unavailable, slow or full. Whether they took
+effect is then unknown. Each is safe to repeat.
 """
 
 from collections.abc import Collection, Sequence

@@ -129,7 +129,7 @@ class Dispatcher:
         """Claim what is due, at most `limit`, and set its publishing going; how many.
 
         Raises:
-            StoreConnectionLostError: nothing may have been claimed; what was, is fired when its lease is over.
+            StoreConnectionLostError: whether callbacks were claimed is unknown; they fire when the lease ends.
         """
         await self._places.acquire()
         try:

@@ -57,7 +57,9 @@ NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="there is no such 
 
 
 class Operations:
-    """Each takes the client id first; '' is the anonymous client. All raise StoreConnectionLostError.
+    """Each takes the client id first; '' is the anonymous client.
+
+    All raise StoreConnectionLostError.
 
     `wake` hears when something falls due.
     """

@@ -1,7 +1,7 @@
 """The scheduler's events in PostgreSQL. Every method is one statement or one transaction.
 
-All raise StoreConnectionLostError when the database is lost, slow or full; whether they took effect is unknown
-then, and each may be repeated.
+All raise StoreConnectionLostError when the database is unavailable, slow or full. Whether they took
+effect is then unknown. Each is safe to repeat.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -31,8 +31,8 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     """Declare everything that is not there yet.
 
     Raises:
-        TopologyMismatchError: something exists with other properties, or may not be declared; all else
-            is declared nevertheless.
+        TopologyMismatchError: something exists with other properties, or may not be declared.
+            Everything else is declared.
         TimeoutError: the broker has not answered for all of it within 30 s.
     """
     async with asyncio.timeout(DECLARE_TIMEOUT):

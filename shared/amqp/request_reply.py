@@ -141,7 +141,7 @@ class RpcClient:
         `timeout` seconds nobody waits for the answer, and a request still in its queue is dropped.
 
         Raises:
-            UnavailableError: not connected, blocked by an alarm, or no such queue: nothing was done.
+            UnavailableError: the request was not sent, so nothing was done.
             NoResponseError: none in time, or the connection was lost: what was done is unknown.
         """
         session = self._session

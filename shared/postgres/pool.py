@@ -55,8 +55,8 @@ MAX_TIME_FULL: Final = 5.0
 class Database:
     """One pool, kept whole by `run`; `database` in `health`.
 
-    `schema` is what must be up to date in it. A lost, slow or full database is StoreConnectionLostError for
-    whoever uses it, within ACQUIRE_TIMEOUT, or STATEMENT_TIMEOUT and a bit for each statement; it is
+    `schema` is what must be up to date in it. A lost, slow or full database raises
+    StoreConnectionLostError within ACQUIRE_TIMEOUT, or STATEMENT_TIMEOUT and a bit for each statement; it is
     found again by itself.
     """
 
@@ -121,8 +121,8 @@ class Database:
         """A transaction on a connection (`asyncpg.Connection`); rolled back when the body raises.
 
         Raises:
-            StoreConnectionLostError: the database is lost, slow or full. When it is raised at the end, whether
-                the transaction was committed is unknown.
+            StoreConnectionLostError: the database is lost, slow or full. If it is raised at the end,
+                it is unknown whether the transaction was committed.
         """
         async with self._used(begin=True) as (connection, transaction):
             try:
@@ -136,7 +136,7 @@ class Database:
         """The rows (`asyncpg.Record`) of one statement, which is a transaction of its own.
 
         Raises:
-            StoreConnectionLostError: the database is lost, slow or full; whether it took effect is unknown.
+            StoreConnectionLostError: the database is lost, slow or full; the effect is unknown.
         """
         async with self._used() as (connection, _):
             rows: list[Any] = await connection.fetch(sql, *args)

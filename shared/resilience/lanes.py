@@ -113,8 +113,8 @@ class Lanes:
         """Take a place in flight; `leave` gives it back. True: it is the probe of an open breaker.
 
         Raises:
-            DeferredError: none is to be had soon. The wait grows with `deferrals`, so that a backlog
-                does not circle through the shortest tier.
+            DeferredError: no place soon. The delay grows with `deferrals`, so that a backlog does
+                not circle through the shortest tier.
             InfrastructureError: the worker drains.
         """
         if self._draining:

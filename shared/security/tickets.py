@@ -79,7 +79,7 @@ class Tickets:
         """The client id in a caller's ticket.
 
         Raises:
-            InvalidTicketError: it is not signed with a key of ours, not for us, expired, or malformed.
+            InvalidTicketError: its signature, audience, expiry or form is invalid.
         """
         if len(ticket) > MAX_TICKET_LENGTH:
             raise InvalidTicketError(f"the ticket is longer than {MAX_TICKET_LENGTH} characters")
@@ -164,8 +164,8 @@ def client_id(value: Any) -> str:
         or any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
     ):
         raise InvalidTicketError(
-            f"the ticket's sub must be a client id: 1 to {MAX_CLIENT_ID_LENGTH} characters, no control"
-            " characters"
+            f"the ticket's sub must be a client id: 1 to {MAX_CLIENT_ID_LENGTH} characters,"
+            " no control characters"
         )
     return value
 

@@ -85,8 +85,7 @@ class TemplateLoader:
         It is read again when its file has changed.
 
         Raises:
-            InvalidTemplateError: there is none, it can't be read or is wrong, or it has no subject, and is
-                to be an e-mail.
+            InvalidTemplateError: it is missing, unreadable or invalid, or an e-mail without a subject.
         """
         try:
             _NAME.validate_python(name)
