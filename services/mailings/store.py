@@ -1,7 +1,9 @@
 """Postings and their messages in PostgreSQL. Every method is one statement or one transaction.
 
 All raise StoreConnectionLostError when the database is unavailable, slow or full. Whether they took
-effect is then unknown. What a turn writes is bound to the number of its lease, and raises LeaseLostError once another
+effect is then unknown.
+
+What a turn writes is bound to the number of its lease, and raises LeaseLostError once another
 turn has begun.
 """
 

@@ -129,7 +129,8 @@ class Dispatcher:
         """Claim what is due, at most `limit`, and set its publishing going; how many.
 
         Raises:
-            StoreConnectionLostError: whether callbacks were claimed is unknown; they fire when the lease ends.
+            StoreConnectionLostError: it is unknown whether callbacks were claimed. They fire when
+                their lease ends.
         """
         await self._places.acquire()
         try:

@@ -56,7 +56,8 @@ class Database:
     """One pool, kept whole by `run`; `database` in `health`.
 
     `schema` is what must be up to date in it. A lost, slow or full database raises
-    StoreConnectionLostError within ACQUIRE_TIMEOUT, or STATEMENT_TIMEOUT and a bit for each statement; it is
+    StoreConnectionLostError within ACQUIRE_TIMEOUT, or
+    STATEMENT_TIMEOUT and a bit for each statement; it is
     found again by itself.
     """
 
@@ -121,7 +122,7 @@ class Database:
         """A transaction on a connection (`asyncpg.Connection`); rolled back when the body raises.
 
         Raises:
-            StoreConnectionLostError: the database is lost, slow or full. If it is raised at the end,
+            StoreConnectionLostError: the database is unavailable. If it is raised at the end,
                 it is unknown whether the transaction was committed.
         """
         async with self._used(begin=True) as (connection, transaction):

@@ -85,7 +85,8 @@ class TemplateLoader:
         It is read again when its file has changed.
 
         Raises:
-            InvalidTemplateError: it is missing, unreadable or invalid, or an e-mail without a subject.
+            InvalidTemplateError: the template is missing, unreadable or invalid, or is an e-mail
+                without a subject.
         """
         try:
             _NAME.validate_python(name)
