@@ -1,7 +1,7 @@
-"""The broker and the database of the tests: private, made when first asked for, gone at the end.
+"""Private servers of the tests: a RabbitMQ and a PostgreSQL, started on first use.
 
-Nothing here starts for a test that does not ask. `RINGBACK_AMQP_URL` and `RINGBACK_DATABASE_URL`
-put a server of yours in the place of the private ones, except where a test kills or suspends it.
+`RINGBACK_AMQP_URL` and `RINGBACK_DATABASE_URL` replace them with your own servers, except in tests
+that kill or suspend a server.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def stack_directory() -> Iterator[Path]:
-    """Where this session's servers live; they end with the session, even with a killed one."""
+    """Return the directory of this session's servers, which end with it, even after a kill."""
     with throwaway("test") as directory:
         yield directory
 
 
 @pytest.fixture(scope="session")
 def installation(pytestconfig: pytest.Config, stack_directory: Path) -> Installation:
-    """The RabbitMQ to test against; installed first if it is missing, which you see."""
+    """Return the RabbitMQ to test against. It is installed if missing, with visible output."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         return rabbitmq4(stack_directory) if pytestconfig.getoption("rabbitmq4") else rabbitmq()
@@ -46,16 +46,16 @@ def installation(pytestconfig: pytest.Config, stack_directory: Path) -> Installa
 
 @pytest.fixture(scope="session")
 def broker(stack_directory: Path, installation: Installation) -> Iterator[Broker]:
-    """A private node that all tests of the session share: neither stop it nor touch its limits."""
+    """Start the node that all tests of the session share. Do not stop it or change its limits."""
     node = Broker(stack_directory / "broker", installation)
     node.start()
     yield node
-    node.kill()  # its data goes too: no need to wait for a clean stop
+    node.kill()  # its data is deleted, so a clean stop is not needed
 
 
 @pytest.fixture
 def amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An AMQP URL with a fresh virtual host (or, with RINGBACK_AMQP_URL set, just that URL)."""
+    """Return the URL of a fresh virtual host, or RINGBACK_AMQP_URL if it is set."""
     if given := os.environ.get("RINGBACK_AMQP_URL"):
         yield given
         return
@@ -74,10 +74,10 @@ def _spare_broker(stack_directory: Path, installation: Installation) -> Iterator
 
 @pytest.fixture
 def own_broker(_spare_broker: Broker) -> Broker:
-    """A running, empty node for this test alone to kill, suspend and restart.
+    """Return a running, empty node that only this test uses: it may kill, suspend and restart it.
 
-    The next test gets it running and with an empty vhost `/`, whatever was done to it; limits that
-    were set with `ctl` are for the test to set back.
+    The next test gets it running again, with an empty vhost `/`. A test that changes limits with
+    `ctl` must restore them.
     """
     _spare_broker.resume()
     _spare_broker.start()
@@ -88,11 +88,11 @@ def own_broker(_spare_broker: Broker) -> Broker:
 
 @pytest.fixture(scope="session")
 def database(stack_directory: Path) -> Iterator[Database]:
-    """A private PostgreSQL server that all tests of the session share."""
+    """Start the PostgreSQL server that all tests of the session share."""
     server = Database(stack_directory / "database", durable=False)
     server.start()
     yield server
-    server.stop(immediate=True)  # its data goes too
+    server.stop(immediate=True)  # its data is deleted
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +104,9 @@ def _spare_database(stack_directory: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def own_database(_spare_database: Database) -> Iterator[Database]:
-    """A running server for this test alone to stop and restart; what it makes is gone after it.
+    """Return a running server that only this test uses: it may stop and restart it.
 
-    A backend that it suspends is for the test to resume.
+    Its database is recreated afterwards. A test that suspends a backend must resume it.
     """
     _spare_database.start()
     yield _spare_database
@@ -117,7 +117,7 @@ def own_database(_spare_database: Database) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A PostgreSQL URL with a fresh database for the session."""
+    """Return the URL of a database that is created for this session."""
     name = f"test_{uuid4().hex[:12]}"
     if given := os.environ.get("RINGBACK_DATABASE_URL"):
         asyncio.run(_execute(given, f'CREATE DATABASE "{name}"'))

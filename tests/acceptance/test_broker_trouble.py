@@ -1,4 +1,4 @@
-"""The broker dies, hangs, restarts, is full: the service says so, waits, goes on, loses nothing."""
+"""The broker is killed, suspended, restarted or full: the service reports it and loses nothing."""
 
 import asyncio
 import json
@@ -19,21 +19,21 @@ from tests.fakes.receivers import Conversation, Receiver, answer, hang, response
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
-# Small, so that the bound on repeats says something.
+# Small, so that the bound on repeats is tight.
 PREFETCH = 50
 SETTINGS = {"RINGBACK_CALLBACK_PREFETCH": str(PREFETCH)}
 
 
 @dataclass(slots=True)
-class Scene:
-    """A service, receivers of which one fails every first try, and the ledger of all."""
+class Setup:
+    """A service, receivers of which one fails every first attempt, and their ledger."""
 
     service: Service
     ledger: Ledger
     targets: list[Receiver]
 
     async def send(self, publisher: Outside, count: int) -> None:
-        """Publish so many orders, spread over the receivers, and note them as accepted."""
+        """Publish callbacks, spread over the receivers, and record the confirmed ones."""
         urls = [target.url for target in self.targets]
         retry = {"delays": [1], "quick_retries_count": 20}
         self.ledger.accept(
@@ -44,62 +44,62 @@ class Scene:
 
 
 async def fails_first(talk: Conversation) -> None:
-    """Answer 500 to the first try of each callback."""
+    """Respond with 500 to the first attempt of each callback."""
     while True:
         request = await talk.request()
-        tries = [
+        attempts = [
             each
             for each in talk.receiver.requests
             if each.headers["webhook-id"] == request.headers["webhook-id"]
         ]
-        await talk.write(response(500 if len(tries) == 1 else 200))
+        await talk.write(response(500 if len(attempts) == 1 else 200))
 
 
 @asynccontextmanager
-async def scene(broker: Broker, directory: Path) -> AsyncIterator[Scene]:
+async def running_setup(broker: Broker, directory: Path) -> AsyncIterator[Setup]:
     async with AsyncExitStack() as stack:
         service = stack.enter_context(running(directory, broker.url, SETTINGS))
         await service.ready()
-        # A queue declared a moment before a kill would come back empty (Broker.sync says more).
+        # A queue that is declared just before a kill comes back empty (see Broker.sync).
         await asyncio.to_thread(broker.sync)
         targets = [
             await stack.enter_async_context(serve(behaviour))
             for behaviour in (answer(), answer(), answer(), fails_first)
         ]
-        yield Scene(service, Ledger(broker.url, tuple(targets)), targets)
+        yield Setup(service, Ledger(broker.url, tuple(targets)), targets)
 
 
 async def in_the_middle(
-    it: Scene, publisher: Outside, trouble: Callable[[], None], count: int = 300
+    it: Setup, publisher: Outside, fault: Callable[[], None], count: int = 300
 ) -> None:
-    """Send so many messages and let the trouble come when a third is delivered."""
+    """Publish messages, and inject the fault when a third of them is delivered."""
     await it.send(publisher, count)
     await until(lambda: len(it.ledger.delivered) >= count / 3, 60)
-    await asyncio.to_thread(trouble)
+    await asyncio.to_thread(fault)
 
 
 async def test_row_1_broker_killed_in_the_middle_of_1000_messages(
     own_broker: Broker, tmp_path: Path
 ) -> None:
-    async with scene(own_broker, tmp_path) as it:
+    async with running_setup(own_broker, tmp_path) as it:
         async with outside(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await in_the_middle(it, publisher, own_broker.kill, 1000)
-        assert len(it.ledger.delivered) < 1000, "killed too late to show anything"
+        assert len(it.ledger.delivered) < 1000, "killed after the last delivery"
         await until(lambda: it.service.logged("publisher is not ready"))
         assert (await it.service.get("/readyz"))[0] == 503
         assert "127.0.0.1" in (await it.service.parts())["consumer"]
         await asyncio.to_thread(own_broker.start)
         await it.service.ready(30)
-        await it.ledger.closed()
+        await it.ledger.complete()
         assert await it.service.metric("amqp_reconnects_total") >= 2
-        # in flight at the kill, and what the quorum queue had not yet written of their acks
+        # Callbacks in flight at the kill, and acks that the quorum queue had not written yet.
         assert it.ledger.repeats - failed_first(it) <= 2 * PREFETCH
         assert not it.service.logged("bug")
 
 
-def failed_first(it: Scene) -> int:
-    """Deliveries beyond the first that the failing receiver asked for."""
+def failed_first(it: Setup) -> int:
+    """Return how many second deliveries the failing receiver caused."""
     return len({request.headers["webhook-id"] for request in it.targets[3].requests})
 
 
@@ -116,14 +116,14 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     is_suspended = asyncio.Event()
 
-    async def answers_then(talk: Conversation) -> None:
+    async def respond_while_suspended(talk: Conversation) -> None:
         await talk.request()
         await is_suspended.wait()
         await talk.write(response(200))
 
-    async with scene(broker, directory) as it, serve(answers_then) as late:
+    async with running_setup(broker, directory) as it, serve(respond_while_suspended) as late:
         async with outside(broker.url) as publisher:
-            # Else the broker might be suspended while just nothing waits for a confirm.
+            # This response arrives during the suspension, so a publish waits for its confirm.
             await publisher.send(order(late.url))
             await until(lambda: late.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
@@ -131,12 +131,12 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
                 stopped = loop.time()
         is_suspended.set()
         await until(lambda: it.service.logged("no confirm within 5 seconds"), 7)
-        # SIGCONT after so many seconds is what the row is about; there is nothing else to wait for
+        # The row requires a suspension of this length.
         await asyncio.sleep(stopped + seconds - loop.time())
         broker.resume()
-        await it.ledger.closed(30)
+        await it.ledger.complete(30)
         await it.service.ready(30)
-        # A copy whose confirm is unknown is published again: it may be there twice.
+        # A copy whose confirm is unknown is published again, so it may exist twice.
         assert it.ledger.repeats - failed_first(it) <= 3 * PREFETCH
         assert not it.service.logged("bug")
 
@@ -159,13 +159,13 @@ async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
 
 
 async def test_row_3_broker_restarted_gracefully(own_broker: Broker, tmp_path: Path) -> None:
-    async with scene(own_broker, tmp_path) as it:
+    async with running_setup(own_broker, tmp_path) as it:
         async with outside(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await in_the_middle(it, publisher, own_broker.stop)
         await asyncio.to_thread(own_broker.start)
         await it.service.ready(30)
-        await it.ledger.closed()
+        await it.ledger.complete()
         assert not it.service.logged("bug")
 
 
@@ -179,14 +179,14 @@ ALARMS = {
 
 
 @pytest.mark.parametrize("name", ALARMS)
-async def test_rows_6_and_7_an_alarm_is_said_and_outlived(
+async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
     own_broker: Broker, tmp_path: Path, name: str
 ) -> None:
     raise_alarm, end_alarm = ALARMS[name]
-    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
         try:
             await it.send(publisher, 20)
-            await it.ledger.closed()
+            await it.ledger.complete()
             gate = asyncio.Event()
             async with serve(_gated(gate)) as target:
                 ids = await publisher.send_all(
@@ -200,13 +200,13 @@ async def test_rows_6_and_7_an_alarm_is_said_and_outlived(
                 assert status == 503
                 assert "alarm" in json.loads(text)["parts"]["publisher"]
                 assert "alarm" in it.service.logged("publisher is not ready")[0]["message"]
-                assert not publisher.facts_of(ids[0]), "not yet confirmed, so not yet acked"
+                assert not publisher.facts_of(ids[0]), "confirmed or acked during the alarm"
                 await asyncio.to_thread(own_broker.ctl, *end_alarm)
                 await it.service.ready(30)
                 await until(lambda: {f["callback_id"] for f in publisher.facts} >= set(ids), 30)
-                assert len(target.requests) == len(ids), "nothing was repeated for it"
+                assert len(target.requests) == len(ids), "an attempt was repeated"
             await it.send(publisher, 20)
-            await it.ledger.closed()
+            await it.ledger.complete()
         finally:
             await asyncio.to_thread(own_broker.ctl, *end_alarm)
 
@@ -221,54 +221,54 @@ def _gated(gate: asyncio.Event) -> Any:
     return behave
 
 
-async def test_row_8_a_deleted_queue_is_declared_again(own_broker: Broker, tmp_path: Path) -> None:
-    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+async def test_row_8_a_deleted_queue_is_redeclared(own_broker: Broker, tmp_path: Path) -> None:
+    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
         await it.send(publisher, 20)
-        await it.ledger.closed()
+        await it.ledger.complete()
         await publisher.channel.queue_delete(CALLBACKS)
         await until(lambda: it.service.logged("consumer is not ready"))
 
         async def back() -> bool:
             try:
                 await it.send(publisher, 1)
-            except aiormq.exceptions.PublishError:  # not declared again yet
+            except aiormq.exceptions.PublishError:  # not redeclared yet
                 return False
             return True
 
         await until(back, 30)
-        await it.ledger.closed()
+        await it.ledger.complete()
         await it.service.ready()
 
 
-async def test_a_deleted_tier_is_declared_again(own_broker: Broker, tmp_path: Path) -> None:
-    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+async def test_a_deleted_tier_is_redeclared(own_broker: Broker, tmp_path: Path) -> None:
+    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
         await publisher.channel.queue_delete("callbacks.retry.1s")
         await it.send(publisher, 20)
-        await it.ledger.closed()
+        await it.ledger.complete()
         failing = it.targets[3].requests
-        await until(lambda: len(failing) >= 2 * 5)  # its five have come back from the tier
+        await until(lambda: len(failing) >= 2 * 5)  # its five callbacks came back from the tier
         assert it.service.logged("publishing again", queue="callbacks.retry.1s")
 
 
-async def test_row_11_a_full_tier_is_waited_for_and_loses_nothing(
+async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
     own_broker: Broker, tmp_path: Path
 ) -> None:
-    async with scene(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
-        # A quorum queue notices a little late that it is full, and says so when it has room again.
+    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+        # A quorum queue detects late that it is full, and that it has room again.
         small = '{"max-length":2}'
         own_broker.ctl("set_policy", "small", r"^callbacks\.retry\.", small, "--apply-to", "queues")
         try:
             for _ in range(20):
-                await it.send(publisher, 8)  # two of them fail their first try
+                await it.send(publisher, 8)  # two of them fail their first attempt
             await until(lambda: it.service.logged("publishing again", queue="callbacks.retry.1s"))
-            await it.ledger.closed()
+            await it.ledger.complete()
             failing = it.targets[3].requests
             await until(lambda: len(failing) == 2 * 40)  # each attempt once
         finally:
             own_broker.ctl("clear_policy", "small")
 
 
-async def test_row_12_a_handler_beyond_the_consumer_timeout_costs_one_redelivery(
+async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_redelivery(
     own_broker: Broker, tmp_path: Path
 ) -> None:
     def environment(name: str, value: int) -> None:
@@ -295,7 +295,7 @@ async def test_row_12_a_handler_beyond_the_consumer_timeout_costs_one_redelivery
             callback = await publisher.send(order(target.url, timeout=60))
             await until(lambda: len(target.requests) == 2, 40)
             await publisher.fact(callback, "callback.delivered")
-            release.set()  # the first try ends now, and its ack is stale
+            release.set()  # the first attempt ends now, and its ack is stale
             again = await publisher.send(order(target.url))
             await publisher.fact(again, "callback.delivered")
             assert [request.headers["webhook-id"] for request in target.requests] == [
@@ -311,7 +311,7 @@ async def test_row_12_a_handler_beyond_the_consumer_timeout_costs_one_redelivery
         environment("consumer_timeout", 1800000)
 
 
-async def test_broker_gone_while_nothing_happens_and_at_the_start(
+async def test_a_service_that_starts_without_a_broker_connects_when_it_appears(
     own_broker: Broker, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(own_broker.kill)

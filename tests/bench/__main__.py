@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: the whole table, or parts of it."""
+"""`python -m tests.bench`: measure the whole table, or parts of it."""
 
 import json
 import os
@@ -37,26 +37,27 @@ PARTS = {
 @click.option("--only", default=",".join(PARTS), help="Parts to run, such as a,b.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
-    """Measure Ringback against what one would use instead, in one run of some eight minutes.
+    """Measure Ringback against its alternatives in one run of about eight minutes.
 
     \b
     a  CPU and rate of one worker
     b  healthy callbacks while half of the targets hang
     c  memory with 1,000 in flight
-    d  what a retry through the 1 s tier costs
+    d  cost of a retry through the 1 s tier
     e  --workers 2
     f  the AMQP layer alone
-    g  the scheduler: taking in over AMQP and HTTP
-    h  the scheduler: on time, against pgqueuer
+    g  the scheduler: intake over AMQP and HTTP
+    h  the scheduler: timing, against pgqueuer
     i  ingestion: events
-        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to k")
+    j  delivery: e-mails and SMS
+    k  expansion: messages of one posting
 
-    It starts a private RabbitMQ and PostgreSQL, a receiver and what is measured, and ends them all.
+    Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"there is no part {', '.join(sorted(unknown))}; parts: a to k")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to k.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

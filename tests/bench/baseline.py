@@ -1,7 +1,7 @@
-"""The sender to be measured against, as a good engineer writes it by hand for one purpose.
+"""The hand-written sender that Ringback is compared with.
 
-Takes `callbacks`, signs, posts, acks; what fails waits in the 1 s tier. No guard against its
-callers, no lanes, no facts, no metrics, no log: all that is the product's handicap.
+It consumes `callbacks`, signs, posts and acknowledges; a failed callback goes to the 1 s tier. It
+has no address checks, lanes, facts, metrics or logs. Ringback is measured with all of them.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ async def main() -> None:
     )
 
     async def handle(message: AbstractIncomingMessage) -> None:
-        order = json.loads(message.body)
-        body = json.dumps(order["payload"], sort_keys=True).encode()
-        secret = order["hmac_secret"].encode()
+        command = json.loads(message.body)
+        body = json.dumps(command["payload"], sort_keys=True).encode()
+        secret = command["hmac_secret"].encode()
         headers = {
             "Content-Type": "application/json",
             "X-Signature": hmac.new(secret, body, hashlib.sha256).hexdigest(),
         }
         try:
-            async with session.post(order["target_url"], data=body, headers=headers) as answer:
-                await answer.read()
-                answer.raise_for_status()
+            async with session.post(command["target_url"], data=body, headers=headers) as response:
+                await response.read()
+                response.raise_for_status()
         except (aiohttp.ClientError, TimeoutError):
             copy = aio_pika.Message(
                 message.body, content_type=message.content_type, type=message.type, delivery_mode=2

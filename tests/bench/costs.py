@@ -1,4 +1,4 @@
-"""Parts c and d: memory with 1,000 in flight, and what a retry through the 1 s tier costs."""
+"""Parts c and d: memory with 1,000 in flight, and the cost of a retry through the 1 s tier."""
 
 import asyncio
 import time
@@ -12,13 +12,13 @@ from tests.bench.table import Row, Section, Verdict, at_most
 ROUNDS: Final = 4
 SECONDS: Final = 30.0
 BURST: Final = 2000
-# Seconds the slow targets take to answer, and for which memory is watched.
+# Seconds until the slow targets respond, and for which memory is sampled.
 SLOW: Final = 2.0
 WATCHED: Final = 5.0
-# Messages a second, far below what a sender can do: what is left is the wait itself.
+# Messages a second, far below a sender's limit, so that only the wait itself is measured.
 CALM_RATE: Final = 200.0
 CALM_SECONDS: Final = 4.0
-MOST_RESIDENT: Final = 150.0  # MB
+MAX_RESIDENT: Final = 150.0  # MB
 
 
 async def memory(rig: Rig) -> Section:
@@ -43,17 +43,17 @@ async def memory(rig: Rig) -> Section:
             resident,
             hand_resident,
             resident / hand_resident,
-            f"under {MOST_RESIDENT:.0f} MB",
-            at_most(resident, MOST_RESIDENT) if real else Verdict.SHORT,
+            f"under {MAX_RESIDENT:.0f} MB",
+            at_most(resident, MAX_RESIDENT) if real else Verdict.SHORT,
         ),
         Row("resident after 500 callbacks", "MB", idle, hand_idle, idle / hand_idle),
-        Row("really in flight, at most", "requests", in_flight, hand_in_flight),
+        Row("measured in flight, maximum", "requests", in_flight, hand_in_flight),
     ]
     return Section("c", "Memory, prefetch 1,000, bodies of 1 kB", "hand-written", rows)
 
 
 async def _watch(site: Site) -> tuple[int, float]:
-    """The most requests that were open at one time, and the most MB resident."""
+    """Return the maximum of requests in flight and the maximum of resident MB."""
     seen = site.seen
     in_flight, resident = 0, 0.0
     end = time.monotonic() + WATCHED
@@ -71,7 +71,7 @@ async def tier(rig: Rig) -> Section:
     waits: dict[Contender, list[float]] = {}
     hops: dict[Contender, list[float]] = {}
     notes = [
-        "ours spreads a herd: it waits 1 to 1.5 s, what is over the tier's second in more hops",
+        "Ringback adds jitter: it waits 1 to 1.5 s, and the part above 1 s costs another hop",
         f"waits at {CALM_RATE:.0f} messages a second",
     ]
     async with rig.site(Contender.OURS) as ours, rig.site(Contender.HAND_WRITTEN) as hand:
@@ -86,7 +86,7 @@ async def tier(rig: Rig) -> Section:
             again = await site.pace((Group.FLAKY,), CALM_RATE, CALM_SECONDS)
             complete = await site.until(Group.FLAKY, wanted + 2 * len(again), 20)
             if not complete:
-                notes.append("not all second tries came within 20 s: machine busy")
+                notes.append("some second attempts took longer than 20 s: the machine is busy")
             waits[contender] = [site.wait(number) * 1e3 for number in numbers]
             hops[contender] = [
                 site.seen.last[n] - site.seen.first[n]
@@ -100,24 +100,30 @@ async def tier(rig: Rig) -> Section:
     rows = [
         Row("CPU: fails once, then delivered", "µs", whole[o], whole[h], whole[o] / whole[h]),
         Row("CPU: delivered at once", "µs", once[o], once[h], once[o] / once[h]),
-        Row("CPU: so the hop, without either request", "µs", hop[o], hop[h]),
+        Row("CPU: the hop alone, without the requests", "µs", hop[o], hop[h]),
         Row(
-            "wait, publish to first try, median",
+            "wait, publish to first attempt, median",
             "ms",
             quantile(waits[o], 0.5),
             quantile(waits[h], 0.5),
         ),
         Row(
-            "wait, publish to first try, 99 %",
+            "wait, publish to first attempt, 99 %",
             "ms",
             quantile(waits[o], 0.99),
             quantile(waits[h], 0.99),
         ),
         Row(
-            "wait, first to second try, median", "s", quantile(hops[o], 0.5), quantile(hops[h], 0.5)
+            "wait, first to second attempt, median",
+            "s",
+            quantile(hops[o], 0.5),
+            quantile(hops[h], 0.5),
         ),
         Row(
-            "wait, first to second try, 99 %", "s", quantile(hops[o], 0.99), quantile(hops[h], 0.99)
+            "wait, first to second attempt, 99 %",
+            "s",
+            quantile(hops[o], 0.99),
+            quantile(hops[h], 0.99),
         ),
     ]
-    return Section("d", "What a retry through the 1 s tier costs", "hand-written", rows, notes)
+    return Section("d", "Cost of a retry through the 1 s tier", "hand-written", rows, notes)

@@ -28,7 +28,7 @@ QUEUE: Final = "bench.layer"
 QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum"}
 BODY: Final = b"x" * 1024
 
-# Takes a URL; CPU µs for one message.
+# A function of the broker's URL that returns the CPU µs per message.
 Measure = Callable[[str], Awaitable[float]]
 
 
@@ -45,7 +45,7 @@ async def layer(rig: Rig) -> Section:
             ):
                 of = figures.setdefault(name, {"publish": [], "consume": []})
                 of["publish"].append(await publishing(url))
-                of["consume"].append(await consuming(url))  # what was just published
+                of["consume"].append(await consuming(url))  # the messages just published
     finally:
         rig.broker.delete_vhost("layer")
     rows = []
@@ -55,11 +55,11 @@ async def layer(rig: Rig) -> Section:
             against = median(figures[other][does])
             rows.append(Row(f"{what}, against {other}", "µs", ours, against, ours / against))
     notes = [f"{COUNT:,} messages of 1 kB, {IN_FLIGHT} unconfirmed or prefetch {PREFETCH:,}"]
-    return Section("f", "CPU of the AMQP layer for a message", "the other", rows, notes)
+    return Section("f", "CPU of the AMQP layer per message", "library", rows, notes)
 
 
 async def _publishing(publish: Callable[[int], Awaitable[Any]]) -> float:
-    """Publish all with `IN_FLIGHT` waiting for their confirms at any time."""
+    """Publish all messages with `IN_FLIGHT` unconfirmed at any time; return CPU µs each."""
 
     async def some(first: int) -> None:
         for number in range(first, COUNT, IN_FLIGHT):
@@ -71,7 +71,7 @@ async def _publishing(publish: Callable[[int], Awaitable[Any]]) -> float:
 
 
 class _Countdown:
-    """Ends once all messages were acked."""
+    """Counts acknowledged messages and measures the CPU time until the last one."""
 
     def __init__(self) -> None:
         self._left = COUNT
@@ -113,10 +113,10 @@ async def _consume_ours(url: str) -> float:
         channel, intercepted = await link.channel(confirms=False)
         await channel.basic_qos(prefetch_count=PREFETCH)
 
-        async def announce(_: list[OutgoingMessage]) -> None:
-            raise AssertionError("there are no facts")
+        async def publish(_: list[OutgoingMessage]) -> None:
+            raise AssertionError("unexpected facts")
 
-        settlement = AckBatcher(intercepted, announce)
+        settlement = AckBatcher(intercepted, publish)
         settling = asyncio.create_task(settlement.run(0.01))
         tasks: set[asyncio.Task[None]] = set()
         countdown = _Countdown()
@@ -136,7 +136,7 @@ async def _consume_ours(url: str) -> float:
         spent = await countdown.cpu()
         await settlement.flush()
         settling.cancel()
-        await channel.close()  # answered after the acks were read
+        await channel.close()  # the response follows the acks
         return spent
 
 

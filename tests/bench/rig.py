@@ -1,6 +1,6 @@
-"""What the measurements stand on: a private broker, the sink, senders as processes, and a feed.
+"""The test rig: private servers, a sink, senders as processes, and a feed of messages.
 
-A sender's CPU time and memory are read from /proc, so the benchmark runs on Linux only.
+CPU time and memory of a sender come from /proc, so the benchmark runs on Linux only.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ PREFETCH: Final = 1000
 TARGETS: Final = 20  # in each group; more than the 1,000 in flight at the default lane limit of 100
 MESSAGES: Final = 1_000_000
 WARM_UP: Final = 500
-# Together with the rest of the order, 1 kB.
+# With the rest of the message, 1 kB.
 DATA: Final = "x" * 900
 POLL: Final = 0.005
 SETPRIV: Final = shutil.which("setpriv") or ""
@@ -48,31 +48,31 @@ FACTS_QUEUE: Final = "bench.facts"
 
 
 class Contender(Enum):
-    """Who is measured; the value is how it is started."""
+    """A measured sender; its value is its command line."""
 
     OURS = ("-m", "services.callback")
     HAND_WRITTEN = ("-m", "tests.bench.baseline")
 
 
 class StalledError(Exception):
-    """A sender did not do its work in time; the text says why."""
+    """A sender made no progress in time."""
 
 
 @dataclass(slots=True)
 class Sender:
-    """A running sender: one process, or a parent with its workers."""
+    """A running sender: one process, or a parent with workers."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     def pids(self) -> list[int]:
-        """The process and its children."""
+        """Return the ids of the process and its children."""
         own = self.process.pid
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         return [own, *map(int, children)]
 
     def cpu(self) -> float:
-        """Seconds of CPU time used so far, in user and kernel mode, by all threads that live."""
+        """Return the CPU seconds used so far by all living threads, user and kernel mode."""
         return (
             sum(
                 int(thread.read_text().split()[0])
@@ -83,7 +83,7 @@ class Sender:
         )
 
     def resident(self) -> float:
-        """MB (10^6 bytes) in memory now."""
+        """Return the resident memory in MB (10^6 bytes)."""
         return (
             sum(
                 int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
@@ -94,15 +94,15 @@ class Sender:
         )
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all of it, the parent first."""
+        """Send a signal to all processes, the parent first."""
         for pid in self.pids():
             os.kill(pid, number)
 
     def check(self) -> None:
-        """Raise if it has ended.
+        """Check that the process is running.
 
         Raises:
-            StalledError: it has; with what its log says.
+            StalledError: it ended; the text contains the end of its log.
         """
         if self.process.poll() is not None:
             raise StalledError(f"a sender ended; its log says:\n{trouble(self.log)}")
@@ -110,9 +110,9 @@ class Sender:
 
 @dataclass(slots=True)
 class Site:
-    """A virtual host of its own with a sender at work, and the feed of its queue.
+    """A virtual host with a running sender and the feed of its queue.
 
-    sent: when each message was published, by number.
+    sent: publishing time of each message, by number.
     """
 
     url: str
@@ -127,11 +127,11 @@ class Site:
         return self.sink.seen
 
     async def feed(self, groups: Sequence[Group], count: int) -> None:
-        """Queue `count` messages, confirmed; their targets alternate between the groups'."""
+        """Publish `count` messages with confirms, alternating between the groups' targets."""
         urls = self._targets(groups)
         for start in range(0, count, PREFETCH):
-            orders = self._orders(urls, min(PREFETCH, count - start))
-            await self.publisher.publish_all(orders.values())
+            messages = self._messages(urls, min(PREFETCH, count - start))
+            await self.publisher.publish_all(messages.values())
 
     async def pace(
         self,
@@ -141,25 +141,25 @@ class Site:
         *,
         lifetime: float | None = None,
     ) -> list[int]:
-        """Publish at a steady rate, whatever becomes of the messages; their numbers, in order.
+        """Publish at a steady rate and return the numbers of the messages in order.
 
-        Each expires `lifetime` seconds after it was published.
+        Each message expires `lifetime` seconds after publishing.
         """
         urls = self._targets(groups)
         begin = time.monotonic()
         published: list[int] = []
         async with asyncio.TaskGroup() as confirming:
             while (elapsed := time.monotonic() - begin) < seconds:
-                orders = self._orders(urls, int(elapsed * rate) - len(published), lifetime)
-                published += orders
-                confirming.create_task(self.publisher.publish_all(orders.values()))
+                messages = self._messages(urls, int(elapsed * rate) - len(published), lifetime)
+                published += messages
+                confirming.create_task(self.publisher.publish_all(messages.values()))
                 await asyncio.sleep(0.01)
         return published
 
     def _targets(self, groups: Sequence[Group]) -> Iterator[str]:
         return itertools.cycle(self.sink.alternating(groups))
 
-    def _orders(
+    def _messages(
         self, urls: Iterator[str], count: int, lifetime: float | None = None
     ) -> dict[int, OutgoingMessage]:
         expires = ""
@@ -168,15 +168,15 @@ class Site:
             expires = f', "expires_at": "{moment.isoformat()}"'
         numbers = list(itertools.islice(self.numbers, count))
         self.sent.update(dict.fromkeys(numbers, time.monotonic()))
-        return {number: _order(next(urls), number, expires) for number in numbers}
+        return {number: _send_callback(next(urls), number, expires) for number in numbers}
 
     def wait(self, number: int) -> float:
-        """Seconds from publishing to the first try of the message; infinite before it."""
+        """Return the seconds from publishing to the first attempt; infinite before it."""
         first = self.seen.first[number]
         return first - self.sent[number] if first else float("inf")
 
     async def until(self, group: Group, answered: int, seconds: float) -> bool:
-        """Wait until the group has given so many answers; whether it did in time."""
+        """Wait until the group sent this many responses; return whether it did in time."""
         deadline = time.monotonic() + seconds
         while self.seen.answered[group] < answered:
             if time.monotonic() > deadline:
@@ -186,7 +186,7 @@ class Site:
         return True
 
     async def warm_up(self, group: Group = Group.HEALTHY, count: int = WARM_UP) -> None:
-        """Have some callbacks delivered, and what follows from them settled."""
+        """Deliver some callbacks, and let their facts be published."""
         wanted = self.seen.answered[group] + count
         await self.feed((group,), count)
         if not await self.until(group, wanted, 30):
@@ -197,11 +197,11 @@ class Site:
 
 
 def message_id(number: int) -> str:
-    """The id of message `number`."""
+    """Return the id of message `number`."""
     return f"bench-{number}"
 
 
-def _order(url: str, number: int, expires: str) -> OutgoingMessage:
+def _send_callback(url: str, number: int, expires: str) -> OutgoingMessage:
     body = (
         f'{{"target_url": "{url}", "hmac_secret": "your-secret-key"{expires},'
         f' "payload": {{"data": "{DATA}", "id": {number}}}}}'
@@ -217,7 +217,7 @@ def _order(url: str, number: int, expires: str) -> OutgoingMessage:
 
 @dataclass(slots=True)
 class Rig:
-    """The servers and the sink that all measurements share, and where logs go."""
+    """The servers and the sink that all measurements share, and the directory of logs."""
 
     broker: Broker
     database: Database
@@ -234,7 +234,7 @@ class Rig:
         options: Sequence[str] = (),
         facts_bound: bool = False,
     ) -> AsyncIterator[Site]:
-        """A sender at work on an empty queue, warm; gone with all that is queued at the end."""
+        """Start a sender on an empty queue, and warm it up. Both are deleted at the end."""
         name = f"site{next(self._sites)}"
         url = self.broker.add_vhost(name)
         health = Health()
@@ -269,12 +269,12 @@ class Rig:
         name: str,
         environment: Mapping[str, str] | None = None,
     ) -> Sender:
-        """Start a program of ours, its log named after it."""
+        """Start a program that logs to a file of this name."""
         plain = {key: value for key, value in os.environ.items() if "RINGBACK" not in key}
         log = self.directory / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                # The kernel ends it with us, should we be killed.
+                # The kernel kills it if this process is killed.
                 [SETPRIV, "--pdeathsig", "KILL", "--", sys.executable, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -293,12 +293,12 @@ class Rig:
 
 @contextmanager
 def rig(messages: int = MESSAGES) -> Iterator[Rig]:
-    """Start the servers and the sink; end them and delete all they left.
+    """Start the servers and the sink; stop them at the end and delete their data.
 
-    `messages` is the most that may be fed.
+    messages: the maximum number of messages that may be published.
 
     Raises:
-        StalledError: this is not Linux.
+        StalledError: the system is not Linux.
     """
     if not Path("/proc/self/schedstat").exists() or not SETPRIV:
         raise StalledError(
@@ -321,7 +321,7 @@ def rig(messages: int = MESSAGES) -> Iterator[Rig]:
 
 
 def rounds(most: int, seconds: float, *, least: int = 1) -> Iterator[int]:
-    """Count rounds: at least so many, at most so many, no new one once `seconds` have passed."""
+    """Yield round numbers: `least` to `most` rounds, none started after `seconds`."""
     begin = time.monotonic()
     for number in range(most):
         if number >= least and time.monotonic() - begin > seconds:
@@ -334,6 +334,6 @@ def median(values: Sequence[float]) -> float:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share of the values lies; nan of none."""
+    """Return the value below which this share of the values lies; nan for none."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")

@@ -1,4 +1,4 @@
-"""The result: rows of figures, ratios first, with the target each is held against."""
+"""The result of a run: rows of figures with their ratio and target."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,16 +7,16 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """How a ratio or figure stands against its target."""
+    """Whether a ratio or figure meets its target."""
 
     OK = "ok"
     SHORT = "SHORT"
-    OPEN = "-"  # there is no target, or this machine can't tell
+    OPEN = "-"  # no target, or this machine cannot decide it
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured thing. `against` is what `ours` is compared with; the ratio is of the two."""
+    """One measurement. `ratio` is that of `ours` to `against`, the figure of the alternative."""
 
     what: str
     unit: str
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The rows of one part; `against` says what stands in their second column of figures."""
+    """The rows of one part. `against` is the title of the column of the alternative."""
 
     part: str
     title: str
@@ -47,7 +47,7 @@ def at_least(value: float, bound: float) -> Verdict:
 
 
 def plain(sections: Sequence[Section]) -> str:
-    """The table as text, 100 characters wide."""
+    """Return the table as text, 100 characters wide."""
     lines = []
     for section in sections:
         head = f"{section.part}. {section.title}"
@@ -70,5 +70,5 @@ def _figure(value: float) -> str:
 
 
 def data(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    """The same for a program to read."""
+    """Return the table as plain data for JSON."""
     return [asdict(section) for section in sections]

@@ -1,4 +1,4 @@
-"""The checker of every trouble test: what was accepted is delivered or dead, never lost."""
+"""The ledger of the fault tests: each accepted id is delivered or dead-lettered, never lost."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from tests.fakes.waiting import until
 
 @dataclass(slots=True)
 class Ledger:
-    """What became of each accepted id, as receivers and the dead queue show it."""
+    """The fate of each accepted id, read from the receivers and the dead-letter queue."""
 
     amqp_url: str
     receivers: tuple[Receiver, ...]
@@ -21,20 +21,20 @@ class Ledger:
     dead: set[str] = field(default_factory=set)
 
     def accept(self, ids: Iterable[str]) -> None:
-        """Note ids whose publishing the broker has confirmed."""
+        """Record ids whose publishing the broker confirmed."""
         self.accepted.update(ids)
 
     @property
     def delivered(self) -> Counter[str]:
-        """How often each id reached a receiver."""
+        """Return how often each id reached a receiver."""
         return Counter(
             request.headers["webhook-id"]
             for receiver in self.receivers
             for request in receiver.requests
         )
 
-    async def open(self) -> set[str]:
-        """Ids that are neither delivered nor dead: on their way, or lost."""
+    async def pending(self) -> set[str]:
+        """Return ids that are neither delivered nor dead-lettered: in flight or lost."""
         missing = self.accepted - self.delivered.keys() - self.dead
         if missing:
             async with outside(self.amqp_url) as reader:
@@ -42,18 +42,17 @@ class Ledger:
                     self.dead |= identities(letter)
         return missing - self.dead
 
-    async def closed(self, within: float = 60.0) -> None:
-        """Wait until every accepted id is delivered or dead; one that stays open is lost."""
-
+    async def complete(self, within: float = 60.0) -> None:
+        """Wait until every accepted id is delivered or dead-lettered; the rest is lost."""
         deadline = time.monotonic() + within
-        while missing := await self.open():
+        while missing := await self.pending():
             left = deadline - time.monotonic()
             assert left > 0, f"{len(missing)} of {len(self.accepted)} are lost: {missing}"
-            # Asking the broker is dear, the receivers cheap: the broker is asked once a second.
+            # A look at the dead-letter queue is expensive, one at the receivers cheap.
             with suppress(AssertionError):
                 await until(lambda: self.accepted <= self.delivered.keys(), min(left, 1.0))
 
     @property
     def repeats(self) -> int:
-        """How many deliveries were repeats."""
+        """Return how many deliveries were repeats."""
         return sum(self.delivered.values()) - len(self.delivered)

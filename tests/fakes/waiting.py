@@ -1,4 +1,4 @@
-"""The one way in which tests wait for what gives no signal."""
+"""Waiting in tests for a condition that sends no signal."""
 
 import asyncio
 import time
@@ -8,17 +8,17 @@ from typing import Any
 
 
 async def until(condition: Callable[[], Any], within: float = 20.0) -> Any:
-    """Ask, or await, again and again until the answer is true, and give it.
+    """Poll the condition until its result is true, and return that result.
 
     Raises:
-        AssertionError: that did not come within so many seconds; with the last answer.
+        AssertionError: the result stayed false for `within` seconds.
     """
     deadline = time.monotonic() + within
     while True:
-        answer = condition()
-        if isawaitable(answer):
-            answer = await answer
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"not within {within} s; last: {answer!r}"
+        result = condition()
+        if isawaitable(result):
+            result = await result
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"not true within {within} s; last: {result!r}"
         await asyncio.sleep(0.02)

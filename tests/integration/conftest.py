@@ -1,4 +1,4 @@
-"""One callback service for all tests of a module that do not need one of their own."""
+"""One callback service per module, for tests that do not need their own."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ SECRETS = '{"billing": "billing-secret-canary", "rotating": ["old-secret-canary"
 
 @pytest.fixture(scope="module")
 def shared_amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A vhost for the tests of one module."""
+    """Return the URL of a virtual host for the tests of one module."""
     if given := os.environ.get("RINGBACK_AMQP_URL"):
         yield given
         return
@@ -28,7 +28,7 @@ def shared_amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def service(shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A callback service with its defaults, ready."""
+    """Start a callback service with default settings and wait until it is ready."""
     settings = {"RINGBACK_CALLBACK_SECRETS": SECRETS, "RINGBACK_LOG_LEVEL": "DEBUG"}
     directory = tmp_path_factory.mktemp("service")
     with running(directory, shared_amqp_url, settings) as it:
@@ -46,6 +46,6 @@ async def publisher(service: Service, shared_amqp_url: str) -> AsyncIterator[Out
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Sandbox]:
-    """A sandbox for one test."""
+    """Start a sandbox for one test."""
     async with sandbox() as it:
         yield it
