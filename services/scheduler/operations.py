@@ -21,15 +21,15 @@ from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import (
     CallbackPage,
     CallbackStatus,
-    Cancelled,
-    CancelledGroup,
+    CancelGroupResponse,
+    CancelResponse,
     CancelResult,
     GetCallback,
     ListCallbacks,
-    Rescheduled,
+    RescheduleResponse,
     RescheduleResult,
-    Retried,
     RetryCallbacks,
+    RetryResponse,
 )
 from shared.contracts.schedules import CancelCallback, RescheduleCallback, Status
 
@@ -128,30 +128,32 @@ class Operations:
             position = positions[window - 1]
         return items, position
 
-    async def cancel(self, client_id: str, asked: CancelCallback) -> Cancelled | CancelledGroup:
+    async def cancel(
+        self, client_id: str, asked: CancelCallback
+    ) -> CancelResponse | CancelGroupResponse:
         """Cancel an event or a whole group."""
         if asked.whole_group:
             assert asked.group_key is not None  # noqa: S101 - that is what a whole group means
             return await self._cancel_group(client_id, asked.group_key)
         found = await self._store.find(client_id, asked.id, asked.group_key, asked.event_key)
         if found is None:
-            return Cancelled(id=None, result=CancelResult.NOT_FOUND)
+            return CancelResponse(id=None, result=CancelResult.NOT_FOUND)
         results = await self._cancel([found])
-        return Cancelled(id=found, result=results[found])
+        return CancelResponse(id=found, result=results[found])
 
-    async def _cancel_group(self, client_id: str, group_key: str) -> CancelledGroup:
-        items: list[Cancelled] = []
+    async def _cancel_group(self, client_id: str, group_key: str) -> CancelGroupResponse:
+        items: list[CancelResponse] = []
         counts: dict[CancelResult, int] = {}
         position = (BEGINNING, _FIRST)
         while True:
             group = await self._store.group(client_id, group_key, position, GROUP_BATCH)
             if not group:
-                return CancelledGroup(items=items, counts=counts)
+                return CancelGroupResponse(items=items, counts=counts)
             position = group[-1]
             for event_id, result in (await self._cancel([each for _, each in group])).items():
                 counts[result] = counts.get(result, 0) + 1
                 if len(items) < GROUP_BATCH:
-                    items.append(Cancelled(id=event_id, result=result))
+                    items.append(CancelResponse(id=event_id, result=result))
 
     async def _cancel(self, ids: Sequence[UUID]) -> dict[UUID, CancelResult]:
         results: dict[UUID, CancelResult] = {}
@@ -180,15 +182,17 @@ class Operations:
             results[event_id] = CancelResult.IN_FLIGHT if end is None else _result(end, _CANCELLED)
         return {event_id: results[event_id] for event_id in ids}
 
-    async def reschedule(self, client_id: str, asked: RescheduleCallback) -> Rescheduled | Failure:
+    async def reschedule(
+        self, client_id: str, asked: RescheduleCallback
+    ) -> RescheduleResponse | Failure:
         """Move an event to another moment, with all its tries before it again."""
         await self._clock.known()
         if faults := moment_faults(asked.run_at, self._clock.now()):
             return invalid(faults)
         found = await self._store.find(client_id, asked.id, asked.group_key, asked.event_key)
         if found is None:
-            return Rescheduled(id=None, result=RescheduleResult.NOT_FOUND, run_at=None)
-        answer: list[Rescheduled] = []
+            return RescheduleResponse(id=None, result=RescheduleResult.NOT_FOUND, run_at=None)
+        answer: list[RescheduleResponse] = []
 
         def decide(
             live: Mapping[UUID, ScheduledCallback], now: datetime
@@ -199,12 +203,12 @@ class Operations:
                 return []
             if event.in_flight:
                 result = RescheduleResult.IN_FLIGHT
-                answer.append(Rescheduled(id=found, result=result, run_at=event.run_at))
+                answer.append(RescheduleResponse(id=found, result=result, run_at=event.run_at))
                 return []
             run_at = asked.run_at or now + timedelta(seconds=asked.delay or 0.0)
             moved = domain.move(event, run_at, now)
             result = RescheduleResult.RESCHEDULED
-            answer.append(Rescheduled(id=found, result=result, run_at=moved.run_at))
+            answer.append(RescheduleResponse(id=found, result=result, run_at=moved.run_at))
             self._wake(moved.next_at)
             return [moved]
 
@@ -213,10 +217,12 @@ class Operations:
             return answer[0]
         end = (await self._store.past([found])).get(found)
         if end is None:  # it began again between the two looks
-            return Rescheduled(id=found, result=RescheduleResult.IN_FLIGHT, run_at=None)
-        return Rescheduled(id=found, result=_result(end, _RESCHEDULED), run_at=end.event.run_at)
+            return RescheduleResponse(id=found, result=RescheduleResult.IN_FLIGHT, run_at=None)
+        return RescheduleResponse(
+            id=found, result=_result(end, _RESCHEDULED), run_at=end.event.run_at
+        )
 
-    async def retry(self, client_id: str, asked: RetryCallbacks) -> Retried:
+    async def retry(self, client_id: str, asked: RetryCallbacks) -> RetryResponse:
         """Start failed events again, due now; those that failed first before the others."""
         ids = await self._store.failed(
             client_id,
@@ -230,7 +236,7 @@ class Operations:
             ids = await self._store.restart(ids)
             await self._clock.known()
             self._wake(self._clock.now())
-        return Retried(count=len(ids), ids=ids)
+        return RetryResponse(count=len(ids), ids=ids)
 
 
 def _result(end: Any, results: Mapping[Status, Any]) -> Any:

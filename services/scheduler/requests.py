@@ -15,9 +15,9 @@ from shared.amqp.request_reply import RequestContext
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.contracts.schedule_requests import (
     CallbackCreated,
+    CallbacksCreated,
     CreateCallback,
     CreateCallbacks,
-    CreatedBatch,
     GetCallback,
     ListCallbacks,
     Operation,
@@ -144,7 +144,7 @@ class Requests:
                 return RejectedItem(error=taken)
             return RejectedItem(error=order)
 
-        return CreatedBatch(items=await asyncio.gather(*map(one, wanted.callbacks)))
+        return CallbacksCreated(items=await asyncio.gather(*map(one, wanted.callbacks)))
 
     async def _ping(self, _: RequestContext, __: bytes) -> Answer:
         return Pong(status=self._fault() or "ready")

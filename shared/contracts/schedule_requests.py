@@ -119,7 +119,7 @@ class RejectedItem(BaseModel):
     error: Failure
 
 
-class CreatedBatch(BaseModel):
+class CallbacksCreated(BaseModel):
     """An answer for each callback of a batch, in its order."""
 
     model_config = _ANSWER
@@ -176,7 +176,7 @@ class RescheduleResult(StrEnum):
     NOT_FOUND = "not_found"
 
 
-class Cancelled(BaseModel):
+class CancelResponse(BaseModel):
     """What became of one event; `id` is None where it was not found."""
 
     model_config = _ANSWER
@@ -185,16 +185,16 @@ class Cancelled(BaseModel):
     result: CancelResult
 
 
-class CancelledGroup(BaseModel):
+class CancelGroupResponse(BaseModel):
     """What became of a group: all are counted, the first thousand are named."""
 
     model_config = _ANSWER
 
-    items: list[Cancelled]
+    items: list[CancelResponse]
     counts: dict[CancelResult, int]
 
 
-class Rescheduled(BaseModel):
+class RescheduleResponse(BaseModel):
     """What became of one event, and when it is due now; None where it was not found."""
 
     model_config = _ANSWER
@@ -204,7 +204,7 @@ class Rescheduled(BaseModel):
     run_at: AwareDatetime | None
 
 
-class Retried(BaseModel):
+class RetryResponse(BaseModel):
     """The failed events that were started again, or would be."""
 
     model_config = _ANSWER

@@ -16,7 +16,7 @@ import pytest
 from deploy.local.database import Database
 from shared.contracts.schedules import callback_id_of_message
 from tests.acceptance.crashing_scheduler import POINTS
-from tests.fakes.player import Player, gathered, player
+from tests.fakes.callback_service import FakeCallbackService, fake_callback_service, gathered
 from tests.fakes.scheduling import SECRETS_KEY, URL, connected, delivered, schedulers
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -43,7 +43,7 @@ async def empty_url(database_url: str) -> str:
         return database_url
 
 
-async def schedule(it: Player, due: Mapping[str, float]) -> None:
+async def schedule(it: FakeCallbackService, due: Mapping[str, float]) -> None:
     """Order a callback for each message id, due at these seconds since the epoch."""
     await gathered(
         *(
@@ -61,7 +61,7 @@ async def schedule(it: Player, due: Mapping[str, float]) -> None:
     )
 
 
-def early(it: Player, due: Mapping[str, float]) -> list[str]:
+def early(it: FakeCallbackService, due: Mapping[str, float]) -> list[str]:
     """Give the events that arrived before their moment."""
     moments = {str(callback_id_of_message("", key)): at for key, at in due.items()}
     return [each.id for each in it.arrivals if each.at < moments[each.id] - GRAIN]
@@ -76,7 +76,7 @@ async def test_rows_16_and_17_a_crash_at_any_point_costs_a_repeat_and_never_a_lo
     async with AsyncExitStack() as stack:
         dying = stack.enter_context(running(tmp_path, amqp_url, settings(empty_url), crash))
         await until(lambda: dying.logged("requests is ready"))
-        it = await stack.enter_async_context(player(amqp_url))
+        it = await stack.enter_async_context(fake_callback_service(amqp_url))
         now = time.time()
         due = {
             f"{kind}-{n}": now + (1 if kind == "later" else -1)
@@ -109,7 +109,7 @@ async def test_row_18_suspended_for_longer_than_its_lease_it_settles_nothing_wro
         ]
         for each in replicas:
             await each.ready()
-        it = await stack.enter_async_context(player(amqp_url))
+        it = await stack.enter_async_context(fake_callback_service(amqp_url))
         now = time.time()
         due = {f"m-{n}": now + 1 + n / 100 for n in range(300)}
         await schedule(it, due)
@@ -152,7 +152,7 @@ async def test_s11_two_replicas_under_kill_and_a_database_restart_notify_every_e
         replicas = [stack.enter_context(running(*start, RUN)) for _ in range(2)]
         for each in replicas:
             await each.ready()
-        it = await stack.enter_async_context(player(amqp_url))
+        it = await stack.enter_async_context(fake_callback_service(amqp_url))
         now = time.time()
         due = {f"m-{n}": now + 2 + seconds * n / count for n in range(count)}
         async with asyncio.TaskGroup() as trouble:
@@ -177,7 +177,7 @@ async def test_row_19_without_its_database_it_waits_and_loses_nothing(
         pass
     with running(tmp_path, amqp_url, settings(own_database.url), RUN) as service:
         await service.ready()
-        async with player(amqp_url) as it:
+        async with fake_callback_service(amqp_url) as it:
             await asyncio.to_thread(own_database.stop, immediate=True)
             now = time.time()
             due = {f"m-{n}": now for n in range(100)}

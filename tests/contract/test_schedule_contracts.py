@@ -29,13 +29,13 @@ ASKED: tuple[type[BaseModel], ...] = (
 )
 ANSWERED: tuple[type[BaseModel], ...] = (
     requests.CallbackCreated,
-    requests.CreatedBatch,
+    requests.CallbacksCreated,
     requests.CallbackStatus,
     requests.CallbackPage,
-    requests.Cancelled,
-    requests.CancelledGroup,
-    requests.Rescheduled,
-    requests.Retried,
+    requests.CancelResponse,
+    requests.CancelGroupResponse,
+    requests.RescheduleResponse,
+    requests.RetryResponse,
     requests.Pong,
     ScheduleFact,
 )

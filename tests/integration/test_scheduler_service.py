@@ -16,9 +16,9 @@ from shared.contracts.requests import Failure
 from shared.contracts.schedules import callback_id_of_message
 from shared.process.health import Health
 from shared.security.tickets import Tickets
+from tests.fakes.callback_service import Arrival, FakeCallbackService, fake_callback_service
 from tests.fakes.command import ringback
 from tests.fakes.outside import SECRET
-from tests.fakes.player import Arrival, Player, player
 from tests.fakes.sandbox import sandbox
 from tests.fakes.scheduling import SECRETS_KEY, TICKET_KEY, URL, connected
 from tests.fakes.service import Service, running
@@ -52,9 +52,9 @@ def scheduler(
 
 
 @pytest.fixture
-async def it(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[Player]:
+async def it(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[FakeCallbackService]:
     assert not scheduler.exited(), scheduler.output
-    async with player(shared_amqp_url) as playing:
+    async with fake_callback_service(shared_amqp_url) as playing:
         yield playing
 
 
@@ -82,7 +82,7 @@ def in_seconds(seconds: float) -> str:
 
 
 async def test_s11_it_fires_at_its_moment_and_is_settled_by_the_fact(
-    it: Player, requester: RpcClient
+    it: FakeCallbackService, requester: RpcClient
 ) -> None:
     due = time.time() + 1.5
     body = {"url": URL, "run_at": in_seconds(1.5), "context": {"a": 1}, "hmac_secret": "s"}
@@ -97,7 +97,7 @@ async def test_s11_it_fires_at_its_moment_and_is_settled_by_the_fact(
     assert (status["status"], status["attempts"]) == ("notified", 1)
 
 
-async def test_s11_a_message_given_out_twice_is_one_event(it: Player) -> None:
+async def test_s11_a_message_given_out_twice_is_one_event(it: FakeCallbackService) -> None:
     message_id = uuid4().hex
     for _ in range(3):
         await it.send({"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id)
@@ -108,13 +108,15 @@ async def test_s11_a_message_given_out_twice_is_one_event(it: Player) -> None:
     assert len(it.of(event)) == 1
 
 
-async def test_s3_a_used_key_is_a_dead_letter_with_the_reason(it: Player) -> None:
+async def test_s3_a_used_key_is_a_dead_letter_with_the_reason(it: FakeCallbackService) -> None:
     for _ in range(2):
         await it.send({"url": URL, "delay": 900, "group_key": "g", "event_key": "twice"})
     assert "event_key" in str((await it.letter()).headers["x-ringback-reason"])
 
 
-async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(it: Player) -> None:
+async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(
+    it: FakeCallbackService,
+) -> None:
     keys = [uuid4().hex for _ in range(50)]
     for key in keys:
         await it.send({"url": URL, "delay": 0.5, "event_key": key})
@@ -126,7 +128,7 @@ async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(it: Playe
     assert {each.body["payload"]["event_key"] for each in it.arrivals} == {None}
 
 
-async def test_s8_rescheduled_over_amqp(it: Player) -> None:
+async def test_s8_rescheduled_over_amqp(it: FakeCallbackService) -> None:
     key = uuid4().hex
     await it.send({"url": URL, "delay": 3600, "event_key": key})
     await it.send({"event_key": key, "delay": 0.1}, "RescheduleCallback")
@@ -150,21 +152,21 @@ async def test_s8_rescheduled_over_amqp(it: Player) -> None:
     ],
 )
 async def test_row_26_nonsense_is_dead_at_once_with_every_fault(
-    it: Player, body: bytes, named: tuple[str, ...]
+    it: FakeCallbackService, body: bytes, named: tuple[str, ...]
 ) -> None:
     await it.send(body)
     reason = str((await it.letter()).headers["x-ringback-reason"])
     assert all(name in reason for name in named), reason
 
 
-async def test_an_unknown_type_and_a_foreign_event_are_dead(it: Player) -> None:
+async def test_an_unknown_type_and_a_foreign_event_are_dead(it: FakeCallbackService) -> None:
     await it.send({"url": URL}, "DeleteEverything")
     assert "DeleteEverything" in str((await it.letter()).headers["x-ringback-reason"])
     await it.send({"id": str(uuid4())}, "CancelCallback")
     assert "no such callback" in str((await it.letter()).headers["x-ringback-reason"])
 
 
-async def test_s9_tickets_come_in_a_header(it: Player, requester: RpcClient) -> None:
+async def test_s9_tickets_come_in_a_header(it: FakeCallbackService, requester: RpcClient) -> None:
     ticket = Tickets(TICKET_KEY).issue("shop", lifetime=60)
     message_id = await it.send({"url": URL, "delay": 900}, headers={"x-service-ticket": ticket})
     event = callback_id_of_message("shop", message_id)
@@ -190,7 +192,7 @@ async def test_requests_are_answered(requester: RpcClient) -> None:
 
 
 async def test_a_slow_receiver_is_retried_by_the_scheduler(
-    it: Player, requester: RpcClient
+    it: FakeCallbackService, requester: RpcClient
 ) -> None:
     def fate(arrival: Arrival) -> tuple[str, dict[str, Any]]:
         if arrival.dispatch < 3:
@@ -207,7 +209,7 @@ async def test_a_slow_receiver_is_retried_by_the_scheduler(
     assert (await ask(requester, "GetCallback", id=event))["attempts"] == 3
 
 
-async def test_metrics_tell(scheduler: Service, it: Player) -> None:
+async def test_metrics_tell(scheduler: Service, it: FakeCallbackService) -> None:
     before = await scheduler.metric("ringback_schedule_lag_seconds_count")
     event = str(callback_id_of_message("", await it.send({"url": URL})))
     await until(lambda: event in it.told("notified"))

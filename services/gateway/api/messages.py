@@ -126,17 +126,19 @@ REQUESTS: Final[Mapping[str, tuple[str, Sequence[Asked]]]] = {
             Asked(
                 schedules.Operation.CREATE_BATCH,
                 schedules.CreateCallbacks,
-                (schedules.CreatedBatch,),
+                (schedules.CallbacksCreated,),
             ),
             Asked(schedules.Operation.GET, schedules.GetCallback, (schedules.CallbackStatus,)),
             Asked(schedules.Operation.LIST, schedules.ListCallbacks, (schedules.CallbackPage,)),
-            Asked(schedules.Operation.RESCHEDULE, RescheduleCallback, (schedules.Rescheduled,)),
+            Asked(
+                schedules.Operation.RESCHEDULE, RescheduleCallback, (schedules.RescheduleResponse,)
+            ),
             Asked(
                 schedules.Operation.CANCEL,
                 CancelCallback,
-                (schedules.Cancelled, schedules.CancelledGroup),
+                (schedules.CancelResponse, schedules.CancelGroupResponse),
             ),
-            Asked(schedules.Operation.RETRY, schedules.RetryCallbacks, (schedules.Retried,)),
+            Asked(schedules.Operation.RETRY, schedules.RetryCallbacks, (schedules.RetryResponse,)),
             Asked(schedules.Operation.PING, None, (schedules.Pong,)),
         ),
     ),

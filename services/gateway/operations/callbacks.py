@@ -21,12 +21,12 @@ from shared.contracts.schedule_requests import (
     MAX_PAGE_SIZE,
     CallbackCreated,
     CallbackPage,
+    CallbacksCreated,
     CallbackStatus,
-    Cancelled,
-    CreatedBatch,
-    Rescheduled,
-    Retried,
+    CancelResponse,
+    RescheduleResponse,
     RetryCallbacks,
+    RetryResponse,
 )
 from shared.contracts.schedules import ScheduleCallback, Status
 from shared.http.openapi import Body, Operation, Parameter, Response
@@ -44,13 +44,13 @@ PAGE: Final = (
 MOVE: Final = Body(Move, {"In a minute": {"delay": 60}, "At a moment": {"run_at": examples.LATER}})
 MOVED: Final = ok(
     "What became of the wish: `result` says whether it was moved, or why not.",
-    Rescheduled,
+    RescheduleResponse,
     {"id": examples.ID, "result": "rescheduled", "run_at": examples.LATER},
 )
 CANCELLED: Final = ok(
     "What became of the wish: `cancelled`; `in_flight`: on its way to the receiver, no more tries"
     " follow; `already_notified` or `already_failed`: too late.",
-    Cancelled,
+    CancelResponse,
     {"id": examples.ID, "result": "cancelled"},
 )
 STATUS: Final = ok("Its status.", CallbackStatus, examples.STATUS)
@@ -145,7 +145,7 @@ def operations(example_url: str) -> Sequence[Operation]:
             " list is taken, too.",
             body=Body(Batch, {"Two": examples.batch(example_url)}),
             answers={
-                200: ok("An answer for each, in order.", CreatedBatch, examples.CREATED_BATCH),
+                200: ok("An answer for each, in order.", CallbacksCreated, examples.CREATED_BATCH),
                 **BODY,
                 **ANY,
             },
@@ -165,7 +165,9 @@ def operations(example_url: str) -> Sequence[Operation]:
                 },
             ),
             answers={
-                200: ok("Those that were started.", Retried, {"count": 1, "ids": [examples.ID]}),
+                200: ok(
+                    "Those that were started.", RetryResponse, {"count": 1, "ids": [examples.ID]}
+                ),
                 **BODY,
                 **NOT_FOUND,
                 **ANY,

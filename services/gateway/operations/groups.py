@@ -15,7 +15,7 @@ from services.gateway.operations.callbacks import (
     STATUS,
 )
 from services.gateway.operations.declaring import BODY, ok
-from shared.contracts.schedule_requests import CancelledGroup
+from shared.contracts.schedule_requests import CancelGroupResponse
 from shared.http.openapi import Operation, Parameter
 
 TAG: Final = "groups"
@@ -47,7 +47,7 @@ def operations() -> Sequence[Operation]:
             answers={
                 200: ok(
                     "What became of each; all are counted, the first thousand are named.",
-                    CancelledGroup,
+                    CancelGroupResponse,
                     {
                         "items": [{"id": examples.ID, "result": "cancelled"}],
                         "counts": {"cancelled": 1},

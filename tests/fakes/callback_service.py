@@ -30,7 +30,7 @@ class Arrival:
 
 
 # What becomes of an order: the type of its fact and the fields that this type has.
-Fate = Callable[[Arrival], tuple[str, dict[str, Any]] | None]
+Behaviour = Callable[[Arrival], tuple[str, dict[str, Any]] | None]
 
 
 def delivers(_: Arrival) -> tuple[str, dict[str, Any]]:
@@ -39,11 +39,11 @@ def delivers(_: Arrival) -> tuple[str, dict[str, Any]]:
 
 
 @dataclass
-class Player:
+class FakeCallbackService:
     """One connection: takes orders, tells facts, and publishes schedules as a client does."""
 
     channel: AbstractChannel
-    fate: Fate = delivers
+    fate: Behaviour = delivers
     arrivals: list[Arrival] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -123,13 +123,15 @@ class Player:
 
 
 @asynccontextmanager
-async def player(amqp_url: str, fate: Fate = delivers) -> AsyncIterator[Player]:
+async def fake_callback_service(
+    amqp_url: str, fate: Behaviour = delivers
+) -> AsyncIterator[FakeCallbackService]:
     """Play, once the scheduler has declared what it needs."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
         await channel.set_qos(500)
-        it = Player(channel, fate)
+        it = FakeCallbackService(channel, fate)
         facts = await channel.declare_queue(exclusive=True)
         await facts.bind("outcomes", "schedule.*")
         await facts.consume(it.hear, no_ack=True)
