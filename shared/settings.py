@@ -30,23 +30,13 @@ from pydantic_settings import (
 from yarl import URL
 
 from shared.http.guard import ForbiddenTargetError, parse_target
+from shared.registry import SERVICES
 from shared.topology import QueueType
 
 PREFIX: Final = "RINGBACK_"
 FILE: Final = Path("ringback.toml")
 DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
 DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
-
-# Where each service serves /metrics, /healthz and /readyz unless told otherwise.
-METRICS_PORTS: Final = {
-    "callback": 9101,
-    "scheduler": 9102,
-    "gateway": 9103,
-    "ingestion": 9104,
-    "mailings": 9105,
-    "delivery": 9106,
-    "sandbox": 9109,
-}
 
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -181,7 +171,7 @@ class Settings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None,
         description="Their port; each service has its own default.",
-        examples=[METRICS_PORTS["callback"]],
+        examples=[SERVICES["callback"].metrics_port],
     )
     http_host: str = Field(default="127.0.0.1", description="Where the gateway listens.")
     http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
@@ -292,7 +282,7 @@ def load_shared(
     faults = [
         f"{file}: there is no service {name!r} to set anything for"
         for name, value in _content(file).items()
-        if isinstance(value, dict) and name not in METRICS_PORTS
+        if isinstance(value, dict) and name not in SERVICES
     ]
     models: list[tuple[str | None, type[BaseSettings]]] = [(None, Settings), *services.items()]
     for section, model in models:

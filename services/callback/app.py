@@ -18,6 +18,7 @@ from shared.http.client import Client
 from shared.http.guard import Guard
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.registry import SERVICES
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import Lanes
 from shared.settings import load
@@ -86,4 +87,4 @@ def _identity(order: SendCallback) -> str | None:
     return order.id
 
 
-SERVICE = Service("services.callback", CallbackSettings, start)
+SERVICE = Service(SERVICES["callback"], CallbackSettings, start)

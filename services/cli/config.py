@@ -10,8 +10,9 @@ import click
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from services.cli.run import service_named
-from shared.settings import METRICS_PORTS, Settings
+from services.cli.run import load_service
+from shared.registry import SERVICES
+from shared.settings import Settings
 
 WIDTH = 98
 
@@ -34,7 +35,7 @@ def example() -> None:
 
 def as_toml() -> str:
     """The text of config.example.toml."""
-    services = {name: service_named(name).settings for name in METRICS_PORTS}
+    services = {name: load_service(name).settings for name in SERVICES}
     lines = [
         "# Every setting of Ringback, with its default. Made by `ringback config example`.",
         "# Ringback reads ringback.toml in the working directory; an environment variable, named",

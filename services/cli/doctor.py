@@ -21,13 +21,14 @@ from services.cli.broker import (
     shown,
     work,
 )
-from services.cli.run import service_named
+from services.cli.run import load_service
 from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
 from shared.amqp.declare import check
 from shared.postgres.connection import StoreConnectionLostError, connect, without_password
 from shared.postgres.migrations import Schema, SchemaMismatchError, pending
 from shared.process.configuration import configured
-from shared.settings import DATABASE_URL, METRICS_PORTS, Settings
+from shared.registry import SERVICES
+from shared.settings import DATABASE_URL, Settings
 from shared.topology import topology
 
 OLDEST_RABBITMQ: Final = (3, 10)
@@ -66,7 +67,7 @@ def doctor(*, as_json: bool) -> None:
     Example:
       RINGBACK_AMQP_URL=amqp://me:secret@rabbit.example:5672/ ringback doctor
     """
-    configured({name: service_named(name).settings for name in METRICS_PORTS})
+    configured({name: load_service(name).settings for name in SERVICES})
     settings = settings_here()
     healthy = True
 
@@ -200,7 +201,7 @@ async def _topology(settings: Settings, link: BrokerConnection) -> AsyncIterator
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     url = settings.database_url or private_database()
-    schemas = [schema for name in METRICS_PORTS if (schema := service_named(name).schema)]
+    schemas = [Schema.of(spec.module) for spec in SERVICES.values() if spec.schema]
     if url is None:
         needing = ", ".join(schema.name for schema in schemas)
         yield Finding(

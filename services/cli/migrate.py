@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from services.cli.broker import PATIENCE, private_database, work
-from services.cli.run import service_named
+from services.cli.run import load_service
 from shared.postgres.connection import connect
 from shared.postgres.migrations import Migration, Schema, pending
 from shared.postgres.migrations import migrate as bring_up_to_date
 from shared.process.configuration import configured
-from shared.settings import METRICS_PORTS
+from shared.registry import SERVICES
 
 
 @click.command
@@ -29,14 +29,10 @@ def migrate(*, check: bool, as_json: bool) -> None:
       ringback migrate
       ringback migrate --check
     """
-    services = [service_named(name) for name in METRICS_PORTS]
-    wanted = [service.schema for service in services if service.schema]
-    if not wanted:
-        click.echo("No service keeps anything in a database.", err=True)
-        return
+    wanted = [Schema.of(spec.module) for spec in SERVICES.values() if spec.schema]
     url = private_database()
     settings = configured(
-        {service.name: service.settings for service in services},
+        {name: load_service(name).settings for name in SERVICES},
         storing=() if url else [schema.name for schema in wanted],
     )
     if settings.database_url is None:

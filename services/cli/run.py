@@ -8,18 +8,18 @@ import click
 
 from shared.process.command import Service, options
 from shared.process.command import run as run_service
-from shared.settings import METRICS_PORTS
+from shared.registry import SERVICES
 
 
-def service_named(name: str) -> Service:
-    """The service, imported only now."""
-    service = import_module(f"services.{name}.app").SERVICE
+def load_service(name: str) -> Service:
+    """Import the service of this name and return it."""
+    service = import_module(f"{SERVICES[name].module}.app").SERVICE
     assert isinstance(service, Service)  # noqa: S101 - every app.py has one
     return service
 
 
 @click.command
-@click.argument("service", type=click.Choice(list(METRICS_PORTS)))
+@click.argument("service", type=click.Choice(list(SERVICES)))
 @options
 def run(service: str, **chosen: Any) -> None:
     """Start one SERVICE and serve until SIGTERM or Ctrl-C.
@@ -34,4 +34,4 @@ def run(service: str, **chosen: Any) -> None:
       ringback run callback --workers 2 --metrics-port 9200
       ringback run callback --no-metrics
     """
-    sys.exit(run_service(service_named(service), **chosen))
+    sys.exit(run_service(load_service(service), **chosen))

@@ -21,13 +21,15 @@ from services.cli.broker import connection, shown, work
 from services.cli.demo_postings import show_postings
 from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
-from services.cli.run import service_named
+from services.cli.run import load_service
 from shared.amqp.declare import declare
 from shared.postgres.connection import without_password
+from shared.postgres.migrations import Schema
 from shared.process.child import Child, running
 from shared.process.configuration import configured
 from shared.process.health import STARTING
-from shared.settings import METRICS_PORTS, PREFIX, Settings, connectable_host, load
+from shared.registry import SERVICES
+from shared.settings import PREFIX, Settings, connectable_host, load
 from shared.topology import topology
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def up(*, without_sandbox: bool) -> None:
 
     Exit code 0 after Ctrl-C or SIGTERM, 1 if a service ended by itself; its log is shown then.
     """
-    services = {name: service_named(name) for name in METRICS_PORTS}
+    services = {name: load_service(name) for name in SERVICES}
     if without_sandbox:
         del services[SANDBOX]
     settings = configured({name: service.settings for name, service in services.items()})
@@ -146,7 +148,7 @@ async def _serve(
     )
     async with connection(settings) as link:
         await declare(link.connection, topology(settings.queue_type))
-    schemas = [schema for name in names if (schema := service_named(name).schema)]
+    schemas = [Schema.of(SERVICES[name].module) for name in names if SERVICES[name].schema]
     await migrate_all(stack.database_url, schemas, lambda line: click.echo(f"  {line}"))
     environment = _environment(settings, stack, names)
     async with AsyncExitStack() as cleanup:
@@ -179,16 +181,16 @@ def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[s
     chosen = "http_port" in settings.model_fields_set
     environment[HTTP_PORT] = str(settings.http_port if chosen else _free(settings.http_port))
     if SANDBOX in names:
-        sandbox = load(service_named(SANDBOX).settings, SANDBOX)
+        sandbox = load(load_service(SANDBOX).settings, SANDBOX)
         for name in ("port", "smtp_port"):
             port = sandbox.model_dump()[name]
             chosen = name in sandbox.model_fields_set
             variable = f"{PREFIX}SANDBOX_{name.upper()}"
             environment[variable] = str(port if chosen else _free(port))
-        callback = load(service_named("callback").settings, "callback")
+        callback = load(load_service("callback").settings, "callback")
         if "allowed_networks" not in callback.model_fields_set:
             environment[f"{PREFIX}CALLBACK_ALLOWED_NETWORKS"] = "127.0.0.0/8"
-        gateway = load(service_named("gateway").settings, "gateway")
+        gateway = load(load_service("gateway").settings, "gateway")
         if "example_url" not in gateway.model_fields_set:
             environment[EXAMPLE_URL] = f"http://127.0.0.1:{environment[SANDBOX_PORT]}/hooks/mine"
         environment |= _outside(settings, sandbox, environment)
@@ -212,7 +214,7 @@ def _outside(
         for name, value in outside.items()
         if name not in settings.model_fields_set
     }
-    mailings = load(service_named("mailings").settings, "mailings")
+    mailings = load(load_service("mailings").settings, "mailings")
     if "unsubscribe_url" not in mailings.model_fields_set:
         where = f"http://{played}/hooks/unsubscribe?user_id={{user_id}}&kind={{kind}}"
         given[f"{PREFIX}MAILINGS_UNSUBSCRIBE_URL"] = where
@@ -234,7 +236,7 @@ async def _service(
 
     log = CHECKOUT / ".ringback" / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    port = _free(METRICS_PORTS[name])
+    port = _free(SERVICES[name].metrics_port)
     ready = asyncio.Event()
 
     def changed(child: Child) -> None:

@@ -22,6 +22,7 @@ from shared.clock import SystemClock
 from shared.contracts.messages import SEND_EMAIL, SEND_SMS, Channel, SendEmail, SendSms
 from shared.process.command import Service
 from shared.process.run import Drain, Process
+from shared.registry import SERVICES
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import Lanes
 from shared.settings import load
@@ -146,4 +147,4 @@ def _identity(order: SendEmail | SendSms) -> str | None:
     return order.id
 
 
-SERVICE = Service("services.delivery", DeliverySettings, start)
+SERVICE = Service(SERVICES["delivery"], DeliverySettings, start)

@@ -26,6 +26,7 @@ from shared.http.openapi import document
 from shared.process.command import Service
 from shared.process.metrics import add_routes
 from shared.process.run import CLOSE_RESERVE, Process
+from shared.registry import SERVICES
 from shared.security.tickets import Tickets, public_keys
 from shared.settings import Settings, load
 from shared.topology import EVENTS, MAILINGS_REQUESTS, SCHEDULER_REQUESTS, topology
@@ -114,4 +115,4 @@ def _one_of_many() -> bool:
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
-SERVICE = Service("services.gateway", GatewaySettings, start)
+SERVICE = Service(SERVICES["gateway"], GatewaySettings, start)

@@ -18,6 +18,7 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.registry import SERVICES
 from shared.settings import load
 from shared.topology import CALLBACKS, EVENTS, POSTINGS, SCHEDULES, USER_EVENTS, topology
 
@@ -70,4 +71,4 @@ async def start(process: Process) -> None:
     process.on_drain(outbox.drain)
 
 
-SERVICE = Service("services.ingestion", IngestionSettings, start, schema=SCHEMA)
+SERVICE = Service(SERVICES["ingestion"], IngestionSettings, start)

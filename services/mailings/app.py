@@ -34,6 +34,7 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.registry import SERVICES
 from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
@@ -135,4 +136,4 @@ async def start(process: Process) -> None:
         process.on_drain(drain)
 
 
-SERVICE = Service("services.mailings", MailingsSettings, start, schema=SCHEMA)
+SERVICE = Service(SERVICES["mailings"], MailingsSettings, start)

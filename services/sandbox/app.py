@@ -22,6 +22,7 @@ from services.sandbox.users import Directory
 from services.sandbox.webhooks import WebhookReceiver
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.registry import SERVICES
 from shared.settings import load
 
 logger = logging.getLogger(__name__)
@@ -106,4 +107,4 @@ async def _healthz(_request: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
-SERVICE = Service("services.sandbox", Settings, start, scales=False)
+SERVICE = Service(SERVICES["sandbox"], Settings, start)

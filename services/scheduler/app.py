@@ -32,6 +32,7 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import Tickets
 from shared.settings import load
@@ -156,4 +157,4 @@ async def start(process: Process) -> None:
         process.on_drain(drain)
 
 
-SERVICE = Service("services.scheduler", SchedulerSettings, start, schema=SCHEMA)
+SERVICE = Service(SERVICES["scheduler"], SchedulerSettings, start)

@@ -10,35 +10,32 @@ from typing import Any, Final
 import click
 from pydantic_settings import BaseSettings
 
-from shared.postgres.migrations import Schema
 from shared.process.child import Start, reporting
 from shared.process.configuration import configured
 from shared.process.run import Parts, serve
 from shared.process.workers import Workers
-from shared.settings import METRICS_PORTS
+from shared.registry import SERVICES, ServiceSpec
 
-_DEFAULT_PORTS: Final = ", ".join(f"{port} for {name}" for name, port in METRICS_PORTS.items())
+_DEFAULT_PORTS: Final = ", ".join(
+    f"{spec.metrics_port} for {name}" for name, spec in SERVICES.items()
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is needed to run a service.
+    """A service that can be run: its entry in the registry, its settings, and its composition root.
 
-    package: where `python -m` finds it. settings: those of its own. start: puts it together.
-    scales: whether several processes of it can work side by side. schema: what it owns in the
-    database; without one it needs no database.
+    start: constructs its parts and runs them in the given process.
     """
 
-    package: str
+    spec: ServiceSpec
     settings: type[BaseSettings]
     start: Start
-    scales: bool = True
-    schema: Schema | None = None
 
     @property
     def name(self) -> str:
-        """As in `ringback run NAME` and in the configuration."""
-        return self.package.rpartition(".")[2]
+        """Return the name in `ringback run NAME`."""
+        return self.spec.name
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +75,7 @@ def alone(service: Service) -> click.Command:
         help=f"Run the service {service.name} until SIGTERM or Ctrl-C.\n\n"
         "--consumer alone does only the work, --metrics alone serves only metrics; with neither,"
         " both.\n\n"
-        f"\b\nExample:\n  python -m {service.package} --consumer --metrics --workers 2",
+        f"\b\nExample:\n  python -m {service.spec.module} --consumer --metrics --workers 2",
     )(run_alone)
 
 
@@ -100,16 +97,16 @@ def run(  # noqa: PLR0913 - the options of the command
     parts = chosen_parts(consumer=consumer, metrics=metrics, metrics_port=metrics_port)
     if workers > 1 and not parts.consumer:
         raise click.UsageError("--workers is for the consumer, which is off.")
-    if workers > 1 and not service.scales:
+    if workers > 1 and not service.spec.scales:
         raise click.UsageError(f"{service.name} keeps its state in memory: it runs in one process.")
     settings = configured(
-        {service.name: service.settings}, storing=[service.name] if service.schema else []
+        {service.name: service.settings}, storing=[service.name] if service.spec.schema else []
     )
     start = service.start if parent is None else reporting(service.start, parent)
     if workers == 1:
         return serve(service.name, start, settings, parts)
     with TemporaryDirectory(prefix="ringback-metrics-") as directory:
-        argv = [sys.executable, "-m", service.package, "--consumer"]
+        argv = [sys.executable, "-m", service.spec.module, "--consumer"]
         team = Workers(argv, workers, Path(directory))
         start = team.start if parent is None else reporting(team.start, parent)
         return serve(service.name, start, settings, parts, registry=team.registry)

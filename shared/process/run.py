@@ -16,7 +16,8 @@ from shared.errors import RingbackError
 from shared.process import logs
 from shared.process.health import Health
 from shared.process.metrics import serving
-from shared.settings import METRICS_PORTS, Settings
+from shared.registry import SERVICES
+from shared.settings import Settings
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 with suppress(ImportError):  # the extra `fast` may not be installed
@@ -134,7 +135,7 @@ def _port(process: Process, parts: Parts) -> int:
     for port in (parts.metrics_port, process.settings.metrics_port):
         if port is not None:
             return port
-    return METRICS_PORTS[process.name]
+    return SERVICES[process.name].metrics_port
 
 
 def serve(

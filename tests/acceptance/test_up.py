@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from deploy.local.install import Installation
+from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import Tickets
-from shared.settings import METRICS_PORTS
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
 
@@ -124,7 +124,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
     async with up() as it:
         said = await it.until(EVERYTHING_RUNS)
 
-        for service in ("RabbitMQ", "PostgreSQL", *METRICS_PORTS):
+        for service in ("RabbitMQ", "PostgreSQL", *SERVICES):
             assert re.search(rf"{service} +ready", said)
         good = "delivered, the receiver answered 200, verified: x-signature and webhook-signature"
         assert f"1  try 1: {good}" in said

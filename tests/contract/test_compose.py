@@ -14,8 +14,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pydantic_settings import BaseSettings
 
-from services.cli.run import service_named
-from shared.settings import METRICS_PORTS, PREFIX, Settings, load_shared
+from services.cli.run import load_service
+from shared.registry import BROKER, DATABASE, SERVICES
+from shared.settings import PREFIX, Settings, load_shared
 
 CHECKOUT = Path(__file__).parents[2]
 DOCKERFILE = (CHECKOUT / "deploy/docker/Dockerfile").read_text()
@@ -32,7 +33,9 @@ CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: container for name, container in CONTAINERS.items() if "build" in container}
 THEIRS = {name: container for name, container in CONTAINERS.items() if name not in OURS}
 ONE_SHOT = {name for name, container in OURS.items() if container["restart"] == "no"}
-SERVICES = {name: OURS[name] for name in OURS if name not in ONE_SHOT}
+RUNNING = {name: OURS[name] for name in OURS if name not in ONE_SHOT}
+# What a container waits for, by the dependency in the registry.
+PROVIDERS = {BROKER: {"rabbitmq"}, DATABASE: {"postgres", "migrate"}}
 
 
 def instructions(keyword: str) -> list[str]:
@@ -55,7 +58,7 @@ def environment(name: str) -> dict[str, str]:
 
 
 def models(name: str) -> dict[str, type[BaseSettings]]:
-    return {name: service_named(name).settings} if name in SERVICES else {}
+    return {name: load_service(name).settings} if name in RUNNING else {}
 
 
 def variables(model: type[BaseSettings]) -> set[str]:
@@ -64,8 +67,8 @@ def variables(model: type[BaseSettings]) -> set[str]:
 
 
 def test_every_service_of_ringback_is_there() -> None:
-    assert set(SERVICES) == set(METRICS_PORTS)
-    assert all(SERVICES[name]["command"] == ["run", name] for name in SERVICES)
+    assert set(RUNNING) == set(SERVICES)
+    assert all(RUNNING[name]["command"] == ["run", name] for name in RUNNING)
 
 
 def test_broker_and_database_are_pinned_to_a_release() -> None:
@@ -100,7 +103,7 @@ def test_a_container_has_no_rights_it_does_not_need(name: str) -> None:
 def test_settings_exist_and_their_values_are_right(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {variable for service in SERVICES for variable in variables(models(service)[service])}
+    known = {variable for service in RUNNING for variable in variables(models(service)[service])}
     assert set(environment(name)) <= known | variables(Settings)
     for key, value in environment(name).items():
         monkeypatch.setenv(key, value)
@@ -113,16 +116,16 @@ def test_what_serves_has_a_healthcheck_and_comes_back(name: str) -> None:
     assert CONTAINERS[name]["restart"] == "unless-stopped"
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", RUNNING)
 def test_health_is_asked_where_the_service_answers(name: str) -> None:
-    _, command, port, path = SERVICES[name]["healthcheck"]["test"]
+    _, command, port, path = RUNNING[name]["healthcheck"]["test"]
     assert command == "healthcheck"
     if path == "/readyz":
-        assert int(port) == METRICS_PORTS[name]
+        assert int(port) == SERVICES[name].metrics_port
     else:
         assert (int(port), path) == (models(name)[name].model_fields["port"].default, "/healthz")
     # Not only Docker asks there: a person does too.
-    assert port in {published.rpartition(":")[2] for published in SERVICES[name]["ports"]}
+    assert port in {published.rpartition(":")[2] for published in RUNNING[name]["ports"]}
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -135,12 +138,10 @@ def test_whom_a_container_waits_for_can_be_healthy_or_come_to_its_end(name: str)
             assert "healthcheck" in CONTAINERS[other]
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_who_keeps_data_starts_when_the_database_is_up_to_date(name: str) -> None:
-    waits_for = CONTAINERS[name].get("depends_on", {})
-    assert ("migrate" in waits_for) == (service_named(name).schema is not None)
-    if "migrate" in waits_for:
-        assert "postgres" in waits_for
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_container_waits_for_the_dependencies_of_its_service(name: str) -> None:
+    providers = [PROVIDERS.get(each, {each}) for each in SERVICES[name].dependencies]
+    assert set(CONTAINERS[name].get("depends_on", {})) == set().union(*providers)
 
 
 def test_migrate_waits_for_the_database() -> None:

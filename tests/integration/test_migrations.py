@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from shared.postgres.migrations import (
     ordered,
 )
 from shared.postgres.queries import queries
-from shared.settings import METRICS_PORTS
+from shared.registry import SERVICES
 from tests.fakes.service import running
 from tests.fakes.shop import app as shop
 
@@ -50,8 +49,7 @@ def url(database_url: str) -> Iterator[str]:
 @pytest.fixture
 def shop_among_the_services(monkeypatch: pytest.MonkeyPatch, url: str) -> str:
     """Make the commands find the shop as they find every service; its database's URL."""
-    monkeypatch.setitem(METRICS_PORTS, "shop", 9199)
-    monkeypatch.setitem(sys.modules, "services.shop.app", shop)
+    monkeypatch.setitem(SERVICES, "shop", shop.SPEC)
     monkeypatch.setenv("RINGBACK_DATABASE_URL", url)
     return url
 
@@ -68,7 +66,7 @@ def test_a_schema_is_made_and_made_only_once(url: str) -> None:
     for _ in range(2):
         asyncio.run(migrate(url, shop.SCHEMA))
 
-    assert fetch(url, queries(shop.PACKAGE)["orders"]) == [(1,)]
+    assert fetch(url, queries(shop.SPEC.module)["orders"]) == [(1,)]
     applied = fetch(url, "SELECT number, name FROM shop.migrations ORDER BY number")
     assert applied == [(1, "orders"), (2, "prices")]
 

@@ -7,9 +7,10 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
+from shared.registry import DATABASE, ServiceSpec
 
-PACKAGE = "tests.fakes.shop"
-SCHEMA = Schema.of(PACKAGE)
+SPEC = ServiceSpec("tests.fakes.shop", 9199, (DATABASE,))
+SCHEMA = Schema.of(SPEC.module)
 
 
 class ShopSettings(BaseSettings):
@@ -26,4 +27,4 @@ async def start(process: Process) -> None:
     process.run(database.run())
 
 
-SERVICE = Service(PACKAGE, ShopSettings, start, schema=SCHEMA)
+SERVICE = Service(SPEC, ShopSettings, start)
