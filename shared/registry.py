@@ -1,7 +1,17 @@
-"""The services of Ringback: where each one lives, its port and what it depends on. Pure data."""
+"""The registry of services and of channels. Pure data.
 
+A service is declared here once: its module, its port and what it depends on. So is a channel (a way
+to send a message); its renderer is in services/mailings, its sender is in services/delivery.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Any, Final
+
+from pydantic import GetPydanticSchema
+from pydantic_core import core_schema
+
+from shared.contracts.messages import RenderedMessage, SendEmail, SendSms, phone_digits
 
 BROKER: Final = "broker"
 DATABASE: Final = "database"
@@ -45,3 +55,56 @@ SERVICES: Final[dict[str, ServiceSpec]] = {
         ServiceSpec("services.sandbox", 9109, scales=False),
     )
 }
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A way to send a message to a recipient.
+
+    name: the name in `delivery_type`, in facts and in metrics.
+    contract: the message that delivery consumes. Its class name is the AMQP type.
+    address: the field of the contract that holds the recipient's address.
+    user_address: the field of a user that holds it.
+    address_label: the address in the reason why a user is skipped ("no phone").
+    normalize: turns the user's value into the form that the contract requires.
+    """
+
+    name: str
+    contract: type[RenderedMessage]
+    address: str
+    user_address: str
+    address_label: str
+    normalize: Callable[[Any], Any] = _unchanged
+
+    @property
+    def type(self) -> str:
+        """Return the AMQP message type."""
+        return self.contract.__name__
+
+    @property
+    def queue(self) -> str:
+        """Return the work queue that delivery consumes."""
+        return f"messages.{self.name}"
+
+    @property
+    def opt_in(self) -> str:
+        """Return the field of a user that must be true before the channel is used."""
+        return f"{self.name}_notifications"
+
+
+CHANNELS: Final[Mapping[str, Channel]] = {
+    channel.name: channel
+    for channel in (
+        Channel("email", SendEmail, "to", "email", "e-mail address"),
+        Channel("sms", SendSms, "phone", "phone", "phone", phone_digits),
+    )
+}
+
+# One of the names in CHANNELS. The JSON Schema is an enum.
+ChannelName = Annotated[
+    str, GetPydanticSchema(lambda _source, _handler: core_schema.literal_schema([*CHANNELS]))
+]

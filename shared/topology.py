@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from shared.registry import CHANNELS
+
 CALLBACKS: Final = "callbacks"
 OUTCOMES: Final = "outcomes"
 SCHEDULES: Final = "schedules"  # the exchange and its work queue
@@ -20,8 +22,6 @@ SCHEDULER_REQUESTS: Final = "scheduler.requests"
 EVENTS: Final = "events"  # this and the next two: the exchange and its work queue
 POSTINGS: Final = "postings"
 USER_EVENTS: Final = "user_events"
-MESSAGES_EMAIL: Final = "messages.email"
-MESSAGES_SMS: Final = "messages.sms"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 
@@ -130,8 +130,7 @@ WORK_QUEUES: Final = (
     WorkQueue(EVENTS, ((EVENTS, "#"),)),
     WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
     WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
-    WorkQueue(MESSAGES_EMAIL),
-    WorkQueue(MESSAGES_SMS),
+    *(WorkQueue(channel.queue) for channel in CHANNELS.values()),
     WorkQueue(
         MAILINGS_OUTCOMES,
         tuple((OUTCOMES, f"message.{what}") for what in ("sent", "failed", "expired")),

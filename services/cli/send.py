@@ -21,7 +21,7 @@ from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
-from shared.contracts.messages import SEND_EMAIL, SEND_SMS, SendEmail, SendSms
+from shared.contracts.messages import RenderedMessage
 from shared.contracts.postings import POSTING, Posting
 from shared.contracts.schedules import (
     CANCEL_CALLBACK,
@@ -32,13 +32,12 @@ from shared.contracts.schedules import (
     ScheduleCallback,
     callback_id_of_message,
 )
+from shared.registry import CHANNELS
 from shared.settings import Settings
 from shared.topology import (
     CALLBACKS,
     CANCEL,
     EVENTS,
-    MESSAGES_EMAIL,
-    MESSAGES_SMS,
     POSTING_KEY,
     POSTINGS,
     RESCHEDULE,
@@ -67,7 +66,7 @@ class Sendable:
     identity: Callable[[Any, str], str] = lambda _, message_id: message_id
 
 
-def _own_id(order: SendCallback | SendEmail | SendSms, message_id: str) -> str:
+def _own_id(order: SendCallback | RenderedMessage, message_id: str) -> str:
     return order.id or message_id
 
 
@@ -83,8 +82,10 @@ TYPES: Final = {
     RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
     EVENT: Sendable(Event, None, EVENTS, lambda event, message_id: event.event_id or message_id),
     POSTING: Sendable(Posting, POSTING_KEY, POSTINGS),
-    SEND_EMAIL: Sendable(SendEmail, MESSAGES_EMAIL, identity=_own_id),
-    SEND_SMS: Sendable(SendSms, MESSAGES_SMS, identity=_own_id),
+    **{
+        channel.type: Sendable(channel.contract, channel.queue, identity=_own_id)
+        for channel in CHANNELS.values()
+    },
 }
 
 
@@ -99,15 +100,12 @@ class Document:
     routing_key: str
 
 
-@click.command
+@click.command(epilog=f"Types: {', '.join(TYPES)}.")
 @click.argument("type_", metavar="TYPE", type=click.Choice(list(TYPES)))
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each message.")
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     """Publish the message in FILE, or many as JSON lines; without FILE from standard input.
-
-    TYPE is SendCallback, ScheduleCallback, CancelCallback, RescheduleCallback, Event, Posting,
-    SendEmail or SendSms.
 
     Everything is checked first: if one message is wrong, each wrong field of each line is named and
     nothing is sent. A message's id is printed once the broker has confirmed it. After an

@@ -12,9 +12,10 @@ from services.mailings.rendering.loader import (
     InvalidTemplateError,
     Template,
     TemplateLoader,
+    channel_of,
 )
-from shared.contracts.messages import Channel
 from shared.process.configuration import configured
+from shared.registry import CHANNELS
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 PRODUCT: Final = "Ringback"
@@ -38,7 +39,7 @@ def list_(*, as_json: bool) -> None:
     rows = []
     for name in library.names():
         try:
-            rows.append(_row(library.get(name, _way(name)), library))
+            rows.append(_row(library.get(name, channel_of(name)), library))
         except InvalidTemplateError as error:
             click.echo(f"wrong: {error}", err=True)
     if as_json:
@@ -73,9 +74,9 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
     checked = names or tuple(library.names())
     for name in checked:
         try:
-            found = library.get(name, _way(name))
+            found = library.get(name, channel_of(name))
             if name in samples and not found.own:
-                edition = BoundTemplate(found, _way(name), samples[name], PRODUCT)
+                edition = BoundTemplate(found, channel_of(name), samples[name], PRODUCT)
                 edition.render(samples["user"], unsubscribe_url=UNSUBSCRIBE_URL)
         except (InvalidTemplateError, RenderingError) as error:
             faults.append(str(error))
@@ -99,7 +100,7 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
 )
 @click.option("--user", type=click.File("rb"), help="A user as JSON. Default: a sample.")
 @click.option(
-    "--channel", type=click.Choice(["email", "sms"]), help="Default: the template's folder says it."
+    "--channel", type=click.Choice([*CHANNELS]), help="Default: the template's folder says it."
 )
 @click.option("--out", type=FILE, help="The file to write. Default: here, NAME.html or NAME.txt.")
 def preview(
@@ -107,7 +108,7 @@ def preview(
     *,
     context: IO[bytes] | None,
     user: IO[bytes] | None,
-    channel: Channel | None,
+    channel: str | None,
     out: Path | None,
 ) -> None:
     """Render a template into a file: HTML for e-mail, text for SMS.
@@ -118,14 +119,14 @@ def preview(
       ringback template preview email/offer.md --context offer.json --user ann.json --out offer.html
     """
     samples = _samples()
-    channel = channel or _way(name)
+    channel = channel or channel_of(name)
     given = samples.get(name, {}) if context is None else _object(context, "--context")
     receiver = samples["user"] if user is None else _object(user, "--user")
-    unsubscribe_url = UNSUBSCRIBE_URL if channel == "email" else None
+    has_link = "unsubscribe_url" in CHANNELS[channel].contract.model_fields
     try:
         found = TemplateLoader(configured().templates_dir).get(name, channel)
         edition = BoundTemplate(found, channel, given, PRODUCT)
-        rendered = edition.render(receiver, unsubscribe_url=unsubscribe_url)
+        rendered = edition.render(receiver, unsubscribe_url=UNSUBSCRIBE_URL if has_link else None)
     except (InvalidTemplateError, RenderingError) as error:
         raise click.ClickException(str(error)) from None
     content = rendered.html or rendered.text + "\n"
@@ -137,10 +138,6 @@ def preview(
     if rendered.subject:
         click.echo(f"Subject: {rendered.subject}")
     click.echo(f"Written to {file.resolve()}")
-
-
-def _way(name: str) -> Channel:
-    return "sms" if name.startswith("sms/") else "email"
 
 
 def _samples() -> dict[str, Any]:

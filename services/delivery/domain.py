@@ -1,4 +1,4 @@
-"""What an answer to a message means, and until when it is tried: pure functions, no IO."""
+"""What a provider's response means and how long a message is retried: pure functions, no IO."""
 
 import re
 from collections.abc import Callable
@@ -6,60 +6,60 @@ from typing import Final
 
 from pydantic_core import from_json
 
-from shared.contracts.messages import SendEmail, SendSms
+from shared.contracts.messages import RenderedMessage
 from shared.errors import ExpiredError, PermanentError, TransientError
 from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
 from shared.resilience.retry import RetryPolicy
 
-# SMTP, to any command: 421, and what says that one must log in or use TLS first (RFC 4954, 3207),
-# is about the connection, whatever mail was meant.
-CLOSING: Final = 421
-_ABOUT_THE_CONNECTION: Final = frozenset({CLOSING, 530, 534, 535, 538})
-_ENHANCED: Final = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
-# HTTP, from the SMS gateway: about this message; about our key.
-_REFUSED_FOR_GOOD: Final = frozenset({400, 422})
-_NOT_LET_IN: Final = frozenset({401, 403})
+# SMTP codes that concern the connection and not the mail: 421 (server closes), and codes that
+# require authentication or TLS (RFC 4954, 3207).
+SERVER_CLOSES: Final = 421
+_CONNECTION_CODES: Final = frozenset({SERVER_CLOSES, 530, 534, 535, 538})
+_ENHANCED_CODE: Final = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
+_SMTP_TEMPORARY: Final = range(400, 500)
+_SMTP_PERMANENT: Final = range(500, 600)
+# HTTP statuses of the SMS gateway that concern this message, and those that concern our key.
+_MESSAGE_INVALID: Final = frozenset({400, 422})
+_KEY_REFUSED: Final = frozenset({401, 403})
 _SERVER_ERROR: Final = 500
-_TEMPORARY: Final = range(400, 500)
-_PERMANENT: Final = range(500, 600)
 _OK: Final = 200
 
 
 class ProviderError(TransientError):
-    """The mail server or the gateway is unwell: counts against its breaker, whatever the message.
+    """The mail server or the gateway does not work; counts against its circuit breaker.
 
-    A TransientError that is none is about this message, from a server that is well.
+    Any other TransientError concerns the message, and the provider works.
     """
 
 
-def refused(code: int, text: str, step: str) -> TransientError | PermanentError:
-    """What an SMTP answer other than yes to MAIL, RCPT or DATA means.
+def smtp_error(code: int, text: str, step: str) -> TransientError | PermanentError:
+    """Return the error for a negative SMTP response to MAIL, RCPT or DATA.
 
-    Only its numbers are told: servers quote the address, or more, in the text.
+    Its text contains only numbers, because servers quote the address in theirs.
     """
-    enhanced = _ENHANCED.match(text)
+    enhanced = _ENHANCED_CODE.match(text)
     numbers = f"{code} {enhanced[0]}" if enhanced else str(code)
-    reason = f"the mail server answered {numbers} to {step}"
-    if code in _ABOUT_THE_CONNECTION or code not in (*_TEMPORARY, *_PERMANENT):
+    reason = f"the mail server responded {numbers} to {step}"
+    if code in _CONNECTION_CODES or code not in (*_SMTP_TEMPORARY, *_SMTP_PERMANENT):
         return ProviderError(reason)
-    return PermanentError(reason) if code in _PERMANENT else TransientError(reason)
+    return PermanentError(reason) if code in _SMTP_PERMANENT else TransientError(reason)
 
 
-def judge(status: int, retry_after: str | None, body: bytes, *, now: float) -> None:
-    """What the SMS gateway's answer means: nothing to say when it is sent.
+def check_sms_response(status: int, retry_after: str | None, body: bytes, *, now: float) -> None:
+    """Return if the SMS gateway accepted the message: 200 and a JSON object whose `code` is 0.
 
-    That is 200 with a JSON object whose `code` is 0; of anything else only numbers are told.
+    The errors contain only numbers of the response.
 
     Raises:
-        PermanentError: 400 or 422, this message is not valid.
-        ProviderError: nonsense, overload, an error of its own, or it does not know us.
+        PermanentError: 400 or 422, the message is not valid.
+        ProviderError: not a valid response, overload, a server error, or our key is refused.
         TransientError: any other refusal.
     """
-    reason = f"the SMS gateway answered {status}"
-    if status in _REFUSED_FOR_GOOD:
+    reason = f"the SMS gateway responded {status}"
+    if status in _MESSAGE_INVALID:
         raise PermanentError(reason)
-    if status in _NOT_LET_IN:
-        raise ProviderError(f"{reason}: it does not take our key")
+    if status in _KEY_REFUSED:
+        raise ProviderError(f"{reason}: it refuses RINGBACK_SMS_KEY")
     if status in RETRY_AFTER_STATUSES:
         raise ProviderError(reason, retry_after=parse_retry_after(retry_after, now=now))
     if status >= _SERVER_ERROR:
@@ -67,31 +67,31 @@ def judge(status: int, retry_after: str | None, body: bytes, *, now: float) -> N
     if status != _OK:
         raise TransientError(reason)
     try:
-        answer = from_json(body)
+        response = from_json(body)
     except ValueError:
-        raise ProviderError(f"{reason}, but no JSON") from None
-    code = answer.get("code") if isinstance(answer, dict) else None
+        raise ProviderError(f"{reason}, but not with JSON") from None
+    code = response.get("code") if isinstance(response, dict) else None
     if type(code) is not int:
-        raise ProviderError(f"{reason}, but JSON without a code")
+        raise ProviderError(f"{reason}, but with JSON without a code")
     if code:
         raise TransientError(f"{reason}, but refused with code {str(code)[:20]}")
 
 
-def retry_policy(order: SendEmail | SendSms, *, give_up_after: float) -> RetryPolicy:
-    """How this message is retried: up all tiers for as long, or until it expires."""
-    return RetryPolicy(give_up_after=give_up_after, expires_at=_end(order))
+def retry_policy(command: RenderedMessage, *, give_up_after: float) -> RetryPolicy:
+    """Return how the message is retried: through all tiers, until it expires or time runs out."""
+    return RetryPolicy(give_up_after=give_up_after, expires_at=_expiry(command))
 
 
-def in_time(order: SendEmail | SendSms, now: Callable[[], float]) -> None:
-    """Let pass what may still be handed over.
+def check_expiry(command: RenderedMessage, now: Callable[[], float]) -> None:
+    """Return if the message may still be sent.
 
     Raises:
-        ExpiredError: `expires_at` has come.
+        ExpiredError: `expires_at` has passed.
     """
-    end = _end(order)
-    if end is not None and now() >= end:
-        raise ExpiredError(f"expired at {order.expires_at}")
+    expiry = _expiry(command)
+    if expiry is not None and now() >= expiry:
+        raise ExpiredError(f"expired at {command.expires_at}")
 
 
-def _end(order: SendEmail | SendSms) -> float | None:
-    return order.expires_at.timestamp() if order.expires_at else None
+def _expiry(command: RenderedMessage) -> float | None:
+    return command.expires_at.timestamp() if command.expires_at else None

@@ -1,6 +1,6 @@
-"""From a message to its hand-over and back: says in what order things are checked, and what came.
+"""Sends a message through its channel and reports the outcome.
 
-What is the same for both ways stands here; `MessageSender` is given what differs.
+All channels share this code. A `ChannelSender` contains what differs.
 """
 
 import asyncio
@@ -23,105 +23,114 @@ from shared.contracts.message_facts import (
     MessageFailed,
     MessageSent,
 )
-from shared.contracts.messages import Channel, SendEmail, SendSms
+from shared.contracts.messages import RenderedMessage
 from shared.errors import DeferredError, ExpiredError, PermanentError, TransientError
 from shared.resilience.lanes import Lane, Lanes
 
 logger = logging.getLogger(__name__)
 
-M = TypeVar("M", SendEmail, SendSms)
+M = TypeVar("M", bound=RenderedMessage)
 
-# Ids remembered of messages that were handed over: what a crashed publisher or a lost connection
-# brings again comes within as many. Some 30 MB for each way.
-MOST_RECENT: Final = 100_000
-# Seconds that a message waits here for a place in the lane before it goes to a tier. A way has one
-# target, so nobody else wants its slot, and a backlog must not circle through the tiers; far below
-# the broker's 30 minutes for a delivery.
-LONGEST_WAIT: Final = 30.0
-# Seconds between two looks for a place.
-LOOK_EVERY: Final = 1.0
-# Seconds that a second copy is put off while the first is on its way.
-COPY_PAUSE: Final = 1.0
+# Ids of sent messages that are remembered. A crashed publisher or a lost connection repeats
+# messages within this number. They take about 30 MB for each channel.
+MAX_REMEMBERED: Final = 100_000
+# Seconds that a message waits here for a place in the lane before it goes to a tier. The messages
+# of a channel have one target, so they block no other target, and a backlog must not circle through
+# the tiers. The limit is far below the broker's acknowledgement timeout of 30 minutes.
+LANE_TIMEOUT: Final = 30.0
+# Seconds between two attempts to enter the lane.
+LANE_INTERVAL: Final = 1.0
+# Seconds that a duplicate is deferred while the first copy is in flight.
+DUPLICATE_DELAY: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """It was taken, in `duration` seconds, by the try of that name; `again`: some time before."""
+    """The provider accepted the message after `duration` seconds, in attempt `attempt_id`.
+
+    repeated: an earlier delivery of the same message was sent, this one was not.
+    """
 
     attempt_id: str
     duration: float
-    again: bool = False
+    repeated: bool = False
 
 
-SendMessage = Callable[[str, M, Callable[[], None]], Awaitable[None]]
+@dataclass(frozen=True, slots=True)
+class ChannelSender(Generic[M]):
+    """How the messages of one channel are sent.
+
+    target: the provider's origin; it names the lane and the circuit breaker.
+    concurrency: the largest number of attempts in flight.
+    send: sends one message, given its id. It must call `check` right before the content goes out;
+        `check` raises ExpiredError.
+    """
+
+    target: str
+    concurrency: int
+    send: Callable[[str, M, Callable[[], None]], Awaitable[None]]
 
 
 class MessageSender(Generic[M]):
-    """Hands the messages of one way over; shared by all of a worker's messages.
-
-    hand_over: id, message, and what to call right before it goes out. target: where it goes, for
-    the lane.
-    """
+    """Handles the messages of one channel; each worker has one."""
 
     def __init__(
         self,
-        hand_over: SendMessage[M],
+        sender: ChannelSender[M],
         lanes: Lanes,
-        target: str,
         clock: Clock,
         *,
-        most_recent: int = MOST_RECENT,
+        max_remembered: int = MAX_REMEMBERED,
     ) -> None:
-        self._hand_over: SendMessage[M] = hand_over
+        self._sender = sender
         self._lanes = lanes
-        self._target = target
         self._clock = clock
-        self._most_recent = most_recent
-        self._recent: OrderedDict[str, Sent] = OrderedDict()
-        self._on_the_way: set[str] = set()
+        self._max_remembered = max_remembered
+        self._sent: OrderedDict[str, Sent] = OrderedDict()
+        self._in_flight: set[str] = set()
 
-    async def handle(self, message: Message, order: M) -> Sent:
-        """Hand it over, unless that was done before.
+    async def handle(self, message: Message, command: M) -> Sent:
+        """Send the message, unless it was sent before.
 
         Raises:
-            ExpiredError: it is too late.
-            PermanentError: refused for good.
-            TransientError: not taken; a later try may be.
-            DeferredError: no place in the lane, or a copy is on its way.
+            ExpiredError: `expires_at` has passed.
+            PermanentError: the provider refused the message for good.
+            TransientError: the attempt failed; a later one may succeed.
+            DeferredError: the lane is full, or a copy of the message is in flight.
         """
-        before = self._recent.get(message.id)
+        before = self._sent.get(message.id)
         if before is not None:
-            return Sent(before.attempt_id, before.duration, again=True)
-        if message.id in self._on_the_way:
-            raise DeferredError("a copy of it is on its way", delay=COPY_PAUSE)
-        self._on_the_way.add(message.id)
+            return Sent(before.attempt_id, before.duration, repeated=True)
+        if message.id in self._in_flight:
+            raise DeferredError("a copy of the message is in flight", delay=DUPLICATE_DELAY)
+        self._in_flight.add(message.id)
         try:
-            lane = self._lanes.lane(self._target)
-            probe = await self._place(lane, message, order)
-            return await self._attempt(lane, message, order, probe=probe)
+            lane = self._lanes.lane(self._sender.target)
+            probe = await self._enter(lane, message, command)
+            return await self._attempt(lane, message, command, probe=probe)
         finally:
-            self._on_the_way.discard(message.id)
+            self._in_flight.discard(message.id)
 
-    async def _place(self, lane: Lane, message: Message, order: M) -> bool:
-        until = self._clock.monotonic() + LONGEST_WAIT
+    async def _enter(self, lane: Lane, message: Message, command: M) -> bool:
+        deadline = self._clock.monotonic() + LANE_TIMEOUT
         while True:
-            domain.in_time(order, self._clock.now)
+            domain.check_expiry(command, self._clock.now)
             try:
                 return await self._lanes.enter(lane, message.deferrals)
             except DeferredError:
-                if self._clock.monotonic() >= until:
+                if self._clock.monotonic() >= deadline:
                     raise
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(LANE_INTERVAL)
 
-    async def _attempt(self, lane: Lane, message: Message, order: M, *, probe: bool) -> Sent:
+    async def _attempt(self, lane: Lane, message: Message, command: M, *, probe: bool) -> Sent:
         alive: bool | None = None
         started = self._clock.monotonic()
 
         def check() -> None:
-            domain.in_time(order, self._clock.now)
+            domain.check_expiry(command, self._clock.now)
 
         try:
-            await self._hand_over(message.id, order, check)
+            await self._sender.send(message.id, command, check)
             alive = True
         except ProviderError:
             alive = False
@@ -129,23 +138,23 @@ class MessageSender(Generic[M]):
         except ExpiredError:
             raise
         except (PermanentError, TransientError):
-            alive = True  # it answered
+            alive = True  # the provider responded
             raise
         finally:
             duration = self._clock.monotonic() - started
             self._lanes.leave(lane, probe=probe, alive=alive, duration=duration)
         sent = Sent(message.attempt_id, duration)
-        self._recent[message.id] = sent
-        if len(self._recent) > self._most_recent:
-            self._recent.popitem(last=False)
+        self._sent[message.id] = sent
+        if len(self._sent) > self._max_remembered:
+            self._sent.popitem(last=False)
         return sent
 
 
 class Reporter:
-    """Says what became of each message of one way: one log line, its counts, its fact."""
+    """Reports the outcome of each message of one channel: a log line, metrics and a fact."""
 
-    def __init__(self, channel: Channel, clock: Clock) -> None:
-        self._way = channel
+    def __init__(self, channel: str, clock: Clock) -> None:
+        self._channel = channel
         self._clock = clock
         self._sent = metrics.MESSAGES.labels(channel, "sent")
         self._attempt_failed = metrics.MESSAGES.labels(channel, "attempt_failed")
@@ -155,57 +164,57 @@ class Reporter:
         self._duration = metrics.DURATION.labels(channel)
 
     def report(
-        self, message: Message, order: SendEmail | SendSms | None, outcome: Outcome[Sent]
+        self, message: Message, command: RenderedMessage | None, outcome: Outcome[Sent]
     ) -> BaseModel | None:
-        """Log, count, and give the fact to publish; a postponed message has none."""
-        posting_id = order.posting_id if order else None
+        """Log and count the outcome, and return the fact to publish; None if it was deferred."""
+        posting_id = command.posting_id if command else None
         context: dict[str, object] = {
             "message_id": message.id,
             "posting_id": posting_id,
-            "user_id": order.user_id if order else None,
-            "channel": self._way,
+            "user_id": command.user_id if command else None,
+            "channel": self._channel,
             "attempt": message.attempt,
             "trace_id": message.trace_id,
         }
-        told: dict[str, Any] = {
+        fact: dict[str, Any] = {
             "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "message_id": message.id,
             "posting_id": posting_id,
-            "channel": self._way,
+            "channel": self._channel,
             "attempt": message.attempt,
         }
         match outcome:
-            case Done(Sent(attempt_id, duration, again)):
-                if again:
-                    # Told again under the same id: the first time may have got lost with the
-                    # connection.
+            case Done(Sent(attempt_id, duration, repeated)):
+                if repeated:
+                    # The fact is published again under the same id: the first one may have been
+                    # lost with the connection.
                     self._repeats.inc()
-                    logger.info("message came again, was sent before", extra=context)
-                    return MessageSent(**told | {"fact_id": attempt_id}, duration=duration)
+                    logger.info("message repeated, already sent", extra=context)
+                    return MessageSent(**fact | {"fact_id": attempt_id}, duration=duration)
                 self._sent.inc()
                 self._duration.observe(duration)
                 context |= {"duration": round(duration, 6)}
                 logger.info("message sent", extra=context)
-                return MessageSent(**told, duration=duration)
+                return MessageSent(**fact, duration=duration)
             case Retried(tier, not_before, error):
                 self._attempt_failed.inc()
                 context |= {"error": str(error), "tier": tier.name}
                 logger.warning("message attempt failed", extra=context)
                 return MessageAttemptFailed(
-                    **told,
+                    **fact,
                     error=str(error),
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
             case Deferred(tier, reason):
                 context |= {"reason": reason, "tier": tier.name}
-                logger.debug("message postponed", extra=context)
+                logger.debug("message deferred", extra=context)
                 return None
             case Dead(reason, ExpiredError()):
                 self._expired.inc()
                 logger.warning("message expired", extra=context | {"reason": reason})
-                return MessageExpired(**told, reason=reason)
+                return MessageExpired(**fact, reason=reason)
             case Dead(reason) | DispatchFailed(reason):
                 self._failed.inc()
                 logger.error("message failed", extra=context | {"reason": reason})
-                return MessageFailed(**told, reason=reason)
+                return MessageFailed(**fact, reason=reason)

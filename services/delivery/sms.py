@@ -1,4 +1,4 @@
-"""The SMS gateway: one request a message, with a token made of the key."""
+"""The SMS gateway: one HTTP request for each message, with a bearer token."""
 
 import asyncio
 import json
@@ -22,54 +22,54 @@ from shared.version import VERSION
 
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "ringback"
-# Seconds a token is valid for, and how long before its end it is not used any more: clocks differ.
-LIFETIME: Final = 300
-MARGIN: Final = 60
-# Bytes of an answer: the longest that says `{"code": 0, …}` is a hundredth of it.
-MAX_ANSWER: Final = 65_536
-# The gateway is the operator's choice, not a caller's.
-_ANYWHERE: Final = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
+# Seconds that a token is valid, and seconds before its end when it is replaced: clocks differ.
+TOKEN_LIFETIME: Final = 300
+TOKEN_MARGIN: Final = 60
+# Bytes of a response: 100 times the longest one that contains `{"code": 0, …}`.
+MAX_RESPONSE: Final = 65_536
+# The operator chooses the gateway, so every address is allowed.
+_ANY_ADDRESS: Final = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
-class Tokens:
-    """Bearer tokens of one key: a JWT is made once and shown until it is near its end."""
+class TokenSource:
+    """Bearer tokens (JWT) for the gateway; each one is reused until shortly before its end."""
 
     def __init__(self, key: str, clock: Clock) -> None:
         with warnings.catch_warnings():
-            # Of a short key, which is the gateway's choice, not ours.
+            # joserfc warns about short keys, but the gateway chooses the key.
             warnings.simplefilter("ignore", SecurityWarning)
             self._key = OctKey.import_key(key)
         self._clock = clock
         self._token = ""
-        self._until = 0.0
+        self._renew_at = 0.0
 
     def token(self) -> str:
-        """A JWT that is valid for another minute at least."""
+        """Return a JWT that is valid for at least another minute."""
         now = self._clock.now()
-        if now >= self._until:
-            claims = {"iss": ISSUER, "iat": int(now), "exp": int(now) + LIFETIME}
+        if now >= self._renew_at:
+            claims = {"iss": ISSUER, "iat": int(now), "exp": int(now) + TOKEN_LIFETIME}
             self._token = jwt.encode({"alg": ALGORITHM, "typ": "JWT"}, claims, self._key)
-            self._until = now + LIFETIME - MARGIN
+            self._renew_at = now + TOKEN_LIFETIME - TOKEN_MARGIN
         return self._token
 
 
-def client(*, timeout: float) -> Client:
-    """The HTTP client for the gateway: it may go anywhere, and waits for the whole answer."""
+def gateway_client(*, timeout: float) -> Client:
+    """Return the HTTP client for the gateway; it reads each response completely."""
     return Client(
-        _ANYWHERE,
+        _ANY_ADDRESS,
         user_agent=f"Ringback/{VERSION}",
         connect_timeout=timeout,
-        max_body=MAX_ANSWER,
-        excerpt=MAX_ANSWER,
+        max_body=MAX_RESPONSE,
+        excerpt=MAX_RESPONSE,
         body_timeout=timeout,
     )
 
 
-class Gateway:
-    """One SMS gateway. `timeout`: seconds for one request, its whole answer included."""
+class SmsGateway:
+    """One SMS gateway. `timeout`: seconds for one request, including the whole response."""
 
     def __init__(
-        self, url: str, client: Client, tokens: Tokens, clock: Clock, *, timeout: float
+        self, url: str, client: Client, tokens: TokenSource, clock: Clock, *, timeout: float
     ) -> None:
         self._url = url
         self._client = client
@@ -79,21 +79,21 @@ class Gateway:
 
     @property
     def origin(self) -> str:
-        """The gateway as its lane and breaker are named: scheme, host and port."""
+        """Return scheme, host and port: the name of the lane and the breaker."""
         return parse_target(self._url).origin
 
-    async def send(self, message_id: str, order: SendSms, check: Callable[[], None]) -> None:
-        """Hand an SMS over; the gateway has taken it when this returns.
+    async def send(self, message_id: str, command: SendSms, check: Callable[[], None]) -> None:
+        """Send an SMS, and return when the gateway has accepted it.
 
-        `check` is called right before, and may raise to keep it back.
+        `check` is called right before the request, and may raise to prevent it.
 
         Raises:
-            PermanentError: the gateway refuses this message for good.
-            ProviderError: it does not answer in time, not as it should, or is overloaded.
-            TransientError: it refuses this message for now.
+            PermanentError: the gateway refused this message for good.
+            ProviderError: timeout, connection failure, overload or an invalid response.
+            TransientError: the gateway refused this message for now.
         """
         target = parse_target(f"{self._url}/v1/send/{quote(message_id, safe='')}")
-        body = {"id": message_id, "phone": order.phone, "text": order.text}
+        body = {"id": message_id, "phone": command.phone, "text": command.text}
         headers = {
             "Content-Type": "application/json",
             "Authorization": f"Bearer {self._tokens.token()}",
@@ -101,13 +101,15 @@ class Gateway:
         check()
         try:
             async with asyncio.timeout(self._timeout):
-                reply = await self._client.send(
+                response = await self._client.send(
                     target, "POST", headers, json.dumps(body).encode(), self._timeout
                 )
         except TimeoutError:
             raise ProviderError(
-                f"no whole answer from {self.origin} in {self._timeout:g} s"
+                f"no complete response from {self.origin} in {self._timeout:g} s"
             ) from None
         except RequestFailedError as error:
             raise ProviderError(str(error)) from None
-        domain.judge(reply.status, reply.retry_after, reply.body, now=self._clock.now())
+        domain.check_sms_response(
+            response.status, response.retry_after, response.body, now=self._clock.now()
+        )

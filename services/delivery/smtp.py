@@ -1,4 +1,4 @@
-"""The mail server: connections that are kept and used again, one mail at a time on each."""
+"""The mail server: a pool of connections, with one mail at a time on each."""
 
 import asyncio
 import ssl
@@ -17,34 +17,34 @@ from aiosmtplib import (
 )
 from yarl import URL
 
-from services.delivery.domain import ProviderError, refused
+from services.delivery.domain import ProviderError, smtp_error
 from shared.errors import PermanentError, TransientError
 
 Tls = Literal["offered", "required", "off"]
 
-# Seconds after which a connection is not used again: firewalls forget those that are idle, and a
-# mail on one would wait for its time-out.
-IDLE_SECONDS: Final = 30.0
-# Seconds to take leave of the server at the end.
-QUIT_SECONDS: Final = 1.0
+# Seconds after which an idle connection is not reused: firewalls drop idle connections silently,
+# and a mail on such a connection would wait for its timeout.
+IDLE_LIFETIME: Final = 30.0
+# Seconds to send QUIT on all connections at shutdown.
+QUIT_TIMEOUT: Final = 1.0
 PORTS: Final = {"smtp": 25, "smtps": 465}
 _START_TLS: Final = {"offered": None, "required": True, "off": False}
 _STEPS: Final[dict[type, str]] = {
     SMTPConnectResponseError: "connecting",
     SMTPHeloError: "EHLO",
-    SMTPAuthenticationError: "the login",
+    SMTPAuthenticationError: "login",
 }
 
 
 class _StaleConnectionError(ProviderError):
-    """Nothing was begun on the connection: another may do."""
+    """The connection failed before the mail was started on it, so another one may work."""
 
 
 class MailServer:
-    """One mail server; how many mails go there at a time is the caller's business.
+    """One mail server. The caller limits the number of mails in flight.
 
-    `timeout`: seconds for one mail, connecting included. `tls`: whether smtp:// uses STARTTLS.
-    Certificates are checked by the system's authorities, or by `trust` in their place.
+    timeout: seconds for one mail, including connecting. tls: whether smtp:// uses STARTTLS.
+    trust: verifies certificates in place of the system's authorities.
     """
 
     def __init__(
@@ -56,49 +56,49 @@ class MailServer:
         self._start_tls = False if self._tls else _START_TLS[tls]
         self._timeout = timeout
         self._trust = trust or ssl.create_default_context()
-        self._idle: list[tuple[SMTP, float]] = []  # the one used last is at the end
-        self._name: str | None = None  # this machine's, once it is known
+        self._idle: list[tuple[SMTP, float]] = []  # the most recently used one is last
+        self._hostname: str | None = None  # of this machine, resolved by the first connection
 
     @property
     def origin(self) -> str:
-        """The server as its lane and breaker are named: no user, no password."""
+        """Return scheme, host and port: the name of the lane and the breaker."""
         return f"{self._url.scheme}://{self._url.host}:{self._port}"
 
     async def send(
         self, sender: str, recipient: str, content: bytes, check: Callable[[], None]
     ) -> None:
-        """Hand a mail over; the server has taken it when this returns.
+        """Send a mail, and return when the server has accepted it.
 
-        `check` is called right before the content goes out, and may raise to keep it back.
+        `check` is called right before the content goes out, and may raise to prevent that.
 
         Raises:
-            PermanentError: the server refuses this mail for good.
-            ProviderError: it is not there, does not answer in time, or not as a mail server does.
-            TransientError: it refuses this mail for now.
+            PermanentError: the server refused this mail for good.
+            ProviderError: timeout, connection failure or a protocol error.
+            TransientError: the server refused this mail for now.
         """
         try:
             async with asyncio.timeout(self._timeout):
-                while smtp := self._kept():
-                    with suppress(_StaleConnectionError):  # the server has closed it meanwhile
+                while smtp := self._reusable():
+                    with suppress(_StaleConnectionError):  # the server has closed it
                         return await self._send_on(smtp, sender, recipient, content, check)
-                smtp = await self._connected()
+                smtp = await self._connect()
                 return await self._send_on(smtp, sender, recipient, content, check)
         except TimeoutError:
             raise ProviderError(
-                f"{self.origin} did not take it within {self._timeout:g} s"
+                f"{self.origin} did not accept the mail within {self._timeout:g} s"
             ) from None
 
     async def close(self) -> None:
-        """Take leave on all connections that are idle."""
+        """Close all idle connections."""
         idle, self._idle = self._idle, []
         with suppress(TimeoutError):
-            async with asyncio.timeout(QUIT_SECONDS):
+            async with asyncio.timeout(QUIT_TIMEOUT):
                 await asyncio.gather(*(smtp.quit() for smtp, _ in idle), return_exceptions=True)
         for smtp, _ in idle:
             smtp.close()
 
-    def _kept(self) -> SMTP | None:
-        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
+    def _reusable(self) -> SMTP | None:
+        oldest = asyncio.get_running_loop().time() - IDLE_LIFETIME
         while self._idle:
             smtp, since = self._idle.pop()
             if smtp.is_connected and since > oldest:
@@ -106,14 +106,14 @@ class MailServer:
             smtp.close()
         return None
 
-    async def _connected(self) -> SMTP:
+    async def _connect(self) -> SMTP:
         smtp = SMTP(
             hostname=self._url.host,
             port=self._port,
             username=self._url.user,
             password=self._url.password,
-            local_hostname=self._name,
-            timeout=None,  # one for all of it stands in `send`
+            local_hostname=self._hostname,
+            timeout=None,  # `send` limits the whole exchange
             use_tls=self._tls,
             start_tls=self._start_tls,
             tls_context=self._trust,
@@ -122,10 +122,10 @@ class MailServer:
             await smtp.connect()
         except SMTPResponseException as error:
             step = _STEPS.get(type(error), "STARTTLS")
-            raise ProviderError(f"{self.origin} answered {error.code} to {step}") from None
-        except (SMTPException, OSError) as error:  # names the server, and no more than that
+            raise ProviderError(f"{self.origin} responded {error.code} to {step}") from None
+        except (SMTPException, OSError) as error:  # its text names only the server
             raise ProviderError(f"{self.origin}: {error}") from None
-        self._name = smtp.local_hostname
+        self._hostname = smtp.local_hostname
         return smtp
 
     async def _send_on(
@@ -136,34 +136,34 @@ class MailServer:
         content: bytes,
         check: Callable[[], None],
     ) -> None:
-        fit = False
+        reusable = False
         try:
             try:
-                await self._told("MAIL", smtp.mail(sender))
+                await self._run("MAIL", smtp.mail(sender))
             except ProviderError as error:
                 raise _StaleConnectionError(str(error)) from None
-            await self._told("RCPT", smtp.rcpt(recipient))
+            await self._run("RCPT", smtp.rcpt(recipient))
             check()
-            await self._told("DATA", smtp.data(content))
-            fit = True
+            await self._run("DATA", smtp.data(content))
+            reusable = True
         except ProviderError:
             raise
         except (PermanentError, TransientError):
-            # This mail is refused or kept back; the connection will do for the next one.
+            # This mail is refused or expired, but the connection works for the next one.
             with suppress(SMTPException):
                 await smtp.rset()
-                fit = True
+                reusable = True
             raise
         finally:
-            if fit and smtp.is_connected:
+            if reusable and smtp.is_connected:
                 self._idle.append((smtp, asyncio.get_running_loop().time()))
             else:
                 smtp.close()
 
-    async def _told(self, step: str, command: Awaitable[object]) -> None:
+    async def _run(self, step: str, command: Awaitable[object]) -> None:
         try:
             await command
         except SMTPResponseException as error:
-            raise refused(error.code, error.message, step) from None
+            raise smtp_error(error.code, error.message, step) from None
         except SMTPServerDisconnected:
             raise ProviderError(f"{self.origin} closed the connection at {step}") from None

@@ -34,13 +34,11 @@ from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
-from shared.registry import SERVICES
+from shared.registry import CHANNELS, SERVICES
 from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
     MAILINGS_REQUESTS,
-    MESSAGES_EMAIL,
-    MESSAGES_SMS,
     POSTINGS,
     topology,
 )
@@ -55,7 +53,12 @@ async def start(process: Process) -> None:
     name = f"ringback mailings {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
     tables = topology(process.settings.queue_type).only(
-        (POSTINGS, MAILINGS_OUTCOMES, MAILINGS_REQUESTS, MESSAGES_EMAIL, MESSAGES_SMS)
+        (
+            POSTINGS,
+            MAILINGS_OUTCOMES,
+            MAILINGS_REQUESTS,
+            *(channel.queue for channel in CHANNELS.values()),
+        )
     )
     database = Database(
         process.settings.database_url or "",  # a start without is refused before

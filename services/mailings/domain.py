@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 from uuid import UUID, uuid5
 from zoneinfo import available_timezones
@@ -12,8 +12,8 @@ from zoneinfo import available_timezones
 from pydantic import TypeAdapter
 
 from shared.contracts.callback import ClientId
-from shared.contracts.messages import Channel, EmailAddress, Phone
 from shared.contracts.posting_requests import MessageState, PostingState
+from shared.registry import CHANNELS, Channel
 
 _NAMESPACE: Final = UUID("a3f0a1a7-96b8-4d0d-9a40-0f3a4b9d5c11")
 DEFAULT_PAGE_SIZE: Final = 500
@@ -24,9 +24,12 @@ _QUOTED: Final = 40
 _LARGEST_ID: Final = 1 << 63
 
 _USER_ID: Final = TypeAdapter(ClientId).validator
-_EMAIL: Final = TypeAdapter(EmailAddress).validator
-_PHONE: Final = TypeAdapter(Phone).validator
-_PHONE_MARKS: Final = str.maketrans("", "", "+-() \u00a0")
+_ADDRESS: Final = {
+    channel.name: TypeAdapter(
+        Annotated[str, channel.contract.model_fields[channel.address]]
+    ).validator
+    for channel in CHANNELS.values()
+}
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -47,7 +50,7 @@ def posting_of_key(client_id: str | None, idempotency_key: str) -> UUID:
     return uuid5(_NAMESPACE, f"{client_id or ''}\0key:{idempotency_key}")
 
 
-def message_id(posting: UUID, channel: Channel, user_id: str) -> UUID:
+def message_id(posting: UUID, channel: str, user_id: str) -> UUID:
     """The id of the message to a user, the same whenever it is worked out anew."""
     return uuid5(posting, f"{channel} {user_id}")
 
@@ -145,8 +148,8 @@ def address(user: Mapping[str, Any], channel: Channel, kind: str) -> str | Skip:
     """Where a user gets a message of this kind, if he wants it this way."""
     if user.get("is_active", True) is not True:
         return Skip("inactive")
-    if user.get(f"{channel}_notifications") is not True:
-        return Skip(f"{channel} not wanted")
+    if user.get(channel.opt_in) is not True:
+        return Skip(f"{channel.name} not wanted")
     kinds = user.get("notifications")
     if isinstance(kinds, dict) and kinds.get(kind) is False:
         return Skip(f"{kind} not wanted")
@@ -154,25 +157,11 @@ def address(user: Mapping[str, Any], channel: Channel, kind: str) -> str | Skip:
     if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
         shown = repr(zone[:_QUOTED]) if isinstance(zone, str) else "that is no text"
         return Skip(f"unknown time zone {shown}")
-    return _email(user) if channel == "email" else _phone(user)
-
-
-def _email(user: Mapping[str, Any]) -> str | Skip:
-    given = user.get("email")
+    given = channel.normalize(user.get(channel.user_address))
     if not given:
-        return Skip("no e-mail address")
-    return given if _EMAIL.isinstance_python(given) else Skip("wrong e-mail address")
-
-
-def _phone(user: Mapping[str, Any]) -> str | Skip:
-    given = user.get("phone")
-    if isinstance(given, int) and not isinstance(given, bool) and 0 < given < _LARGEST_ID:
-        given = str(given)
-    if not given:
-        return Skip("no phone")
-    if isinstance(given, str):
-        given = given.translate(_PHONE_MARKS)
-    return given if _PHONE.isinstance_python(given) else Skip("wrong phone")
+        return Skip(f"no {channel.address_label}")
+    valid = _ADDRESS[channel.name].isinstance_python(given)
+    return given if valid else Skip(f"wrong {channel.address_label}")
 
 
 @cache

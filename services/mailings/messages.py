@@ -1,9 +1,8 @@
 """From a user to his messages, or to the reasons why he gets none."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
@@ -18,11 +17,7 @@ from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts import headers
 from shared.contracts.context import field_errors
-from shared.contracts.messages import SEND_EMAIL, SEND_SMS, Channel, SendEmail, SendSms
-from shared.topology import MESSAGES_EMAIL, MESSAGES_SMS
-
-QUEUES: Final[Mapping[Channel, str]] = {"email": MESSAGES_EMAIL, "sms": MESSAGES_SMS}
-_TYPES: Final[Mapping[Channel, str]] = {"email": SEND_EMAIL, "sms": SEND_SMS}
+from shared.registry import CHANNELS, Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +43,23 @@ class Draft(NamedTuple):
     body: bytes
 
 
+def _email(
+    edition: BoundTemplate, user: Mapping[str, Any], unsubscribe_url: str | None
+) -> Mapping[str, Any]:
+    subject, text, html = edition.render(user, unsubscribe_url=unsubscribe_url)
+    return {"subject": subject, "text": text, "html": html, "unsubscribe_url": unsubscribe_url}
+
+
+def _sms(edition: BoundTemplate, user: Mapping[str, Any], _: str | None) -> Mapping[str, Any]:
+    return {"text": edition.render(user, unsubscribe_url=None).text}
+
+
+# Returns the fields of a channel's contract that hold the rendered content.
+CONTENT: Final[
+    Mapping[str, Callable[[BoundTemplate, Mapping[str, Any], str | None], Mapping[str, Any]]]
+] = {"email": _email, "sms": _sms}
+
+
 class Composer:
     """Writes the messages of one posting: an edition and a kind of notification for each way."""
 
@@ -55,24 +67,24 @@ class Composer:
         self,
         posting_id: UUID,
         expires_at: datetime | None,
-        editions: Mapping[Channel, tuple[BoundTemplate, str]],
+        editions: Mapping[str, tuple[BoundTemplate, str]],
         unsubscribe_url: str | None,
     ) -> None:
         self._posting_id = posting_id
         self._editions = editions
         self._unsubscribe_url = unsubscribe_url
-        self._email = partial(SendEmail, posting_id=str(posting_id), expires_at=expires_at)
-        self._sms = partial(SendSms, posting_id=str(posting_id), expires_at=expires_at)
+        self._common: dict[str, Any] = {"posting_id": str(posting_id), "expires_at": expires_at}
 
     def compose(self, to: Addressee) -> Iterator[tuple[Row, Draft | None]]:
         """A row for each way, with the message unless there is a reason against it."""
-        for channel, (edition, kind) in self._editions.items():
-            message = message_id(self._posting_id, channel, to.id)
+        for name, (edition, kind) in self._editions.items():
+            channel = CHANNELS[name]
+            message = message_id(self._posting_id, name, to.id)
             body = to.fault or self._body(message, to, channel, edition, kind)
             if isinstance(body, str):
-                yield Row(message, to.id, channel, stored(body)), None
+                yield Row(message, to.id, name, stored(body)), None
             else:
-                yield Row(message, to.id, channel, None), Draft(message, channel, body)
+                yield Row(message, to.id, name, None), Draft(message, channel, body)
 
     def _body(
         self, message: UUID, to: Addressee, channel: Channel, edition: BoundTemplate, kind: str
@@ -81,22 +93,10 @@ class Composer:
         where = address(to.user, channel, kind)
         if isinstance(where, Skip):
             return where.why
-        url = self._unsubscribe(to.id, kind) if channel == "email" else None
         try:
-            subject, text, html = edition.render(to.user, unsubscribe_url=url)
-            model: SendEmail | SendSms
-            if channel == "email":
-                model = self._email(
-                    id=str(message),
-                    user_id=to.id,
-                    to=where,
-                    subject=subject,
-                    text=text,
-                    html=html,
-                    unsubscribe_url=url,
-                )
-            else:
-                model = self._sms(id=str(message), user_id=to.id, phone=where, text=text)
+            content = CONTENT[channel.name](edition, to.user, self._unsubscribe(to.id, kind))
+            fields: dict[str, Any] = {"id": str(message), "user_id": to.id, channel.address: where}
+            model = channel.contract(**fields, **self._common, **content)
         except RenderingError as error:
             return str(error)
         except ValidationError as error:
@@ -117,14 +117,14 @@ def outgoing(draft: Draft, traceparent: str | None, now: float) -> OutgoingMessa
     if traceparent is not None:
         ours[headers.TRACEPARENT] = traceparent
     return OutgoingMessage(
-        QUEUES[draft.channel],
+        draft.channel.queue,
         Properties(
             content_type="application/json",
             headers=ours,
             delivery_mode=PERSISTENT,
             message_id=new_id(),
             timestamp=int(now),
-            type=_TYPES[draft.channel],
+            type=draft.channel.type,
             app_id="ringback",
         ),
         draft.body,

@@ -4,8 +4,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from shared.contracts.messages import Channel
 from shared.contracts.posting_requests import MessageState
+from shared.registry import CHANNELS
 
 POSTINGS: Final = Counter("ringback_postings", "Postings, by what became of them.", ["outcome"])
 _MESSAGES: Final = Counter(
@@ -13,10 +13,9 @@ _MESSAGES: Final = Counter(
     "Messages of postings, by what became of them.",
     ["channel", "outcome"],
 )
-_CHANNELS: Final[tuple[Channel, ...]] = ("email", "sms")
 MESSAGES: Final = {
     (channel, status): _MESSAGES.labels(channel, status.value)
-    for channel in _CHANNELS
+    for channel in CHANNELS
     for status in MessageState
 }
 PAGE: Final = Histogram(

@@ -16,7 +16,6 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 
 from services.mailings import domain
-from shared.contracts.messages import Channel
 from shared.contracts.posting_requests import (
     MessageState,
     PostingMessage,
@@ -70,7 +69,7 @@ class Row(NamedTuple):
 
     id: UUID
     user_id: str
-    channel: Channel
+    channel: str
     why: str | None
 
 
@@ -238,7 +237,7 @@ class Store:
 
     async def settle(
         self, facts: Sequence[Settled]
-    ) -> tuple[list[tuple[Channel, MessageState]], list[Finished]]:
+    ) -> tuple[list[tuple[str, MessageState]], list[Finished]]:
         """Give messages the states that facts tell; what changed, and the postings that are done.
 
         A fact about a message that is not there, or that changes nothing, is passed over.

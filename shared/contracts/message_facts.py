@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from shared.contracts.messages import Channel
+from shared.registry import ChannelName
 
 
 class _OfMessage(BaseModel):
@@ -20,7 +20,7 @@ class _OfMessage(BaseModel):
     at: AwareDatetime
     message_id: str
     posting_id: str | None
-    channel: Channel
+    channel: ChannelName
     attempt: int = Field(description="Which try it is about, from 1.")
 
 

@@ -11,9 +11,9 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from shared.contracts.callback import Identifier
-from shared.contracts.messages import Channel
 from shared.contracts.postings import Posting
 from shared.contracts.schedules import Key
+from shared.registry import ChannelName
 
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
@@ -111,7 +111,7 @@ class PostingProgress(BaseModel):
     reason: str | None = Field(description="Why it failed, or what is in the way just now.")
     from_event: str | None
     template: str
-    delivery_type: list[Channel]
+    delivery_type: list[ChannelName]
     accepted_at: AwareDatetime
     expires_at: AwareDatetime | None
     pages: NonNegativeInt = Field(description="Pages of the list of users that are done.")
@@ -141,7 +141,7 @@ class PostingMessage(BaseModel):
 
     id: UUID
     user_id: str
-    channel: Channel
+    channel: ChannelName
     status: MessageState
     why: str | None
     created_at: AwareDatetime

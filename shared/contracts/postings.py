@@ -1,6 +1,6 @@
 """Posting: send a rendered template to many users. Exchange `postings`."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -8,6 +8,7 @@ from shared.contracts.callback import Identifier
 from shared.contracts.context import checked_context
 from shared.contracts.durations import Duration, seconds
 from shared.http.guard import ForbiddenTargetError, parse_target
+from shared.registry import ChannelName
 
 POSTING: Final = "Posting"
 
@@ -47,9 +48,7 @@ class Posting(BaseModel):
         description="URL of a list of users, paged by `page_number` and `page_size`."
     )
     template: Template
-    delivery_type: Annotated[
-        list[Literal["email", "sms"]], Field(min_length=1), AfterValidator(_each_once)
-    ]
+    delivery_type: Annotated[list[ChannelName], Field(min_length=1), AfterValidator(_each_once)]
     expires_in: Duration | None = Field(
         default=None,
         description="Nothing is sent later than that after the posting's timestamp: `120 sec`; "

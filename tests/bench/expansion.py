@@ -23,7 +23,8 @@ from shared.amqp.subscription import never
 from shared.contracts.postings import POSTING
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
-from shared.topology import MESSAGES_EMAIL, POSTING_KEY, POSTINGS, Topology, topology
+from shared.registry import CHANNELS
+from shared.topology import POSTING_KEY, POSTINGS, Topology, topology
 from tests.bench.rig import Rig, Sender
 from tests.bench.table import Row, Section, at_least, at_most
 
@@ -147,7 +148,7 @@ async def _taking(link: BrokerConnection) -> Taken:
         taken.count += 1
 
     intercepted.on_delivery = take
-    await channel.basic_consume(MESSAGES_EMAIL, never, no_ack=True)
+    await channel.basic_consume(CHANNELS["email"].queue, never, no_ack=True)
     return taken
 
 

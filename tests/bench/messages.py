@@ -21,9 +21,9 @@ from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
-from shared.contracts.messages import SEND_EMAIL, SEND_SMS
 from shared.process.health import Health
-from shared.topology import MESSAGES_EMAIL, MESSAGES_SMS, topology
+from shared.registry import CHANNELS, Channel
+from shared.topology import topology
 from tests.bench.rig import Rig, Sender, median
 from tests.bench.table import Row, Section, at_least
 
@@ -164,22 +164,22 @@ def _email(number: int) -> OutgoingMessage:
         "posting_id": "posting-1",
         "user_id": f"user-{number}",
     }
-    return _outgoing(MESSAGES_EMAIL, SEND_EMAIL, body)
+    return _outgoing(CHANNELS["email"], body)
 
 
 def _sms(number: int) -> OutgoingMessage:
     body = {"id": new_id(), "phone": f"79{number:09}", "text": "Your code is 1234"}
-    return _outgoing(MESSAGES_SMS, SEND_SMS, body)
+    return _outgoing(CHANNELS["sms"], body)
 
 
-def _outgoing(queue: str, kind: str, body: Mapping[str, str]) -> OutgoingMessage:
+def _outgoing(channel: Channel, body: Mapping[str, str]) -> OutgoingMessage:
     properties = Properties(
         content_type="application/json",
-        type=kind,
+        type=channel.type,
         message_id=new_id(),
         delivery_mode=PERSISTENT,
     )
-    return OutgoingMessage(queue, properties, json.dumps(body).encode())
+    return OutgoingMessage(channel.queue, properties, json.dumps(body).encode())
 
 
 @asynccontextmanager

@@ -249,7 +249,7 @@ def fact(
         "type": f"message.{kind}",
         "fact_id": uuid4().hex,
         "at": "2026-11-20T15:00:00Z",
-        "message_id": str(message_id(posting_id, channel, f"user-{number}")),  # type: ignore[arg-type]
+        "message_id": str(message_id(posting_id, channel, f"user-{number}")),
         "posting_id": str(posting_id),
         "channel": channel,
         "attempt": 1,

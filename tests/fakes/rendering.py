@@ -6,14 +6,13 @@ from typing import Any
 
 from services.mailings.rendering.bound_template import BoundTemplate, Rendered
 from services.mailings.rendering.loader import read
-from shared.contracts.messages import Channel
 
 
 def edition(
     body: str,
     *,
     subject: str = "S",
-    channel: Channel = "email",
+    channel: str = "email",
     name: str = "email/x.md",
     **context: Any,
 ) -> BoundTemplate:

@@ -156,7 +156,7 @@ async def test_e6_a_way_that_is_not_configured_waits(
             assert process.health.report()["parts"] == {"publisher": "ok", "email consumer": "ok"}
             assert await it.length("messages.sms") == 1
         said = [record.getMessage() for record in caplog.records if "not set" in record.message]
-        assert said == ["RINGBACK_SMS_URL is not set: SMS wait in messages.sms"]
+        assert said == ["RINGBACK_SMS_URL is not set: messages wait in messages.sms"]
         async with at_work(monkeypatch, amqp_url, settings(box)):
             await it.fact(text, "sent")
 

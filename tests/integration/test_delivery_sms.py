@@ -12,7 +12,7 @@ from joserfc.jwk import OctKey
 
 from services.delivery import sms
 from services.delivery.domain import ProviderError
-from services.delivery.sms import Gateway, Tokens
+from services.delivery.sms import SmsGateway, TokenSource
 from shared.contracts.messages import SendSms
 from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.delivering import SMS_KEY
@@ -20,7 +20,7 @@ from tests.fakes.receivers import answer, serve
 from tests.fakes.sandbox import Sandbox, sandbox
 
 NOW = 1_800_000_000.0
-ORDER = SendSms(phone="79001234567", text="Ваш код 1234")
+MESSAGE = SendSms(phone="79001234567", text="Ваш код 1234")
 
 
 class Moved:
@@ -42,10 +42,10 @@ def fine() -> None:
 @asynccontextmanager
 async def gateway(
     url: str, key: str = SMS_KEY, seconds: float = 0.5
-) -> AsyncIterator[tuple[Gateway, Moved]]:
+) -> AsyncIterator[tuple[SmsGateway, Moved]]:
     clock = Moved()
-    async with sms.client(timeout=seconds) as client:
-        yield Gateway(url, client, Tokens(key, clock), clock, timeout=seconds), clock
+    async with sms.gateway_client(timeout=seconds) as client:
+        yield SmsGateway(url, client, TokenSource(key, clock), clock, timeout=seconds), clock
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ async def test_e6_the_request_is_as_the_interface_says() -> None:
         base = receiver.url.removesuffix("/hook")
         async with gateway(f"{base}/sms", short) as (it, clock):
             for _ in range(3):
-                await it.send("id/1", ORDER, fine)
-            clock.at += sms.LIFETIME - sms.MARGIN
-            await it.send("id/1", ORDER, fine)
+                await it.send("id/1", MESSAGE, fine)
+            clock.at += sms.TOKEN_LIFETIME - sms.TOKEN_MARGIN
+            await it.send("id/1", MESSAGE, fine)
     first, second, _, last = receiver.requests
     assert (first.method, first.path) == ("POST", "/sms/v1/send/id%2F1")
     assert first.headers["content-type"] == "application/json"
@@ -74,8 +74,12 @@ async def test_e6_the_request_is_as_the_interface_says() -> None:
         key = OctKey.import_key(short)
     decoded = [jwt.decode(token, key, algorithms=["HS256"]) for token in tokens]
     assert decoded[0].header["alg"] == "HS256"
-    for each, at in zip(decoded, (NOW, NOW + sms.LIFETIME - sms.MARGIN), strict=True):
-        assert each.claims == {"iss": "ringback", "iat": int(at), "exp": int(at) + sms.LIFETIME}
+    for each, at in zip(decoded, (NOW, NOW + sms.TOKEN_LIFETIME - sms.TOKEN_MARGIN), strict=True):
+        assert each.claims == {
+            "iss": "ringback",
+            "iat": int(at),
+            "exp": int(at) + sms.TOKEN_LIFETIME,
+        }
     assert second.headers["authorization"] == first.headers["authorization"], "made once"
 
 
@@ -108,10 +112,10 @@ async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time
     async with gateway(str(box.url / "sms")) as (it, _):
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
-            await it.send("id-1", ORDER, fine)
+            await it.send("id-1", MESSAGE, fine)
         assert asyncio.get_running_loop().time() - started < 1.5
-    assert ORDER.phone not in str(caught.value)
-    assert ORDER.text not in str(caught.value)
+    assert MESSAGE.phone not in str(caught.value)
+    assert MESSAGE.text not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ async def test_m7_a_refusal_is_for_now_or_for_good(
     await box.tell("/api/sms/order", behaviour=behaviour)
     async with gateway(str(box.url / "sms")) as (it, _):
         with pytest.raises(meaning) as caught:
-            await it.send("id-1", ORDER, fine)
+            await it.send("id-1", MESSAGE, fine)
     assert type(caught.value) is meaning
     assert getattr(caught.value, "retry_after", None) == wait
 
@@ -147,7 +151,7 @@ async def test_e6_an_answer_whose_body_is_slow_is_waited_for() -> None:
         await talk.write(b'{"code": 0}')
 
     async with serve(slow_body) as receiver, gateway(receiver.url, seconds=5) as (it, _):
-        await it.send("id-1", ORDER, fine)
+        await it.send("id-1", MESSAGE, fine)
 
 
 async def test_e6_what_has_expired_is_not_sent(box: Sandbox) -> None:
@@ -156,5 +160,5 @@ async def test_e6_what_has_expired_is_not_sent(box: Sandbox) -> None:
 
     async with gateway(str(box.url / "sms")) as (it, _):
         with pytest.raises(ExpiredError):
-            await it.send("id-1", ORDER, too_late)
+            await it.send("id-1", MESSAGE, too_late)
         assert (await box.get("/api/sms"))["items"] == []

@@ -1,4 +1,4 @@
-"""E6: once, not too late, and what is whose fault. What became of it: one line, count and fact."""
+"""E6, M7: a message is sent once and before it expires; each outcome is reported."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from services.delivery import handlers
 from services.delivery.domain import ProviderError, retry_policy
-from services.delivery.handlers import MessageSender, Reporter, Sent
+from services.delivery.handlers import ChannelSender, MessageSender, Reporter, Sent
 from shared.amqp.codec import Properties
 from shared.amqp.message import Dead, Deferred, Done, Message, Outcome, Retried
 from shared.contracts.message_facts import (
@@ -61,80 +61,86 @@ def message(ident: str = "id-1") -> Message:
     return Message(ident, Properties(headers=headers), b"", 2, first_at=NOW)
 
 
-def ends(seconds: float) -> datetime:
+def expiry(seconds: float) -> datetime:
     return datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=seconds)
 
 
-class Place:
-    """A courier, what it has handed over, and how its hand-overs end."""
+class Provider:
+    """A provider whose responses the test chooses, and a `MessageSender` that uses it."""
 
-    def __init__(self, **world: Any) -> None:
+    def __init__(self, *, concurrency: int = 10, **lanes: Any) -> None:
         self.clock = Clock()
-        self.world = World(**world)
-        self.handed: list[str] = []
-        self.end: Callable[[], Awaitable[None]] = self.well
-        self.courier: MessageSender[SendEmail] = MessageSender(
-            self.hand_over, self.world.lanes, "smtp://x:25", self.clock, most_recent=3
+        self.world = World(widest=concurrency, **lanes)
+        self.accepted: list[str] = []
+        self.respond: Callable[[], Awaitable[None]] = self.accept
+        self.sender: MessageSender[SendEmail] = MessageSender(
+            ChannelSender("smtp://x:25", concurrency, self._send),
+            self.world.lanes,
+            self.clock,
+            max_remembered=3,
         )
 
-    async def hand_over(self, ident: str, _: SendEmail, check: Callable[[], None]) -> None:
-        await self.end()
+    async def _send(self, ident: str, _: SendEmail, check: Callable[[], None]) -> None:
+        await self.respond()
         check()
-        self.handed.append(ident)
+        self.accepted.append(ident)
 
-    async def well(self) -> None:
-        """Nothing happens."""
+    async def accept(self) -> None:
+        """Respond at once."""
 
-    def failing(self, error: Exception) -> None:
-        async def fail() -> None:
+    def fail(self, error: Exception) -> None:
+        """Fail each attempt from now on."""
+
+        async def respond() -> None:
             raise error
 
-        self.end = fail
+        self.respond = respond
 
-    async def again(self, ident: str = "id-1", **fields: Any) -> Sent:
-        return await self.courier.handle(message(ident), email(**fields))
+    async def handle(self, ident: str = "id-1", **fields: Any) -> Sent:
+        """Let the sender handle a message."""
+        return await self.sender.handle(message(ident), email(**fields))
 
 
-async def test_e6_what_was_handed_over_is_not_handed_over_again() -> None:
-    place = Place()
-    first = await place.again()
-    place.clock.at += 5
-    repeat = await place.again(expires_at=ends(1))  # also when its time is over
-    assert (repeat.again, repeat.attempt_id, repeat.duration) == (
+async def test_e6_a_message_that_was_sent_is_not_sent_again() -> None:
+    provider = Provider()
+    first = await provider.handle()
+    provider.clock.at += 5
+    repeat = await provider.handle(expires_at=expiry(1))  # also if it has expired
+    assert (repeat.repeated, repeat.attempt_id, repeat.duration) == (
         True,
         first.attempt_id,
         first.duration,
     )
-    assert place.handed == ["id-1"]
+    assert provider.accepted == ["id-1"]
 
 
-async def test_e6_the_memory_of_ids_is_bounded() -> None:
-    place = Place()
+async def test_e6_the_number_of_remembered_ids_is_limited() -> None:
+    provider = Provider()
     for ident in ("a", "b", "c", "d", "b", "a"):
-        await place.again(ident)
-    assert place.handed == ["a", "b", "c", "d", "a"]
+        await provider.handle(ident)
+    assert provider.accepted == ["a", "b", "c", "d", "a"]
 
 
-async def test_e6_a_second_copy_waits_until_the_first_has_arrived_or_failed() -> None:
-    place = Place()
-    begun, go = asyncio.Event(), asyncio.Event()
+async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
+    provider = Provider()
+    started, finish = asyncio.Event(), asyncio.Event()
 
-    async def slow() -> None:
-        begun.set()
-        await go.wait()
+    async def respond() -> None:
+        started.set()
+        await finish.wait()
         raise TransientError("not now")
 
-    place.end = slow
-    first = asyncio.create_task(place.again())
-    await begun.wait()
+    provider.respond = respond
+    first = asyncio.create_task(provider.handle())
+    await started.wait()
     with pytest.raises(DeferredError):
-        await asyncio.wait_for(place.again(), 5)
-    go.set()
+        await asyncio.wait_for(provider.handle(), 5)
+    finish.set()
     with pytest.raises(TransientError):
         await first
-    place.end = place.well
-    assert not (await place.again()).again
-    assert place.handed == ["id-1"]
+    provider.respond = provider.accept
+    assert not (await provider.handle()).repeated
+    assert provider.accepted == ["id-1"]
 
 
 @pytest.mark.parametrize(
@@ -145,80 +151,78 @@ async def test_e6_a_second_copy_waits_until_the_first_has_arrived_or_failed() ->
         (PermanentError("no such user"), False),
     ],
 )
-async def test_m7_only_the_servers_own_trouble_opens_the_breaker(
-    error: Exception, *, opens: bool
-) -> None:
-    place = Place(failures=3)
-    place.failing(error)
+async def test_m7_only_provider_errors_open_the_breaker(error: Exception, *, opens: bool) -> None:
+    provider = Provider(failures=3)
+    provider.fail(error)
     for number in range(3):
         with pytest.raises(type(error)):
-            await place.again(f"id-{number}")
-    assert [change[1] for change in place.world.told] == [Breaker.OPEN] * opens
+            await provider.handle(f"id-{number}")
+    assert [change[1] for change in provider.world.told] == [Breaker.OPEN] * opens
 
 
-async def test_e6_nothing_goes_out_at_or_after_its_end() -> None:
-    place = Place()
+async def test_e6_an_expired_message_is_not_sent() -> None:
+    provider = Provider()
     for seconds in (0, -5):
         with pytest.raises(ExpiredError):
-            await place.again(expires_at=ends(seconds))
+            await provider.handle(expires_at=expiry(seconds))
 
-    async def takes_two() -> None:
-        place.clock.at += 2
+    async def respond() -> None:
+        provider.clock.at += 2
 
-    place.end = takes_two
+    provider.respond = respond
     with pytest.raises(ExpiredError):  # while connecting
-        await place.again(expires_at=ends(2))
-    assert place.handed == []
-    await place.again(expires_at=ends(10))
-    assert place.handed == ["id-1"]
+        await provider.handle(expires_at=expiry(2))
+    assert provider.accepted == []
+    await provider.handle(expires_at=expiry(10))
+    assert provider.accepted == ["id-1"]
 
 
-async def test_e6_what_expires_while_it_waits_for_a_place_does_not_go_out() -> None:
-    place = Place(widest=1)
-    begun, go = asyncio.Event(), asyncio.Event()
+async def test_e6_a_message_that_expires_while_it_waits_for_the_lane_is_not_sent() -> None:
+    provider = Provider(concurrency=1)
+    started, finish = asyncio.Event(), asyncio.Event()
 
-    async def slow() -> None:
-        begun.set()
-        await go.wait()
+    async def respond() -> None:
+        started.set()
+        await finish.wait()
 
-    place.end = slow
-    first = asyncio.create_task(place.again("first"))
-    await begun.wait()
-    second = asyncio.create_task(place.again("second", expires_at=ends(1)))
-    await asyncio.sleep(0)  # it lines up
-    place.clock.at += 1
-    go.set()
+    provider.respond = respond
+    first = asyncio.create_task(provider.handle("first"))
+    await started.wait()
+    second = asyncio.create_task(provider.handle("second", expires_at=expiry(1)))
+    await asyncio.sleep(0)  # it queues in the lane
+    provider.clock.at += 1
+    finish.set()
     await first
     with pytest.raises(ExpiredError):
         await second
-    assert place.handed == ["first"]
+    assert provider.accepted == ["first"]
 
 
-async def test_m7_behind_an_open_breaker_messages_wait_here_before_they_go_to_a_tier(
+async def test_m7_messages_wait_for_an_open_breaker_before_they_go_to_a_tier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = Place(failures=1)
-    place.failing(ProviderError("down"))
+    provider = Provider(failures=1)
+    provider.fail(ProviderError("down"))
     with pytest.raises(ProviderError):
-        await place.again("probe")
-    looks = 0
+        await provider.handle("probe")
+    attempts = 0
 
     async def slept(seconds: float) -> None:
-        nonlocal looks
-        looks += 1
-        place.clock.at += seconds
+        nonlocal attempts
+        attempts += 1
+        provider.clock.at += seconds
 
     monkeypatch.setattr(asyncio, "sleep", slept)
     with pytest.raises(DeferredError, match="breaker open"):
-        await place.again()
-    assert looks == handlers.LONGEST_WAIT
+        await provider.handle()
+    assert attempts == handlers.LANE_TIMEOUT
     with pytest.raises(ExpiredError):
-        await place.again(expires_at=datetime.fromtimestamp(place.clock.at + 3.5, UTC))
-    assert looks == handlers.LONGEST_WAIT + 4
+        await provider.handle(expires_at=datetime.fromtimestamp(provider.clock.at + 3.5, UTC))
+    assert attempts == handlers.LANE_TIMEOUT + 4
 
 
-def test_e6_no_retry_is_planned_for_after_its_end() -> None:
-    policy = retry_policy(email(expires_at=ends(60)), give_up_after=86_400)
+def test_e6_no_retry_is_planned_after_the_expiry() -> None:
+    policy = retry_policy(email(expires_at=expiry(60)), give_up_after=86_400)
     plan = {"first_at": NOW, "now": NOW, "error": ProviderError("down"), "chance": 0.0}
     assert not isinstance(decide(policy, attempt=3, **plan), GiveUp)  # type: ignore[arg-type]
     given_up = decide(policy, attempt=4, **plan)  # type: ignore[arg-type]
@@ -227,10 +231,10 @@ def test_e6_no_retry_is_planned_for_after_its_end() -> None:
 
 
 DONE = Done(Sent("id-1/1800000000.000/2", 0.25))
-AGAIN = Done(Sent("id-1/1700000000.000/1", 0.5, again=True))
-RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the mail server answered 450 to RCPT"))
+REPEATED = Done(Sent("id-1/1700000000.000/1", 0.5, repeated=True))
+RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the mail server responded 450 to RCPT"))
 EXPIRED = Dead("expired at …", ExpiredError("expired at …"))
-FAILED = Dead("the mail server answered 550 to RCPT", PermanentError("550"))
+FAILED = Dead("the mail server responded 550 to RCPT", PermanentError("550"))
 COMMON: dict[str, Any] = {
     "fact_id": f"id-1/{NOW:.3f}/2",
     "at": datetime.fromtimestamp(NOW, UTC),
@@ -241,23 +245,23 @@ COMMON: dict[str, Any] = {
 }
 REPORTS: dict[str, tuple[Outcome[Sent], BaseModel | None, str]] = {
     "sent": (DONE, MessageSent(**COMMON, duration=0.25), "message sent"),
-    "again": (
-        AGAIN,
+    "repeated": (
+        REPEATED,
         MessageSent(**COMMON | {"fact_id": "id-1/1700000000.000/1"}, duration=0.5),
-        "message came again, was sent before",
+        "message repeated, already sent",
     ),
     "attempt_failed": (
         RETRIED,
         MessageAttemptFailed(
             **COMMON,
-            error="the mail server answered 450 to RCPT",
+            error="the mail server responded 450 to RCPT",
             next_at=datetime.fromtimestamp(NOW + 5, UTC),
         ),
         "message attempt failed",
     ),
     "expired": (EXPIRED, MessageExpired(**COMMON, reason="expired at …"), "message expired"),
     "failed": (FAILED, MessageFailed(**COMMON, reason=FAILED.reason), "message failed"),
-    "postponed": (Deferred(TIERS[0], "lane full"), None, "message postponed"),
+    "deferred": (Deferred(TIERS[0], "lane full"), None, "message deferred"),
 }
 
 
@@ -267,11 +271,13 @@ def counted() -> dict[str, float]:
         outcome: value("ringback_messages_total", {"channel": "email", "outcome": outcome}) or 0.0
         for outcome in ("sent", "attempt_failed", "expired", "failed")
     }
-    return found | {"again": value("ringback_message_repeats_total", {"channel": "email"}) or 0.0}
+    return found | {
+        "repeated": value("ringback_message_repeats_total", {"channel": "email"}) or 0.0
+    }
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_e6_what_became_of_a_message_is_one_line_one_count_one_fact(
+def test_e6_each_outcome_is_one_log_line_one_count_and_one_fact(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcome, fact, text = REPORTS[name]
@@ -283,16 +289,16 @@ def test_e6_what_became_of_a_message_is_one_line_one_count_one_fact(
         {} if fact is None else {name: 1}
     )
     [line] = caplog.records
-    told = vars(line)
+    logged = vars(line)
     assert line.getMessage() == text
-    assert (told["message_id"], told["posting_id"], told["user_id"]) == ("id-1", "p-1", "u-1")
-    assert (told["channel"], told["attempt"], told["trace_id"]) == ("email", 2, TRACE)
-    assert CANARY not in json.dumps(told, default=repr)
+    assert (logged["message_id"], logged["posting_id"], logged["user_id"]) == ("id-1", "p-1", "u-1")
+    assert (logged["channel"], logged["attempt"], logged["trace_id"]) == ("email", 2, TRACE)
+    assert CANARY not in json.dumps(logged, default=repr)
     if fact is not None:
         assert MessageFacts.model_validate({"facts": [fact.model_dump()]}).facts == [fact]
 
 
-def test_what_could_not_be_read_failed() -> None:
+def test_an_unreadable_message_is_reported_as_failed() -> None:
     unread: Message = Message("id-9", Properties(), CANARY.encode())
     outcome: Outcome[Sent] = Dead("phone: Field required", ContractViolationError("phone"))
     fact = Reporter("sms", Clock()).report(unread, None, outcome)

@@ -19,14 +19,14 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 subjects = texts.map(lambda text: "".join(c for c in text if c >= " " and c != "\x7f")).filter(len)
 
 
-def order(**fields: Any) -> SendEmail:
+def command(**fields: Any) -> SendEmail:
     return SendEmail.model_validate(
         {"to": "user@example.org", "subject": "New movies", "text": "Hello"} | fields
     )
 
 
-def written(message_id: str = "id-1", **fields: Any) -> bytes:
-    return SHOP.written(order(**fields), message_id, now=NOW)
+def built(message_id: str = "id-1", **fields: Any) -> bytes:
+    return SHOP.build(command(**fields), message_id, now=NOW)
 
 
 def read(raw: bytes) -> EmailMessage:
@@ -55,7 +55,7 @@ def content(mail: EmailMessage, kind: str) -> str:
 def test_e6_any_mail_is_read_back_as_it_was_meant(
     subject: str, text: str, html: str | None
 ) -> None:
-    raw = written(subject=subject, text=text, html=html)
+    raw = built(subject=subject, text=text, html=html)
     assert raw.isascii()
     assert b"\0" not in raw
     assert raw.count(b"\n") == raw.count(b"\r") == raw.count(b"\r\n")
@@ -73,7 +73,7 @@ def test_e6_any_mail_is_read_back_as_it_was_meant(
 
 
 def test_e6_a_mail_says_from_whom_to_whom_and_when() -> None:
-    mail = read(written())
+    mail = read(built())
     assert str(mail["From"]) == "Кино и сериалы <news@shop.example.com>"
     assert str(mail["To"]) == "user@example.org"
     assert mail["Date"].datetime.timestamp() == NOW
@@ -84,7 +84,7 @@ def test_e6_a_mail_says_from_whom_to_whom_and_when() -> None:
 @pytest.mark.parametrize("given_id", ["id-1", "a.b-7", "5f0c1f6e-8d0e-4b57-9a3d-0a8b5d5b7a11"])
 def test_e6_the_message_id_is_ours_on_every_try(given_id: str) -> None:
     first, second = (
-        SHOP.written(order(html="<p>x</p>"), given_id, now=now) for now in (NOW, NOW + 60)
+        SHOP.build(command(html="<p>x</p>"), given_id, now=now) for now in (NOW, NOW + 60)
     )
     assert (
         read(first)["Message-ID"]
@@ -95,9 +95,7 @@ def test_e6_the_message_id_is_ours_on_every_try(given_id: str) -> None:
 
 @pytest.mark.parametrize("given_id", ["a b", "a>b", "a@b", ".a", "<x>", 'a"b', "a..b"])
 def test_e6_an_id_that_no_message_id_can_hold_becomes_one_that_can(given_id: str) -> None:
-    one, again, other = (
-        str(read(written(each))["Message-ID"]) for each in (given_id, given_id, "?")
-    )
+    one, again, other = (str(read(built(each))["Message-ID"]) for each in (given_id, given_id, "?"))
     assert one == again != other
     assert one.removeprefix("<").partition("@")[0].isalnum()
 
@@ -105,14 +103,14 @@ def test_e6_an_id_that_no_message_id_can_hold_becomes_one_that_can(given_id: str
 @pytest.mark.parametrize("length", [0, 900, 1950])
 def test_e6_one_click_unsubscribes(length: int) -> None:
     url = "https://shop.example.com/u?t=" + "a" * length
-    mail = read(written(unsubscribe_url=url))
+    mail = read(built(unsubscribe_url=url))
     # RFC 2369, 2: white space within the brackets is to be ignored.
     assert str(mail["List-Unsubscribe"]).replace(" ", "") == f"<{url}>"
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
 def test_an_unsubscribe_url_can_not_leave_its_brackets() -> None:
-    mail = read(written(unsubscribe_url="https://x.org/>,<mailto:evil@example.org"))
+    mail = read(built(unsubscribe_url="https://x.org/>,<mailto:evil@example.org"))
     assert mail["List-Unsubscribe"] == "<https://x.org/%3E,%3Cmailto:evil@example.org>"
 
 
@@ -128,4 +126,4 @@ def test_an_unsubscribe_url_can_not_leave_its_brackets() -> None:
 def test_the_encoding_is_the_one_that_people_can_read_or_else_the_shortest(
     text: str, encoding: str
 ) -> None:
-    assert read(written(text=text))["Content-Transfer-Encoding"] == encoding
+    assert read(built(text=text))["Content-Transfer-Encoding"] == encoding

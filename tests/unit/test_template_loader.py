@@ -60,7 +60,7 @@ def test_e5_the_twin_of_the_way_is_taken(
     for name in ("email/both.md", "sms/both.md", "email/alone.md", "other/x.md"):
         put(tmp_path, name, HEAD)
 
-    template = TemplateLoader(tmp_path).get(asked, channel)  # type: ignore[arg-type]
+    template = TemplateLoader(tmp_path).get(asked, channel)
 
     assert (template.name, template.kind) == (found, Path(found).stem)
 

@@ -12,7 +12,6 @@ from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.events import EVENT, Event
 from shared.contracts.facts import Fact
 from shared.contracts.message_facts import MessageFact
-from shared.contracts.messages import SEND_EMAIL, SEND_SMS, SendEmail, SendSms
 from shared.contracts.postings import POSTING, Posting
 from shared.contracts.schedule_facts import Kind, ScheduleFact
 from shared.contracts.schedules import (
@@ -24,13 +23,12 @@ from shared.contracts.schedules import (
     ScheduleCallback,
 )
 from shared.contracts.user_events import USER_EVENT, UserEvent
+from shared.registry import CHANNELS
 from shared.topology import (
     CALLBACKS,
     CANCEL,
     EVENTS,
     MAILINGS_REQUESTS,
-    MESSAGES_EMAIL,
-    MESSAGES_SMS,
     POSTING_KEY,
     POSTINGS,
     RESCHEDULE,
@@ -82,8 +80,15 @@ class Asked:
 
 DIRECT: Final = (
     Direct(CALLBACKS, SEND_CALLBACK, SendCallback, "Callbacks to deliver at once."),
-    Direct(MESSAGES_EMAIL, SEND_EMAIL, SendEmail, "E-mails to send at once."),
-    Direct(MESSAGES_SMS, SEND_SMS, SendSms, "SMS to send at once."),
+    *(
+        Direct(
+            channel.queue,
+            channel.type,
+            channel.contract,
+            f"Messages to send at once on the channel `{channel.name}`.",
+        )
+        for channel in CHANNELS.values()
+    ),
 )
 ROUTED: Final = (
     Routed(SCHEDULES, SCHEDULE, SCHEDULE_CALLBACK, ScheduleCallback, headers=_TICKET),

@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Final
 
 from services.mailings.expansion.depth import QueueDepth, QueueDepthUnknownError
-from services.mailings.messages import QUEUES, Draft, outgoing
+from services.mailings.messages import Draft, outgoing
 from shared.amqp.publisher import Publisher
 from shared.clock import Clock
-from shared.contracts.messages import Channel
 from shared.errors import InfrastructureError
+from shared.registry import CHANNELS
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class ThrottledPublisher:
         if expires_at is not None and self._clock.now() >= expires_at.timestamp():
             raise PostingExpiredError
 
-    async def full(self, channels: Iterable[Channel]) -> bool:
+    async def full(self, channels: Iterable[str]) -> bool:
         """Whether enough waits for delivery by one of these ways, or nobody knows how much."""
         try:
             for channel in channels:
-                if await self._depths.too_many(QUEUES[channel]):
+                if await self._depths.too_many(CHANNELS[channel].queue):
                     return True
         except QueueDepthUnknownError as error:
             logger.warning("expansion holds back: %s", error)
@@ -60,7 +60,7 @@ class ThrottledPublisher:
     async def publish(
         self,
         drafts: Sequence[Draft],
-        channels: Iterable[Channel],
+        channels: Iterable[str],
         *,
         expires_at: datetime | None,
         traceparent: str | None,

@@ -10,11 +10,12 @@ from services.mailings import metrics
 from services.mailings.domain import InvalidPostingError, Page, PageUrls, page
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import SourceError, Sources
-from services.mailings.messages import QUEUES, Addressee, Composer, Draft
+from services.mailings.messages import Addressee, Composer, Draft
 from services.mailings.store import Claim, Row, Store
 from shared.clock import Clock
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
+from shared.registry import CHANNELS
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,8 @@ class ExpansionSlice:
         """
         channels = self.claim.posting.delivery_type
         if await self._outlet.full(channels):
-            raise SliceDeferredError(
-                f"enough messages wait in {' or '.join(QUEUES[channel] for channel in channels)}"
-            )
+            queues = " or ".join(CHANNELS[channel].queue for channel in channels)
+            raise SliceDeferredError(f"enough messages wait in {queues}")
 
     async def put_off(self, delay: float, reason: str | None = None) -> None:
         """End the turn; the next comes in `delay` seconds at the earliest."""

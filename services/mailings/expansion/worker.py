@@ -24,7 +24,6 @@ from shared.amqp.connection import run_until_first_ends
 from shared.amqp.consumer import BUGS
 from shared.clock import Clock
 from shared.contracts.context import json_text
-from shared.contracts.messages import Channel
 from shared.errors import InfrastructureError
 from shared.topology import POSTINGS
 
@@ -194,8 +193,10 @@ class ExpansionWorker:
             InvalidTemplateError, InvalidPostingError, SourceError.
         """
         posting = claim.posting
-        channels: list[Channel] = list(posting.delivery_type)
-        templates = {channel: self._library.get(posting.template, channel) for channel in channels}
+        templates = {
+            channel: self._library.get(posting.template, channel)
+            for channel in posting.delivery_type
+        }
         fetched = claim.context
         if fetched is None:
             wanted = dict.fromkeys(name for each in templates.values() for name in each.fetch)

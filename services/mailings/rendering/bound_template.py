@@ -28,7 +28,6 @@ from services.mailings.rendering.placeholder import (
     mark_of_slot,
     mark_of_value,
 )
-from shared.contracts.messages import Channel
 from shared.templating.sandbox import TooLargeError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 
@@ -133,7 +132,7 @@ class BoundTemplate:
     """
 
     def __init__(
-        self, template: Template, channel: Channel, context: Mapping[str, Any], product: str
+        self, template: Template, channel: str, context: Mapping[str, Any], product: str
     ) -> None:
         self._name = template.name
         self._program = template.program

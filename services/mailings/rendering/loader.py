@@ -15,14 +15,13 @@ from jinja2 import TemplateSyntaxError
 from pydantic import TypeAdapter, ValidationError
 
 from services.mailings.rendering.compiler import CompiledTemplate, compiled
-from shared.contracts.messages import Channel
 from shared.contracts.postings import Template as TemplateName
+from shared.registry import CHANNELS
 
 SHIPPED: Final = Path(__file__).parents[1] / "templates"
 # Bytes of a template's file.
 LARGEST: Final = 262_144
 
-_CHANNELS: Final[tuple[Channel, ...]] = ("email", "sms")
 _KIND: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _KEYS: Final = ("subject", "kind", "fetch")
@@ -68,10 +67,10 @@ class TemplateLoader:
         )
         return sorted({file.relative_to(folder).as_posix() for folder, file in files})
 
-    def channels(self, name: str) -> list[Channel]:
+    def channels(self, name: str) -> list[str]:
         """The ways in which a template, or its twin, can be sent."""
-        channels: list[Channel] = []
-        for channel in _CHANNELS:
+        channels: list[str] = []
+        for channel in CHANNELS:
             try:
                 self.get(name, channel)
             except InvalidTemplateError:
@@ -79,10 +78,12 @@ class TemplateLoader:
             channels.append(channel)
         return channels
 
-    def get(self, name: str, channel: Channel) -> Template:
-        """The template of this name; `email/x.md` by SMS is `sms/x.md`, if there is one, and back.
+    def get(self, name: str, channel: str) -> Template:
+        """Return the template of this name for a channel.
 
-        It is read again when its file has changed.
+        A template in the folder of another channel (`email/x.md` for SMS) is replaced by the one of
+        the same name in the channel's own folder (`sms/x.md`), if it exists. A changed file is read
+        again.
 
         Raises:
             InvalidTemplateError: the template is missing, unreadable or invalid, or is an e-mail
@@ -92,9 +93,8 @@ class TemplateLoader:
             _NAME.validate_python(name)
         except ValidationError:
             raise InvalidTemplateError(name[:255], "is no name such as email/welcome.md") from None
-        other = _CHANNELS[1 - _CHANNELS.index(channel)]
-        twin = f"{channel}/{name.removeprefix(other + '/')}"
-        template = self._find(twin) if name.startswith(f"{other}/") else None
+        folder, _, rest = name.partition("/")
+        template = self._find(f"{channel}/{rest}") if folder in CHANNELS else None
         template = template or self._find(name)
         if template is None:
             known = ", ".join(self.names())
@@ -122,6 +122,12 @@ class TemplateLoader:
                 raise InvalidTemplateError(name, f"can't be read: {why}") from None
             return known[1]
         return None
+
+
+def channel_of(name: str) -> str:
+    """Return the channel that a template's folder names, or else the first channel."""
+    folder = name.partition("/")[0]
+    return folder if folder in CHANNELS else next(iter(CHANNELS))
 
 
 def read(name: str, content: str) -> Template:

@@ -1,0 +1,16 @@
+"""Every channel in the registry has a renderer, a sender and a valid declaration."""
+
+import pytest
+
+from services.delivery.app import SENDERS
+from services.mailings.messages import CONTENT
+from shared.registry import CHANNELS, Channel
+
+
+def test_every_channel_has_a_renderer_and_a_sender() -> None:
+    assert SENDERS.keys() == CONTENT.keys() == CHANNELS.keys()
+
+
+@pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)
+def test_the_address_is_a_required_field_of_the_contract(channel: Channel) -> None:
+    assert channel.contract.model_fields[channel.address].is_required()
