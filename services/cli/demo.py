@@ -126,7 +126,7 @@ async def _arrived(
     """Wait at the receiver until so many tries came, and tell what it thinks of the last."""
     last = await _delivery(http, number, mailbox, identity, tries=tries)
     answered = f"delivered, the receiver answered {last['status']}"
-    _say(number, f"try {last['try']}: {answered}, {_verdict(last)}")
+    _say(number, f"attempt {last['attempt']}: {answered}, {_verdict(last)}")
 
 
 async def _on_time(http: aiohttp.ClientSession, gateway: str, url: str) -> None:

@@ -1,10 +1,10 @@
-"""The sandbox plays the outside world, so that newcomers and tests need none of their own.
+"""The sandbox simulates the outside world, so that users and tests need no services of their own.
 
-Owns: nothing that matters; what came lives in memory, bounded, and goes with the process.
-Consumes: HTTP and SMTP. Webhooks below ``/hooks/{mailbox}``, mails, SMS at ``/sms``, questions for
-users, movies and reviews; orders at ``/api/mailboxes``, ``/api/mails/order``, ``/api/sms/order``.
-Publishes: what its producers are told to, events on the exchange ``events``. It shows what came:
-pages at ``/``, ``/mails``, ``/sms``, JSON at ``/api/deliveries``, ``/api/mails``, ``/api/sms``.
-Guarantees: a signature is judged as an outside receiver would judge it, independently of the code
-that signs; an order (fail, hang, drip, ...) is carried out exactly as given; no secret is shown.
+Owns: nothing important. It stores what it receives in bounded memory and loses it when it stops.
+Consumes: HTTP and SMTP. It receives webhooks below ``/hooks/{mailbox}``, mails, and SMS at
+``/sms``, and it serves users, movies and reviews.
+Publishes: events on the exchange ``events``, on request. It shows what it received as pages at
+``/``, ``/mails`` and ``/sms``, and as JSON below ``/api/``.
+Guarantees: it checks signatures as an outside receiver does, without the code that signs. It
+follows the configured behaviour (fail, hang, drip, ...) exactly, and never shows a secret.
 """

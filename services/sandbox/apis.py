@@ -1,4 +1,4 @@
-"""The data APIs that producers name in their events: users, movies, series, reviews."""
+"""The data APIs that events link to: users, movies, series, reviews."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,34 +9,34 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
-from services.sandbox.memory import Told
-from services.sandbox.misbehaviour import misbehave
+from services.sandbox.behaviours import ApiSettings, Behaviour, Delay
+from services.sandbox.memory import LimitedBehaviour
 from services.sandbox.movies import Catalogue
-from services.sandbox.orders import ApiOrder, Behaviour, Delay
-from services.sandbox.parsing import parsed
+from services.sandbox.parsing import parse
+from services.sandbox.responses import respond
 from services.sandbox.users import Directory
 
 NAMES = ("auth", "fastapi", "activity_api")
-LARGEST_PAGE = 1000
+MAX_PAGE_SIZE = 1000
 _ID = "{id:[0-9a-fA-F-]{36}}"
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Paged(BaseModel):
-    """What every list can be asked for.
+    """The query of every list.
 
-    ``form`` ``results`` puts the page into ``{"results": …}``; ``endless`` lists never end.
+    ``form`` ``results`` wraps the page in ``{"results": …}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     page_number: int = Field(1, ge=1, le=10_000_000)
-    page_size: int = Field(50, ge=1, le=LARGEST_PAGE)
+    page_size: int = Field(50, ge=1, le=MAX_PAGE_SIZE)
     form: str = Field("list", pattern="^(list|results)$")
 
 
 class UserQuery(_Paged):
-    """Which users are asked for; what is left out does not narrow them."""
+    """The query of the list of users. ``endless`` gives it a next page for ever."""
 
     id: UUID | None = None
     is_active: bool | None = None
@@ -46,18 +46,18 @@ class UserQuery(_Paged):
 
 
 class MovieQuery(_Paged):
-    """Which movies are asked for."""
+    """The query of the list of movies."""
 
     new: bool | None = None
 
 
 class DataApis:
-    """The HTTP handlers; each API follows an order of its own."""
+    """The HTTP handlers; each API has its own settings."""
 
     def __init__(self, directory: Directory, url: URL | None) -> None:
         self._directory = directory
         self._url = url
-        self._orders = {name: (ApiOrder(), Told[Behaviour]()) for name in NAMES}
+        self._settings = {name: (ApiSettings(), LimitedBehaviour[Behaviour]()) for name in NAMES}
 
     def routes(self) -> list[web.RouteDef]:
         """Return every route."""
@@ -70,22 +70,22 @@ class DataApis:
             f"/fastapi/api/v1/series/{_ID}/": self.one_series,
             "/activity_api/api/v1/reviews/{id:[\\w-]{1,64}}/": self.review,
         }
-        # With and without the slash at the end: events are written both ways.
-        asked = [
-            web.get(written, self._obedient(handler))
+        # With and without the slash at the end: events use both forms.
+        data = [
+            web.get(written, self._with_behaviour(handler))
             for path, handler in apis.items()
             for written in (path, path.removesuffix("/"))
         ]
         name = f"{{name:{'|'.join(NAMES)}}}"
         return [
-            *asked,
-            web.get(f"/api/apis/{name}/order", self.show_order),
-            web.put(f"/api/apis/{name}/order", self.take_order),
+            *data,
+            web.get(f"/api/apis/{name}/settings", self.show_settings),
+            web.put(f"/api/apis/{name}/settings", self.replace_settings),
         ]
 
     async def users(self, request: web.Request) -> web.Response:
-        """Answer with a page of users."""
-        wanted = parsed(UserQuery, request.query)
+        """Return a page of users."""
+        wanted = parse(UserQuery, request.query)
         fields = {"is_active", "email_notifications", "sms_notifications"}
         settings = wanted.model_dump(include=fields, exclude_none=True)
         if wanted.id is None:
@@ -98,64 +98,64 @@ class DataApis:
         return _page(wanted, [user] if matches and wanted.page_number == 1 else [])
 
     async def user(self, request: web.Request) -> web.Response:
-        """Answer with one user."""
+        """Return one user."""
         number = self._directory.number_of(_identity(request))
         if number is None:
-            raise _nothing("user")
+            raise _not_found("user")
         return web.json_response(self._directory.user(number))
 
     async def movies(self, request: web.Request) -> web.Response:
-        """Answer with a page of movies."""
-        wanted = parsed(MovieQuery, request.query)
+        """Return a page of movies."""
+        wanted = parse(MovieQuery, request.query)
         return _page(wanted, _cut(self._catalogue(request).movies(new=wanted.new), wanted))
 
     async def movie(self, request: web.Request) -> web.Response:
-        """Answer with one movie."""
+        """Return one movie."""
         movie = self._catalogue(request).movie(_identity(request))
         if movie is None:
-            raise _nothing("movie")
+            raise _not_found("movie")
         return web.json_response(movie)
 
     async def series(self, request: web.Request) -> web.Response:
-        """Answer with a page of series."""
-        wanted = parsed(_Paged, request.query)
+        """Return a page of series."""
+        wanted = parse(_Paged, request.query)
         return _page(wanted, _cut(self._catalogue(request).series(), wanted))
 
     async def one_series(self, request: web.Request) -> web.Response:
-        """Answer with one series."""
+        """Return one series."""
         series = self._catalogue(request).one_series(_identity(request))
         if series is None:
-            raise _nothing("series")
+            raise _not_found("series")
         return web.json_response(series)
 
     async def review(self, request: web.Request) -> web.Response:
-        """Answer with a review; its author is a user who can be told."""
+        """Return a review; its author is a user who can be notified."""
         identity = request.match_info["id"]
         author = next(self._directory.reachable(start=sum(identity.encode())))
         return web.json_response(self._catalogue(request).review(identity, author["id"]))
 
-    async def show_order(self, request: web.Request) -> web.Response:
-        """Answer with an API's order."""
-        order, _ = self._orders[request.match_info["name"]]
-        return web.json_response({"order": order.model_dump(mode="json")})
+    async def show_settings(self, request: web.Request) -> web.Response:
+        """Return an API's settings."""
+        settings, _ = self._settings[request.match_info["name"]]
+        return web.json_response({"settings": settings.model_dump(mode="json")})
 
-    async def take_order(self, request: web.Request) -> web.Response:
-        """Take an order in place of the one before."""
-        order = parsed(ApiOrder, await request.read())
-        told = Told[Behaviour](order.behaviour, order.times)
-        self._orders[request.match_info["name"]] = order, told
-        return await self.show_order(request)
+    async def replace_settings(self, request: web.Request) -> web.Response:
+        """Replace an API's settings."""
+        settings = parse(ApiSettings, await request.read())
+        limited = LimitedBehaviour[Behaviour](settings.behaviour, settings.times)
+        self._settings[request.match_info["name"]] = settings, limited
+        return await self.show_settings(request)
 
-    def _obedient(self, handler: _Handler) -> _Handler:
-        """Let the API's order come before the handler."""
+    def _with_behaviour(self, handler: _Handler) -> _Handler:
+        """Apply the API's behaviour before its handler."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            _, told = self._orders[request.path.split("/")[1]]
-            behaviour = told.meet()
+            _, limited = self._settings[request.path.split("/")[1]]
+            behaviour = limited.next()
             if isinstance(behaviour, Delay):
                 await asyncio.sleep(behaviour.seconds)
             elif behaviour is not None:
-                return await misbehave(behaviour, request)
+                return await respond(behaviour, request)
             return await handler(request)
 
         return handle
@@ -165,7 +165,7 @@ class DataApis:
 
 
 def base(url: URL | None, request: web.Request) -> str:
-    """Return what links to the sandbox begin with: as configured, else as it was asked."""
+    """Return the base of links to the sandbox: as configured, else that of the request."""
     return str(url or request.url.origin()).rstrip("/")
 
 
@@ -173,12 +173,12 @@ def _identity(request: web.Request) -> UUID:
     try:
         return UUID(request.match_info["id"])
     except ValueError:
-        raise _nothing("thing") from None
+        raise _not_found("resource") from None
 
 
-def _nothing(kind: str) -> web.HTTPNotFound:
+def _not_found(kind: str) -> web.HTTPNotFound:
     return web.HTTPNotFound(
-        text=f'{{"detail": "there is no such {kind}"}}', content_type="application/json"
+        text=f'{{"detail": "{kind} not found"}}', content_type="application/json"
     )
 
 

@@ -9,13 +9,13 @@ from aiohttp import web
 from yarl import URL
 
 from services.sandbox.apis import DataApis
+from services.sandbox.behaviours import MailSettings, SmsSettings
 from services.sandbox.events import Producers
 from services.sandbox.inbox import Inbox, InboxApi
 from services.sandbox.inbox_pages import InboxPages
-from services.sandbox.mails import mail_json, receiving
-from services.sandbox.orders import MailOrder, SmsOrder
+from services.sandbox.mails import mail_json, smtp_server
 from services.sandbox.producers import ProducersApi
-from services.sandbox.settings import Settings
+from services.sandbox.settings import SandboxSettings
 from services.sandbox.sms import SmsGateway, sms_json
 from services.sandbox.store import Store
 from services.sandbox.users import Directory
@@ -27,14 +27,14 @@ from shared.settings import load
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 0.2
-"""Seconds that a request in progress may go on at a stop. A hook is answered within milliseconds;
-what lasts longer was told to misbehave."""
+_STOP_TIMEOUT = 0.2
+"""Seconds that a request in progress gets when the sandbox stops. A usual response takes
+milliseconds; a longer one is a behaviour such as a hang."""
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where a sandbox listens."""
+class SandboxUrls:
+    """The addresses that a sandbox listens on."""
 
     http: URL
     smtp: URL
@@ -42,21 +42,21 @@ class Places:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, amqp_url: str = "amqp://127.0.0.1:5672/"
-) -> AsyncIterator[Places]:
-    """Listen for as long as the context lasts; gives where. Stops without waiting for hangs.
+    settings: SandboxSettings, amqp_url: str = "amqp://127.0.0.1:5672/"
+) -> AsyncIterator[SandboxUrls]:
+    """Run the sandbox for as long as the context lasts. It stops without waiting for hangs.
 
-    Producers publish to ``amqp_url``; nothing else of the sandbox needs it.
+    Only the producers use ``amqp_url``.
 
     Raises:
-        OSError: an address cannot be listened on.
+        OSError: cannot listen on an address.
     """
     directory = Directory(settings.users)
     url = URL(settings.url) if settings.url else None
-    mails, sms = Inbox(MailOrder()), Inbox(SmsOrder())
+    mails, sms = Inbox(MailSettings()), Inbox(SmsSettings())
     async with AsyncExitStack() as stack:
         smtp = await stack.enter_async_context(
-            receiving(mails, settings.host, settings.smtp_port, settings.max_body)
+            smtp_server(mails, settings.host, settings.smtp_port, settings.max_body)
         )
         app = web.Application(client_max_size=settings.max_body)
         app.add_routes(
@@ -71,20 +71,20 @@ async def serving(
                 *ProducersApi(Producers(directory), amqp_url, url).routes(),
             ]
         )
-        http = await stack.enter_async_context(_answering(app, settings.host, settings.port))
-        yield Places(http, smtp)
+        http = await stack.enter_async_context(_http_server(app, settings.host, settings.port))
+        yield SandboxUrls(http, smtp)
 
 
 @asynccontextmanager
-async def _answering(app: web.Application, host: str, port: int) -> AsyncIterator[URL]:
+async def _http_server(app: web.Application, host: str, port: int) -> AsyncIterator[URL]:
     runner = web.AppRunner(
         app,
         access_log=None,
-        # A signature covers the bytes as they were sent.
+        # A signature covers the bytes as sent.
         auto_decompress=False,
-        # A hanging answer ends when its client goes.
+        # A hang ends when its client closes the connection.
         handler_cancellation=True,
-        shutdown_timeout=_GRACE,
+        shutdown_timeout=_STOP_TIMEOUT,
     )
     await runner.setup()
     try:
@@ -96,15 +96,14 @@ async def _answering(app: web.Application, host: str, port: int) -> AsyncIterato
 
 
 async def start(process: Process) -> None:
-    """Listen for as long as the process lasts."""
-    settings = load(Settings, "sandbox")
-    places = await process.stack.enter_async_context(serving(settings, process.settings.amqp_url))
-    logger.info("sandbox at %s", places.http)
-    logger.info("sandbox takes mail at %s", places.smtp)
+    """Run the sandbox for as long as the process lasts."""
+    settings = load(SandboxSettings, "sandbox")
+    urls = await process.stack.enter_async_context(serving(settings, process.settings.amqp_url))
+    logger.info("sandbox started at %s, mail server at %s", urls.http, urls.smtp)
 
 
 async def _healthz(_request: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
-SERVICE = Service(SERVICES["sandbox"], Settings, start)
+SERVICE = Service(SERVICES["sandbox"], SandboxSettings, start)

@@ -1,7 +1,7 @@
-"""Judges the signatures of a webhook the way an outside receiver would.
+"""Checks the signatures of a webhook as an outside receiver does.
 
-Written from the published rules and independent of the code that signs, so that one checks the
-other. Pure: headers, body, secrets and the time in; a verdict out.
+This follows the published rules and does not share code with the signer, so that one checks the
+other.
 """
 
 import base64
@@ -16,25 +16,25 @@ from multidict import MultiMapping
 DEFAULT_SECRET = "your-secret-key"  # noqa: S105 - public, so that the documented example verifies
 STANDARD_PREFIX = "whsec_"
 TOLERANCE = 300
-"""Seconds that a ``webhook-timestamp`` may differ from the receiver's clock (the value of the
-Standard Webhooks reference libraries)."""
+"""Seconds that a ``webhook-timestamp`` may differ from the receiver's clock, as in the reference
+libraries of Standard Webhooks."""
 
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """The key bytes that one secret stands for in each of the two schemes."""
+class SecretKeys:
+    """The key bytes of one secret in each of the two schemes."""
 
     plain: bytes
     standard: bytes
 
     @classmethod
-    def of(cls, secret: str) -> "Keys":
+    def derive(cls, secret: str) -> "SecretKeys":
         """Derive the keys of a secret.
 
         Raises:
-            ValueError: it begins with ``whsec_`` and goes on with something that is not base64.
+            ValueError: it begins with ``whsec_`` but does not continue in base64.
         """
         plain = secret.encode()
         if not secret.startswith(STANDARD_PREFIX):
@@ -44,15 +44,15 @@ class Keys:
         except binascii.Error:
             standard = b""
         if not standard:
-            raise ValueError("a secret that begins with whsec_ goes on in base64")
+            raise ValueError("a secret that begins with whsec_ must continue in base64")
         return cls(plain, standard)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of the signatures: the schemes that matched, and what was wrong.
+class SignatureCheck:
+    """The result of a check: the schemes that matched, and the faults.
 
-    Every signature that is present must match: a wrong one is not excused by a right one beside it.
+    Every signature that is present must match.
     """
 
     matched: tuple[str, ...]
@@ -60,17 +60,19 @@ class Verdict:
 
     @property
     def verified(self) -> bool:
-        """True if there was a signature and nothing was wrong."""
+        """True if there was a signature and no fault."""
         return bool(self.matched) and not self.faults
 
 
-def judge(headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], now: float) -> Verdict:
+def check_signatures(
+    headers: Mapping[str, str], body: bytes, keys: Sequence[SecretKeys], now: float
+) -> SignatureCheck:
     """Check ``X-Signature`` and the Standard Webhooks headers against any of the keys.
 
     Args:
         headers: case-insensitive, or with lower-case names.
-        body: as it came, not decoded.
-        keys: at least one; during a rotation the old and the new.
+        body: the raw bytes.
+        keys: at least one; the old and the new one during a rotation.
         now: Unix time in seconds.
     """
     schemes = {
@@ -87,14 +89,14 @@ def judge(headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], now: fl
             else:
                 faults.append(f"{scheme}: {fault}")
     if not matched and not faults:
-        faults.append("no signature: neither x-signature nor webhook-signature was sent")
-    return Verdict(tuple(matched), tuple(faults))
+        faults.append("no signature: neither x-signature nor webhook-signature is present")
+    return SignatureCheck(tuple(matched), tuple(faults))
 
 
 def _fault_in_x_signature(
-    headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], _now: float
+    headers: Mapping[str, str], body: bytes, keys: Sequence[SecretKeys], _now: float
 ) -> str | None:
-    # While secrets are rotated, a sender signs with each: a header line for each.
+    # During a rotation, a sender sends one header line for each secret.
     lines = [headers["x-signature"]]
     if isinstance(headers, MultiMapping):
         lines = headers.getall("x-signature")
@@ -102,18 +104,18 @@ def _fault_in_x_signature(
     for given in map(_octets, lines):
         if any(hmac.compare_digest(given, each) for each in expected):
             return None
-    return "is not the lower-case hex HMAC-SHA256 of the body under this mailbox's secrets"
+    return "is not the lower-case hex HMAC-SHA256 of the body with a secret of this mailbox"
 
 
 def _fault_in_webhook_signature(
-    headers: Mapping[str, str], body: bytes, keys: Sequence[Keys], now: float
+    headers: Mapping[str, str], body: bytes, keys: Sequence[SecretKeys], now: float
 ) -> str | None:
     identity = headers.get("webhook-id")
     timestamp = headers.get("webhook-timestamp")
     if not identity or not timestamp:
         return f"{'webhook-timestamp' if identity else 'webhook-id'} is missing"
     if not _TIMESTAMP.fullmatch(timestamp):
-        return "webhook-timestamp is not whole seconds since 1970"
+        return "webhook-timestamp is not a Unix time in whole seconds"
     age = now - int(timestamp)
     if abs(age) > TOLERANCE:
         return (
@@ -125,12 +127,12 @@ def _fault_in_webhook_signature(
     for key in keys:
         digest = hmac.digest(key.standard, signed, "sha256")
         expected = b"v1," + base64.b64encode(digest)
-        # Not `any`: every entry is compared, so that the time taken tells nothing.
+        # Not `any`: compare every entry, so that the duration reveals nothing.
         if sum([hmac.compare_digest(entry, expected) for entry in given]):
             return None
-    return "no v1 entry is the HMAC-SHA256 of id.timestamp.body under this mailbox's secrets"
+    return "no v1 entry is the HMAC-SHA256 of id.timestamp.body with a secret of this mailbox"
 
 
 def _octets(header: str) -> bytes:
-    """Give a header's bytes back; aiohttp decodes what is not UTF-8 to surrogates."""
+    """Return a header's bytes; aiohttp decodes bytes that are not UTF-8 to surrogates."""
     return header.encode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
-"""The events that producers publish. Pure; written from the published form, as an outsider would.
+"""The events that producers publish.
 
-The names of the exchange and of the message type are the outside's own: they are not taken from
-Ringback's code, so that one checks the other.
+This follows the published format and does not import names from Ringback's code, so that one checks
+the other.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from services.sandbox.movies import NEW, Catalogue
+from services.sandbox.movies import NEW_MOVIES, Catalogue
 from services.sandbox.users import Directory
 
 EXCHANGE = "events"
@@ -26,11 +26,10 @@ EVENTS: dict[Producer, str] = {
 }
 
 
-class Production(BaseModel):
-    """What a producer is told to publish: ``count`` events, each about something else.
+class PublishRequest(BaseModel):
+    """A request to publish ``count`` events, each about another user, movie or review.
 
-    What else is given stands in each of them as it is given; ``details`` and ``event`` replace the
-    producer's own.
+    The other fields are copied into each event; ``details`` and ``event`` replace the defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,29 +42,29 @@ class Production(BaseModel):
 
 
 class Producers:
-    """Makes up events; the next one of a producer is about the next user, movie, or episode."""
+    """Creates events; each is about the next user, movie, series or review."""
 
     def __init__(self, directory: Directory) -> None:
         self._users = directory.reachable(start=0)
         self._numbers: dict[str, Iterator[int]] = {
             "fastapi": cycle(range(len(Catalogue("").series()))),
             "activity_api": count(1),
-            "cinema_scanner": cycle(range(1, NEW + 1)),
+            "cinema_scanner": cycle(range(1, NEW_MOVIES + 1)),
         }
 
     def events(
-        self, producer: Producer, production: Production, base: str, now: datetime
+        self, producer: Producer, publish_request: PublishRequest, base: str, now: datetime
     ) -> Iterator[dict[str, Any]]:
-        """Make up the events; URLs in them begin with ``base``."""
-        given = production.model_dump(
+        """Create the events; URLs in them begin with ``base``."""
+        given = publish_request.model_dump(
             mode="json", include={"event_id", "expires_at"}, exclude_none=True
         )
-        for _ in range(production.count):
+        for _ in range(publish_request.count):
             yield {
                 "from_service": producer,
-                "event": production.event or EVENTS[producer],
-                "details": production.details or self._details(producer, base),
-                "occurred_at": (production.occurred_at or now).isoformat(),
+                "event": publish_request.event or EVENTS[producer],
+                "details": publish_request.details or self._details(producer, base),
+                "occurred_at": (publish_request.occurred_at or now).isoformat(),
                 **given,
             }
 

@@ -1,4 +1,4 @@
-"""What came by mail or SMS, in memory and bounded, and the questions about it over HTTP."""
+"""Received mails or SMS in bounded memory, and their HTTP API."""
 
 import asyncio
 import contextlib
@@ -13,107 +13,107 @@ from typing import Any, Final, Generic, Self, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from services.sandbox.memory import Tally, Told
-from services.sandbox.orders import Behaviour, MailBehaviour, MailOrder, SmsOrder
-from services.sandbox.parsing import parsed
+from services.sandbox.behaviours import Behaviour, MailBehaviour, MailSettings, SmsSettings
+from services.sandbox.memory import BoundedCounter, LimitedBehaviour
+from services.sandbox.parsing import parse
 
-KEPT_ARRIVALS: Final = 1000
-KEPT_BYTES: Final = 32 * 1024 * 1024
-"""Bytes kept of all arrivals together; the oldest go first."""
-SHOWN: Final = 50
+MAX_MESSAGES: Final = 1000
+MAX_STORED_BYTES: Final = 32 * 1024 * 1024
+"""Bytes stored of all messages together; the oldest are dropped first."""
+MAX_SHOWN: Final = 50
 
-O = TypeVar("O", MailOrder, SmsOrder)  # noqa: E741 - an order
+S = TypeVar("S", MailSettings, SmsSettings)
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """One try to have a mail or an SMS delivered, taken or not."""
+class ReceivedMessage:
+    """One attempt to deliver a mail or an SMS, accepted or not."""
 
     number: int
     received_at: float
     """Unix time in seconds."""
     sender: str
-    """The envelope's sender of a mail; who signed the request of an SMS."""
+    """The envelope sender of a mail; the signer of an SMS request."""
     to: tuple[str, ...]
     id: str | None
-    """The ``Message-ID`` of a mail, with its angle brackets; the id in an SMS's path."""
-    try_number: int | None
-    """Which try this is with this ``id``; the first is 1."""
+    """The ``Message-ID`` of a mail, with its angle brackets; the id in the path of an SMS."""
+    attempt: int | None
+    """The number of this attempt with this ``id``; the first is 1."""
     accepted: bool
     status: int | None
-    """The code answered; None if there never is a whole answer."""
+    """The code of the response; None if there was no complete response."""
     behaviour: str | None
     fault: str | None
-    """Why it was not good, whatever was answered."""
+    """The reason why the message was not valid, whatever the response was."""
     content: bytes
 
 
-class Inbox(Generic[O]):
-    """The last arrivals, how many there were in all, and the order they are met with."""
+class Inbox(Generic[S]):
+    """The last messages, their total number, and the settings for the next ones."""
 
-    def __init__(self, order: O) -> None:
-        self.order: O = order
+    def __init__(self, settings: S) -> None:
+        self.settings: S = settings
         self.accepted = 0
         self.refused = 0
-        self._told: Told[Behaviour | MailBehaviour] = Told()
-        self._arrivals: deque[Arrival] = deque()
+        self._behaviour: LimitedBehaviour[Behaviour | MailBehaviour] = LimitedBehaviour()
+        self._messages: deque[ReceivedMessage] = deque()
         self._bytes = 0
-        self._numbered = 0
-        self._tries = Tally()
-        self._accepted_by = Tally()
-        self._arrival = asyncio.Event()
+        self._last_number = 0
+        self._attempts = BoundedCounter()
+        self._accepted_by = BoundedCounter()
+        self._recorded = asyncio.Event()
 
-    def obey(self, order: O) -> None:
-        """Take an order in place of the one before; its ``times`` begin to count."""
-        self.order = order
-        self._told = Told(order.behaviour, order.times)
+    def configure(self, settings: S) -> None:
+        """Replace the settings; ``times`` counts from now."""
+        self.settings = settings
+        self._behaviour = LimitedBehaviour(settings.behaviour, settings.times)
 
-    def meet(self, to: Sequence[str]) -> Behaviour | MailBehaviour | None:
-        """Return the behaviour that these recipients meet, and count it."""
-        order = self.order
-        if order.behaviour is None:
+    def next_behaviour(self, to: Sequence[str]) -> Behaviour | MailBehaviour | None:
+        """Count one more message to these recipients and return its behaviour, if any."""
+        settings = self.settings
+        if settings.behaviour is None:
             return None
-        if order.to:
-            to = [each for each in to if any(_matches(each, pattern) for pattern in order.to)]
+        if settings.to:
+            to = [each for each in to if any(_matches(each, pattern) for pattern in settings.to)]
             if not to:
                 return None
-        return self._told.meet(to[0].lower() if to and order.per == "to" else "")
+        return self._behaviour.next(to[0].lower() if to and settings.per == "to" else "")
 
     @property
     def times_left(self) -> int | None:
-        """How often the behaviour will still be met; None if that is not one number."""
-        return None if self.order.per == "to" else self._told.left()
+        """For how many more messages the behaviour lasts; None if that is not one number."""
+        return None if self.settings.per == "to" else self._behaviour.remaining()
 
-    def keep(  # noqa: PLR0913 - one line of each arrival's record
+    def record(  # noqa: PLR0913 - the fields of a message
         self,
         at: float,
         *,
         sender: str = "",
         to: tuple[str, ...] = (),
-        id: str | None = None,  # noqa: A002 - what it is called everywhere
+        id: str | None = None,  # noqa: A002 - the name in the API
         status: int | None,
         accepted: bool = False,
         behaviour: str | None = None,
         fault: str | None = None,
         content: bytes = b"",
     ) -> None:
-        """Keep one more arrival, dropping the oldest if there are too many, and wake who waits."""
-        self._numbered += 1
-        tries = self._tries.add(id) if id else None
+        """Store a message, drop the oldest if there are too many, and wake those that wait."""
+        self._last_number += 1
+        attempt = self._attempts.add(id) if id else None
         if accepted:
             self.accepted += 1
             for key in {id, *to} - {None}:
                 self._accepted_by.add(str(key))
         else:
             self.refused += 1
-        self._arrivals.append(
-            Arrival(
-                number=self._numbered,
+        self._messages.append(
+            ReceivedMessage(
+                number=self._last_number,
                 received_at=at,
                 sender=sender,
                 to=to,
                 id=id,
-                try_number=tries,
+                attempt=attempt,
                 accepted=accepted,
                 status=status,
                 behaviour=behaviour,
@@ -122,19 +122,19 @@ class Inbox(Generic[O]):
             )
         )
         self._bytes += len(content)
-        while len(self._arrivals) > KEPT_ARRIVALS or self._bytes > KEPT_BYTES:
-            self._bytes -= len(self._arrivals.popleft().content)
-        self._arrival.set()
-        self._arrival.clear()
+        while len(self._messages) > MAX_MESSAGES or self._bytes > MAX_STORED_BYTES:
+            self._bytes -= len(self._messages.popleft().content)
+        self._recorded.set()
+        self._recorded.clear()
 
-    def arrivals(
+    def messages(
         self,
         to: str | None = None,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,  # noqa: A002 - the name in the API
         accepted: bool | None = None,  # noqa: FBT001 - a filter
-    ) -> Iterator[Arrival]:
-        """Iterate over the kept arrivals, newest first."""
-        for each in reversed(self._arrivals):
+    ) -> Iterator[ReceivedMessage]:
+        """Iterate over the stored messages, newest first."""
+        for each in reversed(self._messages):
             if (
                 (to is None or to in each.to)
                 and id in (None, each.id)
@@ -142,46 +142,46 @@ class Inbox(Generic[O]):
             ):
                 yield each
 
-    def arrival(self, number: int) -> Arrival | None:
-        """Return one arrival, if it is still kept."""
-        return next((each for each in self._arrivals if each.number == number), None)
+    def message(self, number: int) -> ReceivedMessage | None:
+        """Return one message, if it is still stored."""
+        return next((each for each in self._messages if each.number == number), None)
 
     def count(self, key: str | None) -> int:
-        """Return how many were accepted, in all or for one recipient or id, kept or not."""
+        """Return how many messages were accepted, in total or for one recipient or id."""
         return self.accepted if key is None else self._accepted_by[key]
 
     async def wait(self, key: str | None, count: int) -> None:
         """Return as soon as :meth:`count` has reached ``count``."""
         while self.count(key) < count:
-            await self._arrival.wait()
+            await self._recorded.wait()
 
-    def forget(self) -> None:
-        """Forget what came, and the counters; the order stays."""
-        self._arrivals.clear()
+    def clear(self) -> None:
+        """Delete messages and counters; keep the settings."""
+        self._messages.clear()
         self._bytes = self.accepted = self.refused = 0
-        self._tries = Tally()
-        self._accepted_by = Tally()
+        self._attempts = BoundedCounter()
+        self._accepted_by = BoundedCounter()
 
 
 class Filter(BaseModel):
-    """Which arrivals are asked for; what is left out does not narrow them."""
+    """A selection of messages; a field that is left out selects all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     to: str | None = None
     id: str | None = None
     accepted: bool | None = None
-    limit: int = Field(SHOWN, ge=1, le=KEPT_ARRIVALS)
+    limit: int = Field(MAX_SHOWN, ge=1, le=MAX_MESSAGES)
 
 
 class Wait(BaseModel):
-    """How many accepted arrivals to wait for, for how many seconds, and how many to be shown."""
+    """A number of accepted messages to wait for, a timeout in seconds, and a number to show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     to: str | None = None
     id: str | None = None
     count: PositiveInt = 1
     timeout: float = Field(10, gt=0, le=300)
-    limit: int = Field(SHOWN, ge=1, le=KEPT_ARRIVALS)
+    limit: int = Field(MAX_SHOWN, ge=1, le=MAX_MESSAGES)
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
@@ -190,43 +190,46 @@ class Wait(BaseModel):
         return self
 
 
-class InboxApi(Generic[O]):
-    """The HTTP handlers around one inbox, below one path."""
+class InboxApi(Generic[S]):
+    """The HTTP handlers of one inbox, below one path."""
 
-    def __init__(self, path: str, inbox: Inbox[O], shown: Callable[[Arrival], Any]) -> None:
+    def __init__(
+        self, path: str, inbox: Inbox[S], as_json: Callable[[ReceivedMessage], Any]
+    ) -> None:
         self._path = path
-        self._inbox: Inbox[O] = inbox
-        self._order: type[O] = type(inbox.order)
-        self._shown = shown
+        self._inbox: Inbox[S] = inbox
+        self._settings_model: type[S] = type(inbox.settings)
+        self._as_json = as_json
 
     def routes(self) -> list[web.RouteDef]:
         """Return every route."""
         return [
-            web.get(self._path, self.list_arrivals),
-            web.delete(self._path, self.forget),
+            web.get(self._path, self.list_messages),
+            web.delete(self._path, self.clear),
             web.get(f"{self._path}/wait", self.wait),
-            web.get(f"{self._path}/order", self.show_order),
-            web.put(f"{self._path}/order", self.take_order),
+            web.get(f"{self._path}/settings", self.show_settings),
+            web.put(f"{self._path}/settings", self.replace_settings),
             web.get(f"{self._path}/{{number:[0-9]{{1,18}}}}", self.show),
         ]
 
-    async def list_arrivals(self, request: web.Request) -> web.Response:
-        """Answer with the kept arrivals that match, newest first."""
-        wanted = parsed(Filter, request.query)
+    async def list_messages(self, request: web.Request) -> web.Response:
+        """Return the stored messages that match, newest first."""
+        wanted = parse(Filter, request.query)
         return web.json_response({"items": self._matching(wanted)})
 
     async def show(self, request: web.Request) -> web.Response:
-        """Answer with one arrival, if it is still kept."""
-        arrival = self._inbox.arrival(int(request.match_info["number"]))
-        if arrival is None:
+        """Return one message, if it is still stored."""
+        message = self._inbox.message(int(request.match_info["number"]))
+        if message is None:
             raise web.HTTPNotFound(
-                text='{"detail": "it is not kept, or never came"}', content_type="application/json"
+                text='{"detail": "message not found; only the last ones are stored"}',
+                content_type="application/json",
             )
-        return web.json_response(self._shown(arrival))
+        return web.json_response(self._as_json(message))
 
     async def wait(self, request: web.Request) -> web.Response:
-        """Answer as soon as enough were accepted, or at the time-out with ``complete`` false."""
-        wanted = parsed(Wait, request.query)
+        """Respond when enough messages were accepted, or with ``complete`` false on timeout."""
+        wanted = parse(Wait, request.query)
         key = wanted.to or wanted.id
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wanted.timeout):
@@ -237,43 +240,43 @@ class InboxApi(Generic[O]):
             {"complete": count >= wanted.count, "count": count, "items": self._matching(shown)}
         )
 
-    async def forget(self, _request: web.Request) -> web.Response:
-        """Forget what came, and the counters; the order stays."""
-        self._inbox.forget()
+    async def clear(self, _request: web.Request) -> web.Response:
+        """Delete messages and counters; keep the settings."""
+        self._inbox.clear()
         return web.Response(status=204)
 
-    async def show_order(self, _request: web.Request) -> web.Response:
-        """Answer with the order and the counters."""
+    async def show_settings(self, _request: web.Request) -> web.Response:
+        """Return the settings and the counters."""
         return web.json_response(
             {
                 "accepted": self._inbox.accepted,
                 "refused": self._inbox.refused,
-                "order": self._inbox.order.model_dump(mode="json"),
+                "settings": self._inbox.settings.model_dump(mode="json"),
             }
         )
 
-    async def take_order(self, request: web.Request) -> web.Response:
-        """Take an order in place of the one before."""
-        self._inbox.obey(parsed(self._order, await request.read()))
-        return await self.show_order(request)
+    async def replace_settings(self, request: web.Request) -> web.Response:
+        """Replace the settings."""
+        self._inbox.configure(parse(self._settings_model, await request.read()))
+        return await self.show_settings(request)
 
     def _matching(self, wanted: Filter) -> list[Any]:
-        found = self._inbox.arrivals(wanted.to, wanted.id, wanted.accepted)
-        return [self._shown(arrival) for arrival in islice(found, wanted.limit)]
+        found = self._inbox.messages(wanted.to, wanted.id, wanted.accepted)
+        return [self._as_json(message) for message in islice(found, wanted.limit)]
 
 
-def arrival_json(arrival: Arrival) -> dict[str, Any]:
-    """Return what mails and SMS have in common."""
+def message_json(message: ReceivedMessage) -> dict[str, Any]:
+    """Return the fields that mails and SMS have in common."""
     return {
-        "number": arrival.number,
-        "received_at": datetime.fromtimestamp(arrival.received_at, UTC).isoformat(),
-        "to": arrival.to,
-        "id": arrival.id,
-        "try": arrival.try_number,
-        "accepted": arrival.accepted,
-        "status": arrival.status,
-        "behaviour": arrival.behaviour,
-        "fault": arrival.fault,
+        "number": message.number,
+        "received_at": datetime.fromtimestamp(message.received_at, UTC).isoformat(),
+        "to": message.to,
+        "id": message.id,
+        "attempt": message.attempt,
+        "accepted": message.accepted,
+        "status": message.status,
+        "behaviour": message.behaviour,
+        "fault": message.fault,
     }
 
 

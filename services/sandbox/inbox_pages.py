@@ -8,16 +8,16 @@ from urllib.parse import quote
 from aiohttp import web
 from yarl import URL
 
-from services.sandbox.inbox import SHOWN, Arrival, Inbox
-from services.sandbox.layout import HEADERS, framed, moment, tag
-from services.sandbox.mails import headers, part, read, subject
-from services.sandbox.orders import MailOrder, SmsOrder
+from services.sandbox.behaviours import MailSettings, SmsSettings
+from services.sandbox.inbox import MAX_SHOWN, Inbox, ReceivedMessage
+from services.sandbox.layout import HEADERS, page_html, tag, time_of_day
+from services.sandbox.mails import headers, parse_mail, part, subject
 from services.sandbox.sms import text
 
 _HTML_PART_HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
-    # The mail's own styles and inline images; no script, nothing from elsewhere, no way out.
+    # Allows the mail's own styles and inline images: no script, no other host, no navigation.
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'self'; sandbox"
@@ -26,9 +26,9 @@ _HTML_PART_HEADERS = {
 
 
 class InboxPages:
-    """The pages, around both inboxes."""
+    """The pages of both inboxes."""
 
-    def __init__(self, mails: Inbox[MailOrder], sms: Inbox[SmsOrder], smtp: URL) -> None:
+    def __init__(self, mails: Inbox[MailSettings], sms: Inbox[SmsSettings], smtp: URL) -> None:
         self._mails = mails
         self._sms = sms
         self._smtp = smtp
@@ -43,36 +43,36 @@ class InboxPages:
         ]
 
     async def mails(self, request: web.Request) -> web.Response:
-        """Show the last mails."""
-        return _listed(
+        """Return the page of the last mails."""
+        return _list_page(
             request,
             "/mails",
             self._mails,
             _mail_line,
-            f"Nothing came yet. Mail is taken at <code>{self._smtp}</code>, "
-            "from everybody, for everybody.",
+            f"No mails yet. Send one to <code>{self._smtp}</code>: "
+            "every sender and recipient is accepted.",
         )
 
     async def sms(self, request: web.Request) -> web.Response:
-        """Show the last SMS."""
-        return _listed(
+        """Return the page of the last SMS."""
+        return _list_page(
             request,
             "/sms",
             self._sms,
             _sms,
-            "Nothing came yet. Messages are taken at <code>POST /sms/v1/send/ID</code>.",
+            "No SMS yet. Send one with <code>POST /sms/v1/send/ID</code>.",
         )
 
     async def mail(self, request: web.Request) -> web.Response:
-        """Show one mail: its headers, its text, and its HTML in a frame that can do nothing."""
-        arrival = self._kept(request)
-        mail = read(arrival)
+        """Return the page of one mail: headers, text, and the HTML in a sandboxed frame."""
+        message = self._stored(request)
+        mail = parse_mail(message)
         names = "".join(
             f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in headers(mail)
         )
         main = (
             f"<h2><a href='/mails'>Mails</a> · {escape(subject(mail)) or '(no subject)'}</h2>"
-            f"<article class='card delivery'>{_line(arrival, '/mails', '')}{_fault(arrival)}"
+            f"<article class='card delivery'>{_line(message, '/mails', '')}{_fault(message)}"
             f"<details open id=headers><summary>Headers</summary><dl>{names}</dl></details>"
         )
         plain, html = part(mail, "plain"), part(mail, "html")
@@ -83,83 +83,83 @@ class InboxPages:
         if html is not None:
             main += (
                 "<details open id=html><summary>HTML</summary>"
-                f"<iframe sandbox src='/mails/{arrival.number}/html' title='HTML part'></iframe>"
+                f"<iframe sandbox src='/mails/{message.number}/html' title='HTML part'></iframe>"
                 "</details>"
             )
-        body = framed(main + "</article>", here="/mails", json=(f"/api/mails/{arrival.number}",))
+        body = page_html(main + "</article>", here="/mails", json=(f"/api/mails/{message.number}",))
         return web.Response(body=body, headers=HEADERS)
 
     async def html_part(self, request: web.Request) -> web.Response:
-        """Answer with the HTML part, with which a browser may do nothing but show it."""
-        html = part(read(self._kept(request)), "html")
+        """Return the HTML part, under a policy that only lets a browser show it."""
+        html = part(parse_mail(self._stored(request)), "html")
         if html is None:
             raise web.HTTPNotFound
         body = html.encode(errors="backslashreplace")
         return web.Response(body=body, headers=_HTML_PART_HEADERS)
 
-    def _kept(self, request: web.Request) -> Arrival:
-        arrival = self._mails.arrival(int(request.match_info["number"]))
-        if arrival is None:
-            raise web.HTTPNotFound(text="there is no such mail any more")
-        return arrival
+    def _stored(self, request: web.Request) -> ReceivedMessage:
+        message = self._mails.message(int(request.match_info["number"]))
+        if message is None:
+            raise web.HTTPNotFound(text="Mail not found: only the last ones are stored.")
+        return message
 
 
-def _listed(
-    request: web.Request, path: str, inbox: Inbox[Any], shown: Any, nothing: str
+def _list_page(
+    request: web.Request, path: str, inbox: Inbox[Any], as_html: Any, when_empty: str
 ) -> web.Response:
     to = request.query.get("to") or None
-    arrivals = "".join(map(shown, islice(inbox.arrivals(to), SHOWN)))
-    order = inbox.order
-    told = ""
-    if order.behaviour is not None:
-        whom = f" for {', '.join(order.to)}" if order.to else ""
-        left = "" if inbox.times_left is None else f" · {inbox.times_left} of {order.times} left"
-        told = f"<p>Told to {escape(order.behaviour.kind + whom + left)}</p>"
+    messages = "".join(map(as_html, islice(inbox.messages(to), MAX_SHOWN)))
+    settings = inbox.settings
+    behaviour = ""
+    if settings.behaviour is not None:
+        recipients = f" for {', '.join(settings.to)}" if settings.to else ""
+        left = "" if inbox.times_left is None else f" · {inbox.times_left} of {settings.times} left"
+        behaviour = f"<p>Behaviour: {escape(settings.behaviour.kind + recipients + left)}</p>"
     kind = "mails" if path == "/mails" else "SMS"
     title = f" to {escape(to)} · <a href='{path}'>show all</a>" if to else ""
     main = (
-        "<h2>So far</h2><div class='card mailbox'>"
-        f"<p>{inbox.accepted:,} accepted, {inbox.refused:,} not</p>{told}</div>"
+        "<h2>Total</h2><div class='card mailbox'>"
+        f"<p>{inbox.accepted:,} accepted, {inbox.refused:,} refused</p>{behaviour}</div>"
         f"<h2>Last {kind}{title}</h2>"
-        + (arrivals or f"<div class='card empty'><p>{nothing}</p></div>")
+        + (messages or f"<div class='card empty'><p>{when_empty}</p></div>")
     )
-    body = framed(main, here=path, json=(f"/api{path}", f"/api{path}/order"))
+    body = page_html(main, here=path, json=(f"/api{path}", f"/api{path}/settings"))
     return web.Response(body=body, headers=HEADERS)
 
 
-def _mail_line(arrival: Arrival) -> str:
-    title = escape(subject(read(arrival))) or "(no subject)"
-    link = f"<a class=name href='/mails/{arrival.number}'>{title}</a>"
-    line = _line(arrival, "/mails", link)
-    return f"<article class='card delivery'>{line}{_fault(arrival)}</article>"
+def _mail_line(message: ReceivedMessage) -> str:
+    title = escape(subject(parse_mail(message))) or "(no subject)"
+    link = f"<a class=name href='/mails/{message.number}'>{title}</a>"
+    line = _line(message, "/mails", link)
+    return f"<article class='card delivery'>{line}{_fault(message)}</article>"
 
 
-def _sms(arrival: Arrival) -> str:
+def _sms(message: ReceivedMessage) -> str:
     return (
-        f"<article class='card delivery'>{_line(arrival, '/sms', '')}{_fault(arrival)}"
-        f"<pre>{escape(text(arrival))}</pre></article>"
+        f"<article class='card delivery'>{_line(message, '/sms', '')}{_fault(message)}"
+        f"<pre>{escape(text(message))}</pre></article>"
     )
 
 
-def _line(arrival: Arrival, path: str, title: str) -> str:
+def _line(message: ReceivedMessage, path: str, title: str) -> str:
     recipients = " ".join(
-        f"<a href='{path}?to={quote(each)}'>{escape(each)}</a>" for each in arrival.to
+        f"<a href='{path}?to={quote(each)}'>{escape(each)}</a>" for each in message.to
     )
-    tags = [tag(f"try {arrival.try_number}", "")] if arrival.try_number else []
-    if arrival.accepted:
-        tags.append(tag("accepted", "good" if arrival.behaviour is None else "odd"))
-    elif arrival.status is None:
-        tags.append(tag("no whole answer", "odd"))
+    tags = [tag(f"attempt {message.attempt}", "")] if message.attempt else []
+    if message.accepted:
+        tags.append(tag("accepted", "good" if message.behaviour is None else "odd"))
+    elif message.status is None:
+        tags.append(tag("no complete response", "odd"))
     else:
-        tags.append(tag(f"answered {arrival.status}", "bad"))
-    if arrival.behaviour:
-        tags.append(tag(arrival.behaviour, "odd"))
+        tags.append(tag(f"status {message.status}", "bad"))
+    if message.behaviour:
+        tags.append(tag(message.behaviour, "odd"))
     return (
-        f"<div class=line>{moment(arrival.received_at)}{title}<span>{recipients}</span>"
-        f"<code class=id>{escape(arrival.id or '')}</code>"
+        f"<div class=line>{time_of_day(message.received_at)}{title}<span>{recipients}</span>"
+        f"<code class=id>{escape(message.id or '')}</code>"
         f"<span class=tags>{''.join(tags)}</span></div>"
     )
 
 
-def _fault(arrival: Arrival) -> str:
-    return f"<p class=fault>{escape(arrival.fault)}</p>" if arrival.fault else ""
+def _fault(message: ReceivedMessage) -> str:
+    return f"<p class=fault>{escape(message.fault)}</p>" if message.fault else ""

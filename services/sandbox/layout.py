@@ -1,4 +1,4 @@
-"""What all pages share: one piece of HTML each, no asset from elsewhere."""
+"""The frame of all pages. Each page is one HTML document that loads nothing else."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ def _hash(inline: str) -> str:
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
-    # What came from outside is escaped; should a mistake slip in, it still cannot run.
+    # Received data is escaped. If an escape is missing, a script still cannot run.
     "Content-Security-Policy": (
         f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
         "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'self'; "
@@ -29,13 +29,13 @@ HEADERS = {
 }
 
 
-def framed(main: str, *, here: str, json: Sequence[str] = ()) -> bytes:
-    """Put a page's own part between what all pages have.
+def page_html(main: str, *, here: str, json: Sequence[str] = ()) -> bytes:
+    """Return a whole page.
 
     Args:
-        main: HTML; what came from outside is escaped in it.
+        main: the HTML of this page, with received data escaped.
         here: the path of this page in the navigation.
-        json: where the same is to be had as JSON.
+        json: the paths of the same data as JSON.
     """
     links = " ".join(
         f"<a href='{path}'{' aria-current=page' if path == here else ''}>{name}</a>"
@@ -54,7 +54,7 @@ def framed(main: str, *, here: str, json: Sequence[str] = ()) -> bytes:
 <body>
 <header>
 <h1><a href="/">Ringback sandbox</a></h1>
-<p>Plays the outside world: what Ringback sends shows up here.</p>
+<p>Simulates the outside world and shows what Ringback sends.</p>
 <nav>{links}</nav>
 </header>
 <main>
@@ -65,16 +65,16 @@ def framed(main: str, *, here: str, json: Sequence[str] = ()) -> bytes:
 </body>
 </html>
 """
-    # A body's "\ud800" becomes a lone surrogate, which UTF-8 cannot carry: shown as it was written.
+    # UTF-8 cannot encode a lone surrogate, such as "\ud800" in a JSON body: show its escape.
     return html.encode(errors="backslashreplace")
 
 
 def tag(text: str, kind: str) -> str:
-    """Make a small label; kind is good, bad, odd or empty."""
+    """Return a small label; kind is good, bad, odd or empty."""
     return f"<span class='tag {kind}'>{escape(text)}</span>"
 
 
-def moment(at: float) -> str:
-    """Show the time of day of a Unix time."""
+def time_of_day(at: float) -> str:
+    """Return the time of day of a Unix time."""
     iso = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     return f"<time datetime='{iso}' title='{iso}'>{iso[11:23]}</time>"

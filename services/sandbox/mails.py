@@ -1,4 +1,4 @@
-"""The mail server: an SMTP sink that takes everything, or misbehaves on order."""
+"""The mail server: an SMTP sink that accepts everything, or behaves as it is set to."""
 
 import asyncio
 import logging
@@ -13,8 +13,8 @@ from typing import Any, Final
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from yarl import URL
 
-from services.sandbox.inbox import Arrival, Inbox, arrival_json
-from services.sandbox.orders import Close, Delay, MailOrder, Refuse
+from services.sandbox.behaviours import Close, Delay, MailSettings, Refuse
+from services.sandbox.inbox import Inbox, ReceivedMessage, message_json
 
 # aiosmtpd logs each command at INFO, with addresses and credentials; each line of mail at DEBUG.
 logging.getLogger("mail.log").setLevel(logging.WARNING)
@@ -24,26 +24,26 @@ _PLAIN_ADDRESS: Final = re.compile(r"<([\w.+=-]{1,64}@[\w-]+(?:\.[\w-]+)*)>((?: 
 _LINE_END: Final = b"\r\n"
 _END_OF_HEADERS: Final = b"\r\n\r\n"
 _END_OF_MAIL: Final = b"\r\n.\r\n"
-_LONGEST_LINE: Final = 998
-_PIECE: Final = 64 * 1024
+_MAX_LINE: Final = 998
+_CHUNK: Final = 64 * 1024
 _OK: Final = "250 2.0.0 OK"
-_PARTS_SHOWN: Final = 1024 * 1024
-"""Characters of a mail's parts that are shown; no mail is larger unless ``max_body`` is."""
+_MAX_SHOWN: Final = 1024 * 1024
+"""Characters shown of each part of a mail; more than the default ``max_body``."""
 
 
 class MailServer:
-    """What aiosmtpd asks for each command. A code of SMTP, or silence, is the answer."""
+    """The handler of SMTP commands. Each method returns the response, or never returns."""
 
-    def __init__(self, inbox: Inbox[MailOrder]) -> None:
+    def __init__(self, inbox: Inbox[MailSettings]) -> None:
         self._inbox = inbox
 
-    # The names, and what they are given, are aiosmtpd's.
+    # aiosmtpd defines the names and the arguments.
     async def handle_HELO(  # noqa: N802
         self, server: SMTP, session: Session, _envelope: Envelope, hostname: str
     ) -> str:
-        """Greet."""
+        """Respond to HELO."""
         session.host_name = hostname
-        return await self._told(server, "hello") or f"250 {server.hostname}"
+        return await self._misbehave(server, "hello") or f"250 {server.hostname}"
 
     async def handle_EHLO(  # noqa: N802
         self,
@@ -53,9 +53,9 @@ class MailServer:
         hostname: str,
         responses: list[str],
     ) -> list[str]:
-        """Greet, and say what is understood."""
+        """Respond to EHLO with the extensions."""
         session.host_name = hostname
-        refusal = await self._told(server, "hello")
+        refusal = await self._misbehave(server, "hello")
         return [refusal] if refusal else responses
 
     async def handle_RCPT(  # noqa: N802
@@ -66,8 +66,8 @@ class MailServer:
         address: str,
         options: list[str],
     ) -> str:
-        """Take a recipient."""
-        refusal = await self._told(server, "rcpt", envelope, (address,))
+        """Accept a recipient."""
+        refusal = await self._misbehave(server, "rcpt", envelope, (address,))
         if refusal:
             return refusal
         envelope.rcpt_tos.append(address)
@@ -77,13 +77,13 @@ class MailServer:
     async def handle_DATA(  # noqa: N802
         self, server: SMTP, _session: Session | None, envelope: Envelope
     ) -> str:
-        """Take a mail that is whole."""
+        """Accept a complete mail."""
         recipients = tuple(envelope.rcpt_tos)
-        refusal = await self._told(server, "data", envelope, recipients)
+        refusal = await self._misbehave(server, "data", envelope, recipients)
         if refusal:
             return refusal
         content = _content(envelope)
-        self._inbox.keep(
+        self._inbox.record(
             time.time(),
             sender=envelope.mail_from or "",
             to=recipients,
@@ -94,16 +94,16 @@ class MailServer:
         )
         return _OK
 
-    async def _told(
+    async def _misbehave(
         self, server: SMTP, at: str, envelope: Envelope | None = None, to: tuple[str, ...] = ()
     ) -> str | None:
-        """Carry out what the order says for this command; None if all goes its usual way.
+        """Apply the behaviour for this command; return a refusal, or None to go on as usual.
 
-        May never return: it is cancelled when the client goes or the server stops.
+        May never return: it is cancelled when the client closes or the server stops.
         """
-        if self._inbox.order.at != at:
+        if self._inbox.settings.at != at:
             return None
-        behaviour = self._inbox.meet(to)
+        behaviour = self._inbox.next_behaviour(to)
         if behaviour is None:
             return None
         if isinstance(behaviour, Delay):
@@ -111,34 +111,34 @@ class MailServer:
             return None
         content = _content(envelope) if envelope else b""
         status = behaviour.status if isinstance(behaviour, Refuse) else None
-        self._inbox.keep(
+        self._inbox.record(
             time.time(),
             sender=(envelope.mail_from if envelope else None) or "",
             to=to,
             id=_message_id(content),
             status=status,
             behaviour=behaviour.kind,
-            fault=f"told to {behaviour.kind} at {at}",
+            fault=f"set to {behaviour.kind} at {at}",
             content=content,
         )
         if isinstance(behaviour, Refuse):
-            return f"{behaviour.status} {behaviour.status // 100}.0.0 told to refuse"
+            return f"{behaviour.status} {behaviour.status // 100}.0.0 the sandbox is set to refuse"
         if isinstance(behaviour, Close) and server.transport is not None:
             server.transport.close()
         await asyncio.get_running_loop().create_future()
-        raise AssertionError("unreachable: silence ends only by cancellation")
+        raise AssertionError("unreachable: a hang ends only by cancellation")
 
 
 @asynccontextmanager
-async def receiving(
-    inbox: Inbox[MailOrder], host: str, port: int, max_size: int
+async def smtp_server(
+    inbox: Inbox[MailSettings], host: str, port: int, max_size: int
 ) -> AsyncIterator[URL]:
-    """Take mails for as long as the context lasts; gives the URL. Stops at once.
+    """Receive mails for as long as the context lasts, and yield the URL. Stops at once.
 
-    Any user name and password will do, also without TLS.
+    Every user name and password is accepted, also without TLS.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: cannot listen on the address.
     """
     loop = asyncio.get_running_loop()
     sessions: set[_Session] = set()
@@ -157,7 +157,7 @@ async def receiving(
 
 
 class _Session(SMTP):
-    """A connection; it knows the others that are open, so that they can be ended."""
+    """A connection; it registers itself in `sessions`, so that a stop can close it."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Session(SMTP):
             hostname="sandbox.ringback",
             ident="Ringback sandbox",
             auth_require_tls=False,
-            authenticator=_anybody,
+            authenticator=_accept_login,
             loop=loop,
         )
         self._sessions = sessions
@@ -181,37 +181,37 @@ class _Session(SMTP):
         self._max_size = max_size
 
     async def smtp_DATA(self, arg: str | None) -> None:  # noqa: N802 - aiosmtpd's name
-        """Read a mail in pieces; aiosmtpd's way, line by line, takes 700 µs for 200 lines.
+        """Read a mail in chunks; aiosmtpd reads line by line, 700 µs for 200 lines.
 
-        The client may send nothing beyond the end: we do not offer PIPELINING.
+        Nothing follows the end of the mail, because we do not offer PIPELINING.
         """
         envelope = self.envelope
         if envelope is None or not envelope.rcpt_tos or arg:
-            # Wrong in any case: aiosmtpd knows how.
+            # An error in any case: aiosmtpd sends the right code.
             await super().smtp_DATA(arg)
             return
         await self.push("354 End data with <CR><LF>.<CR><LF>")
         data = bytearray(_LINE_END)
         too_large = False
         while not data.endswith(_END_OF_MAIL):
-            data += await self._reader.read(_PIECE)
+            data += await self._reader.read(_CHUNK)
             if len(data) > self._max_size + len(_LINE_END + _END_OF_MAIL):
                 too_large = True
                 del data[: -len(_END_OF_MAIL)]
-        # A line that begins with a dot was given another one (RFC 5321, 4.5.2).
+        # The sender doubled a dot at the beginning of a line (RFC 5321, 4.5.2).
         content = bytes(data[:-3]).replace(b"\r\n..", b"\r\n.").removeprefix(_LINE_END)
         envelope.content = envelope.original_content = content
         if too_large:
             status = f"552 5.3.4 larger than {self._max_size} bytes"
-        elif any(len(line) > _LONGEST_LINE for line in content.split(_LINE_END)):
-            status = f"500 5.6.0 a line is longer than {_LONGEST_LINE} bytes (RFC 5321, 4.5.3.1.6)"
+        elif any(len(line) > _MAX_LINE for line in content.split(_LINE_END)):
+            status = f"500 5.6.0 a line is longer than {_MAX_LINE} bytes (RFC 5321, 4.5.3.1.6)"
         else:
             status = await self._handler.handle_DATA(self, self.session, envelope)
         self.envelope = self._create_envelope()
         await self.push(status)
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
-        # aiosmtpd's own parser takes as long as all the rest; it still reads what is unusual.
+        # aiosmtpd's own parser takes as long as all the rest, so only unusual addresses use it.
         plain = _PLAIN_ADDRESS.fullmatch(arg)
         return (plain[1], plain[2]) if plain else super()._getaddr(arg)
 
@@ -224,12 +224,12 @@ class _Session(SMTP):
         super().connection_lost(error)
 
     def abort(self) -> None:
-        """End the connection now."""
+        """Close the connection now."""
         if isinstance(self.transport, asyncio.Transport):
             self.transport.abort()
 
 
-def _anybody(*_login: Any) -> AuthResult:
+def _accept_login(*_login: Any) -> AuthResult:
     return AuthResult(success=True)
 
 
@@ -239,56 +239,56 @@ def _content(envelope: Envelope) -> bytes:
 
 
 def _message_id(content: bytes) -> str | None:
-    """Return the ``Message-ID``; only the headers are looked at, and not as a tree."""
+    """Return the ``Message-ID``, by a search in the headers only, without parsing the mail."""
     end = content.find(_END_OF_HEADERS)
     found = _MESSAGE_ID.search(content, 0, end + 2 if end >= 0 else len(content))
     return found[1].decode(errors="replace") if found else None
 
 
-def read(arrival: Arrival) -> EmailMessage:
-    """Take a mail apart; what is malformed in it is left as it came."""
-    return message_from_bytes(arrival.content, policy=policy.default)
+def parse_mail(message: ReceivedMessage) -> EmailMessage:
+    """Parse a mail; malformed parts stay as they were received."""
+    return message_from_bytes(message.content, policy=policy.default)
 
 
 def part(mail: EmailMessage, kind: str) -> str | None:
-    """Return the text of the ``plain`` or ``html`` part; None if there is none."""
+    """Return the text of the ``plain`` or ``html`` part, if the mail has one."""
     try:
         found = mail.get_body((kind,))
-        return None if found is None else str(found.get_content())[:_PARTS_SHOWN]
+        return None if found is None else str(found.get_content())[:_MAX_SHOWN]
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        # An unknown charset, or a part that is not what its headers say.
+        # An unknown charset, or a part that does not match its headers.
         return f"(not readable: {type(error).__name__})"
 
 
 def headers(mail: EmailMessage) -> list[tuple[str, str]]:
-    """Return the headers in their order, decoded."""
+    """Return the decoded headers in their order."""
     return [(name, _decoded(name, raw)) for name, raw in mail.raw_items()]
 
 
 def _decoded(name: str, raw: Any) -> str:
-    """Return a header's value, or what came instead of one."""
+    """Return a header's value, or the raw text if it is not valid."""
     try:
         return str(policy.default.header_fetch_parse(name, raw))
-    except Exception:  # noqa: BLE001 - the parser's mistakes with hostile headers are many
+    except Exception:  # noqa: BLE001 - the parser raises many errors on hostile headers
         return str(raw)
 
 
 def subject(mail: EmailMessage) -> str:
-    """Return the subject, or nothing."""
+    """Return the subject, or an empty string."""
     for name, raw in mail.raw_items():
         if name.lower() == "subject":
             return _decoded(name, raw)
     return ""
 
 
-def mail_json(arrival: Arrival) -> dict[str, Any]:
+def mail_json(message: ReceivedMessage) -> dict[str, Any]:
     """Return a mail as JSON."""
-    mail = read(arrival)
-    return arrival_json(arrival) | {
-        "from": arrival.sender,
+    mail = parse_mail(message)
+    return message_json(message) | {
+        "from": message.sender,
         "subject": subject(mail),
         "headers": headers(mail),
         "text": part(mail, "plain"),
         "html": part(mail, "html"),
-        "size": len(arrival.content),
+        "size": len(message.content),
     }

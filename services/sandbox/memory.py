@@ -1,15 +1,15 @@
-"""Counts, lists and orders in memory, all of them bounded."""
+"""Bounded counters, and behaviours that last for a number of requests."""
 
 from typing import Generic, TypeVar
 
 B = TypeVar("B")
 
-KEPT_IDS = 10_000
-"""Keys that are counted: a retry may come an hour after its first try."""
+MAX_KEYS = 10_000
+"""Keys that are counted. A retry may come an hour after the first attempt."""
 
 
-class Tally:
-    """Counts by key; forgets the keys that were not counted for longest beyond ``KEPT_IDS``."""
+class BoundedCounter:
+    """A counter for each key. Beyond ``MAX_KEYS``, the least recently counted key is dropped."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -20,28 +20,28 @@ class Tally:
     def add(self, key: str) -> int:
         """Count the key once more and return its count."""
         count = self._counts[key] = self._counts.pop(key, 0) + 1
-        if len(self._counts) > KEPT_IDS:
+        if len(self._counts) > MAX_KEYS:
             del self._counts[next(iter(self._counts))]
         return count
 
 
-class Told(Generic[B]):
-    """A behaviour that was ordered, for so many times (None: for ever), and how often it was met.
+class LimitedBehaviour(Generic[B]):
+    """A behaviour for a number of requests (None: for all), counted for each key.
 
-    The times are counted for each key; who counts all together leaves the key out.
+    Leave the key out to count all requests together.
     """
 
     def __init__(self, behaviour: B | None = None, times: int | None = None) -> None:
         self.behaviour = behaviour
         self.times = times
-        self._spent = Tally()
+        self._requests = BoundedCounter()
 
-    def meet(self, key: str = "") -> B | None:
-        """Return the behaviour for one more request, and count it; None once it is spent."""
+    def next(self, key: str = "") -> B | None:
+        """Count one more request and return its behaviour; None when the limit is reached."""
         if self.behaviour is None or self.times is None:
             return self.behaviour
-        return self.behaviour if self._spent.add(key) <= self.times else None
+        return self.behaviour if self._requests.add(key) <= self.times else None
 
-    def left(self, key: str = "") -> int | None:
-        """Return how many more requests it lasts; None if it lasts for ever."""
-        return None if self.times is None else max(0, self.times - self._spent[key])
+    def remaining(self, key: str = "") -> int | None:
+        """Return for how many more requests it lasts; None if there is no limit."""
+        return None if self.times is None else max(0, self.times - self._requests[key])

@@ -1,4 +1,4 @@
-"""The movies, series and reviews that the data APIs show: a handful, always the same. Pure."""
+"""The few movies, series and reviews of the data APIs. They never change."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,21 +28,21 @@ _TITLES = (
     "Обратный звонок",
 )
 _GENRES = ("drama", "thriller", "comedy", "documentary", "mystery")
-NEW = 6
-"""So many of the movies are new: the first ones."""
+NEW_MOVIES = 6
+"""The number of new movies: the first ones of the list."""
 _SERIES = ("Heartbeat", "The Night Shift", "Backoff", "Lanes")
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The catalogue as it is shown under a base URL, which links in it begin with."""
+    """The catalogue; its links begin with the base URL."""
 
     base: str
 
     def movies(self, *, new: bool | None = None) -> list[dict[str, Any]]:
-        """Return all movies, or only those that are new, or are not."""
-        places = range(len(_TITLES))
-        return [self._movie(place) for place in places if new in (None, place < NEW)]
+        """Return all movies, or only new or old ones."""
+        urls = range(len(_TITLES))
+        return [self._movie(place) for place in urls if new in (None, place < NEW_MOVIES)]
 
     def movie(self, identity: UUID) -> dict[str, Any] | None:
         """Return one movie, if there is one with this id."""
@@ -59,7 +59,7 @@ class Catalogue:
         return next((each for each in self.series() if each["id"] == str(identity)), None)
 
     def review(self, identity: str, author: str) -> dict[str, Any]:
-        """Return a review by this user; there is one under every id."""
+        """Return a review by this user; every id has one."""
         place = sha256(identity.encode()).digest()[0] % len(_TITLES)
         movie = self._movie(place)
         return {
@@ -80,9 +80,9 @@ class Catalogue:
             "title": title,
             "description": f"A {_GENRES[place % len(_GENRES)]} about what happens in between.",
             "genres": [_GENRES[place % len(_GENRES)]],
-            "year": 2026 - place // NEW,
+            "year": 2026 - place // NEW_MOVIES,
             "imdb_rating": round(9.1 - place * 0.2, 1),
-            "new": place < NEW,
+            "new": place < NEW_MOVIES,
         }
 
     def _one_series(self, place: int) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Catalogue:
             "last_episode": {
                 "season": 1 + place,
                 "number": 4 + place,
-                "title": _TITLES[place + NEW],
+                "title": _TITLES[place + NEW_MOVIES],
             },
         }
 

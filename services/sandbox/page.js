@@ -1,6 +1,6 @@
-// Every two seconds: take the page anew and, if something changed, put it in place of the old one,
-// leaving open what the reader opened and alone what the reader has selected. Without JavaScript
-// the page reloads itself instead.
+// Every two seconds, load the page and replace its content if it changed. Sections that the reader
+// opened stay open, and nothing is replaced while text is selected. Without JavaScript the whole
+// page reloads instead.
 "use strict";
 let shown;
 async function refresh() {
@@ -14,7 +14,7 @@ async function refresh() {
       shown = text;
     }
   } catch {
-    // The sandbox is away; the next round tries again.
+    // The sandbox is unavailable; try again in the next round.
   }
   setTimeout(refresh, 2000);
 }

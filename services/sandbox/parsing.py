@@ -1,4 +1,4 @@
-"""Reads what a request says, a JSON body or a query, or says what is wrong with it."""
+"""Parses the JSON body or query of a request, or rejects it with every wrong field."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 PROBLEM = "application/problem+json"
 
 
-def parsed(model: type[_Model], given: Mapping[str, str] | bytes) -> _Model:
-    """Read a JSON body or a query.
+def parse(model: type[_Model], given: Mapping[str, str] | bytes) -> _Model:
+    """Parse a JSON body or a query.
 
     Raises:
-        web.HTTPUnprocessableEntity: with every wrong field named (RFC 9457).
+        web.HTTPUnprocessableEntity: it is not valid; names every wrong field (RFC 9457).
     """
     try:
         if isinstance(given, bytes):
@@ -28,14 +28,14 @@ def parsed(model: type[_Model], given: Mapping[str, str] | bytes) -> _Model:
             "type": "about:blank",
             "title": "Unprocessable Content",
             "status": 422,
-            "detail": "Not understood; nothing was changed.",
-            "errors": faults(error.errors()),
+            "detail": "The request is not valid; nothing was changed.",
+            "errors": field_errors(error.errors()),
         }
         raise web.HTTPUnprocessableEntity(text=json.dumps(problem), content_type=PROBLEM) from None
 
 
-def faults(errors: Sequence[ErrorDetails]) -> list[dict[str, str]]:
-    """Name each wrong field, and say what is wrong with it."""
+def field_errors(errors: Sequence[ErrorDetails]) -> list[dict[str, str]]:
+    """Return the name and the error of each wrong field."""
     return [
         {
             "field": _field(fault["loc"]) or "body",
@@ -46,7 +46,7 @@ def faults(errors: Sequence[ErrorDetails]) -> list[dict[str, str]]:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """Name a field as the sender wrote it: without the kind that pydantic puts after the union."""
+    """Return a field's path without the kind that pydantic adds after a union."""
     if location[:1] == ("behaviour",):
         location = (location[0], *location[2:])
     return ".".join(map(str, location))

@@ -1,4 +1,4 @@
-"""The producers: they publish events over AMQP when they are told to."""
+"""The producers: they publish events over AMQP on request."""
 
 import asyncio
 import json
@@ -17,58 +17,58 @@ from aiormq.tools import censor_url
 from yarl import URL
 
 from services.sandbox.apis import base
-from services.sandbox.events import EVENTS, EXCHANGE, TYPE, Producer, Producers, Production
-from services.sandbox.layout import HEADERS, framed, moment, tag
-from services.sandbox.parsing import PROBLEM, parsed
+from services.sandbox.events import EVENTS, EXCHANGE, TYPE, Producer, Producers, PublishRequest
+from services.sandbox.layout import HEADERS, page_html, tag, time_of_day
+from services.sandbox.parsing import PROBLEM, parse
 
-KEPT: Final = 20
+MAX_PUBLICATIONS: Final = 20
 """Publications that the page shows."""
-SHOWN_EVENTS: Final = 3
-"""Events that it shows of one of them."""
-_IN_FLIGHT: Final = 500
-_PATIENCE: Final = 5.0
-"""Seconds for the broker to answer: what is not there is said soon."""
+MAX_SHOWN_EVENTS: Final = 3
+"""Events that the page shows of each publication."""
+_MAX_IN_FLIGHT: Final = 500
+_BROKER_TIMEOUT: Final = 5.0
+"""Seconds."""
 _NAME = f"{{name:{'|'.join(get_args(Producer))}}}"
 
 
 class NotPublishedError(Exception):
-    """The broker did not take all of the events; says why, without a password."""
+    """The broker did not confirm all events. The text contains no password."""
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What a producer was told to publish, and what became of it."""
+    """A request to publish, and its result."""
 
     at: float
     """Unix time in seconds."""
     producer: Producer
     count: int
     events: tuple[dict[str, Any], ...]
-    """The first of them."""
+    """The first ``MAX_SHOWN_EVENTS`` of them."""
     fault: str | None
 
 
 class ProducersApi:
-    """The HTTP handlers that tell producers what to publish."""
+    """The HTTP handlers of the producers."""
 
     def __init__(self, producers: Producers, amqp_url: str, url: URL | None) -> None:
         self._producers = producers
         self._amqp_url = amqp_url
         self._url = url
-        self._publications: deque[Publication] = deque(maxlen=KEPT)
+        self._publications: deque[Publication] = deque(maxlen=MAX_PUBLICATIONS)
 
     def routes(self) -> list[web.RouteDef]:
         """Return every route."""
         return [
             web.get("/producers", self.page),
-            web.post(f"/producers/{_NAME}", self.press),
-            web.post(f"/api/producers/{_NAME}", self.produce),
+            web.post(f"/producers/{_NAME}", self.publish_from_page),
+            web.post(f"/api/producers/{_NAME}", self.publish_from_api),
         ]
 
-    async def produce(self, request: web.Request) -> web.Response:
-        """Publish, and answer with the events once the broker has confirmed them all."""
-        production = parsed(Production, await request.read() or b"{}")
-        events, fault = await self._publish(request, production)
+    async def publish_from_api(self, request: web.Request) -> web.Response:
+        """Publish, and return the events when the broker has confirmed all of them."""
+        publish_request = parse(PublishRequest, await request.read() or b"{}")
+        events, fault = await self._publish(request, publish_request)
         if fault is None:
             return web.json_response({"events": events}, status=201)
         problem = {
@@ -79,74 +79,77 @@ class ProducersApi:
         }
         return web.json_response(problem, status=503, content_type=PROBLEM)
 
-    async def press(self, request: web.Request) -> web.Response:
-        """Publish one event for a person, who finds on the page what became of it."""
-        await self._publish(request, Production())
+    async def publish_from_page(self, request: web.Request) -> web.Response:
+        """Publish one event and return to the page, which shows the result."""
+        await self._publish(request, PublishRequest())
         raise web.HTTPSeeOther("/producers")
 
     async def page(self, _request: web.Request) -> web.Response:
-        """Show the producers, and what they have published."""
+        """Return the page of the producers and their last publications."""
         buttons = "".join(map(_button, EVENTS.items()))
         done = "".join(map(_publication, reversed(self._publications)))
         main = f"<h2>Producers</h2><div class=mailboxes>{buttons}</div><h2>Last published</h2>" + (
-            done or "<div class='card empty'><p>Nothing yet: press a button.</p></div>"
+            done
+            or "<div class='card empty'><p>Nothing published yet. Press a button above.</p></div>"
         )
-        return web.Response(body=framed(main, here="/producers"), headers=HEADERS)
+        return web.Response(body=page_html(main, here="/producers"), headers=HEADERS)
 
     async def _publish(
-        self, request: web.Request, production: Production
+        self, request: web.Request, publish_request: PublishRequest
     ) -> tuple[list[dict[str, Any]], str | None]:
         producer: Any = request.match_info["name"]
         now = datetime.now(UTC)
         url = base(self._url, request)
-        events = list(self._producers.events(producer, production, url, now))
+        events = list(self._producers.events(producer, publish_request, url, now))
         fault = None
         try:
             await publish(self._amqp_url, events)
         except NotPublishedError as error:
             fault = str(error)
-        shown = tuple(events[:SHOWN_EVENTS])
+        shown = tuple(events[:MAX_SHOWN_EVENTS])
         publication = Publication(now.timestamp(), producer, len(events), shown, fault)
         self._publications.append(publication)
         return events, fault
 
 
 async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
-    """Publish the events, in order, on a connection of their own; return when all are confirmed.
+    """Publish the events in order on a new connection; return when all are confirmed.
 
-    The exchange is not declared: it is Ringback's.
+    The exchange belongs to Ringback, so this does not declare it.
 
     Raises:
-        NotPublishedError: not all of them were taken.
+        NotPublishedError: the broker did not confirm all of them.
     """
     shown = censor_url(URL(amqp_url))
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_BROKER_TIMEOUT):
             connection = await aio_pika.connect(amqp_url)
     except (AMQPError, OSError, TimeoutError) as error:
         raise NotPublishedError(
-            f"no connection to RabbitMQ at {shown}: {_described(error)}"
+            f"Cannot connect to RabbitMQ at {shown}: {_described(error)}."
         ) from None
     try:
         async with connection:
             channel = await connection.channel(on_return_raises=True)
             exchange = await channel.get_exchange(EXCHANGE)
-            for start in range(0, len(events), _IN_FLIGHT):
+            for start in range(0, len(events), _MAX_IN_FLIGHT):
                 await asyncio.gather(
-                    *(_publish_one(exchange, each) for each in events[start:][:_IN_FLIGHT])
+                    *(_publish_one(exchange, each) for each in events[start:][:_MAX_IN_FLIGHT])
                 )
     except ChannelNotFoundEntity:
         raise NotPublishedError(
-            f"RabbitMQ at {shown} has no exchange {EXCHANGE!r}: run `ringback topology declare`"
+            f"Cannot publish: RabbitMQ at {shown} has no exchange {EXCHANGE!r}. "
+            "Run `ringback topology declare`."
         ) from None
     except DeliveryError:
         raise NotPublishedError(
-            f"no queue takes it: nothing is bound to the exchange {EXCHANGE!r} for it, or the queue"
-            " is full; run `ringback topology check`"
+            f"Cannot publish: no queue is bound to the exchange {EXCHANGE!r} for this event, or "
+            "the queue is full. Run `ringback topology check`."
         ) from None
     except (AMQPError, OSError, TimeoutError) as error:
         raise NotPublishedError(
-            f"RabbitMQ at {shown} did not confirm; some may have been taken: {_described(error)}"
+            f"RabbitMQ at {shown} did not confirm all events: {_described(error)}. "
+            "Some of them may have been published."
         ) from None
 
 
@@ -161,11 +164,11 @@ async def _publish_one(exchange: aio_pika.abc.AbstractExchange, event: dict[str,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
     key = f"{event['from_service']}.{event['event']}"
-    await exchange.publish(message, routing_key=key, timeout=_PATIENCE)
+    await exchange.publish(message, routing_key=key, timeout=_BROKER_TIMEOUT)
 
 
 def _described(error: BaseException) -> str:
-    """Return an error as a few words; some have no text."""
+    """Return an error's text, or its type if it has none."""
     return str(error) or type(error).__name__
 
 
@@ -182,12 +185,12 @@ def _publication(publication: Publication) -> str:
     events = "\n".join(
         json.dumps(event, indent=2, ensure_ascii=False) for event in publication.events
     )
-    if publication.count > SHOWN_EVENTS:
-        events += f"\n… {publication.count:,} in all"
+    if publication.count > MAX_SHOWN_EVENTS:
+        events += f"\n… {publication.count:,} in total"
     state = tag("not published", "bad") if publication.fault else tag("confirmed", "good")
     fault = f"<p class=fault>{escape(publication.fault)}</p>" if publication.fault else ""
     return (
-        f"<article class='card delivery'><div class=line>{moment(publication.at)}"
+        f"<article class='card delivery'><div class=line>{time_of_day(publication.at)}"
         f"<span class=name>{publication.producer}</span>"
         f"<span class=tags>{state}</span></div>{fault}<pre>{escape(events)}</pre></article>"
     )

@@ -1,4 +1,4 @@
-"""What can be set about the sandbox."""
+"""Settings of the sandbox."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ def _http_url(value: str) -> str:
     return value
 
 
-class Settings(BaseSettings):
+class SandboxSettings(BaseSettings):
     """Environment variables ``RINGBACK_SANDBOX_…``, or the table [sandbox]."""
 
     model_config = SettingsConfigDict(
@@ -22,25 +22,25 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8090, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8090, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
     smtp_port: int = Field(
-        8025, ge=0, le=65535, description="Port to take mail on; 0 takes a free one."
+        8025, ge=0, le=65535, description="SMTP port to listen on; 0 selects a free one."
     )
     url: Annotated[str, AfterValidator(_http_url)] | None = Field(
         None,
-        description="Where others reach it: events link to this. Not set: where it was asked.",
+        description="Public URL, used in links of events. Default: that of the request.",
         examples=["http://sandbox:8090"],
     )
     max_body: int = Field(
         1024 * 1024,
         gt=0,
-        description="Largest request body in bytes; a larger one is answered 413. Mails, too: 552.",
+        description="Largest request body or mail in bytes; a larger one gets 413 or 552.",
     )
     users: int = Field(
-        2000, ge=1, le=10_000_000, description="Users in the directory of its `auth`."
+        2000, ge=1, le=10_000_000, description="Number of users in the user list of `auth`."
     )
     sms_key: SecretStr = Field(
         SecretStr("the-key-of-the-sandbox-sms-gateway"),
         min_length=1,
-        description="The SMS gateway takes messages with JWTs signed with it (HS256).",
+        description="Key that the SMS gateway verifies JWTs with (HS256).",
     )

@@ -1,4 +1,4 @@
-"""The SMS gateway: takes messages from whoever shows a JWT signed with its key."""
+"""The SMS gateway: accepts messages with a JWT that is signed with its key."""
 
 import asyncio
 import time
@@ -11,16 +11,16 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import OctKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.sandbox.inbox import Arrival, Inbox, arrival_json
-from services.sandbox.misbehaviour import misbehave
-from services.sandbox.orders import Delay, Refuse, SmsOrder
-from services.sandbox.parsing import faults
+from services.sandbox.behaviours import Delay, Refuse, SmsSettings
+from services.sandbox.inbox import Inbox, ReceivedMessage, message_json
+from services.sandbox.parsing import field_errors
+from services.sandbox.responses import respond
 
 ALGORITHM = "HS256"
 
 
 class Sms(BaseModel):
-    """The body of a request; numbers may be written as JSON numbers."""
+    """The body of a request; id and phone may also be JSON numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
     id: str = Field(min_length=1, max_length=255)
@@ -29,39 +29,39 @@ class Sms(BaseModel):
 
 
 class SmsGateway:
-    """The HTTP handler around one inbox."""
+    """The HTTP handler of the gateway."""
 
-    def __init__(self, inbox: Inbox[SmsOrder], key: str) -> None:
+    def __init__(self, inbox: Inbox[SmsSettings], key: str) -> None:
         self._inbox = inbox
         with warnings.catch_warnings():
-            # Of a short key, which is the person's choice: it guards nothing.
+            # A short key is the user's choice: the sandbox guards nothing.
             warnings.simplefilter("ignore", SecurityWarning)
             self._key = OctKey.import_key(key)
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the gateway's one route."""
+        """Return the only route."""
         return [web.post("/sms/v1/send/{message_id}", self.send)]
 
     async def send(self, request: web.Request) -> web.StreamResponse:
-        """Take a message, or say why not: 401 for the JWT, 400 for what was sent."""
+        """Accept a message, or respond 401 to a bad JWT and 400 to a bad message."""
         body = await request.read()
         message_id = request.match_info["message_id"]
-        sender, unknown = self._caller(request.headers.get("Authorization", ""))
-        sms, wrong = _read(body, message_id)
-        usual, answer = 200, {"code": 0, "message": "OK"}
-        if unknown:
-            usual, answer = 401, {"code": 401, "message": unknown}
+        sender, denied = self._caller(request.headers.get("Authorization", ""))
+        sms, wrong = _parse(body, message_id)
+        usual, result = 200, {"code": 0, "message": "OK"}
+        if denied:
+            usual, result = 401, {"code": 401, "message": denied}
         elif wrong:
             usual = 400
-            answer = {"code": 400, "message": "the message is not valid", "errors": wrong}
+            result = {"code": 400, "message": "the message is not valid", "errors": wrong}
 
         to = (sms.phone,) if sms else ()
-        behaviour = self._inbox.meet(to)
-        assert not isinstance(behaviour, Refuse)  # noqa: S101 - no SmsOrder has it
+        behaviour = self._inbox.next_behaviour(to)
+        assert not isinstance(behaviour, Refuse)  # noqa: S101 - SmsSettings does not allow it
         if isinstance(behaviour, Delay):
             await asyncio.sleep(behaviour.seconds)
         status = usual if behaviour is None or isinstance(behaviour, Delay) else behaviour.status
-        self._inbox.keep(
+        self._inbox.record(
             time.time(),
             sender=sender,
             to=to,
@@ -69,16 +69,16 @@ class SmsGateway:
             status=status,
             accepted=usual == 200 and (behaviour is None or isinstance(behaviour, Delay)),  # noqa: PLR2004
             behaviour=behaviour.kind if behaviour else None,
-            fault=unknown or "; ".join(f"{f['field']}: {f['message']}" for f in wrong) or None,
+            fault=denied or "; ".join(f"{f['field']}: {f['message']}" for f in wrong) or None,
             content=body,
         )
         if behaviour is not None and not isinstance(behaviour, Delay):
-            return await misbehave(behaviour, request)
+            return await respond(behaviour, request)
         headers = {"WWW-Authenticate": "Bearer"} if usual == 401 else None  # noqa: PLR2004
-        return web.json_response(answer, status=usual, headers=headers)
+        return web.json_response(result, status=usual, headers=headers)
 
     def _caller(self, authorization: str) -> tuple[str, str | None]:
-        """Return who signed (`sub` or `iss`, if they are there), and what is wrong with the JWT."""
+        """Return the signer (`sub` or `iss`, if present) and the fault of the JWT, if any."""
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             return "", "a bearer JWT is missing"
@@ -90,28 +90,28 @@ class SmsGateway:
         return str(claims.get("sub") or claims.get("iss") or ""), None
 
 
-def _read(body: bytes, message_id: str) -> tuple[Sms | None, list[dict[str, str]]]:
+def _parse(body: bytes, message_id: str) -> tuple[Sms | None, list[dict[str, str]]]:
     try:
         sms = Sms.model_validate_json(body)
     except ValidationError as error:
-        return None, faults(error.errors())
+        return None, field_errors(error.errors())
     if sms.id != message_id:
-        return sms, [{"field": "id", "message": "is not the id in the path"}]
+        return sms, [{"field": "id", "message": "must be the id in the path"}]
     return sms, []
 
 
-def text(arrival: Arrival) -> str:
-    """Return the text of a message, or what came instead of one."""
+def text(message: ReceivedMessage) -> str:
+    """Return the text of a message, or the raw body if it is not valid."""
     try:
-        return Sms.model_validate_json(arrival.content).text
+        return Sms.model_validate_json(message.content).text
     except ValidationError:
-        return arrival.content.decode(errors="replace")
+        return message.content.decode(errors="replace")
 
 
-def sms_json(arrival: Arrival) -> dict[str, Any]:
+def sms_json(message: ReceivedMessage) -> dict[str, Any]:
     """Return a message as JSON."""
-    return arrival_json(arrival) | {
-        "phone": arrival.to[0] if arrival.to else None,
-        "text": text(arrival),
-        "from": arrival.sender,
+    return message_json(message) | {
+        "phone": message.to[0] if message.to else None,
+        "text": text(message),
+        "from": message.sender,
     }

@@ -1,23 +1,23 @@
-"""What came, in memory and bounded: mailboxes with their orders and counters, and deliveries."""
+"""Mailboxes with their settings and counters, and the last deliveries, in bounded memory."""
 
 import asyncio
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from services.sandbox.domain import Keys, Verdict
-from services.sandbox.memory import Tally, Told
-from services.sandbox.orders import Behaviour, Order
+from services.sandbox.behaviours import Behaviour, MailboxSettings
+from services.sandbox.domain import SecretKeys, SignatureCheck
+from services.sandbox.memory import BoundedCounter, LimitedBehaviour
 
-KEPT_DELIVERIES = 1000
-KEPT_BYTES = 16 * 1024
-"""Bytes kept of a body, and of the headers, of one delivery: 32 MB over all deliveries."""
-KEPT_MAILBOXES = 1000
+MAX_DELIVERIES = 1000
+MAX_STORED_BYTES = 16 * 1024
+"""Bytes stored of a delivery's body, and of its headers: 32 MB for all deliveries."""
+MAX_MAILBOXES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A webhook as it came, what was found, and the answer it gets."""
+    """A webhook as received, the result of the signature check, and the response."""
 
     number: int
     received_at: float
@@ -27,109 +27,109 @@ class Delivery:
     path: str
     headers: dict[str, str]
     body: bytes
-    """The first ``KEPT_BYTES`` of it."""
+    """The first ``MAX_STORED_BYTES`` bytes."""
     body_size: int
     webhook_id: str | None
-    try_number: int | None
-    """Which request this is with this ``webhook_id``; the first is 1."""
-    verdict: Verdict
+    attempt: int | None
+    """The number of this request among those with this ``webhook_id``; the first is 1."""
+    signatures: SignatureCheck
     status: int | None
-    """The status answered; None if the behaviour never completes an answer."""
+    """The status of the response; None if the behaviour never completes one."""
     behaviour: str | None
 
 
 @dataclass(slots=True)
 class Mailbox:
-    """One receiver: its order and its counters, which go on when deliveries are dropped."""
+    """One receiver: its settings and its counters, which also count dropped deliveries."""
 
     name: str
-    order: Order = field(default_factory=Order)
-    keys: tuple[Keys, ...] = ()
+    settings: MailboxSettings = field(default_factory=MailboxSettings)
+    keys: tuple[SecretKeys, ...] = ()
     received: int = 0
     verified: int = 0
-    tries: Tally = field(default_factory=Tally)
-    told: Told[Behaviour] = field(default_factory=Told)
+    attempts: BoundedCounter = field(default_factory=BoundedCounter)
+    behaviour: LimitedBehaviour[Behaviour] = field(default_factory=LimitedBehaviour)
 
     def __post_init__(self) -> None:
-        self.obey(self.order)
+        self.configure(self.settings)
 
-    def obey(self, order: Order) -> None:
-        """Take an order; its ``times`` begin to count."""
-        self.order = order
-        self.keys = tuple(Keys.of(secret.get_secret_value()) for secret in order.secrets)
-        self.told = Told(order.behaviour, order.times)
+    def configure(self, settings: MailboxSettings) -> None:
+        """Replace the settings; ``times`` counts from now."""
+        self.settings = settings
+        self.keys = tuple(SecretKeys.derive(each.get_secret_value()) for each in settings.secrets)
+        self.behaviour = LimitedBehaviour(settings.behaviour, settings.times)
 
-    def behaviour_for(self, webhook_id: str | None) -> Behaviour | None:
-        """Return the behaviour for one more request, and count it; None once it is spent."""
-        return self.told.meet((webhook_id or "") if self.order.per == "id" else "")
+    def next_behaviour(self, webhook_id: str | None) -> Behaviour | None:
+        """Count one more request and return its behaviour; None for the usual response."""
+        return self.behaviour.next((webhook_id or "") if self.settings.per == "id" else "")
 
     @property
     def times_left(self) -> int | None:
-        """How many more requests the behaviour lasts; None if that is not one number."""
-        return None if self.order.per == "id" else self.told.left()
+        """For how many more requests the behaviour lasts; None if that is not one number."""
+        return None if self.settings.per == "id" else self.behaviour.remaining()
 
 
 class Store:
-    """The mailboxes, each made on first use, and the last ``KEPT_DELIVERIES`` deliveries.
+    """The mailboxes, created on first use, and the last ``MAX_DELIVERIES`` deliveries.
 
-    Beyond ``KEPT_MAILBOXES`` the one that was not used for longest goes, with its order.
+    Beyond ``MAX_MAILBOXES``, the least recently used mailbox is dropped, with its settings.
     """
 
     def __init__(self) -> None:
         self.mailboxes: dict[str, Mailbox] = {}
-        self._deliveries: deque[Delivery] = deque(maxlen=KEPT_DELIVERIES)
-        self._numbered = 0
-        self._arrival = asyncio.Event()
+        self._deliveries: deque[Delivery] = deque(maxlen=MAX_DELIVERIES)
+        self._last_number = 0
+        self._recorded = asyncio.Event()
 
     def mailbox(self, name: str) -> Mailbox:
-        """Return the mailbox of that name, made if it is new."""
+        """Return the mailbox of that name; create it if it is new."""
         box = self.mailboxes.pop(name) if name in self.mailboxes else Mailbox(name)
         self.mailboxes[name] = box
-        if len(self.mailboxes) > KEPT_MAILBOXES:
+        if len(self.mailboxes) > MAX_MAILBOXES:
             del self.mailboxes[next(iter(self.mailboxes))]
         return box
 
     def next_number(self) -> int:
-        """Return the number of the next delivery; they rise and are never used twice."""
-        self._numbered += 1
-        return self._numbered
+        """Return the number of the next delivery. Numbers increase and are never reused."""
+        self._last_number += 1
+        return self._last_number
 
-    def keep(self, delivery: Delivery) -> None:
-        """Keep a delivery, dropping the oldest if there are too many, and wake who waits."""
+    def record(self, delivery: Delivery) -> None:
+        """Store a delivery, drop the oldest if there are too many, and wake those that wait."""
         self._deliveries.append(delivery)
-        self._arrival.set()
-        self._arrival.clear()
+        self._recorded.set()
+        self._recorded.clear()
 
     def deliveries(
         self, mailbox: str | None = None, webhook_id: str | None = None
     ) -> Iterator[Delivery]:
-        """Iterate over the kept deliveries, newest first."""
+        """Iterate over the stored deliveries, newest first."""
         for delivery in reversed(self._deliveries):
             if mailbox in (None, delivery.mailbox) and webhook_id in (None, delivery.webhook_id):
                 yield delivery
 
     def count(self, mailbox: str, webhook_id: str | None) -> int:
-        """Return how many webhooks came to a mailbox, or with that id, kept or not."""
+        """Return how many webhooks a mailbox received, in total or with that id."""
         if mailbox not in self.mailboxes:
             return 0
         box = self.mailboxes[mailbox]
-        return box.received if webhook_id is None else box.tries[webhook_id]
+        return box.received if webhook_id is None else box.attempts[webhook_id]
 
     async def wait(self, mailbox: str, webhook_id: str | None, count: int) -> None:
         """Return as soon as :meth:`count` has reached ``count``."""
         while self.count(mailbox, webhook_id) < count:
-            await self._arrival.wait()
+            await self._recorded.wait()
 
-    def forget(self, mailbox: str | None) -> None:
-        """Forget the deliveries and counters of a mailbox, or of all; their orders stay."""
+    def clear(self, mailbox: str | None) -> None:
+        """Delete deliveries and counters of one mailbox, or of all; keep their settings."""
         kept = [d for d in self._deliveries if mailbox not in (None, d.mailbox)]
-        self._deliveries = deque(kept, maxlen=KEPT_DELIVERIES)
+        self._deliveries = deque(kept, maxlen=MAX_DELIVERIES)
         for box in self.mailboxes.values():
             if mailbox in (None, box.name):
                 box.received = box.verified = 0
-                box.tries = Tally()
+                box.attempts = BoundedCounter()
 
     def remove(self, mailbox: str) -> None:
-        """Make a mailbox as if it had never been used: order, counters and deliveries."""
-        self.forget(mailbox)
+        """Delete a mailbox with its settings, counters and deliveries."""
+        self.clear(mailbox)
         self.mailboxes.pop(mailbox, None)

@@ -1,8 +1,8 @@
-"""The users of the directory: as many as asked for, made up when they are looked at.
+"""The users of the user list, computed on demand.
 
-Pure, and without memory: a user follows from his number. Whether he is active and what he wants
-depends on the number's place in a pattern that repeats, so that a page of a filtered list is found
-without looking at the pages before it.
+Users take no memory: each follows from their number. Whether they are active, and which
+notifications they want, follows from a repeated pattern. So a page of a filtered list is found
+without the pages before it.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from itertools import count as counting
 from typing import Any
 from uuid import UUID
 
-PATTERN = 100
+PATTERN_LENGTH = 100
 KINDS = ("new_movies", "new_episode", "reactions_summary", "advertising")
 
 _FIRST = (
@@ -42,85 +42,87 @@ _BAD_TIMEZONES = ("Mars/Olympus_Mons", "MSK+3", "", None)
 class Directory:
     """Users number 0 to ``count - 1``.
 
-    Of a hundred, about 92 are active, 80 want e-mail and 60 SMS; about 2 have no e-mail address,
-    3 no phone and 2 a time zone that does not exist.
+    Of each hundred, about 92 are active, 80 want e-mail and 60 want SMS. About 2 have no e-mail
+    address, 3 have no phone, and 2 have an unknown time zone.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        chance = random.Random("ringback")  # noqa: S311 - the same users every time
+        generator = random.Random("ringback")  # noqa: S311 - the same users every time
         self._pattern = [
             {
-                "is_active": chance.random() < 0.92,  # noqa: PLR2004 - see the docstring
-                "email_notifications": chance.random() < 0.8,  # noqa: PLR2004
-                "sms_notifications": chance.random() < 0.6,  # noqa: PLR2004
+                "is_active": generator.random() < 0.92,  # noqa: PLR2004 - see the docstring
+                "email_notifications": generator.random() < 0.8,  # noqa: PLR2004
+                "sms_notifications": generator.random() < 0.6,  # noqa: PLR2004
             }
-            for _ in range(PATTERN)
+            for _ in range(PATTERN_LENGTH)
         ]
 
     def user(self, number: int) -> dict[str, Any]:
-        """Return one user as the API shows him."""
-        # Bytes of chance, the same for the same number. The first eight go into the id.
-        chance = hashlib.blake2b(b"user %d" % number, digest_size=24).digest()
-        first, last = _FIRST[chance[8] % len(_FIRST)], _LAST[chance[9] % len(_LAST)]
-        settings = self._pattern[number % PATTERN]
-        timezone: str | None = _TIMEZONES[chance[10] % len(_TIMEZONES)]
-        if chance[11] < 5:  # noqa: PLR2004 - 5 of 256 are 2 of 100
-            timezone = _BAD_TIMEZONES[chance[12] % len(_BAD_TIMEZONES)]
+        """Return one user as JSON of the API."""
+        # Pseudo-random bytes of this number. The first eight go into the id.
+        random_bytes = hashlib.blake2b(b"user %d" % number, digest_size=24).digest()
+        first, last = _FIRST[random_bytes[8] % len(_FIRST)], _LAST[random_bytes[9] % len(_LAST)]
+        settings = self._pattern[number % PATTERN_LENGTH]
+        timezone: str | None = _TIMEZONES[random_bytes[10] % len(_TIMEZONES)]
+        if random_bytes[11] < 5:  # noqa: PLR2004 - 5 of 256 are 2 of 100
+            timezone = _BAD_TIMEZONES[random_bytes[12] % len(_BAD_TIMEZONES)]
         address = f"{first}.{last}.{number}@example.com".lower()
-        phone = f"7{_OPERATORS[chance[13] % len(_OPERATORS)]}{number % 10_000_000:07d}"
+        phone = f"7{_OPERATORS[random_bytes[13] % len(_OPERATORS)]}{number % 10_000_000:07d}"
         return {
-            "id": str(_identity(number, chance)),
+            "id": str(_identity(number, random_bytes)),
             "name": f"{first} {last}",
-            "email": None if chance[14] < 5 else address,  # noqa: PLR2004
-            "phone": None if chance[15] < 8 else phone,  # noqa: PLR2004
+            "email": None if random_bytes[14] < 5 else address,  # noqa: PLR2004
+            "phone": None if random_bytes[15] < 8 else phone,  # noqa: PLR2004
             "timezone": timezone,
             **settings,
-            # A kind that is not named is on.
+            # A kind that is not listed is on.
             "notifications": {
-                kind: chance[16 + place] < 200  # noqa: PLR2004
+                kind: random_bytes[16 + place] < 200  # noqa: PLR2004
                 for place, kind in enumerate(KINDS)
-                if chance[20 + place] < 200  # noqa: PLR2004
+                if random_bytes[20 + place] < 200  # noqa: PLR2004
             },
         }
 
     def number_of(self, identity: UUID) -> int | None:
-        """Return the number of the user with this id, if there is one."""
+        """Return the number of the user with this id, or None."""
         number = int.from_bytes(identity.bytes[12:])
-        chance = hashlib.blake2b(b"user %d" % number, digest_size=24).digest()
-        known = number < self.count and identity == _identity(number, chance)
+        random_bytes = hashlib.blake2b(b"user %d" % number, digest_size=24).digest()
+        known = number < self.count and identity == _identity(number, random_bytes)
         return number if known else None
 
     def page(
         self, number: int, size: int, wanted: dict[str, bool], *, endless: bool = False
     ) -> list[dict[str, Any]]:
-        """Return a page, the first is 1, of the users whose settings are as wanted.
+        """Return a page of the users with these settings; the first page is 1.
 
-        With ``endless``, there always is a next page.
+        With ``endless``, the list has no last page.
         """
-        places = [
+        urls = [
             place
             for place, settings in enumerate(self._pattern)
             if all(settings[name] == value for name, value in wanted.items())
         ]
-        if not places:
+        if not urls:
             return []
         users = []
         for nth in range((number - 1) * size, number * size):
-            each = nth // len(places) * PATTERN + places[nth % len(places)]
+            each = nth // len(urls) * PATTERN_LENGTH + urls[nth % len(urls)]
             if each >= self.count and not endless:
                 break
             users.append(self.user(each))
         return users
 
     def reachable(self, start: int) -> Iterator[dict[str, Any]]:
-        """Iterate, round and round, over active users who have and want e-mail."""
+        """Iterate without end over active users who have an e-mail address and want e-mail."""
         for number in counting(start):
             user = self.user(number % self.count)
             if user["is_active"] and user["email_notifications"] and user["email"]:
                 yield user
 
 
-def _identity(number: int, chance: bytes) -> UUID:
-    """Return an id that looks like any other, and holds the number in its last four bytes."""
-    return UUID(bytes=chance[:8] + bytes([0x80]) + chance[9:12] + number.to_bytes(4), version=4)
+def _identity(number: int, random_bytes: bytes) -> UUID:
+    """Return a UUID that contains the number in its last four bytes."""
+    return UUID(
+        bytes=random_bytes[:8] + bytes([0x80]) + random_bytes[9:12] + number.to_bytes(4), version=4
+    )

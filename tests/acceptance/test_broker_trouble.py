@@ -13,9 +13,10 @@ import aiormq
 import pytest
 
 from deploy.local.broker import Broker
+from services.sandbox.misbehaviour import hang, response
 from tests.fakes.ledger import Ledger
 from tests.fakes.outside import CALLBACKS, Outside, order, outside
-from tests.fakes.receivers import Conversation, Receiver, answer, hang, response, serve
+from tests.fakes.receivers import ClientConnection, Receiver, respond, serve
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
@@ -43,16 +44,16 @@ class Setup:
         )
 
 
-async def fails_first(talk: Conversation) -> None:
+async def fails_first(connection: ClientConnection) -> None:
     """Respond with 500 to the first attempt of each callback."""
     while True:
-        request = await talk.request()
+        request = await connection.request()
         attempts = [
             each
-            for each in talk.receiver.requests
+            for each in connection.receiver.requests
             if each.headers["webhook-id"] == request.headers["webhook-id"]
         ]
-        await talk.write(response(500 if len(attempts) == 1 else 200))
+        await connection.write(response(500 if len(attempts) == 1 else 200))
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ async def running_setup(broker: Broker, directory: Path) -> AsyncIterator[Setup]
         await asyncio.to_thread(broker.sync)
         targets = [
             await stack.enter_async_context(serve(behaviour))
-            for behaviour in (answer(), answer(), answer(), fails_first)
+            for behaviour in (respond(), respond(), respond(), fails_first)
         ]
         yield Setup(service, Ledger(broker.url, tuple(targets)), targets)
 
@@ -116,10 +117,10 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     is_suspended = asyncio.Event()
 
-    async def respond_while_suspended(talk: Conversation) -> None:
-        await talk.request()
+    async def respond_while_suspended(connection: ClientConnection) -> None:
+        await connection.request()
         await is_suspended.wait()
-        await talk.write(response(200))
+        await connection.write(response(200))
 
     async with running_setup(broker, directory) as it, serve(respond_while_suspended) as late:
         async with outside(broker.url) as publisher:
@@ -147,7 +148,7 @@ async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
     settings = {"RINGBACK_SHUTDOWN_TIMEOUT": "4"}
     with running(tmp_path, own_broker.url, settings) as service:
         await service.ready()
-        async with outside(own_broker.url) as publisher, serve(answer(500)) as target:
+        async with outside(own_broker.url) as publisher, serve(respond(500)) as target:
             await publisher.send(order(target.url))
             await publisher.send(order(target.url))
             await until(lambda: len(target.requests) == 2)
@@ -212,11 +213,11 @@ async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
 
 
 def _gated(gate: asyncio.Event) -> Any:
-    async def behave(talk: Conversation) -> None:
+    async def behave(connection: ClientConnection) -> None:
         while True:
-            await talk.request()
+            await connection.request()
             await gate.wait()
-            await talk.write(response())
+            await connection.write(response())
 
     return behave
 
@@ -276,11 +277,11 @@ async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_rede
 
     release = asyncio.Event()
 
-    async def hangs_first(talk: Conversation) -> None:
-        await talk.request()
-        if talk.number == 1:
+    async def hangs_first(connection: ClientConnection) -> None:
+        await connection.request()
+        if connection.number == 1:
             await release.wait()
-        await talk.write(response())
+        await connection.write(response())
 
     before = own_broker.ctl("eval", "application:get_env(rabbit, consumer_timeout).")
     assert "1800000" in before, before

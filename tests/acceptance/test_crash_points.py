@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from services.sandbox.misbehaviour import response
 from tests.acceptance.crashing import POINTS
 from tests.fakes.outside import order, outside
-from tests.fakes.receivers import Conversation, response, serve
+from tests.fakes.receivers import ClientConnection, serve
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
@@ -22,14 +23,14 @@ async def test_a_crash_at_any_point_costs_a_repeat_and_never_a_loss(
 ) -> None:
     seen: Counter[str] = Counter()
 
-    async def receive(talk: Conversation) -> None:
+    async def receive(connection: ClientConnection) -> None:
         while True:
-            request = await talk.request()
+            request = await connection.request()
             callback = request.headers["webhook-id"]
             seen[callback] += 1
             fails = callback.startswith("fails-once") and seen[callback] == 1
             status = 410 if callback.startswith("gone") else 500 if fails else 200
-            await talk.write(response(status))
+            await connection.write(response(status))
 
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(serve(receive))

@@ -24,8 +24,8 @@ async def test_e6_killed_with_messages_in_flight_it_loses_none(
     wanted = {f"<{each['id']}@shop.example.com>" for each in orders if "to" in each}
     async with sandbox() as box, around(amqp_url) as it:
         slowly = {"behaviour": {"kind": "delay", "seconds": 0.05}}
-        await box.tell("/api/mails/order", **slowly)
-        await box.tell("/api/sms/order", **slowly)
+        await box.configure("/api/mails/settings", **slowly)
+        await box.configure("/api/sms/settings", **slowly)
         given = settings(box, RINGBACK_DELIVERY_PREFETCH=str(PREFETCH))
         with delivery(tmp_path, amqp_url, given) as first:
             await first.ready()
@@ -37,7 +37,7 @@ async def test_e6_killed_with_messages_in_flight_it_loses_none(
             await until(lambda: it.sent().keys() == {each["id"] for each in orders})
             assert CANARY not in second.output
         mails = await arrived(box)
-        texts = Counter(each["id"] for each in await box.came("/api/sms", 100))
+        texts = Counter(each["id"] for each in await box.received("/api/sms", 100))
     assert mails.keys() == wanted
     assert texts.keys() == {each["id"] for each in orders if "phone" in each}
     repeats = mails.total() - len(mails) + texts.total() - len(texts)
@@ -50,8 +50,8 @@ async def test_e6_told_to_stop_it_finishes_what_it_has_begun_and_what_expires_in
     orders = [email() for _ in range(200)]
     doomed = sms(expires_at=within(5))
     async with sandbox() as box, around(amqp_url) as it:
-        await box.tell("/api/sms/order", behaviour={"kind": "answer", "body": "<html>"})
-        await box.tell("/api/mails/order", behaviour={"kind": "delay", "seconds": 0.1})
+        await box.configure("/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"})
+        await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.1})
         with delivery(tmp_path, amqp_url, settings(box)) as first:
             await first.ready()
             await it.send(doomed)
@@ -64,8 +64,8 @@ async def test_e6_told_to_stop_it_finishes_what_it_has_begun_and_what_expires_in
         done = await arrived(box)
         assert 0 < len(done) < len(orders)
         await until(lambda: it.sent().total() == len(done))  # each was told before it ended
-        await box.tell("/api/mails/order")
-        await box.tell("/api/sms/order")
+        await box.configure("/api/mails/settings")
+        await box.configure("/api/sms/settings")
         await until(lambda: within(0) >= doomed["expires_at"])
         with delivery(tmp_path, amqp_url, settings(box)):
             fact = await it.fact(doomed, "expired")

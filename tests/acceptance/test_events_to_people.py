@@ -26,7 +26,7 @@ def wants_new_movies(user: dict[str, Any]) -> bool:
 
 async def accepted(box: Sandbox) -> int:
     """How many mails the mail server has taken."""
-    count: int = (await box.get("/api/mails/order"))["accepted"]
+    count: int = (await box.get("/api/mails/settings"))["accepted"]
     return count
 
 

@@ -8,33 +8,34 @@ from pathlib import Path
 
 import aio_pika
 
-from tests.fakes import receivers
+from services.sandbox import misbehaviour
+from services.sandbox.misbehaviour import hang
 from tests.fakes.ledger import Ledger
 from tests.fakes.outside import CALLBACKS, Outside, order, outside
-from tests.fakes.receivers import Conversation, Receiver, answer, hang, serve
+from tests.fakes.receivers import ClientConnection, Receiver, hang_on_accept, respond, serve
 from tests.fakes.sandbox import sandbox
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
 # row 28: what it does, and whether the answer counts as delivered (its status had come)
 HOSTILE = {
-    "hangs on accept": (receivers.hang_on_accept, False),
-    "hangs": (receivers.hang, False),
-    "closes": (receivers.close_at_once, False),
-    "resets": (receivers.reset_at_once, False),
-    "slow-loris": (receivers.drip_headers(), False),
-    "a byte every 0.4 s": (receivers.drip_body(), True),
-    "endless headers": (receivers.endless_headers, False),
-    "an endless header": (receivers.endless_header_line, False),
-    "an endless status line": (receivers.endless_status_line, False),
-    "endless 100 Continue": (receivers.continue_flood, False),
-    "an endless body": (receivers.huge_body, True),
-    "endless chunks": (receivers.endless_chunks, True),
-    "reset in the body": (receivers.reset_mid_body, True),
-    "reset in the headers": (receivers.reset_mid_headers, False),
-    "a short body": (receivers.short_body, True),
-    "a long body": (receivers.long_body, True),
-    "garbage": (receivers.garbage(), False),
+    "hangs on accept": (hang_on_accept, False),
+    "hangs": (misbehaviour.hang, False),
+    "closes": (misbehaviour.close, False),
+    "resets": (misbehaviour.reset, False),
+    "slow-loris": (misbehaviour.drip_headers(), False),
+    "a byte every 0.4 s": (misbehaviour.drip_body(), True),
+    "endless headers": (misbehaviour.endless_headers(), False),
+    "an endless header": (misbehaviour.MALFORMED["endless_header"], False),
+    "an endless status line": (misbehaviour.MALFORMED["endless_status_line"], False),
+    "endless 100 Continue": (misbehaviour.MALFORMED["endless_continue"], False),
+    "an endless body": (misbehaviour.huge_body(), True),
+    "endless chunks": (misbehaviour.MALFORMED["endless_chunks"], True),
+    "reset in the body": (misbehaviour.reset_in_body, True),
+    "reset in the headers": (misbehaviour.reset_in_headers, False),
+    "a short body": (misbehaviour.MALFORMED["short_body"], True),
+    "a long body": (misbehaviour.MALFORMED["long_body"], True),
+    "garbage": (misbehaviour.send_bytes(), False),
 }
 TOTAL = 2.0
 
@@ -62,8 +63,8 @@ async def test_row_28_hostile_receivers_cost_their_time_and_nothing_else(
 ) -> None:
     async with AsyncExitStack() as stack:
         service, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
-        healthy = await stack.enter_async_context(serve(answer()))
-        bomb = receivers.gzip_bomb(100)
+        healthy = await stack.enter_async_context(serve(respond()))
+        bomb = misbehaviour.huge_body(100 << 20, gzip=True)
         hostile: dict[str, tuple[Receiver, bool]] = {
             name: (await stack.enter_async_context(serve(behaviour)), counts)
             for name, (behaviour, counts) in (HOSTILE | {"a gzip bomb": (bomb, True)}).items()
@@ -107,7 +108,7 @@ async def test_row_29_dead_targets_do_not_hold_up_the_healthy(
             at_work(amqp_url, tmp_path, **settings)
         )
         dead = [await stack.enter_async_context(serve(hang)) for _ in range(4)]
-        healthy = [await stack.enter_async_context(serve(answer())) for _ in range(20)]
+        healthy = [await stack.enter_async_context(serve(respond())) for _ in range(20)]
         ledger = Ledger(amqp_url, tuple(healthy))
         for _ in range(20):
             await publisher.send_all(order(target.url) for target in dead for _ in range(5))
@@ -123,10 +124,10 @@ async def test_row_29_breakers_open_are_seen_and_close_again(amqp_url: str, tmp_
     settings = {"breaker_failures": 3}
     back = asyncio.Event()
 
-    async def down_for_a_while(talk: Conversation) -> None:
+    async def down_for_a_while(connection: ClientConnection) -> None:
         while True:
-            await talk.request()
-            await talk.write(receivers.response(200 if back.is_set() else 503))
+            await connection.request()
+            await connection.write(misbehaviour.response(200 if back.is_set() else 503))
 
     async with AsyncExitStack() as stack:
         service, publisher = await stack.enter_async_context(
@@ -163,7 +164,7 @@ async def test_half_of_the_targets_hang_and_the_healthy_get_theirs_at_once(
     async with AsyncExitStack() as stack:
         _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
         hanging = [await stack.enter_async_context(serve(hang)) for _ in range(10)]
-        healthy = [await stack.enter_async_context(serve(answer())) for _ in range(10)]
+        healthy = [await stack.enter_async_context(serve(respond())) for _ in range(10)]
         ledger = Ledger(amqp_url, tuple(healthy))
         # a backlog of the hanging before the first of the healthy, six times the prefetch
         await publisher.send_all(order(target.url) for target in hanging for _ in range(60))
@@ -181,7 +182,7 @@ async def test_one_hanging_target_with_a_backlog_does_not_keep_a_new_one_waiting
     async with AsyncExitStack() as stack:
         _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
         hanging = await stack.enter_async_context(serve(hang))
-        new = await stack.enter_async_context(serve(answer()))
+        new = await stack.enter_async_context(serve(respond()))
         await publisher.send_all(order(hanging.url) for _ in range(200))
         await until(lambda: hanging.requests)
         callback = await publisher.send(order(new.url))
@@ -193,18 +194,18 @@ async def test_a_quick_target_that_begins_to_hang_does_not_take_all_slots_with_i
 ) -> None:
     hanging = asyncio.Event()
 
-    async def quick_at_first(talk: Conversation) -> None:
+    async def quick_at_first(connection: ClientConnection) -> None:
         while True:
-            await talk.request()
+            await connection.request()
             if hanging.is_set():
                 await asyncio.Event().wait()
-            await talk.write(receivers.response())
+            await connection.write(misbehaviour.response())
 
     settings = {"prefetch": 200, "timeout": 300}
     async with AsyncExitStack() as stack:
         _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
         turning = await stack.enter_async_context(serve(quick_at_first))
-        healthy = await stack.enter_async_context(serve(answer()))
+        healthy = await stack.enter_async_context(serve(respond()))
         warm = await publisher.send_all(
             order(target.url) for target in (turning, healthy) for _ in range(150)
         )
@@ -231,10 +232,10 @@ async def test_row_31_a_secret_rotates_under_load(amqp_url: str, tmp_path: Path)
             ([new, old], [new]),
             (new, [new]),
         ):
-            await receiver.order(url, secrets=known)
+            await receiver.configure_mailbox(url, secrets=known)
             accepted += 100
             await publisher.send_all(order(url, hmac_secret=sent_with) for _ in range(100))
-            await receiver.hooks(url, accepted)
+            await receiver.webhooks(url, accepted)
         await until(lambda: len(publisher.facts) == accepted)
         assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
         assert {fact["attempt"] for fact in publisher.facts} == {1}, "not one was refused"
@@ -248,7 +249,7 @@ async def test_row_13_poison_that_kills_its_worker_is_dead_after_the_limit(
     async with AsyncExitStack() as stack:
         first, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
         target = await stack.enter_async_context(serve(hang))
-        healthy = await stack.enter_async_context(serve(answer()))
+        healthy = await stack.enter_async_context(serve(respond()))
         poison = await publisher.send(order(target.url, timeout=300))
         await until(lambda: target.requests)
         first.kill()

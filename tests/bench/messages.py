@@ -50,7 +50,7 @@ class _World:
     environment: Mapping[str, str]
 
     async def accepted(self) -> int:
-        async with self.http.get("/api/mails/order") as answer:
+        async with self.http.get("/api/mails/settings") as answer:
             return int((await answer.json())["accepted"])
 
     async def forget(self) -> None:
@@ -58,7 +58,7 @@ class _World:
         await self.http.delete("/api/sms")
 
     async def sms(self, **order: Any) -> None:
-        async with self.http.put("/api/sms/order", json=order) as answer:
+        async with self.http.put("/api/sms/settings", json=order) as answer:
             answer.raise_for_status()
 
 

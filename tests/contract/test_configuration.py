@@ -14,7 +14,7 @@ from services.delivery.settings import DeliverySettings
 from services.gateway.settings import GatewaySettings
 from services.ingestion.settings import IngestionSettings
 from services.mailings.settings import MailingsSettings
-from services.sandbox.settings import Settings as SandboxSettings
+from services.sandbox.settings import SandboxSettings
 from services.scheduler.settings import SchedulerSettings
 from shared.settings import InvalidSettingsError, load_shared
 

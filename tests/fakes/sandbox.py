@@ -1,4 +1,4 @@
-"""The sandbox on a free port of this process, with a client to give it orders."""
+"""The sandbox on a free port of this process, with a client for its API."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,34 +8,32 @@ from uuid import uuid4
 import aiohttp
 from yarl import URL
 
-from services.sandbox.app import Places, serving
-from services.sandbox.settings import Settings
+from services.sandbox.app import SandboxUrls, serving
+from services.sandbox.settings import SandboxSettings
 
 
 class Sandbox:
     """A running sandbox; each test uses a mailbox of its own."""
 
-    def __init__(self, places: Places, session: aiohttp.ClientSession) -> None:
-        self.url = places.http
-        self.smtp = places.smtp
+    def __init__(self, urls: SandboxUrls, session: aiohttp.ClientSession) -> None:
+        self.url = urls.http
+        self.smtp = urls.smtp
         self.session = session
 
-    async def mailbox(self, **order: Any) -> str:
-        """Make a mailbox that follows an order; gives its URL."""
+    async def mailbox(self, **settings: Any) -> str:
+        """Create a mailbox with these settings and return its URL."""
         name = uuid4().hex[:12]
-        await self.order(name, **order)
+        await self.configure_mailbox(name, **settings)
         return str(self.url / "hooks" / name)
 
-    async def order(self, mailbox: str, **order: Any) -> None:
-        """Give an order to a mailbox, by name or URL."""
-        name = URL(mailbox).name
-        async with self.session.put(f"/api/mailboxes/{name}", json=order) as response:
-            assert response.status == 200, await response.text()
+    async def configure_mailbox(self, mailbox: str, **settings: Any) -> None:
+        """Replace the settings of a mailbox, given its name or URL."""
+        await self.configure(f"/api/mailboxes/{URL(mailbox).name}", **settings)
 
-    async def hooks(
+    async def webhooks(
         self, mailbox: str, count: int = 1, webhook_id: str = "", within: float = 20.0
     ) -> list[dict[str, Any]]:
-        """Wait for so many webhooks; gives them oldest first."""
+        """Wait for so many webhooks and return them, oldest first."""
         query: dict[str, str | float] = {
             "mailbox": URL(mailbox).name,
             "count": count,
@@ -44,29 +42,29 @@ class Sandbox:
         if webhook_id:
             query["webhook_id"] = webhook_id
         async with self.session.get("/api/deliveries/wait", params=query) as response:
-            answer = await response.json()
-        assert answer["complete"], f"{answer['count']} of {count} webhooks within {within} s"
-        items: list[dict[str, Any]] = answer["items"]
+            waited = await response.json()
+        assert waited["complete"], f"{waited['count']} of {count} webhooks within {within} s"
+        items: list[dict[str, Any]] = waited["items"]
         return items[::-1]
 
-    async def tell(self, path: str, **order: Any) -> None:
-        """Give an order to what stands at a path, such as /api/mails/order."""
-        async with self.session.put(path, json=order) as response:
+    async def configure(self, path: str, **settings: Any) -> None:
+        """Replace the settings at a path, such as /api/mails/settings."""
+        async with self.session.put(path, json=settings) as response:
             assert response.status == 200, await response.text()
 
-    async def came(
+    async def received(
         self, path: str, count: int = 1, within: float = 20.0, **query: Any
     ) -> list[dict[str, Any]]:
-        """Wait for so many accepted mails (/api/mails) or SMS (/api/sms); oldest first."""
+        """Wait for so many accepted mails (/api/mails) or SMS (/api/sms), oldest first."""
         query |= {"count": count, "timeout": within, "limit": 1000}
         async with self.session.get(f"{path}/wait", params=query) as response:
-            answer = await response.json()
-        assert answer["complete"], f"{answer['count']} of {count} at {path} within {within} s"
-        items: list[dict[str, Any]] = answer["items"]
+            waited = await response.json()
+        assert waited["complete"], f"{waited['count']} of {count} at {path} within {within} s"
+        items: list[dict[str, Any]] = waited["items"]
         return items[::-1]
 
     async def get(self, path: str, **query: Any) -> Any:
-        """Ask for JSON."""
+        """Get JSON from a path."""
         async with self.session.get(path, params=query) as response:
             assert response.status == 200, await response.text()
             return await response.json()
@@ -76,7 +74,7 @@ class Sandbox:
 async def sandbox(amqp_url: str = "amqp://127.0.0.1:1/", **settings: Any) -> AsyncIterator[Sandbox]:
     """Run a sandbox for the length of the block; its producers publish to that broker."""
     async with (
-        serving(Settings(port=0, smtp_port=0, **settings), amqp_url) as places,
-        aiohttp.ClientSession(places.http, timeout=aiohttp.ClientTimeout(total=60)) as session,
+        serving(SandboxSettings(port=0, smtp_port=0, **settings), amqp_url) as urls,
+        aiohttp.ClientSession(urls.http, timeout=aiohttp.ClientTimeout(total=60)) as session,
     ):
-        yield Sandbox(places, session)
+        yield Sandbox(urls, session)

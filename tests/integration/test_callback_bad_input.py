@@ -120,7 +120,7 @@ async def test_row_26_a_bad_body_is_dead_at_once_and_neighbours_are_served(
     assert letter.timestamp == datetime(2026, 1, 2, tzinfo=UTC)
     assert letter.headers["tenant"] == "acme"
 
-    hooks = await receiver.hooks(url, 2)
+    hooks = await receiver.webhooks(url, 2)
     assert {hook["webhook_id"] for hook in hooks} == {before, after}
 
     callback_id = str(letter.headers["x-ringback-id"])
@@ -206,7 +206,7 @@ async def test_row_15_200_kb_of_headers_are_refused_to_the_sender(
     await connection.close()
     url = await receiver.mailbox()
     await publisher.send(order(url))
-    await receiver.hooks(url)
+    await receiver.webhooks(url)
     assert await service.is_ready()
 
 
@@ -231,7 +231,7 @@ async def test_strange_headers_do_no_harm(
     callback = await publisher.send(
         order(url, retry={"delays": [1], "quick_retries_count": 1000}), headers=headers
     )
-    hooks = await receiver.hooks(url, 2)
+    hooks = await receiver.webhooks(url, 2)
     assert [hook["webhook_id"] for hook in hooks] == [callback] * 2, name
     assert "x-evil" not in hooks[0]["headers"]
     await publisher.fact(callback, "callback.delivered")
@@ -244,7 +244,7 @@ async def test_an_order_with_anothers_user_id_is_retried_like_any_other(
     # RabbitMQ closes the channel of who republishes it under another user
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
     callback = await publisher.send(order(url, retry={"delays": [1]}), user_id="guest")
-    assert len(await receiver.hooks(url, 2)) == 2
+    assert len(await receiver.webhooks(url, 2)) == 2
     await publisher.fact(callback, "callback.delivered")
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from services.sandbox.misbehaviour import hang
 from tests.fakes.outside import CALLBACKS, SECRET, Outside, identities, order, reason
-from tests.fakes.receivers import answer, hang, serve
+from tests.fakes.receivers import respond, serve
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import Service
 from tests.fakes.waiting import until
@@ -55,7 +56,7 @@ async def test_h1_the_documented_message_arrives_as_one_signed_request(
         },
         message_id="from-the-outside",
     )
-    (hook,) = await receiver.hooks(url)
+    (hook,) = await receiver.webhooks(url)
     assert (hook["method"], hook["webhook_id"]) == ("POST", "from-the-outside")
     assert hook["body"] == '{"any": "json"}'
     assert hook["headers"]["content-type"] == "application/json"
@@ -68,7 +69,7 @@ async def test_h1_the_documented_message_arrives_as_one_signed_request(
 async def test_h1_other_methods(publisher: Outside, receiver: Sandbox, method: str) -> None:
     url = await receiver.mailbox()
     await publisher.send(order(url, target_method=method))
-    (hook,) = await receiver.hooks(url)
+    (hook,) = await receiver.webhooks(url)
     assert (hook["method"], hook["verified"]) == (method, True)
 
 
@@ -88,7 +89,7 @@ async def test_h1_the_body_is_what_json_dumps_gives(
 ) -> None:
     url = await receiver.mailbox()
     await publisher.send(order(url, payload=payload))
-    (hook,) = await receiver.hooks(url)
+    (hook,) = await receiver.webhooks(url)
     assert hook["body"] == json.dumps(payload, sort_keys=True)
     assert hook["verified"]
 
@@ -98,9 +99,9 @@ async def test_h2_both_signatures_are_right_by_independent_means(
 ) -> None:
     url = await receiver.mailbox()
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-    await receiver.order(url, secrets=[secret])
+    await receiver.configure_mailbox(url, secrets=[secret])
     await publisher.send(order(url, hmac_secret=secret))
-    (hook,) = await receiver.hooks(url)
+    (hook,) = await receiver.webhooks(url)
     assert hook["matched"] == ["x-signature", "webhook-signature"]
     assert hook["faults"] == []
     body, headers = hook["body"].encode(), hook["headers"]
@@ -110,7 +111,7 @@ async def test_h2_both_signatures_are_right_by_independent_means(
 
 async def test_h2_a_list_of_secrets_signs_with_each(publisher: Outside) -> None:
     secrets = ["old-secret", "new-secret"]
-    async with serve(answer()) as target:
+    async with serve(respond()) as target:
         await publisher.send(order(target.url, hmac_secret=secrets))
         await until(lambda: target.requests)
     request = target.requests[0]
@@ -124,7 +125,7 @@ async def test_h2_a_list_of_secrets_signs_with_each(publisher: Outside) -> None:
 async def test_h2_secret_ref_takes_the_secrets_from_configuration(
     publisher: Outside, secret: str
 ) -> None:
-    async with serve(answer()) as target:
+    async with serve(respond()) as target:
         body = order(target.url, secret_ref="rotating")
         del body["hmac_secret"]
         await publisher.send(body)
@@ -150,7 +151,7 @@ async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
         "Authorization": "Bearer kept",
     }
     callback = await publisher.send(order(url, headers=forged))
-    (hook,) = await receiver.hooks(url)
+    (hook,) = await receiver.webhooks(url)
     assert hook["verified"]
     assert hook["webhook_id"] == callback
     assert "forged" not in str(hook["headers"])
@@ -170,7 +171,7 @@ async def test_h3_fails_twice_then_arrives_through_the_tiers(
         app_id="shop",
         timestamp=datetime(2026, 1, 2, tzinfo=UTC),
     )
-    hooks = await receiver.hooks(url, 3)
+    hooks = await receiver.webhooks(url, 3)
     assert [hook["status"] for hook in hooks] == [500, 500, 200]
     assert {hook["webhook_id"] for hook in hooks} == {callback}
     assert all(hook["matched"] == ["x-signature", "webhook-signature"] for hook in hooks)
@@ -234,7 +235,7 @@ async def test_h3_spent_tries_end_in_the_dead_queue_with_the_original(
 
 
 async def test_h3_a_connection_refused_is_retried(publisher: Outside) -> None:
-    async with serve(answer()) as target:
+    async with serve(respond()) as target:
         pass  # its port is closed again
     callback = await publisher.send(order(target.url, retry=QUICK))
     letter = await publisher.letter(callback)
@@ -248,7 +249,7 @@ async def test_a_message_without_any_id_is_given_one_before_the_first_try(
     body = order(url, retry=QUICK)
     del body["id"]
     await publisher.send_without_message_id(body)
-    hooks = await receiver.hooks(url, 2)
+    hooks = await receiver.webhooks(url, 2)
     (made,) = {hook["webhook_id"] for hook in hooks}
     assert made
     assert len(made) >= 32
@@ -261,7 +262,7 @@ async def test_a_strange_message_id_becomes_the_same_plain_one_on_every_try(
     body = order(url, retry=QUICK)
     del body["id"]
     await publisher.send(body, message_id="smuggled\r\nX-Evil: ja, ö")
-    hooks = await receiver.hooks(url, 2)
+    hooks = await receiver.webhooks(url, 2)
     assert len({hook["webhook_id"] for hook in hooks}) == 1
     assert hooks[0]["webhook_id"].isalnum()
     assert "x-evil" not in hooks[0]["headers"]
@@ -299,7 +300,7 @@ async def test_row_30_an_absurd_retry_after_is_clamped(
 async def test_row_30_a_nonsense_retry_after_counts_as_none(
     publisher: Outside, nonsense: str
 ) -> None:
-    async with serve(answer(429, {"Retry-After": nonsense.encode().decode("latin-1")})) as target:
+    async with serve(respond(429, {"Retry-After": nonsense.encode().decode("latin-1")})) as target:
         callback = await publisher.send(order(target.url, retry=QUICK))
         fact = await publisher.fact(callback, "callback.attempt_failed")
     wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
@@ -313,14 +314,14 @@ async def test_row_30_410_is_dead_at_once(publisher: Outside, receiver: Sandbox)
     assert "410" in reason(letter)
     await publisher.fact(callback, "callback.dead")
     assert len(publisher.facts_of(callback)) == 1
-    assert len(await receiver.hooks(url)) == 1
+    assert len(await receiver.webhooks(url)) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_row_30_a_redirect_is_not_followed_and_counts_as_failed(
     publisher: Outside, receiver: Sandbox, status: int
 ) -> None:
-    async with serve(answer()) as elsewhere:
+    async with serve(respond()) as elsewhere:
         url = await receiver.mailbox(
             behaviour={"kind": "redirect", "status": status, "location": elsewhere.url}
         )
@@ -336,7 +337,7 @@ async def test_a_message_expires_before_its_retry(publisher: Outside, receiver: 
     callback = await publisher.send(order(url, expires_at=soon.isoformat(), retry={"delays": [5]}))
     letter = await publisher.letter(callback)
     assert reason(letter).startswith("expired after 1 attempts")
-    assert len(await receiver.hooks(url)) == 1
+    assert len(await receiver.webhooks(url)) == 1
 
 
 async def test_an_expired_message_is_not_tried(publisher: Outside, receiver: Sandbox) -> None:
@@ -345,7 +346,7 @@ async def test_an_expired_message_is_not_tried(publisher: Outside, receiver: San
     letter = await publisher.letter(callback)
     assert reason(letter).startswith("expired at 2020-01-01")
     marker = await publisher.send(order(url))
-    assert [hook["webhook_id"] for hook in await receiver.hooks(url)] == [marker]
+    assert [hook["webhook_id"] for hook in await receiver.webhooks(url)] == [marker]
 
 
 async def test_quick_retries_count_0_means_one_try(publisher: Outside, receiver: Sandbox) -> None:
@@ -387,7 +388,7 @@ async def test_nothing_is_left_in_the_queue_or_unacknowledged(
 ) -> None:
     url = await receiver.mailbox()
     await publisher.send_all(order(url) for _ in range(50))
-    await receiver.hooks(url, 50)
+    await receiver.webhooks(url, 50)
 
     async def consumed() -> bool:
         return await publisher.length(CALLBACKS) == 0
@@ -434,11 +435,11 @@ async def test_s6_a_form_and_a_query_go_out_url_encoded(
     url = await receiver.mailbox()
     payload = {"name": "Zoë", "count": 3}
     await publisher.send(order(url, payload=payload, format="form"))
-    (form,) = await receiver.hooks(url)
+    (form,) = await receiver.webhooks(url)
     assert form["headers"]["content-type"] == "application/x-www-form-urlencoded"
     assert (form["body"], form["verified"]) == ("count=3&name=Zo%C3%AB", True)
     await publisher.send(order(url, payload=payload, format="query", target_method="GET"))
-    query = (await receiver.hooks(url, count=2))[-1]
+    query = (await receiver.webhooks(url, count=2))[-1]
     assert (query["method"], query["body"]) == ("GET", "")
     assert query["path"].endswith("?count=3&name=Zo%C3%AB")
 
@@ -448,6 +449,6 @@ async def test_unsigned_goes_out_without_signature(publisher: Outside, receiver:
     unsigned = order(url, unsigned=True)
     del unsigned["hmac_secret"]
     await publisher.send(unsigned)
-    (hook,) = await receiver.hooks(url)
+    (hook,) = await receiver.webhooks(url)
     assert not {"x-signature", "webhook-signature"} & hook["headers"].keys()
     assert hook["webhook_id"] == unsigned["id"]

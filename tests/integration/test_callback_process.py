@@ -15,8 +15,9 @@ from typing import Any
 import aio_pika
 import pytest
 
+from services.sandbox.misbehaviour import hang, response
 from tests.fakes.outside import CALLBACKS, DEAD, Outside, order, outside
-from tests.fakes.receivers import Conversation, answer, hang, response, serve
+from tests.fakes.receivers import ClientConnection, respond, serve
 from tests.fakes.sandbox import sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
 from tests.fakes.waiting import until
@@ -30,8 +31,8 @@ async def test_h4_metrics_have_the_promised_names_and_values(amqp_url: str, tmp_
         service = stack.enter_context(running(tmp_path, amqp_url, settings))
         await service.ready()
         publisher = await stack.enter_async_context(outside(amqp_url))
-        targets = [await stack.enter_async_context(serve(answer())) for _ in range(5)]
-        failing = await stack.enter_async_context(serve(answer(500)))
+        targets = [await stack.enter_async_context(serve(respond())) for _ in range(5)]
+        failing = await stack.enter_async_context(serve(respond(500)))
         for target in targets:
             await publisher.send(order(target.url + "/a-token-in-the-path"))
             await until(partial(len, target.requests))
@@ -105,16 +106,16 @@ async def test_h5_no_secret_is_in_any_log_metric_or_fact(amqp_url: str, tmp_path
         "RINGBACK_CALLBACK_SECRETS": json.dumps({"billing": CANARIES["configured"]}),
     }
 
-    async def refuse(talk: Conversation) -> None:
+    async def refuse(connection: ClientConnection) -> None:
         while True:
-            await talk.request()
-            await talk.write(response(500, body=CANARIES["body"].encode()))
+            await connection.request()
+            await connection.write(response(500, body=CANARIES["body"].encode()))
 
     async with AsyncExitStack() as stack:
         service = stack.enter_context(running(tmp_path, amqp_url, settings))
         await service.ready()
         publisher = await stack.enter_async_context(outside(amqp_url))
-        good = await stack.enter_async_context(serve(answer(body=CANARIES["body"].encode())))
+        good = await stack.enter_async_context(serve(respond(body=CANARIES["body"].encode())))
         bad = await stack.enter_async_context(serve(refuse))
         garbled = await stack.enter_async_context(serve(_garbled))
         common: dict[str, Any] = {
@@ -161,13 +162,13 @@ async def test_h5_no_secret_is_in_any_log_metric_or_fact(amqp_url: str, tmp_path
                 assert canary not in text, f"the {name} is in the {where}"
 
 
-async def _garbled(talk: Conversation) -> None:
+async def _garbled(connection: ClientConnection) -> None:
     """Answer with the body as a header, or, the next time, echo the request."""
-    request = await talk.request()
-    if talk.number == 1:
-        await talk.write(f"HTTP/1.1 200 OK\r\n{CANARIES['body']}\r\n\r\n".encode())
+    request = await connection.request()
+    if connection.number == 1:
+        await connection.write(f"HTTP/1.1 200 OK\r\n{CANARIES['body']}\r\n\r\n".encode())
     else:
-        await talk.write(
+        await connection.write(
             f"POST {request.path}\r\n{request.headers}\r\n\r\n".encode() + request.body
         )
 
@@ -201,7 +202,7 @@ async def test_h6_consumer_alone(amqp_url: str, tmp_path: Path, command: tuple[s
         async with outside(amqp_url) as publisher, sandbox() as receiver:
             url = await receiver.mailbox()
             await publisher.send(order(url))
-            await receiver.hooks(url)
+            await receiver.webhooks(url)
         assert not service.logged("metrics on port")
         service.signal(signal.SIGINT)
         assert await service.exit_code() == 0
@@ -214,7 +215,7 @@ async def test_h6_both_by_flags_and_two_workers(amqp_url: str, tmp_path: Path) -
         async with outside(amqp_url) as publisher, sandbox() as receiver:
             url = await receiver.mailbox()
             await publisher.send_all(order(url) for _ in range(100))
-            await receiver.hooks(url, 100)
+            await receiver.webhooks(url, 100)
 
             async def counted() -> bool:
                 return await service.metric("callback_total", status="success") == 100
@@ -333,11 +334,11 @@ async def test_row_32_sigterm_drains_what_is_in_flight_within_the_grace(
 ) -> None:
     finish = asyncio.Event()
 
-    async def late(talk: Conversation) -> None:
+    async def late(connection: ClientConnection) -> None:
         while True:
-            await talk.request()
+            await connection.request()
             await finish.wait()
-            await talk.write(response())
+            await connection.write(response())
 
     async with outside_and_service(amqp_url, tmp_path, {}) as (publisher, service):
         async with serve(late) as target:

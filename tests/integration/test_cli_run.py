@@ -32,7 +32,7 @@ async def test_workers_share_the_queue_and_their_metrics_are_summed(
         async with outside(amqp_url) as it, sandbox() as receiver:
             box = await receiver.mailbox()
             await it.send_all(order(box) for _ in range(60))
-            await receiver.hooks(box, count=60)
+            await receiver.webhooks(box, count=60)
 
             async def total() -> bool:
                 return await service.metric("callback_total", status="success") == 60
@@ -53,7 +53,7 @@ async def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
         async with outside(amqp_url) as it, sandbox() as receiver:
             box = await receiver.mailbox()
             await it.send_all(order(box) for _ in range(20))
-            await receiver.hooks(box, count=20)
+            await receiver.webhooks(box, count=20)
 
             async def counted() -> bool:
                 return await service.metric("callback_total", status="success") == 20

@@ -29,7 +29,7 @@ async def test_e6_an_email_arrives_with_all_that_a_mail_program_needs(
             async with at_work(monkeypatch, amqp_url, settings(box)):
                 await it.send(order, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
                 fact = await it.fact(order, "sent")
-        [mail] = await box.came("/api/mails", to=order["to"])
+        [mail] = await box.received("/api/mails", to=order["to"])
     headers = dict(mail["headers"])
     assert (mail["from"], mail["to"]) == ("news@shop.example.com", [order["to"]])
     assert mail["id"] == headers["Message-ID"] == f"<{order['id']}@shop.example.com>"
@@ -57,7 +57,7 @@ async def test_e6_an_sms_reaches_the_gateway_with_a_token_it_takes(
         async with at_work(monkeypatch, amqp_url, settings(box)):
             await it.send(order)
             fact = await it.fact(order, "sent")
-        [came] = await box.came("/api/sms", to=order["phone"])
+        [came] = await box.received("/api/sms", to=order["phone"])
     assert (came["id"], came["text"], came["from"]) == (order["id"], order["text"], "ringback")
     assert (fact["channel"], fact["attempt"], fact["posting_id"]) == ("sms", 1, None)
 
@@ -68,13 +68,15 @@ async def test_e6_refused_for_now_it_is_tried_again_under_the_same_id_and_for_go
     later, never, refused = email(), email(to=f"{CANARY}@gone.example.org"), sms()
     async with sandbox() as box, around(amqp_url) as it:
         greylisted = {"behaviour": {"kind": "fail", "status": 451}, "at": "data", "times": 1}
-        await box.tell("/api/mails/order", **greylisted)
-        await box.tell("/api/sms/order", behaviour={"kind": "answer", "body": "<html>"}, times=1)
+        await box.configure("/api/mails/settings", **greylisted)
+        await box.configure(
+            "/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"}, times=1
+        )
         async with at_work(monkeypatch, amqp_url, settings(box)):
             await it.send(later, refused)
             await it.fact(later, "attempt_failed")
             gone = {"behaviour": {"kind": "fail", "status": 550}, "to": ["*@gone.example.org"]}
-            await box.tell("/api/mails/order", **gone)
+            await box.configure("/api/mails/settings", **gone)
             await it.send(never)
             await it.fact(never, "failed")
             for order in (later, refused):
@@ -95,13 +97,13 @@ async def test_e6_a_message_that_comes_twice_goes_out_once(
     order = email()
     before = counted("ringback_message_repeats_total", channel="email")
     async with sandbox() as box, around(amqp_url) as it:
-        await box.tell("/api/mails/order", behaviour={"kind": "delay", "seconds": 0.3})
+        await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.3})
         async with at_work(monkeypatch, amqp_url, settings(box)):
             await it.send(order, order)  # at once: the second is put off, and recognised then
             await until(lambda: it.sent()[order["id"]] == 2)
             await it.send(order)  # and later
             await until(lambda: it.sent()[order["id"]] == 3)
-        assert len(await box.came("/api/mails")) == 1
+        assert len(await box.received("/api/mails")) == 1
     assert len({fact["fact_id"] for fact in it.facts}) == 1
     assert counted("ringback_message_repeats_total", channel="email") == before + 2
 
@@ -112,18 +114,18 @@ async def test_e6_what_comes_too_late_or_expires_meanwhile_is_not_sent(
     late, slow, soon = email(expires_at=within(-1)), email(expires_at=within(0.5)), sms()
     waiting = sms(expires_at=within(1.5))
     async with sandbox() as box, around(amqp_url) as it:
-        await box.tell("/api/mails/order", behaviour={"kind": "delay", "seconds": 0.7})
+        await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.7})
         # The second SMS fails first, and its next try would come too late.
-        await box.tell("/api/sms/order", behaviour={"kind": "fail", "status": 503})
+        await box.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
         async with at_work(monkeypatch, amqp_url, settings(box)):
             await it.send(late, slow, waiting, soon)
             for order in (late, slow, waiting):
                 await it.fact(order, "expired")
             await it.fact(soon, "attempt_failed")
-            await box.tell("/api/sms/order")
+            await box.configure("/api/sms/settings")
             await it.fact(soon, "sent")
         assert (await box.get("/api/mails"))["items"] == []
-        assert {each["id"] for each in await box.came("/api/sms")} == {soon["id"]}
+        assert {each["id"] for each in await box.received("/api/sms")} == {soon["id"]}
         assert await it.length("messages.email.dead") == 2
         assert await it.length("messages.sms.dead") == 1
     assert it.kinds(late) == it.kinds(slow) == ["expired"]
@@ -184,7 +186,7 @@ async def test_m7_a_hanging_sms_gateway_costs_email_nothing(
         )
         async with at_work(monkeypatch, amqp_url, given):
             usual = [await told(it, 300) for _ in range(2)]
-            await box.tell("/api/sms/order", behaviour={"kind": "hang"})
+            await box.configure("/api/sms/settings", behaviour={"kind": "hang"})
             await it.send(*backlog)
             hanging = [await told(it, 300) for _ in range(2)]
             # They wait where they are, and do not circle through the tiers.

@@ -16,7 +16,7 @@ from services.delivery.sms import SmsGateway, TokenSource
 from shared.contracts.messages import SendSms
 from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.delivering import SMS_KEY
-from tests.fakes.receivers import answer, serve
+from tests.fakes.receivers import respond, serve
 from tests.fakes.sandbox import Sandbox, sandbox
 
 NOW = 1_800_000_000.0
@@ -57,7 +57,7 @@ async def box() -> AsyncIterator[Sandbox]:
 async def test_e6_the_request_is_as_the_interface_says() -> None:
     ok = json.dumps({"code": 0, "message": "OK"}).encode()
     short = "k"  # some gateways have such keys
-    async with serve(answer(200, body=ok)) as receiver:
+    async with serve(respond(200, body=ok)) as receiver:
         base = receiver.url.removesuffix("/hook")
         async with gateway(f"{base}/sms", short) as (it, clock):
             for _ in range(3):
@@ -84,13 +84,13 @@ async def test_e6_the_request_is_as_the_interface_says() -> None:
 
 
 NONSENSE = {
-    "HTML": {"kind": "answer", "body": "<html>Bad gateway</html>", "content_type": "text/html"},
-    "other JSON": {"kind": "answer", "body": '{"result": "fine"}'},
-    "a list": {"kind": "answer", "body": "[0]"},
-    "a code that is none": {"kind": "answer", "body": '{"code": false}'},
-    "JSON without end": {"kind": "answer", "body": '{"code": 0'},
-    "nesting": {"kind": "answer", "body": "[" * 60_000},
-    "nothing": {"kind": "answer", "body": ""},
+    "HTML": {"kind": "respond", "body": "<html>Bad gateway</html>", "content_type": "text/html"},
+    "other JSON": {"kind": "respond", "body": '{"result": "fine"}'},
+    "a list": {"kind": "respond", "body": "[0]"},
+    "a code that is none": {"kind": "respond", "body": '{"code": false}'},
+    "JSON without end": {"kind": "respond", "body": '{"code": 0'},
+    "nesting": {"kind": "respond", "body": "[" * 60_000},
+    "nothing": {"kind": "respond", "body": ""},
     "500": {"kind": "fail", "status": 500},
     "401": {"kind": "fail", "status": 401},
     "403": {"kind": "fail", "status": 403},
@@ -108,7 +108,7 @@ NONSENSE = {
 async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time(
     box: Sandbox, behaviour: dict[str, Any]
 ) -> None:
-    await box.tell("/api/sms/order", behaviour=behaviour)
+    await box.configure("/api/sms/settings", behaviour=behaviour)
     async with gateway(str(box.url / "sms")) as (it, _):
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
@@ -126,7 +126,7 @@ async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time
         ({"kind": "fail", "status": 404}, TransientError, 0),
         ({"kind": "fail", "status": 201}, TransientError, 0),
         ({"kind": "redirect", "location": "http://127.0.0.1:1/"}, TransientError, 0),
-        ({"kind": "answer", "body": '{"code": 7, "message": "no credit"}'}, TransientError, 0),
+        ({"kind": "respond", "body": '{"code": 7, "message": "no credit"}'}, TransientError, 0),
         ({"kind": "fail", "status": 429, "retry_after": 7}, ProviderError, 7),
         ({"kind": "fail", "status": 503, "retry_after": 999_999}, ProviderError, 3600),
         ({"kind": "fail", "status": 503, "retry_after": "soon"}, ProviderError, 0),
@@ -135,7 +135,7 @@ async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time
 async def test_m7_a_refusal_is_for_now_or_for_good(
     box: Sandbox, behaviour: dict[str, Any], meaning: type[Exception], wait: float | None
 ) -> None:
-    await box.tell("/api/sms/order", behaviour=behaviour)
+    await box.configure("/api/sms/settings", behaviour=behaviour)
     async with gateway(str(box.url / "sms")) as (it, _):
         with pytest.raises(meaning) as caught:
             await it.send("id-1", MESSAGE, fine)
@@ -144,11 +144,11 @@ async def test_m7_a_refusal_is_for_now_or_for_good(
 
 
 async def test_e6_an_answer_whose_body_is_slow_is_waited_for() -> None:
-    async def slow_body(talk: Any) -> None:
-        await talk.request()
-        await talk.write(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n")
+    async def slow_body(connection: Any) -> None:
+        await connection.request()
+        await connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n")
         await asyncio.sleep(1.2)  # longer than a callback's body is waited for
-        await talk.write(b'{"code": 0}')
+        await connection.write(b'{"code": 0}')
 
     async with serve(slow_body) as receiver, gateway(receiver.url, seconds=5) as (it, _):
         await it.send("id-1", MESSAGE, fine)

@@ -85,7 +85,7 @@ async def test_e6_a_server_that_goes_away_or_hangs_is_trouble_and_over_in_time(
     at: str, behaviour: str
 ) -> None:
     async with sandbox() as box, using(str(box.smtp), timeout=0.4) as server:
-        await box.tell("/api/mails/order", behaviour={"kind": behaviour}, at=at, times=2)
+        await box.configure("/api/mails/settings", behaviour={"kind": behaviour}, at=at, times=2)
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
             await send(server)

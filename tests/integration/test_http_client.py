@@ -15,23 +15,23 @@ import aiohttp
 import pytest
 import trustme
 
+from services.sandbox import misbehaviour
 from shared.http.client import HttpResponse, RequestFailedError
 from shared.http.guard import parse_target
-from tests.fakes import receivers
 from tests.fakes.names import serve_names
-from tests.fakes.receivers import answer, serve
+from tests.fakes.receivers import hang_on_accept, respond, respond_then_close, serve
 from tests.fakes.sending import BODY, TOTAL, client, client_of, failure, post
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
-    from tests.fakes.receivers import Behaviour, Conversation
+    from tests.fakes.receivers import Behaviour, ClientConnection
 
 
 # What goes out
 
 
 async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> None:
-    async with client() as sender, serve(answer(201, {"Retry-After": "7"}, b"done")) as receiver:
+    async with client() as sender, serve(respond(201, {"Retry-After": "7"}, b"done")) as receiver:
         reply = await post(sender, receiver.url + "/a%2Fb?x=%20&y=1#frag")
     assert reply == HttpResponse(201, "7", b"done")
     (request,) = receiver.requests
@@ -49,21 +49,21 @@ async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> Non
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
 async def test_other_methods_carry_the_body_too(method: str) -> None:
-    async with client() as sender, serve(answer(204, body=b"")) as receiver:
+    async with client() as sender, serve(respond(204, body=b"")) as receiver:
         reply = await sender.send(parse_target(receiver.url), method, {}, BODY, TOTAL)
     assert reply == HttpResponse(204, None, b"")
     assert [(r.method, r.body) for r in receiver.requests] == [(method, BODY)]
 
 
 async def test_a_connection_is_used_again() -> None:
-    async with client() as sender, serve(answer()) as receiver:
+    async with client() as sender, serve(respond()) as receiver:
         for _ in range(3):
             await post(sender, receiver.url)
     assert (receiver.accepted, len(receiver.requests)) == (1, 3)
 
 
 async def test_cookies_are_not_kept() -> None:
-    async with client() as sender, serve(answer(200, {"Set-Cookie": "a=b; Path=/"})) as receiver:
+    async with client() as sender, serve(respond(200, {"Set-Cookie": "a=b; Path=/"})) as receiver:
         url = receiver.url.replace("127.0.0.1", "localhost")  # cookie jars leave out addresses
         await post(sender, url)
         await post(sender, url)
@@ -71,7 +71,7 @@ async def test_cookies_are_not_kept() -> None:
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve(answer(502)) as proxy, serve(answer(200)) as receiver:
+    async with serve(respond(502)) as proxy, serve(respond(200)) as receiver:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
@@ -100,39 +100,41 @@ async def peak_growth(done: asyncio.Event) -> int:
 
 
 HOSTILE: dict[str, tuple[Behaviour, int | str]] = {
-    "hang on accept": (receivers.hang_on_accept, "timeout"),
-    "hang": (receivers.hang, "timeout"),
-    "slow-loris": (receivers.drip_headers(0.05), "timeout"),
-    "a byte every 0.4 s": (receivers.drip_headers(0.4), "timeout"),
-    "slow body": (receivers.drip_body(0.4), 200),
-    "slow body of an error": (receivers.drip_body(0.4, 503), 503),
-    "endless headers": (receivers.endless_headers, "protocol"),
-    "endless header line": (receivers.endless_header_line, "protocol"),
-    "endless status line": (receivers.endless_status_line, "protocol"),
-    "flood of 100 Continue": (receivers.continue_flood, "timeout"),
-    "huge body": (receivers.huge_body, 200),
-    "endless chunks": (receivers.endless_chunks, 200),
-    "gzip bomb": (receivers.gzip_bomb(200), 200),
-    "close": (receivers.close_at_once, "disconnected"),
-    "reset": (receivers.reset_at_once, "disconnected"),
-    "reset mid-headers": (receivers.reset_mid_headers, "disconnected"),
-    "reset mid-body": (receivers.reset_mid_body, 200),
-    "short body": (receivers.short_body, 200),
-    "long body": (receivers.long_body, 200),
-    "binary garbage": (receivers.garbage(), "protocol"),
-    "HTTP/0.9": (receivers.garbage(b"<html>hello</html>\n"), "protocol"),
-    "another protocol": (receivers.garbage(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol"),
-    "bad status": (receivers.garbage(b"HTTP/1.1 abc OK\r\n\r\n"), "protocol"),
+    "hang on accept": (hang_on_accept, "timeout"),
+    "hang": (misbehaviour.hang, "timeout"),
+    "slow-loris": (misbehaviour.drip_headers(0.05), "timeout"),
+    "a byte every 0.4 s": (misbehaviour.drip_headers(0.4), "timeout"),
+    "slow body": (misbehaviour.drip_body(0.4), 200),
+    "slow body of an error": (misbehaviour.drip_body(0.4, 503), 503),
+    "endless headers": (misbehaviour.endless_headers(), "protocol"),
+    "endless header line": (misbehaviour.MALFORMED["endless_header"], "protocol"),
+    "endless status line": (misbehaviour.MALFORMED["endless_status_line"], "protocol"),
+    "flood of 100 Continue": (misbehaviour.MALFORMED["endless_continue"], "timeout"),
+    "huge body": (misbehaviour.huge_body(), 200),
+    "endless chunks": (misbehaviour.MALFORMED["endless_chunks"], 200),
+    "gzip bomb": (misbehaviour.huge_body(200 << 20, gzip=True), 200),
+    "close": (misbehaviour.close, "disconnected"),
+    "reset": (misbehaviour.reset, "disconnected"),
+    "reset mid-headers": (misbehaviour.reset_in_headers, "disconnected"),
+    "reset mid-body": (misbehaviour.reset_in_body, 200),
+    "short body": (misbehaviour.MALFORMED["short_body"], 200),
+    "long body": (misbehaviour.MALFORMED["long_body"], 200),
+    "binary garbage": (misbehaviour.send_bytes(), "protocol"),
+    "HTTP/0.9": (misbehaviour.send_bytes(b"<html>hello</html>\n"), "protocol"),
+    "another protocol": (misbehaviour.send_bytes(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol"),
+    "bad status": (misbehaviour.send_bytes(b"HTTP/1.1 abc OK\r\n\r\n"), "protocol"),
     "negative length": (
-        receivers.garbage(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+        misbehaviour.send_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
         "protocol",
     ),
     "two lengths": (
-        receivers.garbage(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+        misbehaviour.send_bytes(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"
+        ),
         "protocol",
     ),
     "switching protocols": (
-        receivers.garbage(
+        misbehaviour.send_bytes(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
         ),
         101,
@@ -169,7 +171,7 @@ async def test_row_28_a_hostile_receiver_is_over_in_time_and_small(
 
 async def test_the_excerpt_is_the_body_as_sent_up_to_its_limit() -> None:
     body = bytes(range(256)) * 100
-    async with client() as sender, serve(answer(500, body=body)) as receiver:
+    async with client() as sender, serve(respond(500, body=body)) as receiver:
         assert (await post(sender, receiver.url)).body == body[:1024]
         # All of it came within max_body, so the connection is used again.
         assert (await post(sender, receiver.url)).body == body[:1024]
@@ -179,15 +181,17 @@ async def test_the_excerpt_is_the_body_as_sent_up_to_its_limit() -> None:
 async def test_a_packed_body_stays_packed() -> None:
     headers = {"Content-Encoding": "gzip"}
     packed = gzip.compress(b"hello")
-    async with client() as sender, serve(answer(200, headers, packed)) as receiver:
+    async with client() as sender, serve(respond(200, headers, packed)) as receiver:
         assert (await post(sender, receiver.url)).body == packed
 
 
 async def test_a_body_over_the_limit_ends_the_connection_instead_of_being_drained() -> None:
-    async def a_little_too_much(talk: Conversation) -> None:
-        await talk.request()
-        await talk.write(receivers.response(200, {"Content-Length": "20000"}, b"b" * 10_001))
-        await receivers.hang(talk)
+    async def a_little_too_much(connection: ClientConnection) -> None:
+        await connection.request()
+        await connection.write(
+            misbehaviour.response(200, {"Content-Length": "20000"}, b"b" * 10_001)
+        )
+        await misbehaviour.hang(connection)
 
     async with client(max_body=10_000) as sender, serve(a_little_too_much) as receiver:
         async with asyncio.timeout(0.8):  # less than a slow body is waited for
@@ -197,12 +201,12 @@ async def test_a_body_over_the_limit_ends_the_connection_instead_of_being_draine
 
 
 async def test_a_body_that_comes_after_the_head_is_read() -> None:
-    async def two_parts(talk: Conversation) -> None:
+    async def two_parts(connection: ClientConnection) -> None:
         while True:
-            await talk.request()
-            await talk.write(receivers.response(200, {"Content-Length": "4"}))
+            await connection.request()
+            await connection.write(misbehaviour.response(200, {"Content-Length": "4"}))
             await asyncio.sleep(0.05)
-            await talk.write(b"late")
+            await connection.write(b"late")
 
     async with client() as sender, serve(two_parts) as receiver:
         assert (await post(sender, receiver.url)).body == b"late"
@@ -211,21 +215,21 @@ async def test_a_body_that_comes_after_the_head_is_read() -> None:
 
 
 async def test_what_follows_an_answer_is_not_taken_for_the_next_answer() -> None:
-    async with client() as sender, serve(receivers.long_body) as receiver:
+    async with client() as sender, serve(misbehaviour.MALFORMED["long_body"]) as receiver:
         assert [(await post(sender, receiver.url)).status for _ in range(2)] == [200, 200]
     assert receiver.accepted == 2
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_a_large_body_to_a_receiver_that_reads_nothing_times_out() -> None:
-    async with client() as sender, serve(receivers.hang_on_accept) as receiver:
+    async with client() as sender, serve(hang_on_accept) as receiver:
         with pytest.raises(RequestFailedError, match="timeout"):
             await post(sender, receiver.url, body=b"x" * 32_000_000, total=0.5)
 
 
 async def test_long_limits_are_exact_too() -> None:
     # aiohttp by itself ends times above 5 s at a whole second of the loop's clock.
-    async with client() as sender, serve(receivers.hang) as receiver:
+    async with client() as sender, serve(misbehaviour.hang) as receiver:
         loop = asyncio.get_running_loop()
         start = loop.time()
         total = 5 + (0.2 - start) % 1
@@ -234,13 +238,13 @@ async def test_long_limits_are_exact_too() -> None:
 
 
 async def test_a_slow_body_is_waited_for_briefly_once_the_status_is_known() -> None:
-    async with client() as sender, serve(receivers.drip_body()) as receiver:
+    async with client() as sender, serve(misbehaviour.drip_body()) as receiver:
         async with asyncio.timeout(3):
             assert (await post(sender, receiver.url, total=60)).status == 200
 
 
 async def test_row_28_receivers_that_hang_take_nothing_from_the_others() -> None:
-    async with client() as sender, serve(receivers.hang) as dead, serve(answer()) as alive:
+    async with client() as sender, serve(misbehaviour.hang) as dead, serve(respond()) as alive:
         hanging = [asyncio.create_task(post(sender, dead.url, total=20)) for _ in range(200)]
         async with asyncio.timeout(5):
             await until(lambda: len(dead.requests) == 200)
@@ -257,7 +261,7 @@ async def test_row_28_receivers_that_hang_take_nothing_from_the_others() -> None
 
 async def test_names_that_hang_take_nothing_from_the_others() -> None:
     async with (
-        serve(answer(), host="127.0.0.2") as alive,
+        serve(respond(), host="127.0.0.2") as alive,
         serve_names({"alive.test": ["127.0.0.2"]}) as server,
         client_of(server.address) as sender,
     ):
@@ -272,7 +276,7 @@ async def test_names_that_hang_take_nothing_from_the_others() -> None:
 
 
 async def test_a_name_is_asked_once_within_its_time_to_live() -> None:
-    async with serve(receivers.answer_then_close(), host="127.0.0.2") as receiver:
+    async with serve(respond_then_close, host="127.0.0.2") as receiver:
         port = receiver.url.split(":")[2]
         async with serve_names({"once.test": ["127.0.0.2"]}) as server:
             resolver = aiohttp.AsyncResolver(nameservers=[server.address], timeout=2.0, tries=1)
@@ -320,10 +324,10 @@ async def test_a_name_without_addresses_is_a_failure_of_dns() -> None:
 
 
 async def test_a_stale_connection_is_replaced_and_the_request_sent_again() -> None:
-    async def second_request_unanswered(talk: Conversation) -> None:
-        await talk.request()
-        await talk.write(receivers.response(200))
-        await talk.request()  # as if the connection were closing when this came
+    async def second_request_unanswered(connection: ClientConnection) -> None:
+        await connection.request()
+        await connection.write(misbehaviour.response(200))
+        await connection.request()  # as if the connection were closing when this came
 
     async with client() as sender, serve(second_request_unanswered) as receiver:
         # Three connections into the pool, all of which will break on their next request.
@@ -333,7 +337,7 @@ async def test_a_stale_connection_is_replaced_and_the_request_sent_again() -> No
     assert receiver.accepted == 4
 
 
-@pytest.mark.parametrize("behaviour", [receivers.close_at_once, receivers.reset_at_once])
+@pytest.mark.parametrize("behaviour", [misbehaviour.close, misbehaviour.reset])
 async def test_a_fresh_connection_that_breaks_is_not_tried_again(behaviour: Behaviour) -> None:
     async with client() as sender, serve(behaviour) as receiver:
         assert (await failure(sender, receiver.url)).reason == "disconnected"
@@ -359,7 +363,7 @@ def client_side() -> ssl.SSLContext:
 
 async def test_a_good_certificate_is_accepted() -> None:
     tls = server_side(CA.issue_cert("127.0.0.1"))
-    async with client(tls=client_side()) as sender, serve(answer(), tls=tls) as receiver:
+    async with client(tls=client_side()) as sender, serve(respond(), tls=tls) as receiver:
         assert (await post(sender, receiver.url, total=5)).status == 200
         assert (await post(sender, receiver.url, total=5)).status == 200
     assert receiver.accepted == 1
@@ -375,7 +379,7 @@ BAD_CERTIFICATES = {
 @pytest.mark.parametrize("certificate", BAD_CERTIFICATES.values(), ids=BAD_CERTIFICATES.keys())
 async def test_a_bad_certificate_fails_for_now(certificate: trustme.LeafCert) -> None:
     tls = server_side(certificate)
-    async with client(tls=client_side()) as sender, serve(answer(), tls=tls) as receiver:
+    async with client(tls=client_side()) as sender, serve(respond(), tls=tls) as receiver:
         failed = await failure(sender, receiver.url, total=5)
     assert failed.reason == "tls"
     assert "certificate" in failed.detail
@@ -383,9 +387,9 @@ async def test_a_bad_certificate_fails_for_now(certificate: trustme.LeafCert) ->
 
 
 async def test_tls_spoken_to_a_plain_receiver_fails_for_now() -> None:
-    async def plain(talk: Conversation) -> None:
-        await talk.reader.read(100)
-        await talk.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    async def plain(connection: ClientConnection) -> None:
+        await connection.reader.read(100)
+        await connection.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async with client() as sender, serve(plain) as receiver:
         failed = await failure(sender, receiver.url.replace("http:", "https:"), total=5)
@@ -393,6 +397,6 @@ async def test_tls_spoken_to_a_plain_receiver_fails_for_now() -> None:
 
 
 async def test_a_tls_handshake_that_hangs_is_over_in_time() -> None:
-    async with client() as sender, serve(receivers.hang_on_accept) as receiver:
+    async with client() as sender, serve(hang_on_accept) as receiver:
         failed = await failure(sender, receiver.url.replace("http:", "https:"), total=0.5)
     assert failed.reason == "timeout"

@@ -14,7 +14,7 @@ from shared.http.client import Client
 from shared.http.guard import ForbiddenTargetError, Guard
 from tests.fakes.hostile_urls import ELSEWHERE, LOOPBACK, MALFORMED
 from tests.fakes.names import serve_names
-from tests.fakes.receivers import answer, serve
+from tests.fakes.receivers import respond, serve
 from tests.fakes.sending import client, client_of, failure, post
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ async def test_row_27_of_mixed_answers_only_the_permitted_are_dialled(
     dialled: list[object],
 ) -> None:
     names = {"mixed.test": ["127.0.0.1", "127.0.0.2", "10.0.0.1"]}
-    async with serve(answer(), host="127.0.0.2") as receiver, serve_names(names) as server:
+    async with serve(respond(), host="127.0.0.2") as receiver, serve_names(names) as server:
         port = receiver.url.split(":")[2]
         async with client_of(server.address) as sender:
             for _ in range(3):
@@ -124,9 +124,9 @@ async def test_row_27_of_mixed_answers_only_the_permitted_are_dialled(
 
 
 async def test_row_27_a_redirect_is_an_answer_not_an_order() -> None:
-    async with serve(answer()) as inside:
+    async with serve(respond()) as inside:
         headers = {"Location": inside.url}
         for status in (301, 302, 303, 307, 308):
-            async with client() as sender, serve(answer(status, headers)) as receiver:
+            async with client() as sender, serve(respond(status, headers)) as receiver:
                 assert (await post(sender, receiver.url)).status == status
         assert inside.accepted == 0

@@ -72,7 +72,7 @@ async def test_s1_s7_s11_a_callback_arrives_at_its_moment_and_is_notified(
     assert created.status == 201
     identity, run_at = created.json["id"], datetime.fromisoformat(created.json["run_at"])
     assert (await call("GET", created.headers["Location"])).json["status"] == "scheduled"
-    [hook] = await receiver.hooks(mailbox, webhook_id=identity)
+    [hook] = await receiver.webhooks(mailbox, webhook_id=identity)
     assert hook["verified"]
     received = datetime.fromisoformat(hook["received_at"])
     assert timedelta() <= received - run_at < timedelta(seconds=2)
@@ -85,7 +85,7 @@ async def test_s1_s7_s11_a_callback_arrives_at_its_moment_and_is_notified(
 async def test_s1_without_a_moment_it_goes_out_at_once(call: Caller, receiver: Sandbox) -> None:
     mailbox = await receiver.mailbox()
     created = await call("POST", "/v1/add", {"url": mailbox})
-    await receiver.hooks(mailbox, webhook_id=created.json["id"])
+    await receiver.webhooks(mailbox, webhook_id=created.json["id"])
 
 
 async def test_a_trace_goes_from_the_request_to_the_receiver(
@@ -94,7 +94,7 @@ async def test_a_trace_goes_from_the_request_to_the_receiver(
     mailbox = await receiver.mailbox()
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     await call("POST", "/v1/callbacks", {"url": mailbox, "delay": 1}, traceparent=trace)
-    [hook] = await receiver.hooks(mailbox)
+    [hook] = await receiver.webhooks(mailbox)
     assert dict(hook["headers"])["traceparent"] == trace
 
 
@@ -215,7 +215,7 @@ async def test_s8_moved_in_time_it_arrives_at_the_new_moment(
     path = f"/v1/callbacks/{created['id']}"
     moved = await call("PATCH", path, {"run_at": soon.isoformat()})
     assert moved.json["result"] == "rescheduled"
-    [hook] = await receiver.hooks(mailbox, webhook_id=created["id"])
+    [hook] = await receiver.webhooks(mailbox, webhook_id=created["id"])
     assert datetime.fromisoformat(hook["received_at"]) >= soon
     await status(call, created["id"], "notified")
     assert (await call("PATCH", path, {"delay": 1})).json["result"] == "already_notified"
@@ -237,9 +237,9 @@ async def test_s8_cancelled_between_retries_no_more_tries_follow(
     assert known["last_error"]
     cancelled = await call("DELETE", "/v1/groups/g/callbacks/e")
     assert cancelled.json == {"id": created["id"], "result": "cancelled"}
-    tries = len(await receiver.hooks(mailbox, webhook_id=created["id"]))
+    tries = len(await receiver.webhooks(mailbox, webhook_id=created["id"]))
     await asyncio.sleep(3)  # the next try would have come after two seconds
-    assert len(await receiver.hooks(mailbox, webhook_id=created["id"])) == tries
+    assert len(await receiver.webhooks(mailbox, webhook_id=created["id"])) == tries
     assert (await call("GET", f"/v1/callbacks/{created['id']}")).json["status"] == "cancelled"
 
 
@@ -260,7 +260,7 @@ async def test_a_failed_one_is_found_and_started_again_under_its_id(
     again = await call("POST", "/v1/callbacks/retry", {"id": identity})
     assert again.json == {"count": 1, "ids": [identity]}
     await status(call, identity, "notified")
-    hooks = await receiver.hooks(mailbox, webhook_id=identity, count=2)
+    hooks = await receiver.webhooks(mailbox, webhook_id=identity, count=2)
     assert len(hooks) == 2
 
 

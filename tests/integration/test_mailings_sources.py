@@ -42,9 +42,9 @@ PASSING: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "503": ({"kind": "fail", "status": 503}, "auth answered 503"),
     "429": ({"kind": "fail", "status": 429}, "auth answered 429"),
-    "broken JSON": ({"kind": "answer", "body": '[{"id": '}, "auth: broken JSON"),
-    "NaN": ({"kind": "answer", "body": '[{"id": NaN}]'}, "auth: broken JSON"),
-    "a thousand levels": ({"kind": "answer", "body": "[" * 1000}, "auth: broken JSON"),
+    "broken JSON": ({"kind": "respond", "body": '[{"id": '}, "auth: broken JSON"),
+    "NaN": ({"kind": "respond", "body": '[{"id": NaN}]'}, "auth: broken JSON"),
+    "a thousand levels": ({"kind": "respond", "body": "[" * 1000}, "auth: broken JSON"),
     "a page that breaks off": ({"kind": "reset"}, "auth: "),
     "a closed connection": ({"kind": "close"}, "auth: disconnected"),
 }
@@ -62,7 +62,7 @@ async def test_a_source_in_trouble_is_asked_again_and_its_posting_says_why(
     monkeypatch.setattr(sources, "PATIENCE", 0.3)
     it, outside = around
     behaviour, reason = PASSING[trouble]
-    await outside.tell("/api/apis/auth/order", behaviour=behaviour, times=1)
+    await outside.configure("/api/apis/auth/settings", behaviour=behaviour, times=1)
     id_ = await it.post(posting(receivers=USERS))
     await it.expansion.run_once(1)
     meanwhile = await it.status(id_)
@@ -85,8 +85,8 @@ async def test_trouble_in_the_middle_costs_nothing_of_what_is_done(
     async def second_page_fails(url: str) -> Any:
         if "page_number=2" in url and not hasattr(second_page_fails, "failed"):
             second_page_fails.failed = True  # type: ignore[attr-defined]
-            await outside.tell(
-                "/api/apis/auth/order", behaviour={"kind": "fail", "status": 500}, times=1
+            await outside.configure(
+                "/api/apis/auth/settings", behaviour={"kind": "fail", "status": 500}, times=1
             )
         return await fetch(url)
 
@@ -107,7 +107,7 @@ async def test_a_source_that_refuses_fails_its_posting_at_once(
 ) -> None:
     it, outside = around
     behaviour, reason = FINAL[trouble]
-    await outside.tell("/api/apis/auth/order", behaviour=behaviour)
+    await outside.configure("/api/apis/auth/settings", behaviour=behaviour)
     status = await it.expand(await it.post(posting(receivers=USERS)), turns=1)
     assert status.status == "failed"
     assert reason in (status.reason or "")

@@ -20,7 +20,7 @@ async def box() -> AsyncIterator[Sandbox]:
         yield it
 
 
-async def test_e5_the_pages_of_a_list_of_users_end_with_a_short_one(box: Sandbox) -> None:
+async def test_e5_a_list_of_users_ends_with_a_short_page(box: Sandbox) -> None:
     pages: list[Any] = []
     query: dict[str, Any] = {"is_active": "True", "email_notifications": "True", "page_size": 300}
     while not pages or len(pages[-1]) == 300:
@@ -32,7 +32,7 @@ async def test_e5_the_pages_of_a_list_of_users_end_with_a_short_one(box: Sandbox
     assert set(fields.split()) <= set(users[0])
 
 
-async def test_e5_one_user_by_id_as_a_list_and_as_himself(box: Sandbox) -> None:
+async def test_e5_one_user_is_found_by_id_as_a_list_and_as_an_object(box: Sandbox) -> None:
     [user] = await box.get(USERS, page_number=17, page_size=1)
     assert await box.get(USERS, id=user["id"]) == [user]
     assert await box.get(USERS, id=user["id"], page_number=2) == []
@@ -44,12 +44,12 @@ async def test_e5_one_user_by_id_as_a_list_and_as_himself(box: Sandbox) -> None:
         assert response.status == 404
 
 
-async def test_a_page_may_come_in_results(box: Sandbox) -> None:
+async def test_a_page_can_be_wrapped_in_results(box: Sandbox) -> None:
     users = await box.get(USERS, page_size=3)
     assert await box.get(USERS, page_size=3, form="results") == {"results": users}
 
 
-async def test_an_endless_pager(box: Sandbox) -> None:
+async def test_an_endless_list_always_has_a_next_page(box: Sandbox) -> None:
     assert await box.get(USERS, page_number=9999, page_size=10) == []
     assert len(await box.get(USERS, page_number=9999, page_size=10, endless="True")) == 10
 
@@ -65,14 +65,14 @@ async def test_an_endless_pager(box: Sandbox) -> None:
         ("form=xml", "form"),
     ],
 )
-async def test_a_wrong_question_is_named(box: Sandbox, query: str, field: str) -> None:
+async def test_a_wrong_query_parameter_is_named(box: Sandbox, query: str, field: str) -> None:
     async with box.session.get(f"{USERS}?{query}") as response:
         assert response.status == 422
         errors = (await response.json(content_type=None))["errors"]
     assert [each["field"] for each in errors] == [field]
 
 
-async def test_movies_series_and_reviews_lead_to_each_other(box: Sandbox) -> None:
+async def test_movies_series_and_reviews_link_to_each_other(box: Sandbox) -> None:
     new = await box.get("/fastapi/api/v1/movies/", new="True")
     everything = await box.get("/fastapi/api/v1/movies/")
     assert 0 < len(new) < len(everything)
@@ -87,7 +87,7 @@ async def test_movies_series_and_reviews_lead_to_each_other(box: Sandbox) -> Non
             assert response.status == 404
 
 
-async def test_links_begin_as_configured() -> None:
+async def test_links_begin_with_the_configured_url() -> None:
     async with sandbox(url="http://sandbox:8090/") as box:
         [movie, *_] = await box.get("/fastapi/api/v1/movies/")
     assert movie["url"].startswith("http://sandbox:8090/fastapi/")
@@ -97,15 +97,15 @@ async def test_links_begin_as_configured() -> None:
     ("behaviour", "status", "text"),
     [
         ({"kind": "fail", "status": 503}, 503, ""),
-        ({"kind": "answer", "body": '[{"id": '}, 200, '[{"id": '),
-        ({"kind": "answer", "body": '[1, null, "x"]'}, 200, '[1, null, "x"]'),
+        ({"kind": "respond", "body": '[{"id": '}, 200, '[{"id": '),
+        ({"kind": "respond", "body": '[1, null, "x"]'}, 200, '[1, null, "x"]'),
     ],
     ids=["down", "broken JSON", "nonsense"],
 )
-async def test_an_api_misbehaves_as_often_as_ordered_and_the_others_do_not(
+async def test_the_behaviour_of_an_api_is_limited_and_does_not_affect_the_others(
     box: Sandbox, behaviour: dict[str, Any], status: int, text: str
 ) -> None:
-    await box.tell("/api/apis/auth/order", behaviour=behaviour, times=2)
+    await box.configure("/api/apis/auth/settings", behaviour=behaviour, times=2)
     await box.get("/fastapi/api/v1/movies/")
     for _ in range(2):
         async with box.session.get(USERS) as response:
@@ -114,7 +114,7 @@ async def test_an_api_misbehaves_as_often_as_ordered_and_the_others_do_not(
 
 
 class Queue:
-    """A queue of its own on the exchange `events`, as ingestion would have one."""
+    """A queue on the exchange `events`, like that of ingestion."""
 
     def __init__(self, queue: aio_pika.abc.AbstractQueue) -> None:
         self._queue = queue
@@ -153,22 +153,22 @@ async def test_e1_a_producer_publishes_its_event(
     async with sandbox(amqp_url) as box:
         async with box.session.post(f"/api/producers/{producer}") as response:
             assert response.status == 201, await response.text()
-            [told] = (await response.json())["events"]
+            [returned] = (await response.json())["events"]
         message = await events.next()
-        assert json.loads(message.body) == told
+        assert json.loads(message.body) == returned
         assert (message.routing_key, message.type) == (f"{producer}.{event}", "Event")
         assert (message.content_type, message.app_id) == ("application/json", producer)
         assert message.delivery_mode == 2
         assert message.message_id
-        urls = told["details"][field]
+        urls = returned["details"][field]
         for url in urls if isinstance(urls, list) else [urls]:
             await box.get(url["target"] if isinstance(url, dict) else url)
 
 
-async def test_e3_what_is_given_is_published_many_times(amqp_url: str, events: Queue) -> None:
+async def test_e3_given_fields_are_published_in_every_event(amqp_url: str, events: Queue) -> None:
     async with sandbox(amqp_url) as box:
-        order = {"count": 1200, "event_id": "same", "occurred_at": "2020-01-01T00:00:00Z"}
-        async with box.session.post("/api/producers/auth", json=order) as response:
+        request = {"count": 1200, "event_id": "same", "occurred_at": "2020-01-01T00:00:00Z"}
+        async with box.session.post("/api/producers/auth", json=request) as response:
             assert response.status == 201
     found = [await events.next() for _ in range(1200)]
     assert {json.loads(message.body)["event_id"] for message in found} == {"same"}
@@ -192,27 +192,27 @@ async def fault(box: Sandbox) -> str:
     return detail
 
 
-async def test_without_a_broker_it_says_so_without_the_password() -> None:
+async def test_an_unavailable_broker_is_reported_without_the_password() -> None:
     async with sandbox("amqp://user:canary@127.0.0.1:1/") as box:
         detail = await fault(box)
-    assert "no connection to RabbitMQ at amqp://user:" in detail
+    assert "Cannot connect to RabbitMQ at amqp://user:" in detail
     assert "canary" not in detail
 
 
-async def test_without_the_exchange_it_says_what_to_run(amqp_url: str) -> None:
+async def test_a_missing_exchange_is_reported_with_the_command_to_run(amqp_url: str) -> None:
     async with sandbox(amqp_url) as box:
         assert "no exchange 'events'" in await fault(box)
 
 
-async def test_without_a_queue_it_says_that_nobody_listens(amqp_url: str) -> None:
+async def test_a_missing_queue_is_reported(amqp_url: str) -> None:
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         await channel.declare_exchange("events", "topic", durable=True)
         async with sandbox(amqp_url) as box:
-            assert "no queue takes it" in await fault(box)
+            assert "no queue is bound" in await fault(box)
 
 
-async def test_a_wrong_order_for_a_producer_is_named(box: Sandbox) -> None:
+async def test_wrong_fields_of_a_publish_request_are_named(box: Sandbox) -> None:
     wrong = {"count": 0, "occurred_at": "yesterday", "x": 1}
     async with box.session.post("/api/producers/auth", json=wrong) as response:
         assert response.status == 422

@@ -1,4 +1,4 @@
-"""The sandbox's mail server, as a mail client, a test and a person meet it."""
+"""The sandbox's mail server, its API and its pages."""
 
 import asyncio
 import smtplib
@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.sandbox import Sandbox, sandbox
 from tests.fakes.waiting import until
 
-DEADLINE = 5
+TIMEOUT = 5
 
 
 @pytest.fixture
@@ -32,18 +32,18 @@ def mail(to: str = "b@x.org", subject: str = "New movies", **parts: str) -> Emai
     return message
 
 
-async def using(box: Sandbox, work: Callable[[smtplib.SMTP], Any]) -> Any:
-    """Do this with the mail client of the standard library, in a thread."""
+async def with_client(box: Sandbox, work: Callable[[smtplib.SMTP], Any]) -> Any:
+    """Run `work` with an SMTP client of the standard library, in a thread."""
 
     def connected() -> Any:
-        with smtplib.SMTP(str(box.smtp.host), box.smtp.port or 0, timeout=DEADLINE) as client:
+        with smtplib.SMTP(str(box.smtp.host), box.smtp.port or 0, timeout=TIMEOUT) as client:
             return work(client)
 
     return await asyncio.to_thread(connected)
 
 
 async def send(box: Sandbox, *messages: EmailMessage) -> list[int]:
-    """Send on one connection; the codes answered."""
+    """Send on one connection and return the response codes."""
 
     def work(client: smtplib.SMTP) -> list[int]:
         codes = []
@@ -57,31 +57,31 @@ async def send(box: Sandbox, *messages: EmailMessage) -> list[int]:
                 codes.append(error.smtp_code)
         return codes
 
-    codes: list[int] = await using(box, work)
+    codes: list[int] = await with_client(box, work)
     return codes
 
 
-async def raw(box: Sandbox) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(box: Sandbox) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection(box.smtp.host, box.smtp.port)
     assert (await reader.readline()).startswith(b"220 ")
     return reader, writer
 
 
-async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> bytes:
+async def command(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> bytes:
     writer.write(line + b"\r\n")
     return await reader.readline()
 
 
-async def met(box: Sandbox) -> bool:
-    """Whether somebody has met the behaviour that was ordered."""
-    order = await box.get("/api/mails/order")
-    return bool(order["refused"])
+async def refused_one(box: Sandbox) -> bool:
+    """Return whether a mail got the configured behaviour."""
+    state = await box.get("/api/mails/settings")
+    return bool(state["refused"])
 
 
-async def test_e6_a_mail_is_taken_and_shown(box: Sandbox) -> None:
+async def test_e6_a_mail_is_accepted_and_shown(box: Sandbox) -> None:
     message = mail(text="Привет", html="<h1>Привет</h1>", subject="Новые фильмы")
     assert await send(box, message) == [250]
-    [shown] = await box.came("/api/mails", to="b@x.org")
+    [shown] = await box.received("/api/mails", to="b@x.org")
     assert shown["id"] == "<m-1@x.org>"
     assert (shown["status"], shown["subject"], shown["from"], shown["to"]) == (
         250,
@@ -103,24 +103,26 @@ async def test_e6_a_mail_is_taken_and_shown(box: Sandbox) -> None:
         assert response.status == 404
 
 
-async def test_one_connection_takes_many_mails_and_each_is_counted(box: Sandbox) -> None:
-    waiting = asyncio.create_task(box.came("/api/mails", 30, within=60))
+async def test_one_connection_carries_many_mails_and_each_is_counted(box: Sandbox) -> None:
+    waiting = asyncio.create_task(box.received("/api/mails", 30, within=60))
     assert await send(box, *[mail(f"u{n}@x.org") for n in range(29)]) == [250] * 29
     assert not waiting.done()
     assert await send(box, mail("u29@x.org")) == [250]
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(TIMEOUT):
         found = await waiting
     assert [each["to"] for each in found] == [[f"u{n}@x.org"] for n in range(30)]
-    assert [each["to"] for each in await box.came("/api/mails", to="u7@x.org")] == [["u7@x.org"]]
-    answer = await box.get("/api/mails/wait", to="u7@x.org")
-    assert (answer["complete"], answer["count"]) == (True, 1)
+    assert [each["to"] for each in await box.received("/api/mails", to="u7@x.org")] == [
+        ["u7@x.org"]
+    ]
+    result = await box.get("/api/mails/wait", to="u7@x.org")
+    assert (result["complete"], result["count"]) == (True, 1)
     assert (await box.get("/api/mails/wait", id="<m-1@x.org>", limit=2))["count"] == 30
 
 
-async def test_a_mail_arrives_byte_by_byte_as_it_was_written(box: Sandbox) -> None:
-    """Dots at the start of lines, no line at all, and an end that comes in pieces."""
-    reader, writer = await raw(box)
-    await said(reader, writer, b"HELO me")
+async def test_a_mail_is_stored_byte_for_byte(box: Sandbox) -> None:
+    """Covers dots at the start of lines, an empty mail, and an end that arrives in pieces."""
+    reader, writer = await connect(box)
+    await command(reader, writer, b"HELO me")
     bodies = [
         b".",
         b"a: b\r\n\r\n..x\r\n...\r\n.\r\ny",
@@ -129,9 +131,9 @@ async def test_a_mail_arrives_byte_by_byte_as_it_was_written(box: Sandbox) -> No
         b"x" * 998,
     ]
     for body in bodies:
-        assert (await said(reader, writer, b"MAIL FROM:<a@x.org>")).startswith(b"250")
-        assert (await said(reader, writer, b"RCPT TO:<b@x.org>")).startswith(b"250")
-        assert (await said(reader, writer, b"DATA")).startswith(b"354")
+        assert (await command(reader, writer, b"MAIL FROM:<a@x.org>")).startswith(b"250")
+        assert (await command(reader, writer, b"RCPT TO:<b@x.org>")).startswith(b"250")
+        assert (await command(reader, writer, b"DATA")).startswith(b"354")
         lines = body.split(b"\r\n") if body else []
         stuffed = b"".join((b"." if x.startswith(b".") else b"") + x + b"\r\n" for x in lines)
         for piece in (stuffed, b".", b"\r", b"\n"):
@@ -140,50 +142,54 @@ async def test_a_mail_arrives_byte_by_byte_as_it_was_written(box: Sandbox) -> No
             await asyncio.sleep(0)
         assert (await reader.readline()).startswith(b"250")
     writer.close()
-    sizes = [each["size"] for each in await box.came("/api/mails", len(bodies))]
+    sizes = [each["size"] for each in await box.received("/api/mails", len(bodies))]
     assert sizes == [len(body) + 2 if body else 0 for body in bodies]
 
 
 @pytest.mark.parametrize(
     ("at", "status"), [("rcpt", 550), ("rcpt", 451), ("data", 452), ("data", 554)]
 )
-async def test_e6_refuses_as_often_as_ordered(box: Sandbox, at: str, status: int) -> None:
+async def test_e6_a_refusal_lasts_for_its_number_of_mails(
+    box: Sandbox, at: str, status: int
+) -> None:
     behaviour = {"kind": "fail", "status": status}
-    await box.tell("/api/mails/order", behaviour=behaviour, at=at, times=2)
+    await box.configure("/api/mails/settings", behaviour=behaviour, at=at, times=2)
     assert await send(box, *[mail()] * 4) == [status, status, 250, 250]
-    order = await box.get("/api/mails/order")
-    assert (order["accepted"], order["refused"]) == (2, 2)
+    state = await box.get("/api/mails/settings")
+    assert (state["accepted"], state["refused"]) == (2, 2)
     refused = (await box.get("/api/mails", accepted="false"))["items"]
     assert [(each["status"], each["behaviour"]) for each in refused] == [(status, "fail")] * 2
     async with box.session.get("/mails") as response:
-        assert f"answered {status}" in await response.text()
+        assert f"status {status}" in await response.text()
 
 
-async def test_e6_refuses_certain_recipients_only(box: Sandbox) -> None:
-    await box.tell("/api/mails/order", behaviour={"kind": "fail", "status": 550}, to=["*@gone.org"])
+async def test_e6_only_the_given_recipients_are_refused(box: Sandbox) -> None:
+    await box.configure(
+        "/api/mails/settings", behaviour={"kind": "fail", "status": 550}, to=["*@gone.org"]
+    )
     sent = [mail("a@gone.org"), mail("b@x.org"), mail("B@GONE.org")]
     assert await send(box, *sent) == [550, 250, 550]
 
 
-async def test_refuses_the_greeting(box: Sandbox) -> None:
+async def test_the_greeting_can_be_refused(box: Sandbox) -> None:
     behaviour = {"kind": "fail", "status": 421}
-    await box.tell("/api/mails/order", behaviour=behaviour, at="hello", times=1)
-    reader, writer = await raw(box)
-    assert (await said(reader, writer, b"EHLO me")).startswith(b"421")
+    await box.configure("/api/mails/settings", behaviour=behaviour, at="hello", times=1)
+    reader, writer = await connect(box)
+    assert (await command(reader, writer, b"EHLO me")).startswith(b"421")
     writer.close()
     assert await send(box, mail()) == [250]
 
 
-async def test_is_slow(box: Sandbox) -> None:
-    await box.tell("/api/mails/order", behaviour={"kind": "delay", "seconds": 0.3}, times=1)
+async def test_the_mail_server_can_be_slow(box: Sandbox) -> None:
+    await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.3}, times=1)
     started = asyncio.get_running_loop().time()
     assert await send(box, mail()) == [250]
     assert asyncio.get_running_loop().time() - started >= 0.3
 
 
 @pytest.mark.parametrize("at", ["hello", "rcpt", "data"])
-async def test_closes_the_connection(box: Sandbox, at: str) -> None:
-    await box.tell("/api/mails/order", behaviour={"kind": "close"}, at=at, times=1)
+async def test_the_mail_server_can_close_the_connection(box: Sandbox, at: str) -> None:
+    await box.configure("/api/mails/settings", behaviour={"kind": "close"}, at=at, times=1)
     with pytest.raises(smtplib.SMTPServerDisconnected, match=r"closed$"):  # not: timed out
         await send(box, mail())
     assert await send(box, mail()) == [250]
@@ -192,37 +198,37 @@ async def test_closes_the_connection(box: Sandbox, at: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["hello", "rcpt", "data"])
-async def test_e6_hangs_for_one_and_serves_the_others(box: Sandbox, at: str) -> None:
-    await box.tell("/api/mails/order", behaviour={"kind": "hang"}, at=at, times=1)
+async def test_e6_a_hang_for_one_client_does_not_affect_the_others(box: Sandbox, at: str) -> None:
+    await box.configure("/api/mails/settings", behaviour={"kind": "hang"}, at=at, times=1)
     before = asyncio.all_tasks()
-    reader, writer = await raw(box)
+    reader, writer = await connect(box)
     lines = [b"HELO me", b"MAIL FROM:<a@x.org>", b"RCPT TO:<b@x.org>", b"DATA"]
     for line in lines[: {"hello": 0, "rcpt": 2, "data": 4}[at]]:
-        await said(reader, writer, line)
+        await command(reader, writer, line)
     writer.write({"hello": lines[0], "rcpt": lines[2], "data": b"."}[at] + b"\r\n")
-    await until(lambda: met(box), DEADLINE)
+    await until(lambda: refused_one(box), TIMEOUT)
     assert await send(box, mail()) == [250]
     hanging = {task for task in asyncio.all_tasks() - before if "_handle_client" in repr(task)}
     assert hanging
-    writer.close()  # a hang ends with its client
+    writer.close()  # a hang ends when its client closes
     await writer.wait_closed()
-    _, pending = await asyncio.wait(hanging, timeout=DEADLINE)
+    _, pending = await asyncio.wait(hanging, timeout=TIMEOUT)
     assert not pending
 
 
-async def test_stops_without_waiting_for_hangs() -> None:
-    async with asyncio.timeout(DEADLINE):
+async def test_the_mail_server_stops_without_waiting_for_hangs() -> None:
+    async with asyncio.timeout(TIMEOUT):
         async with sandbox() as box:
-            await box.tell("/api/mails/order", behaviour={"kind": "hang"}, at="hello")
-            reader, writer = await raw(box)
+            await box.configure("/api/mails/settings", behaviour={"kind": "hang"}, at="hello")
+            reader, writer = await connect(box)
             writer.write(b"EHLO me\r\n")
-            await until(lambda: met(box), DEADLINE)
+            await until(lambda: refused_one(box), TIMEOUT)
         with pytest.raises((asyncio.IncompleteReadError, OSError)):
             await reader.readexactly(1)
         writer.close()
 
 
-async def test_too_large_a_mail_is_552_and_the_connection_goes_on(box: Sandbox) -> None:
+async def test_a_too_large_mail_gets_552_and_the_connection_stays_open(box: Sandbox) -> None:
     large = mail(text="0123456789\n" * 20_000)
 
     def work(client: smtplib.SMTP) -> list[Any]:
@@ -234,10 +240,10 @@ async def test_too_large_a_mail_is_552_and_the_connection_goes_on(box: Sandbox) 
             codes.append(client.data(message.as_bytes())[0])
         return codes
 
-    assert await using(box, work) == [552, 250]
+    assert await with_client(box, work) == [552, 250]
 
 
-async def test_a_line_that_no_mail_may_have_is_500(box: Sandbox) -> None:
+async def test_a_too_long_line_gets_500(box: Sandbox) -> None:
     def work(client: smtplib.SMTP) -> list[int]:
         client.helo()
         codes = []
@@ -247,48 +253,48 @@ async def test_a_line_that_no_mail_may_have_is_500(box: Sandbox) -> None:
             codes.append(client.data(b"x" * length)[0])
         return codes
 
-    assert await using(box, work) == [500, 250]
+    assert await with_client(box, work) == [500, 250]
 
 
-async def test_anybody_may_sign_in(box: Sandbox) -> None:
-    code, _ = await using(box, lambda client: client.login("user", "pw"))
+async def test_any_login_is_accepted(box: Sandbox) -> None:
+    code, _ = await with_client(box, lambda client: client.login("user", "pw"))
     assert code == 235
 
 
 @pytest.mark.parametrize(
     "address", ["a@x.org", "a.B+c=d@Sub.x.org", '"odd one"@x.org', "юзер@почта.рф"]
 )
-async def test_addresses_are_taken_as_they_are(box: Sandbox, address: str) -> None:
+async def test_addresses_are_stored_unchanged(box: Sandbox, address: str) -> None:
     def work(client: smtplib.SMTP) -> None:
         client.ehlo()
         client.sendmail("a@x.org", [address], b"x", mail_options=["SMTPUTF8"])
 
-    await using(box, work)
-    [shown] = await box.came("/api/mails")
+    await with_client(box, work)
+    [shown] = await box.received("/api/mails")
     assert shown["to"] == [address]
 
 
 @pytest.mark.parametrize("line", [b"RCPT TO:<b@x.org>", b"DATA", b"MAIL FROM:a@@x", b"NONSENSE"])
-async def test_wrong_commands_are_5xx(box: Sandbox, line: bytes) -> None:
-    reader, writer = await raw(box)
-    await said(reader, writer, b"HELO me")
-    assert (await said(reader, writer, line)).startswith(b"5")
+async def test_wrong_commands_get_5xx(box: Sandbox, line: bytes) -> None:
+    reader, writer = await connect(box)
+    await command(reader, writer, b"HELO me")
+    assert (await command(reader, writer, line)).startswith(b"5")
     writer.close()
 
 
-async def test_a_wrong_order_is_named_and_changes_nothing(box: Sandbox) -> None:
-    await box.tell("/api/mails/order", behaviour={"kind": "fail", "status": 550})
+async def test_wrong_settings_are_named_and_change_nothing(box: Sandbox) -> None:
+    await box.configure("/api/mails/settings", behaviour={"kind": "fail", "status": 550})
     wrong = {"behaviour": {"kind": "fail", "status": 250}, "at": "noon"}
-    async with box.session.put("/api/mails/order", json=wrong) as response:
+    async with box.session.put("/api/mails/settings", json=wrong) as response:
         assert response.status == 422
         fields = {each["field"] for each in (await response.json(content_type=None))["errors"]}
     assert fields == {"behaviour.status", "at"}
     assert await send(box, mail()) == [550]
 
 
-async def test_forgetting(box: Sandbox) -> None:
+async def test_clearing_mails_resets_the_counters(box: Sandbox) -> None:
     await send(box, mail())
     async with box.session.delete("/api/mails") as response:
         assert response.status == 204
-    answer = await box.get("/api/mails/wait", timeout=0.1)
-    assert (answer["complete"], answer["count"], answer["items"]) == (False, 0, [])
+    result = await box.get("/api/mails/wait", timeout=0.1)
+    assert (result["complete"], result["count"], result["items"]) == (False, 0, [])

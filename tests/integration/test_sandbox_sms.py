@@ -1,4 +1,4 @@
-"""The sandbox's SMS gateway, as a sender meets it."""
+"""The sandbox's SMS gateway."""
 
 import asyncio
 import time
@@ -37,11 +37,11 @@ async def post(
         return response.status, await response.json(content_type=None)
 
 
-async def test_m8_a_message_is_taken_and_shown(box: Sandbox) -> None:
-    waiting = asyncio.create_task(box.came("/api/sms", to="79001234567"))
+async def test_m8_a_message_is_accepted_and_shown(box: Sandbox) -> None:
+    waiting = asyncio.create_task(box.received("/api/sms", to="79001234567"))
     assert await post(box) == (200, {"code": 0, "message": "OK"})
     [shown] = await waiting
-    assert (shown["id"], shown["phone"], shown["text"], shown["from"], shown["try"]) == (
+    assert (shown["id"], shown["phone"], shown["text"], shown["from"], shown["attempt"]) == (
         "m-1",
         "79001234567",
         "Your code is 1234",
@@ -52,7 +52,7 @@ async def test_m8_a_message_is_taken_and_shown(box: Sandbox) -> None:
         assert "Your code is 1234" in await response.text()
 
 
-async def test_numbers_may_be_json_numbers(box: Sandbox) -> None:
+async def test_id_and_phone_can_be_json_numbers(box: Sandbox) -> None:
     assert (await post(box, "17", id=17, phone=79001234567))[0] == 200
 
 
@@ -69,12 +69,12 @@ async def test_numbers_may_be_json_numbers(box: Sandbox) -> None:
     ],
     ids=["empty", "nonsense", "basic", "other key", "expired", "other algorithm", "none"],
 )
-async def test_m8_a_bad_jwt_is_401(box: Sandbox, authorization: str) -> None:
-    status, answer = await post(box, authorization=authorization)
-    assert (status, answer["code"]) == (401, 401)
+async def test_m8_a_bad_jwt_gets_401(box: Sandbox, authorization: str) -> None:
+    status, result = await post(box, authorization=authorization)
+    assert (status, result["code"]) == (401, 401)
     [refused] = (await box.get("/api/sms"))["items"]
     assert (refused["accepted"], refused["status"]) == (False, 401)
-    assert (await box.get("/api/sms/order"))["accepted"] == 0
+    assert (await box.get("/api/sms/settings"))["accepted"] == 0
 
 
 @pytest.mark.parametrize(
@@ -89,15 +89,15 @@ async def test_m8_a_bad_jwt_is_401(box: Sandbox, authorization: str) -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-async def test_m8_a_wrong_message_is_400_with_the_field_named(
+async def test_m8_a_wrong_message_gets_400_and_names_the_field(
     box: Sandbox, body: dict[str, Any], field: str
 ) -> None:
-    status, answer = await post(box, **body)
-    assert (status, [each["field"] for each in answer["errors"]]) == (400, [field])
+    status, result = await post(box, **body)
+    assert (status, [each["field"] for each in result["errors"]]) == (400, [field])
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 50_000])
-async def test_a_body_that_is_no_json_object_is_400(box: Sandbox, body: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_gets_400(box: Sandbox, body: bytes) -> None:
     headers = {"Authorization": f"Bearer {token()}"}
     async with box.session.post("/sms/v1/send/m-1", data=body, headers=headers) as response:
         assert response.status == 400
@@ -108,31 +108,31 @@ async def test_a_body_that_is_no_json_object_is_400(box: Sandbox, body: bytes) -
 @pytest.mark.parametrize(
     ("behaviour", "status", "body"),
     [
-        ({"kind": "answer", "body": "<html>oops"}, 200, "<html>oops"),
-        ({"kind": "answer", "body": '{"code": 1, "message": "no"}'}, 200, '{"code": 1,'),
-        ({"kind": "answer", "body": "[]", "status": 202}, 202, "[]"),
+        ({"kind": "respond", "body": "<html>oops"}, 200, "<html>oops"),
+        ({"kind": "respond", "body": '{"code": 1, "message": "no"}'}, 200, '{"code": 1,'),
+        ({"kind": "respond", "body": "[]", "status": 202}, 202, "[]"),
         ({"kind": "fail", "status": 500}, 500, ""),
     ],
     ids=["not JSON", "wrong code", "other JSON", "5xx"],
 )
-async def test_m7_answers_nonsense_as_often_as_ordered(
+async def test_m7_an_invalid_response_lasts_for_its_number_of_requests(
     box: Sandbox, behaviour: dict[str, Any], status: int, body: str
 ) -> None:
-    await box.tell("/api/sms/order", behaviour=behaviour, times=1)
+    await box.configure("/api/sms/settings", behaviour=behaviour, times=1)
     headers = {"Authorization": f"Bearer {token()}"}
     message = {"id": "m-1", "phone": "79001234567", "text": "x"}
     async with box.session.post("/sms/v1/send/m-1", json=message, headers=headers) as response:
         assert response.status == status
         assert (await response.text()).startswith(body)
-    assert (await box.get("/api/sms/order"))["accepted"] == 0
+    assert (await box.get("/api/sms/settings"))["accepted"] == 0
     assert (await post(box))[0] == 200
-    [shown] = await box.came("/api/sms", id="m-1")
-    assert shown["try"] == 2
+    [shown] = await box.received("/api/sms", id="m-1")
+    assert shown["attempt"] == 2
 
 
-async def test_m7_refuses_for_a_while_with_retry_after(box: Sandbox) -> None:
+async def test_m7_a_refusal_can_have_a_retry_after(box: Sandbox) -> None:
     behaviour = {"kind": "fail", "status": 429, "retry_after": 3}
-    await box.tell("/api/sms/order", behaviour=behaviour, to=["7900*"], times=1, per="to")
+    await box.configure("/api/sms/settings", behaviour=behaviour, to=["7900*"], times=1, per="to")
     headers = {"Authorization": f"Bearer {token()}"}
     async with box.session.post(
         "/sms/v1/send/m-1",
@@ -145,25 +145,25 @@ async def test_m7_refuses_for_a_while_with_retry_after(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("kind", ["close", "reset"])
-async def test_m7_breaks_the_connection(box: Sandbox, kind: str) -> None:
-    # Twice: aiohttp repeats a request whose kept-alive connection was closed under it.
-    await box.tell("/api/sms/order", behaviour={"kind": kind}, times=2)
+async def test_m7_the_gateway_can_break_the_connection(box: Sandbox, kind: str) -> None:
+    # Twice, because aiohttp repeats a request when its idle connection was closed.
+    await box.configure("/api/sms/settings", behaviour={"kind": kind}, times=2)
     async with aiohttp.ClientSession(box.url) as fresh:
         with pytest.raises(aiohttp.ClientError):
             async with fresh.post("/sms/v1/send/m-1", json={}) as response:
                 await response.read()
 
 
-async def test_m7_hangs_until_the_client_goes(box: Sandbox) -> None:
-    await box.tell("/api/sms/order", behaviour={"kind": "hang"}, times=1)
+async def test_m7_a_hang_lasts_until_the_client_closes(box: Sandbox) -> None:
+    await box.configure("/api/sms/settings", behaviour={"kind": "hang"}, times=1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await post(box)
     assert (await post(box))[0] == 200
 
 
-async def test_m7_is_slow(box: Sandbox) -> None:
-    await box.tell("/api/sms/order", behaviour={"kind": "delay", "seconds": 0.2}, times=1)
+async def test_m7_the_gateway_can_be_slow(box: Sandbox) -> None:
+    await box.configure("/api/sms/settings", behaviour={"kind": "delay", "seconds": 0.2}, times=1)
     started = asyncio.get_running_loop().time()
     assert (await post(box))[0] == 200
     assert asyncio.get_running_loop().time() - started >= 0.2

@@ -238,7 +238,7 @@ async def test_through_the_real_callback_service(
             due = time.time() + 1
             asked = {"url": url, "run_at": in_seconds(1), "hmac_secret": SECRET, "context": 1}
             created = await ask(requester, "CreateCallback", "shop", callback=asked)
-            (hook,) = await receiver.hooks(url)
+            (hook,) = await receiver.webhooks(url)
             assert time.time() >= due
             headers = {name.lower(): value for name, value in hook["headers"].items()}
             assert headers["webhook-id"] == created["id"]

@@ -1,4 +1,4 @@
-"""What the sandbox keeps of mails and SMS, the orders for them, and the pages."""
+"""The sandbox's inboxes of mails and SMS, their settings, and their pages."""
 
 import json
 from email.message import EmailMessage
@@ -10,43 +10,43 @@ from aiohttp.test_utils import make_mocked_request
 from pydantic import ValidationError
 from yarl import URL
 
-from services.sandbox.inbox import KEPT_ARRIVALS, KEPT_BYTES, Inbox
+from services.sandbox.behaviours import ApiSettings, MailSettings, SmsSettings
+from services.sandbox.inbox import MAX_MESSAGES, MAX_STORED_BYTES, Inbox
 from services.sandbox.inbox_pages import InboxPages
 from services.sandbox.mails import mail_json
-from services.sandbox.orders import ApiOrder, MailOrder, SmsOrder
 
 HOSTILE = "<script>'\"&"
 
 
-def mail_order(**fields: Any) -> MailOrder:
-    return MailOrder.model_validate_json(json.dumps(fields))
+def mail_settings(**fields: Any) -> MailSettings:
+    return MailSettings.model_validate_json(json.dumps(fields))
 
 
-def inbox(**order: Any) -> Inbox[MailOrder]:
-    it = Inbox(MailOrder())
-    it.obey(mail_order(**order))
+def inbox(**fields: Any) -> Inbox[MailSettings]:
+    it = Inbox(MailSettings())
+    it.configure(mail_settings(**fields))
     return it
 
 
-def met(it: Inbox[MailOrder], *addresses: str) -> list[str | None]:
-    behaviours = [it.meet((address,)) for address in addresses]
+def kinds(it: Inbox[MailSettings], *addresses: str) -> list[str | None]:
+    behaviours = [it.next_behaviour((address,)) for address in addresses]
     return [behaviour.kind if behaviour else None for behaviour in behaviours]
 
 
-def test_a_behaviour_is_for_the_recipients_named_whatever_their_case() -> None:
+def test_a_behaviour_matches_its_recipients_in_any_case() -> None:
     it = inbox(behaviour={"kind": "fail"}, to=["bad@x.org", "*@Gone.org"])
-    assert met(it, "a@x.org", "BAD@x.org", "any@gone.ORG") == [None, "fail", "fail"]
+    assert kinds(it, "a@x.org", "BAD@x.org", "any@gone.ORG") == [None, "fail", "fail"]
 
 
-def test_a_behaviour_lasts_as_often_as_ordered_in_all() -> None:
+def test_times_can_count_all_messages_together() -> None:
     it = inbox(behaviour={"kind": "hang"}, times=2, to=["*@x.org"])
-    assert met(it, "a@x.org", "a@y.org", "b@x.org", "c@x.org") == ["hang", None, "hang", None]
+    assert kinds(it, "a@x.org", "a@y.org", "b@x.org", "c@x.org") == ["hang", None, "hang", None]
     assert it.times_left == 0
 
 
-def test_a_behaviour_lasts_as_often_as_ordered_for_each_recipient() -> None:
+def test_times_can_count_the_messages_of_each_recipient() -> None:
     it = inbox(behaviour={"kind": "fail"}, times=1, per="to")
-    assert met(it, "a@x.org", "b@x.org", "A@x.org", "b@x.org") == ["fail", "fail", None, None]
+    assert kinds(it, "a@x.org", "b@x.org", "A@x.org", "b@x.org") == ["fail", "fail", None, None]
     assert it.times_left is None
 
 
@@ -64,63 +64,63 @@ def test_a_behaviour_lasts_as_often_as_ordered_for_each_recipient() -> None:
         {"behaviour": {"kind": "fail"}, "to": [""]},
     ],
 )
-def test_an_order_that_means_nothing_is_refused(fields: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        mail_order(**fields)
+        mail_settings(**fields)
 
 
-@pytest.mark.parametrize("model", [SmsOrder, ApiOrder])
-def test_times_without_a_behaviour_are_refused(model: type[SmsOrder | ApiOrder]) -> None:
-    with pytest.raises(ValidationError, match="give a behaviour"):
+@pytest.mark.parametrize("model", [SmsSettings, ApiSettings])
+def test_times_without_a_behaviour_are_rejected(model: type[SmsSettings | ApiSettings]) -> None:
+    with pytest.raises(ValidationError, match="add a behaviour"):
         model.model_validate_json('{"times": 1}')
 
 
-def test_memory_is_bounded_by_number_while_counters_go_on() -> None:
+def test_the_number_of_stored_messages_is_bounded_and_counters_are_not() -> None:
     it = inbox()
-    for number in range(KEPT_ARRIVALS + 5):
-        it.keep(0.0, to=("a@x.org",), status=250, accepted=True, id=f"<{number}@x>")
-    assert len(list(it.arrivals())) == KEPT_ARRIVALS
-    assert it.arrival(5) is None
-    assert it.count("a@x.org") == it.count(None) == KEPT_ARRIVALS + 5
+    for number in range(MAX_MESSAGES + 5):
+        it.record(0.0, to=("a@x.org",), status=250, accepted=True, id=f"<{number}@x>")
+    assert len(list(it.messages())) == MAX_MESSAGES
+    assert it.message(5) is None
+    assert it.count("a@x.org") == it.count(None) == MAX_MESSAGES + 5
 
 
-def test_memory_is_bounded_by_bytes() -> None:
+def test_the_bytes_of_stored_messages_are_bounded() -> None:
     it = inbox()
     for _ in range(5):
-        it.keep(0.0, status=250, accepted=True, content=bytes(KEPT_BYTES // 4))
-    assert [each.number for each in it.arrivals()] == [5, 4, 3, 2]
+        it.record(0.0, status=250, accepted=True, content=bytes(MAX_STORED_BYTES // 4))
+    assert [each.number for each in it.messages()] == [5, 4, 3, 2]
 
 
-def test_what_was_refused_is_kept_and_counts_as_a_try_only() -> None:
+def test_a_refused_message_is_stored_and_counts_as_an_attempt_only() -> None:
     it = inbox()
-    it.keep(0.0, to=("a@x.org",), id="<1@x>", status=451)
-    it.keep(0.0, to=("a@x.org",), id="<1@x>", status=250, accepted=True)
-    assert [(each.try_number, each.accepted) for each in it.arrivals()] == [(2, True), (1, False)]
+    it.record(0.0, to=("a@x.org",), id="<1@x>", status=451)
+    it.record(0.0, to=("a@x.org",), id="<1@x>", status=250, accepted=True)
+    assert [(each.attempt, each.accepted) for each in it.messages()] == [(2, True), (1, False)]
     assert (it.accepted, it.refused, it.count("<1@x>"), it.count("a@x.org")) == (1, 1, 1, 1)
 
 
-def test_forgetting_keeps_the_order() -> None:
+def test_clearing_messages_keeps_the_settings() -> None:
     it = inbox(behaviour={"kind": "hang"})
-    it.keep(0.0, to=("a@x.org",), status=250, accepted=True, content=b"x")
-    it.forget()
-    assert (list(it.arrivals()), it.count(None), it.count("a@x.org")) == ([], 0, 0)
-    assert met(it, "a@x.org") == ["hang"]
+    it.record(0.0, to=("a@x.org",), status=250, accepted=True, content=b"x")
+    it.clear()
+    assert (list(it.messages()), it.count(None), it.count("a@x.org")) == ([], 0, 0)
+    assert kinds(it, "a@x.org") == ["hang"]
 
 
-def taken(content: bytes) -> Inbox[MailOrder]:
+def inbox_with(content: bytes) -> Inbox[MailSettings]:
     it = inbox()
-    it.keep(0.0, to=("b@x.org",), status=250, accepted=True, content=content)
+    it.record(0.0, to=("b@x.org",), status=250, accepted=True, content=content)
     return it
 
 
-def test_a_mail_is_taken_apart() -> None:
+def test_a_mail_is_parsed_into_its_parts() -> None:
     mail = EmailMessage()
     mail["Subject"] = "Новые фильмы"
     mail["From"] = "Кино <a@x.org>"
     mail.set_content("привет")
     mail.add_alternative("<p>привет</p>", subtype="html")
-    [arrival] = taken(mail.as_bytes()).arrivals()
-    shown = mail_json(arrival)
+    [message] = inbox_with(mail.as_bytes()).messages()
+    shown = mail_json(message)
     assert (shown["subject"], shown["text"], shown["html"]) == (
         "Новые фильмы",
         "привет\n",
@@ -145,17 +145,17 @@ def test_a_mail_is_taken_apart() -> None:
     ids=range(9),
 )
 async def test_any_mail_can_be_shown(content: bytes) -> None:
-    it = taken(content)
-    [arrival] = it.arrivals()
-    json.dumps(mail_json(arrival))
+    it = inbox_with(content)
+    [message] = it.messages()
+    json.dumps(mail_json(message))
     for path in ("/mails", "/mails/1"):
         assert "200" in str((await page(it, path)).status)
 
 
-async def test_the_pages_escape_all_that_came() -> None:
+async def test_the_pages_escape_received_data() -> None:
     it = inbox(behaviour={"kind": "fail"}, to=[HOSTILE])
     content = f"Subject: {HOSTILE}\r\nX-Hostile: {HOSTILE}\r\n\r\n{HOSTILE}".encode()
-    it.keep(
+    it.record(
         0.0, to=(HOSTILE,), id=HOSTILE, status=None, behaviour=HOSTILE, fault=HOSTILE,
         content=content,
     )  # fmt: skip
@@ -166,8 +166,8 @@ async def test_the_pages_escape_all_that_came() -> None:
         assert main.count("&lt;script&gt;&#x27;&quot;&amp;") == count
 
 
-async def test_the_html_part_may_do_nothing() -> None:
-    it = taken(b"Content-Type: text/html\r\n\r\n<script>alert(1)</script>")
+async def test_the_html_part_is_sandboxed() -> None:
+    it = inbox_with(b"Content-Type: text/html\r\n\r\n<script>alert(1)</script>")
     shown = await page(it, "/mails/1")
     assert b"<iframe sandbox src='/mails/1/html'" in shown.body
     assert b"alert(1)" not in shown.body
@@ -186,8 +186,8 @@ class Page:
         self.body = response.body
 
 
-async def page(it: Inbox[MailOrder], path: str) -> Page:
-    pages = InboxPages(it, Inbox(SmsOrder()), URL("smtp://127.0.0.1:25"))
+async def page(it: Inbox[MailSettings], path: str) -> Page:
+    pages = InboxPages(it, Inbox(SmsSettings()), URL("smtp://127.0.0.1:25"))
     handlers = {2: pages.mails, 3: pages.mail, 4: pages.html_part}
     parts = path.split("/")
     match = {"number": parts[2]} if len(parts) > 2 else {}

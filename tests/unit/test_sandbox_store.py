@@ -1,4 +1,4 @@
-"""Orders, counters and bounds of the sandbox, and the page made from them."""
+"""Settings, counters and bounds of the sandbox's mailboxes, and their page."""
 
 import dataclasses
 import json
@@ -8,13 +8,13 @@ import pytest
 from pydantic import ValidationError
 from yarl import URL
 
-from services.sandbox.domain import Verdict
-from services.sandbox.memory import KEPT_IDS, Tally
-from services.sandbox.orders import Order
+from services.sandbox.behaviours import MailboxSettings
+from services.sandbox.domain import SignatureCheck
+from services.sandbox.memory import MAX_KEYS, BoundedCounter
 from services.sandbox.page import render
 from services.sandbox.store import (
-    KEPT_DELIVERIES,
-    KEPT_MAILBOXES,
+    MAX_DELIVERIES,
+    MAX_MAILBOXES,
     Delivery,
     Mailbox,
     Store,
@@ -30,15 +30,15 @@ DELIVERY = Delivery(
     body=b"{}",
     body_size=2,
     webhook_id="msg_1",
-    try_number=1,
-    verdict=Verdict(("x-signature",), ()),
+    attempt=1,
+    signatures=SignatureCheck(("x-signature",), ()),
     status=200,
     behaviour=None,
 )
 
 
-def order(**fields: Any) -> Order:
-    return Order.model_validate_json(json.dumps(fields))
+def settings(**fields: Any) -> MailboxSettings:
+    return MailboxSettings.model_validate_json(json.dumps(fields))
 
 
 def page(*deliveries: Delivery, mailbox: Mailbox | None = None, chosen: str | None = None) -> str:
@@ -47,26 +47,24 @@ def page(*deliveries: Delivery, mailbox: Mailbox | None = None, chosen: str | No
 
 
 def kinds(mailbox: Mailbox, ids: list[str | None]) -> list[str | None]:
-    behaviours = [mailbox.behaviour_for(each) for each in ids]
+    behaviours = [mailbox.next_behaviour(each) for each in ids]
     return [behaviour.kind if behaviour else None for behaviour in behaviours]
 
 
-def test_a_behaviour_lasts_as_many_requests_as_ordered_and_begins_anew_with_the_next_order() -> (
-    None
-):
-    mailbox = Mailbox("demo", order(behaviour={"kind": "hang"}, times=2))
+def test_a_behaviour_lasts_for_its_number_of_requests_and_restarts_with_new_settings() -> None:
+    mailbox = Mailbox("demo", settings(behaviour={"kind": "hang"}, times=2))
     assert kinds(mailbox, ["a", "b", "a", None]) == ["hang", "hang", None, None]
-    mailbox.obey(order(behaviour={"kind": "reset"}, times=1))
+    mailbox.configure(settings(behaviour={"kind": "reset"}, times=1))
     assert kinds(mailbox, ["a", "a"]) == ["reset", None]
 
 
-def test_a_behaviour_counted_per_id_lasts_for_each_id() -> None:
-    mailbox = Mailbox("demo", order(behaviour={"kind": "hang"}, times=1, per="id"))
+def test_times_can_count_the_requests_of_each_id() -> None:
+    mailbox = Mailbox("demo", settings(behaviour={"kind": "hang"}, times=1, per="id"))
     assert kinds(mailbox, ["a", "b", "a", "b"]) == ["hang", "hang", None, None]
 
 
-def test_a_behaviour_without_times_lasts() -> None:
-    mailbox = Mailbox("demo", order(behaviour={"kind": "hang"}))
+def test_a_behaviour_without_times_has_no_limit() -> None:
+    mailbox = Mailbox("demo", settings(behaviour={"kind": "hang"}))
     assert kinds(mailbox, ["a"] * 5) == ["hang"] * 5
 
 
@@ -88,42 +86,42 @@ def test_a_behaviour_without_times_lasts() -> None:
         {"secret": "singular"},
     ],
 )
-def test_an_order_that_means_nothing_is_refused(fields: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        order(**fields)
+        settings(**fields)
 
 
-def test_memory_is_bounded_while_counters_go_on() -> None:
+def test_the_number_of_stored_deliveries_is_bounded_and_counters_are_not() -> None:
     store = Store()
-    for number in range(KEPT_DELIVERIES + 5):
+    for number in range(MAX_DELIVERIES + 5):
         store.mailbox("demo").received += 1
-        store.keep(dataclasses.replace(DELIVERY, number=number))
+        store.record(dataclasses.replace(DELIVERY, number=number))
     kept = [delivery.number for delivery in store.deliveries()]
-    assert kept == list(range(KEPT_DELIVERIES + 4, 4, -1))
-    assert store.count("demo", None) == KEPT_DELIVERIES + 5
+    assert kept == list(range(MAX_DELIVERIES + 4, 4, -1))
+    assert store.count("demo", None) == MAX_DELIVERIES + 5
 
 
-def test_the_mailbox_that_was_not_used_for_longest_goes_first() -> None:
+def test_the_least_recently_used_mailbox_is_dropped_first() -> None:
     store = Store()
-    for number in range(KEPT_MAILBOXES):
+    for number in range(MAX_MAILBOXES):
         store.mailbox(f"box-{number}")
     store.mailbox("box-0")
     store.mailbox("one-more")
-    assert len(store.mailboxes) == KEPT_MAILBOXES
+    assert len(store.mailboxes) == MAX_MAILBOXES
     assert "box-0" in store.mailboxes
     assert "box-1" not in store.mailboxes
 
 
-def test_a_tally_forgets_the_key_that_was_not_counted_for_longest() -> None:
-    tally = Tally()
-    for number in range(KEPT_IDS):
+def test_a_counter_drops_the_least_recently_counted_key() -> None:
+    tally = BoundedCounter()
+    for number in range(MAX_KEYS):
         tally.add(str(number))
     assert tally.add("0") == 2
     tally.add("one more")
     assert (tally["0"], tally["1"], tally["2"]) == (2, 0, 1)
 
 
-def test_the_page_escapes_all_that_came() -> None:
+def test_the_page_escapes_received_data() -> None:
     hostile = "<script>'\"&"
     delivery = dataclasses.replace(
         DELIVERY,
@@ -133,7 +131,7 @@ def test_the_page_escapes_all_that_came() -> None:
         headers={hostile: hostile},
         body=hostile.encode(),
         webhook_id=hostile,
-        verdict=Verdict((), (hostile,)),
+        signatures=SignatureCheck((), (hostile,)),
     )
     html = page(delivery, mailbox=Mailbox(hostile), chosen=hostile)
     main = html[html.index("<main>") : html.index("</main>")]
@@ -158,12 +156,14 @@ def test_the_page_shows_any_body(body: bytes, shown: str) -> None:
     assert shown in page(dataclasses.replace(DELIVERY, body=body, body_size=len(body)))
 
 
-def test_the_page_says_when_a_body_is_not_shown_whole() -> None:
+def test_the_page_says_when_a_body_is_truncated() -> None:
     assert "20,000 bytes" in page(dataclasses.replace(DELIVERY, body=b'{"a', body_size=20_000))
 
 
-def test_no_secret_is_shown() -> None:
-    told = order(secrets=["canary-secret"], behaviour={"kind": "fail", "status": 410}, times=3)
-    html = page(mailbox=Mailbox("demo", told))
-    assert "told to fail: status 410 · 3 of 3 left" in html
-    assert "canary" not in html + repr(told) + told.model_dump_json()
+def test_secrets_are_not_shown() -> None:
+    configured = settings(
+        secrets=["canary-secret"], behaviour={"kind": "fail", "status": 410}, times=3
+    )
+    html = page(mailbox=Mailbox("demo", configured))
+    assert "behaviour: fail, status 410 · 3 of 3 left" in html
+    assert "canary" not in html + repr(configured) + configured.model_dump_json()

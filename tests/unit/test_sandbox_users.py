@@ -1,4 +1,4 @@
-"""The sandbox's directory of users, its catalogue, and the events made from them."""
+"""The sandbox's user list, its catalogue, and its events."""
 
 from datetime import UTC, datetime
 from itertools import islice
@@ -8,16 +8,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from services.sandbox.events import EVENTS, Producer, Producers, Production
-from services.sandbox.movies import NEW, Catalogue
+from services.sandbox.events import EVENTS, Producer, Producers, PublishRequest
+from services.sandbox.movies import NEW_MOVIES, Catalogue
 from services.sandbox.users import Directory
 
 NOW = datetime(2026, 11, 21, 10, tzinfo=UTC)
 BASE = "http://sandbox:8090"
 
 
-def everybody(directory: Directory, size: int, **wanted: bool) -> list[dict[str, Any]]:
-    """Read page by page, as a client does: until a page is short."""
+def all_pages(directory: Directory, size: int, **wanted: bool) -> list[dict[str, Any]]:
+    """Read page by page until a page is short, as a client does."""
     users: list[dict[str, Any]] = []
     page: list[dict[str, Any]] = []
     number = 1
@@ -34,7 +34,7 @@ def everybody(directory: Directory, size: int, **wanted: bool) -> list[dict[str,
     [{}, {"is_active": True}, {"is_active": True, "sms_notifications": False}],
     ids=["all", "active", "active without sms"],
 )
-def test_pages_hold_every_user_who_matches_once(size: int, wanted: dict[str, bool]) -> None:
+def test_pages_contain_every_matching_user_once(size: int, wanted: dict[str, bool]) -> None:
     directory = Directory(1234)
     expected = [
         user
@@ -42,10 +42,10 @@ def test_pages_hold_every_user_who_matches_once(size: int, wanted: dict[str, boo
         if all(user[name] == value for name, value in wanted.items())
     ]
     assert 0 < len(expected) <= 1234
-    assert everybody(directory, size, **wanted) == expected
+    assert all_pages(directory, size, **wanted) == expected
 
 
-def test_a_user_is_found_by_his_id_and_nobody_by_another() -> None:
+def test_a_user_is_found_by_their_id_only() -> None:
     directory = Directory(500)
     users = [directory.user(number) for number in range(501)]
     ids = [UUID(user["id"]) for user in users]
@@ -55,11 +55,11 @@ def test_a_user_is_found_by_his_id_and_nobody_by_another() -> None:
     assert directory.number_of(UUID(int=3)) is None
 
 
-def test_another_directory_has_the_same_users() -> None:
+def test_users_do_not_depend_on_the_size_of_the_list() -> None:
     assert Directory(10).user(7) == Directory(100_000).user(7)
 
 
-def test_an_endless_list_goes_on_with_ever_new_users() -> None:
+def test_an_endless_list_continues_with_new_users() -> None:
     directory = Directory(100)
     assert directory.page(3, 50, {}) == []
     beyond = directory.page(1000, 50, {"is_active": True}, endless=True)
@@ -67,10 +67,10 @@ def test_an_endless_list_goes_on_with_ever_new_users() -> None:
     assert all(user["is_active"] for user in beyond)
 
 
-def test_some_users_are_as_in_life() -> None:
+def test_some_users_have_missing_or_invalid_fields() -> None:
     users = [Directory(2000).user(number) for number in range(2000)]
 
-    def odd_zone(user: dict[str, Any]) -> bool:
+    def has_unknown_zone(user: dict[str, Any]) -> bool:
         try:
             ZoneInfo(user["timezone"])
         except (ValueError, TypeError, OSError, KeyError):
@@ -80,7 +80,7 @@ def test_some_users_are_as_in_life() -> None:
     shares = {
         "no email": sum(user["email"] is None for user in users),
         "no phone": sum(user["phone"] is None for user in users),
-        "bad time zone": sum(map(odd_zone, users)),
+        "bad time zone": sum(map(has_unknown_zone, users)),
         "inactive": sum(not user["is_active"] for user in users),
     }
     assert all(10 <= share <= 400 for share in shares.values()), shares
@@ -92,12 +92,12 @@ def test_some_users_are_as_in_life() -> None:
     assert any("new_movies" not in each for each in kinds)
 
 
-def test_what_an_event_names_is_there() -> None:
+def test_the_links_of_an_event_exist() -> None:
     directory = Directory(2000)
     producers, catalogue = Producers(directory), Catalogue(BASE)
 
     def details(producer: Producer) -> dict[str, Any]:
-        [event] = producers.events(producer, Production(), BASE, NOW)
+        [event] = producers.events(producer, PublishRequest(), BASE, NOW)
         assert (event["from_service"], event["event"]) == (producer, EVENTS[producer])
         found: dict[str, Any] = event["details"]
         return found
@@ -111,7 +111,7 @@ def test_what_an_event_names_is_there() -> None:
         assert user["is_active"]
         assert user["email_notifications"]
     urls = {movie["url"] for movie in catalogue.movies(new=True)}
-    assert len(urls) == NEW
+    assert len(urls) == NEW_MOVIES
     assert set(details("cinema_scanner")["movies"]) < urls
     [series] = details("fastapi")["series"]
     assert catalogue.one_series(UUID(series.split("/")[-2]))
@@ -119,13 +119,13 @@ def test_what_an_event_names_is_there() -> None:
     assert stat["target"].startswith(f"{BASE}/activity_api/api/v1/reviews/")
 
 
-def test_each_event_of_a_producer_is_about_somebody_else() -> None:
-    events = Producers(Directory(2000)).events("auth", Production(count=100), BASE, NOW)
+def test_each_sign_up_event_is_about_another_user() -> None:
+    events = Producers(Directory(2000)).events("auth", PublishRequest(count=100), BASE, NOW)
     assert len({event["details"]["user"] for event in events}) == 100
 
 
-def test_what_is_given_stands_in_the_event() -> None:
-    production = Production.model_validate(
+def test_given_fields_are_copied_into_the_event() -> None:
+    request = PublishRequest.model_validate(
         {
             "event": "new_episode_2",
             "details": {"a": 1},
@@ -134,7 +134,7 @@ def test_what_is_given_stands_in_the_event() -> None:
             "expires_at": "2020-01-02T00:00:00Z",
         }
     )
-    [event] = Producers(Directory(10)).events("fastapi", production, BASE, NOW)
+    [event] = Producers(Directory(10)).events("fastapi", request, BASE, NOW)
     assert event == {
         "from_service": "fastapi",
         "event": "new_episode_2",
@@ -145,7 +145,7 @@ def test_what_is_given_stands_in_the_event() -> None:
     }
 
 
-def test_reachable_users_come_round_again() -> None:
+def test_reachable_users_start_again_after_the_last() -> None:
     users = list(islice(Directory(20).reachable(start=15), 40))
     assert users[0]["id"] != users[1]["id"]
     assert len({user["id"] for user in users}) < 20
