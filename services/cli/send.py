@@ -8,85 +8,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import click
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from services.cli.broker import publishing, settings_here, work
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
-from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.context import field_errors
-from shared.contracts.events import EVENT, Event
-from shared.contracts.messages import RenderedMessage
-from shared.contracts.postings import POSTING, Posting
-from shared.contracts.schedules import (
-    CANCEL_CALLBACK,
-    RESCHEDULE_CALLBACK,
-    SCHEDULE_CALLBACK,
-    CancelCallback,
-    RescheduleCallback,
-    ScheduleCallback,
-    callback_id_of_message,
-)
-from shared.registry import CHANNELS
+from shared.contracts.message_types import MESSAGE_TYPES, MessageType
 from shared.settings import Settings
-from shared.topology import (
-    CALLBACKS,
-    CANCEL,
-    EVENTS,
-    POSTING_KEY,
-    POSTINGS,
-    RESCHEDULE,
-    SCHEDULE,
-    SCHEDULES,
-)
 
 # Publishes in flight: enough that nobody waits for a round trip, few enough to repeat.
 WINDOW: Final = 500
 FAULTS_SHOWN: Final = 50
 # Seconds in which a broker that is lost in the middle has to be back; its restart takes ten.
 RETURN: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sendable:
-    """A message type: how it is checked, where it goes, and the id it will be known by.
-
-    `identity` gives that from the model and the message_id. A model whose type has no
-    `routing_key` names it itself.
-    """
-
-    model: type[BaseModel]
-    routing_key: str | None
-    exchange: str = ""
-    identity: Callable[[Any, str], str] = lambda _, message_id: message_id
-
-
-def _own_id(order: SendCallback | RenderedMessage, message_id: str) -> str:
-    return order.id or message_id
-
-
-TYPES: Final = {
-    SEND_CALLBACK: Sendable(SendCallback, CALLBACKS, identity=_own_id),
-    SCHEDULE_CALLBACK: Sendable(
-        ScheduleCallback,
-        SCHEDULE,
-        SCHEDULES,
-        identity=lambda _, message_id: str(callback_id_of_message("", message_id)),
-    ),
-    CANCEL_CALLBACK: Sendable(CancelCallback, CANCEL, SCHEDULES),
-    RESCHEDULE_CALLBACK: Sendable(RescheduleCallback, RESCHEDULE, SCHEDULES),
-    EVENT: Sendable(Event, None, EVENTS, lambda event, message_id: event.event_id or message_id),
-    POSTING: Sendable(Posting, POSTING_KEY, POSTINGS),
-    **{
-        channel.type: Sendable(channel.contract, channel.queue, identity=_own_id)
-        for channel in CHANNELS.values()
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +40,8 @@ class Document:
     routing_key: str
 
 
-@click.command(epilog=f"Types: {', '.join(TYPES)}.")
-@click.argument("type_", metavar="TYPE", type=click.Choice(list(TYPES)))
+@click.command(epilog=f"Types: {', '.join(MESSAGE_TYPES)}.")
+@click.argument("type_", metavar="TYPE", type=click.Choice(list(MESSAGE_TYPES)))
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each message.")
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
@@ -124,7 +64,7 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
              ringback send SendEmail
       echo '{"phone": "79161234567", "text": "Your code: 1234"}' | ringback send SendSms
     """
-    documents, faults = parsed(file.read(), TYPES[type_])
+    documents, faults = parsed(file.read(), MESSAGE_TYPES[type_])
     if faults:
         more = [f"... and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
         lines = "\n".join(f"  {line}" for line in faults[:FAULTS_SHOWN] + more)
@@ -140,7 +80,7 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     work(_send(settings, type_, documents, confirmed))
 
 
-def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
+def parsed(data: bytes, message_type: MessageType) -> tuple[list[Document], list[str]]:
     """The messages of the input, and what is wrong with it, a line each; no value is shown.
 
     The input is JSON lines when its first line is a whole object and more lines follow; else it is
@@ -151,15 +91,15 @@ def parsed(data: bytes, sendable: Sendable) -> tuple[list[Document], list[str]]:
     pieces = _pieces(data)
     for line, body in pieces:
         try:
-            model = sendable.model.model_validate_json(body)
+            model = message_type.model.model_validate_json(body)
         except ValidationError as error:
             where = f"line {line}: " if len(pieces) > 1 else ""
             faults += [where + fault for fault in _faults(error)]
         else:
             message_id = new_id()
-            identity = sendable.identity(model, message_id)
-            key = model.routing_key if isinstance(model, Event) else sendable.routing_key or ""
-            documents.append(Document(line, body, identity, message_id, key))
+            logical_id = message_type.logical_id(model, message_id)
+            routing_key = message_type.routing_key_of(model)
+            documents.append(Document(line, body, logical_id, message_id, routing_key))
     return documents, faults if pieces else ["the input is empty"]
 
 
@@ -193,7 +133,7 @@ async def _send(
         async with publishing(settings) as publisher:
             left = documents
             while left:
-                unconfirmed, error = await _round(publisher, TYPES[type_], type_, left, tell)
+                unconfirmed, error = await _round(publisher, MESSAGE_TYPES[type_], left, tell)
                 if unconfirmed and len(unconfirmed) == len(left):
                     raise _incomplete(documents, unconfirmed, str(error))
                 left = unconfirmed
@@ -221,8 +161,7 @@ def _incomplete(
 
 async def _round(
     publisher: Publisher,
-    sendable: Sendable,
-    type_: str,
+    message_type: MessageType,
     documents: Sequence[Document],
     tell: Callable[[Document], None],
 ) -> tuple[list[Document], BaseException | None]:
@@ -243,7 +182,7 @@ async def _round(
     for document in rest:
         properties = Properties(
             content_type="application/json",
-            type=type_,
+            type=message_type.name,
             message_id=document.message_id,
             delivery_mode=PERSISTENT,
             timestamp=int(time.time()),
@@ -252,7 +191,7 @@ async def _round(
         await window.acquire()
         result = publisher.publish(
             OutgoingMessage(
-                document.routing_key, properties, document.body, exchange=sendable.exchange
+                document.routing_key, properties, document.body, exchange=message_type.exchange
             )
         )
         result.add_done_callback(partial(ended, document))

@@ -1,9 +1,8 @@
-"""The HTTP gateway: what can be asked of Ringback's services over AMQP, asked over HTTP.
+"""The HTTP gateway: Ringback's services over HTTP.
 
-Owns nothing. Serves `/v1/…`, its OpenAPI description and Swagger UI. Publishes requests to the
-queues of the services that own the answers (`scheduler.requests`, `mailings.requests`), and events.
-Guarantees that a success is told only after the owning service has committed, or the broker has
-confirmed the event; that the client id which a service sees is that of a verified ticket; and that
-an answer tells apart what was refused, what was not done (503) and what may or may not have been
-done (504).
+Owns: nothing. Serves `/v1/…`, its OpenAPI document and Swagger UI.
+Publishes: requests to the services' queues (`scheduler.requests`, `mailings.requests`), events.
+Guarantees: A success is reported only after the service has committed, or the broker has
+confirmed the event. The client id comes from a verified ticket. Errors distinguish rejected
+requests (4xx), requests that were not carried out (503) and unknown outcomes (504).
 """

@@ -1,4 +1,4 @@
-"""`python -m services.gateway`: the gateway alone, the same as `ringback run gateway`."""
+"""`python -m services.gateway`: run only the gateway, like `ringback run gateway`."""
 
 from services.gateway.app import SERVICE
 from shared.process.command import alone

@@ -1,27 +1,25 @@
-"""The composition root of the gateway: the only place that constructs things."""
+"""The composition root of the gateway: the only place that constructs its parts."""
 
 import logging
 import os
 import socket
-from typing import Final
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from services.gateway.api import docs_page as description
+from services.gateway.api import docs_page
 from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
-from services.gateway.callbacks import Callbacks
-from services.gateway.events import Events
 from services.gateway.middleware import middleware
-from services.gateway.operations import ABOUT, operations
-from services.gateway.postings import Postings
-from services.gateway.readiness import keep_talking, watch
-from services.gateway.rpc import ServiceClient as Asked
+from services.gateway.readiness import keep_publishing, watch_scheduler
+from services.gateway.routes import ABOUT, all_routes
+from services.gateway.routes.declaration import Dependencies, Route
+from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
 from shared.amqp.request_reply import RpcClient
+from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
 from shared.process.command import Service
 from shared.process.metrics import add_routes
@@ -29,36 +27,29 @@ from shared.process.run import CLOSE_RESERVE, Process
 from shared.registry import SERVICES
 from shared.security.tickets import Tickets, public_keys
 from shared.settings import Settings, load
-from shared.topology import EVENTS, MAILINGS_REQUESTS, SCHEDULER_REQUESTS, topology
+from shared.topology import EVENTS, topology
 
 logger = logging.getLogger(__name__)
 
-_ROUTE: Final = {"get": web.get, "post": web.post, "patch": web.patch, "delete": web.delete}
-
 
 async def start(process: Process) -> None:
-    """Put the gateway together and set it going."""
+    """Construct the gateway and start it."""
     settings = load(GatewaySettings, "gateway")
     amqp_url, name = process.settings.amqp_url, f"ringback gateway {socket.gethostname()}"
-    every = topology(process.settings.queue_type)
-    requester = RpcClient(amqp_url, name=name, health=process.health)
+    whole = topology(process.settings.queue_type)
+    rpc_client = RpcClient(amqp_url, name=name, health=process.health)
     publisher = Publisher(
-        amqp_url, name=f"{name}, events", topology=every.only((EVENTS,)), health=process.health
+        amqp_url, name=f"{name}, events", topology=whole.only((EVENTS,)), health=process.health
     )
-    process.health.expect("scheduler")
-    patience = settings.request_timeout
-    scheduler = Asked(requester, "scheduler", SCHEDULER_REQUESTS, timeout=patience)
-    mailings = Asked(requester, "mailings", MAILINGS_REQUESTS, timeout=patience)
-    callers = Authenticator(_tickets(process.settings), anonymous=settings.anonymous)
+    process.health.expect(PING.service)
+    authenticator = Authenticator(_tickets(process.settings), anonymous=settings.anonymous)
+    deps = Dependencies(
+        ServiceClient(rpc_client, timeout=settings.request_timeout), publisher, settings
+    )
     app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
-    declared = operations(settings.example_url)
-    handlers = {
-        **Callbacks(scheduler, callers, settings).handlers,
-        **Events(publisher, callers, settings).handlers,
-        **Postings(mailings, callers, settings).handlers,
-    }
-    app.add_routes(_ROUTE[op.method](op.path, handlers[op.id]) for op in declared)
-    app.add_routes(description.routes(document(declared, ABOUT), asyncapi(every)))
+    routes = all_routes(settings.example_url)
+    app.add_routes(_bound(route, authenticator, deps) for route in routes)
+    app.add_routes(docs_page.routes(document(routes, ABOUT), asyncapi(whole)))
     add_routes(
         app,
         ready=lambda: (process.health.ready, process.health.report()),
@@ -67,7 +58,7 @@ async def start(process: Process) -> None:
     runner = web.AppRunner(
         app,
         access_log=None,
-        auto_decompress=False,  # a small body can't become a large one
+        auto_decompress=False,  # a small body cannot become a large one
         shutdown_timeout=max(process.settings.shutdown_timeout - CLOSE_RESERVE, 0.0),
     )
     await runner.setup()
@@ -85,11 +76,20 @@ async def start(process: Process) -> None:
     async def drain(_: float) -> None:
         await runner.cleanup()
 
-    process.run(requester.run())
+    process.run(rpc_client.run())
     process.run(publisher.run())
-    process.run(keep_talking(publisher))
-    process.run(watch(requester, SCHEDULER_REQUESTS, part="scheduler", health=process.health))
+    process.run(keep_publishing(publisher))
+    process.run(watch_scheduler(rpc_client, process.health))
     process.on_drain(drain)
+
+
+def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> web.RouteDef:
+    """Return the aiohttp route: every request is authenticated before its handler runs."""
+
+    async def handle(request: web.Request) -> web.Response:
+        return await route.handler(request, authenticator.authenticate(request), deps)
+
+    return web.route(route.method, route.path, handle)
 
 
 def _tickets(settings: Settings) -> Tickets:
@@ -102,7 +102,7 @@ def _tickets(settings: Settings) -> Tickets:
 
 
 def _registry() -> CollectorRegistry:
-    """The metrics of this process, or of all its fellow workers."""
+    """Return the metrics of this process, or of all workers."""
     if not _one_of_many():
         return REGISTRY
     registry = CollectorRegistry()
@@ -111,7 +111,7 @@ def _registry() -> CollectorRegistry:
 
 
 def _one_of_many() -> bool:
-    """Whether this is one of several workers, which share the port and the metrics."""
+    """Return whether this is one of several workers that share the port and the metrics."""
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 

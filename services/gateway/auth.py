@@ -1,4 +1,4 @@
-"""Who calls: the client id in a service ticket, or nobody in particular."""
+"""Authentication of HTTP requests by service tickets."""
 
 from http import HTTPStatus
 from typing import Final
@@ -18,17 +18,17 @@ _CHALLENGE: Final = 'Bearer realm="ringback"'
 
 
 class Authenticator:
-    """Tells callers by their tickets."""
+    """Authenticates requests; `anonymous` is whether requests without a ticket are accepted."""
 
     def __init__(self, tickets: Tickets, *, anonymous: bool) -> None:
         self._tickets = tickets
         self._anonymous = anonymous
 
-    def context(self, request: web.Request) -> RequestContext:
-        """Who asks, by the ticket, and for which trace; without a ticket, nobody.
+    def authenticate(self, request: web.Request) -> RequestContext:
+        """Return the client id of the ticket and the trace; without a ticket, no client id.
 
         Raises:
-            ProblemError: 401; the ticket is invalid, or missing where one is required.
+            ProblemError: 401; the ticket is invalid, or required and missing.
         """
         headers = request.headers
         trace = traceparent(headers)
@@ -38,32 +38,34 @@ class Authenticator:
         if not tickets:
             if self._anonymous:
                 return RequestContext(None, trace)
-            # RFC 6750: who has shown nothing is told no error.
-            raise _unauthorised("a service ticket is needed: X-Service-Ticket", _CHALLENGE)
+            # RFC 6750: the challenge to a request without credentials has no error code.
+            raise _unauthorized(
+                "A service ticket is required. Send it in the header X-Service-Ticket.", _CHALLENGE
+            )
         if len(tickets) > 1:
-            raise _bad("more than one ticket was sent")
+            raise _invalid("The request has more than one service ticket.")
         try:
             client_id = request[CLIENT_ID] = self._tickets.verify(tickets[0])
         except InvalidTicketError as error:
-            raise _bad(str(error)) from None
+            raise _invalid(str(error)) from None
         return RequestContext(client_id, trace)
 
 
 def _bearer(value: str) -> str:
     scheme, _, ticket = value.partition(" ")
     if scheme.lower() != "bearer":
-        raise _bad("Authorization must be: Bearer TICKET")
+        raise _invalid("The header Authorization must be: Bearer TICKET")
     return ticket.strip()
 
 
-def _bad(why: str) -> ProblemError:
-    description = why.replace("\\", "").replace('"', "'")
-    return _unauthorised(
-        why, f'{_CHALLENGE}, error="invalid_token", error_description="{description}"'
+def _invalid(detail: str) -> ProblemError:
+    description = detail.replace("\\", "").replace('"', "'")
+    return _unauthorized(
+        detail, f'{_CHALLENGE}, error="invalid_token", error_description="{description}"'
     )
 
 
-def _unauthorised(why: str, challenge: str) -> ProblemError:
+def _unauthorized(detail: str, challenge: str) -> ProblemError:
     return ProblemError(
-        HTTPStatus.UNAUTHORIZED, "unauthorized", why, headers={"WWW-Authenticate": challenge}
+        HTTPStatus.UNAUTHORIZED, "unauthorized", detail, headers={"WWW-Authenticate": challenge}
     )

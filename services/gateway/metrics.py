@@ -1,4 +1,4 @@
-"""What the gateway counts; docs/metrics.md explains each."""
+"""Metrics of the gateway; docs/metrics.md describes each."""
 
 from typing import Final
 
@@ -6,30 +6,30 @@ from prometheus_client import Counter, Histogram
 
 REQUESTS: Final = Counter(
     "ringback_http_requests",
-    "HTTP requests answered.",
+    "HTTP responses sent.",
     ["route", "method", "status"],
 )
 DURATION: Final = Histogram(
     "ringback_http_request_duration_seconds",
-    "Seconds from a request's head to its answer.",
+    "Seconds from the head of a request to its response.",
     ["route", "method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 
-# The label of what no route matches: anybody may have named it.
+# The label of requests that match no route; their paths could take any value.
 UNMATCHED: Final = "unmatched"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
 
 
 class Requests:
-    """Counts requests; a label is looked up once. Routes are few, statuses and methods bounded."""
+    """Counts requests. Labels are cached, and their number is bounded."""
 
     def __init__(self) -> None:
         self._counters: dict[tuple[str, str, int], Counter] = {}
         self._durations: dict[tuple[str, str], Histogram] = {}
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
-        """One request has been answered."""
+        """Count one response and its duration."""
         if method not in _METHODS:
             method = "other"
         counter = self._counters.get((route, method, status))

@@ -1,4 +1,4 @@
-"""What happens to every HTTP request: errors become problems, each is counted and logged."""
+"""The middleware around all HTTP handlers: maps errors to problems, counts and logs requests."""
 
 import logging
 import time
@@ -17,26 +17,32 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# What a handler found out about its request, for the log line.
+# Values that handlers set for the log line.
 CLIENT_ID: Final = web.RequestKey("client_id", str)
 SCHEDULE_ID: Final = web.RequestKey("schedule_id", str)
 EVENT_ID: Final = web.RequestKey("event_id", str)
 POSTING_ID: Final = web.RequestKey("posting_id", str)
 DETAIL: Final = web.RequestKey("detail", str)
 
-# aiohttp's own refusals, and what they are called in a problem's type.
+# The problem type and detail of aiohttp's own errors.
 _KINDS: Final = {
-    HTTPStatus.NOT_FOUND: ("not_found", "there is no such resource"),
-    HTTPStatus.METHOD_NOT_ALLOWED: ("method_not_allowed", "the resource has no such method"),
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("too_large", "the body is too large"),
-    HTTPStatus.EXPECTATION_FAILED: ("expectation_failed", "Expect may only be 100-continue"),
+    HTTPStatus.NOT_FOUND: ("not_found", "Resource not found."),
+    HTTPStatus.METHOD_NOT_ALLOWED: (
+        "method_not_allowed",
+        "The resource does not support this method.",
+    ),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("too_large", "The body is too large."),
+    HTTPStatus.EXPECTATION_FAILED: (
+        "expectation_failed",
+        "Expect may only be 100-continue.",
+    ),
 }
-# What asks every few seconds whether we live is no news.
+# Probes come every few seconds; they are not logged.
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 def middleware() -> Middleware:
-    """The outermost layer around all handlers, as aiohttp takes it."""
+    """Return the outermost middleware of the application."""
     requests = Requests()
 
     @web.middleware
@@ -46,17 +52,17 @@ def middleware() -> Middleware:
         route = UNMATCHED if resource is None else resource.canonical
         try:
             response = await handler(request)
-        except ProblemError as refused:
-            request[DETAIL] = str(refused)
-            response = refused.response()
+        except ProblemError as problem:
+            request[DETAIL] = str(problem)
+            response = problem.response()
         except web.HTTPException as error:
             response = _problem(error)
         except ConnectionError:
-            # The caller is gone: nobody reads this, but it is counted.
+            # The client has disconnected: the response is only counted.
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
         except Exception:
             logger.exception("bug in a handler", extra={"route": route})
-            bug = ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "internal error")
+            bug = ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "Internal error.")
             response = bug.response()
         seconds = time.monotonic() - started
         requests.observe(route, request.method, response.status, seconds)
@@ -68,7 +74,7 @@ def middleware() -> Middleware:
 
 
 def _problem(error: web.HTTPException) -> web.StreamResponse:
-    """A problem in the place of aiohttp's own error page; redirects stay what they are."""
+    """Return a problem in place of aiohttp's error page; redirects stay unchanged."""
     kind = _KINDS.get(HTTPStatus(error.status))
     if kind is None:
         return error

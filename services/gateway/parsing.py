@@ -1,4 +1,4 @@
-"""What an HTTP request says: its body as JSON, its query, its headers, or why it is refused."""
+"""Parsing of HTTP requests: the JSON body, the query and the headers."""
 
 import asyncio
 import re
@@ -15,81 +15,81 @@ from shared.http.problem import ProblemError
 
 JSON: Final = "application/json"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-# Seconds for a body to arrive whole; a slower one only holds memory.
-BODY_SECONDS: Final = 30.0
+# Seconds for the whole body to arrive; a slower body would only hold memory.
+BODY_TIMEOUT: Final = 30.0
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 
 
-async def json_body(request: web.Request, most: int) -> tuple[bytes, Any]:
-    """The body as it came, and as what it says; at most so many bytes.
+async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
+    """Return the body, as bytes and parsed; at most `max_bytes` long.
 
     Raises:
-        ProblemError: 415, 413, 408, or 400 with the position of the first fault.
+        ProblemError: 415, 413, 408, or or 400 with the position of the first error.
     """
     if request.content_type != JSON:
         raise ProblemError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            f"send the body as Content-Type: {JSON}",
+            f"Send the body with Content-Type: {JSON}.",
             headers={"Accept-Post": JSON},
         )
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise ProblemError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            "send the body without Content-Encoding",
+            "Send the body without Content-Encoding.",
             headers={"Accept-Encoding": "identity"},
         )
-    if (request.content_length or 0) > most:
-        raise _too_large(most)
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(BODY_TIMEOUT):
             body = await request.read()
     except TimeoutError:
         raise ProblemError(
             HTTPStatus.REQUEST_TIMEOUT,
             "timeout",
-            f"the body did not arrive within {BODY_SECONDS:.0f} s",
+            f"The body did not arrive within {BODY_TIMEOUT:.0f} s.",
         ) from None
     except web.HTTPRequestEntityTooLarge:
-        raise _too_large(most) from None
-    if len(body) > most:
-        raise _too_large(most)
+        raise _too_large(max_bytes) from None
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
     try:
-        # Without NaN and Infinity, which are no JSON; nor half a surrogate pair.
+        # NaN, Infinity and unpaired surrogates are not valid JSON.
         return body, from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ProblemError(
-            HTTPStatus.BAD_REQUEST, "malformed", f"the body is not JSON: {error}"
+            HTTPStatus.BAD_REQUEST, "malformed", f"The body is not JSON: {error}."
         ) from None
 
 
-def _too_large(most: int) -> ProblemError:
+def _too_large(max_bytes: int) -> ProblemError:
     return ProblemError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "too_large",
-        f"the body is larger than {most} bytes",
+        f"The body is larger than {max_bytes} bytes.",
     )
 
 
 def query(request: web.Request, names: Collection[str]) -> dict[str, Any]:
-    """The query's parameters, of which these are known; `limit` as a number.
+    """Return the query parameters; `limit` becomes a number. Only these names are accepted.
 
     Raises:
-        ProblemError: 422; one is unknown, given twice, or not a number.
+        ProblemError: 422; a parameter is unknown, repeated, or not a number.
     """
     given: dict[str, Any] = {}
     errors: list[FieldError] = []
     for name, value in request.query.items():
         if name not in names:
             known = ", ".join(names) or "none"
-            errors.append(FieldError(field=name, message=f"no such parameter; known: {known}"))
+            errors.append(FieldError(field=name, message=f"unknown parameter; known: {known}"))
         elif name in given:
-            errors.append(FieldError(field=name, message="given more than once"))
+            errors.append(FieldError(field=name, message="is given more than once"))
         elif name == "limit" and not _INTEGER.fullmatch(value):
-            errors.append(FieldError(field=name, message="must be a whole number"))
+            errors.append(FieldError(field=name, message="must be an integer"))
         else:
             given[name] = int(value) if name == "limit" else value
     if errors:
@@ -98,10 +98,10 @@ def query(request: web.Request, names: Collection[str]) -> dict[str, Any]:
 
 
 def idempotency_key(request: web.Request) -> str | None:
-    """The header `Idempotency-Key`, if there is one.
+    """Return the header `Idempotency-Key`, if present.
 
     Raises:
-        ProblemError: 422; it is not 1 to 255 characters of visible ASCII.
+        ProblemError: 422; the key is not 1 to 255 characters of visible ASCII.
     """
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is not None and not _KEY.fullmatch(key):
@@ -110,16 +110,16 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def uuid(identity: str) -> str | None:
-    """An id from the path as ids are written; None for what can be none, so that nothing has it."""
+def parse_uuid(text: str) -> str | None:
+    """Return the UUID in its canonical form, or None if the text is not a UUID."""
     try:
-        return str(UUID(identity))
+        return str(UUID(text))
     except ValueError:
         return None
 
 
 def invalid(errors: Sequence[FieldError]) -> ProblemError:
-    """422 with these wrong fields."""
+    """Return the problem 422 with these rejected fields."""
     count = len(errors)
-    detail = "1 field is wrong" if count == 1 else f"{count} fields are wrong"
+    detail = "1 field is invalid" if count == 1 else f"{count} fields are invalid"
     return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", detail, errors=errors)

@@ -1,7 +1,7 @@
-"""What the gateway does every second: asks the scheduler whether it answers, and keeps talking.
+"""Health checks that the gateway runs every second: of the scheduler, and of the event publisher.
 
-RabbitMQ tells of an alarm only those that publish; so both connections learn of it before a
-caller's request meets it.
+RabbitMQ reports an alarm only to connections that publish. The regular messages on both
+connections reveal an alarm before a client's request meets it.
 """
 
 import asyncio
@@ -12,46 +12,46 @@ from shared.amqp.codec import Properties
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.amqp.request_reply import NoResponseError, RpcClient, UnavailableError
 from shared.contracts.requests import Failure
-from shared.contracts.schedule_requests import Operation
+from shared.contracts.schedule_requests import PING
 from shared.errors import InfrastructureError
 from shared.process.health import Health
 
-# Seconds between two questions.
-EVERY: Final = 1.0
-# Seconds a service has to answer; one under load takes a few hundredths.
-TIMEOUT: Final = 2.0
+# Seconds between two checks.
+CHECK_INTERVAL: Final = 1.0
+# Seconds. A scheduler under load responds within a few hundredths.
+PING_TIMEOUT: Final = 2.0
 
-# To no queue: confirmed, and gone.
-_NOTHING: Final = OutgoingMessage("", Properties(), b"", mandatory=False)
+# To no queue: the broker confirms and drops it.
+_EMPTY: Final = OutgoingMessage("", Properties(), b"", mandatory=False)
 
 
-async def keep_talking(publisher: Publisher) -> None:
-    """Publish something to nobody, again and again, until cancelled."""
+async def keep_publishing(publisher: Publisher) -> None:
+    """Publish an empty message at every interval, until cancelled."""
     while True:
         await publisher.ready()
         with suppress(InfrastructureError):
-            await publisher.publish(_NOTHING)
-        await asyncio.sleep(EVERY)
+            await publisher.publish(_EMPTY)
+        await asyncio.sleep(CHECK_INTERVAL)
 
 
-async def watch(requester: RpcClient, queue: str, *, part: str, health: Health) -> None:
-    """Keep `health` told of the service that takes requests from `queue`, until cancelled."""
-    await requester.ready()
+async def watch_scheduler(client: RpcClient, health: Health) -> None:
+    """Ping the scheduler at every interval and report the result to `health`, until cancelled."""
+    await client.ready()
     while True:
-        fault = await _fault(requester, queue)
-        if fault is None:
-            health.up(part)
+        reason = await _unready_reason(client)
+        if reason is None:
+            health.up(PING.service)
         else:
-            health.down(part, fault)
-        await asyncio.sleep(EVERY)
+            health.down(PING.service, reason)
+        await asyncio.sleep(CHECK_INTERVAL)
 
 
-async def _fault(requester: RpcClient, queue: str) -> str | None:
+async def _unready_reason(client: RpcClient) -> str | None:
     try:
-        answer = await requester.ask(queue, Operation.PING, b"{}", timeout=TIMEOUT)
+        response = await client.ask(PING.queue, PING.name, b"{}", timeout=PING_TIMEOUT)
     except (NoResponseError, UnavailableError) as error:
         return str(error)
-    if isinstance(answer, Failure):
-        return answer.detail
-    status = answer.get("status") if isinstance(answer, dict) else None
+    if isinstance(response, Failure):
+        return response.detail
+    status = response.get("status") if isinstance(response, dict) else None
     return None if status == "ready" else str(status)

@@ -1,4 +1,4 @@
-"""What an HTTP request is answered with, when all is well."""
+"""Successful HTTP responses."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -9,14 +9,14 @@ from pydantic_core import to_json
 
 from services.gateway.parsing import JSON
 
-# What is asked over HTTP is the caller's own; no cache on the way may keep it.
+# Every response is for one client only, so no cache may store it.
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 def json_response(
     value: Any, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """The value as JSON."""
+    """Return a response with this value as JSON."""
     return web.Response(
         status=status,
         body=to_json(value),

@@ -1,13 +1,13 @@
-"""Asks the service that owns the answer, and says over HTTP what became of it."""
+"""Requests to Ringback's services over AMQP, with failures as HTTP problems."""
 
 from http import HTTPStatus
 from typing import Any, Final
 
 from shared.amqp.request_reply import NoResponseError, RequestContext, RpcClient, UnavailableError
-from shared.contracts.requests import Failure, FailureCode
+from shared.contracts.requests import Failure, FailureCode, RpcOperation
 from shared.http.problem import ProblemError
 
-# Seconds after which to try again; a lost broker or store is back within so many, or much later.
+# Seconds. A lost broker or database is usually back after two, or only after minutes.
 RETRY_AFTER: Final = {"Retry-After": "2"}
 
 _STATUS: Final = {
@@ -21,38 +21,37 @@ _STATUS: Final = {
 
 
 class ServiceClient:
-    """One service behind its request queue; `name` is what errors call it."""
+    """A client of all services that respond to requests over AMQP; `timeout` is in seconds."""
 
-    def __init__(self, requester: RpcClient, name: str, queue: str, *, timeout: float) -> None:
-        self._requester = requester
-        self._name = name
-        self._queue = queue
+    def __init__(self, client: RpcClient, *, timeout: float) -> None:
+        self._client = client
         self._timeout = timeout
 
-    async def ask(self, operation: str, body: bytes, context: RequestContext) -> Any:
-        """The value it answers with.
+    async def request(
+        self, operation: RpcOperation[Any], body: bytes, context: RequestContext
+    ) -> Any:
+        """Send a request to the service of this operation, and return the value it responds with.
 
         Raises:
-            ProblemError: it did not fulfil the request (the status says why), 503 where nothing was
-                done, 504 where that is unknown.
+            ProblemError: the service's failure; 503 if nothing was done; 504 if that is unknown.
         """
         try:
-            answer = await self._requester.ask(
-                self._queue, operation, body, context=context, timeout=self._timeout
+            response = await self._client.ask(
+                operation.queue, operation.name, body, context=context, timeout=self._timeout
             )
         except UnavailableError as error:
-            raise unavailable(f"{self._name}: {error}") from None
+            raise unavailable(f"{operation.service}: {error}") from None
         except NoResponseError as error:
             raise unknown(
-                f"{self._name}: {error}; whether it was done is unknown: ask, or repeat it with"
-                " the same Idempotency-Key"
+                f"{operation.service}: {error}. It is unknown whether the request was carried out."
+                " Check the status, or repeat the request with the same Idempotency-Key."
             ) from None
-        if isinstance(answer, Failure):
-            raise _refused(answer)
-        return answer
+        if isinstance(response, Failure):
+            raise _problem(response)
+        return response
 
 
-def _refused(failure: Failure) -> ProblemError:
+def _problem(failure: Failure) -> ProblemError:
     if failure.code is FailureCode.UNAVAILABLE:
         return unavailable(failure.detail)
     return ProblemError(
@@ -60,13 +59,13 @@ def _refused(failure: Failure) -> ProblemError:
     )
 
 
-def unavailable(why: str) -> ProblemError:
-    """503: nothing was done."""
+def unavailable(detail: str) -> ProblemError:
+    """Return the problem 503: nothing was done."""
     return ProblemError(
-        HTTPStatus.SERVICE_UNAVAILABLE, FailureCode.UNAVAILABLE.value, why, headers=RETRY_AFTER
+        HTTPStatus.SERVICE_UNAVAILABLE, FailureCode.UNAVAILABLE.value, detail, headers=RETRY_AFTER
     )
 
 
-def unknown(why: str) -> ProblemError:
-    """504: it may have been done."""
-    return ProblemError(HTTPStatus.GATEWAY_TIMEOUT, "no_answer", why)
+def unknown(detail: str) -> ProblemError:
+    """Return the problem 504: it is unknown whether the request was carried out."""
+    return ProblemError(HTTPStatus.GATEWAY_TIMEOUT, "no_answer", detail)

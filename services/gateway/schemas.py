@@ -1,4 +1,4 @@
-"""The bodies that over HTTP are other than the messages: the path names what is meant."""
+"""HTTP bodies that differ from the messages with the same purpose."""
 
 from typing import Annotated
 
@@ -8,8 +8,8 @@ from shared.contracts.schedule_requests import MAX_BATCH_SIZE
 from shared.contracts.schedules import Delay, RunAt, ScheduleCallback
 
 
-class Move(BaseModel):
-    """The new moment: either `run_at` or `delay`."""
+class NewTime(BaseModel):
+    """The new time of a callback: either `run_at` or `delay`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,7 +18,7 @@ class Move(BaseModel):
 
 
 class Batch(BaseModel):
-    """Callbacks to schedule at once; each is accepted or refused by itself."""
+    """Callbacks to schedule. Each is accepted or rejected on its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,8 +26,8 @@ class Batch(BaseModel):
 
 
 class EventAccepted(BaseModel):
-    """The broker has the event."""
+    """The broker has confirmed the event."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(description="What the event is known by, in Ringback's logs and postings.")
+    id: str = Field(description="The id of the event in logs and postings.")

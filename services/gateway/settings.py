@@ -1,4 +1,4 @@
-"""What can be set about the gateway; where it listens is `http_host` and `http_port`."""
+"""Settings of the gateway. Its address is set by `http_host` and `http_port`."""
 
 from typing import Annotated
 
@@ -14,18 +14,18 @@ class GatewaySettings(BaseSettings):
     )
 
     anonymous: bool = Field(
-        default=True, description="Whether callers without a service ticket are served."
+        default=True, description="Whether requests without a service ticket are accepted."
     )
     request_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
-        default=10.0, description="Seconds to wait for a service's answer; then 504."
+        default=10.0, description="Timeout of a request to a service, in seconds; then 504."
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
-        default=1_048_576, description="A larger body is refused (413); 1 MiB."
+        default=1_048_576, description="Maximum size of a body in bytes (1 MiB); above it, 413."
     )
     max_batch_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
-        default=8_388_608, description="The same for a batch; 8 MiB, which RabbitMQ takes."
+        default=8_388_608, description="Maximum size of a batch in bytes (8 MiB); above it, 413."
     )
     example_url: Annotated[str, Field(min_length=1)] = Field(
         default="https://example.com/webhook",
-        description="What the examples at /docs/ call; `ringback up` has them call the sandbox.",
+        description="URL that the examples at /docs/ call; `ringback up` sets a sandbox inbox.",
     )

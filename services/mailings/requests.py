@@ -15,16 +15,19 @@ from shared.amqp.parsing import parse_request
 from shared.amqp.request_reply import RequestContext
 from shared.clock import Clock
 from shared.contracts.posting_requests import (
+    CREATE_POSTING,
+    GET_POSTING,
+    LIST_POSTING_MESSAGES,
+    LIST_POSTINGS,
     CreatePosting,
     GetPosting,
     ListPostingMessages,
     ListPostings,
-    Operation,
     PostingMessages,
     PostingProgress,
     Postings,
 )
-from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
+from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation, invalid
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
@@ -53,13 +56,15 @@ class Requests:
         self._places = asyncio.Semaphore(SIDE_BY_SIDE)
 
     def handlers(self) -> Mapping[str, Handler]:
-        """What answers each operation."""
-        return {
-            Operation.CREATE: _bound(CreatePosting, self._create, within="posting"),
-            Operation.GET: _bound(GetPosting, self._get),
-            Operation.LIST: _bound(ListPostings, self._list),
-            Operation.MESSAGES: _bound(ListPostingMessages, self._messages),
-        }
+        """Return the handler of each operation, by its name."""
+        return dict(
+            (
+                _bound(CREATE_POSTING, self._create, within="posting"),
+                _bound(GET_POSTING, self._get),
+                _bound(LIST_POSTINGS, self._list),
+                _bound(LIST_POSTING_MESSAGES, self._messages),
+            )
+        )
 
     async def _create(self, context: RequestContext, wish: CreatePosting) -> Answer:
         key = wish.idempotency_key
@@ -123,10 +128,13 @@ def _before(cursor: str | None) -> tuple[datetime, UUID] | None:
 
 
 def _bound(
-    model: type[B], operation: Callable[[RequestContext, B], Awaitable[Answer]], *, within: str = ""
-) -> Handler:
+    operation: RpcOperation[B],
+    respond: Callable[[RequestContext, B], Awaitable[Answer]],
+    *,
+    within: str = "",
+) -> tuple[str, Handler]:
     async def handle(context: RequestContext, body: bytes) -> Answer:
-        wish = parse_request(model, body, within=within)
-        return wish if isinstance(wish, Failure) else await operation(context, wish)
+        wish = parse_request(operation.request, body, within=within)
+        return wish if isinstance(wish, Failure) else await respond(context, wish)
 
-    return handle
+    return operation.name, handle

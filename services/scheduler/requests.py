@@ -12,20 +12,24 @@ from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key
 from services.scheduler.operations import Operations
 from shared.amqp.parsing import parse_request
 from shared.amqp.request_reply import RequestContext
-from shared.contracts.requests import Failure, FailureCode, FieldError
+from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation
 from shared.contracts.schedule_requests import (
+    CANCEL_CALLBACKS,
+    CREATE_CALLBACK,
+    CREATE_CALLBACKS,
+    GET_CALLBACK,
+    LIST_CALLBACKS,
+    PING,
+    RESCHEDULE_CALLBACK,
+    RETRY_CALLBACKS,
     CallbackCreated,
     CallbacksCreated,
     CreateCallback,
     CreateCallbacks,
-    GetCallback,
-    ListCallbacks,
-    Operation,
     Pong,
     RejectedItem,
-    RetryCallbacks,
 )
-from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback
+from shared.contracts.schedules import ScheduleCallback
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
@@ -65,37 +69,37 @@ class Requests:
         self._places = asyncio.Semaphore(SIDE_BY_SIDE)
 
     def handlers(self) -> Mapping[str, Handler]:
-        """What answers each operation."""
+        """Return the handler of each operation, by its name."""
         operations = self._operations
-        return {
-            Operation.CREATE: self._bound(CreateCallback, self._create, within="callback"),
-            Operation.CREATE_BATCH: self._bound(CreateCallbacks, self._create_batch),
-            Operation.GET: self._bound(GetCallback, self._alone(operations.get)),
-            Operation.LIST: self._bound(ListCallbacks, self._alone(operations.page)),
-            Operation.RESCHEDULE: self._bound(
-                RescheduleCallback, self._alone(operations.reschedule)
-            ),
-            Operation.CANCEL: self._bound(CancelCallback, self._alone(operations.cancel)),
-            Operation.RETRY: self._bound(RetryCallbacks, self._alone(operations.retry)),
-            Operation.PING: self._ping,
-        }
+        return dict(
+            (
+                self._bound(CREATE_CALLBACK, self._create, within="callback"),
+                self._bound(CREATE_CALLBACKS, self._create_batch),
+                self._bound(GET_CALLBACK, self._alone(operations.get)),
+                self._bound(LIST_CALLBACKS, self._alone(operations.page)),
+                self._bound(RESCHEDULE_CALLBACK, self._alone(operations.reschedule)),
+                self._bound(CANCEL_CALLBACKS, self._alone(operations.cancel)),
+                self._bound(RETRY_CALLBACKS, self._alone(operations.retry)),
+                (PING.name, self._ping),
+            )
+        )
 
     def _bound(
         self,
-        model: type[B],
-        operation: Callable[[RequestContext, B], Awaitable[Answer]],
+        operation: RpcOperation[B],
+        respond: Callable[[RequestContext, B], Awaitable[Answer]],
         *,
         within: str = "",
-    ) -> Handler:
+    ) -> tuple[str, Handler]:
         async def handle(context: RequestContext, body: bytes) -> Answer:
             if context.client_id is None and not self._anonymous:
                 return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is needed")
-            order = parse_request(model, body, within=within)
+            order = parse_request(operation.request, body, within=within)
             if isinstance(order, Failure):
                 return order
-            return await operation(context, order)
+            return await respond(context, order)
 
-        return handle
+        return operation.name, handle
 
     def _alone(
         self, operation: Callable[[str, B], Awaitable[Answer]]

@@ -37,8 +37,3 @@ class Event(BaseModel):
     expires_at: AwareDatetime | None = Field(
         default=None, description="Not acted on at or after this moment."
     )
-
-    @property
-    def routing_key(self) -> str:
-        """The routing key to publish it with."""
-        return f"{self.from_service}.{self.event}"

@@ -1,8 +1,4 @@
-"""What can be asked of mailings about postings, and its answers.
-
-Requests to the queue `mailings.requests`, in the forms of requests.py: the AMQP type names the
-`Operation`.
-"""
+"""The operations of mailings over AMQP, with the models of their requests and responses."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -12,8 +8,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from shared.contracts.callback import Identifier
 from shared.contracts.postings import Posting
+from shared.contracts.requests import RpcOperation
 from shared.contracts.schedules import Key
 from shared.registry import ChannelName
+from shared.topology import MAILINGS_REQUESTS
 
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
@@ -22,15 +20,6 @@ _STRICT: Final = ConfigDict(
     frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
 )
 _ANSWER: Final = ConfigDict(frozen=True, extra="forbid")
-
-
-class Operation(StrEnum):
-    """What can be asked of mailings; the AMQP type of the request."""
-
-    CREATE = "CreatePosting"
-    GET = "GetPosting"
-    LIST = "ListPostings"
-    MESSAGES = "ListPostingMessages"
 
 
 class PostingState(StrEnum):
@@ -155,3 +144,15 @@ class PostingMessages(BaseModel):
 
     items: list[PostingMessage]
     next_cursor: str | None
+
+
+CREATE_POSTING: Final = RpcOperation(
+    MAILINGS_REQUESTS, "CreatePosting", CreatePosting, (PostingAccepted,)
+)
+GET_POSTING: Final = RpcOperation(MAILINGS_REQUESTS, "GetPosting", GetPosting, (PostingStatus,))
+LIST_POSTINGS: Final = RpcOperation(MAILINGS_REQUESTS, "ListPostings", ListPostings, (Postings,))
+LIST_POSTING_MESSAGES: Final = RpcOperation(
+    MAILINGS_REQUESTS, "ListPostingMessages", ListPostingMessages, (PostingMessages,)
+)
+
+MAILINGS_OPERATIONS: Final = (CREATE_POSTING, GET_POSTING, LIST_POSTINGS, LIST_POSTING_MESSAGES)

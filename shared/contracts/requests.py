@@ -1,30 +1,52 @@
-"""Requests and their answers: what one service asks of another, over AMQP's direct reply-to.
+"""RPC between services over AMQP: operations, and the result of a failed request.
 
-A request is a message of type OPERATION to a request queue, answered with `{"ok": …}` or with
-`{"error": …}`, a `Failure`. `expiration` holds the asker's patience in milliseconds: what it has
-run out for is dropped, by the broker or by the service. The caller's client id, verified by whoever
-asks, stands in the header `x-ringback-client-id`; without it the caller is anonymous.
+The AMQP `type` of a request names the operation. The response is `{"ok": …}`, or `{"error": …}`
+with a `Failure`, and goes to AMQP's direct reply-to. The message's `expiration` holds the caller's
+timeout in milliseconds; the broker or the service drops an expired request. The header
+`x-ringback-client-id` holds the client id of a verified ticket; an anonymous request has none.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+M_co = TypeVar("M_co", bound=BaseModel, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RpcOperation(Generic[M_co]):
+    """An operation of a service: its request queue, its name, its request and response models.
+
+    `name` is the AMQP type of the request.
+    """
+
+    queue: str
+    name: str
+    request: type[M_co]
+    responses: tuple[type[BaseModel], ...]
+
+    @property
+    def service(self) -> str:
+        """Return the name of the service that responds."""
+        return self.queue.removesuffix(".requests")
+
 
 class FailureCode(StrEnum):
-    """Why a request was not fulfilled."""
+    """The reason why a request failed."""
 
     INVALID = "invalid"  # the request itself is wrong; `errors` names each field
-    CONFLICT = "conflict"  # it contradicts what is there
+    CONFLICT = "conflict"  # the request contradicts the stored state
     NOT_FOUND = "not_found"
     FORBIDDEN = "forbidden"
-    UNAVAILABLE = "unavailable"  # not now: nothing was done, repeat it later
-    INTERNAL = "internal"  # a bug of ours; what was done is unknown
+    UNAVAILABLE = "unavailable"  # nothing was done; the caller may retry later
+    INTERNAL = "internal"  # a bug in Ringback; the effect of the request is unknown
 
 
 class FieldError(BaseModel):
-    """One wrong field, such as `retry_params.base_delay`; empty where the whole is wrong."""
+    """A rejected field, such as `retry_params.base_delay`; empty for the whole body."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +55,7 @@ class FieldError(BaseModel):
 
 
 class Failure(BaseModel):
-    """A request that was not fulfilled. An expected result: handlers return it."""
+    """A request that failed. This is an expected result: handlers return it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +65,7 @@ class Failure(BaseModel):
 
 
 def invalid(errors: Iterable[FieldError]) -> Failure:
-    """The failure that names these fields."""
+    """Return the failure that names these fields."""
     errors = tuple(errors)
     detail = "; ".join(f"{each.field}: {each.message}".removeprefix(": ") for each in errors)
     return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)

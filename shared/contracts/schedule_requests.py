@@ -1,8 +1,6 @@
-"""What can be asked of the scheduler, and its answers.
+"""The operations of the scheduler over AMQP, with the models of their requests and responses.
 
-Requests to the queue `scheduler.requests`, in the forms of requests.py: the AMQP type names the
-`Operation`. `RescheduleCallback` and `CancelCallbacks` have the bodies of the messages in
-schedules.py.
+`RESCHEDULE_CALLBACK` and `CANCEL_CALLBACKS` have the bodies of the messages in schedules.py.
 """
 
 from enum import StrEnum
@@ -11,37 +9,27 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from shared.contracts.requests import Failure
+from shared.contracts.requests import Failure, RpcOperation
 from shared.contracts.schedules import (
     STRICT,
+    CancelCallback,
     EventKey,
     GroupKey,
     Id,
     Key,
     Moment,
+    RescheduleCallback,
     ScheduleCallback,
     Status,
     check_selector,
 )
+from shared.topology import SCHEDULER_REQUESTS
 
 MAX_BATCH_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
 
 _ANSWER: Final = ConfigDict(frozen=True, extra="forbid")
-
-
-class Operation(StrEnum):
-    """What can be asked of the scheduler; the AMQP type of the request."""
-
-    CREATE = "CreateCallback"
-    CREATE_BATCH = "CreateCallbacks"
-    GET = "GetCallback"
-    LIST = "ListCallbacks"
-    RESCHEDULE = "RescheduleCallback"
-    CANCEL = "CancelCallbacks"
-    RETRY = "RetryCallbacks"
-    PING = "Ping"
 
 
 class CreateCallback(BaseModel):
@@ -219,3 +207,44 @@ class Pong(BaseModel):
     model_config = _ANSWER
 
     status: str
+
+
+class Ping(BaseModel):
+    """Operation: report whether the scheduler is ready."""
+
+    model_config = STRICT
+
+
+CREATE_CALLBACK: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "CreateCallback", CreateCallback, (CallbackCreated,)
+)
+CREATE_CALLBACKS: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "CreateCallbacks", CreateCallbacks, (CallbacksCreated,)
+)
+GET_CALLBACK: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "GetCallback", GetCallback, (CallbackStatus,)
+)
+LIST_CALLBACKS: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "ListCallbacks", ListCallbacks, (CallbackPage,)
+)
+RESCHEDULE_CALLBACK: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "RescheduleCallback", RescheduleCallback, (RescheduleResponse,)
+)
+CANCEL_CALLBACKS: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "CancelCallbacks", CancelCallback, (CancelResponse, CancelGroupResponse)
+)
+RETRY_CALLBACKS: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "RetryCallbacks", RetryCallbacks, (RetryResponse,)
+)
+PING: Final = RpcOperation(SCHEDULER_REQUESTS, "Ping", Ping, (Pong,))
+
+SCHEDULER_OPERATIONS: Final = (
+    CREATE_CALLBACK,
+    CREATE_CALLBACKS,
+    GET_CALLBACK,
+    LIST_CALLBACKS,
+    RESCHEDULE_CALLBACK,
+    CANCEL_CALLBACKS,
+    RETRY_CALLBACKS,
+    PING,
+)

@@ -1,11 +1,8 @@
-"""OpenAPI 3.1 from pydantic models: each operation is declared once, as data.
-
-The document is what `document` makes of the declarations; nothing is guessed from code.
-"""
+"""OpenAPI 3.1 documents from routes that are declared as data, with pydantic models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -14,13 +11,14 @@ OPENAPI: Final = "3.1.1"
 JSON: Final = "application/json"
 REFERENCE: Final = "#/components/schemas/{model}"
 
-# Where the schema of a model stands in the document.
+# The schema of each model, or a reference to it.
 Schemas = Mapping[type[Any], Any]
+H = TypeVar("H")
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter outside the body; `schema` is JSON Schema. Those of a path are required."""
+    """A parameter outside the body; `schema` is JSON Schema. Path parameters are required."""
 
     name: str
     where: Literal["path", "query", "header"]
@@ -31,41 +29,47 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request or an answer carries; `examples` by their summary."""
+    """The body of a request or a response; `examples` by their summary."""
 
-    model: type[BaseModel] | None
+    model: type[BaseModel]
     examples: Mapping[str, Any] = field(default_factory=dict)
     media_type: str = JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What comes back with one status; `headers` by name with their description."""
+    """The response with one status; `headers` are descriptions by header name."""
 
     description: str
     body: Body | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method on one path. `id` is its name in generated clients."""
+@dataclass(frozen=True)
+class Route(Generic[H]):
+    """One method on one path, its handler and its documentation.
 
-    id: str
-    method: Literal["get", "post", "patch", "delete"]
+    `operation_id` names the operation in generated clients. Responses are by status.
+    """
+
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
+    operation_id: str
+    handler: H
     tag: str
     summary: str
-    answers: Mapping[int, Response]
+    responses: Mapping[int, Response]
     description: str = ""
     parameters: Sequence[Parameter] = ()
     body: Body | None = None
-    secured: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the document says of the whole. `schemes` are the ways to say who calls; any will do."""
+    """The general part of a document.
+
+    `tags` are descriptions by tag. `schemes` are alternative ways to authenticate.
+    """
 
     title: str
     version: str
@@ -74,17 +78,17 @@ class Description:
     schemes: Mapping[str, Mapping[str, Any]]
 
 
-def document(operations: Iterable[Operation], about: Description) -> dict[str, Any]:
-    """The OpenAPI document of these operations."""
-    listed = tuple(operations)
-    incoming = {op.body.model for op in listed if op.body and op.body.model}
+def document(routes: Iterable[Route[Any]], about: Description) -> dict[str, Any]:
+    """Return the OpenAPI document of these routes."""
+    routes = tuple(routes)
+    incoming = {route.body.model for route in routes if route.body}
     outgoing = {
-        answer.body.model
-        for op in listed
-        for answer in op.answers.values()
-        if answer.body and answer.body.model
+        response.body.model
+        for route in routes
+        for response in route.responses.values()
+        if response.body
     }
-    # A model that goes both ways is described as it comes in: then its defaults are optional.
+    # A model of both requests and responses gets its request schema: there, defaults are optional.
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
         *((model, "validation") for model in sorted(incoming, key=_name)),
         *((model, "serialization") for model in sorted(outgoing - incoming, key=_name)),
@@ -92,10 +96,9 @@ def document(operations: Iterable[Operation], about: Description) -> dict[str, A
     references, definitions = models_json_schema(modes, ref_template=REFERENCE)
     schemas: Schemas = {model: reference for (model, _), reference in references.items()}
     paths: dict[str, dict[str, Any]] = {}
-    for operation in listed:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(
-            operation, schemas, about
-        )
+    for route in routes:
+        operations = paths.setdefault(route.path, {})
+        operations[route.method.lower()] = _operation(route, schemas, about)
     return {
         "openapi": OPENAPI,
         "info": {"title": about.title, "version": about.version, "description": about.text},
@@ -113,23 +116,24 @@ def _name(model: type[BaseModel]) -> str:
     return model.__name__
 
 
-def _operation(operation: Operation, schemas: Schemas, about: Description) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "operationId": operation.id,
-        "tags": [operation.tag],
-        "summary": operation.summary,
-        "parameters": [_parameter(parameter) for parameter in operation.parameters],
+def _operation(route: Route[Any], schemas: Schemas, about: Description) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.operation_id,
+        "tags": [route.tag],
+        "summary": route.summary,
+        "parameters": [_parameter(parameter) for parameter in route.parameters],
         "responses": {
-            str(status): _answer(answer, schemas) for status, answer in operation.answers.items()
+            str(status): _response(response, schemas)
+            for status, response in route.responses.items()
         },
-        # Any of the schemes, or none: who calls without is the anonymous client.
-        "security": [{}, *({name: []} for name in about.schemes)] if operation.secured else [],
+        # Any of the schemes, or none: a caller without a ticket is the anonymous client.
+        "security": [{}, *({name: []} for name in about.schemes)],
     }
-    if operation.description:
-        described["description"] = operation.description
-    if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": _content(operation.body, schemas)}
-    return described
+    if route.description:
+        operation["description"] = route.description
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": _content(route.body, schemas)}
+    return operation
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -145,20 +149,20 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return described
 
 
-def _answer(answer: Response, schemas: Schemas) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": answer.description}
-    if answer.headers:
+def _response(response: Response, schemas: Schemas) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": response.description}
+    if response.headers:
         described["headers"] = {
             name: {"description": text, "schema": {"type": "string"}}
-            for name, text in answer.headers.items()
+            for name, text in response.headers.items()
         }
-    if answer.body is not None:
-        described["content"] = _content(answer.body, schemas)
+    if response.body is not None:
+        described["content"] = _content(response.body, schemas)
     return described
 
 
 def _content(body: Body, schemas: Schemas) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": schemas[body.model] if body.model else {}}
+    content: dict[str, Any] = {"schema": schemas[body.model]}
     if body.examples:
         content["examples"] = {
             summary.lower().replace(" ", "-"): {"summary": summary, "value": value}

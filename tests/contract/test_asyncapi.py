@@ -1,7 +1,7 @@
-"""The AsyncAPI document holds together, and says what topology and models say.
+"""The AsyncAPI document is consistent, and agrees with the topology and the models.
 
-There is no Python package with the schema of AsyncAPI 3, so what its specification requires of the
-parts that are used is checked here.
+No Python package has the schema of AsyncAPI 3, so these tests check what its specification
+requires of the parts that Ringback uses.
 """
 
 import re
@@ -11,8 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from services.gateway.api.asyncapi import asyncapi
-from shared.contracts import posting_requests, schedule_requests
+from services.gateway.api.asyncapi import RPC_OPERATIONS, asyncapi
 from shared.topology import topology
 
 TOPOLOGY = topology()
@@ -44,13 +43,13 @@ def resolved(reference: str) -> Any:
     return found
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_resolves() -> None:
     every = set(references(DOCUMENT))
     assert len(every) > 30
     assert all(isinstance(resolved(reference), dict) for reference in every)
 
 
-def test_it_has_what_asyncapi_3_requires() -> None:
+def test_the_document_has_the_parts_that_asyncapi_3_requires() -> None:
     allowed = {"asyncapi", "info", "defaultContentType", "channels", "operations", "components"}
     assert DOCUMENT.keys() <= allowed
     assert DOCUMENT["asyncapi"] == "3.0.0"
@@ -70,16 +69,14 @@ def test_it_has_what_asyncapi_3_requires() -> None:
 
 
 @pytest.mark.parametrize(("channel", "name", "message"), MESSAGES)
-def test_every_message_has_a_payload_that_is_a_schema(
-    channel: str, name: str, message: Any
-) -> None:
+def test_every_message_has_a_valid_payload_schema(channel: str, name: str, message: Any) -> None:
     assert message["contentType"] == "application/json", (channel, name)
     schema = message["payload"] | {"components": DOCUMENT["components"]}
     jsonschema.Draft7Validator.check_schema(schema)
     assert message["bindings"]["amqp"]["messageType"] == message["name"]
 
 
-def test_channels_are_those_of_the_topology() -> None:
+def test_channels_match_the_topology() -> None:
     exchanges = {exchange.name: exchange.type for exchange in TOPOLOGY.exchanges}
     queues = {queue.name for queue in TOPOLOGY.queues}
     bound = {(binding.exchange, binding.routing_key) for binding in TOPOLOGY.bindings}
@@ -96,16 +93,16 @@ def test_channels_are_those_of_the_topology() -> None:
             described.add((amqp["exchange"]["name"], channel["address"]))
     commands = {"schedules", "postings", "user_events"}
     assert described >= {key for key in bound if key[0] in commands}
-    heard = {key for key in bound if key[0] == "outcomes" and "*" not in key[1]}
-    assert heard == {("outcomes", f"message.{what}") for what in ("sent", "failed", "expired")}
-    assert described >= heard
+    consumed = {key for key in bound if key[0] == "outcomes" and "*" not in key[1]}
+    assert consumed == {("outcomes", f"message.{what}") for what in ("sent", "failed", "expired")}
+    assert described >= consumed
     assert {name for name in described if isinstance(name, str)} <= queues
 
 
-OPERATIONS = (*schedule_requests.Operation, *posting_requests.Operation)
+OPERATIONS = [operation.name for operation in RPC_OPERATIONS]
 
 
-def test_what_programs_may_send_and_hear_is_there() -> None:
+def test_every_message_that_programs_may_publish_or_consume_is_documented() -> None:
     names = {message["name"] for _, _, message in MESSAGES}
     promised = {"SendCallback", "ScheduleCallback", "CancelCallback", "RescheduleCallback", "Facts"}
     promised |= {"Event", "Posting", "UserEvent", "SendEmail", "SendSms"}
@@ -116,24 +113,24 @@ def test_what_programs_may_send_and_hear_is_there() -> None:
         "message": {"sent", "attempt_failed", "failed", "expired"},
     }
     facts = {f"{about}.{what}" for about, each in by_subject.items() for what in each}
-    told = {key for key, _, message in MESSAGES if message["name"] == "Facts"}
-    assert told == facts
+    documented = {key for key, _, message in MESSAGES if message["name"] == "Facts"}
+    assert documented == facts
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_request_names_its_reply(operation: str) -> None:
-    answered = DOCUMENT["operations"][f"answer{operation}"]
-    [reply] = answered["reply"]["messages"]
-    assert "oneOf" in resolved(reply["$ref"])["payload"]
+def test_every_request_names_its_response(operation: str) -> None:
+    responder = DOCUMENT["operations"][f"respond{operation}"]
+    [response] = responder["reply"]["messages"]
+    assert "oneOf" in resolved(response["$ref"])["payload"]
 
 
-def test_e1_an_events_routing_key_is_made_of_its_fields() -> None:
+def test_e1_the_routing_key_of_an_event_consists_of_its_fields() -> None:
     channel = DOCUMENT["channels"]["events.Event"]
     assert channel["address"] == "{from_service}.{event}"
     assert channel["bindings"]["amqp"]["exchange"]["name"] == "events"
 
 
-def test_an_order_that_the_models_take_keeps_the_document_too() -> None:
+def test_a_command_is_valid_for_the_document_if_it_is_for_the_model() -> None:
     message = DOCUMENT["channels"]["schedules.schedule"]["messages"]["ScheduleCallback"]
     schema = message["payload"] | {"components": DOCUMENT["components"]}
     validator = jsonschema.Draft202012Validator(schema)

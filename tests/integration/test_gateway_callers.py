@@ -179,7 +179,7 @@ async def test_s9_anonymous_callers_are_refused_where_that_is_set(
         await service.ready()
         async with calling(await base_url(service)) as call:
             answer = await call("GET", "/v1/callbacks")
-            assert "ticket is needed" in refused(answer)
+            assert "ticket is required" in refused(answer)
             assert "error=" not in answer.headers["WWW-Authenticate"]
             assert (await call.as_client("shop")("GET", "/v1/callbacks")).status == 200
             assert (await call("GET", "/docs/")).status == 200

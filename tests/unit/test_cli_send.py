@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from services.cli.send import TYPES, parsed
+from services.cli.send import parsed
+from shared.contracts.message_types import MESSAGE_TYPES
 from shared.contracts.schedules import callback_id_of_message
 
 ONE = {"target_url": "https://example.com/", "hmac_secret": "s", "payload": {"n": 1.0}}
-SENDABLE = TYPES["SendCallback"]
+SEND_CALLBACK = MESSAGE_TYPES["SendCallback"]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ SENDABLE = TYPES["SendCallback"]
     ],
 )
 def test_one_document_or_one_a_line(text: str, bodies: list[str]) -> None:
-    documents, faults = parsed(text.encode(), SENDABLE)
+    documents, faults = parsed(text.encode(), SEND_CALLBACK)
 
     assert faults == []
     assert [document.body.decode() for document in documents] == bodies
@@ -30,13 +31,13 @@ def test_one_document_or_one_a_line(text: str, bodies: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["", " \n\n"])
 def test_nothing_is_a_fault(text: str) -> None:
-    assert parsed(text.encode(), SENDABLE) == ([], ["the input is empty"])
+    assert parsed(text.encode(), SEND_CALLBACK) == ([], ["the input is empty"])
 
 
 def test_a_fault_names_its_line_and_field() -> None:
     wrong = ONE | {"target_url": "", "timeout": -1}
 
-    documents, faults = parsed(f"{json.dumps(ONE)}\n{json.dumps(wrong)}".encode(), SENDABLE)
+    documents, faults = parsed(f"{json.dumps(ONE)}\n{json.dumps(wrong)}".encode(), SEND_CALLBACK)
 
     assert [document.line for document in documents] == [1]
     assert [fault.rpartition(": ")[0] for fault in faults] == [
@@ -46,11 +47,13 @@ def test_a_fault_names_its_line_and_field() -> None:
 
 
 def test_a_schedule_is_known_by_the_id_of_its_event() -> None:
-    (document,), faults = parsed(b'{"url": "https://example.com/"}', TYPES["ScheduleCallback"])
+    (document,), faults = parsed(
+        b'{"url": "https://example.com/"}', MESSAGE_TYPES["ScheduleCallback"]
+    )
     assert faults == []
     assert document.id == str(callback_id_of_message("", document.message_id))
 
 
 def test_every_fault_of_a_schedule_is_named() -> None:
-    _, faults = parsed(b'{"url": "x", "retry_params": {"a": 1}}', TYPES["ScheduleCallback"])
+    _, faults = parsed(b'{"url": "x", "retry_params": {"a": 1}}', MESSAGE_TYPES["ScheduleCallback"])
     assert [fault.partition(": ")[0] for fault in faults] == ["url", "retry_params.a"]

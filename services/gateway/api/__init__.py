@@ -1,1 +1,1 @@
-"""The descriptions of the interfaces: OpenAPI, AsyncAPI, and the page that shows them."""
+"""The API documents (OpenAPI, AsyncAPI) and the page that shows them."""

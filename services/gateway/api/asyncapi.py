@@ -1,75 +1,97 @@
-"""AsyncAPI 3: every message that programs may publish or listen to, from models and topology."""
+"""The AsyncAPI 3 document: every message that programs may publish, consume or request."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from services.gateway.api import messages as table
-from services.gateway.api.messages import Asked
-from shared.contracts.facts import FACTS
-from shared.contracts.requests import Failure
+from shared.contracts.facts import FACTS, Fact
+from shared.contracts.message_facts import MessageFact
+from shared.contracts.message_types import MESSAGE_TYPES, MessageType
+from shared.contracts.posting_requests import MAILINGS_OPERATIONS
+from shared.contracts.requests import Failure, RpcOperation
+from shared.contracts.schedule_facts import Kind, ScheduleFact
+from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
 from shared.topology import OUTCOMES, Exchange, Queue, Topology
 from shared.version import VERSION
 
 ASYNCAPI: Final = "3.0.0"
 JSON: Final = "application/json"
-BINDING: Final = "0.3.0"  # of the AMQP bindings' own specification
+BINDING: Final = "0.3.0"  # the version of the AMQP bindings specification
 REPLIES: Final = "replies"
+
+RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (*SCHEDULER_OPERATIONS, *MAILINGS_OPERATIONS)
+
+
+def _models_by_type(union: Any) -> dict[str, type[BaseModel]]:
+    """Return the models of a discriminated union by their types."""
+    models = get_args(get_args(union)[0])
+    return {model.model_fields["type"].default: model for model in models}
+
+
+_FACT_MODELS: Final[Mapping[str, type[BaseModel]]] = (
+    _models_by_type(Fact)
+    | dict.fromkeys(get_args(Kind), ScheduleFact)
+    | _models_by_type(MessageFact)
+)
 
 
 def asyncapi(topology: Topology) -> dict[str, Any]:
-    """The AsyncAPI document of these exchanges and queues."""
+    """Return the AsyncAPI document of these exchanges and queues."""
     exchanges = {exchange.name: exchange for exchange in topology.exchanges}
     queues = {queue.name: queue for queue in topology.queues}
     schemas = _Schemas()
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
-    for direct in table.DIRECT:
-        channels[direct.queue] = _channel(
-            direct.queue,
-            f"{direct.text} Published on the default exchange.",
-            _queue(queues[direct.queue]),
-            {direct.name: _message(direct.name, schemas.of(direct.model))},
+    for published in MESSAGE_TYPES.values():
+        name = _channel_name(published)
+        channels[name] = _channel(
+            published.routing_key,
+            f"{published.name} on the {_exchange(published)}.",
+            _routed(exchanges[published.exchange])
+            if published.exchange
+            else _queue(queues[published.routing_key]),
+            {
+                published.name: _message(
+                    published.name,
+                    schemas.of(published.model),
+                    headers=_TICKET if published.ticket else None,
+                )
+            },
+            parameters=published.routing_fields,
         )
-        operations[f"receive{direct.name}"] = _operation("receive", direct.queue, direct.name)
-    for routed in table.ROUTED:
-        channel = f"{routed.exchange}.{routed.name if routed.parameters else routed.routing_key}"
-        channels[channel] = _channel(
-            routed.routing_key,
-            f"{routed.name} on the exchange {routed.exchange}.",
-            _routed(exchanges[routed.exchange]),
-            {routed.name: _message(routed.name, schemas.of(routed.model), headers=routed.headers)},
-            parameters=routed.parameters,
-        )
-        operations[f"receive{routed.name}"] = _operation("receive", channel, routed.name)
-    for kind, model in table.FACTS.items():
-        fact = kind.title().translate(_JOINED)  # callback.given_back: CallbackGivenBack
+        operations[f"receive{published.name}"] = _operation("receive", name, published.name)
+    for kind, model in _FACT_MODELS.items():
+        fact = kind.title().translate(_JOINED)  # callback.dispatch_failed: CallbackDispatchFailed
         channels[kind] = _channel(
             kind,
-            f"What happened, in batches, on the exchange {OUTCOMES}."
+            f"A batch of facts on the exchange {OUTCOMES}."
             + (_OWNED if "owner" in model.model_fields else ""),
             _routed(exchanges[OUTCOMES]),
             {fact: _message(FACTS, _batch(schemas.of(model)))},
         )
         operations[f"send{fact}"] = _operation("send", kind, fact)
-    replies: dict[str, Any] = {}
-    for queue, (who, asked) in table.REQUESTS.items():
-        channels[queue] = _channel(
-            queue,
-            f"What can be asked of {who}; the gateway does. `expiration` is the asker's"
-            " patience, `reply_to` amq.rabbitmq.reply-to, `correlation_id` comes back.",
-            _queue(queues[queue]),
-            _requests(asked, schemas),
+    for operation in RPC_OPERATIONS:
+        channel = channels.setdefault(
+            operation.queue,
+            _channel(
+                operation.queue,
+                f"Requests to {operation.service}. `expiration` is the timeout in milliseconds,"
+                " `reply_to` is amq.rabbitmq.reply-to, and the response has the same"
+                " `correlation_id`.",
+                _queue(queues[operation.queue]),
+                {},
+            ),
         )
-        replies |= _replies(asked, schemas)
-        for each in asked:
-            operations[f"answer{each.operation}"] = _answered(queue, each.operation)
+        channel["messages"][operation.name] = _message(
+            operation.name, schemas.of(operation.request), headers=_CLIENT_ID
+        )
+        operations[f"respond{operation.name}"] = _responder(operation)
     channels[REPLIES] = {
         "address": None,
-        "description": "The answers, to whatever `reply_to` the request names.",
-        "messages": replies,
+        "description": "Responses, to the `reply_to` of the request.",
+        "messages": _replies(RPC_OPERATIONS, schemas),
     }
     return {
         "asyncapi": ASYNCAPI,
@@ -77,8 +99,8 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
             "title": "Ringback",
             "version": VERSION,
             "description": "Messages over RabbitMQ. Every message has `content_type`"
-            " application/json, the `type` named here, and is persistent; `message_id` is its"
-            " idempotency key. `traceparent` is kept and passed on.",
+            " application/json and the `type` named here, and is persistent. `message_id` is its"
+            " idempotency key. `traceparent` is passed on.",
         },
         "defaultContentType": JSON,
         "channels": channels,
@@ -88,19 +110,19 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
 
 
 class _Schemas:
-    """The models used so far, each described once."""
+    """The schemas of all models that the document uses."""
 
     def __init__(self) -> None:
         self._models: list[type[BaseModel]] = []
 
     def of(self, model: type[BaseModel]) -> dict[str, str]:
-        """A reference to this model."""
+        """Return a reference to the schema of this model."""
         if model not in self._models:
             self._models.append(model)
         return {"$ref": f"#/components/schemas/{model.__name__}"}
 
     def definitions(self) -> dict[str, Any]:
-        """All of them, with the models that they are made of."""
+        """Return all schemas, with those of nested models."""
         _, schema = models_json_schema(
             [(model, "validation") for model in self._models],
             ref_template="#/components/schemas/{model}",
@@ -110,47 +132,56 @@ class _Schemas:
 
 
 _OWNED: Final = (
-    " Where a service of Ringback had the callback sent, the service's name follows in the routing"
-    " key."
+    " If a service of Ringback sent the callback, its name follows the type in the routing key."
 )
 _JOINED: Final = str.maketrans("", "", "._")
 _CLIENT_ID: Final = {
     "x-ringback-client-id": {
         "type": "string",
-        "description": "Whom it is asked for, from a verified ticket; left out: anonymous.",
+        "description": "The client id of a verified ticket. Without it, the client is anonymous.",
+    }
+}
+_TICKET: Final = {
+    "x-service-ticket": {
+        "type": "string",
+        "description": "A service ticket that names the client. Without it, the client is"
+        " anonymous.",
     }
 }
 
 
-def _requests(asked: Sequence[Asked], schemas: _Schemas) -> dict[str, Any]:
-    return {
-        each.operation: _message(
-            each.operation,
-            {"type": "object"} if each.body is None else schemas.of(each.body),
-            headers=_CLIENT_ID,
-        )
-        for each in asked
-    }
+def _channel_name(published: MessageType) -> str:
+    key = published.name if published.routing_fields else published.routing_key
+    return f"{published.exchange}.{key}" if published.exchange else key
 
 
-def _replies(asked: Sequence[Asked], schemas: _Schemas) -> dict[str, Any]:
-    """The answers, over AMQP's direct reply-to."""
+def _exchange(published: MessageType) -> str:
+    return f"exchange {published.exchange}" if published.exchange else "default exchange"
+
+
+def _replies(operations: Iterable[RpcOperation[Any]], schemas: _Schemas) -> dict[str, Any]:
+    """Return the response messages, by name."""
     failure = _wrapped("error", schemas.of(Failure))
     return {
-        f"{each.operation}Reply": _message(
-            f"{each.operation}Reply",
-            {"oneOf": [*(_wrapped("ok", schemas.of(value)) for value in each.values), failure]},
+        f"{operation.name}Reply": _message(
+            f"{operation.name}Reply",
+            {
+                "oneOf": [
+                    *(_wrapped("ok", schemas.of(model)) for model in operation.responses),
+                    failure,
+                ]
+            },
         )
-        for each in asked
+        for operation in operations
     }
 
 
-def _answered(queue: str, operation: str) -> dict[str, Any]:
-    return _operation("receive", queue, operation) | {
+def _responder(operation: RpcOperation[Any]) -> dict[str, Any]:
+    return _operation("receive", operation.queue, operation.name) | {
         "reply": {
             "address": {"location": "$message.header#/reply_to"},
             "channel": {"$ref": f"#/channels/{REPLIES}"},
-            "messages": [{"$ref": f"#/channels/{REPLIES}/messages/{operation}Reply"}],
+            "messages": [{"$ref": f"#/channels/{REPLIES}/messages/{operation.name}Reply"}],
         }
     }
 

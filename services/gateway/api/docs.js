@@ -5,9 +5,9 @@ window.ui = SwaggerUIBundle({
   dom_id: "#interface",
   deepLinking: true,
   displayRequestDuration: true,
-  // A newcomer sends at once what is prefilled.
+  // The prefilled examples can be sent at once.
   tryItOutEnabled: true,
   defaultModelsExpandDepth: 0,
-  // The default would send the document to a server on the internet.
+  // By default the document is sent to a validator on the internet.
   validatorUrl: null,
 });

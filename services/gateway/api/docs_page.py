@@ -1,6 +1,6 @@
-"""Describes the interfaces: OpenAPI with Swagger UI to try it in, and AsyncAPI.
+"""The routes of the API documents: OpenAPI, AsyncAPI, and Swagger UI at `/docs/`.
 
-Swagger UI is served from the wheel `swagger-ui-py`, so that it works without the internet.
+The files of Swagger UI come from the wheel `swagger-ui-py`, so it works without internet access.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic_core import to_json
 
 JSON: Final = "application/json"
-# Nothing is loaded from elsewhere; Swagger UI sets styles and draws icons from data of its own.
+# No resource comes from another server. Swagger UI needs inline styles and data: images.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -22,14 +22,16 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_OURS: Final = ("docs.html", "docs.js", "docs.css")
-_THEIRS: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+_OUR_FILES: Final = ("docs.html", "docs.js", "docs.css")
+_SWAGGER_FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 
 
 def routes(openapi: Mapping[str, Any], asyncapi: Mapping[str, Any]) -> Sequence[web.RouteDef]:
-    """Serve both documents, and Swagger UI at `/docs/`."""
+    """Return the routes of both documents and of Swagger UI."""
     here = Path(__file__).parent
-    files = {name: here / name for name in _OURS} | {name: _assets() / name for name in _THEIRS}
+    files = {name: here / name for name in _OUR_FILES} | {
+        name: _swagger_folder() / name for name in _SWAGGER_FILES
+    }
 
     async def page(_: web.Request) -> web.StreamResponse:
         return web.FileResponse(files["docs.html"], headers=_HEADERS)
@@ -61,9 +63,9 @@ def _document(content: Mapping[str, Any]) -> Callable[[web.Request], Awaitable[w
     return document
 
 
-def _assets() -> Path:
-    """Where the wheel keeps Swagger UI; found without importing its own web frameworks."""
+def _swagger_folder() -> Path:
+    """Return the folder of Swagger UI; the wheel is not imported, since it needs frameworks."""
     spec = find_spec("swagger_ui")
-    assert spec is not None  # noqa: S101 - it is a dependency of ours
-    assert spec.submodule_search_locations  # noqa: S101 - and a package
+    assert spec is not None  # noqa: S101 - a dependency of Ringback
+    assert spec.submodule_search_locations  # noqa: S101 - a package
     return Path(spec.submodule_search_locations[0]) / "static"

@@ -1,0 +1,424 @@
+"""The routes `/v1/callbacks`: each sends a request to the scheduler.
+
+Bodies are passed on unchanged; only the scheduler validates their fields.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote
+
+from aiohttp import web
+from pydantic_core import to_json
+
+from services.gateway import examples
+from services.gateway.middleware import SCHEDULE_ID
+from services.gateway.parsing import (
+    IDEMPOTENCY_KEY,
+    idempotency_key,
+    invalid,
+    json_body,
+    parse_uuid,
+    query,
+)
+from services.gateway.responses import json_response
+from services.gateway.routes.declaration import (
+    BODY_FAILURES,
+    Dependencies,
+    Route,
+    failures,
+    idempotency_header,
+    ok,
+    pagination,
+    path_id,
+    problem,
+    status_filter,
+)
+from services.gateway.schemas import Batch, NewTime
+from shared.amqp.request_reply import RequestContext
+from shared.contracts.requests import FieldError, RpcOperation
+from shared.contracts.schedule_requests import (
+    CANCEL_CALLBACKS,
+    CREATE_CALLBACK,
+    CREATE_CALLBACKS,
+    DEFAULT_PAGE_SIZE,
+    GET_CALLBACK,
+    LIST_CALLBACKS,
+    MAX_PAGE_SIZE,
+    RESCHEDULE_CALLBACK,
+    RETRY_CALLBACKS,
+    CallbackCreated,
+    CallbackPage,
+    CallbacksCreated,
+    CallbackStatus,
+    CancelResponse,
+    RescheduleResponse,
+    RetryCallbacks,
+    RetryResponse,
+)
+from shared.contracts.schedules import ScheduleCallback, Status
+from shared.http.openapi import Body, Parameter, Response
+from shared.http.problem import ProblemError
+
+TAG: Final = "callbacks"
+
+_RUN_AT: Final = "2030-01-01T12:00:00Z"
+_LATER: Final = "2030-01-02T12:00:00Z"
+# The secret that a webhook inbox of the sandbox checks by default.
+_SECRET: Final = "your-secret-key"  # noqa: S105 - public
+_CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": _RUN_AT}
+_REJECTED: Final = {
+    "error": {
+        "code": "invalid",
+        "detail": "1 field is invalid",
+        "errors": [{"field": "url", "message": "Field required"}],
+    }
+}
+_STATUS: Final = {
+    "id": examples.ID,
+    "status": "scheduled",
+    "run_at": _RUN_AT,
+    "next_at": _RUN_AT,
+    "attempts": 0,
+    "last_error": None,
+    "group_key": "user-7",
+    "event_key": "reminder-1",
+    "context": {"text": "Your trial ends tomorrow."},
+    "occurrence": None,
+    "created_at": "2026-11-21T12:00:00Z",
+    "finished_at": None,
+}
+
+FAILURES: Final = failures(
+    "the broker, the database or the scheduler is unreachable",
+    "The scheduler did not respond in time",
+)
+NOT_FOUND: Final = {404: problem("The client has no such callback.")}
+PAGE: Final = (
+    status_filter([status.value for status in Status]),
+    *pagination(max_size=MAX_PAGE_SIZE, default_size=DEFAULT_PAGE_SIZE),
+)
+NEW_TIME: Final = Body(
+    NewTime, {"In a minute": {"delay": 60}, "At a given time": {"run_at": _LATER}}
+)
+RESCHEDULED: Final = ok(
+    "`result` says whether the callback was rescheduled, or why not.",
+    RescheduleResponse,
+    {"id": examples.ID, "result": "rescheduled", "run_at": _LATER},
+)
+CANCELLED: Final = ok(
+    "`result` says whether the callback was cancelled. `in_flight`: it is being delivered, and no"
+    " main retry will follow. `already_notified`, `already_failed`: it had ended before.",
+    CancelResponse,
+    {"id": examples.ID, "result": "cancelled"},
+)
+STATUS: Final = ok("The status.", CallbackStatus, _STATUS)
+LIST: Final = ok(
+    "A page of callbacks, newest first.", CallbackPage, {"items": [_STATUS], "next_cursor": None}
+)
+
+_ID: Final = path_id("callback", examples.ID)
+
+
+def routes(example_url: str) -> tuple[Route, ...]:
+    """Return the routes; the callbacks in the examples call `example_url`."""
+    create = Route(
+        method="POST",
+        path="/v1/callbacks",
+        operation_id="create_callback",
+        handler=create_callback,
+        tag=TAG,
+        summary="Schedule a callback",
+        description="The response is sent after the callback is committed. From then on it is"
+        " delivered at least once, at `run_at` or after `delay` seconds, and never earlier."
+        " Without either, it is due now.",
+        parameters=(
+            idempotency_header(
+                "A repeat with the same key and body returns the same response and schedules"
+                " nothing."
+            ),
+        ),
+        body=Body(ScheduleCallback, callback_examples(example_url)),
+        responses={
+            201: Response(
+                "Scheduled.",
+                Body(CallbackCreated, {"Response": _CREATED}),
+                {"Location": "The URL of its status."},
+            ),
+            409: problem(
+                "The keys are in use, or the Idempotency-Key was used with a different body."
+            ),
+            403: problem("Notifications may not be published to this AMQP exchange."),
+            **BODY_FAILURES,
+            **FAILURES,
+        },
+    )
+    return (
+        create,
+        Route(
+            method="GET",
+            path="/v1/callbacks",
+            operation_id="list_callbacks",
+            handler=list_callbacks,
+            tag=TAG,
+            summary="List callbacks",
+            parameters=(
+                Parameter("group_key", "query", "Only callbacks of this group."),
+                Parameter("event_key", "query", "Only callbacks with this event key."),
+                *PAGE,
+            ),
+            responses={200: LIST, **FAILURES},
+        ),
+        Route(
+            method="GET",
+            path="/v1/callbacks/{id}",
+            operation_id="get_callback",
+            handler=get_callback,
+            tag=TAG,
+            summary="Get the status of a callback",
+            parameters=(_ID,),
+            responses={200: STATUS, **NOT_FOUND, **FAILURES},
+        ),
+        Route(
+            method="PATCH",
+            path="/v1/callbacks/{id}",
+            operation_id="reschedule_callback",
+            handler=reschedule_callback,
+            tag=TAG,
+            summary="Reschedule a callback",
+            description="Possible until the callback has ended, also between retries.",
+            parameters=(_ID,),
+            body=NEW_TIME,
+            responses={200: RESCHEDULED, **NOT_FOUND, **BODY_FAILURES, **FAILURES},
+        ),
+        Route(
+            method="DELETE",
+            path="/v1/callbacks/{id}",
+            operation_id="cancel_callback",
+            handler=cancel_callback,
+            tag=TAG,
+            summary="Cancel a callback",
+            description="Possible until the callback has ended, also between retries.",
+            parameters=(_ID,),
+            responses={200: CANCELLED, **NOT_FOUND, **FAILURES},
+        ),
+        Route(
+            method="POST",
+            path="/v1/callbacks/batch",
+            operation_id="create_callbacks",
+            handler=create_callbacks,
+            tag=TAG,
+            summary="Schedule up to 1,000 callbacks",
+            description="Each callback is accepted or rejected on its own. The body may also be a"
+            " plain list.",
+            body=Body(Batch, {"Two": batch_example(example_url)}),
+            responses={
+                200: ok(
+                    "A result for each callback, in the same order.",
+                    CallbacksCreated,
+                    {"items": [_CREATED, _REJECTED]},
+                ),
+                **BODY_FAILURES,
+                **FAILURES,
+            },
+        ),
+        Route(
+            method="POST",
+            path="/v1/callbacks/retry",
+            operation_id="retry_callbacks",
+            handler=retry_callbacks,
+            tag=TAG,
+            summary="Retry failed callbacks",
+            description="Retries one callback by `id`, a group, those that failed in a period, or"
+            " all.",
+            body=Body(
+                RetryCallbacks,
+                {
+                    "Only list them": {"group_key": "user-7", "dry_run": True},
+                    "A group": {"group_key": "user-7"},
+                },
+            ),
+            responses={
+                200: ok(
+                    "The retried callbacks.", RetryResponse, {"count": 1, "ids": [examples.ID]}
+                ),
+                **BODY_FAILURES,
+                **NOT_FOUND,
+                **FAILURES,
+            },
+        ),
+        replace(
+            create,
+            path="/v1/add",
+            operation_id="add_callback",
+            summary="Schedule a callback (short path)",
+            description="The same as `POST /v1/callbacks`.",
+        ),
+    )
+
+
+async def create_callback(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Schedule a callback; respond after it is committed."""
+    key = idempotency_key(request)
+    callback, _ = await json_body(request, deps.settings.max_body_bytes)
+    body = b'{"callback":%b,"idempotency_key":%b}' % (callback, to_json(key))
+    created = await deps.services.request(CREATE_CALLBACK, body, context)
+    request[SCHEDULE_ID] = created["id"]
+    location = f"/v1/callbacks/{quote(created['id'])}"
+    return json_response(created, HTTPStatus.CREATED, {"Location": location})
+
+
+async def create_callbacks(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Schedule a batch of callbacks; each has its own result."""
+    if IDEMPOTENCY_KEY in request.headers:
+        message = "is not supported for a batch; give each callback an event_key"
+        raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
+    body, content = await json_body(request, deps.settings.max_batch_bytes)
+    if isinstance(content, list):
+        body = b'{"callbacks":%b}' % body
+    return json_response(await deps.services.request(CREATE_CALLBACKS, body, context))
+
+
+async def list_callbacks(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Return a page of the client's callbacks; the path may name a group."""
+    in_path = _selector(request)
+    names = ("group_key", "event_key", "status", "cursor", "limit")
+    selection = query(request, [name for name in names if name not in in_path]) | in_path
+    body = to_json(selection)
+    return json_response(await deps.services.request(LIST_CALLBACKS, body, context))
+
+
+async def get_callback(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Return the status of the callback that the path names."""
+    return await _request_by_selector(GET_CALLBACK, request, context, deps)
+
+
+async def cancel_callback(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Cancel the callback or the group that the path names."""
+    return await _request_by_selector(CANCEL_CALLBACKS, request, context, deps)
+
+
+async def reschedule_callback(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Reschedule the callback that the path names."""
+    selector = _selector(request)
+    _, content = await json_body(request, deps.settings.max_body_bytes)
+    if not isinstance(content, dict):
+        raise invalid([FieldError(field="", message="Input should be an object")])
+    if repeated := [name for name in ("id", "group_key", "event_key") if name in content]:
+        message = "is not allowed in the body; the path names the callback"
+        raise invalid([FieldError(field=name, message=message) for name in repeated])
+    body = to_json(content | selector)
+    return _result(await deps.services.request(RESCHEDULE_CALLBACK, body, context))
+
+
+async def retry_callbacks(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Retry failed callbacks."""
+    body, _ = await json_body(request, deps.settings.max_body_bytes)
+    return json_response(await deps.services.request(RETRY_CALLBACKS, body, context))
+
+
+async def _request_by_selector(
+    operation: RpcOperation[Any], request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    query(request, ())
+    body = to_json(_selector(request))
+    return _result(await deps.services.request(operation, body, context))
+
+
+def _selector(request: web.Request) -> dict[str, str]:
+    """Return what the path names: an id, a group, or a callback of a group by its keys."""
+    selector = dict(request.match_info)
+    if "id" in selector:
+        callback_id = parse_uuid(selector["id"])
+        if callback_id is None:
+            raise _not_found()
+        request[SCHEDULE_ID] = selector["id"] = callback_id
+    return selector
+
+
+def _not_found() -> ProblemError:
+    return ProblemError(
+        HTTPStatus.NOT_FOUND,
+        "not_found",
+        "Callback not found.",
+        members={"result": "not_found"},
+    )
+
+
+def _result(value: Mapping[str, Any]) -> web.Response:
+    """Return the response for a value with a `result`; `not_found` is a 404, as everywhere."""
+    if value.get("result") == "not_found":
+        raise _not_found()
+    return json_response(value)
+
+
+def callback_examples(url: str) -> dict[str, Any]:
+    """Return callbacks to `url`, by the feature that they show."""
+    return {
+        "In ten seconds": {
+            "url": url,
+            "delay": 10,
+            "group_key": "user-7",
+            "hmac_secret": _SECRET,
+            "context": {"text": "Hello from Ringback."},
+        },
+        "At a given time, with your own keys": {
+            "url": url,
+            "run_at": _RUN_AT,
+            "group_key": "user-7",
+            "event_key": "reminder-1",
+            "hmac_secret": _SECRET,
+            "context": {"text": "Your trial ends tomorrow."},
+        },
+        "With a retry policy, and the context as the body": {
+            "url": url,
+            "delay": 10,
+            "hmac_secret": _SECRET,
+            "context": {"text": "Again and again."},
+            "notify_scheme": {"transport": "http", "method": "POST", "format": "context"},
+            "retry_params": {
+                "stop_after_delay": 86400,
+                "quick_retries_count": 3,
+                "strategy": "exponential",
+                "base_delay": 60,
+                "delay_growth_rate": 2,
+            },
+        },
+        "Every weekday at nine in Berlin": {
+            "url": url,
+            "group_key": "reports",
+            "hmac_secret": _SECRET,
+            "repeat": {"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin", "count": 10},
+        },
+    }
+
+
+def batch_example(url: str) -> dict[str, Any]:
+    """Return a batch of two callbacks to `url`."""
+    return {
+        "callbacks": [
+            {
+                "url": url,
+                "delay": 10,
+                "group_key": "user-8",
+                "hmac_secret": _SECRET,
+                "context": {"number": number},
+            }
+            for number in (1, 2)
+        ]
+    }

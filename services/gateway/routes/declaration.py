@@ -1,0 +1,92 @@
+"""The handler type, and the parameters and responses that the declarations of routes share."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from services.gateway.parsing import IDEMPOTENCY_KEY
+from services.gateway.rpc import ServiceClient
+from services.gateway.settings import GatewaySettings
+from shared.amqp.publisher import Publisher
+from shared.amqp.request_reply import RequestContext
+from shared.http.openapi import Body, Parameter, Response
+from shared.http.openapi import Route as OpenApiRoute
+from shared.http.problem import PROBLEM_JSON, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """The collaborators of the handlers."""
+
+    services: ServiceClient
+    publisher: Publisher
+    settings: GatewaySettings
+
+
+# The context holds the verified client id and the trace.
+Handler = Callable[[web.Request, RequestContext, Dependencies], Awaitable[web.Response]]
+Route = OpenApiRoute[Handler]
+
+
+def ok(description: str, model: type[BaseModel], example: Any) -> Response:
+    """Return a success response with this model as its body."""
+    return Response(description, Body(model, {"Response": example}))
+
+
+def problem(description: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error response."""
+    return Response(description, Body(Problem, media_type=PROBLEM_JSON), headers or {})
+
+
+def failures(unavailable: str, no_response: str) -> Mapping[int, Response]:
+    """Return the errors of every route; the texts are the causes of 503 and 504."""
+    return {
+        401: problem(
+            "The service ticket is invalid, or required and missing.",
+            {"WWW-Authenticate": "How to authenticate."},
+        ),
+        422: problem("The input is invalid; `errors` names every rejected field."),
+        503: problem(
+            f"Unavailable: {unavailable}. Nothing was done.",
+            {"Retry-After": "Seconds to wait before the next request."},
+        ),
+        504: problem(f"{no_response}. It is unknown whether the request was carried out."),
+    }
+
+
+BODY_FAILURES: Final = {
+    400: problem("The body is not JSON; `detail` names the position."),
+    413: problem("The body is too large."),
+    415: problem("The media type of the body is not `application/json`."),
+}
+
+
+def idempotency_header(description: str) -> Parameter:
+    """Return the header that makes a request safe to repeat."""
+    schema = {"type": "string", "minLength": 1, "maxLength": 255}
+    return Parameter(IDEMPOTENCY_KEY, "header", description, schema)
+
+
+def path_id(resource: str, example: str) -> Parameter:
+    """Return the path parameter with the id of this kind of resource."""
+    schema = {"type": "string", "format": "uuid"}
+    return Parameter("id", "path", f"The id of the {resource}.", schema, example=example)
+
+
+def status_filter(statuses: list[str]) -> Parameter:
+    """Return the query parameter that selects items by status."""
+    return Parameter(
+        "status", "query", "Only items with this status.", {"type": "string", "enum": statuses}
+    )
+
+
+def pagination(*, max_size: int, default_size: int) -> tuple[Parameter, ...]:
+    """Return the query parameters that select a page of a list."""
+    schema = {"type": "integer", "minimum": 1, "maximum": max_size, "default": default_size}
+    return (
+        Parameter("cursor", "query", "`next_cursor` of the previous page."),
+        Parameter("limit", "query", "The maximum number of items in the page.", schema),
+    )
