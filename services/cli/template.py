@@ -1,4 +1,4 @@
-"""`ringback template`: what messages look like, tried without sending anything."""
+"""`ringback template`: lists, checks and previews templates without sending anything."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -7,6 +7,7 @@ from typing import IO, Any, Final
 import click
 
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
+from services.mailings.rendering.formats import FORMATS
 from services.mailings.rendering.loader import (
     SHIPPED,
     InvalidTemplateError,
@@ -24,24 +25,24 @@ UNSUBSCRIBE_URL: Final = "https://example.com/unsubscribe"
 
 @click.group
 def template() -> None:
-    """Templates: what messages look like. docs/templates.md explains how they are written."""
+    """List, check and preview templates. docs/templates.md explains how to write them."""
 
 
 @template.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_(*, as_json: bool) -> None:
-    """List the shipped templates, and those in RINGBACK_TEMPLATES_DIR.
+    """List the shipped templates and those in RINGBACK_TEMPLATES_DIR.
 
-    Each with the kind of notification that it is, and the variables that a posting has to give:
-    those in brackets may be left out, those with a star are fetched from a URL.
+    Shows the kind of notification, the channels and the variables of a posting. Variables in
+    brackets are optional. Variables with a star are fetched from a URL.
     """
-    library = TemplateLoader(configured().templates_dir)
+    loader = TemplateLoader(configured().templates_dir)
     rows = []
-    for name in library.names():
+    for name in loader.names():
         try:
-            rows.append(_row(library.get(name, channel_of(name)), library))
+            rows.append(_row(loader.get(name, channel_of(name)), loader))
         except InvalidTemplateError as error:
-            click.echo(f"wrong: {error}", err=True)
+            click.echo(f"invalid: {error}", err=True)
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -58,35 +59,35 @@ def list_(*, as_json: bool) -> None:
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def check(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Check templates, by default all there are, and name what is wrong with its line.
+    """Check templates, by default all, and print each error with its line.
 
-    Shipped ones are rendered too, with the sample that comes with them. Exit code 1 if something is
-    wrong.
+    Shipped templates are also rendered with their sample. The exit code is 1 if a template is
+    invalid.
 
     \b
     Examples:
       ringback template check
       ringback template check email/new_movies.md
     """
-    library = TemplateLoader(configured().templates_dir)
+    loader = TemplateLoader(configured().templates_dir)
     samples = _samples()
-    faults = []
-    checked = names or tuple(library.names())
+    errors = []
+    checked = names or tuple(loader.names())
     for name in checked:
         try:
-            found = library.get(name, channel_of(name))
-            if name in samples and not found.own:
-                edition = BoundTemplate(found, channel_of(name), samples[name], PRODUCT)
-                edition.render(samples["user"], unsubscribe_url=UNSUBSCRIBE_URL)
+            found = loader.get(name, channel_of(name))
+            if name in samples and found.is_shipped:
+                bound = BoundTemplate(found, channel_of(name), samples[name], PRODUCT)
+                bound.render(samples["user"], unsubscribe_url=UNSUBSCRIBE_URL)
         except (InvalidTemplateError, RenderingError) as error:
-            faults.append(str(error))
+            errors.append(str(error))
     if as_json:
-        click.echo(json.dumps({"checked": checked, "faults": faults}))
+        click.echo(json.dumps({"checked": checked, "errors": errors}))
     else:
-        for fault in faults:
-            click.echo(fault, err=True)
-        click.echo(f"{len(checked)} checked, {len(faults)} wrong")
-    if faults:
+        for error_text in errors:
+            click.echo(error_text, err=True)
+        click.echo(f"{len(checked)} checked, {len(errors)} invalid")
+    if errors:
         raise SystemExit(1)
 
 
@@ -95,14 +96,14 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
 @click.option(
     "--context",
     type=click.File("rb"),
-    help="A JSON object with the posting's variables; of those that are fetched, the data itself."
-    " Default for shipped templates: a sample.",
+    help="A JSON object with the variables of the posting. A fetched variable contains the data"
+    " itself. Default for shipped templates: a sample.",
 )
 @click.option("--user", type=click.File("rb"), help="A user as JSON. Default: a sample.")
 @click.option(
-    "--channel", type=click.Choice([*CHANNELS]), help="Default: the template's folder says it."
+    "--channel", type=click.Choice([*CHANNELS]), help="Default: the folder of the template."
 )
-@click.option("--out", type=FILE, help="The file to write. Default: here, NAME.html or NAME.txt.")
+@click.option("--out", type=FILE, help="The file to write. Default: NAME.html or NAME.txt.")
 def preview(
     name: str,
     *,
@@ -111,7 +112,7 @@ def preview(
     channel: str | None,
     out: Path | None,
 ) -> None:
-    """Render a template into a file: HTML for e-mail, text for SMS.
+    """Render a template to a file: HTML for an e-mail, otherwise text.
 
     \b
     Examples:
@@ -120,13 +121,13 @@ def preview(
     """
     samples = _samples()
     channel = channel or channel_of(name)
-    given = samples.get(name, {}) if context is None else _object(context, "--context")
-    receiver = samples["user"] if user is None else _object(user, "--user")
-    has_link = "unsubscribe_url" in CHANNELS[channel].contract.model_fields
+    variables = samples.get(name, {}) if context is None else _object(context, "--context")
+    recipient = samples["user"] if user is None else _object(user, "--user")
     try:
         found = TemplateLoader(configured().templates_dir).get(name, channel)
-        edition = BoundTemplate(found, channel, given, PRODUCT)
-        rendered = edition.render(receiver, unsubscribe_url=UNSUBSCRIBE_URL if has_link else None)
+        bound = BoundTemplate(found, channel, variables, PRODUCT)
+        url = UNSUBSCRIBE_URL if FORMATS[channel].has_html else None
+        rendered = bound.render(recipient, unsubscribe_url=url)
     except (InvalidTemplateError, RenderingError) as error:
         raise click.ClickException(str(error)) from None
     content = rendered.html or rendered.text + "\n"
@@ -134,7 +135,7 @@ def preview(
     try:
         file.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise click.ClickException(f"{file} can't be written: {error.strerror}") from None
+        raise click.ClickException(f"Cannot write {file}: {error.strerror}.") from None
     if rendered.subject:
         click.echo(f"Subject: {rendered.subject}")
     click.echo(f"Written to {file.resolve()}")
@@ -149,18 +150,18 @@ def _object(file: IO[bytes], option: str) -> dict[str, Any]:
     try:
         value = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise click.ClickException(f"{option}: {file.name} holds no JSON: {error}") from None
+        raise click.ClickException(f"{option}: {file.name} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise click.ClickException(f"{option}: {file.name} must hold a JSON object")
+        raise click.ClickException(f"{option}: {file.name} must contain a JSON object")
     return value
 
 
-def _row(found: Template, library: TemplateLoader) -> dict[str, Any]:
+def _row(found: Template, loader: TemplateLoader) -> dict[str, Any]:
     return {
         "name": found.name,
         "kind": found.kind,
-        "channels": library.channels(found.name),
+        "channels": loader.channels(found.name),
         "fetch": list(found.fetch),
-        "required": sorted(found.program.required),
-        "optional": sorted(found.program.optional),
+        "required": sorted(found.compiled.required),
+        "optional": sorted(found.compiled.optional),
     }

@@ -1,9 +1,9 @@
 """From a user to his messages, or to the reasons why he gets none."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.mailings.domain import Skip, address, message_id, stored, user_id
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
+from services.mailings.rendering.formats import FORMATS
 from services.mailings.store import Row
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
@@ -41,23 +42,6 @@ class Draft(NamedTuple):
     id: UUID
     channel: Channel
     body: bytes
-
-
-def _email(
-    edition: BoundTemplate, user: Mapping[str, Any], unsubscribe_url: str | None
-) -> Mapping[str, Any]:
-    subject, text, html = edition.render(user, unsubscribe_url=unsubscribe_url)
-    return {"subject": subject, "text": text, "html": html, "unsubscribe_url": unsubscribe_url}
-
-
-def _sms(edition: BoundTemplate, user: Mapping[str, Any], _: str | None) -> Mapping[str, Any]:
-    return {"text": edition.render(user, unsubscribe_url=None).text}
-
-
-# Returns the fields of a channel's contract that hold the rendered content.
-CONTENT: Final[
-    Mapping[str, Callable[[BoundTemplate, Mapping[str, Any], str | None], Mapping[str, Any]]]
-] = {"email": _email, "sms": _sms}
 
 
 class Composer:
@@ -94,7 +78,9 @@ class Composer:
         if isinstance(where, Skip):
             return where.why
         try:
-            content = CONTENT[channel.name](edition, to.user, self._unsubscribe(to.id, kind))
+            form = FORMATS[channel.name]
+            url = self._unsubscribe(to.id, kind) if form.has_html else None
+            content = form.fields(edition.render(to.user, unsubscribe_url=url), url)
             fields: dict[str, Any] = {"id": str(message), "user_id": to.id, channel.address: where}
             model = channel.contract(**fields, **self._common, **content)
         except RenderingError as error:

@@ -1,14 +1,15 @@
-"""Templates from texts, and what HTML shows."""
+"""Templates made from texts, and a parser for the rendered HTML."""
 
 import json
 from html.parser import HTMLParser
 from typing import Any
 
-from services.mailings.rendering.bound_template import BoundTemplate, Rendered
-from services.mailings.rendering.loader import read
+from services.mailings.rendering.bound_template import BoundTemplate
+from services.mailings.rendering.formats import Rendered
+from services.mailings.rendering.loader import parse_template
 
 
-def edition(
+def bind(
     body: str,
     *,
     subject: str = "S",
@@ -16,20 +17,20 @@ def edition(
     name: str = "email/x.md",
     **context: Any,
 ) -> BoundTemplate:
-    """An edition of a template; an e-mail's body begins in line 4."""
+    """An bind of a template; an e-mail's body begins in line 4."""
     head = f"---\nsubject: {json.dumps(subject)}\n---\n" if channel == "email" else ""
-    return BoundTemplate(read(name, head + body), channel, context, "Shop")
+    return BoundTemplate(parse_template(name, head + body), channel, context, "Shop")
 
 
 def rendered(
     body: str, user: dict[str, Any] | None = None, *, url: str | None = None, **options: Any
 ) -> Rendered:
-    """What a user gets of a template."""
-    return edition(body, **options).render(user or {}, unsubscribe_url=url)
+    """Render a template for one recipient."""
+    return bind(body, **options).render(user or {}, unsubscribe_url=url)
 
 
 class Shown(HTMLParser):
-    """What a mail program makes of HTML: elements, links, and text."""
+    """The elements, links and text of an HTML document."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""Every channel in the registry has a renderer, a sender and a valid declaration."""
+"""Every channel in the registry has a format, a sender and a valid declaration."""
 
 import pytest
 
 from services.delivery.app import SENDERS
-from services.mailings.messages import CONTENT
+from services.mailings.rendering.formats import FORMATS
 from shared.registry import CHANNELS, Channel
 
 
-def test_every_channel_has_a_renderer_and_a_sender() -> None:
-    assert SENDERS.keys() == CONTENT.keys() == CHANNELS.keys()
+def test_every_channel_has_a_format_and_a_sender() -> None:
+    assert SENDERS.keys() == FORMATS.keys() == CHANNELS.keys()
 
 
 @pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)

@@ -1,4 +1,4 @@
-"""`ringback template`: seen before it is sent (E5)."""
+"""`ringback template`: list, check and preview templates (E5)."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from services.__main__ import main
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with a folder of templates."""
+    """Work in an empty folder that contains a folder of templates."""
     folder = tmp_path / "templates"
     (folder / "email").mkdir(parents=True)
     (folder / "email" / "offer.md").write_text(
@@ -27,7 +27,7 @@ def template(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["template", *arguments])
 
 
-def test_list_tells_what_a_posting_has_to_give() -> None:
+def test_list_shows_the_variables_of_a_posting() -> None:
     listed = {row["name"]: row for row in json.loads(template("list", "--json").stdout)}
 
     assert listed["email/offer.md"] == {
@@ -43,22 +43,22 @@ def test_list_tells_what_a_posting_has_to_give() -> None:
     assert line in template("list").stdout.splitlines()
 
 
-def test_check_names_what_is_wrong_with_its_line(here: Path) -> None:
-    assert template("check").stdout == "7 checked, 0 wrong\n"
+def test_check_prints_each_error_with_its_line(here: Path) -> None:
+    assert template("check").stdout == "7 checked, 0 invalid\n"
 
     (here / "templates/email/bad.md").write_text("---\nsubject: x\n---\n{{ a|shout }}")
     found = template("check")
 
     assert found.exit_code == 1
     assert found.stderr == "email/bad.md line 4: No filter named 'shout'.\n"
-    assert found.stdout == "8 checked, 1 wrong\n"
+    assert found.stdout == "8 checked, 1 invalid\n"
     assert template("check", "email/welcome.md").exit_code == 0
     assert json.loads(template("check", "email/bad.md", "--json").stdout)["checked"] == [
         "email/bad.md"
     ]
 
 
-def test_preview_of_a_shipped_template_just_works(here: Path) -> None:
+def test_preview_of_a_shipped_template_uses_its_sample(here: Path) -> None:
     done = template("preview", "email/new_movies.md")
 
     assert done.exit_code == 0
@@ -68,7 +68,7 @@ def test_preview_of_a_shipped_template_just_works(here: Path) -> None:
     assert "1234" in (here / "phone_confirmation.txt").read_text()
 
 
-def test_preview_with_one_s_own_data(here: Path) -> None:
+def test_preview_uses_the_given_data(here: Path) -> None:
     (here / "c.json").write_text('{"n": 2, "items": [{"title": "<A>"}]}')
     (here / "u.json").write_text('{"name": "Ann"}')
     given = ("--context", "c.json", "--user", "u.json", "--out", "x.html")
@@ -80,19 +80,19 @@ def test_preview_with_one_s_own_data(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reason"),
     [
         (("email/offer.md",), "email/offer.md line 2: n is missing in the context"),
-        (("email/no.md",), "email/no.md: there is no such template; there are email/email_conf"),
-        (("sms/phone_confirmation.md", "--channel", "email"), "an e-mail has a subject"),
-        (("email/offer.md", "--context", "bad.json"), "--context: bad.json holds no JSON"),
-        (("email/welcome.md", "--out", "no/x.html"), "no/x.html can't be written: No such file"),
+        (("email/no.md",), "email/no.md: does not exist; available: email/email_conf"),
+        (("sms/phone_confirmation.md", "--channel", "email"), "an e-mail needs a subject"),
+        (("email/offer.md", "--context", "bad.json"), "--context: bad.json is not valid JSON"),
+        (("email/welcome.md", "--out", "no/x.html"), "Cannot write no/x.html: No such file"),
     ],
 )
-def test_preview_says_what_is_wrong(here: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_preview_reports_invalid_input(here: Path, arguments: tuple[str, ...], reason: str) -> None:
     (here / "bad.json").write_text("{")
 
     found = template("preview", *arguments)
 
     assert found.exit_code == 1
-    assert told in found.stderr
+    assert reason in found.stderr

@@ -1,5 +1,6 @@
-"""From a template and a posting's context to what each user gets: pure, but for reading files.
+"""Rendering: from a template and the context of a posting to a message for each recipient.
 
-`library` finds and reads templates, `program` takes their Jinja apart, `markdown` and `places` make
-HTML and text of what it puts out, and `edition` renders, user by user.
+`loader` finds and parses templates, and `compiler` compiles their Jinja. `bound_template` renders
+them: Jinja runs for each recipient and writes a `placeholder` for each value, and `markdown`
+converts each different result once. Only `loader` reads files.
 """

@@ -1,279 +1,226 @@
-"""Rendering: one template, one way, one posting's context; then user by user."""
+"""Renders one template with the context of one posting, for one recipient after the other."""
 
 import re
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
 
-from jinja2 import Environment, TemplateRuntimeError, Undefined
-from jinja2.environment import Template as Jinja
-from jinja2.runtime import Context
+from jinja2 import Environment, TemplateRuntimeError
+from jinja2.environment import Template as JinjaTemplate
 
 from services.mailings.rendering.compiler import (
-    GIVEN,
-    UNSUBSCRIBE,
-    Expression,
-    TemplateError,
-    as_text,
+    RESERVED,
+    DependsOnRecipientError,
+    OutputError,
+    output_text,
+    rendering_variables,
+    trial_variables,
 )
+from services.mailings.rendering.formats import FORMATS, Rendered
 from services.mailings.rendering.loader import SHIPPED, InvalidTemplateError, Template
-from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, document
+from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, parse_markdown
 from services.mailings.rendering.placeholder import (
-    Filled,
+    PlaceholderText,
     clean,
     in_html,
     in_line,
     in_text,
-    mark_of_slot,
-    mark_of_value,
+    placeholder,
 )
 from shared.templating.sandbox import TooLargeError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 
-# Seconds of this process's time for one message: a hundred times what a large one takes.
-LONGEST: Final = 0.5
-# Characters of the text and of the HTML: mail programs clip what is larger than a tenth of that.
-LARGEST_EMAIL: Final = 262_144
-# As many as ten parts of an SMS can hold; the contract SendSms says the same.
-LARGEST_SMS: Final = 1_600
-LONGEST_SUBJECT: Final = 998
-"""RFC 5322: a line is no longer."""
-# A shape of a large message takes 100 kB, so that all of an edition take a few megabytes.
-SHAPES: Final = 64
+# Seconds of CPU time for one message: a hundred times what a large message takes.
+RENDERING_TIMEOUT: Final = 0.5
+# Characters that a template may write, values included.
+MAX_SIZE: Final = 262_144
+# The longest line that RFC 5322 allows.
+MAX_SUBJECT_SIZE: Final = 998
+# A shape of a large message takes 100 kB, so the shapes of a template take a few megabytes.
+MAX_SHAPES: Final = 64
 
 _FRAME: Final = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     SHIPPED.joinpath("frame.html").read_text()
 )
-_TOO_LARGE: Final = f"the message is larger than {LARGEST_EMAIL} characters"
-_NOTHING: Final = Filled(())
-_TELLING: Final = (
-    *(TemplateError, TimeLimitExceededError, TooLargeError, TemplateRuntimeError),
+_EMPTY: Final = PlaceholderText(())
+# Errors whose text contains no value.
+_SAFE_ERRORS: Final = (
+    *(OutputError, TimeLimitExceededError, TooLargeError, TemplateRuntimeError),
     *(TypeError, ArithmeticError),
 )
-_TIME: Final = TimeLimit(LONGEST)
+_TIME_LIMIT: Final = TimeLimit(RENDERING_TIMEOUT)
 _BREAKS: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 _SPACES: Final = re.compile(r"[^\S\n]+")
 _LINES: Final = re.compile(r" ?\n\s*")
 
 
 class RenderingError(Exception):
-    """This user's message can't be rendered; the text says why, without any value."""
-
-
-class Rendered(NamedTuple):
-    """What one user gets. An SMS has no subject and no HTML."""
-
-    subject: str
-    text: str
-    html: str | None
-
-
-class _DependsOnRecipientError(Exception):
-    """A trial without a user has come to where it needs one."""
+    """The message cannot be rendered for this recipient. The text contains no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """A message but for the values of slots; those that occur in it are `used`."""
+    """A converted message with placeholders."""
 
-    subject: Filled
-    text: Filled
-    html: Filled | None
-    used: Sequence[int]
+    subject: PlaceholderText
+    text: PlaceholderText
+    html: PlaceholderText | None
 
 
-@dataclass
-class _Run:
-    """The template run once; values and slots that were put out are remembered."""
+class _Output:
+    """Collects the values of one message, and puts placeholders into its texts."""
 
-    probed: Sequence[Any]
-    known: list[str] = field(default_factory=list)
-    used: set[int] = field(default_factory=set)
-    size: int = 0
+    def __init__(self) -> None:
+        self.values: list[str] = []
+        self._size = 0
 
-    def slot(self, number: int) -> str:
-        self.used.add(number)
-        return mark_of_slot(number)
+    def write(self, value: Any, expression: str) -> str:
+        """Keep a value and return its placeholder."""
+        text = clean(output_text(value, expression))
+        self._size += len(text)
+        self.values.append(text)
+        return placeholder(len(self.values) - 1)
 
-    def value(self, value: Any, what: str) -> str:
-        text = clean(as_text(value, what))
-        self.size += len(text)
-        self.known.append(text)
-        return mark_of_value(len(self.known) - 1)
-
-    def probe(self, number: int) -> Any:
-        probed = self.probed[number]
-        if isinstance(probed, Exception):
-            raise probed
-        return probed
-
-    def text(self, template: Jinja, variables: Mapping[str, Any]) -> str:
-        asked = {"_slot": self.slot, "_value": self.value, "_probe": self.probe}
+    def render(self, template: JinjaTemplate, variables: dict[str, Any]) -> str:
+        """Return the text of a template."""
         pieces = []
-        for piece in template.root_render_func(
-            template.new_context({**variables, **asked}, shared=True)
-        ):
+        for piece in template.root_render_func(template.new_context(variables, shared=True)):
             pieces.append(piece)
-            self.size += len(piece)
-            if self.size > LARGEST_EMAIL:
-                raise TemplateError(_TOO_LARGE)
+            self._size += len(piece)
+            if self._size > MAX_SIZE:
+                raise _too_large(MAX_SIZE)
         return "".join(pieces)
 
 
 class BoundTemplate:
-    """A template with one posting's context, to be rendered for many users.
+    """A template with the context of one posting, for rendering to many recipients.
 
-    What does not depend on the user is worked out once; docs/templates.md says how that makes a
-    message cost a few microseconds. In the main thread only, see TimeLimit.
+    Jinja runs for each recipient and puts placeholders in place of values. Messages with the same
+    text and placeholders share a shape, which is converted from Markdown once. Use it only in the
+    main thread, because of TimeLimit.
 
     Raises:
-        InvalidTemplateError: a variable is missing, or the template fails whoever the user is.
+        InvalidTemplateError: a variable is missing, or the template fails for every recipient.
     """
 
     def __init__(
         self, template: Template, channel: str, context: Mapping[str, Any], product: str
     ) -> None:
         self._name = template.name
-        self._program = template.program
-        self._way = channel
-        self._as_written = channel == "sms" and not template.markdown
-        self._variables = self._program.variables({**context, "product": product})
-        self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
-        for name in sorted(GIVEN & context.keys()):
-            raise InvalidTemplateError(template.name, f"{name} can't be given in the context")
-        for name, line in self._program.required.items():
+        self._compiled = template.compiled
+        self._format = FORMATS[channel]
+        self._is_markdown = self._format.has_html or template.is_markdown
+        self._context = {**context, "product": product}
+        self._shape = lru_cache(MAX_SHAPES)(self._convert)
+        for name in sorted(RESERVED & context.keys()):
+            raise InvalidTemplateError(template.name, f"{name} cannot be set in the context")
+        for name, line in self._compiled.required.items():
             if name not in context:
                 raise InvalidTemplateError(template.name, f"{name} is missing in the context", line)
         self._try()
 
-    def render(self, user: Mapping[str, Any], *, unsubscribe_url: str | None) -> Rendered:
-        """The message for a user.
+    def render(self, recipient: Mapping[str, Any], *, unsubscribe_url: str | None) -> Rendered:
+        """Return the message for a recipient.
 
         Raises:
-            RenderingError: there is none for this one.
+            RenderingError: the template fails for this recipient.
         """
         try:
-            with _TIME:
-                return self._rendered(user, unsubscribe_url)
-        except Exception as error:  # noqa: BLE001 - whatever a template raises is its own fault
-            raise RenderingError(str(self._wrong(error))) from None
+            with _TIME_LIMIT:
+                return self._render(recipient, unsubscribe_url)
+        except Exception as error:  # noqa: BLE001 - a template can raise any error
+            raise RenderingError(str(self._invalid(error))) from None
 
-    def _rendered(self, user: Mapping[str, Any], unsubscribe_url: str | None) -> Rendered:
-        variables = {**self._variables, "user": user, "unsubscribe_url": unsubscribe_url}
-        context = self._program.context(variables)
-        shape = self._shape(context, linked=unsubscribe_url is not None)
-        slots = [""] * len(self._program.slots)
-        for number in shape.used:
-            slots[number] = clean(self._program.slots[number].text(context))
-        text = shape.text.of(slots)
+    def _render(self, recipient: Mapping[str, Any], unsubscribe_url: str | None) -> Rendered:
+        output = _Output()
+        variables = rendering_variables(
+            self._context,
+            write=output.write,
+            recipient=recipient,
+            unsubscribe_url=unsubscribe_url,
+        )
+        body = output.render(self._compiled.body, variables)
+        subject = unsubscribe = ""
+        if self._format.has_html:
+            subject = output.render(self._compiled.subject, variables)
+            if unsubscribe_url:
+                unsubscribe = output.write(unsubscribe_url, "unsubscribe_url")
+        shape = self._shape(subject, body, unsubscribe)
+        text = shape.text.fill(output.values)
         if shape.html is None:
-            return Rendered("", _sms(text), None)
-        subject, html = _one_line(shape.subject.of(slots)), shape.html.of(slots)
+            return Rendered("", self._checked(_compact(text)), None)
+        subject = _one_line(shape.subject.fill(output.values))
         if not subject:
-            raise TemplateError("the subject is empty")
-        if max(len(text), len(html)) > LARGEST_EMAIL:
-            raise TemplateError(_TOO_LARGE)
-        return Rendered(subject, text, html)
+            raise OutputError("the subject is empty")
+        html = shape.html.fill(output.values)
+        return Rendered(subject, self._checked(text), self._checked(html))
 
-    def _shape(self, context: Context, *, linked: bool) -> _Shape:
-        """The shape for this user, made if it is not known."""
-        probed = [_probed(probe, context) for probe in self._program.probes]
-        key = (linked, *map(_frozen, probed))
-        shape = self._shapes.get(key)
-        if shape is None:
-            shape = self._shapes[key] = self._made(_Run(probed), linked=linked)
-            if len(self._shapes) > SHAPES:
-                self._shapes.popitem(last=False)
-        elif len(self._shapes) > 1:
-            self._shapes.move_to_end(key)
-        return shape
+    def _checked(self, text: str) -> str:
+        if not text:
+            raise OutputError("the text is empty")
+        if len(text) > self._format.max_size:
+            raise _too_large(self._format.max_size)
+        return text
 
-    def _made(self, run: _Run, *, linked: bool) -> _Shape:
-        body = run.text(self._program.body, self._variables)
-        if self._as_written:
-            return _Shape(_NOTHING, in_line(body, run.known), None, tuple(run.used))
-        read = document(body)
-        if self._way == "sms":
-            return _Shape(_NOTHING, in_text(read.text, run.known), None, tuple(run.used))
-        subject = " ".join(run.text(self._program.subject, self._variables).split())
-        text = read.text
-        unsubscribe = run.slot(UNSUBSCRIBE) if linked else None
+    def _convert(self, subject: str, body: str, unsubscribe: str) -> _Shape:
+        """Convert texts with placeholders."""
+        if not self._is_markdown:
+            return _Shape(_EMPTY, in_line(body), None)
+        document = parse_markdown(body)
+        if not self._format.has_html:
+            return _Shape(_EMPTY, in_text(document.text), None)
+        subject = " ".join(subject.split())
+        text = document.text
         if unsubscribe:
             text += f"\n\n---\nUnsubscribe{URL_BEGINS}{unsubscribe}{URL_ENDS}"
         html = _FRAME.render(
             subject=subject,
-            opening=read.opening,
-            product=self._variables["product"],
-            content=read.html.strip(),
+            opening=document.opening,
+            product=self._context["product"],
+            content=document.html.strip(),
             unsubscribe=unsubscribe,
         )
-        return _Shape(
-            in_line(subject, run.known),
-            in_text(text + "\n", run.known),
-            in_html(html, run.known),
-            tuple(run.used),
-        )
+        return _Shape(in_line(subject), in_text(text + "\n"), in_html(html))
 
     def _try(self) -> None:
-        """Run it without a user, with every condition on users false, then true.
+        """Run the template without a recipient, with all their conditions false, then true.
 
-        What depends on a user's values can't be tried. What fails all the same fails for whom the
-        condition holds, and is the template's or the context's fault.
+        An error here would occur for every recipient for whom the condition holds, so the template
+        or the context is at fault.
         """
-        texts = [self._program.body] if self._way == "sms" else self._program.texts
+        templates = [self._compiled.body]
+        if self._format.has_html:
+            templates.append(self._compiled.subject)
         for truth in (False, True):
-            probed = [
-                truth if each.truth else _DependsOnRecipientError() for each in self._program.probes
-            ]
-            for text in texts:
+            for template in templates:
+                output = _Output()
                 try:
-                    with _TIME:
-                        _Run(probed).text(text, self._variables)
-                except _DependsOnRecipientError:
+                    with _TIME_LIMIT:
+                        variables = trial_variables(self._context, write=output.write, truth=truth)
+                        output.render(template, variables)
+                except DependsOnRecipientError:
                     continue
-                except Exception as error:  # noqa: BLE001 - as above
-                    raise self._wrong(error) from None
-            if not any(each.truth for each in self._program.probes):
-                break
+                except Exception as error:  # noqa: BLE001 - a template can raise any error
+                    raise self._invalid(error) from None
 
-    def _wrong(self, error: Exception) -> InvalidTemplateError:
-        line = error.line if isinstance(error, TemplateError) else None
-        line = line or self._program.line_of(error)
+    def _invalid(self, error: Exception) -> InvalidTemplateError:
+        line = self._compiled.line_of(error)
         if isinstance(error, RecursionError):
             return InvalidTemplateError(self._name, "is nested too deeply", line)
-        # Those that tell no value; Python's others may.
-        if isinstance(error, _TELLING):
+        if isinstance(error, _SAFE_ERRORS):
             return InvalidTemplateError(self._name, str(error), line)
         return InvalidTemplateError(self._name, type(error).__name__, line)
 
 
-def _probed(probe: Expression, context: Context) -> Any:
-    """Its value, or the error, which is raised where the template asks for it."""
-    try:
-        return probe.of(context)
-    except TimeLimitExceededError:
-        raise
-    except Exception as error:  # noqa: BLE001 - as above
-        return error
-
-
-def _frozen(value: Any) -> tuple[type, str]:
-    """What tells values apart that a template can tell apart: 1, 1.0, true and "1"."""
-    if isinstance(value, Undefined):
-        return Undefined, str(value._undefined_message)  # noqa: SLF001 - Jinja's own word for it
-    return type(value), repr(value)
-
-
 def _one_line(text: str) -> str:
     line = text if text.isprintable() and "  " not in text else _BREAKS.sub(" ", text)
-    return line.strip()[:LONGEST_SUBJECT]
+    return line.strip()[:MAX_SUBJECT_SIZE]
 
 
-def _sms(text: str) -> str:
-    written = _LINES.sub("\n", _SPACES.sub(" ", text)).strip()
-    if not written:
-        raise TemplateError("the text is empty")
-    if len(written) > LARGEST_SMS:
-        raise TemplateError(f"the text is longer than the {LARGEST_SMS} characters of an SMS")
-    return written
+def _compact(text: str) -> str:
+    return _LINES.sub("\n", _SPACES.sub(" ", text)).strip()
+
+
+def _too_large(limit: int) -> OutputError:
+    return OutputError(f"the message is longer than {limit} characters")

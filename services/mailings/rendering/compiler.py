@@ -1,29 +1,34 @@
-"""A template's Jinja, taken apart into what is worked out once and what for each user.
+"""Compiles the Jinja of a template.
 
-An expression that is put out, depends on the user, and on no variable of a loop or `set`, is a
-*slot*: its value is not needed to know what the message looks like, only its place is. Any other
-expression of that kind is a *probe*: users for whom all probes give the same get messages of the
-same *shape*. What is left of the template mentions no user; it asks `_slot`, `_probe` and `_value`.
+Each output goes through the filter `_output`, so the caller decides what appears in the text.
+In a trial run, `_trial` is true: outputs that mention the recipient are empty, and conditions that
+mention the recipient have the value `_truth`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from jinja2 import TemplateSyntaxError, Undefined, nodes
+from jinja2 import (
+    StrictUndefined,
+    TemplateRuntimeError,
+    TemplateSyntaxError,
+    Undefined,
+    nodes,
+    pass_context,
+)
 from jinja2.environment import Template
 from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import safe_range
 from jinja2.visitor import NodeTransformer
 
-from shared.templating.sandbox import JsonEnvironment, join
+from shared.contracts.context import json_text
+from shared.templating.sandbox import JsonEnvironment
 
-PER_USER: Final = frozenset(("user", "unsubscribe_url"))
-UNSUBSCRIBE: Final = 0
-"""The number of the slot that is `unsubscribe_url`, in every program."""
-GIVEN: Final = PER_USER | {"product"}
-"""Variables that every template has; a posting's context can't name them."""
+PER_RECIPIENT: Final = frozenset(("user", "unsubscribe_url"))
+RESERVED: Final = PER_RECIPIENT | {"product"}
+"""Variables that every template has. The context of a posting cannot contain them."""
 
 _LOOP: Final = frozenset(
     {"index", "index0", "revindex", "revindex0", "first", "last", "length"}
@@ -33,21 +38,26 @@ _STATEMENTS: Final = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.Wit
 _OPTIONAL: Final = frozenset(("default", "d", "defined", "undefined"))
 
 
-class TemplateError(Exception):
-    """A value can't be put into a text; `line` is where, if the traceback does not tell it."""
+class OutputError(Exception):
+    """A value cannot be part of a text. The message names the expression, never the value."""
 
-    def __init__(self, reason: str, line: int | None = None) -> None:
-        super().__init__(reason)
-        self.line = line
+
+class DependsOnRecipientError(TemplateRuntimeError):
+    """A trial run without a recipient reached an expression that needs one."""
+
+
+Write = Callable[[Any, str], str]
+"""Return the text that stands for a value; the second argument names its expression."""
 
 
 class _Environment(JsonEnvironment):
-    intercepted_binops = JsonEnvironment.intercepted_binops | {"+"}  # texts would grow beyond all
+    # Adding texts would get around the size limit; `~` does not.
+    intercepted_binops = JsonEnvironment.intercepted_binops | {"+"}
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True)
         self.globals["range"] = safe_range
-        self.filters |= {"default": _default, "d": _default}
+        self.filters |= {"default": _default, "d": _default, "_output": _output}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext) and attribute in _LOOP:
@@ -55,157 +65,145 @@ class _Environment(JsonEnvironment):
         return super().getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """As elsewhere, but what is missing is not named: it may be a value."""
+        """Return an item. The error does not name a missing key, because it may be a value."""
         found = super().getitem(obj, argument)
-        return self.undefined(hint="there is no such item") if _missing(found) else found
+        return self.undefined(hint="there is no such item") if _is_missing(found) else found
 
 
-def _missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     return isinstance(value, Undefined)
 
 
-def _default(value: Any, instead: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002
-    """Jinja's own, for null too."""
-    return instead if value is None or _missing(value) or (boolean and not value) else value
+def _default(value: Any, instead: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002 - the signature of Jinja's filter
+    """Replace a missing value or null."""
+    return instead if value is None or _is_missing(value) or (boolean and not value) else value
+
+
+@pass_context
+def _output(context: Context, value: Any, expression: str) -> str:
+    write: Write = context.parent["_write"]
+    return write(value, expression)
 
 
 _ENVIRONMENT: Final = _Environment()
 
 
 @dataclass(frozen=True, slots=True)
-class Expression:
-    """An expression that depends on the user, compiled; `what` is its name in errors."""
-
-    compiled: Template
-    run: Callable[[Context], Any]
-    what: str
-    line: int
-    truth: bool  # only whether it is true matters
-
-    def of(self, context: Context) -> Any:
-        """Its value, which may be Undefined."""
-        for _ in self.run(context):
-            pass
-        value = context.vars["_result"]
-        if self.truth:
-            return bool(value)
-        return list(value) if isinstance(value, Iterator) else value
-
-    def text(self, context: Context) -> str:
-        """Its value as it is put into a text; raises TemplateError, besides whatever it raises."""
-        return as_text(self.of(context), self.what, self.line)
-
-
-@dataclass(frozen=True, slots=True)
 class CompiledTemplate:
-    """A template taken apart."""
+    """The subject and the body of a template, and the variables they use."""
 
     subject: Template
     body: Template
-    slots: tuple[Expression, ...]
-    probes: tuple[Expression, ...]
     required: Mapping[str, int]  # variables of the context, and the line of their first use
     optional: frozenset[str]
 
-    @property
-    def texts(self) -> tuple[Template, Template]:
-        """What is put out."""
-        return self.subject, self.body
-
-    def variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All that templates can name, besides what depends on the user."""
-        return {**_ENVIRONMENT.globals, **given}
-
-    def context(self, variables: Mapping[str, Any]) -> Context:
-        """What expressions are evaluated in."""
-        return self.body.new_context(variables, shared=True)  # type: ignore[arg-type] # only read
-
     def line_of(self, error: BaseException) -> int | None:
-        """The line of the template in which the error was raised, if it was in there."""
-        texts = {
-            text.root_render_func.__code__: text
-            for text in (*self.texts, *(each.compiled for each in (*self.slots, *self.probes)))
-        }
+        """Return the line of the template that raised an error."""
+        templates = {each.root_render_func.__code__: each for each in (self.subject, self.body)}
         line = None
-        frame = error.__traceback__
-        while frame is not None:
-            text = texts.get(frame.tb_frame.f_code)
-            line = text.get_corresponding_lineno(frame.tb_lineno) if text else line
-            frame = frame.tb_next
+        traceback = error.__traceback__
+        while traceback is not None:
+            template = templates.get(traceback.tb_frame.f_code)
+            line = template.get_corresponding_lineno(traceback.tb_lineno) if template else line
+            traceback = traceback.tb_next
         return line
 
 
-def compiled(subject: str, body: str) -> CompiledTemplate:
-    """Take a template apart.
+def compile_template(subject: str, body: str) -> CompiledTemplate:
+    """Compile a template.
 
     Raises:
-        TemplateSyntaxError: it is no Jinja, or does what is not possible here; with its line.
+        TemplateSyntaxError: the text is not valid Jinja, or uses a feature that is not available.
     """
     trees = [_ENVIRONMENT.parse(subject), _ENVIRONMENT.parse(body)]
     used: dict[str, int] = {}
-    forgiven: set[str] = set()
-    splitter = _Splitter()
+    optional: set[str] = set()
     for tree in trees:
         _check(tree)
-        names = find_undeclared_variables(tree) - GIVEN - set(_ENVIRONMENT.globals)
+        names = find_undeclared_variables(tree) - RESERVED - set(_ENVIRONMENT.globals)
         for name in tree.find_all(nodes.Name):
             if name.name in names:
                 used[name.name] = min(name.lineno, used.get(name.name, name.lineno))
-        forgiven |= {
+        optional |= {
             each.node.name
             for each in tree.find_all((nodes.Filter, nodes.Test))
             if each.name in _OPTIONAL and isinstance(each.node, nodes.Name)
         }
-        _Bounder().visit(tree)
-        splitter.split(tree)
+        _Transformer().visit(tree)
+        tree.set_environment(_ENVIRONMENT)
     compiled_subject, compiled_body = (_ENVIRONMENT.from_string(tree) for tree in trees)
     return CompiledTemplate(
         compiled_subject,
         compiled_body,
-        tuple(map(_expression, splitter.slots)),
-        tuple(map(_expression, splitter.probes)),
-        {name: line for name, line in used.items() if name not in forgiven},
-        frozenset(used.keys() & forgiven),
+        {name: line for name, line in used.items() if name not in optional},
+        frozenset(used.keys() & optional),
     )
 
 
-def as_text(value: Any, what: str, line: int | None = None) -> str:
-    """A value as it is put into a text.
+def rendering_variables(
+    context: Mapping[str, Any], *, write: Write, recipient: Any, unsubscribe_url: Any
+) -> dict[str, Any]:
+    """Return all variables for rendering to a recipient."""
+    return {
+        **_ENVIRONMENT.globals,
+        **context,
+        "user": recipient,
+        "unsubscribe_url": unsubscribe_url,
+        "_write": write,
+        "_trial": False,
+    }
+
+
+def trial_variables(context: Mapping[str, Any], *, write: Write, truth: bool) -> dict[str, Any]:
+    """Return all variables for a trial run."""
+    unknown = StrictUndefined(exc=DependsOnRecipientError)
+    variables = rendering_variables(
+        context, write=write, recipient=unknown, unsubscribe_url=unknown
+    )
+    return {**variables, "_trial": True, "_truth": truth}
+
+
+def output_text(value: Any, expression: str) -> str:
+    """Return a value as it appears in a text.
 
     Raises:
-        TemplateError: it is missing, or no text, number or boolean; `what` is named.
+        OutputError: the value is missing, null, a list or an object.
     """
     if isinstance(value, str):
         return value
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, bool | float):
+        return json_text(value)
     if value is None:
-        raise TemplateError(f"{what} is null; |default(…) says what to put there instead", line)
-    if _missing(value):
-        raise TemplateError(f"{what} is missing", line)
-    if isinstance(value, bool | int | float):
-        return join([value])
-    raise TemplateError(f"{what} is a list or an object, which can't be part of a text", line)
+        raise OutputError(f"{expression} is null; use |default(…) to replace it")
+    if _is_missing(value):
+        raise OutputError(f"{expression} is missing")
+    raise OutputError(f"{expression} is a list or an object and cannot be part of a text")
 
 
 def _check(tree: nodes.Template) -> None:
     for node in tree.find_all(nodes.Node):
         if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
             raise TemplateSyntaxError(
-                f"{type(node).__name__.lower()} is not possible here; if, for and set are",
+                f"{type(node).__name__.lower()} is not available; use if, for and set",
                 node.lineno,
             )
         if isinstance(node, nodes.Pow):
-            raise TemplateSyntaxError("powers are not possible here", node.lineno)
+            raise TemplateSyntaxError("powers are not available", node.lineno)
         if isinstance(node, nodes.For) and node.recursive:
-            raise TemplateSyntaxError("a loop can't be recursive here", node.lineno)
+            raise TemplateSyntaxError("recursive loops are not available", node.lineno)
         if isinstance(node, nodes.Call) and not _may_be_called(node.node):
             raise TemplateSyntaxError(
-                "calls are not possible here, filters are: {{ name|lower }}", node.lineno
+                "calls are not available; use filters: {{ name|lower }}", node.lineno
             )
         if isinstance(node, nodes.Name):
             if node.name.startswith("_"):
-                raise TemplateSyntaxError("a name begins with a letter", node.lineno)
-            if node.ctx != "load" and node.name in GIVEN:
-                raise TemplateSyntaxError(f"{node.name} can't be set", node.lineno)
+                raise TemplateSyntaxError("a name must begin with a letter", node.lineno)
+            if node.ctx != "load" and node.name in RESERVED:
+                raise TemplateSyntaxError(f"{node.name} cannot be set", node.lineno)
+        if isinstance(node, nodes.Filter) and node.name.startswith("_"):
+            raise TemplateSyntaxError(f"No filter named {node.name!r}.", node.lineno)
 
 
 def _may_be_called(node: nodes.Expr) -> bool:
@@ -214,98 +212,54 @@ def _may_be_called(node: nodes.Expr) -> bool:
     return isinstance(node, nodes.Name) and node.name == "range"
 
 
-class _Bounder(NodeTransformer):
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - Jinja calls it so
-        """The filter `join` in the place of `~`, because it has a bound."""
+class _Transformer(NodeTransformer):
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - Jinja's naming scheme
+        """Replace `~` by the filter `join`, which has a size limit."""
         self.generic_visit(node)
-        parts = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(parts, "join", [], [], None, None, lineno=node.lineno)
+        return _filter(nodes.List(node.nodes, lineno=node.lineno), "join")
 
-
-@dataclass(slots=True)
-class _Found:
-    node: nodes.Expr
-    truth: bool = False
-
-
-@dataclass
-class _Splitter(NodeTransformer):
-    slots: list[_Found] = field(
-        default_factory=lambda: [_Found(nodes.Name("unsubscribe_url", "load", lineno=1))]
-    )
-    probes: list[_Found] = field(default_factory=list)
-    _local: set[str] = field(default_factory=set)
-
-    def split(self, tree: nodes.Template) -> None:
-        """Put questions in the place of every expression that depends on the user."""
-        stored = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
-        self._local = stored | {"loop"}
-        self.visit(tree)
-        tree.set_environment(_ENVIRONMENT)
-
-    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(node, nodes.Expr) and self._per_user(node):
-            return self._asked("_probe", self.probes, _Found(node))
-        return super().visit(node, *args, **kwargs)
-
-    def visit_Output(self, node: nodes.Output) -> list[nodes.Output]:  # noqa: N802 - Jinja calls it so
-        """Each part on its own, so that an error is told with the right line."""
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Output]:  # noqa: N802 - as above
+        """Write each part on its own, so that an error has the right line."""
         return [nodes.Output([self._part(part)], lineno=part.lineno) for part in node.nodes]
 
     def visit_If(self, node: nodes.If) -> nodes.Node:  # noqa: N802 - as above
-        node.test = self._test(node.test)
-        return self.generic_visit(node)
+        return self._conditional(node)
 
-    def visit_CondExpr(self, node: nodes.CondExpr) -> nodes.Node:  # noqa: N802
-        node.test = self._test(node.test)
-        return self.generic_visit(node)
+    def visit_CondExpr(self, node: nodes.CondExpr) -> nodes.Node:  # noqa: N802 - as above
+        return self._conditional(node)
+
+    def _conditional(self, node: nodes.If | nodes.CondExpr) -> nodes.Node:
+        self.generic_visit(node)
+        truth = nodes.Name("_truth", "load", lineno=node.lineno)
+        test: Any = node.test  # typed as any node in `nodes.If`
+        node.test = _unless_trial(test, truth)
+        return node
 
     def _part(self, part: nodes.Expr) -> nodes.Expr:
         if isinstance(part, nodes.TemplateData):
             return part
-        if self._per_user(part):
-            return self._asked("_slot", self.slots, _Found(part))
-        name = nodes.Const(_described(part), lineno=part.lineno)
-        return _call("_value", [self.visit(part), name], part.lineno)
-
-    def _test(self, test: Any) -> Any:
-        if self._per_user(test):
-            return self._asked("_probe", self.probes, _Found(test, truth=True))
-        return test
-
-    def _per_user(self, node: nodes.Expr) -> bool:
-        if isinstance(node, nodes.Slice):  # a part of an expression, without a value of its own
-            return False
-        names = {each.name for each in node.find_all(nodes.Name)}
-        if isinstance(node, nodes.Name):
-            names.add(node.name)
-        return bool(names & PER_USER) and not names & self._local
-
-    def _asked(self, whom: str, known: list[_Found], found: _Found) -> nodes.Expr:
-        if found not in known:
-            known.append(found)
-        number = nodes.Const(known.index(found), lineno=found.node.lineno)
-        return _call(whom, [number], found.node.lineno)
+        expression = nodes.Const(_described(part), lineno=part.lineno)
+        written = _filter(self.visit(part), "_output", expression)
+        return _unless_trial(written, nodes.Const("", lineno=part.lineno))
 
 
-def _call(whom: str, args: list[nodes.Expr], line: int) -> nodes.Expr:
-    return nodes.Call(nodes.Name(whom, "load", lineno=line), args, [], None, None, lineno=line)
+def _unless_trial(node: nodes.Expr, instead: nodes.Expr) -> nodes.Expr:
+    """Replace an expression that mentions the recipient in a trial run."""
+    names = {each.name for each in node.find_all(nodes.Name)}
+    if isinstance(node, nodes.Name):
+        names.add(node.name)
+    if not names & PER_RECIPIENT:
+        return node
+    trial = nodes.Name("_trial", "load", lineno=node.lineno)
+    return nodes.CondExpr(trial, instead, node, lineno=node.lineno)
 
 
-def _expression(found: _Found) -> Expression:
-    result = nodes.Assign(nodes.Name("_result", "store"), found.node, lineno=found.node.lineno)
-    template = _ENVIRONMENT.from_string(nodes.Template([result], lineno=1))
-    return Expression(
-        template,
-        template.root_render_func,
-        _described(found.node),
-        found.node.lineno,
-        found.truth,
-    )
+def _filter(node: nodes.Expr, name: str, *arguments: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, list(arguments), [], None, None, lineno=node.lineno)
 
 
 def _described(node: nodes.Node) -> str:
-    """A path of names as it was written; no word on what is computed."""
+    """Return a path of names as it is written in the template, without any computed value."""
     if isinstance(node, nodes.Name):
         return node.name
     if isinstance(node, nodes.Getattr):

@@ -1,7 +1,4 @@
-"""The templates of messages: Markdown with Jinja, and a front matter that says what they need.
-
-docs/templates.md explains how they are written.
-"""
+"""Finds and parses the templates of messages. docs/templates.md explains how to write them."""
 
 import os
 import re
@@ -14,13 +11,14 @@ import yaml
 from jinja2 import TemplateSyntaxError
 from pydantic import TypeAdapter, ValidationError
 
-from services.mailings.rendering.compiler import CompiledTemplate, compiled
+from services.mailings.rendering.compiler import CompiledTemplate, compile_template
+from services.mailings.rendering.formats import FORMATS
 from shared.contracts.postings import Template as TemplateName
 from shared.registry import CHANNELS
 
 SHIPPED: Final = Path(__file__).parents[1] / "templates"
-# Bytes of a template's file.
-LARGEST: Final = 262_144
+# Bytes of a template file.
+MAX_FILE_SIZE: Final = 262_144
 
 _KIND: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -29,7 +27,7 @@ _NAME: Final = TypeAdapter[str](TemplateName)
 
 
 class InvalidTemplateError(Exception):
-    """A template can't be used; the text says where and why, and holds no value of any context."""
+    """A template is not valid. The text has the file, line and reason, and no context value."""
 
     def __init__(self, name: str, reason: str, line: int | None = None) -> None:
         super().__init__(f"{name} line {line}: {reason}" if line else f"{name}: {reason}")
@@ -37,38 +35,42 @@ class InvalidTemplateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template, read and compiled."""
+    """A parsed and compiled template.
+
+    kind: the kind of notification, which users switch on and off.
+    fetch: the variables whose values are URLs of data.
+    """
 
     name: str
-    kind: str  # of notification; users switch kinds on and off
-    fetch: tuple[str, ...]  # variables whose values are URLs of data
+    kind: str
+    fetch: tuple[str, ...]
     has_subject: bool
-    program: CompiledTemplate
-    own: bool = True  # of RINGBACK_TEMPLATES_DIR, none of the shipped ones
+    compiled: CompiledTemplate
+    is_shipped: bool = False
 
     @property
-    def markdown(self) -> bool:
-        """Whether its text is Markdown; that of a template below sms/ stands as it is."""
-        return not self.name.startswith("sms/")
+    def is_markdown(self) -> bool:
+        """Return whether the text is Markdown. Templates in the folder of a text channel aren't."""
+        return FORMATS[channel_of(self.name)].has_html
 
 
 class TemplateLoader:
-    """The shipped templates, and those of a folder, which come first."""
+    """Loads templates from a folder, and the shipped ones that the folder does not replace."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folders = (folder, SHIPPED) if folder else (SHIPPED,)
-        # By file, with the time and size that it had.
-        self._read: dict[Path, tuple[tuple[int, int], Template]] = {}
+        # By file, with its modification time and size.
+        self._cache: dict[Path, tuple[tuple[int, int], Template]] = {}
 
     def names(self) -> list[str]:
-        """The names of all templates."""
+        """Return the names of all templates."""
         files = chain.from_iterable(
             ((folder, file) for file in folder.rglob("*.md")) for folder in self._folders
         )
         return sorted({file.relative_to(folder).as_posix() for folder, file in files})
 
     def channels(self, name: str) -> list[str]:
-        """The ways in which a template, or its twin, can be sent."""
+        """Return the channels for which `get` finds a template."""
         channels: list[str] = []
         for channel in CHANNELS:
             try:
@@ -92,16 +94,18 @@ class TemplateLoader:
         try:
             _NAME.validate_python(name)
         except ValidationError:
-            raise InvalidTemplateError(name[:255], "is no name such as email/welcome.md") from None
+            raise InvalidTemplateError(
+                name[:255], "is not a valid name, such as email/welcome.md"
+            ) from None
         folder, _, rest = name.partition("/")
         template = self._find(f"{channel}/{rest}") if folder in CHANNELS else None
         template = template or self._find(name)
         if template is None:
-            known = ", ".join(self.names())
-            raise InvalidTemplateError(name, f"there is no such template; there are {known}")
-        if channel == "email" and not template.has_subject:
+            available = ", ".join(self.names())
+            raise InvalidTemplateError(name, f"does not exist; available: {available}")
+        if FORMATS[channel].has_html and not template.has_subject:
             raise InvalidTemplateError(
-                template.name, "an e-mail has a subject: give one in the front matter"
+                template.name, "an e-mail needs a subject; add one to the front matter"
             )
         return template
 
@@ -109,18 +113,18 @@ class TemplateLoader:
         for file in (folder / name for folder in self._folders):
             try:
                 stat = file.stat()
-                state = (stat.st_mtime_ns, stat.st_size)
-                known = self._read.get(file)
-                if known is None or known[0] != state:
-                    template = read(name, _content(name, file))
-                    template = replace(template, own=not file.is_relative_to(SHIPPED))
-                    known = self._read[file] = (state, template)
+                version = (stat.st_mtime_ns, stat.st_size)
+                cached = self._cache.get(file)
+                if cached is None or cached[0] != version:
+                    template = parse_template(name, _content(name, file))
+                    template = replace(template, is_shipped=file.is_relative_to(SHIPPED))
+                    cached = self._cache[file] = (version, template)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                why = os.strerror(error.errno or 0)
-                raise InvalidTemplateError(name, f"can't be read: {why}") from None
-            return known[1]
+                reason = os.strerror(error.errno or 0)
+                raise InvalidTemplateError(name, f"cannot be read: {reason}") from None
+            return cached[1]
         return None
 
 
@@ -130,86 +134,89 @@ def channel_of(name: str) -> str:
     return folder if folder in CHANNELS else next(iter(CHANNELS))
 
 
-def read(name: str, content: str) -> Template:
-    """The template of this name that has this content.
+def parse_template(name: str, content: str) -> Template:
+    """Parse and compile a template.
 
     Raises:
-        InvalidTemplateError: it is wrong; says in which line and why.
+        InvalidTemplateError: the content is not a valid template.
     """
-    front, end = _front_matter(name, content)
+    front_matter, end = _front_matter(name, content)
     lines = content.split("\n")
-    subject, line = front.pop("subject", ("", 0))
+    subject, line = front_matter.pop("subject", ("", 0))
     if not isinstance(subject, str):
         raise InvalidTemplateError(name, "subject must be a text", line)
-    kind, kind_line = front.pop("kind", (Path(name).stem, 0))
+    kind, kind_line = front_matter.pop("kind", (Path(name).stem, 0))
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise InvalidTemplateError(name, "kind must be a word such as new_movies", kind_line)
     try:
-        # Behind as many lines as there are before it, so that errors tell the right one.
-        program = compiled("\n" * (line - 1) + subject, "\n" * end + "\n".join(lines[end:]))
+        # The empty lines in front make Jinja report line numbers of the file.
+        compiled = compile_template(
+            "\n" * (line - 1) + subject, "\n" * end + "\n".join(lines[end:])
+        )
     except TemplateSyntaxError as error:
-        raise InvalidTemplateError(name, error.message or "is no template", error.lineno) from None
+        reason = error.message or "is not a valid template"
+        raise InvalidTemplateError(name, reason, error.lineno) from None
     except RecursionError:
         raise InvalidTemplateError(name, "is nested too deeply") from None
-    fetch, fetch_line = front.pop("fetch", ([], 0))
-    used = program.required.keys() | program.optional
+    fetch, fetch_line = front_matter.pop("fetch", ([], 0))
+    used = compiled.required.keys() | compiled.optional
     if not isinstance(fetch, list) or not all(isinstance(each, str) for each in fetch):
         raise InvalidTemplateError(name, "fetch must be a list of variables: [movies]", fetch_line)
     for each in fetch:
         if each not in used:
             raise InvalidTemplateError(
-                name, f"fetch names {each!r}, which the template doesn't use", fetch_line
+                name, f"fetch names {each!r}, which the template does not use", fetch_line
             )
-    return Template(name, kind, tuple(fetch), bool(subject), program)
+    return Template(name, kind, tuple(fetch), bool(subject), compiled)
 
 
 def _content(name: str, file: Path) -> str:
     with file.open("rb") as opened:
-        raw = opened.read(LARGEST + 1)
-    if len(raw) > LARGEST:
-        raise InvalidTemplateError(name, f"is larger than {LARGEST} bytes")
+        raw = opened.read(MAX_FILE_SIZE + 1)
+    if len(raw) > MAX_FILE_SIZE:
+        raise InvalidTemplateError(name, f"is larger than {MAX_FILE_SIZE} bytes")
     try:
         content = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InvalidTemplateError(name, "is not in UTF-8", line) from None
+        raise InvalidTemplateError(name, "is not valid UTF-8", line) from None
     found = _CONTROL.search(content)
     if found:
         raise InvalidTemplateError(
-            name, "holds a control character", content.count("\n", 0, found.start()) + 1
+            name, "contains a control character", content.count("\n", 0, found.start()) + 1
         )
     return content
 
 
 def _front_matter(name: str, content: str) -> tuple[dict[str, tuple[Any, int]], int]:
-    """Its values with their lines, and the number of its lines."""
+    """Return the values of the front matter with their lines, and its number of lines."""
     if not content.startswith("---\n"):
         return {}, 0
     lines = content.split("\n")
     try:
         end = lines.index("---", 1)
     except ValueError:
-        raise InvalidTemplateError(name, "the front matter has no end: a line ---", 1) from None
+        raise InvalidTemplateError(name, "the front matter does not end with ---", 1) from None
     loader = yaml.SafeLoader("\n".join(["", *lines[1:end]]))
-    front: dict[str, tuple[Any, int]] = {}
+    front_matter: dict[str, tuple[Any, int]] = {}
     try:
         root = loader.get_single_node()
         if root is None:
             return {}, end + 1
         if not isinstance(root, yaml.MappingNode):
-            raise InvalidTemplateError(name, "the front matter must be keys and values", 2)
+            raise InvalidTemplateError(name, "the front matter must contain keys and values", 2)
         for key, value in root.value:
             line = key.start_mark.line + 1
             if key.value not in _KEYS:
                 raise InvalidTemplateError(
-                    name, f"there is no key {key.value!r}; there are {', '.join(_KEYS)}", line
+                    name, f"unknown key {key.value!r}; available: {', '.join(_KEYS)}", line
                 )
-            if key.value in front:
-                raise InvalidTemplateError(name, f"{key.value} is given twice", line)
-            front[key.value] = loader.construct_object(value, deep=True), line
+            if key.value in front_matter:
+                raise InvalidTemplateError(name, f"duplicate key {key.value}", line)
+            front_matter[key.value] = loader.construct_object(value, deep=True), line
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InvalidTemplateError(name, f"is no YAML: {error.problem}", line) from None
+        raise InvalidTemplateError(name, f"is not valid YAML: {error.problem}", line) from None
     finally:
         loader.dispose()
-    return front, end + 1
+    return front_matter, end + 1

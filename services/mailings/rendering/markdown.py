@@ -1,4 +1,4 @@
-"""Markdown as HTML and as plain text to read."""
+"""Converts Markdown to HTML and to readable plain text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,40 +10,26 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 _MARKDOWN: Final = MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
-# Everything that Markdown makes, and nothing else.
+# Exactly the elements that Markdown produces.
 _CLEANER: Final = nh3.Cleaner(
-    tags={f"h{level}" for level in range(1, 7)}
-    | {
-        "p",
-        "a",
-        "img",
-        "em",
-        "strong",
-        "s",
-        "ul",
-        "ol",
-        "li",
-        "blockquote",
-        "pre",
-        "code",
-        "hr",
-        "br",
-    },
+    tags={"h1", "h2", "h3", "h4", "h5", "h6", "p", "a", "img", "em", "strong", "s"}
+    | {"ul", "ol", "li", "blockquote", "pre", "code", "hr", "br"},
     attributes={"a": {"href", "title"}, "img": {"src", "alt", "title"}, "ol": {"start"}},
     allowed_classes={"a": {"button"}},
     url_schemes={"http", "https", "mailto"},
     link_rel=None,
 )
-# Around a URL in the plain text.
+# These characters enclose a URL in the plain text.
 URL_BEGINS: Final = "\x02"
 URL_ENDS: Final = "\x03"
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One Markdown document in its three forms; `opening` is the text of its first paragraph.
+    """A Markdown document as HTML and as plain text.
 
-    In `text`, a link's URL follows its text, between URL_BEGINS and URL_ENDS.
+    text: the plain text. A link's URL follows its label, between URL_BEGINS and URL_ENDS.
+    opening: the text of the first paragraph.
     """
 
     html: str
@@ -51,8 +37,8 @@ class Document:
     opening: str
 
 
-def document(markdown: str) -> Document:
-    """Read it."""
+def parse_markdown(markdown: str) -> Document:
+    """Convert a Markdown document."""
     tokens = _MARKDOWN.parse(markdown)
     opening = ""
     for before, token in pairwise(tokens):
@@ -63,14 +49,14 @@ def document(markdown: str) -> Document:
         elif not opening:
             opening = _words(token.children, links=False)
     html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    writer = _Writer()
+    writer = _TextWriter()
     for token in tokens:
         writer.write(token)
     return Document(_CLEANER.clean(html), "\n".join(writer.lines), opening)
 
 
 def _is_button(children: Sequence[Token]) -> bool:
-    """A paragraph that is one link, and has a text of its own, becomes a button."""
+    """Return whether a paragraph consists of one labelled link, which becomes a button."""
     return (
         children[0].type == "link_open"
         and children[0].markup != "autolink"
@@ -80,18 +66,18 @@ def _is_button(children: Sequence[Token]) -> bool:
 
 
 @dataclass
-class _Writer:
-    """Writes blocks as lines, with what stands before them in lists and quotes."""
+class _TextWriter:
+    """Writes blocks as lines, with the prefixes of the lists and quotes around them."""
 
     lines: list[str] = field(default_factory=list)
-    _before: list[str] = field(default_factory=list)
-    _first: str | None = None  # what stands before the next line only
+    _prefixes: list[str] = field(default_factory=list)
+    _first_prefix: str | None = None  # replaces the prefixes of the next line
     _numbers: list[int | None] = field(default_factory=list)
-    _hidden: bool = False
-    _tight: bool = False
+    _hidden: bool = False  # inside a paragraph of a tight list
+    _tight: bool = False  # after such a paragraph
 
     def write(self, token: Token) -> None:
-        """Go on with the next token."""
+        """Write the next token."""
         match token.type:
             case "bullet_list_open" | "ordered_list_open":
                 bullet = token.type == "bullet_list_open"
@@ -101,10 +87,10 @@ class _Writer:
             case "list_item_open":
                 self._item()
             case "blockquote_open":
-                self._before.append("> ")
+                self._prefixes.append("> ")
             case "list_item_close" | "blockquote_close":
-                self._before.pop()
-                self._first = None
+                self._prefixes.pop()
+                self._first_prefix = None
             case "paragraph_open":
                 self._hidden = token.hidden
             case "inline":
@@ -120,35 +106,37 @@ class _Writer:
         if number is not None:
             self._numbers[-1] = number + 1
         marker = "- " if number is None else f"{number}. "
-        self._first = ("".join(self._before) if self._first is None else self._first) + marker
-        self._before.append(" " * len(marker))
+        self._first_prefix = (
+            "".join(self._prefixes) if self._first_prefix is None else self._first_prefix
+        ) + marker
+        self._prefixes.append(" " * len(marker))
 
     def _block(self, lines: Sequence[str], *, tight: bool = False) -> None:
         if self.lines and not (tight and self._tight):
             self.lines.append("")
         self._tight = tight
-        before = "".join(self._before)
+        prefix = "".join(self._prefixes)
         for line in lines:
-            self.lines.append((before if self._first is None else self._first) + line)
-            self._first = None
+            self.lines.append((prefix if self._first_prefix is None else self._first_prefix) + line)
+            self._first_prefix = None
 
 
 def _words(children: Sequence[Token], *, links: bool = True) -> str:
-    said: list[str] = []
-    begun: list[tuple[int, str]] = []
+    words: list[str] = []
+    open_links: list[tuple[int, str]] = []
     for token in children:
         match token.type:
             case "text" | "code_inline" | "text_special" | "image":
-                said.append(token.content)
+                words.append(token.content)
             case "softbreak":
-                said.append(" ")
+                words.append(" ")
             case "hardbreak":
-                said.append("\n" if links else " ")
+                words.append("\n" if links else " ")
             case "link_open":
-                begun.append((len(said), str(token.attrs["href"])))
+                open_links.append((len(words), str(token.attrs["href"])))
             case "link_close":
-                place, url = begun.pop()
-                label = "".join(said[place:])
+                place, url = open_links.pop()
+                label = "".join(words[place:])
                 if links and token.markup != "autolink" and label != url:
-                    said.append(f"{URL_BEGINS}{url}{URL_ENDS}")
-    return "".join(said)
+                    words.append(f"{URL_BEGINS}{url}{URL_ENDS}")
+    return "".join(words)

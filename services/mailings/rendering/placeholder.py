@@ -1,13 +1,13 @@
-"""Where values stand: marks that go through Markdown in the place of values, and their filling.
+"""Placeholders: they go through Markdown in place of values, and are replaced afterwards.
 
-A value is never Markdown and never HTML, because it is not there when these are read.
+A value is never parsed as Markdown or HTML, because it is inserted after the conversion.
 """
 
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
+from operator import itemgetter
 from typing import Final
 from urllib.parse import quote
 
@@ -15,189 +15,150 @@ from yarl import URL
 
 from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS
 
-# A word that Markdown leaves alone wherever it stands, and that no template can hold.
+# A word that Markdown never changes and that no template can contain.
 _SECRET: Final = secrets.token_hex(8)
-_MARK: Final = re.compile(f"m{_SECRET}([vs])([0-9]+)e")
-_TAG: Final = re.compile(r'</?[a-z](?:[^">]|"[^"]*")*>')
-_LINK: Final = re.compile(r' (href|src)="([^"]*)"')
+_PLACEHOLDER: Final = re.compile(f"m{_SECRET}n([0-9]+)e")
+_ATTRIBUTES: Final = r'(?:[^">]|"[^"]*")*'
+# The groups: before the URL, the URL, after the URL, the content of a link.
+_LINK: Final = re.compile(
+    rf'(<a{_ATTRIBUTES}? href=")([^"]*)("{_ATTRIBUTES}>)(.*?)</a>'
+    rf'|(<img{_ATTRIBUTES}? src=")([^"]*)("{_ATTRIBUTES}>)',
+    re.DOTALL,
+)
 _URL_IN_TEXT: Final = re.compile(f"{URL_BEGINS}([^{URL_ENDS}]*){URL_ENDS}")
-# What needs no rewriting: an absolute URL in ASCII.
+# An absolute URL in ASCII, which needs no quoting.
 _PLAIN_URL: Final = re.compile(r"(?:https?://|mailto:)[A-Za-z0-9._~:/?#\[\]@!$()*+,;=%&-]+")
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 Values = Sequence[str]
-"""The values of slots, by their numbers."""
+"""The values of the placeholders, by number."""
 Fill = Callable[[Values], str]
-_Url = Callable[[Values], str | None]
 
 
-def mark_of_value(number: int) -> str:
-    """The mark of a value that is the same for all users of a shape."""
-    return f"m{_SECRET}v{number}e"
-
-
-def mark_of_slot(number: int) -> str:
-    """The mark of a value that each user has."""
-    return f"m{_SECRET}s{number}e"
+def placeholder(number: int) -> str:
+    """Return the placeholder of a value."""
+    return f"m{_SECRET}n{number}e"
 
 
 def clean(value: str) -> str:
-    """The value without what no mail can hold: control characters, halves of characters."""
+    """Replace the characters that no mail can contain: control characters and surrogates."""
     return value if value.isprintable() else _CONTROL.sub("\ufffd", value)
 
 
-class Filled:
-    """A text, some parts of which wait for the values of slots."""
+class PlaceholderText:
+    """A text in which values replace the placeholders."""
 
     def __init__(self, parts: Sequence[str | Fill]) -> None:
-        self._parts: list[str] = []
-        self._holes: list[tuple[int, Fill]] = []
-        for part in parts:
-            if not isinstance(part, str):
-                self._holes.append((len(self._parts), part))
-                self._parts.append("")
-            elif self._parts and not (self._holes and self._holes[-1][0] == len(self._parts) - 1):
-                self._parts[-1] += part
-            else:
-                self._parts.append(part)
+        self._parts = [part if isinstance(part, str) else "" for part in parts]
+        self._fills = [(n, part) for n, part in enumerate(parts) if not isinstance(part, str)]
 
-    def of(self, slots: Values) -> str:
-        """The whole text for these values."""
+    def fill(self, values: Values) -> str:
+        """Return the text with these values."""
         parts = self._parts.copy()
-        for place, fill in self._holes:
-            parts[place] = fill(slots)
+        for number, fill in self._fills:
+            parts[number] = fill(values)
         return "".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """What a mark stands for: a slot, or a value that is known."""
-
-    slot: int | None
-    value: str = ""
-
-    def of(self, slots: Values) -> str:
-        return self.value if self.slot is None else slots[self.slot]
+def in_line(text: str) -> PlaceholderText:
+    """Return a text in which values are inserted unchanged."""
+    return PlaceholderText(_parts(text))
 
 
-def in_line(text: str, known: Values) -> Filled:
-    """A text in which values stand as they are."""
-    return Filled(_in_place(text, known, str))
-
-
-def in_text(text: str, known: Values) -> Filled:
-    """A document's plain text: values as they are, URLs in angle brackets, or left out."""
+def in_text(text: str) -> PlaceholderText:
+    """Return the plain text of a document: URLs are in angle brackets, invalid ones are omitted."""
     parts: list[str | Fill] = []
     for number, piece in enumerate(_URL_IN_TEXT.split(text)):
         if number % 2:
-            parts.append(_settled(piece, _in_brackets(_url(piece, known, str))))
+            parts.append(_in_brackets(piece))
         else:
-            parts += _in_place(piece, known, str)
-    return Filled(parts)
+            parts += _parts(piece)
+    return PlaceholderText(parts)
 
 
-def in_html(html: str, known: Values) -> Filled:
-    """A document's HTML, in which values stand as text, or as parts of URLs.
+def in_html(html: str) -> PlaceholderText:
+    """Return the HTML of a document: values are escaped, or percent-encoded in URLs.
 
-    A link that begins with a value which is no URL of the web or a mailbox is left out, its text
-    stays; an image likewise.
+    If a value begins a URL, it must be an absolute URL. Otherwise the link is removed and its
+    text stays; an image is removed.
     """
+    return PlaceholderText(_html_parts(html))
+
+
+def _html_parts(html: str) -> list[str | Fill]:
     parts: list[str | Fill] = []
     end = 0
-    closing: str | Fill | None = None
-    for tag in _TAG.finditer(html):
-        parts += _in_place(html[end : tag.start()], known, escape)
-        end = tag.end()
-        link = _LINK.search(tag[0])
-        if tag[0] == "</a>" and closing is not None:
-            parts.append(closing)
-            closing = None
-        elif link is not None and _MARK.search(link[2]):
-            url = _url(link[2], known, escape)
-            parts.append(_settled(tag[0], _tag(tag[0], link, url, known)))
-            if tag[0].startswith("<a "):
-                closing = _settled(link[2], _closing(url))
-        else:
-            parts += _in_place(tag[0], known, escape)
-    return Filled(parts + _in_place(html[end:], known, escape))
+    for link in _LINK.finditer(html):
+        parts += _parts(html[end : link.start()], escape)
+        end = link.end()
+        parts.append(_link(link))
+    return parts + _parts(html[end:], escape)
 
 
-def _tag(tag: str, link: re.Match[str], url: _Url, known: Values) -> Fill:
-    before = Filled(_in_place(tag[: link.start(2)], known, escape))
-    after = Filled(_in_place(tag[link.end(2) :], known, escape))
+def _link(link: re.Match[str]) -> str | Fill:
+    is_image = link[5] is not None
+    before, url_text, after = link.group(5, 6, 7) if is_image else link.group(1, 2, 3)
+    opening = PlaceholderText(_parts(before, escape))
+    closing = PlaceholderText(_parts(after, escape))
+    content = PlaceholderText([] if is_image else _html_parts(link[4]))
+    end = "" if is_image else "</a>"
+    url = _url(url_text, escape)
 
-    def fill(slots: Values) -> str:
-        written = url(slots)
-        return "" if written is None else before.of(slots) + written + after.of(slots)
+    def fill(values: Values) -> str:
+        inner = content.fill(values)
+        written = url(values)
+        if written is None:
+            return inner
+        return f"{opening.fill(values)}{written}{closing.fill(values)}{inner}{end}"
 
     return fill
 
 
-def _closing(url: _Url) -> Fill:
-    return lambda slots: "" if url(slots) is None else "</a>"
+def _in_brackets(text: str) -> Fill:
+    url = _url(text, str)
 
-
-def _in_brackets(url: _Url) -> Fill:
-    def fill(slots: Values) -> str:
-        written = url(slots)
+    def fill(values: Values) -> str:
+        written = url(values)
         return "" if written is None else f" <{written}>"
 
     return fill
 
 
-def _settled(text: str, fill: Fill) -> str | Fill:
-    """What is filled into this text: done at once, if no slot stands in it."""
-    return fill if any(mark[1] == "s" for mark in _MARK.finditer(text)) else fill(())
-
-
-def _split(text: str, known: Values) -> list[str | _Reference]:
-    """Texts and what stands between them."""
-    parts: list[str | _Reference] = []
-    end = 0
-    for mark in _MARK.finditer(text):
-        parts.append(text[end : mark.start()])
-        number = int(mark[2])
-        parts.append(_Reference(None, known[number]) if mark[1] == "v" else _Reference(number))
-        end = mark.end()
-    parts.append(text[end:])
-    return [part for part in parts if part != ""]
-
-
-def _in_place(text: str, known: Values, write: Callable[[str], str]) -> list[str | Fill]:
-    """The text in parts, each value written as it has to be in this place."""
+def _parts(text: str, write: Callable[[str], str] | None = None) -> list[str | Fill]:
+    """Split a text at its placeholders; `write` escapes a value."""
     return [
-        part if isinstance(part, str) else _written(part, write) for part in _split(text, known)
+        _value(int(piece), write) if number % 2 else piece
+        for number, piece in enumerate(_PLACEHOLDER.split(text))
     ]
 
 
-def _written(value: _Reference, write: Callable[[str], str]) -> str | Fill:
-    slot = value.slot
-    return write(value.value) if slot is None else lambda slots: write(slots[slot])
+def _value(number: int, write: Callable[[str], str] | None) -> Fill:
+    return itemgetter(number) if write is None else lambda values: write(values[number])
 
 
-def _url(text: str, known: Values, write: Callable[[str], str]) -> _Url:
-    """The URL in this text; None if it begins with a value that is no URL."""
-    split = _split(text, known)
+def _url(text: str, write: Callable[[str], str]) -> Callable[[Values], str | None]:
+    """Return a function that fills a URL; None if the URL begins with an invalid value."""
+    pieces = _PLACEHOLDER.split(text)
 
-    def url(slots: Values) -> str | None:
-        written = []
-        for number, part in enumerate(split):
-            if isinstance(part, str):
-                written.append(part)
-            elif number:
-                written.append(quote(part.of(slots), safe=""))
-            else:
-                beginning = _absolute(part.of(slots))
+    def fill(values: Values) -> str | None:
+        written = [pieces[0]]
+        for place in range(1, len(pieces), 2):
+            value = values[int(pieces[place])]
+            if place == 1 and not pieces[0]:
+                beginning = _absolute(value)
                 if beginning is None:
                     return None
                 written.append(write(beginning))
+            else:
+                written.append(quote(value, safe=""))
+            written.append(pieces[place + 1])
         return "".join(written)
 
-    return url
+    return fill
 
 
 def _absolute(value: str) -> str | None:
-    """The value as a URL in ASCII, if it is one that a message may link to."""
+    """Return the value as a URL in ASCII, if a message may link to it."""
     if _PLAIN_URL.fullmatch(value):
         return value
     try:
