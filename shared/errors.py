@@ -1,29 +1,29 @@
-"""The one tree of errors that handlers raise; the consumer turns each into a broker action.
+"""The errors that handlers raise. The consumer turns each into a broker action.
 
-Expected results are values, not exceptions. The table of actions is in docs/architecture.md.
+Expected results are values, not exceptions. docs/architecture.md has the table of actions.
 """
 
 
 class RingbackError(Exception):
-    """Any error Ringback raises on purpose. Its text is safe to log: it never holds a secret."""
+    """An error that Ringback raises on purpose. Its text is safe to log: it contains no secret."""
 
 
 class ContractViolationError(RingbackError):
-    """A message that does not keep its contract: to the dead queue at once, with this reason."""
+    """A message violates its contract: dead-lettered at once, with the reason."""
 
 
 class PermanentError(RingbackError):
-    """The work can never succeed: to the dead queue at once, with this reason."""
+    """The work can never succeed: dead-lettered at once, with the reason."""
 
 
 class ExpiredError(PermanentError):
-    """The work has lost its meaning: its time is over."""
+    """The work is useless: its time has expired."""
 
 
 class TransientError(RingbackError):
-    """The work failed and may succeed later: to a retry tier, counted as an attempt.
+    """The work failed, but can succeed later: retried through a tier, counted as an attempt.
 
-    `retry_after` is the least wanted delay in seconds, 0 where the schedule alone decides.
+    `retry_after` is the minimum delay in seconds, or 0 if only the policy decides.
     """
 
     def __init__(self, reason: str, *, retry_after: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class TransientError(RingbackError):
 
 
 class DeferredError(RingbackError):
-    """The work was not tried: to a tier of at least `delay` seconds, not counted as an attempt."""
+    """No attempt was made: deferred to a tier of at least `delay` seconds, without counting one."""
 
     def __init__(self, reason: str, *, delay: float) -> None:
         super().__init__(reason)
@@ -40,4 +40,4 @@ class DeferredError(RingbackError):
 
 
 class InfrastructureError(RingbackError):
-    """Broker or store is lost: stop taking messages, wait, go on; not counted as an attempt."""
+    """A store or the broker is unavailable: consumption stops until it is back, at no attempt."""

@@ -1,10 +1,10 @@
-"""Every exchange, queue, binding and retry tier, as pure data; the only place with their names.
+"""Every exchange, queue, binding and retry tier, as pure data. Only this module names them.
 
-A work queue `Q` has a dead queue `Q.dead` and one tier queue per delay, `Q.retry.5s` and so on.
-A tier holds a message for its fixed TTL and dead-letters it back to `Q`: one TTL per queue, never a
-per-message expiration, which would wait behind the head of the line. All dead-lettering is
-at-least-once, which needs quorum queues and `x-overflow: reject-publish` (without it RabbitMQ
-silently falls back to at-most-once).
+A work queue `Q` has a dead-letter queue `Q.dead` and one tier queue per delay: `Q.retry.5s`, …
+A tier holds a message for its fixed TTL and then dead-letters it back to `Q`. No message in a tier
+has its own expiration: it would wait behind the head of the queue. All dead-lettering is at least
+once. That needs quorum queues and `x-overflow: reject-publish`; without these RabbitMQ silently
+falls back to at most once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,23 +19,23 @@ OUTCOMES: Final = "outcomes"
 SCHEDULES: Final = "schedules"  # the exchange and its work queue
 SCHEDULER_OUTCOMES: Final = "scheduler.outcomes"
 SCHEDULER_REQUESTS: Final = "scheduler.requests"
-EVENTS: Final = "events"  # this and the next two: the exchange and its work queue
+EVENTS: Final = "events"  # this one and the next two: the exchange and its work queue
 POSTINGS: Final = "postings"
 USER_EVENTS: Final = "user_events"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 
-# x-delivery-limit: how often a message may come back unacknowledged (its worker died) before it is
-# dead. 20 is what RabbitMQ 4 does by default; set here so that 3.10 does the same.
+# x-delivery-limit: how often a message can return unacknowledged, because its worker died, before
+# it is dead-lettered. 20 is the default of RabbitMQ 4; 3.10 has none.
 DELIVERY_LIMIT: Final = 20
 
-# The same for a dead queue, where every look at a message is a delivery: RabbitMQ 4 would drop it
-# at the 21st. -1, which is no limit from 4.0 on, makes 3.10 drop it at the first.
+# In a dead-letter queue each `ringback dead list` is a delivery, and RabbitMQ 4 would drop a
+# message at the 21st. -1 means "no limit" from 4.0 on, but 3.10 drops a message at the first.
 DEAD_QUEUE_DELIVERY_LIMIT: Final = 1_000_000
 
 
 class QueueType(StrEnum):
-    """How RabbitMQ keeps a queue; `classic` gives up at-least-once dead-lettering."""
+    """How RabbitMQ stores a queue. `classic` dead-letters only at most once."""
 
     QUORUM = "quorum"
     CLASSIC = "classic"
@@ -43,7 +43,7 @@ class QueueType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One retry delay. `seconds` is its TTL, `name` how it reads in a queue's name."""
+    """One retry delay: its name in the names of queues, and its TTL in seconds."""
 
     name: str
     seconds: int
@@ -58,6 +58,8 @@ TIERS: Final = (
     Tier("15m", 900),
     Tier("1h", 3600),
 )
+# For queues whose handlers never retry on purpose: only bugs are retried there.
+BUG_TIERS: Final = (TIERS[1], TIERS[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,16 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue with the arguments it is declared with."""
+    """A durable queue with the arguments of its declaration."""
 
     name: str
     arguments: Mapping[str, str | int] = field(default_factory=dict)
-    routes_to: str | None = None  # the queue its dead letters go to, for the picture
+    dead_letters_to: str | None = None  # a queue
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Messages of `exchange` whose routing key matches `routing_key` go to `queue`."""
+    """Routes messages of `exchange` with a matching routing key to `queue`."""
 
     exchange: str
     queue: str
@@ -88,35 +90,35 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class WorkQueue:
-    """A queue that a service consumes, with its tiers and its dead queue."""
+    """A queue that a service consumes, with its tiers and its dead-letter queue."""
 
     name: str
     bindings: tuple[tuple[str, str], ...] = ()  # (exchange, routing key)
-    tiers: tuple[Tier, ...] = TIERS
+    tiers: tuple[Tier, ...] = BUG_TIERS
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Everything there is to declare."""
+    """A set of exchanges, queues and bindings to declare."""
 
     exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
     bindings: tuple[Binding, ...]
 
     def only(self, work_queues: Iterable[str]) -> "Topology":
-        """The part that the services of these work queues need: every exchange, their queues."""
+        """Return all exchanges, but only these work queues with their tiers and bindings."""
         names = tuple(work_queues)
-        wanted = tuple(q for q in self.queues if work_queue_of(q.name) in names)
+        queues = tuple(q for q in self.queues if work_queue_of(q.name) in names)
         return Topology(
             self.exchanges,
-            wanted,
-            tuple(b for b in self.bindings if b.queue in {q.name for q in wanted}),
+            queues,
+            tuple(b for b in self.bindings if b.queue in {q.name for q in queues}),
         )
 
 
 # Routing keys of the exchange `schedules`.
 SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
-# The routing keys of the exchanges `postings` and `user_events`.
+# Routing keys of the exchanges `postings` and `user_events`.
 POSTING_KEY: Final = "posting"
 USER_EVENT_KEY: Final = "user_event"
 
@@ -124,40 +126,45 @@ EXCHANGES: Final = tuple(
     Exchange(name) for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS)
 )
 WORK_QUEUES: Final = (
-    WorkQueue(CALLBACKS),
+    WorkQueue(CALLBACKS, tiers=TIERS),
     WorkQueue(SCHEDULES, tuple((SCHEDULES, key) for key in (SCHEDULE, CANCEL, RESCHEDULE))),
     WorkQueue(SCHEDULER_OUTCOMES, ((OUTCOMES, "callback.*.scheduler"),)),
     WorkQueue(EVENTS, ((EVENTS, "#"),)),
     WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
     WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
-    *(WorkQueue(channel.queue) for channel in CHANNELS.values()),
+    *(WorkQueue(channel.queue, tiers=TIERS) for channel in CHANNELS.values()),
     WorkQueue(
         MAILINGS_OUTCOMES,
-        tuple((OUTCOMES, f"message.{what}") for what in ("sent", "failed", "expired")),
+        tuple((OUTCOMES, f"message.{result}") for result in ("sent", "failed", "expired")),
     ),
 )
-# Queues of requests, answered directly and dropped when nobody waits any more: no tiers, no dead
-# queue, and nothing that a classic queue would not do.
+# Queues of RPC requests. The broker drops a request at its timeout, so they need no tiers, no
+# dead-letter queue and no replication.
 REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS)
 
 
+def tiers_of(work_queue: str) -> tuple[Tier, ...]:
+    """Return the tiers of a work queue, the shortest first."""
+    return next(queue.tiers for queue in WORK_QUEUES if queue.name == work_queue)
+
+
 def tier_queue(work_queue: str, tier: Tier) -> str:
-    """The name of the queue that holds messages of `work_queue` for `tier`."""
+    """Return the name of the queue that holds messages of `work_queue` for `tier`."""
     return f"{work_queue}.retry.{tier.name}"
 
 
 def dead_queue(work_queue: str) -> str:
-    """The name of the queue that keeps what could not be delivered from `work_queue`."""
+    """Return the name of the dead-letter queue of `work_queue`."""
     return f"{work_queue}.dead"
 
 
 def work_queue_of(queue: str) -> str:
-    """The work queue that a tier or dead queue belongs to; a work queue is its own."""
+    """Return the work queue of a tier or dead-letter queue, or the name of a work queue itself."""
     return queue.split(".retry.", maxsplit=1)[0].removesuffix(".dead")
 
 
 def topology(queue_type: QueueType = QueueType.QUORUM) -> Topology:
-    """The whole topology of Ringback, for quorum queues or, by setting, classic ones."""
+    """Return the whole topology of Ringback, for quorum or classic queues."""
     return Topology(
         EXCHANGES,
         (
@@ -171,18 +178,20 @@ def topology(queue_type: QueueType = QueueType.QUORUM) -> Topology:
 def _queues(work: WorkQueue, queue_type: QueueType) -> Iterator[Queue]:
     base: dict[str, str | int] = {"x-queue-type": queue_type.value}
     lettering: dict[str, str | int] = {"x-dead-letter-exchange": ""}
-    limit: dict[str, str | int] = {}
-    looks: dict[str, str | int] = {}
+    work_limit: dict[str, str | int] = {}
+    dead_limit: dict[str, str | int] = {}
     if queue_type is QueueType.QUORUM:
         lettering |= {
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
-        limit = {"x-delivery-limit": DELIVERY_LIMIT}
-        looks = {"x-delivery-limit": DEAD_QUEUE_DELIVERY_LIMIT}
+        work_limit = {"x-delivery-limit": DELIVERY_LIMIT}
+        dead_limit = {"x-delivery-limit": DEAD_QUEUE_DELIVERY_LIMIT}
     dead = dead_queue(work.name)
     yield Queue(
-        work.name, base | lettering | limit | {"x-dead-letter-routing-key": dead}, routes_to=dead
+        work.name,
+        base | lettering | work_limit | {"x-dead-letter-routing-key": dead},
+        dead_letters_to=dead,
     )
     for tier in work.tiers:
         yield Queue(
@@ -190,6 +199,6 @@ def _queues(work: WorkQueue, queue_type: QueueType) -> Iterator[Queue]:
             base
             | lettering
             | {"x-dead-letter-routing-key": work.name, "x-message-ttl": tier.seconds * 1000},
-            routes_to=work.name,
+            dead_letters_to=work.name,
         )
-    yield Queue(dead, base | looks)
+    yield Queue(dead, base | dead_limit)

@@ -1,4 +1,4 @@
-"""The version of this Ringback, from the installed package."""
+"""The version of the installed package."""
 
 from importlib.metadata import version
 from typing import Final

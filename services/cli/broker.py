@@ -109,7 +109,7 @@ async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
 
     Raises:
         click.ClickException: there is no broker, or it blocks publishing.
-        TopologyMismatch: its queues are not ours.
+        TopologyMismatchError: its queues are not ours.
     """
     health = Health()
     publisher = Publisher(

@@ -168,7 +168,7 @@ def matches(letter: DeadLetter, *, ids: frozenset[str], reason: str | None) -> b
 
 def revived(letter: DeadLetter) -> Properties:
     """Properties for a copy that starts anew: the sender's, and the same logical id."""
-    properties = letter.message.copied({}, message_id=new_id())
+    properties = letter.message.copy_properties({}, message_id=new_id())
     kept = {k: v for k, v in (properties.headers or {}).items() if k not in RESET}
     if not letter.message.id:
         del kept[headers.ID]

@@ -16,7 +16,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from shared.amqp import codec
 from shared.amqp.connection import BrokerConnection
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
-from shared.amqp.subscription import never
+from shared.amqp.subscription import ignore_delivery
 
 # The most that AMQP lets one consumer hold.
 MOST_HELD: Final = 65_535
@@ -59,7 +59,7 @@ class QueueBrowser:
         if self._given == self.total:
             raise StopAsyncIteration
         if self._given - self.taken >= self._room:
-            await self._channel.basic_consume(self._queue, never)
+            await self._channel.basic_consume(self._queue, ignore_delivery)
             self._room += self._hold
         try:
             async with asyncio.timeout(QUIET):  # 3.11's wait_for may swallow a cancellation

@@ -1,4 +1,4 @@
-"""`ringback topology`: print, declare, or compare with the broker, every exchange and queue."""
+"""`ringback topology`: prints the exchanges and queues, declares them, or checks the broker."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,34 +10,37 @@ from services.cli.broker import connection, settings_here, shown, work
 from shared.amqp import declare as declaring
 from shared.process.configuration import configured
 from shared.settings import Settings
-from shared.topology import Queue, Topology, dead_queue, work_queue_of
-from shared.topology import topology as table_for
+from shared.topology import CALLBACKS, Queue, Topology, dead_queue, work_queue_of
+from shared.topology import topology as build_topology
 
 TTL: Final = "x-message-ttl"
+# The work queue that the picture shows with its tiers and its dead-letter queue.
+TYPICAL: Final = CALLBACKS
+_DEFAULT_EXCHANGE: Final = "default exchange"
 
 
 @click.group
 def topology() -> None:
-    """Everything Ringback declares at the broker, from one table: shared/topology.py.
+    """Print, declare or check all exchanges and queues.
 
-    Services declare what they need when they start; these commands are for looking and for setting
-    a broker up beforehand.
+    Services declare the queues they need when they start. These commands inspect a broker, or
+    prepare it beforehand. shared/topology.py declares everything in one table.
     """
 
 
 @topology.command
-@click.option("--json", "form", flag_value="json", help="As one JSON object.")
-@click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid graph.")
+@click.option("--json", "form", flag_value="json", help="Print one JSON object.")
+@click.option("--mermaid", "form", flag_value="mermaid", help="Print an overview for Mermaid.")
 def show(form: str | None) -> None:
-    """Print every exchange, queue and retry tier; needs no broker.
+    """Print every exchange, queue and retry tier. Needs no broker.
 
     \b
     Examples:
       ringback topology show
       ringback topology show --json | jq '.queues[].name'
-      ringback topology show --mermaid      the graph in docs/topology.md
+      ringback topology show --mermaid      the picture in docs/topology.md
     """
-    table = table_for(configured().queue_type)
+    table = build_topology(configured().queue_type)
     if form == "json":
         click.echo(json.dumps(as_json(table), indent=2))
     elif form == "mermaid":
@@ -48,53 +51,53 @@ def show(form: str | None) -> None:
 
 @topology.command
 def declare() -> None:
-    """Declare everything that is not there yet; what is there stays as it is.
+    """Declare everything that is missing. Existing queues stay as they are.
 
-    Exit code 1 if something exists with other properties: each is named with the difference.
+    Exit code 1 if an exchange or queue exists with other properties. Each difference is named.
     """
     settings = settings_here()
-    table = table_for(settings.queue_type)
+    table = build_topology(settings.queue_type)
     work(_declare(settings, table))
     click.echo(
         f"{len(table.exchanges)} exchanges and {len(table.queues)} queues"
-        f" are there, at {shown(settings.amqp_url)}"
+        f" exist at {shown(settings.amqp_url)}"
     )
 
 
 @topology.command
-@click.option("--json", "as_object", is_flag=True, help='As {"differences": [...]}.')
+@click.option("--json", "as_object", is_flag=True, help='Print {"differences": [...]}.')
 def check(*, as_object: bool) -> None:
-    """Compare the broker with the table and name each difference; nothing is declared.
+    """Compare the broker with the table, and print each difference. Declares nothing.
 
-    Exit code 0 if there is none, 1 if there is.
+    Exit code 1 if the broker differs.
     """
     settings = settings_here()
     differences = work(_check(settings))
     if as_object:
         click.echo(json.dumps({"differences": differences}, indent=2))
-    elif not differences:
-        click.echo(f"everything is as it should be, at {shown(settings.amqp_url)}")
-    for difference in () if as_object else differences:
-        click.echo(difference)
+    elif differences:
+        click.echo("\n".join(differences))
+    else:
+        click.echo(f"no differences at {shown(settings.amqp_url)}")
     raise SystemExit(1 if differences else 0)
 
 
 async def _declare(settings: Settings, table: Topology) -> None:
-    async with connection(settings) as link:
-        await declaring.declare(link.connection, table)
+    async with connection(settings) as broker:
+        await declaring.declare(broker.connection, table)
 
 
 async def _check(settings: Settings) -> list[str]:
-    async with connection(settings) as link:
-        return await declaring.check(link.connection, table_for(settings.queue_type))
+    async with connection(settings) as broker:
+        return await declaring.check(broker.connection, build_topology(settings.queue_type))
 
 
 def as_json(table: Topology) -> dict[str, Any]:
-    """The table as it is declared."""
+    """Return the table as it is declared."""
     return {
         "exchanges": [{"name": e.name, "type": e.type} for e in table.exchanges],
         "queues": [
-            {"name": q.name, "arguments": dict(q.arguments), "dead_letters_to": q.routes_to}
+            {"name": q.name, "arguments": dict(q.arguments), "dead_letters_to": q.dead_letters_to}
             for q in table.queues
         ],
         "bindings": [
@@ -105,14 +108,14 @@ def as_json(table: Topology) -> dict[str, Any]:
 
 
 def as_text(table: Topology) -> str:
-    """The table for people."""
+    """Return the table in columns."""
     queues = [
-        (q.name, _waits(q), q.routes_to or "", " ".join(f"{k}={v}" for k, v in _telling(q)))
+        (q.name, _ttl(q), q.dead_letters_to or "", " ".join(f"{k}={v}" for k, v in _others(q)))
         for q in table.queues
     ]
     parts = [
         _columns(("EXCHANGE", "TYPE"), [(e.name, e.type) for e in table.exchanges]),
-        _columns(("QUEUE", "HOLDS FOR", "THEN TO", "ARGUMENTS"), queues),
+        _columns(("QUEUE", "TTL", "DEAD LETTERS TO", "OTHER ARGUMENTS"), queues),
     ]
     if table.bindings:
         bindings = [(b.exchange, b.routing_key, b.queue) for b in table.bindings]
@@ -120,13 +123,13 @@ def as_text(table: Topology) -> str:
     return "\n\n".join(parts)
 
 
-def _telling(queue: Queue) -> Iterator[tuple[str, str | int]]:
-    """The arguments that the other columns do not tell."""
-    told = ("x-dead-letter-exchange", "x-dead-letter-routing-key", TTL)
-    return ((name, value) for name, value in queue.arguments.items() if name not in told)
+def _others(queue: Queue) -> Iterator[tuple[str, str | int]]:
+    """Yield the arguments that have no column of their own."""
+    columns = ("x-dead-letter-exchange", "x-dead-letter-routing-key", TTL)
+    return ((name, value) for name, value in queue.arguments.items() if name not in columns)
 
 
-def _waits(queue: Queue) -> str:
+def _ttl(queue: Queue) -> str:
     ttl = queue.arguments.get(TTL)
     return f"{int(ttl) // 1000} s" if ttl is not None else ""
 
@@ -141,25 +144,42 @@ def _columns(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def mermaid(table: Topology) -> str:
-    """The table as a Mermaid graph: who hands messages to whom, and when."""
-    lines = ["flowchart LR"]
-    lines += [f"    {_node(e.name)}{{{{{e.name}}}}}" for e in table.exchanges]
-    lines += [f'    {_node(q.name)}["{q.name}"]' for q in table.queues]
-    for binding in table.bindings:
-        lines.append(
-            f'    {_node(binding.exchange)} -- "{binding.routing_key}" --> {_node(binding.queue)}'
-        )
+    """Return all exchanges, their queues, and one work queue in detail, as a Mermaid graph."""
+    lines = ["flowchart LR", f"    {_exchange(_DEFAULT_EXCHANGE)}"]
+    lines += [f"    {_exchange(exchange.name)}" for exchange in table.exchanges]
     for queue in table.queues:
-        work_queue = work_queue_of(queue.name)
-        if queue.routes_to and TTL in queue.arguments:
-            tier, target = _node(queue.name), _node(queue.routes_to)
-            lines.append(f"    {_node(work_queue)} -- failed --> {tier}")
-            lines.append(f'    {tier} -- "after {_waits(queue)}" --> {target}')
-        elif queue.name == dead_queue(work_queue):
-            lines.append(f'    {_node(work_queue)} -- "given up" --> {_node(queue.name)}')
+        if queue.name != work_queue_of(queue.name):
+            continue
+        keys: dict[str, list[str]] = {}
+        for binding in table.bindings:
+            if binding.queue == queue.name:
+                keys.setdefault(binding.exchange, []).append(binding.routing_key)
+        lines.append(f"    {_queue(queue.name)}")
+        target = _id("queue", queue.name)
+        for exchange, names in keys.items():
+            lines.append(f'    {_id("exchange", exchange)} -- "{", ".join(names)}" --> {target}')
+        if not keys:
+            lines.append(f"    {_id('exchange', _DEFAULT_EXCHANGE)} --> {target}")
+    work_queue, dead = _id("queue", TYPICAL), dead_queue(TYPICAL)
+    for queue in table.queues:
+        if work_queue_of(queue.name) == TYPICAL and TTL in queue.arguments:
+            tier = _id("queue", queue.name)
+            lines.append(f"    {_queue(queue.name)}")
+            lines.append(f"    {work_queue} -- retried or deferred --> {tier}")
+            lines.append(f'    {tier} -. "after {_ttl(queue)}" .-> {work_queue}')
+    lines.append(f"    {_queue(dead)}")
+    lines.append(f"    {work_queue} -- dead-lettered --> {_id('queue', dead)}")
     return "\n".join(lines)
 
 
-def _node(name: str) -> str:
-    """A Mermaid id; dots are not allowed in one."""
-    return "q_" + name.replace(".", "_")
+def _exchange(name: str) -> str:
+    return f"{_id('exchange', name)}{{{{{name}}}}}"
+
+
+def _queue(name: str) -> str:
+    return f"{_id('queue', name)}[({name})]"
+
+
+def _id(kind: str, name: str) -> str:
+    """Return a Mermaid id, which allows no dots or spaces."""
+    return f"{kind}_{name.replace('.', '_').replace(' ', '_')}"

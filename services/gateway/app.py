@@ -18,7 +18,7 @@ from services.gateway.routes.declaration import Dependencies, Route
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
-from shared.amqp.request_reply import RpcClient
+from shared.amqp.rpc_client import RpcClient
 from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
 from shared.process.command import Service

@@ -7,7 +7,7 @@ from aiohttp import web
 from multidict import istr
 
 from services.gateway.middleware import CLIENT_ID
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.headers import traceparent
 from shared.http.problem import ProblemError
 from shared.security.tickets import InvalidTicketError, Tickets

@@ -10,7 +10,7 @@ from typing import Final
 
 from shared.amqp.codec import Properties
 from shared.amqp.publisher import OutgoingMessage, Publisher
-from shared.amqp.request_reply import NoResponseError, RpcClient, UnavailableError
+from shared.amqp.rpc_client import NoResponseError, RpcClient, UnavailableError
 from shared.contracts.requests import Failure
 from shared.contracts.schedule_requests import PING
 from shared.errors import InfrastructureError
@@ -48,7 +48,7 @@ async def watch_scheduler(client: RpcClient, health: Health) -> None:
 
 async def _unready_reason(client: RpcClient) -> str | None:
     try:
-        response = await client.ask(PING.queue, PING.name, b"{}", timeout=PING_TIMEOUT)
+        response = await client.request(PING.queue, PING.name, b"{}", timeout=PING_TIMEOUT)
     except (NoResponseError, UnavailableError) as error:
         return str(error)
     if isinstance(response, Failure):

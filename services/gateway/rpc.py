@@ -3,7 +3,8 @@
 from http import HTTPStatus
 from typing import Any, Final
 
-from shared.amqp.request_reply import NoResponseError, RequestContext, RpcClient, UnavailableError
+from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_client import NoResponseError, RpcClient, UnavailableError
 from shared.contracts.requests import Failure, FailureCode, RpcOperation
 from shared.http.problem import ProblemError
 
@@ -36,7 +37,7 @@ class ServiceClient:
             ProblemError: the service's failure; 503 if nothing was done; 504 if that is unknown.
         """
         try:
-            response = await self._client.ask(
+            response = await self._client.request(
                 operation.queue, operation.name, body, context=context, timeout=self._timeout
             )
         except UnavailableError as error:

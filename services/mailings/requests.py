@@ -12,7 +12,7 @@ from services.mailings.domain import posting_of_key
 from services.mailings.intake import Intake, OtherOrder, order
 from services.mailings.store import Store
 from shared.amqp.parsing import parse_request
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.clock import Clock
 from shared.contracts.posting_requests import (
     CREATE_POSTING,

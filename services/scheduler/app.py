@@ -24,7 +24,7 @@ from shared.amqp.facts import MAX_BYTES
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
-from shared.amqp.request_reply import RpcServer
+from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.facts import FACTS, Facts
 from shared.errors import RingbackError

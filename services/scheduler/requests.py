@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key
 from services.scheduler.operations import Operations
 from shared.amqp.parsing import parse_request
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,

@@ -1,1 +1,1 @@
-"""RabbitMQ: connection, declaring, publishing with confirms, consuming."""
+"""RabbitMQ: connections, topology, publishing with confirms, consuming, RPC."""

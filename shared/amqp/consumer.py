@@ -1,8 +1,8 @@
-"""Takes messages from a work queue, gives each to a handler, and settles it by what comes back.
+"""Consumes a work queue: passes each message to a handler and acts on the outcome.
 
-The only place that acks, requeues, defers, retries or buries. What follows from a message (its copy
-in a tier, its dead letter, its facts) is confirmed by the broker before the message is acked, so a
-crash at any point costs a repeat, never a loss.
+Only this module acknowledges, requeues, defers, retries and dead-letters. Copies, dead letters and
+facts are confirmed by the broker before the message is acknowledged. A crash can therefore repeat
+work, but lose nothing.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from shared.amqp.ack_batcher import AckBatcher
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection, keep_connected, run_until_first_ends
 from shared.amqp.declare import declare
+from shared.amqp.delivery_tasks import DeliveryTasks
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import (
     ConsumerSpec,
@@ -33,7 +34,7 @@ from shared.amqp.message import (
     parse_delivery,
 )
 from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError, new_id
-from shared.amqp.subscription import Subscription, subscribe
+from shared.amqp.subscription import subscribe
 from shared.clock import Clock
 from shared.contracts import headers
 from shared.errors import (
@@ -46,42 +47,40 @@ from shared.errors import (
 )
 from shared.process.health import Health
 from shared.resilience.retry import JITTER, GiveUp, decide, defer, next_hop
-from shared.topology import TIERS, Topology, dead_queue, tier_queue
+from shared.topology import Tier, Topology, dead_queue, tier_queue, tiers_of
 
 logger = logging.getLogger(__name__)
 
 CONSUMED: Final = Counter(
-    "ringback_consumed", "Messages settled, by what became of them.", ["queue", "outcome"]
+    "ringback_consumed", "Acknowledged messages by outcome.", ["queue", "outcome"]
 )
 BUGS: Final = Counter("ringback_handler_bugs", "Unexpected errors in handlers.", ["queue"])
 OUTCOMES: Final[Mapping[type, str]] = {
     Done: "done",
     Retried: "retried",
-    Deferred: "postponed",
+    Deferred: "deferred",
     Dead: "dead",
-    DispatchFailed: "given_back",
+    DispatchFailed: "dispatch_failed",
 }
 
-# Seconds between two settlements: long enough for one ack frame and one batch of facts to stand
-# for many messages (50 at 5,000 a second), short beside any callback.
-SETTLE_INTERVAL: Final = 0.01
-# Seconds to wait when the broker or a store is lost or refuses, before going on.
+# Seconds between two batches of acks. At 5,000 messages a second one ack frame and one batch of
+# facts then serve 50 messages.
+ACK_INTERVAL: Final = 0.01
+# Seconds to wait when a store or the broker is unavailable.
 INFRASTRUCTURE_RETRY_DELAY: Final = 1.0
-# What a reason may hold of a sender's text, in the dead letter, the log and the fact.
+# Characters of a reason in the dead letter, the log and the fact. It may quote the sender.
 MAX_REASON_LENGTH: Final = 1000
-# Seconds; what shared.resilience.retry gives at most.
-MAX_WAIT: Final = TIERS[-1].seconds * (1 + JITTER)
 
 
 class Consumer(Generic[M, R]):
-    """One connection that consumes one work queue, kept open by `run`, ended by `drain`.
+    """Consumes one work queue, on a connection that `run` keeps open until `drain`.
 
-    `part` is its name in the health of a process with several.
+    `part` names it in the health of a process with several consumers.
     """
 
-    def __init__(  # noqa: PLR0913 - the composition root names each
+    def __init__(  # noqa: PLR0913 - the composition root passes each collaborator by name
         self,
-        work: ConsumerSpec[M, R],
+        spec: ConsumerSpec[M, R],
         *,
         url: str,
         name: str,
@@ -92,202 +91,201 @@ class Consumer(Generic[M, R]):
         health: Health,
         part: str = "consumer",
     ) -> None:
-        self._work = work
-        self._url = url
-        self._name = name
+        self._spec = spec
+        self._tiers = tiers_of(spec.queue)
+        self._keep_connected = partial(keep_connected, url, name=name, part=part, health=health)
         self._topology = topology
         self._publisher = publisher
         self._prefetch = prefetch
         self._clock = clock
-        self._health = health
-        self._part = part
+        self._started = partial(health.up, part)
         health.expect(part)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._draining = False
-        self._current: tuple[Subscription, AckBatcher] | None = None
-        self._count = {kind: CONSUMED.labels(work.queue, name) for kind, name in OUTCOMES.items()}
+        self._tasks = DeliveryTasks()
+        self._acks: AckBatcher | None = None
+        self._count = {kind: CONSUMED.labels(spec.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
         """Consume until cancelled.
 
         Raises:
-            TopologyMismatch: the broker's queues are not ours.
+            TopologyMismatchError: the broker's queues differ from `topology`.
         """
-        await keep_connected(
-            self._url,
-            name=self._name,
-            part=self._part,
-            health=self._health,
-            session=self._consume_on,
-        )
+        await self._keep_connected(session=self._serve)
 
     async def drain(self, grace: float) -> None:
-        """Take nothing more, finish what is in flight within `grace` seconds, requeue the rest."""
-        self._draining = True
-        if self._current is not None:
-            await self._current[0].stop()
-        self._work.drain()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=grace)
-            for task in late:
-                task.cancel()
-        if self._current is not None:
-            await self._current[1].flush()
+        """Stop consuming, finish messages in progress for `grace` seconds, and ack these.
 
-    async def _consume_on(self, link: BrokerConnection) -> None:
-        if self._draining:
+        The broker delivers the others again.
+        """
+        await self._tasks.stop()
+        self._spec.drain()
+        await self._tasks.finish(grace)
+        if self._acks is not None:
+            await self._acks.flush()
+
+    async def _serve(self, broker: BrokerConnection) -> None:
+        if self._tasks.draining:
             return
         await self._publisher.ready()
-        await declare(link.connection, self._topology)
-        deliveries = await subscribe(link, self._work.queue)
-        settlement = AckBatcher(deliveries.intercepted, self._announce)
-        loop = asyncio.get_running_loop()
+        await declare(broker.connection, self._topology)
+        subscription = await subscribe(broker, self._spec.queue)
+        acks = self._acks = AckBatcher(subscription.intercepted, self._publish_facts)
 
-        def take(delivery: Delivery) -> None:
-            task = loop.create_task(self._process(delivery, settlement))
-            self._tasks.add(task)
-            task.add_done_callback(partial(ended, delivery.tag))
+        def ended(tag: int, error: BaseException | None) -> None:
+            if error is not None:
+                # Requeued: the queue's delivery limit ends a message that always fails.
+                logger.critical("bug in the consumer", exc_info=error)
+                acks.requeue(tag)
 
-        def ended(tag: int, task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                # The message goes back; the queue's delivery limit ends what never works.
-                logger.critical("bug in the consumer", exc_info=task.exception())
-                settlement.requeue(tag)
-
-        await deliveries.start(take, prefetch=self._prefetch)
-        self._current = (deliveries, settlement)
-        self._health.up(self._part)
         try:
             await run_until_first_ends(
-                deliveries.lasts(idle=lambda: not (self._tasks or self._draining)),
-                settlement.run(SETTLE_INTERVAL),
+                self._tasks.consume(
+                    subscription,
+                    partial(self._process, acks),
+                    started=self._started,
+                    ended=ended,
+                    prefetch=self._prefetch,
+                ),
+                acks.run(ACK_INTERVAL),
             )
         finally:
-            self._current = None
-            settlement.lost = True
+            self._acks = None
+            acks.lost = True
 
-    async def _process(self, delivery: Delivery, settlement: AckBatcher) -> None:
+    async def _process(self, acks: AckBatcher, delivery: Delivery) -> None:
+        """Take one delivery through all steps: parse, wait, identify, handle, follow up, ack."""
         message: Message | None = None
         model: M | None = None
         try:
             message = parse_delivery(delivery)
-            remaining = message.not_before - self._clock.now() if message.not_before else 0.0
-            # No schedule of ours asks for more than the longest wait: that is a sender's nonsense.
-            wait = 0 < remaining <= MAX_WAIT
-            hop = next_hop(remaining, random.random()) if wait else None  # noqa: S311
-            if hop is not None:
-                await self._copy(message, tier_queue(self._work.queue, hop), {}, settlement)
-                settlement.done(delivery.tag)
+            tier = self._tier_before_attempt(message)
+            if tier is not None:
+                await self._publish_copy(message, tier_queue(self._spec.queue, tier), {}, acks)
+                acks.done(delivery.tag)
                 return
-            model = self._work.read(message)
-            message.id = self._work.identity(model) or message.id
+            model = self._spec.read(message)
+            message.id = self._spec.identity(model) or message.id
             if not message.id:
-                # Every try must carry the same id, also after a crash: it is given one in the
-                # queue, before the first try.
+                # All attempts must carry the same id, even after a crash. So the message gets its
+                # id in the queue, before the first attempt.
                 message.id = new_id()
-                await self._copy(message, self._work.queue, {}, settlement)
-                settlement.done(delivery.tag)
+                await self._publish_copy(message, self._spec.queue, {}, acks)
+                acks.done(delivery.tag)
                 return
-            outcome = await self._attempt(message, model)
+            outcome = await self._handle(message, model)
         except (ContractViolationError, UnpublishableError) as error:
-            if message is None:
-                message = Message("", Properties(), delivery.body)
+            message = message or Message("", Properties(), delivery.body)
             message.id = message.id or new_id()
             outcome = _dead(str(error), error)
         except InfrastructureError:
-            settlement.requeue(delivery.tag)
+            acks.requeue(delivery.tag)
             return
-        if settlement.lost:
-            return
-        outcome = _owned(message, outcome)
-        try:
-            await self._follow(message, outcome, settlement)
-        except UnpublishableError as error:
-            outcome = _owned(message, _dead(f"can't be retried: {error}", error))
-            await self._follow(message, outcome, settlement)
-        if settlement.lost:
+        if type(outcome) is not Done:
+            outcome = await self._follow_up(message, outcome, acks)
+        if acks.lost:
             return
         self._count[type(outcome)].inc()
-        settlement.done(delivery.tag, self._work.report(message, model, outcome))
+        acks.done(delivery.tag, self._spec.report(message, model, outcome))
 
-    async def _attempt(self, message: Message, model: M) -> Outcome[R]:
-        """Handle the message, and read its end from the error table of docs/architecture.md."""
+    def _tier_before_attempt(self, message: Message) -> Tier | None:
+        """Return the tier in which the message waits on, or None if its next attempt is due."""
+        if not message.not_before:
+            return None
+        remaining = message.not_before - self._clock.now()
+        # Ringback never sets a longer wait: the header is a sender's and not valid.
+        if not 0 < remaining <= self._tiers[-1].seconds * (1 + JITTER):
+            return None
+        return next_hop(remaining, random.random(), self._tiers)  # noqa: S311 - not a secret
+
+    async def _handle(self, message: Message, model: M) -> Outcome[R]:
+        """Call the handler, and return the outcome by the error table of docs/architecture.md."""
         while True:
             now = self._clock.now()
             message.first_at = min(message.first_at or now, now)
             try:
-                return Done(await self._work.handle(message, model))
+                return Done(await self._spec.handle(message, model))
             except (ContractViolationError, PermanentError) as error:
                 return _dead(str(error), error)
-            except DeferredError as postponed:
-                return self._deferred(message, model, postponed)
-            except InfrastructureError:
-                if self._draining:
-                    raise
-                # Held here, the message keeps its prefetch slot: that is what stops the taking.
-                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
             except TransientError as error:
-                return self._after(message, model, error)
-            except Exception as error:  # a bug in a handler is no reason to lose a message
-                BUGS.labels(self._work.queue).inc()
+                return self._retry(message, model, error)
+            except DeferredError as error:
+                return self._defer(message, model, error)
+            except InfrastructureError:
+                if self._tasks.draining:
+                    raise
+                # The message keeps its prefetch slot: a full prefetch window stops consumption.
+                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
+            except Exception as error:  # a bug: retried, so that no message is lost
+                BUGS.labels(self._spec.queue).inc()
                 logger.exception("bug in a handler", extra={"message_id": message.id})
-                return self._after(
-                    message, model, TransientError(f"internal error: {type(error).__name__}")
-                )
+                bug = TransientError(f"internal error: {type(error).__name__}")
+                return self._retry(message, model, bug)
 
-    def _after(self, message: Message, model: M, error: TransientError) -> Retried | Dead:
+    def _retry(self, message: Message, model: M, error: TransientError) -> Retried | Dead:
         decision = decide(
-            self._work.policy(model),
+            self._spec.policy(model),
+            self._tiers,
             attempt=message.attempt,
             first_at=message.first_at,
             now=self._clock.now(),
             error=error,
-            chance=random.random(),  # noqa: S311 - spreads a herd, guards nothing
+            chance=random.random(),  # noqa: S311 - jitter, not a secret
         )
         if isinstance(decision, GiveUp):
             return _given_up(decision, error)
         return Retried(decision.tier, decision.not_before, error)
 
-    def _deferred(self, message: Message, model: M, error: DeferredError) -> Deferred | Dead:
+    def _defer(self, message: Message, model: M, error: DeferredError) -> Deferred | Dead:
         decision = defer(
-            self._work.policy(model), first_at=message.first_at, now=self._clock.now(), error=error
+            self._spec.policy(model),
+            self._tiers,
+            first_at=message.first_at,
+            now=self._clock.now(),
+            error=error,
         )
         if isinstance(decision, GiveUp):
             return _given_up(decision, error)
         return Deferred(decision, str(error))
 
-    async def _follow(
-        self,
-        message: Message,
-        outcome: Outcome[R],
-        settlement: AckBatcher,
+    async def _follow_up(
+        self, message: Message, outcome: Outcome[R], acks: AckBatcher
+    ) -> Outcome[R]:
+        """Publish the copy or dead letter for an outcome, and return the final outcome."""
+        outcome = _for_owner(message, outcome)
+        try:
+            await self._publish_outcome(message, outcome, acks)
+        except UnpublishableError as error:
+            outcome = _for_owner(message, _dead(f"cannot be retried: {error}", error))
+            await self._publish_outcome(message, outcome, acks)
+        return outcome
+
+    async def _publish_outcome(
+        self, message: Message, outcome: Outcome[R], acks: AckBatcher
     ) -> None:
-        queue = self._work.queue
-        changes = {headers.FIRST_AT: int(message.first_at * 1000)}
+        changes: dict[str, Any] = {headers.FIRST_AT: int(message.first_at * 1000)}
         match outcome:
             case Retried(tier, not_before):
                 changes[headers.ATTEMPT] = message.attempt
                 changes[headers.NOT_BEFORE] = int(not_before * 1000)
                 changes[headers.DEFERRALS] = 0
-                await self._copy(message, tier_queue(queue, tier), changes, settlement)
+                await self._publish_copy(message, tier_queue(self._spec.queue, tier), changes, acks)
             case Deferred(tier):
                 changes[headers.DEFERRALS] = message.deferrals + 1
-                await self._copy(message, tier_queue(queue, tier), changes, settlement)
+                await self._publish_copy(message, tier_queue(self._spec.queue, tier), changes, acks)
             case Dead(reason):
-                await self._bury(message, reason, settlement)
+                await self._dead_letter(message, reason, acks)
 
-    async def _bury(self, message: Message, reason: str, settlement: AckBatcher) -> None:
+    async def _dead_letter(self, message: Message, reason: str, acks: AckBatcher) -> None:
         now = int(self._clock.now() * 1000)
         changes: dict[str, str | int] = {headers.REASON: reason, headers.DIED_AT: now}
         if message.first_at:
             changes[headers.FIRST_AT] = int(message.first_at * 1000)
             changes[headers.ATTEMPT] = message.attempt
-        properties = message.copied(changes, message_id=message.properties.message_id)
-        letter = OutgoingMessage(dead_queue(self._work.queue), properties, message.body)
+        queue = dead_queue(self._spec.queue)
+        properties = message.copy_properties(changes, message_id=message.properties.message_id)
         try:
-            await self._publish(letter, settlement)
-        except UnpublishableError as error:  # its headers leave no room for ours, or are strange
+            await self._publish(OutgoingMessage(queue, properties, message.body), acks)
+        except UnpublishableError as error:  # its headers are not encodable, or fill the frame
             bare = Properties(
                 content_type=message.properties.content_type,
                 type=message.properties.type,
@@ -295,38 +293,39 @@ class Consumer(Generic[M, R]):
                 delivery_mode=properties.delivery_mode,
                 headers={headers.ID: message.id, headers.REASON: f"{reason}; {error}"},
             )
-            await self._publish(OutgoingMessage(letter.routing_key, bare, message.body), settlement)
+            await self._publish(OutgoingMessage(queue, bare, message.body), acks)
 
-    async def _copy(
-        self, message: Message, queue: str, changes: Mapping[str, Any], settlement: AckBatcher
+    async def _publish_copy(
+        self, message: Message, queue: str, changes: Mapping[str, Any], acks: AckBatcher
     ) -> None:
         """Publish a fresh copy of the message.
 
         Raises:
-            UnpublishableError: its headers are strange, or leave no room for ours.
+            UnpublishableError: its headers are not encodable, or leave no space for ours.
         """
-        properties = message.copied(changes, message_id=new_id())
-        await self._publish(OutgoingMessage(queue, properties, message.body), settlement)
+        properties = message.copy_properties(changes, message_id=new_id())
+        await self._publish(OutgoingMessage(queue, properties, message.body), acks)
 
-    async def _publish(self, outgoing: OutgoingMessage, settlement: AckBatcher) -> None:
-        """Publish until confirmed, or until the delivery is lost and its repeat will do it."""
-        while not settlement.lost:
+    async def _publish(self, outgoing: OutgoingMessage, acks: AckBatcher) -> None:
+        """Publish until confirmed, or until the broker delivers the message again."""
+        while not acks.lost:
             try:
                 await self._publisher.publish(outgoing)
             except InfrastructureError as error:
-                logger.warning("publishing again: %s", error, extra={"queue": outgoing.routing_key})
-                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY * (0.5 + random.random()))  # noqa: S311
+                logger.warning("publish retried: %s", error, extra={"queue": outgoing.routing_key})
+                jitter = 0.5 + random.random()  # noqa: S311 - not a secret
+                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY * jitter)
                 await self._publisher.ready()
             else:
                 return
 
-    async def _announce(self, outgoing: list[OutgoingMessage]) -> None:
+    async def _publish_facts(self, facts: list[OutgoingMessage]) -> None:
         """Publish facts until they are confirmed."""
         while True:
             try:
-                await self._publisher.publish_all(outgoing)
+                await self._publisher.publish_all(facts)
             except InfrastructureError as error:
-                logger.warning("publishing facts again: %s", error)
+                logger.warning("publish of facts retried: %s", error)
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
                 await self._publisher.ready()
             else:
@@ -341,8 +340,8 @@ def _given_up(decision: GiveUp, error: Exception) -> Dead:
     return _dead(decision.reason, ExpiredError(decision.reason) if decision.expired else error)
 
 
-def _owned(message: Message, outcome: Outcome[R]) -> Outcome[R]:
-    """What has an owner is not buried: its fact tells the owner, and precedes the ack."""
+def _for_owner(message: Message, outcome: Outcome[R]) -> Outcome[R]:
+    """Report to the owner instead of dead-lettering: owned messages are never dead-lettered."""
     if isinstance(outcome, Dead) and message.owner:
         return DispatchFailed(outcome.reason, outcome.error)
     return outcome

@@ -1,4 +1,4 @@
-"""A message on its way through a handler, and what can become of it. Pure data, no IO."""
+"""A message in the consumer, and the outcomes of handling it. Pure data, no IO."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,12 +13,12 @@ from shared.amqp.codec import Properties
 from shared.amqp.frame_interceptor import Delivery
 from shared.contracts import headers
 from shared.errors import DeferredError, ExpiredError, TransientError
-from shared.resilience.retry import RetryPolicy
+from shared.resilience.retry import BUG_POLICY, RetryPolicy
 from shared.topology import Tier
 
 PERSISTENT: Final = 2
-# No count or time of ours is so large; what is can't be counted up in an AMQP header.
-_NONSENSE: Final = 1 << 53
+# Counts and times of ours are smaller. A larger one could overflow an AMQP header.
+_MAX_NUMBER: Final = 1 << 53
 _PLAIN_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 M = TypeVar("M")
@@ -28,13 +28,14 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(slots=True)
 class Message:
-    """A delivery on its way through a handler.
+    """A delivery in the consumer.
 
-    id: the logical id, the same over all retries; empty until one is found or made.
-    attempt: which try this is, from 1. first_at: epoch seconds of the first try, 0 before it.
-    not_before: epoch seconds before which it is not to be tried.
-    deferrals: how often it was put off since the last try. owner: the service of ours it is given
-    back to instead of being buried, None for most.
+    id: the logical id, the same in all attempts. Empty until one is found or created.
+    attempt: the number of this attempt, from 1.
+    first_at: epoch seconds of the first attempt, 0 before it.
+    not_before: epoch seconds of the next attempt, 0 for now.
+    deferrals: how often it was deferred since the last attempt.
+    owner: the service that gets a fact instead of a dead letter, usually None.
     """
 
     id: str
@@ -48,42 +49,42 @@ class Message:
 
     @property
     def traceparent(self) -> str | None:
-        """The W3C trace context the sender gave, if any; what has another form is none."""
+        """The sender's W3C trace context, None if absent or not valid."""
         return headers.traceparent(self.properties.headers)
 
     @property
     def trace_id(self) -> str | None:
-        """The id of the trace it belongs to, if any."""
+        """The trace id in `traceparent`, if any."""
         traceparent = self.traceparent
         return traceparent[3:35] if traceparent else None
 
     @property
     def attempt_id(self) -> str:
-        """Names this try; the first one's moment tells it from those before a redrive."""
+        """A unique id of this attempt. `first_at` distinguishes it from those before a redrive."""
         return f"{self.id}/{self.first_at:.3f}/{self.attempt}"
 
     @property
     def dispatch(self) -> int | None:
-        """The owner's count, if it has an owner."""
+        """The number of the owner's dispatch, if the message has an owner."""
         return _number(self.properties.headers or {}, headers.DISPATCH) if self.owner else None
 
-    def copied(self, changes: Mapping[str, Any], *, message_id: str | None) -> Properties:
-        """Properties for a copy: the sender's kept, the broker's gone, ours changed."""
+    def copy_properties(self, changes: Mapping[str, Any], *, message_id: str | None) -> Properties:
+        """Return properties for a copy: the sender's, and our headers with these changes."""
         return replace(
             self.properties,
             headers=headers.kept(self.properties.headers) | {headers.ID: self.id, **changes},
             message_id=message_id,
             delivery_mode=PERSISTENT,
             expiration=None,
-            user_id=None,  # the broker takes only the publishing user's own
+            user_id=None,  # the broker accepts only the name of the publishing user
         )
 
 
 def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message:
-    """The message in a delivery, its body not yet read; with `history`, the broker's `x-death` too.
+    """Parse the properties of a delivery, but not its body; `x-death` only with `history`.
 
     Raises:
-        ContractViolation: its properties are not well-formed.
+        ContractViolationError: the properties are malformed.
     """
     properties = codec.decode_properties(delivery.header, history=history)
     ours = properties.headers
@@ -102,7 +103,7 @@ def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message:
 
 
 def _plain(identifier: Any) -> str:
-    """The id as visible ASCII of at most 255 characters, the same for the same id."""
+    """Return the id, or its hash unless it is visible ASCII of at most 255 characters."""
     if not isinstance(identifier, str) or not identifier:
         return ""
     if _PLAIN_ID.fullmatch(identifier):
@@ -115,21 +116,21 @@ def _owner(value: Any) -> str | None:
 
 
 def _number(ours: Mapping[str, Any], name: str) -> int:
-    """A header of ours; anybody may have written it, so nonsense counts as not there."""
+    """Return a numeric header of ours, or 0 if it is not valid: any sender can set it."""
     value = ours.get(name)
-    return value if isinstance(value, int) and 0 < value < _NONSENSE else 0
+    return value if isinstance(value, int) and 0 < value < _MAX_NUMBER else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[R_co]):
-    """Handled, with the handler's value."""
+    """The handler returned a value."""
 
     value: R_co
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """The try failed; the next follows after `tier`, not before `not_before` (epoch seconds)."""
+    """The attempt failed. The next one follows after `tier`, at `not_before` (epoch seconds)."""
 
     tier: Tier
     not_before: float
@@ -138,7 +139,7 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not tried; comes back after `tier`."""
+    """Postponed without an attempt. The message comes back after `tier`."""
 
     tier: Tier
     reason: str
@@ -146,7 +147,7 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Buried with its reason; `error` is what ended it."""
+    """Dead-lettered with a reason. `error` is the cause."""
 
     reason: str
     error: Exception
@@ -154,14 +155,14 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed:
-    """Ended as one that is dead, but its owner is told instead of a dead queue."""
+    """Failed for good, but reported to the message's owner instead of dead-lettered."""
 
     reason: str
     error: Exception
 
     @property
     def final(self) -> bool:
-        """Whether no later try can succeed; not so when its tries or its time are spent."""
+        """Whether a later dispatch cannot succeed either."""
         return not isinstance(self.error, TransientError | DeferredError | ExpiredError)
 
 
@@ -172,8 +173,8 @@ def _no_identity(_: Any) -> None:
     """Use the id of the message."""
 
 
-def _default_policy(_: Any) -> RetryPolicy:
-    return RetryPolicy()
+def _retry_bugs(_: Any) -> RetryPolicy:
+    return BUG_POLICY
 
 
 def _finish_work() -> None:
@@ -190,7 +191,7 @@ class ConsumerSpec(Generic[M, R]):
     report: logs and counts an outcome, and returns the fact to publish, if any. The model is None
         if the message could not be read.
     identity: returns the id that the model itself contains, if any.
-    policy: returns how failed attempts of this model are retried.
+    policy: returns how failed attempts of this model are retried. By default only bugs are.
     drain: makes `handle` raise InfrastructureError for work that it has not started.
     """
 
@@ -199,5 +200,5 @@ class ConsumerSpec(Generic[M, R]):
     handle: Callable[[Message, M], Awaitable[R]]
     report: Callable[[Message, M | None, Outcome[R]], BaseModel | None]
     identity: Callable[[M], str | None] = _no_identity
-    policy: Callable[[M], RetryPolicy] = _default_policy
+    policy: Callable[[M], RetryPolicy] = _retry_bugs
     drain: Callable[[], None] = _finish_work

@@ -5,6 +5,7 @@ import random
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Final
 
@@ -17,6 +18,7 @@ from shared.amqp.connection import (
     wait_until_lost,
 )
 from shared.amqp.declare import declare
+from shared.amqp.flow_control import FlowControl, fail
 from shared.amqp.frame_interceptor import InterceptedChannel
 from shared.errors import InfrastructureError, RingbackError
 from shared.process.health import Health
@@ -24,25 +26,25 @@ from shared.topology import Topology
 
 # Seconds without a confirm after which a publish counts as unknown (row 2 of the fault table).
 CONFIRM_TIMEOUT: Final = 5.0
-# Seconds between two looks at what is overdue, or missing on the broker.
+# Seconds between checks for overdue confirms and for missing queues.
 CHECK_INTERVAL: Final = 0.5
 
 
 class PublishRefusedError(InfrastructureError):
-    """Not taken: a full queue, no queue is bound, an alarm is on, or there is no connection."""
+    """Not published: a full queue, no bound queue, an alarm, or no connection."""
 
 
 class PublishUnknownError(InfrastructureError):
-    """No confirm came: the message may or may not be there. Publish it again."""
+    """Not confirmed: the message may or may not be in its queue. Publish it again."""
 
 
 class UnpublishableError(RingbackError):
-    """The message can never be published: its properties can't be encoded, or exceed a frame."""
+    """The message can never be published: its properties are not encodable or exceed a frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """A message to publish. With `mandatory`, reaching no queue is a refusal."""
+    """A message to publish. If it is `mandatory` and reaches no queue, it is refused."""
 
     routing_key: str
     properties: Properties
@@ -54,12 +56,12 @@ class OutgoingMessage:
 @dataclass(slots=True)
 class _Pending:
     message_id: str | None
-    done: asyncio.Future[None]
+    confirmed: asyncio.Future[None]
     deadline: float
 
 
 class _Session:
-    """The publishes in flight on one channel; it ends with the channel."""
+    """The publishes in flight on one channel. It ends with the channel."""
 
     def __init__(self, channel: InterceptedChannel) -> None:
         self.channel = channel
@@ -75,93 +77,80 @@ class _Session:
         self.channel.write(frames)
 
     def fail(self, error: InfrastructureError, *, due_by: float = float("inf")) -> None:
-        """Fail what is in flight and was due by then."""
+        """Fail the publishes whose deadline is not later than `due_by`."""
         for pending in self.pending.values():
             if pending.deadline > due_by:
                 break
-            _fail(pending, error)
+            fail(pending.confirmed, error)
 
-    def _confirmed(self, tag: int, multiple: bool, accepted: bool) -> None:  # noqa: FBT001
+    def _confirmed(self, tag: int, multiple: bool, accepted: bool) -> None:  # noqa: FBT001 - as called
         tags = list(takewhile(lambda each: each <= tag, self.pending)) if multiple else [tag]
         for each in tags:
             pending = self.pending.pop(each, None)
-            if pending is None or pending.done.done():
+            if pending is None or pending.confirmed.done():
                 continue
             if accepted:
-                pending.done.set_result(None)
+                pending.confirmed.set_result(None)
             else:
-                _fail(
-                    pending, PublishRefusedError("the broker refused the message: a queue is full")
-                )
+                error = PublishRefusedError("the broker refused the message: a queue is full")
+                fail(pending.confirmed, error)
 
     def _returned(self, text: str, header: bytes) -> None:
-        # A return precedes its confirm and tells the publish only by message_id. Where several
-        # with that id are in flight, all fail: repeating one too many loses nothing.
+        # A return precedes its confirm and identifies the publish only by message_id. If several
+        # with this id are in flight, all of them fail: a repeat loses nothing.
         self.unrouted.set()
         message_id = codec.decode_properties(header).message_id
         for pending in self.pending.values():
             if pending.message_id == message_id:
-                _fail(pending, PublishRefusedError(f"the message reached no queue: {text}"))
+                error = PublishRefusedError(f"the message reached no queue: {text}")
+                fail(pending.confirmed, error)
 
 
 def new_id() -> str:
-    """A new unique id for a message; not a secret, so the kernel is not asked for each."""
+    """Return a new unique message id. It is not a secret, so it costs no system call."""
     return f"{random.getrandbits(128):032x}"
 
 
 class Publisher:
-    """One connection of its own to publish on, kept open by `run`.
+    """Publishes on its own connection, which `run` keeps open.
 
-    A connection of its own, because RabbitMQ stops reading from connections that publish while an
-    alarm is on: acks on the consumer's connection must not wait behind that.
+    RabbitMQ stops reading from connections that publish while an alarm is on. The consumer's acks
+    must not wait for that, so they use another connection.
     """
 
     def __init__(self, url: str, *, name: str, topology: Topology, health: Health) -> None:
-        self._url = url
-        self._name = name
+        part = "publisher"
+        self._keep_connected = partial(keep_connected, url, name=name, part=part, health=health)
         self._topology = topology
-        self._health = health
-        health.expect("publisher")
-        self._session: _Session | None = None
-        self._blocked = False
-        self._ready = asyncio.Event()
+        self._flow: FlowControl[_Session] = FlowControl(part, health)
 
     async def run(self) -> None:
         """Keep the connection open until cancelled.
 
         Raises:
-            TopologyMismatch: the broker's queues are not ours.
+            TopologyMismatchError: the broker's queues differ from `topology`.
         """
-        await keep_connected(
-            self._url,
-            name=self._name,
-            part="publisher",
-            health=self._health,
-            session=self._publish_on,
-        )
+        await self._keep_connected(session=self._serve)
 
     async def ready(self) -> None:
-        """Wait until publishing is possible: connected, and no alarm."""
-        await self._ready.wait()
+        """Wait until messages can be published: connected, and no alarm is on."""
+        await self._flow.ready()
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
-        """Hand the message to the broker. The future ends when the broker has answered for it.
+        """Send the message. The future ends when the broker has confirmed or refused it.
 
-        Nothing is sent again by itself: whoever awaits knows what a repeat would mean.
+        Nothing is sent twice: only the caller knows whether a repeat is harmless.
 
-        Raises (from the future, the last from the call):
-            PublishRefusedError: not taken.
-            PublishUnknownError: connection lost, or no confirm in 5 s.
-            UnpublishableError: can never be published.
+        Raises (from the future, the last one from the call):
+            PublishRefusedError: not published.
+            PublishUnknownError: the connection was lost, or no confirm came within 5 s.
+            UnpublishableError: it can never be published.
         """
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        session = self._session
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        session = self._flow.session
         if session is None:
-            done.set_exception(PublishRefusedError("not connected to the broker"))
-            return done
-        if self._blocked:
-            done.set_exception(PublishRefusedError("the broker blocks publishing: an alarm is on"))
-            return done
+            confirmed.set_exception(PublishRefusedError(self._flow.fault))
+            return confirmed
         try:
             frames = codec.encode_publish(
                 session.channel.number,
@@ -174,12 +163,12 @@ class Publisher:
             )
         except (ValueError, TypeError, struct.error) as error:
             raise UnpublishableError(str(error)) from error
-        deadline = done.get_loop().time() + CONFIRM_TIMEOUT
-        session.send(frames, _Pending(message.properties.message_id, done, deadline))
-        return done
+        deadline = confirmed.get_loop().time() + CONFIRM_TIMEOUT
+        session.send(frames, _Pending(message.properties.message_id, confirmed, deadline))
+        return confirmed
 
     async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
-        """Publish and wait for every confirm; the first failure is raised after all have ended."""
+        """Publish and wait for all confirms, then raise the first failure, if any."""
         results = await asyncio.gather(
             *(self.publish(message) for message in messages), return_exceptions=True
         )
@@ -187,48 +176,32 @@ class Publisher:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _publish_on(self, link: BrokerConnection) -> None:
-        await declare(link.connection, self._topology)
-        channel, intercepted = await link.channel(confirms=True)
-        session = self._session = _Session(intercepted)
-        link.interceptor.on_blocked = self._alarm
-        self._alarm(blocked=False)
+    async def _serve(self, broker: BrokerConnection) -> None:
+        await declare(broker.connection, self._topology)
+        channel, intercepted = await broker.channel(confirms=True)
+        session = _Session(intercepted)
         try:
-            await run_until_first_ends(
-                wait_until_lost(channel), self._expire(session), self._mend(session, link)
-            )
+            with self._flow.use(session, broker.interceptor):
+                await run_until_first_ends(
+                    wait_until_lost(channel),
+                    self._fail_overdue(session),
+                    self._declare_missing(session, broker),
+                )
         finally:
-            self._session = None
-            self._ready.clear()
             session.fail(PublishUnknownError("the connection was lost before the confirm"))
 
-    def _alarm(self, blocked: bool) -> None:  # noqa: FBT001 - a callback's signature
-        self._blocked = blocked
-        if blocked:
-            self._ready.clear()
-            self._health.down("publisher", "the broker blocks publishing: an alarm is on")
-        else:
-            self._ready.set()
-            self._health.up("publisher")
-
-    async def _expire(self, session: _Session) -> None:
-        """Fail what has waited too long for its confirm."""
-        overdue = PublishUnknownError(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
+    async def _fail_overdue(self, session: _Session) -> None:
+        """Fail publishes without a confirm at their deadline."""
+        error = PublishUnknownError(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
-            if not self._blocked:  # the broker has said that it will not read for a while
-                session.fail(overdue, due_by=asyncio.get_running_loop().time())
+            if self._flow.session is not None:  # while an alarm is on, confirms can take longer
+                session.fail(error, due_by=asyncio.get_running_loop().time())
 
-    async def _mend(self, session: _Session, link: BrokerConnection) -> None:
-        """Declare again what somebody has deleted."""
+    async def _declare_missing(self, session: _Session, broker: BrokerConnection) -> None:
+        """Declare the topology again after a message reached no queue."""
         while True:
             await session.unrouted.wait()
             session.unrouted.clear()
-            await declare(link.connection, self._topology)
+            await declare(broker.connection, self._topology)
             await asyncio.sleep(CHECK_INTERVAL)
-
-
-def _fail(pending: _Pending, error: InfrastructureError) -> None:
-    if not pending.done.done():
-        pending.done.set_exception(error)
-        pending.done.exception()  # whoever has stopped waiting need not be told

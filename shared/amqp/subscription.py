@@ -1,6 +1,6 @@
-"""One consumer of one queue on a channel of its own, which ends when it gets no more messages.
+"""One consumer of one queue on its own channel. It ends when it no longer receives messages.
 
-A consumer can be dead on a healthy connection, and then looks as if its queue were empty.
+A consumer can be dead on a healthy connection. Its queue then looks empty to the process.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from shared.amqp.connection import BrokerConnection, run_until_first_ends, wait_until_lost
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 
-# Seconds without a delivery after which it is asked whether messages are waiting.
+# Seconds without a delivery after which the broker is asked how many messages are ready.
 IDLE_CHECK: Final = 15.0
 
 
 class Subscription:
-    """What a channel gets from a queue, from `start` to `stop`; made by `subscription`."""
+    """A consumer on one channel, from `start` to `stop`. `subscribe` creates it."""
 
     def __init__(
         self, queue: str, channel: AbstractChannel, intercepted: InterceptedChannel
@@ -28,33 +28,35 @@ class Subscription:
         self._tag = ""
         self._last_delivery = 0.0
 
-    async def start(self, take: Callable[[Delivery], None], *, prefetch: int) -> None:
-        """Have `take` called with each delivery, at most `prefetch` unsettled at a time."""
+    async def start(self, receive: Callable[[Delivery], None], *, prefetch: int) -> None:
+        """Call `receive` with each delivery, at most `prefetch` unacknowledged at a time."""
         loop = asyncio.get_running_loop()
 
-        def taken(delivery: Delivery) -> None:
+        def received(delivery: Delivery) -> None:
             self._last_delivery = loop.time()
-            take(delivery)
+            receive(delivery)
 
         async def cancelled_by_broker(_: Any) -> None:
-            # From a task of its own: the channel's reader, which calls this, ends with the channel.
-            loop.create_task(  # noqa: RUF006 - the channel holds on to nothing else
+            # In its own task: the channel's reader, which calls this, ends with the channel.
+            loop.create_task(  # noqa: RUF006 - the channel keeps no other reference
                 self._channel.close(ConnectionResetError("the queue was deleted or has moved"))
             )
 
-        self.intercepted.on_delivery = taken
+        self.intercepted.on_delivery = received
         self._channel.on_consumer_cancel_callbacks.add(cancelled_by_broker)
         await self._channel.basic_qos(prefetch_count=prefetch)
-        consuming = await self._channel.basic_consume(self._queue, never)
+        consuming = await self._channel.basic_consume(self._queue, ignore_delivery)
         self._tag = str(consuming.consumer_tag)
         self._last_delivery = loop.time()
 
     async def stop(self) -> None:
-        """Take nothing more; what was taken can still be settled."""
+        """Receive nothing more. Deliveries received before can still be acknowledged."""
         await self._channel.basic_cancel(self._tag)
 
-    async def lasts(self, *, idle: Callable[[], bool]) -> None:
-        """Wait until the channel is lost, or no message comes though some wait and we are `idle`.
+    async def run(self, *, idle: Callable[[], bool]) -> None:
+        """Wait until the channel is lost, or until the consumer is dead.
+
+        It is dead if messages are ready, none is delivered, and the process is `idle`.
 
         Raises:
             one of CONNECTION_ERRORS: always, with the reason.
@@ -69,13 +71,13 @@ class Subscription:
                 continue
             state = await self._channel.queue_declare(self._queue, passive=True, timeout=IDLE_CHECK)
             if state.message_count and loop.time() - self._last_delivery >= IDLE_CHECK:
-                raise ConnectionResetError("messages wait but none is delivered")
+                raise ConnectionResetError("messages are ready, but none is delivered")
 
 
-async def subscribe(link: BrokerConnection, queue: str) -> Subscription:
-    """A subscription on a new channel, not started yet."""
-    return Subscription(queue, *await link.channel(confirms=False))
+async def subscribe(broker: BrokerConnection, queue: str) -> Subscription:
+    """Return a subscription on a new channel. It is not started yet."""
+    return Subscription(queue, *await broker.channel(confirms=False))
 
 
-async def never(_: DeliveredMessage) -> None:
-    """What aiormq would call; deliveries take the short way."""
+async def ignore_delivery(_: DeliveredMessage) -> None:
+    """Do nothing: aiormq requires a callback, but the interceptor receives the deliveries."""

@@ -1,1 +1,1 @@
-"""Keep working when others fail: retry decisions, lanes, circuit breakers, batching."""
+"""Retries, lanes, circuit breakers and batching: how a service survives the failures of others."""

@@ -1,8 +1,8 @@
-"""When to try again: pure functions from a policy, an attempt and an error to a tier or the end.
+"""Retry decisions: pure functions of a policy, an attempt and an error.
 
-A retry waits in the first tier that is long enough, and then out its jitter in shorter ones: the
-message carries the moment it waits for (`x-ringback-not-before`), and `next_hop` says whether it
-takes another hop when it comes back.
+A retry first waits in the shortest tier that covers its delay. Its jitter then passes in shorter
+tiers: the message carries the time of its next attempt (`x-ringback-not-before`), and each time it
+comes back, `next_hop` returns the next tier or None.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.errors import DeferredError, TransientError
-from shared.topology import TIERS, Tier
+from shared.topology import BUG_TIERS, TIERS, Tier
 
-# A wait is stretched by up to this share, evenly drawn, so that messages that failed together do
-# not come back together. Half a tier spreads a herd of the 15 s tier over 7.5 s.
+# A delay is stretched by up to this share, evenly distributed, so that messages that failed
+# together do not come back together. A herd in the 15 s tier is spread over 7.5 s.
 JITTER: Final = 0.5
 
 
@@ -21,10 +21,10 @@ JITTER: Final = 0.5
 class RetryPolicy:
     """How one message is retried.
 
-    delays: seconds before the 2nd, 3rd, … attempt, at least one; the last one repeats.
-    max_retries: retries after the first attempt; None for as many as fit into `give_up_after`.
-    give_up_after: seconds after the message was first taken up beyond which no attempt starts.
-    expires_at: epoch seconds at which the message loses its meaning; None for never.
+    delays: seconds before the 2nd, 3rd, … attempt, at least one. The last one repeats.
+    max_retries: retries after the first attempt. None: as many as `give_up_after` allows.
+    give_up_after: seconds after the first attempt started, beyond which no attempt starts.
+    expires_at: epoch seconds after which the message is useless. None: never.
     """
 
     delays: Sequence[float] = tuple(float(tier.seconds) for tier in TIERS)
@@ -33,9 +33,17 @@ class RetryPolicy:
     expires_at: float | None = None
 
 
+# For queues whose handlers never retry on purpose, so only a bug is retried. A transient one passes
+# within seconds. An hour is enough to roll back a release; after that `ringback dead redrive`
+# retries the dead letters.
+BUG_POLICY: Final = RetryPolicy(
+    delays=tuple(float(tier.seconds) for tier in BUG_TIERS), give_up_after=3600.0
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Wait in `tier`, then in shorter ones until `not_before` (epoch seconds), then try again."""
+    """Wait in `tier`, then in shorter ones until `not_before` (epoch seconds)."""
 
     tier: Tier
     not_before: float
@@ -43,17 +51,18 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No more tries; the reason is for the dead letter.
+    """No more attempts. The reason is for the dead letter.
 
-    expired: its own time is over, not the schedule's.
+    expired: the message itself has expired, rather than exhausted its retries.
     """
 
     reason: str
     expired: bool = False
 
 
-def decide(  # noqa: PLR0913 - all that the decision depends on
+def decide(  # noqa: PLR0913 - each is an input of the decision
     policy: RetryPolicy,
+    tiers: Sequence[Tier],
     *,
     attempt: int,
     first_at: float,
@@ -61,15 +70,15 @@ def decide(  # noqa: PLR0913 - all that the decision depends on
     error: TransientError,
     chance: float,
 ) -> Retry | GiveUp:
-    """What follows failed attempt number `attempt` (1 is the first), made at `now`.
+    """Decide what follows when attempt number `attempt` (1 is the first) has failed at `now`.
 
-    `chance` in [0, 1) is the caller's random draw. The tier is never shorter than the schedule's
-    delay and the error's `retry_after`, both up to the longest tier.
+    `chance` is a random number in [0, 1). The tier is at least as long as the policy's delay and
+    the error's `retry_after`, up to the longest of the queue's tiers.
     """
     if policy.max_retries is not None and attempt > policy.max_retries:
         return GiveUp(f"gave up after {attempt} attempts: {error}")
     index = min(attempt, len(policy.delays)) - 1
-    tier = first_tier(max(policy.delays[index], error.retry_after))
+    tier = first_tier(max(policy.delays[index], error.retry_after), tiers)
     not_before = now + tier.seconds * (1 + JITTER * chance)
     if policy.expires_at is not None and not_before >= policy.expires_at:
         return GiveUp(f"expired after {attempt} attempts: {error}", expired=True)
@@ -81,10 +90,15 @@ def decide(  # noqa: PLR0913 - all that the decision depends on
 
 
 def defer(
-    policy: RetryPolicy, *, first_at: float, now: float, error: DeferredError
+    policy: RetryPolicy,
+    tiers: Sequence[Tier],
+    *,
+    first_at: float,
+    now: float,
+    error: DeferredError,
 ) -> Tier | GiveUp:
-    """Where a message waits that was not tried; the end comes as for one that was."""
-    tier = first_tier(error.delay)
+    """Return the tier for a message without an attempt, or give up at the policy's limits."""
+    tier = first_tier(error.delay, tiers)
     if policy.expires_at is not None and now + tier.seconds >= policy.expires_at:
         return GiveUp(f"expired while waiting: {error}", expired=True)
     if now + tier.seconds > first_at + policy.give_up_after:
@@ -93,16 +107,16 @@ def defer(
 
 
 def first_tier(delay: float, tiers: Sequence[Tier] = TIERS) -> Tier:
-    """The shortest tier that waits at least `delay` seconds; the longest where none does."""
+    """Return the shortest tier of at least `delay` seconds, or else the longest tier."""
     return next((tier for tier in tiers if tier.seconds >= delay), tiers[-1])
 
 
 def next_hop(remaining: float, chance: float, tiers: Sequence[Tier] = TIERS) -> Tier | None:
-    """The tier to wait in while `remaining` seconds are left; None when it is time to try.
+    """Return the tier to wait in while `remaining` seconds are left, or None for an attempt now.
 
-    The longest tier that does not overshoot. What is left below the shortest tier is waited out
-    in it with that probability (`chance` is the caller's draw from [0, 1)), so that the mean wait
-    is the wanted one.
+    This is the longest tier that does not overshoot. A rest below the shortest tier is waited out
+    in that tier with a probability equal to its share, so the mean delay is exact. `chance` is a
+    random number in [0, 1).
     """
     fitting = [tier for tier in tiers if tier.seconds <= remaining]
     if fitting:

@@ -248,7 +248,7 @@ async def test_a_deleted_tier_is_redeclared(own_broker: Broker, tmp_path: Path) 
         await it.ledger.complete()
         failing = it.targets[3].requests
         await until(lambda: len(failing) >= 2 * 5)  # its five callbacks came back from the tier
-        assert it.service.logged("publishing again", queue="callbacks.retry.1s")
+        assert it.service.logged("publish retried", queue="callbacks.retry.1s")
 
 
 async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
@@ -261,7 +261,7 @@ async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
         try:
             for _ in range(20):
                 await it.send(publisher, 8)  # two of them fail their first attempt
-            await until(lambda: it.service.logged("publishing again", queue="callbacks.retry.1s"))
+            await until(lambda: it.service.logged("publish retried", queue="callbacks.retry.1s"))
             await it.ledger.complete()
             failing = it.targets[3].requests
             await until(lambda: len(failing) == 2 * 40)  # each attempt once

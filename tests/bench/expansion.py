@@ -19,7 +19,7 @@ from shared.amqp.declare import declare
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
-from shared.amqp.subscription import never
+from shared.amqp.subscription import ignore_delivery
 from shared.contracts.postings import POSTING
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
@@ -148,7 +148,7 @@ async def _taking(link: BrokerConnection) -> Taken:
         taken.count += 1
 
     intercepted.on_delivery = take
-    await channel.basic_consume(CHANNELS["email"].queue, never, no_ack=True)
+    await channel.basic_consume(CHANNELS["email"].queue, ignore_delivery, no_ack=True)
     return taken
 
 

@@ -15,7 +15,7 @@ from shared.amqp.connection import connect
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher
-from shared.amqp.subscription import never
+from shared.amqp.subscription import ignore_delivery
 from shared.process.health import Health
 from shared.topology import Topology
 from tests.bench.rig import PREFETCH, Rig, median
@@ -132,7 +132,7 @@ async def _consume_ours(url: str) -> float:
             task.add_done_callback(tasks.discard)
 
         intercepted.on_delivery = take
-        await channel.basic_consume(QUEUE, never)
+        await channel.basic_consume(QUEUE, ignore_delivery)
         spent = await countdown.cpu()
         await settlement.flush()
         settling.cancel()

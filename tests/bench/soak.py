@@ -17,7 +17,7 @@ import uvloop
 from shared.amqp import codec
 from shared.amqp.connection import connect
 from shared.amqp.frame_interceptor import Delivery
-from shared.amqp.subscription import never
+from shared.amqp.subscription import ignore_delivery
 from shared.contracts import headers
 from shared.topology import CALLBACKS, dead_queue
 from tests.bench.rig import WARM_UP, Contender, Rig, Site, StalledError, message_id, rig
@@ -96,7 +96,7 @@ async def _dead_letters(site: Site, numbers: Sequence[int]) -> dict[str, str]:
     async with connect(site.url, name="bench") as link:
         channel, intercepted = await link.channel(confirms=False)
         intercepted.on_delivery = record
-        await channel.basic_consume(dead_queue(CALLBACKS), never, no_ack=True)
+        await channel.basic_consume(dead_queue(CALLBACKS), ignore_delivery, no_ack=True)
         deadline = time.monotonic() + DEAD_LETTER_TIMEOUT
         while time.monotonic() < deadline:
             await asyncio.sleep(1)

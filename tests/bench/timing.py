@@ -26,7 +26,7 @@ from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 from shared.amqp.message import PERSISTENT
 from shared.amqp.message import parse_delivery as message_in
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
-from shared.amqp.subscription import never
+from shared.amqp.subscription import ignore_delivery
 from shared.contracts.facts import FACTS
 from shared.process.health import Health
 from shared.topology import CALLBACKS, OUTCOMES, topology
@@ -227,7 +227,7 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
             arrivals = Arrivals(publisher)
             channel, intercepted = await link.channel(confirms=False)
             intercepted.on_delivery = arrivals.take
-            await channel.basic_consume(CALLBACKS, never)
+            await channel.basic_consume(CALLBACKS, ignore_delivery)
             settling = asyncio.create_task(arrivals.settle(intercepted))
             site = Site(url, environment, database, publisher, scheduler, arrivals)
             await site.fire([time.time()] * 500)  # warm

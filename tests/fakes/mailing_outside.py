@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from services.sandbox.users import Directory
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
-from shared.amqp.request_reply import RpcClient
+from shared.amqp.rpc_client import RpcClient
 from shared.process.health import Health
 from shared.topology import topology
 from tests.fakes.mailing import fact
@@ -73,7 +73,7 @@ class Around:
 
     async def ask(self, operation: str, **body: Any) -> Any:
         """Ask mailings; its answer as JSON."""
-        answer = await self.requester.ask(
+        answer = await self.requester.request(
             "mailings.requests", operation, json.dumps(body).encode(), timeout=10
         )
         return answer if isinstance(answer, dict) else answer.model_dump(mode="json")

@@ -22,7 +22,7 @@ from services.scheduler.store import Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
 from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDelivered,

@@ -12,15 +12,9 @@ import aio_pika
 import pytest
 
 from deploy.local.broker import Broker
-from shared.amqp.request_reply import (
-    ANONYMOUS,
-    Handler,
-    NoResponseError,
-    RequestContext,
-    RpcClient,
-    RpcServer,
-    UnavailableError,
-)
+from shared.amqp.rpc import ANONYMOUS, RequestContext
+from shared.amqp.rpc_client import NoResponseError, RpcClient, UnavailableError
+from shared.amqp.rpc_server import Handler, RpcServer
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.errors import InfrastructureError
 from shared.process.health import Health
@@ -79,7 +73,7 @@ async def ask(
     by: RequestContext = ANONYMOUS,
 ) -> Any:
     body = json.dumps(said).encode()
-    return await requester.ask(QUEUE, operation, body, context=by, timeout=timeout)
+    return await requester.request(QUEUE, operation, body, context=by, timeout=timeout)
 
 
 async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
@@ -173,14 +167,14 @@ async def test_failures_are_values_and_errors_become_failures(
 
 async def test_unavailable_where_nobody_has_declared_the_queue(amqp_url: str) -> None:
     async with asking(amqp_url) as context:
-        with pytest.raises(UnavailableError, match="nobody takes"):
+        with pytest.raises(UnavailableError, match="no service consumes"):
             await ask(context)
 
 
 async def test_unavailable_at_once_when_too_many_wait_already(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.request_reply.MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr("shared.amqp.rpc_client.MAX_IN_FLIGHT", 2)
     go = asyncio.Event()
 
     async def wait(_: RequestContext, __: bytes) -> Any:

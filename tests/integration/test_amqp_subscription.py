@@ -38,9 +38,9 @@ async def watched(
 async def test_trap_4_messages_that_wait_while_none_comes_end_it(link: BrokerConnection) -> None:
     deliveries, here = await watched(link, messages=2)
     await here.get()
-    with pytest.raises(CONNECTION_ERRORS, match="messages wait but none is delivered"):
+    with pytest.raises(CONNECTION_ERRORS, match="messages are ready, but none is delivered"):
         async with asyncio.timeout(5):
-            await deliveries.lasts(idle=lambda: True)
+            await deliveries.run(idle=lambda: True)
 
 
 @pytest.mark.parametrize(("messages", "idle"), [(1, True), (2, False)])
@@ -51,4 +51,4 @@ async def test_trap_4_an_empty_queue_and_work_in_hand_are_no_trouble(
     await here.get()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
-            await deliveries.lasts(idle=lambda: idle)
+            await deliveries.run(idle=lambda: idle)

@@ -40,12 +40,12 @@ async def test_without_a_scheduler_and_mailings_503_and_readyz_says_so_of_the_sc
         asked = {"scheduler": ("/v1/callbacks", CALLBACK), "mailings": ("/v1/postings", posting())}
         for name, (path, body) in asked.items():
             answer = await call("POST", path, body)
-            assert f"{name}: nobody takes such requests" in answer.problem(503)["detail"]
+            assert f"{name}: no service consumes these requests" in answer.problem(503)["detail"]
             assert int(answer.headers["Retry-After"]) > 0
         report = await call("GET", "/readyz")
         assert report.status == 503
         assert report.json["parts"]["broker"] == "ok"
-        assert "nobody takes" in report.json["parts"]["scheduler"]
+        assert "no service consumes" in report.json["parts"]["scheduler"]
         assert not {"mailings", "ingestion"} & report.json["parts"].keys()
         assert (await call("GET", "/healthz")).status == 200
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from services.mailings.retention import Retention
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import Failure
 from shared.errors import ContractViolationError
 from tests.fakes.mailing import (

@@ -11,7 +11,7 @@ import pytest
 
 from services.scheduler.retention import Retention
 from services.scheduler.store import SQL, partition
-from shared.amqp.request_reply import ANONYMOUS
+from shared.amqp.rpc import ANONYMOUS
 from tests.fakes.scheduling import (
     ALLOWED,
     URL,

@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from shared.amqp.request_reply import RequestContext, RpcClient
+from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_client import RpcClient
 from shared.contracts.requests import Failure
 from shared.contracts.schedules import callback_id_of_message
 from shared.process.health import Health
@@ -72,7 +73,7 @@ async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[R
 async def ask(requester: RpcClient, operation: str, client: str | None = None, **body: Any) -> Any:
     """Ask, as the gateway does."""
     raw = json.dumps(body).encode()
-    return await requester.ask(
+    return await requester.request(
         "scheduler.requests", operation, raw, context=RequestContext(client), timeout=10
     )
 

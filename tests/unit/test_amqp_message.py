@@ -63,7 +63,7 @@ def test_h3_whatever_was_counted_can_be_counted_on(number: int) -> None:
         "x-ringback-first-at": int(message.first_at * 1000),
         "x-ringback-not-before": int(message.not_before * 1000),
     }
-    copy = codec.encode_properties(message.copied(changes, message_id="fresh"), 2)
+    copy = codec.encode_properties(message.copy_properties(changes, message_id="fresh"), 2)
     again = parse_delivery(Delivery(2, redelivered=False, header=copy, body=b"{}"))
     assert again.attempt == message.attempt + 1
     assert again.first_at == pytest.approx(message.first_at, abs=0.002)
@@ -122,7 +122,7 @@ def test_a_copy_keeps_what_the_sender_wrote_and_nothing_of_the_brokers() -> None
         headers={"tenant": 7, "traceparent": TRACE, "x-death": [{"count": 1}], "CC": ["audit"]},
     )
     message.id = "id-1"
-    assert message.copied({"x-ringback-attempt": 1}, message_id="m-2") == Properties(
+    assert message.copy_properties({"x-ringback-attempt": 1}, message_id="m-2") == Properties(
         content_type="application/json",
         type="SendCallback",
         message_id="m-2",

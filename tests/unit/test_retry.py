@@ -39,6 +39,7 @@ def after(  # noqa: PLR0913 - the inputs of the decision
     error = TransientError("it answered 500", retry_after=retry_after)
     return decide(
         policy or RetryPolicy(),
+        TIERS,
         attempt=attempt,
         first_at=first_at,
         now=now,
@@ -214,7 +215,9 @@ def test_h3_a_callback_carries_its_expiry_into_its_policy(own: Retry | None) -> 
 
 @given(delay=st.floats(0, 1e6))
 def test_a_postponed_message_takes_the_first_tier_that_is_long_enough(delay: float) -> None:
-    tier = defer(RetryPolicy(), first_at=NOW, now=NOW, error=DeferredError("full", delay=delay))
+    tier = defer(
+        RetryPolicy(), TIERS, first_at=NOW, now=NOW, error=DeferredError("full", delay=delay)
+    )
     assert tier == first_tier(delay)
     assert isinstance(tier, Tier)
     assert tier.seconds >= min(delay, LONGEST.seconds)
@@ -225,7 +228,7 @@ def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
     outcome: Tier | GiveUp = SHORTEST
     while isinstance(outcome, Tier) and hops < 2000:
         error = DeferredError("lane full", delay=60)
-        outcome = defer(RetryPolicy(), first_at=NOW, now=at, error=error)
+        outcome = defer(RetryPolicy(), TIERS, first_at=NOW, now=at, error=error)
         if isinstance(outcome, Tier):
             at += outcome.seconds
             hops += 1
@@ -233,10 +236,13 @@ def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
     assert outcome.reason == "gave up after 86400 seconds of waiting: lane full"
     assert hops == DAY / 60
     expiring = RetryPolicy(expires_at=NOW + 5)
-    assert defer(expiring, first_at=NOW, now=NOW, error=DeferredError("full", delay=5)) == GiveUp(
-        "expired while waiting: full", expired=True
+    assert defer(
+        expiring, TIERS, first_at=NOW, now=NOW, error=DeferredError("full", delay=5)
+    ) == GiveUp("expired while waiting: full", expired=True)
+    assert (
+        defer(expiring, TIERS, first_at=NOW, now=NOW, error=DeferredError("full", delay=1))
+        == SHORTEST
     )
-    assert defer(expiring, first_at=NOW, now=NOW, error=DeferredError("full", delay=1)) == SHORTEST
 
 
 @given(remaining=st.floats(-10, 2 * MAX_DELAY), seed=st.integers())

@@ -34,7 +34,7 @@ def test_h3_every_tier_waits_its_time_and_gives_back_to_its_work_queue() -> None
         queue = queues[f"callbacks.retry.{tier.name}"]
         assert queue.arguments["x-message-ttl"] == tier.seconds * 1000
         assert queue.arguments["x-dead-letter-exchange"] == ""
-        assert queue.arguments["x-dead-letter-routing-key"] == queue.routes_to == CALLBACKS
+        assert queue.arguments["x-dead-letter-routing-key"] == queue.dead_letters_to == CALLBACKS
     assert [tier.seconds for tier in TIERS] == [1, 5, 15, 60, 300, 900, 3600]
 
 
@@ -50,7 +50,7 @@ def test_a_message_that_kills_its_worker_ends_in_the_dead_queue() -> None:  # ro
     queues = {queue.name: queue for queue in topology().queues}
     assert queues[CALLBACKS].arguments["x-delivery-limit"] == DELIVERY_LIMIT
     assert queues[CALLBACKS].arguments["x-dead-letter-routing-key"] == "callbacks.dead"
-    assert queues[CALLBACKS].routes_to == "callbacks.dead"
+    assert queues[CALLBACKS].dead_letters_to == "callbacks.dead"
 
 
 @pytest.mark.parametrize("queue_type", QueueType)
@@ -68,7 +68,7 @@ def test_every_queue_that_dead_letters_has_somewhere_to() -> None:
     assert len(names) == len(tables.queues)
     for queue in tables.queues:
         target = queue.arguments.get("x-dead-letter-routing-key")
-        assert target == queue.routes_to
+        assert target == queue.dead_letters_to
         assert target is None or target in names
 
 

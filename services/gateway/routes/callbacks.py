@@ -36,7 +36,7 @@ from services.gateway.routes.declaration import (
     status_filter,
 )
 from services.gateway.schemas import Batch, NewTime
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import FieldError, RpcOperation
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,

@@ -11,7 +11,7 @@ from services.gateway.parsing import IDEMPOTENCY_KEY
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.http.openapi import Body, Parameter, Response
 from shared.http.openapi import Route as OpenApiRoute
 from shared.http.problem import PROBLEM_JSON, Problem

@@ -32,7 +32,7 @@ from shared.amqp.publisher import (
     PublishUnknownError,
     new_id,
 )
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
 from shared.contracts.headers import TRACEPARENT

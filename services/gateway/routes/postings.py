@@ -25,7 +25,7 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
-from shared.amqp.request_reply import RequestContext
+from shared.amqp.rpc import RequestContext
 from shared.contracts.posting_requests import (
     CREATE_POSTING,
     DEFAULT_PAGE_SIZE,
