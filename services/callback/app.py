@@ -6,7 +6,7 @@ from functools import partial
 
 from services.callback import metrics
 from services.callback.domain import retry_policy
-from services.callback.handlers import Reporter, Sender
+from services.callback.handlers import CallbackSender, Reporter
 from services.callback.settings import CallbackSettings
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import ConsumerSpec
@@ -27,10 +27,10 @@ from shared.version import VERSION
 
 
 async def start(process: Process) -> None:
-    """Put the callback sender together and set it going."""
+    """Construct and start the callback sender."""
     settings = load(CallbackSettings, "callback")
     clock = SystemClock()
-    labels = metrics.Labels(settings.max_targets)
+    labels = metrics.TargetLabels(settings.max_targets)
 
     client = await process.stack.enter_async_context(
         Client(
@@ -44,9 +44,9 @@ async def start(process: Process) -> None:
         slots=settings.prefetch,
         failures=settings.breaker_failures,
         clock=asyncio.get_running_loop().time,
-        changed=breaker_observer(labels.of),
+        changed=breaker_observer(labels.label),
     )
-    sender = Sender(client, lanes, labels, settings, clock)
+    sender = CallbackSender(client, lanes, labels, settings, clock)
     tables = topology(process.settings.queue_type).only((CALLBACKS,))
     name = f"ringback callback {socket.gethostname()}"
     publisher = Publisher(
@@ -83,8 +83,8 @@ async def start(process: Process) -> None:
     process.on_drain(consumer.drain)
 
 
-def _identity(order: SendCallback) -> str | None:
-    return order.id
+def _identity(command: SendCallback) -> str | None:
+    return command.id
 
 
 SERVICE = Service(SERVICES["callback"], CallbackSettings, start)

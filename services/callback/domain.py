@@ -1,4 +1,4 @@
-"""What goes out and what an answer means: pure functions, no IO."""
+"""Encoding, signing and the meaning of a response: pure functions, no IO."""
 
 import binascii
 import hmac
@@ -23,13 +23,12 @@ STANDARD_PREFIX: Final = "whsec_"
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
 
-# Byte for byte what json.dumps(payload, sort_keys=True) gives; made once, since dumps with an
-# argument makes an encoder each time.
+# The output is byte for byte that of json.dumps(payload, sort_keys=True). json.dumps would create a
+# new encoder on each call.
 _encode: Final = JSONEncoder(sort_keys=True, allow_nan=False).encode
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
-# What a message may not set: framing and connection belong to the client, the rest to the
-# signature. Compared in lower case.
+# Headers that a command cannot set, because the HTTP client or the signature sets them.
 RESERVED_HEADERS: Final = frozenset(
     {
         "connection",
@@ -53,23 +52,23 @@ RESERVED_PREFIX: Final = "webhook-"
 
 
 class SigningError(PermanentError):
-    """The message can't be signed: its secret is malformed, or not known by that name."""
+    """The callback cannot be signed: its secret is malformed, or its name is not configured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A secret made ready: HMACs that have taken in their key and are copied for each use."""
+class SigningKey:
+    """A secret as two keyed HMACs, which are copied for each signature."""
 
     plain: hmac.HMAC
     standard: hmac.HMAC
 
 
 @lru_cache(maxsize=4096)
-def key(secret: str) -> Key:
-    """The key in a secret; `whsec_` is base64 for Standard Webhooks, all else is UTF-8 bytes.
+def signing_key(secret: str) -> SigningKey:
+    """Return the key for a secret: base64 after `whsec_` (Standard Webhooks), otherwise UTF-8.
 
     Raises:
-        SigningError: what follows `whsec_` is not base64, or nothing does.
+        SigningError: the text after `whsec_` is empty or not base64.
     """
     raw = secret.encode()
     standard = raw
@@ -77,34 +76,34 @@ def key(secret: str) -> Key:
         try:
             standard = b64decode(secret.removeprefix(STANDARD_PREFIX), validate=True)
         except (binascii.Error, ValueError):
-            raise SigningError("the secret begins with whsec_ but is not base64 after it") from None
-        if not standard:  # anybody can sign with an empty key
-            raise SigningError("the secret is whsec_ with nothing after it")
-    return Key(hmac.new(raw, digestmod="sha256"), hmac.new(standard, digestmod="sha256"))
+            raise SigningError("the secret is not base64 after whsec_") from None
+        if not standard:  # anyone can sign with an empty key
+            raise SigningError("the secret is empty after whsec_")
+    return SigningKey(hmac.new(raw, digestmod="sha256"), hmac.new(standard, digestmod="sha256"))
 
 
-def serialised(payload: Any) -> bytes:
-    """The payload as it is signed and sent.
+def encode_json(payload: Any) -> bytes:
+    """Return the payload as the JSON body that is signed and sent.
 
     Raises:
-        ContractViolationError: a number that JSON lacks, or a NUL character.
+        ContractViolationError: it contains a number that is not valid JSON, or a NUL character.
     """
     try:
         text = _encode(payload)
     except (ValueError, RecursionError) as error:
         raise ContractViolationError(f"payload: {error}") from None
     if "\\u0000" in text and _NUL.search(text):
-        raise ContractViolationError("payload: a text holds the character NUL")
+        raise ContractViolationError("payload: a text contains the character NUL")
     return text.encode()
 
 
-def urlencoded(payload: Mapping[str, Any]) -> str:
-    """The payload as a form or a query, by sorted names; what is no text is JSON.
+def encode_form(payload: Mapping[str, Any]) -> str:
+    """Return the payload as a form or a query, sorted by name; values that are not text are JSON.
 
     Raises:
-        ContractViolationError: as of `serialised`; or a name or text that UTF-8 can't write.
+        ContractViolationError: as in `encode_json`, or a text is not valid Unicode.
     """
-    serialised(payload)
+    encode_json(payload)
     pairs = [(k, v if isinstance(v, str) else _encode(v)) for k, v in sorted(payload.items())]
     try:
         return urlencode(pairs)
@@ -113,7 +112,7 @@ def urlencoded(payload: Mapping[str, Any]) -> str:
 
 
 def with_query(url: str, query: str) -> str:
-    """The URL with more in its query."""
+    """Return the URL with `query` added to its own."""
     parts = urlsplit(url)
     joined = "&".join(part for part in (parts.query, query) if part)
     return parts._replace(query=joined).geturl()
@@ -122,17 +121,15 @@ def with_query(url: str, query: str) -> str:
 def signed_headers(
     callback_id: str,
     body: bytes,
-    keys: Sequence[Key],
+    keys: Sequence[SigningKey],
     *,
     timestamp: int,
     content_type: str | None = JSON,
 ) -> CIMultiDict[str]:
-    """Both signatures, under each key in order, and what a receiver needs to check them.
+    """Return the headers with both signatures; without a key they contain no signature.
 
-    No key, no signature.
-
-    X-Signature: hex HMAC-SHA256 of the body, a header line for each key. webhook-signature:
-    Standard Webhooks, `v1,` and base64 HMAC-SHA256 over `id.timestamp.body`.
+    X-Signature: hex HMAC-SHA256 of the body, one header line for each key. webhook-signature:
+    Standard Webhooks, `v1,` and base64 HMAC-SHA256 over `id.timestamp.body`, for each key.
     """
     headers: CIMultiDict[str] = CIMultiDict()
     prefix = f"{callback_id}.{timestamp}.".encode()
@@ -155,7 +152,7 @@ def signed_headers(
 
 
 def allowed_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The sender's headers without the reserved ones."""
+    """Return the command's headers without the reserved ones."""
     return {
         name: value
         for name, value in headers.items()
@@ -163,27 +160,27 @@ def allowed_headers(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def judge(status: int, retry_after: str | None, *, now: float) -> None:
-    """What the receiver's answer means: nothing to say when delivered (2xx).
+def check_response(status: int, retry_after: str | None, *, now: float) -> None:
+    """Return if the receiver accepted the callback (2xx).
 
     Raises:
-        PermanentError: 410, a refusal for good.
-        TransientError: anything else, redirects included; they are not followed.
+        PermanentError: 410, the receiver refuses for good.
+        TransientError: any other status. Redirects are not followed.
     """
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return
     if status == HTTPStatus.GONE:
-        raise PermanentError("the receiver answered 410: gone for good")
+        raise PermanentError("the receiver responded with 410: gone for good")
     wait = 0.0
     if status in RETRY_AFTER_STATUSES:
         wait = parse_retry_after(retry_after, now=now)
-    raise TransientError(f"the receiver answered {status}", retry_after=wait)
+    raise TransientError(f"the receiver responded with {status}", retry_after=wait)
 
 
-def retry_policy(order: SendCallback, *, give_up_after: float) -> RetryPolicy:
-    """How this callback is retried: by its own `retry`, else up all tiers for as long."""
-    expires_at = order.expires_at.timestamp() if order.expires_at else None
-    own = order.retry
+def retry_policy(command: SendCallback, *, give_up_after: float) -> RetryPolicy:
+    """Return how the callback is retried: by its own `retry`, or else through all tiers."""
+    expires_at = command.expires_at.timestamp() if command.expires_at else None
+    own = command.retry
     if own is None:
         return RetryPolicy(give_up_after=give_up_after, expires_at=expires_at)
     delays = tuple(own.delays or RetryPolicy().delays)
@@ -194,7 +191,7 @@ def retry_policy(order: SendCallback, *, give_up_after: float) -> RetryPolicy:
     return RetryPolicy(
         delays=delays,
         max_retries=retries,
-        # Its own schedule may be longer; what waits behind an open breaker must end some time.
+        # The callback's own delays may be longer, but deferrals must end at some time.
         give_up_after=give_up_after + 2 * wanted,
         expires_at=expires_at,
     )

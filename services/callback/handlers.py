@@ -1,4 +1,4 @@
-"""From a message to a request and back: sends a callback and says what came of it."""
+"""Sends a callback and reports the outcome."""
 
 import logging
 from collections.abc import Sequence
@@ -26,26 +26,27 @@ from shared.resilience.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
-# Answers that say the target as a whole can't keep up; any other proves it alive.
+# Statuses that count against the target's circuit breaker. Any other response shows that the
+# target works.
 OVERLOADED: Final = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The receiver took it. `duration` in seconds."""
+    """The receiver responded with a 2xx status after `duration` seconds."""
 
     status: int
     duration: float
 
 
-class Sender:
-    """Delivers callbacks; its collaborators are shared by all of a worker's messages."""
+class CallbackSender:
+    """Sends callbacks; all messages of a worker share one."""
 
     def __init__(
         self,
         client: Client,
         lanes: Lanes,
-        labels: metrics.Labels,
+        labels: metrics.TargetLabels,
         settings: CallbackSettings,
         clock: Clock,
     ) -> None:
@@ -55,25 +56,25 @@ class Sender:
         self._settings = settings
         self._clock = clock
 
-    async def handle(self, message: Message, order: SendCallback) -> Delivered:
-        """Send one try.
+    async def handle(self, message: Message, command: SendCallback) -> Delivered:
+        """Make one attempt.
 
         Raises:
-            ExpiredError: it is too late.
-            PermanentError: forbidden, unsignable, or refused for good.
-            TransientError: not delivered; a later try may be.
-            Deferred: the target's lane has no place.
+            ExpiredError: `expires_at` has passed.
+            PermanentError: the target is forbidden, signing failed, or the receiver responded 410.
+            TransientError: the attempt failed; a later one may succeed.
+            DeferredError: the target's lane is full or its breaker is open.
         """
-        if order.expires_at is not None and self._clock.now() >= order.expires_at.timestamp():
-            raise ExpiredError(f"expired at {order.expires_at.isoformat()}")
-        target = parse_target(order.target_url)
+        if command.expires_at is not None and self._clock.now() >= command.expires_at.timestamp():
+            raise ExpiredError(f"expired at {command.expires_at.isoformat()}")
+        target = parse_target(command.target_url)
         lane = self._lanes.lane(target.origin)
         probe = await self._lanes.enter(lane, message.deferrals)
         alive: bool | None = None
         started = self._clock.monotonic()
         try:
-            reply = await self._send(message, order, target)
-            alive = reply.status not in OVERLOADED
+            response = await self._send(message, command, target)
+            alive = response.status not in OVERLOADED
         except RequestFailedError:
             alive = False
             raise
@@ -82,56 +83,56 @@ class Sender:
             self._lanes.leave(lane, probe=probe, alive=alive, duration=duration)
             if alive is not None:
                 self._labels.duration(target.origin).observe(duration)
-        domain.judge(reply.status, reply.retry_after, now=self._clock.now())
-        return Delivered(reply.status, duration)
+        domain.check_response(response.status, response.retry_after, now=self._clock.now())
+        return Delivered(response.status, duration)
 
     async def _send(
         self,
         message: Message,
-        order: SendCallback,
+        command: SendCallback,
         target: Target,
     ) -> HttpResponse:
-        keys = self._keys(order)
+        keys = self._keys(command)
         content_type: str | None = domain.JSON
-        if order.format == "json":
-            body = domain.serialised(order.payload)
-        elif order.format == "form":
-            body, content_type = domain.urlencoded(order.payload).encode(), domain.FORM
+        if command.format == "json":
+            body = domain.encode_json(command.payload)
+        elif command.format == "form":
+            body, content_type = domain.encode_form(command.payload).encode(), domain.FORM
         else:
             body, content_type = b"", None
-            query = domain.urlencoded(order.payload)
-            target = parse_target(domain.with_query(order.target_url, query))
-        # Signed at the last moment: receivers take a timestamp for five minutes, and a line or a
-        # tier may have held the message for longer.
+            query = domain.encode_form(command.payload)
+            target = parse_target(domain.with_query(command.target_url, query))
+        # Sign right before sending: receivers accept a timestamp for five minutes, and the message
+        # may have waited longer in a lane or a tier.
         headers = domain.signed_headers(
             message.id, body, keys, timestamp=int(self._clock.now()), content_type=content_type
         )
-        if order.headers:
-            headers.extend(domain.allowed_headers(order.headers))
+        if command.headers:
+            headers.extend(domain.allowed_headers(command.headers))
         traceparent = message.traceparent
         if traceparent is not None and "traceparent" not in headers:
             headers["traceparent"] = traceparent
-        timeout = order.timeout or self._settings.timeout
-        return await self._client.send(target, order.target_method, headers, body, timeout)
+        timeout = command.timeout or self._settings.timeout
+        return await self._client.send(target, command.target_method, headers, body, timeout)
 
-    def _keys(self, order: SendCallback) -> list[domain.Key]:
+    def _keys(self, command: SendCallback) -> list[domain.SigningKey]:
         try:
-            return [domain.key(secret) for secret in self._secrets(order)]
+            return [domain.signing_key(secret) for secret in self._secrets(command)]
         except domain.SigningError:
             metrics.HMAC_ERRORS.inc()
             raise
 
-    def _secrets(self, order: SendCallback) -> Sequence[str]:
-        if order.secret_ref is None:
-            return order.secrets
-        secret = self._settings.secrets.get(order.secret_ref)
+    def _secrets(self, command: SendCallback) -> Sequence[str]:
+        if command.secret_ref is None:
+            return command.secrets
+        secret = self._settings.secrets.get(command.secret_ref)
         if secret is None:
-            raise domain.SigningError(f"no secret named {order.secret_ref!r} is configured")
+            raise domain.SigningError(f"no secret named {command.secret_ref!r} is configured")
         return (secret,) if isinstance(secret, str) else secret
 
 
 class Reporter:
-    """Says what became of each message: one log line, its counts, its fact."""
+    """Reports the outcome of each message: a log line, metrics and a fact."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -139,12 +140,12 @@ class Reporter:
     def report(
         self,
         message: Message,
-        order: SendCallback | None,
+        command: SendCallback | None,
         outcome: Outcome[Delivered],
     ) -> BaseModel | None:
-        """Log, count, and give the fact to publish; a postponed message has none."""
-        target = _origin(order)
-        client_id = order.client_id if order else None
+        """Log and count the outcome, and return the fact to publish; None if it was deferred."""
+        target = _origin(command)
+        client_id = command.client_id if command else None
         context: dict[str, object] = {
             "callback_id": message.id,
             "client_id": client_id,
@@ -152,7 +153,7 @@ class Reporter:
             "target_url": target,
             "attempt": message.attempt,
         }
-        told: dict[str, Any] = {
+        fact: dict[str, Any] = {
             "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "callback_id": message.id,
@@ -161,54 +162,43 @@ class Reporter:
             "attempt": message.attempt,
         }
         if message.owner:
-            told |= {"owner": message.owner, "dispatch": message.dispatch}
+            fact |= {"owner": message.owner, "dispatch": message.dispatch}
         match outcome:
             case Done(Delivered(status, duration)):
                 metrics.SUCCESS.inc()
                 context |= {"status": status, "duration": round(duration, 6)}
                 logger.info("callback delivered", extra=context)
-                return CallbackDelivered(
-                    **told,
-                    status=status,
-                    duration=duration,
-                )
+                return CallbackDelivered(**fact, status=status, duration=duration)
             case Retried(tier, not_before, error):
                 metrics.ERROR.inc()
                 context |= {"error": str(error), "tier": tier.name}
                 logger.warning("callback attempt failed", extra=context)
                 return CallbackAttemptFailed(
-                    **told,
+                    **fact,
                     error=str(error),
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
             case Deferred(tier, reason):
                 context |= {"reason": reason, "tier": tier.name}
-                logger.debug("callback postponed", extra=context)
+                logger.debug("callback deferred", extra=context)
                 return None
             case Dead(reason):
-                if order is not None:
+                if command is not None:
                     metrics.ERROR.inc()
-                logger.error("callback dead", extra=context | {"reason": reason})
-                return CallbackDead(
-                    **told,
-                    reason=reason,
-                )
+                logger.error("callback dead-lettered", extra=context | {"reason": reason})
+                return CallbackDead(**fact, reason=reason)
             case DispatchFailed(reason):
                 metrics.ERROR.inc()
                 context |= {"reason": reason, "owner": message.owner}
-                logger.warning("callback given back", extra=context)
-                return CallbackDispatchFailed(
-                    **told,
-                    reason=reason,
-                    final=outcome.final,
-                )
+                logger.warning("callback dispatch failed", extra=context)
+                return CallbackDispatchFailed(**fact, reason=reason, final=outcome.final)
 
 
-def _origin(order: SendCallback | None) -> str | None:
-    """Scheme, host and port; the rest of a URL may carry a token, so it goes nowhere else."""
-    if order is None:
+def _origin(command: SendCallback | None) -> str | None:
+    """Return scheme, host and port; the rest of the URL may contain a token."""
+    if command is None:
         return None
     try:
-        return parse_target(order.target_url).origin
+        return parse_target(command.target_url).origin
     except ForbiddenTargetError:
         return None

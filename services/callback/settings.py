@@ -1,4 +1,4 @@
-"""What can be set about the callback sender."""
+"""Settings of the callback sender."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from shared.contracts.callback import Secret, Secrets
 
 
 def _networks(value: Any) -> Any:
-    """Accept a comma-separated text, as the environment gives it, besides a list."""
+    """Parse a list, or a comma-separated text from the environment."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         raise ValueError("must be networks such as 10.0.0.0/8, separated by commas")  # noqa: TRY004
@@ -26,7 +26,7 @@ def _networks(value: Any) -> Any:
 
 
 class CallbackSettings(BaseSettings):
-    """`RINGBACK_CALLBACK_…`, or the table [callback]."""
+    """The table `[callback]` of ringback.toml, and `RINGBACK_CALLBACK_…`."""
 
     model_config = SettingsConfigDict(
         env_prefix="RINGBACK_CALLBACK_", extra="forbid", hide_input_in_errors=True, frozen=True
@@ -36,36 +36,39 @@ class CallbackSettings(BaseSettings):
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)
     ] = Field(
         default=(),
-        description="Networks that callbacks may reach besides the public internet.",
+        description="Networks that callbacks may reach in addition to the public internet.",
         examples=[["10.0.0.0/8", "fd00::/8"]],
     )
     secrets: dict[str, Secret | Secrets] = Field(
         default_factory=dict,
         repr=False,
-        description="Secrets by the name in `secret_ref`; in the environment as JSON.",
+        description="Secrets by name, for `secret_ref`; JSON in the environment.",
         examples=[{"billing": "a-secret", "rotating": ["the-new-one", "the-old-one"]}],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=1000, description="Messages in flight for one worker."
+        default=1000, description="Prefetch of each worker: messages in progress."
     )
     timeout: Annotated[float, Field(gt=0, le=300)] = Field(
-        default=10.0, description="Seconds for one try, connecting included."
+        default=10.0, description="Timeout of one attempt in seconds, including connecting."
     )
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
-        default=5.0, description="Seconds of that for connecting."
+        default=5.0, description="Timeout for connecting in seconds, part of `timeout`."
     )
     give_up_after: Annotated[float, Field(gt=0)] = Field(
-        default=86_400.0, description="Seconds after which a callback is dead; 24 hours."
+        default=86_400.0, description="Seconds after which a callback is dead-lettered; 24 hours."
     )
     lane_limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        default=100, description="Requests in flight to one target (scheme, host, port)."
+        default=100,
+        description="Requests in flight to one target (scheme, host, port).",
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Failures in a row that open a target's breaker."
+        default=5, description="Consecutive failures that open a target's circuit breaker."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=1_048_576, description="A larger message is dead at once; 1 MiB."
+        default=1_048_576,
+        description="Largest message in bytes; a larger one is dead-lettered; 1 MiB.",
     )
     max_targets: Annotated[int, Field(ge=0)] = Field(
-        default=200, description="Different values of the metric label target_url; then `other`."
+        default=200,
+        description="Targets in the metric label `target_url`; all others are `other`.",
     )

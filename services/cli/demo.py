@@ -125,7 +125,7 @@ async def _arrived(
 ) -> None:
     """Wait at the receiver until so many tries came, and tell what it thinks of the last."""
     last = await _delivery(http, number, mailbox, identity, tries=tries)
-    answered = f"delivered, the receiver answered {last['status']}"
+    answered = f"delivered, the receiver responded with {last['status']}"
     _say(number, f"attempt {last['attempt']}: {answered}, {_verdict(last)}")
 
 

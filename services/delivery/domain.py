@@ -39,7 +39,7 @@ def smtp_error(code: int, text: str, step: str) -> TransientError | PermanentErr
     """
     enhanced = _ENHANCED_CODE.match(text)
     numbers = f"{code} {enhanced[0]}" if enhanced else str(code)
-    reason = f"the mail server responded {numbers} to {step}"
+    reason = f"the mail server responded with {numbers} to {step}"
     if code in _CONNECTION_CODES or code not in (*_SMTP_TEMPORARY, *_SMTP_PERMANENT):
         return ProviderError(reason)
     return PermanentError(reason) if code in _SMTP_PERMANENT else TransientError(reason)
@@ -55,7 +55,7 @@ def check_sms_response(status: int, retry_after: str | None, body: bytes, *, now
         ProviderError: not a valid response, overload, a server error, or our key is refused.
         TransientError: any other refusal.
     """
-    reason = f"the SMS gateway responded {status}"
+    reason = f"the SMS gateway responded with {status}"
     if status in _MESSAGE_INVALID:
         raise PermanentError(reason)
     if status in _KEY_REFUSED:

@@ -122,7 +122,7 @@ class MailServer:
             await smtp.connect()
         except SMTPResponseException as error:
             step = _STEPS.get(type(error), "STARTTLS")
-            raise ProviderError(f"{self.origin} responded {error.code} to {step}") from None
+            raise ProviderError(f"{self.origin} responded with {error.code} to {step}") from None
         except (SMTPException, OSError) as error:  # its text names only the server
             raise ProviderError(f"{self.origin}: {error}") from None
         self._hostname = smtp.local_hostname

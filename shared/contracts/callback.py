@@ -1,4 +1,4 @@
-"""SendCallback: the order to deliver one signed HTTP callback. Queue `callbacks`."""
+"""SendCallback: the command to deliver one signed HTTP callback. Queue `callbacks`."""
 
 import re
 from typing import Annotated, Any, Final, Literal, Self
@@ -15,7 +15,7 @@ from pydantic import (
 
 SEND_CALLBACK: Final = "SendCallback"
 
-# RFC 9110: a field name is a token; a value is visible text, spaces and tabs, no line breaks.
+# RFC 9110: a header name is a token; a value is visible text, spaces and tabs.
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 MAX_HEADERS: Final = 64
@@ -32,16 +32,18 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"{name[:40]!r} is not a header name")
         if not _VALUE.fullmatch(value):
-            raise ValueError(f"the value of {name[:40]!r} has characters a header can't carry")
+            raise ValueError(
+                f"the value of {name[:40]!r} has characters that are not valid in a header"
+            )
         size += len(name) + len(value)
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"{size} bytes of headers, at most {MAX_HEADER_BYTES} are allowed")
     return headers
 
 
-# The id goes out as the header `webhook-id`, so it is visible ASCII.
+# Visible ASCII, because the id is sent as the header `webhook-id`.
 Identifier = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")]
-# Goes into facts and logs: no control characters (stores refuse NUL; a line break forges a line).
+# No control characters, because it appears in facts and logs.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Secrets = Annotated[list[Secret], Field(min_length=1, max_length=MAX_SECRETS)]
@@ -50,29 +52,29 @@ Headers = Annotated[dict[str, str], AfterValidator(_headers)]
 
 
 class Retry(BaseModel):
-    """How this one callback is retried, instead of climbing all tiers for a day."""
+    """The retry policy of one callback. The default uses all tiers for a day."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     quick_retries_count: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None,
-        description="Retries after the first try; 0 for none. Left out: one for each of `delays`.",
+        description="Retries after the first attempt. Default: one for each of `delays`.",
     )
     delays: Annotated[list[Delay], Field(min_length=1, max_length=1000)] | None = Field(
         default=None,
-        description="Seconds before each retry, the last one repeating. Each takes the first tier "
-        "that is at least as long. Left out: the tiers from the shortest on.",
+        description="Seconds before each retry; the last one repeats. Each is rounded up to a "
+        "retry tier. Default: all tiers, from the shortest.",
     )
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _not_empty(self) -> Self:
         if self.quick_retries_count is None and self.delays is None:
             raise ValueError("give quick_retries_count, delays, or both")
         return self
 
 
 class SendCallback(BaseModel):
-    """Deliver `payload` to `target_url`, signed, and retry until it arrives or hope is lost."""
+    """Deliver `payload` to `target_url`, signed, and retry failed attempts."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
@@ -81,27 +83,29 @@ class SendCallback(BaseModel):
     target_url: Annotated[str, StringConstraints(min_length=1, max_length=8192)]
     target_method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
     hmac_secret: Secret | Secrets | None = Field(
-        default=None, repr=False, description="The secret, or several to sign with each."
+        default=None, repr=False, description="One secret, or a list to sign with each of them."
     )
     secret_ref: Identifier | None = Field(
-        default=None, description="Instead of `hmac_secret`: a secret by name from configuration."
+        default=None, description="Name of a configured secret, instead of `hmac_secret`."
     )
     unsigned: bool = Field(
-        default=False, description="Send without signature: for receivers that check a ticket."
+        default=False, description="Send without a signature, for receivers that verify a ticket."
     )
-    payload: Any = Field(description="Any JSON; sent as JSON with sorted keys.")
+    payload: Any = Field(description="Any JSON value; sent with sorted keys.")
     format: Literal["json", "form", "query"] = Field(
         default="json",
-        description="How an object `payload` goes out instead: as an HTML form, or in the URL's "
-        "query with an empty body. Values that are no text are JSON there.",
+        description="Encoding of the payload. `form` and `query` require an object: it is sent as "
+        "an HTML form, or in the query with an empty body. Values that are not text are JSON.",
     )
-    id: Identifier | None = Field(default=None, description="Sent as `webhook-id` on every try.")
+    id: Identifier | None = Field(
+        default=None, description="Sent as `webhook-id` on every attempt."
+    )
     headers: Headers = Field(default_factory=dict)
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
-        default=None, description="Seconds for one try, connecting included."
+        default=None, description="Timeout of one attempt in seconds, including connecting."
     )
     expires_at: AwareDatetime | None = Field(
-        default=None, description="No try starts at or after this moment."
+        default=None, description="No attempt starts at or after this time."
     )
     retry: Retry | None = None
     client_id: ClientId | None = None
@@ -114,14 +118,14 @@ class SendCallback(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _payload_has_names(self) -> Self:
+    def _object_payload(self) -> Self:
         if self.format != "json" and not isinstance(self.payload, dict):
             raise ValueError(f"format {self.format!r} needs a payload that is an object")
         return self
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The secrets given in the message itself, in order."""
+        """Return the secrets in the message itself, in order."""
         if self.hmac_secret is None:
             return ()
         return (self.hmac_secret,) if isinstance(self.hmac_secret, str) else tuple(self.hmac_secret)

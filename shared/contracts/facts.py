@@ -1,8 +1,8 @@
-"""Facts: what happened, past tense, on the exchange `outcomes`.
+"""Facts about callbacks: what happened, in the past tense, on the exchange `outcomes`.
 
-The routing key is the type; of a message that a service of ours owns, `TYPE.OWNER`.
-One AMQP message of type `Facts` carries a batch of one type: `{"facts": [ … ]}`.
-No fact holds a secret, a payload, or more of a URL than its origin (a path may carry a token).
+The routing key is the type, or `TYPE.OWNER` if a service of Ringback owns the message. One AMQP
+message of type `Facts` carries a batch of one type: `{"facts": [ … ]}`. Facts contain no secret, no
+payload, and only the origin of a URL, because a path may contain a token.
 """
 
 from typing import Annotated, Final, Literal
@@ -13,53 +13,54 @@ FACTS: Final = "Facts"
 
 
 class _OfCallback(BaseModel):
-    """What every fact about a callback tells."""
+    """The fields that all facts about a callback share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
+    fact_id: str = Field(description="Unique id; a repeated fact has the same id.")
     at: AwareDatetime
     callback_id: str
     client_id: str | None
-    target: str | None = Field(description="Scheme, host and port; null where it has none.")
-    attempt: int = Field(description="Which try it is about, from 1.")
+    target: str | None = Field(description="Scheme, host and port; null if the URL is not valid.")
+    attempt: int = Field(description="Number of the attempt, from 1.")
     owner: str | None = Field(
-        default=None, description="The service that had it sent; a part of the routing key then."
+        default=None,
+        description="The service that published the callback; also in the routing key.",
     )
-    dispatch: int | None = Field(default=None, description="The owner's count of its dispatches.")
+    dispatch: int | None = Field(default=None, description="The owner's dispatch number.")
 
 
 class CallbackDelivered(_OfCallback):
-    """The receiver answered 2xx."""
+    """The receiver responded with a 2xx status."""
 
     type: Literal["callback.delivered"] = "callback.delivered"
     status: int
-    duration: float = Field(description="Seconds.")
+    duration: float = Field(description="Duration of the attempt in seconds.")
 
 
 class CallbackAttemptFailed(_OfCallback):
-    """One try failed; another follows."""
+    """One attempt failed; another one follows."""
 
     type: Literal["callback.attempt_failed"] = "callback.attempt_failed"
     error: str
     next_at: AwareDatetime = Field(
-        description="When the next try is due, to within the shortest tier (1 s)."
+        description="Time of the next attempt, exact to the shortest tier (1 s)."
     )
 
 
 class CallbackDead(_OfCallback):
-    """The callback lies in the dead queue, for this reason."""
+    """The callback is dead-lettered."""
 
     type: Literal["callback.dead"] = "callback.dead"
     reason: str
 
 
 class CallbackDispatchFailed(_OfCallback):
-    """The callback was not delivered, and goes back to the service that had it sent."""
+    """A dispatch ended without success; the owner decides what follows."""
 
-    type: Literal["callback.given_back"] = "callback.given_back"
+    type: Literal["callback.dispatch_failed"] = "callback.dispatch_failed"
     reason: str
-    final: bool = Field(description="Whether no later try can succeed.")
+    final: bool = Field(description="True if no later attempt can succeed.")
 
 
 Fact = Annotated[

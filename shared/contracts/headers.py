@@ -1,49 +1,55 @@
-"""The AMQP headers that Ringback adds to a message, and what it keeps of the sender's."""
+"""The AMQP headers that Ringback adds to a message, and those that it copies."""
 
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 PREFIX: Final = "x-ringback-"
-ID: Final = "x-ringback-id"  # the logical id, the same over all retries
-ATTEMPT: Final = "x-ringback-attempt"  # attempts made so far
-DEFERRALS: Final = "x-ringback-deferrals"  # postponements since the last attempt
-FIRST_AT: Final = "x-ringback-first-at"  # first attempt, milliseconds since the epoch
-NOT_BEFORE: Final = "x-ringback-not-before"  # next attempt, milliseconds since the epoch
-REASON: Final = "x-ringback-reason"  # why it is dead
-DIED_AT: Final = "x-ringback-died-at"  # since when, milliseconds since the epoch
-OWNER: Final = "x-ringback-owner"  # the service that a message is given back to, never buried
-DISPATCH: Final = "x-ringback-dispatch"  # the owner's own count, told in every fact
-CLIENT_ID: Final = "x-ringback-client-id"  # of a request: whom it is made for, already verified
+ID: Final = "x-ringback-id"  # logical id, the same on all retries
+ATTEMPT: Final = "x-ringback-attempt"  # number of attempts so far
+DEFERRALS: Final = "x-ringback-deferrals"  # number of deferrals since the last attempt
+FIRST_AT: Final = "x-ringback-first-at"  # time of the first attempt, in epoch milliseconds
+NOT_BEFORE: Final = "x-ringback-not-before"  # time of the next attempt, in epoch milliseconds
+REASON: Final = "x-ringback-reason"  # reason of a dead letter
+DIED_AT: Final = "x-ringback-died-at"  # time of dead-lettering, in epoch milliseconds
+OWNER: Final = "x-ringback-owner"  # service that receives failed dispatches as facts
+DISPATCH: Final = "x-ringback-dispatch"  # the owner's dispatch number, copied to every fact
+CLIENT_ID: Final = "x-ringback-client-id"  # verified client of a request
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context
 
-# Who may own a message: those that listen for the facts about it, `callback.*.OWNER`.
+# Services that can own a message, because they consume the facts `callback.*.OWNER`.
 SCHEDULER: Final = "scheduler"
 OWNERS: Final = frozenset({SCHEDULER})
 
-# The broker's own marks begin with these.
-_BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")
+# Prefixes of the headers that the broker sets.
+_BROKER_PREFIXES: Final = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-",
+)
 
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def traceparent(headers: Mapping[str, Any] | None) -> str | None:
-    """The W3C trace context in them, if any; what has another form is none."""
+    """Return the W3C trace context; None if it is missing or malformed."""
     value = (headers or {}).get(TRACEPARENT)
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
 def kept(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The headers to carry on to a copy: the sender's and ours, none of the broker's.
+    """Return the headers to copy to a republished message: the sender's and Ringback's.
 
-    The broker's own (`x-death` and its kin) are stripped: RabbitMQ before 4.0.1 loses messages
-    that are republished with them. So are `CC` and `BCC`, by which a sender would route our copy.
+    The broker's (`x-death` and similar) are removed: RabbitMQ before 4.0.1 loses messages that are
+    republished with them. `CC` and `BCC` are removed, because they would route the copy.
     """
     if not headers:
         return {}
     return {
         name: value
         for name, value in headers.items()
-        if not name.startswith(_BROKERS) and name not in ("CC", "BCC")
+        if not name.startswith(_BROKER_PREFIXES) and name not in ("CC", "BCC")
     }

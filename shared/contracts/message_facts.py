@@ -1,7 +1,7 @@
-"""Facts about messages (e-mail, SMS), on the exchange `outcomes`; the type is the routing key.
+"""Facts about messages to recipients, on the exchange `outcomes`; the type is the routing key.
 
-They travel as those of callbacks do (facts.py): one AMQP message of type `Facts` carries a batch
-of one type. None holds a text, an address or a phone.
+As with callbacks (facts.py), one AMQP message of type `Facts` carries a batch of one type. Facts
+contain no text, address or phone.
 """
 
 from typing import Annotated, Literal
@@ -12,44 +12,44 @@ from shared.registry import ChannelName
 
 
 class _OfMessage(BaseModel):
-    """What every fact about a message tells."""
+    """The fields that all facts about a message share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
+    fact_id: str = Field(description="Unique id; a repeated fact has the same id.")
     at: AwareDatetime
     message_id: str
     posting_id: str | None
     channel: ChannelName
-    attempt: int = Field(description="Which try it is about, from 1.")
+    attempt: int = Field(description="Number of the attempt, from 1.")
 
 
 class MessageSent(_OfMessage):
-    """The mail server or the SMS gateway took it."""
+    """The mail server or the gateway accepted the message."""
 
     type: Literal["message.sent"] = "message.sent"
-    duration: float = Field(description="Seconds.")
+    duration: float = Field(description="Duration of the attempt in seconds.")
 
 
 class MessageAttemptFailed(_OfMessage):
-    """One try failed; another follows."""
+    """One attempt failed; another one follows."""
 
     type: Literal["message.attempt_failed"] = "message.attempt_failed"
     error: str
     next_at: AwareDatetime = Field(
-        description="When the next try is due, to within the shortest tier (1 s)."
+        description="Time of the next attempt, exact to the shortest tier (1 s)."
     )
 
 
 class MessageFailed(_OfMessage):
-    """It was refused for good, or its tries are spent; it lies in the dead queue."""
+    """The message was refused for good or its attempts are exhausted; it is dead-lettered."""
 
     type: Literal["message.failed"] = "message.failed"
     reason: str
 
 
 class MessageExpired(_OfMessage):
-    """Its time was over before it could be sent; it lies in the dead queue."""
+    """The message expired before it could be sent; it is dead-lettered."""
 
     type: Literal["message.expired"] = "message.expired"
     reason: str

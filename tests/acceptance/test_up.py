@@ -126,10 +126,13 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
 
         for service in ("RabbitMQ", "PostgreSQL", *SERVICES):
             assert re.search(rf"{service} +ready", said)
-        good = "delivered, the receiver answered 200, verified: x-signature and webhook-signature"
+        good = (
+            "delivered, the receiver responded with 200,"
+            " verified: x-signature and webhook-signature"
+        )
         assert f"1  try 1: {good}" in said
-        assert "2  try 1: the receiver answered 503" in said
-        assert "2  try 2: the receiver answered 503" in said
+        assert "2  try 1: the receiver responded with 503" in said
+        assert "2  try 2: the receiver responded with 503" in said
         assert f"2  try 3: {good}" in said
         assert "3  dead, in the queue callbacks.dead: 169.254.169.254 is not a public" in said
 

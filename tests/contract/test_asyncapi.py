@@ -108,7 +108,7 @@ def test_every_message_that_programs_may_publish_or_consume_is_documented() -> N
     promised |= {"Event", "Posting", "UserEvent", "SendEmail", "SendSms"}
     assert names >= promised | set(OPERATIONS)
     by_subject = {
-        "callback": {"delivered", "attempt_failed", "dead", "given_back"},
+        "callback": {"delivered", "attempt_failed", "dead", "dispatch_failed"},
         "schedule": {"notified", "failed", "cancelled", "retrying"},
         "message": {"sent", "attempt_failed", "failed", "expired"},
     }

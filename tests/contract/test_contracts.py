@@ -38,7 +38,7 @@ FACTS = (
         client_id=None,
         target="http://[2001:db8::1]:8080",
         attempt=1,
-        error="the receiver answered 500",
+        error="the receiver responded with 500",
         next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
     ),
     CallbackDead(
@@ -57,7 +57,7 @@ FACTS = (
         client_id="shop",
         target="https://example.com:443",
         attempt=6,
-        reason="gave up after 6 attempts: the receiver answered 500",
+        reason="gave up after 6 attempts: the receiver responded with 500",
         final=False,
         owner="scheduler",
         dispatch=2,

@@ -126,7 +126,7 @@ async def test_row_26_a_bad_body_is_dead_at_once_and_neighbours_are_served(
     callback_id = str(letter.headers["x-ringback-id"])
     fact = await publisher.fact(callback_id, "callback.dead")
     assert fact["reason"] == reason(letter)
-    (line,) = service.logged("callback dead", callback_id=callback_id)
+    (line,) = service.logged("callback dead-lettered", callback_id=callback_id)
     assert line["reason"] == reason(letter)
     assert CANARY not in json.dumps(line) + json.dumps(fact) + reason(letter)
 
@@ -159,7 +159,9 @@ async def test_one_log_line_and_one_count_for_each(service: Service, publisher: 
         await publisher.send(b"no JSON", message_id=label)
     await asyncio.gather(*(publisher.fact(label, "callback.dead") for label in labels))
     assert await dead() == before + 20
-    assert all(len(service.logged("callback dead", callback_id=label)) == 1 for label in labels)
+    assert all(
+        len(service.logged("callback dead-lettered", callback_id=label)) == 1 for label in labels
+    )
 
 
 async def test_a_bad_message_without_any_id_is_buried_under_a_made_one(publisher: Outside) -> None:
@@ -191,7 +193,7 @@ async def test_row_15_headers_that_leave_no_room_for_ours_end_dead_and_are_told_
     assert json.loads(letter.body)["id"] == callback
     fact = await publisher.fact(callback, "callback.dead")
     assert reason(letter).startswith(fact["reason"])
-    assert len(service.logged("callback dead", callback_id=callback)) == 1
+    assert len(service.logged("callback dead-lettered", callback_id=callback)) == 1
     assert len(publisher.facts_of(callback)) == 1, "no retry is promised that will not come"
 
 

@@ -222,7 +222,7 @@ async def test_h3_spent_tries_end_in_the_dead_queue_with_the_original(
         body, message_id="original", app_id="shop", timestamp=sent_at, headers={"tenant": "acme"}
     )
     letter = await publisher.letter(callback)
-    assert reason(letter) == ("gave up after 2 attempts: the receiver answered 500")
+    assert reason(letter) == ("gave up after 2 attempts: the receiver responded with 500")
     assert json.loads(letter.body) == body
     assert (letter.type, letter.content_type) == ("SendCallback", "application/json")
     assert (letter.app_id, letter.timestamp) == ("shop", sent_at)
@@ -409,14 +409,14 @@ async def test_what_the_scheduler_owns_is_given_back_and_not_buried(
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": status})
     owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 2}
     callback = await publisher.send(order(url, retry=retry), headers=owned)
-    fact = await publisher.fact(callback, "callback.given_back")
+    fact = await publisher.fact(callback, "callback.dispatch_failed")
     assert (fact["final"], fact["owner"], fact["dispatch"]) == (final, "scheduler", 2)
     assert {fact["dispatch"] for fact in publisher.facts_of(callback)} == {2}
     assert {
         message.routing_key
         for message in publisher.fact_messages
         if callback in message.body.decode()
-    } <= {"callback.attempt_failed.scheduler", "callback.given_back.scheduler"}
+    } <= {"callback.attempt_failed.scheduler", "callback.dispatch_failed.scheduler"}
     assert not [each for each in await publisher.read_dead() if callback in identities(each)]
 
 
@@ -425,7 +425,7 @@ async def test_what_the_scheduler_owns_and_nobody_can_read_is_given_back(
 ) -> None:
     owned = {"x-ringback-owner": "scheduler", "x-ringback-id": "owned-nonsense"}
     await publisher.send(b"nonsense", headers=owned)
-    fact = await publisher.fact("owned-nonsense", "callback.given_back")
+    fact = await publisher.fact("owned-nonsense", "callback.dispatch_failed")
     assert fact["final"] is True
 
 

@@ -218,7 +218,7 @@ async def test_what_dies_again_is_not_put_back_again(
         )
 
         assert output.json_lines == [{"redriven": 200}]
-        await until(lambda: len(service.logged("callback dead")) == 200 or None)
+        await until(lambda: len(service.logged("callback dead-lettered")) == 200 or None)
 
 
 @pytest.mark.parametrize("chosen", [(), ("--reason", "410")])

@@ -87,7 +87,7 @@ async def test_e6_refused_for_now_it_is_tried_again_under_the_same_id_and_for_go
     assert it.kinds(never) == ["failed"]
     assert {each["id"] for each in tries} == {f"<{later['id']}@shop.example.com>"}
     assert [each["accepted"] for each in tries] == [True, False]
-    reason = "the mail server responded 550 5.0.0 to RCPT"
+    reason = "the mail server responded with 550 5.0.0 to RCPT"
     assert letter.headers["x-ringback-reason"] == it.facts_of(never)[0]["reason"] == reason
 
 

@@ -50,7 +50,7 @@ async def test_e6_a_refusal_is_for_now_or_for_good_and_the_connection_is_used_ag
         with pytest.raises(meaning) as caught:
             await send(server)
         assert type(caught.value) is meaning
-        assert str(caught.value) == f"the mail server responded {code} 5.1.1 to {step}"
+        assert str(caught.value) == f"the mail server responded with {code} 5.1.1 to {step}"
         await send(server)
         assert (len(script.mails), script.connections) == (1, 1)
 
@@ -180,6 +180,6 @@ async def test_it_logs_in_and_a_wrong_password_is_trouble_that_is_not_told(
     async with mail_server(tls=certified) as script:
         await delivered(script, script.url(login=f"{USER}:pass%20word@"), "required", trust)
         assert script.logged_in == [True]
-        with pytest.raises(ProviderError, match="responded 535 to login") as caught:
+        with pytest.raises(ProviderError, match="responded with 535 to login") as caught:
             await delivered(script, script.url(login=f"{USER}:c4n4ry@"), "required", trust)
         assert "c4n4ry" not in str(caught.value)

@@ -197,7 +197,7 @@ async def test_a_slow_receiver_is_retried_by_the_scheduler(
 ) -> None:
     def fate(arrival: Arrival) -> tuple[str, dict[str, Any]]:
         if arrival.dispatch < 3:
-            return "callback.given_back", {"reason": "answered 500", "final": False}
+            return "callback.dispatch_failed", {"reason": "answered 500", "final": False}
         return "callback.delivered", {"status": 200, "duration": 0.1}
 
     it.fate = fate

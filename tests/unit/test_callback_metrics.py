@@ -1,12 +1,12 @@
-"""H4: the metrics by name, and a label that a flood of targets can't blow up."""
+"""H4: names of the metrics, and a limit for the values of the label `target_url`."""
 
 from prometheus_client import REGISTRY, generate_latest
 
-from services.callback.metrics import Labels
+from services.callback.metrics import TargetLabels
 
 
 def observed() -> dict[str, float]:
-    """How many requests were observed, by the label `target_url`."""
+    """Return the number of observed requests by `target_url`."""
     return {
         sample.labels["target_url"]: sample.value
         for metric in REGISTRY.collect()
@@ -16,8 +16,8 @@ def observed() -> dict[str, float]:
 
 
 # H4
-def test_h4_past_the_bound_every_further_target_is_other() -> None:
-    labels = Labels(200)
+def test_h4_targets_above_the_limit_are_labelled_other() -> None:
+    labels = TargetLabels(200)
     before = observed()
     names = [f"https://bounded-{n}.example:443" for n in range(205)]
     for _ in range(2):
@@ -25,18 +25,18 @@ def test_h4_past_the_bound_every_further_target_is_other() -> None:
             labels.duration(name).observe(0.1)
     now = observed()
     assert now == before | dict.fromkeys(names[:200], 2.0) | {"other": before["other"] + 10}
-    assert labels.of(names[0]) == names[0]
-    assert labels.of(names[199]) == names[199]
-    assert labels.of(names[200]) == "other"
+    assert labels.label(names[0]) == names[0]
+    assert labels.label(names[199]) == names[199]
+    assert labels.label(names[200]) == "other"
 
 
-def test_h4_without_any_target_all_are_other() -> None:
-    assert Labels(0).of("https://none.example:443") == "other"
+def test_h4_with_a_limit_of_zero_all_targets_are_labelled_other() -> None:
+    assert TargetLabels(0).label("https://none.example:443") == "other"
 
 
 # H4
-def test_h4_metrics_have_the_names_that_dashboards_use() -> None:
-    Labels(1)
+def test_h4_the_metrics_have_their_fixed_names() -> None:
+    TargetLabels(1)
     page = generate_latest(REGISTRY).decode()
     for sample in (
         'callback_total{status="success"}',

@@ -1,4 +1,4 @@
-"""H2: what is sent is what is signed, whatever the payload; the oracle is `standardwebhooks`."""
+"""H2: the body that is sent is the body that is signed. The oracle is `standardwebhooks`."""
 
 import json
 from base64 import b64encode
@@ -35,11 +35,11 @@ payloads = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=8,
 )
-# Ways in which clients write the same JSON.
+# Styles in which clients write the same JSON.
 styles = st.fixed_dictionaries(
     {"ensure_ascii": st.booleans(), "indent": st.none() | st.integers(0, 3)}
 )
-# Numbers as people and other languages write them; Python's own never look like this.
+# Numbers as people and other languages write them.
 digits = st.integers(0, 10**30).map(str)
 numbers = st.builds(
     "{}{}{}{}".format,
@@ -55,8 +55,8 @@ standard_secrets = st.binary(min_size=1, max_size=64).map(
 )
 
 
-def read(payload: str, signed_with: str = "s") -> SendCallback:
-    """The order that arrives with this payload, as JSON text, in its body."""
+def parsed(payload: str, signed_with: str = "s") -> SendCallback:
+    """Return the command with this payload, given as JSON text."""
     return SendCallback.model_validate_json(
         f'{{"target_url": "https://example.com/", "hmac_secret": {json.dumps(signed_with)},'
         f' "payload": {payload}}}'
@@ -64,22 +64,22 @@ def read(payload: str, signed_with: str = "s") -> SendCallback:
 
 
 def sent(payload: str) -> bytes:
-    return domain.serialised(read(payload).payload)
+    return domain.encode_json(parsed(payload).payload)
 
 
-def is_what_python_gives(payload: str) -> None:
-    parsed = json.loads(payload)
+def assert_encoded_as_by_python(payload: str) -> None:
+    value = json.loads(payload)
     body = sent(payload)
-    assert body == json.dumps(parsed, sort_keys=True).encode()
-    assert json.loads(body) == parsed
+    assert body == json.dumps(value, sort_keys=True).encode()
+    assert json.loads(body) == value
 
 
 @settings(max_examples=25)
 @given(payloads, styles)
-def test_h2_the_body_is_the_payload_with_sorted_keys_byte_for_byte(
+def test_h2_the_body_is_byte_for_byte_the_payload_with_sorted_keys(
     payload: object, style: dict[str, object]
 ) -> None:
-    is_what_python_gives(json.dumps(payload, **style))  # type: ignore[arg-type]
+    assert_encoded_as_by_python(json.dumps(payload, **style))  # type: ignore[arg-type]
 
 
 @settings(max_examples=25)
@@ -91,15 +91,15 @@ def test_h2_the_body_is_the_payload_with_sorted_keys_byte_for_byte(
 @example("9007199254740993.0")
 @example("0.1000000000000000055511151231257827021181583404541015625")
 @example("9" * 4300)
-def test_h2_numbers_in_any_spelling_are_read_as_python_reads_them(number: str) -> None:
-    is_what_python_gives(f"[{number}]")
+def test_h2_numbers_in_any_notation_are_parsed_as_by_python(number: str) -> None:
+    assert_encoded_as_by_python(f"[{number}]")
 
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(keys, scalars), max_size=6))
-def test_h2_of_a_repeated_key_the_last_one_counts(items: list[tuple[str, object]]) -> None:
+def test_h2_the_last_value_of_a_repeated_key_is_used(items: list[tuple[str, object]]) -> None:
     inside = ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in items)
-    is_what_python_gives(f"{{{inside}}}")
+    assert_encoded_as_by_python(f"{{{inside}}}")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_h2_of_a_repeated_key_the_last_one_counts(items: list[tuple[str, object]
         "[" * 150 + "]" * 150,
     ],
 )
-def test_h2_escapes_white_space_and_nesting_are_read_as_python_reads_them(payload: str) -> None:
-    is_what_python_gives(payload)
+def test_h2_escapes_white_space_and_nesting_are_parsed_as_by_python(payload: str) -> None:
+    assert_encoded_as_by_python(payload)
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,19 @@ def test_h2_escapes_white_space_and_nesting_are_read_as_python_reads_them(payloa
         "1" + "0" * 400 + ".0",
     ],
 )
-def test_row_26_what_stores_and_receivers_refuse_is_a_violation(payload: str) -> None:
+def test_row_26_a_payload_that_stores_or_receivers_reject_is_a_contract_violation(
+    payload: str,
+) -> None:
     with pytest.raises(ContractViolationError, match=r"^payload: "):
         sent(payload)
 
 
 @given(payload=payloads, secret=secrets | standard_secrets, timestamp=st.integers(0, 2**33))
 @settings(max_examples=25)
-def test_h2_what_is_sent_is_what_is_signed(payload: object, secret: str, timestamp: int) -> None:
-    order = read(json.dumps(payload), secret)
-    body = domain.serialised(order.payload)
-    key = [domain.key(each) for each in order.secrets]
+def test_h2_the_sent_body_is_the_signed_body(payload: object, secret: str, timestamp: int) -> None:
+    command = parsed(json.dumps(payload), secret)
+    body = domain.encode_json(command.payload)
+    key = [domain.signing_key(each) for each in command.secrets]
     headers = domain.signed_headers("id-1", body, key, timestamp=timestamp)
     assert headers["X-Signature"] == HMAC(secret.encode(), body, sha256).hexdigest()
     raw: str | bytes = secret if secret.startswith("whsec_") else secret.encode()
@@ -153,20 +155,22 @@ def test_h2_what_is_sent_is_what_is_signed(payload: object, secret: str, timesta
     assert headers["Content-Type"] == "application/json"
 
 
-def test_h2_a_receiver_with_the_library_takes_it() -> None:
+def test_h2_a_receiver_with_the_standard_webhooks_library_verifies_it() -> None:
     body = sent('{"b": 2, "a": "é"}')
     now = int(datetime.now(UTC).timestamp())
-    headers = domain.signed_headers("id-1", body, [domain.key(VECTOR_SECRET)], timestamp=now)
+    headers = domain.signed_headers(
+        "id-1", body, [domain.signing_key(VECTOR_SECRET)], timestamp=now
+    )
     assert Webhook(VECTOR_SECRET).verify(body, dict(headers)) == {"a": "é", "b": 2}
 
 
-def test_h2_the_published_vector_of_standard_webhooks() -> None:
+def test_h2_the_published_test_vector_of_standard_webhooks() -> None:
     body = sent('{"test": 2432232314}')
     assert body == b'{"test": 2432232314}'
     headers = domain.signed_headers(
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         body,
-        [domain.key(VECTOR_SECRET)],
+        [domain.signing_key(VECTOR_SECRET)],
         timestamp=1_614_265_330,
     )
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
@@ -174,7 +178,7 @@ def test_h2_the_published_vector_of_standard_webhooks() -> None:
 
 def test_h2_rfc_4231_test_case_2() -> None:
     headers = domain.signed_headers(
-        "id", b"what do ya want for nothing?", [domain.key("Jefe")], timestamp=0
+        "id", b"what do ya want for nothing?", [domain.signing_key("Jefe")], timestamp=0
     )
     assert headers["X-Signature"] == (
         "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
@@ -183,10 +187,10 @@ def test_h2_rfc_4231_test_case_2() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(secrets | standard_secrets, min_size=1, max_size=8))
-def test_h2_each_of_several_secrets_signs_in_their_order(several: list[str]) -> None:
-    order = SendCallback(target_url="https://example.com/", hmac_secret=several, payload=[1])
-    body = domain.serialised(order.payload)
-    keys = [domain.key(secret) for secret in order.secrets]
+def test_h2_each_of_several_secrets_signs_in_order(several: list[str]) -> None:
+    command = SendCallback(target_url="https://example.com/", hmac_secret=several, payload=[1])
+    body = domain.encode_json(command.payload)
+    keys = [domain.signing_key(secret) for secret in command.secrets]
     headers = domain.signed_headers("id-1", body, keys, timestamp=1)
     assert headers.getall("X-Signature") == [
         HMAC(secret.encode(), body, sha256).hexdigest() for secret in several
@@ -201,24 +205,24 @@ def test_h2_each_of_several_secrets_signs_in_their_order(several: list[str]) -> 
 
 @settings(max_examples=15)
 @given(secrets, st.lists(st.binary(max_size=20), min_size=2, max_size=5))
-def test_h2_a_key_signs_any_number_of_bodies_alike(secret: str, bodies: list[bytes]) -> None:
-    key = domain.key(secret)
+def test_h2_a_key_can_sign_many_bodies(secret: str, bodies: list[bytes]) -> None:
+    key = domain.signing_key(secret)
     for body in bodies:
         headers = domain.signed_headers("id", body, [key], timestamp=1)
         assert headers["X-Signature"] == HMAC(secret.encode(), body, sha256).hexdigest()
 
 
 @pytest.mark.parametrize("rest", ["", CANARY, f"{CANARY}=", f"{CANARY}é", f"  {CANARY}  ", "===="])
-def test_h2_a_malformed_whsec_secret_is_refused_and_not_told(rest: str) -> None:
+def test_h2_a_malformed_whsec_secret_is_rejected_and_not_shown(rest: str) -> None:
     with pytest.raises(SigningError) as caught:
-        domain.key(f"whsec_{rest}")
+        domain.signing_key(f"whsec_{rest}")
     assert CANARY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_h2_a_key_does_not_show_its_secret() -> None:
-    assert CANARY not in repr(domain.key(CANARY))
+def test_h2_the_repr_of_a_key_does_not_contain_its_secret() -> None:
+    assert CANARY not in repr(domain.signing_key(CANARY))
 
 
 @pytest.mark.parametrize(
@@ -236,15 +240,15 @@ def test_reserved_headers_cannot_be_set_in_any_case(name: str) -> None:
         assert domain.allowed_headers({spelling: "mine", "X-Mine": "kept"}) == {"X-Mine": "kept"}
 
 
-def test_everything_we_set_is_reserved() -> None:
-    headers = domain.signed_headers("id", b"{}", [domain.key("secret")], timestamp=1)
+def test_all_headers_that_ringback_sets_are_reserved() -> None:
+    headers = domain.signed_headers("id", b"{}", [domain.signing_key("secret")], timestamp=1)
     client_sets = ("Host", "Content-Length", "User-Agent", "Transfer-Encoding", "Connection")
     assert domain.allowed_headers(dict.fromkeys([*headers, *client_sets], "mine")) == {}
 
 
-def test_s6_a_form_is_sorted_and_what_is_no_text_is_json() -> None:
+def test_s6_a_form_is_sorted_and_values_that_are_not_text_are_json() -> None:
     payload = {"ö": "a b&c", "n": 1.5, "l": [1, "x"], "t": True, "z": None}
-    assert domain.urlencoded(payload) == "l=%5B1%2C+%22x%22%5D&n=1.5&t=true&z=null&%C3%B6=a+b%26c"
+    assert domain.encode_form(payload) == "l=%5B1%2C+%22x%22%5D&n=1.5&t=true&z=null&%C3%B6=a+b%26c"
 
 
 @pytest.mark.parametrize(
@@ -255,18 +259,18 @@ def test_s6_a_form_is_sorted_and_what_is_no_text_is_json() -> None:
         ("https://example.com", "https://example.com?a=1"),
     ],
 )
-def test_s6_a_query_is_added_to_what_the_url_has(url: str, expected: str) -> None:
+def test_s6_a_query_is_added_to_the_one_in_the_url(url: str, expected: str) -> None:
     assert domain.with_query(url, "a=1") == expected
 
 
 @pytest.mark.parametrize(
     "payload", [{"a": "\0"}, {"a": "\ud800"}, {"\ud800": "a"}, {"a": [float("nan")]}]
 )
-def test_row_26_what_no_form_can_carry_is_refused(payload: dict[str, Any]) -> None:
+def test_row_26_a_payload_that_a_form_cannot_contain_is_rejected(payload: dict[str, Any]) -> None:
     with pytest.raises(ContractViolationError, match="payload"):
-        domain.urlencoded(payload)
+        domain.encode_form(payload)
 
 
-def test_without_a_key_there_is_no_signature() -> None:
+def test_without_a_key_the_headers_contain_no_signature() -> None:
     headers = domain.signed_headers("id-1", b"", [], timestamp=1, content_type=None)
     assert dict(headers) == {"webhook-id": "id-1", "webhook-timestamp": "1"}

@@ -232,9 +232,9 @@ def test_e6_no_retry_is_planned_after_the_expiry() -> None:
 
 DONE = Done(Sent("id-1/1800000000.000/2", 0.25))
 REPEATED = Done(Sent("id-1/1700000000.000/1", 0.5, repeated=True))
-RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the mail server responded 450 to RCPT"))
+RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the mail server responded with 450 to RCPT"))
 EXPIRED = Dead("expired at …", ExpiredError("expired at …"))
-FAILED = Dead("the mail server responded 550 to RCPT", PermanentError("550"))
+FAILED = Dead("the mail server responded with 550 to RCPT", PermanentError("550"))
 COMMON: dict[str, Any] = {
     "fact_id": f"id-1/{NOW:.3f}/2",
     "at": datetime.fromtimestamp(NOW, UTC),
@@ -254,7 +254,7 @@ REPORTS: dict[str, tuple[Outcome[Sent], BaseModel | None, str]] = {
         RETRIED,
         MessageAttemptFailed(
             **COMMON,
-            error="the mail server responded 450 to RCPT",
+            error="the mail server responded with 450 to RCPT",
             next_at=datetime.fromtimestamp(NOW + 5, UTC),
         ),
         "message attempt failed",

@@ -1,4 +1,4 @@
-"""What is taken as a SendCallback: every fault is named, no secret is told. H1, row 26."""
+"""Validation of SendCallback: errors are named, secrets are hidden. H1, rows 15, 26, 31."""
 
 import json
 import logging
@@ -17,37 +17,37 @@ from shared.contracts.headers import kept
 from shared.errors import ContractViolationError
 
 CANARY: Final = "c4n4ry"
-LEAST: Final = {"target_url": "https://example.com/", "hmac_secret": CANARY, "payload": {}}
+MINIMAL: Final = {"target_url": "https://example.com/", "hmac_secret": CANARY, "payload": {}}
 JSON: Final = Properties(content_type="application/json", type="SendCallback")
 
 
-def taken(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> SendCallback:
+def parsed(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> SendCallback:
     message: Message = Message("id-1", properties, body)
     return parse_message(message, {SEND_CALLBACK: SendCallback}, max_bytes=max_bytes)
 
 
-def refusal(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> str:
+def rejection(body: bytes, properties: Properties = JSON, max_bytes: int = 1_000_000) -> str:
     with pytest.raises(ContractViolationError) as caught:
-        taken(body, properties, max_bytes)
+        parsed(body, properties, max_bytes)
     assert CANARY not in str(caught.value)
-    assert caught.value.__cause__ is None  # nor in what a log prints with a traceback
+    assert caught.value.__cause__ is None  # nor in a traceback
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return str(caught.value)
 
 
 def with_fields(**fields: Any) -> bytes:
-    return json.dumps(LEAST | fields).encode()
+    return json.dumps(MINIMAL | fields).encode()
 
 
 # H1
-def test_h1_the_form_of_interfaces_is_taken() -> None:
-    order = taken(
+def test_h1_the_documented_form_is_accepted() -> None:
+    command = parsed(
         b'{"target_url": "https://example.com/webhook", "target_method": "POST",'
         b' "hmac_secret": "your-secret-key", "payload": {"any": "json"}}'
     )
-    assert order.target_url == "https://example.com/webhook"
-    assert order.secrets == ("your-secret-key",)
-    assert order.payload == {"any": "json"}
+    assert command.target_url == "https://example.com/webhook"
+    assert command.secrets == ("your-secret-key",)
+    assert command.payload == {"any": "json"}
 
 
 # H1
@@ -108,22 +108,22 @@ def test_h1_the_form_of_interfaces_is_taken() -> None:
         ({"hmac_sekret": CANARY}, "hmac_sekret: Extra inputs are not permitted"),
     ],
 )
-def test_h1_a_wrong_field_is_named(fields: dict[str, Any], fault: str) -> None:
-    assert fault in refusal(with_fields(**fields))
+def test_h1_an_invalid_field_is_named(fields: dict[str, Any], fault: str) -> None:
+    assert fault in rejection(with_fields(**fields))
 
 
 # H1
 @pytest.mark.parametrize("field", ["target_url", "payload"])
 def test_h1_a_missing_field_is_named(field: str) -> None:
-    body = {name: value for name, value in LEAST.items() if name != field}
-    assert refusal(json.dumps(body).encode()) == f"{field}: Field required"
+    body = {name: value for name, value in MINIMAL.items() if name != field}
+    assert rejection(json.dumps(body).encode()) == f"{field}: Field required"
 
 
 # H1
-def test_h1_all_faults_are_named_up_to_ten() -> None:
-    several = refusal(with_fields(target_url=5, timeout=-1, client_id=""))
+def test_h1_up_to_ten_errors_are_named() -> None:
+    several = rejection(with_fields(target_url=5, timeout=-1, client_id=""))
     assert several.count("; ") == 2
-    many = refusal(with_fields(**{f"extra_{n}": 1 for n in range(15)}))
+    many = rejection(with_fields(**{f"extra_{n}": 1 for n in range(15)}))
     assert many.endswith(" and 5 more")
     assert many.count("Extra inputs are not permitted") == 10
 
@@ -150,26 +150,26 @@ def test_h1_all_faults_are_named_up_to_ten() -> None:
         ),
     ],
 )
-def test_h1_another_type_of_message_is_refused(properties: Properties, reason: str) -> None:
-    assert refusal(with_fields(), properties) == reason
+def test_h1_a_message_of_another_type_is_rejected(properties: Properties, reason: str) -> None:
+    assert rejection(with_fields(), properties) == reason
 
 
 @pytest.mark.parametrize(
     ("content_type", "encoding"),
     [("application/json; charset=utf-8", None), ("Application/JSON", "utf-8")],
 )
-def test_h1_json_may_say_that_it_is_utf_8(content_type: str, encoding: str | None) -> None:
+def test_h1_the_content_type_may_name_utf_8(content_type: str, encoding: str | None) -> None:
     properties = Properties(
         content_type=content_type, content_encoding=encoding, type="SendCallback"
     )
-    assert taken(with_fields(), properties).payload == {}
+    assert parsed(with_fields(), properties).payload == {}
 
 
 # Row 15
-def test_row_15_a_message_that_is_too_large_is_refused_unread() -> None:
+def test_row_15_a_message_that_is_too_large_is_rejected_unread() -> None:
     body = with_fields()
-    assert taken(body, max_bytes=len(body))
-    assert refusal(body, max_bytes=len(body) - 1) == (
+    assert parsed(body, max_bytes=len(body))
+    assert rejection(body, max_bytes=len(body) - 1) == (
         f"{len(body)} bytes, at most {len(body) - 1} are taken"
     )
 
@@ -185,9 +185,9 @@ def test_row_15_a_message_that_is_too_large_is_refused_unread() -> None:
         b"[]",
         b"null",
         b'"text"',
-        json.dumps(LEAST).encode()[:-1],
-        json.dumps(LEAST).encode() + b"}",
-        json.dumps(LEAST).encode("utf-16"),
+        json.dumps(MINIMAL).encode()[:-1],
+        json.dumps(MINIMAL).encode() + b"}",
+        json.dumps(MINIMAL).encode("utf-16"),
         rb'{"payload": "\ud800"}',
         rb'{"payload": "\udc00\ud800"}',
         b'{"payload": "\xed\xa0\x80"}',
@@ -197,8 +197,8 @@ def test_row_15_a_message_that_is_too_large_is_refused_unread() -> None:
         b'{"payload": ' + b"9" * 10_000 + b"}",
     ],
 )
-def test_row_26_what_is_no_such_json_is_refused_at_once(body: bytes) -> None:
-    assert len(refusal(body)) < 300
+def test_row_26_invalid_json_is_rejected_at_once(body: bytes) -> None:
+    assert len(rejection(body)) < 300
 
 
 json_values = st.recursive(
@@ -216,42 +216,42 @@ json_values = st.recursive(
 )
 @example(fields={"hmac_secret": {CANARY: CANARY}}, cut=False)
 @example(fields={"hmac_secret": [CANARY, [CANARY]]}, cut=False)
-def test_row_31_no_secret_shows_whatever_is_wrong(fields: dict[str, Any], *, cut: bool) -> None:
+def test_row_31_no_error_contains_a_secret(fields: dict[str, Any], *, cut: bool) -> None:
     body = with_fields(**fields)
     if cut:
         body = body[:-2]
-    told = ""
+    text = ""
     try:
-        taken(body)
+        parsed(body)
     except ContractViolationError as error:
-        told = str(error)
-    assert CANARY not in told
+        text = str(error)
+    assert CANARY not in text
 
 
 # Row 31
 @pytest.mark.parametrize("secret", [CANARY, [CANARY, f"{CANARY}-old"]])
-def test_row_31_no_secret_shows_in_a_repr_or_a_log_line(
+def test_row_31_no_repr_and_no_log_line_contains_a_secret(
     secret: str | list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    order = taken(with_fields(hmac_secret=secret))
-    assert CANARY in order.secrets[0]
+    command = parsed(with_fields(hmac_secret=secret))
+    assert CANARY in command.secrets[0]
     message: Message = Message("id-1", JSON, b"")
     with caplog.at_level(logging.DEBUG):
-        logging.getLogger("test").error("%r %s", message, order, extra={"order": order})
-    assert CANARY not in caplog.text + repr(order) + str(order) + repr(message)
+        logging.getLogger("test").error("%r %s", message, command, extra={"command": command})
+    assert CANARY not in caplog.text + repr(command) + str(command) + repr(message)
     with pytest.raises(ValidationError) as caught:
-        SendCallback.model_validate(LEAST | {"hmac_secret": [secret, 5]})
+        SendCallback.model_validate(MINIMAL | {"hmac_secret": [secret, 5]})
     assert CANARY not in str(caught.value)
 
 
-def test_an_order_cannot_be_changed() -> None:
-    order = taken(with_fields())
+def test_a_command_is_immutable() -> None:
+    command = parsed(with_fields())
     with pytest.raises(ValidationError):
-        order.target_url = "https://other.example/"  # type: ignore[misc]
+        command.target_url = "https://other.example/"  # type: ignore[misc]
 
 
-def test_headers_of_the_broker_and_routing_do_not_go_on_to_a_copy() -> None:
-    came = {
+def test_broker_headers_and_routing_headers_are_not_copied() -> None:
+    received = {
         "traceparent": "00-1",
         "tenant": 7,
         "x-ringback-id": "id-1",
@@ -262,7 +262,7 @@ def test_headers_of_the_broker_and_routing_do_not_go_on_to_a_copy() -> None:
         "CC": ["callbacks"],
         "BCC": ["audit"],
     }
-    assert kept(came) == {
+    assert kept(received) == {
         "traceparent": "00-1",
         "tenant": 7,
         "x-ringback-id": "id-1",
