@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from services.callback.domain import key, signed_headers
+from services.callback.domain import signed_headers, signing_key
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "verify-a-signature.md"
 BODY = b'{"hello": "w\\u00f6rld"}'
@@ -83,16 +83,16 @@ def _cases() -> tuple[list[dict[str, Any]], list[list[bool]]]:
 
     now = int(time.time())
     for secret in SECRETS:
-        signed = signed_headers("id-1", BODY, [key(secret)], timestamp=now)
+        signed = signed_headers("id-1", BODY, [signing_key(secret)], timestamp=now)
         add(secret, signed, BODY, [True, True])
         add(secret, signed, BODY + b" ", [False, False])
         add("another-secret", signed, BODY, [False, False])
-        old = signed_headers("id-1", BODY, [key(secret)], timestamp=now - 600)
+        old = signed_headers("id-1", BODY, [signing_key(secret)], timestamp=now - 600)
         add(secret, old, BODY, [False, True])
-        other_id = signed_headers("id-1", BODY, [key(secret)], timestamp=now)
+        other_id = signed_headers("id-1", BODY, [signing_key(secret)], timestamp=now)
         other_id["webhook-id"] = "id-2"
         add(secret, other_id, BODY, [False, True])
-    rotated = signed_headers("id-1", BODY, [key(each) for each in SECRETS], timestamp=now)
+    rotated = signed_headers("id-1", BODY, [signing_key(each) for each in SECRETS], timestamp=now)
     x_signature = rotated.getall("X-Signature")[0]
     rotated["X-Signature"] = x_signature
     add(SECRETS[0], rotated, BODY, [True, True])
