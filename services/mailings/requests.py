@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -24,10 +23,10 @@ from shared.contracts.posting_requests import (
     ListPostingMessages,
     ListPostings,
     PostingMessages,
-    PostingProgress,
     Postings,
 )
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation, invalid
+from shared.pagination import END, decode_cursor, encode_cursor
 
 B = TypeVar("B", bound=BaseModel)
 Answer = BaseModel | Failure
@@ -42,8 +41,6 @@ OTHER_ORDER: Final = Failure(
 )
 
 NO_CURSOR: Final = invalid([FieldError(field="cursor", message="is none that an answer held")])
-# After every posting.
-_THE_END: Final = (datetime.max.replace(tzinfo=UTC), UUID(int=(1 << 128) - 1))
 
 
 class Requests:
@@ -85,8 +82,9 @@ class Requests:
             return await self._store.status(wish.id, context.client_id) or NO_POSTING
 
     async def _list(self, context: RequestContext, wish: ListPostings) -> Answer:
-        before = _before(wish.cursor)
-        if before is None:
+        try:
+            before = decode_cursor(wish.cursor) if wish.cursor else END
+        except ValueError:
             return NO_CURSOR
         async with self._places:
             found = await self._store.postings(
@@ -94,7 +92,8 @@ class Requests:
             )
         items = found[: wish.limit]
         more = len(found) > wish.limit
-        return Postings(items=items, next_cursor=_cursor(items[-1]) if more else None)
+        last = (items[-1].accepted_at, items[-1].id) if more else None
+        return Postings(items=items, next_cursor=encode_cursor(last) if last else None)
 
     async def _messages(self, context: RequestContext, wish: ListPostingMessages) -> Answer:
         try:
@@ -110,21 +109,6 @@ class Requests:
             items=items,
             next_cursor=str(items[-1].id) if len(found) > wish.limit else None,
         )
-
-
-def _cursor(last: PostingProgress) -> str:
-    return f"{last.accepted_at.timestamp():.6f}_{last.id}"
-
-
-def _before(cursor: str | None) -> tuple[datetime, UUID] | None:
-    """The posting that a cursor stands for; None where it stands for none."""
-    if cursor is None:
-        return _THE_END
-    at, _, id_ = cursor.partition("_")
-    try:
-        return datetime.fromtimestamp(float(at), UTC), UUID(id_)
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def _bound(

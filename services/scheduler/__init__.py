@@ -1,8 +1,9 @@
-"""The scheduler: call me back at a set moment.
+"""The scheduler: sends callbacks at a given time.
 
 Owns the PostgreSQL schema `scheduler`. Consumes `schedules` (ScheduleCallback, CancelCallback,
 RescheduleCallback), `scheduler.outcomes` (facts about its callbacks) and `scheduler.requests`.
-Publishes SendCallback, notifications by amqp, and facts on `outcomes`. Guarantees that an accepted
-event fires at least once and never early, each time under the same id, whatever is killed; and that
-no client sees or changes another's.
+Publishes SendCallback, notifications for the transport amqp, and facts on `outcomes`.
+
+Guarantees that an accepted callback is dispatched at least once, never early, and always under the
+same id, whichever process is killed. Clients are isolated from each other.
 """

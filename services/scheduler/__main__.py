@@ -1,4 +1,4 @@
-"""`python -m services.scheduler`: the scheduler alone, the same as `ringback run scheduler`."""
+"""`python -m services.scheduler` starts the scheduler, like `ringback run scheduler`."""
 
 from services.scheduler.app import SERVICE
 from shared.process.command import alone

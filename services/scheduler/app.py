@@ -1,12 +1,11 @@
-"""The composition root of the scheduler: the only place that constructs things."""
+"""The composition root of the scheduler: the only place that constructs objects."""
 
 import socket
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from services.scheduler import handlers
-from services.scheduler import settlement as settle
+from services.scheduler import handlers, settlement
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
@@ -14,6 +13,7 @@ from services.scheduler.handlers import Handler
 from services.scheduler.intake import Intake
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
+from services.scheduler.partitions import Partitions
 from services.scheduler.requests import Requests
 from services.scheduler.retention import Retention
 from services.scheduler.settings import SchedulerSettings
@@ -49,71 +49,71 @@ SCHEMA = Schema.of("services.scheduler")
 
 
 class MissingSecretsKeyError(RingbackError):
-    """Secrets would lie in the database unencrypted: wrong configuration."""
+    """No key is configured that encrypts secrets in the database."""
 
     exit_code = 2
 
 
 async def start(process: Process) -> None:
-    """Put the scheduler together and set it going.
+    """Construct the scheduler and start its tasks.
 
     Raises:
-        MissingSecretsKeyError: there is no key to seal secrets with.
+        MissingSecretsKeyError: no key is configured that encrypts secrets.
     """
     settings = load(SchedulerSettings, "scheduler")
     if process.settings.secrets_key is None:
         raise MissingSecretsKeyError(
-            "RINGBACK_SECRETS_KEY: not set, but secrets must not lie in the database unencrypted;"
-            " make one: openssl rand -base64 32"
+            "Cannot start the scheduler: RINGBACK_SECRETS_KEY is not set, so secrets cannot be"
+            " encrypted. Create a key with `openssl rand -base64 32`."
         )
-    seal = SecretCipher.of(process.settings.secrets_key.get_secret_value())
+    cipher = SecretCipher.of(process.settings.secrets_key.get_secret_value())
     tickets = Tickets.of(process.settings)
     name = f"ringback scheduler {socket.gethostname()}"
     url, health = process.settings.amqp_url, process.health
-    tables = topology(process.settings.queue_type).only(
+    declared = topology(process.settings.queue_type).only(
         (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS)
     )
     database = Database(
-        process.settings.database_url or "",  # a start without is refused before
+        process.settings.database_url or "",  # a missing URL stops the start earlier
         name=name,
         health=health,
         size=settings.connections,
         schema=SCHEMA,
     )
-    publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
+    publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
     amqp = None
     if settings.amqp_exchanges:
         amqp = Publisher(
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
-    store, clock, announcer = Store(database), DatabaseClock(), FactPublisher(publisher)
+    store, clock, facts = Store(database), DatabaseClock(), FactPublisher(publisher)
     dispatcher = Dispatcher(
         store,
-        NotificationPublisher(publisher, amqp, seal, tickets),
-        announcer,
+        NotificationPublisher(publisher, amqp, cipher, tickets),
+        facts,
         clock,
         batch=settings.batch,
         poll=settings.poll,
     )
     intake = Intake(
         store,
-        seal,
+        cipher,
         clock,
-        fire=dispatcher.fire,
-        wake=dispatcher.soon,
+        dispatch=dispatcher.dispatch,
+        wake_at=dispatcher.wake_at,
         batch=settings.batch,
         lease=settings.lease,
         amqp_exchanges=settings.amqp_exchanges,
     )
-    operations = Operations(store, announcer, clock, dispatcher.soon)
-    settler = Settler(store, announcer, dispatcher.soon, dispatcher.calm)
+    operations = Operations(store, facts, clock, dispatcher.wake_at)
+    settler = Settler(store, facts, dispatcher.wake_at, dispatcher.wait_for_backlog)
 
-    def consumer(work: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
+    def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
-            work,
+            spec,
             url=url,
-            name=f"{name} {work.queue}",
-            topology=tables,
+            name=f"{name} {spec.queue}",
+            topology=declared,
             publisher=publisher,
             prefetch=settings.prefetch,
             clock=SystemClock(),
@@ -133,7 +133,7 @@ async def start(process: Process) -> None:
             queue=SCHEDULER_OUTCOMES,
             read=partial(parse_message, models={FACTS: Facts}, max_bytes=MAX_BYTES),
             handle=settler.handle,
-            report=settle.report,
+            report=settlement.report,
         )
     )
     responder = RpcServer(
@@ -143,11 +143,11 @@ async def start(process: Process) -> None:
         ).handlers(),
         url=url,
         name=f"{name} requests",
-        topology=tables,
+        topology=declared,
         prefetch=settings.prefetch,
         health=health,
     )
-    retention = Retention(store, timedelta(days=settings.retention))
+    retention = Retention(Partitions(database), timedelta(days=settings.retention))
     for part in (database, publisher, amqp):
         if part is not None:
             process.run(part.run())

@@ -1,4 +1,4 @@
-"""What time it is at the database, between two statements that tell."""
+"""The database's clock, estimated between two statements."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,45 +7,41 @@ from time import monotonic
 
 
 class DatabaseClock:
-    """The database's time, as heard last and carried on by the machine's monotonic clock.
+    """The last time read from the database, advanced by this machine's monotonic clock.
 
-    So a jump of this machine's clock changes nothing, and one of the database's is heard of with
-    the next statement. Good for waking up and for bounds; what is due is the database's to say.
+    A jump of this machine's clock has no effect. A jump of the database's clock is noticed with
+    the next statement. Use it for wake-ups and input bounds; only the database decides what is due.
     """
 
     def __init__(self, steady: Callable[[], float] = monotonic) -> None:
         self._steady = steady
-        self._ahead: float | None = None  # of the steady clock, in seconds
-        self._first = asyncio.Event()
+        self._offset: float | None = None  # seconds that the database is ahead of `steady`
+        self._first_sync = asyncio.Event()
 
     @property
-    def heard(self) -> bool:
-        """Whether it has been heard at all."""
-        return self._ahead is not None
+    def synced(self) -> bool:
+        """Whether a time was read from the database."""
+        return self._offset is not None
 
-    async def known(self) -> None:
-        """Wait until it has been heard for the first time."""
-        await self._first.wait()
+    async def wait_synced(self) -> None:
+        """Wait until a time was read from the database."""
+        await self._first_sync.wait()
 
-    def sent(self) -> float:
-        """Note when a statement is sent, for `hear`."""
+    def start(self) -> float:
+        """Return the start of a statement, for `sync`."""
         return self._steady()
 
-    def hear(self, now: datetime, sent: float) -> None:
-        """The database said so, in answer to a statement sent then."""
-        self._ahead = now.timestamp() - (sent + self._steady()) / 2
-        self._first.set()
+    def sync(self, now: datetime, started: float) -> None:
+        """Use a time that the database returned to a statement sent at `started`."""
+        self._offset = now.timestamp() - (started + self._steady()) / 2
+        self._first_sync.set()
 
     def now(self) -> datetime:
-        """The present moment.
+        """Return the current time. Call it after the first `sync`."""
+        assert self._offset is not None  # noqa: S101 - callers await `wait_synced`
+        return datetime.fromtimestamp(self._steady() + self._offset, UTC)
 
-        Raises:
-            AssertionError: it was never heard.
-        """
-        assert self._ahead is not None  # noqa: S101 - `known` comes first
-        return datetime.fromtimestamp(self._steady() + self._ahead, UTC)
-
-    def until(self, at: datetime) -> float:
-        """Seconds from now to a moment."""
-        assert self._ahead is not None  # noqa: S101
-        return at.timestamp() - self._ahead - self._steady()
+    def seconds_until(self, at: datetime) -> float:
+        """Return the seconds from now until a time; negative if it has passed."""
+        assert self._offset is not None  # noqa: S101 - callers await `wait_synced`
+        return at.timestamp() - self._offset - self._steady()

@@ -1,4 +1,4 @@
-"""Fires what is due: claims it with a lease, publishes it with confirms, wakes for the next."""
+"""Dispatches due callbacks: claims them under a lease and publishes them with confirms."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from uuid import UUID
 
 from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
-from services.scheduler.domain import Happened, ScheduledCallback, Step
+from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.facts import FactPublisher
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.store import BEGINNING, Claim, Store
@@ -20,204 +20,208 @@ from shared.errors import InfrastructureError
 from shared.postgres.pool import StoreConnectionLostError
 from shared.security.encryption import DecryptionError
 
-Then = Callable[[ScheduledCallback, datetime], Step]
+NextState = Callable[[ScheduledCallback, datetime], Step]
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two claims that did not find a full batch: what falls due meanwhile makes one
-# statement and one round of confirms, far within the aim of 25 ms.
-PAUSE: Final = 0.004
-# Seconds until what the broker did not take is due again.
-AGAIN: Final = 1.0
-# Batches whose confirms are waited for while the next is claimed.
-OVERLAP: Final = 4
-# Seconds below what was claimed last in which a claim looks for transactions that were slow to
-# commit; and between two claims that look everywhere.
-MARGIN: Final = timedelta(seconds=1)
-LOOK_EVERYWHERE: Final = 5.0
-# Seconds for which facts wait at most while due events queue up: far below any lease.
-LONGEST_TURN: Final = 2.0
-# Bytes of contexts that a claim aims at: large ones come in smaller batches, so that memory stays
-# bounded. A worker begins with a small batch, since it does not know what waits for it.
-MOST_BYTES: Final = 16 << 20
-FIRST_BATCH: Final = 50
-# Seconds late from which on a dispatch is counted as a misfire.
-MISFIRE: Final = 60.0
+# Seconds between two claims, unless a claim was full. Callbacks that fall due in between share one
+# statement and one round of confirms. It is short against the aim of 25 ms.
+MIN_CLAIM_INTERVAL: Final = 0.004
+# Seconds until a callback that the broker did not confirm is due again.
+RETRY_DELAY: Final = 1.0
+# Batches whose confirms are awaited while the next batch is claimed.
+MAX_BATCHES_IN_FLIGHT: Final = 4
+# A claim scans from this long before the last claim, to find transactions that committed late.
+LATE_COMMIT_MARGIN: Final = timedelta(seconds=1)
+# Seconds between two claims that scan the whole index.
+FULL_SCAN_INTERVAL: Final = 5.0
+# Seconds that facts wait at most while due callbacks queue up. Leases are far longer.
+MAX_SETTLEMENT_DELAY: Final = 2.0
+# Bytes of contexts in one claim. Callbacks with large contexts are claimed in smaller batches, so
+# memory stays bounded. The first batch is small because the sizes are not known yet.
+MAX_BATCH_BYTES: Final = 16 << 20
+FIRST_BATCH_SIZE: Final = 50
+# A dispatch that is more seconds late counts as a misfire.
+MISFIRE_THRESHOLD: Final = 60.0
 
 
 class Dispatcher:
-    """Fires due events until cancelled. Several, in many processes, share the work."""
+    """Dispatches due callbacks until cancelled. Dispatchers in many processes share the work."""
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
-        notifier: NotificationPublisher,
-        announcer: FactPublisher,
+        notifications: NotificationPublisher,
+        facts: FactPublisher,
         clock: DatabaseClock,
         *,
         batch: int,
         poll: float,
     ) -> None:
         self._store = store
-        self._notifier = notifier
-        self._announcer = announcer
+        self._notifications = notifications
+        self._facts = facts
         self._clock = clock
-        self._batch = batch
+        self._max_batch = batch
         self._poll = poll
-        self._places = asyncio.Semaphore(OVERLAP)
+        self._slots = asyncio.Semaphore(MAX_BATCHES_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._wanted = float("inf")  # when to wake up, by the loop's clock
-        self._floor = BEGINNING
-        self._looked_everywhere = float("-inf")
+        self._wake_time = float("inf")  # by the loop's clock
+        self._claimed_until = BEGINNING
+        self._last_full_scan = float("-inf")
         self._draining = False
-        self._fitting = min(batch, FIRST_BATCH)
-        self._calm = asyncio.Event()
-        self._calm.set()
+        self._batch = min(batch, FIRST_BATCH_SIZE)
+        self._no_backlog = asyncio.Event()
+        self._no_backlog.set()
 
-    async def calm(self) -> None:
-        """Wait while due events queue up, at most 2 s: what is due goes before what is done."""
+    async def wait_for_backlog(self) -> None:
+        """Wait at most 2 s while due callbacks queue up: dispatches go before settlements."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(LONGEST_TURN):
-                await self._calm.wait()
+            async with asyncio.timeout(MAX_SETTLEMENT_DELAY):
+                await self._no_backlog.wait()
 
-    def soon(self, at: datetime) -> None:
-        """Something falls due then: do not sleep longer."""
-        wanted = asyncio.get_running_loop().time() + self._clock.until(at)
-        if wanted < self._wanted:
-            self._wanted = wanted
+    def wake_at(self, at: datetime) -> None:
+        """Claim no later than `at`, because a callback falls due then."""
+        wake_time = asyncio.get_running_loop().time() + self._clock.seconds_until(at)
+        if wake_time < self._wake_time:
+            self._wake_time = wake_time
             self._wake.set()
 
-    def fire(self, claims: Sequence[Claim]) -> None:
-        """Publish what was claimed with its creation, at once and beside all else."""
-        task = asyncio.get_running_loop().create_task(self._fire(claims))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def dispatch(self, claims: Sequence[Claim]) -> None:
+        """Publish callbacks that were claimed when they were created."""
+        self._start(claims)
 
     async def drain(self, grace: float) -> None:
-        """Claim nothing more, and wait at most so many seconds for confirms."""
+        """Stop claiming, and wait at most `grace` seconds for confirms."""
         self._draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
 
     async def run(self) -> None:
-        """Claim and fire until cancelled."""
+        """Claim and dispatch until cancelled."""
         loop = asyncio.get_running_loop()
         while not self._draining:
             started = loop.time()
             self._wake.clear()
-            self._wanted = started + self._poll
+            self._wake_time = started + self._poll
             try:
-                await self._notifier.ready()
-                if not self._clock.heard:
-                    await self._plan()
-                limit = self._fitting
+                await self._notifications.ready()
+                if not self._clock.synced:
+                    await self._plan_wake()
+                limit = self._batch
                 full = await self.run_once(limit) == limit
                 if not full:
-                    await self._plan()
+                    await self._plan_wake()
             except StoreConnectionLostError as error:
-                logger.warning("nothing can be claimed: %s", error)
-                self._wanted, full = loop.time() + AGAIN, False
+                logger.warning("Cannot claim due callbacks: %s. Retrying in 1 s.", error)
+                self._wake_time, full = loop.time() + RETRY_DELAY, False
             if full:
-                self._calm.clear()
+                self._no_backlog.clear()
             else:
-                self._calm.set()
+                self._no_backlog.set()
                 await self._sleep(started)
-        await asyncio.Event().wait()  # drained; the end is the process's to say
+        await asyncio.Event().wait()  # drained: wait until the process cancels this task
 
     async def run_once(self, limit: int) -> int:
-        """Claim what is due, at most `limit`, and set its publishing going; how many.
+        """Claim at most `limit` due callbacks, start to publish them, and return their number.
 
         Raises:
-            StoreConnectionLostError: it is unknown whether callbacks were claimed. They fire when
-                their lease ends.
+            StoreConnectionLostError: it is unknown whether callbacks were claimed. They are
+                dispatched when their lease expires.
         """
-        await self._places.acquire()
+        await self._slots.acquire()
         try:
             claims = await self._claim(limit)
         except BaseException:
-            self._places.release()
+            self._slots.release()
             raise
         if not claims:
-            self._places.release()
+            self._slots.release()
             return 0
-        task = asyncio.get_running_loop().create_task(self._fire(claims))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        task.add_done_callback(lambda _: self._places.release())
+        self._start(claims).add_done_callback(lambda _: self._slots.release())
         return len(claims)
 
     async def _claim(self, limit: int) -> list[Claim]:
         started = time.monotonic()
-        everywhere = started - self._looked_everywhere >= LOOK_EVERYWHERE
-        floor = BEGINNING if everywhere else self._floor - MARGIN
-        claims = await self._store.claim(limit, after=floor)
+        full_scan = started - self._last_full_scan >= FULL_SCAN_INTERVAL
+        after = BEGINNING if full_scan else self._claimed_until - LATE_COMMIT_MARGIN
+        claims = await self._store.claim(limit, after=after)
         metrics.CLAIM.observe(time.monotonic() - started)
         if len(claims) < limit:
-            if everywhere:
-                self._looked_everywhere = started
-            # All that is due is taken: nothing older will come but by late commits.
+            if full_scan:
+                self._last_full_scan = started
+            # Everything due is claimed. Only late commits can add older callbacks.
             if claims:
-                self._floor = claims[0].now
+                self._claimed_until = claims[0].now
         if claims:
-            size = sum(len(claim.content.context) for claim in claims) / len(claims)
-            self._fitting = max(1, min(self._batch, int(MOST_BYTES / size)))
+            mean_size = sum(len(claim.content.context) for claim in claims) / len(claims)
+            self._batch = max(1, min(self._max_batch, int(MAX_BATCH_BYTES / mean_size)))
         return claims
 
-    async def _plan(self) -> None:
-        """Find out when the next event falls due."""
-        sent = self._clock.sent()
-        due, now = await self._store.next_due(self._poll, after=self._floor - MARGIN)
-        self._clock.hear(now, sent)
+    async def _plan_wake(self) -> None:
+        """Read the next due time."""
+        started = self._clock.start()
+        after = self._claimed_until - LATE_COMMIT_MARGIN
+        due, now = await self._store.next_due(self._poll, after=after)
+        self._clock.sync(now, started)
         if due is not None:
-            self.soon(due)
+            self.wake_at(due)
 
     async def _sleep(self, started: float) -> None:
         loop = asyncio.get_running_loop()
-        while (rest := self._wanted - loop.time()) > 0:
+        while (rest := self._wake_time - loop.time()) > 0:
             self._wake.clear()
             try:
                 async with asyncio.timeout(rest):
                     await self._wake.wait()
             except TimeoutError:
                 break
-        await asyncio.sleep(max(started + PAUSE - loop.time(), 0.0))
+        await asyncio.sleep(max(started + MIN_CLAIM_INTERVAL - loop.time(), 0.0))
+
+    def _start(self, claims: Sequence[Claim]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._publish(claims))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            # Their leases will be over: nothing is lost.
+            # Nothing is lost: the callbacks are dispatched again when their leases expire.
             logger.critical("bug in the dispatcher", exc_info=task.exception())
 
-    async def _fire(self, claims: Sequence[Claim]) -> None:
-        steps: dict[UUID, tuple[int, Then]] = {}
-        fired: list[Claim] = []
+    async def _publish(self, claims: Sequence[Claim]) -> None:
+        """Publish claims, wait for the confirms, and write the states that no fact will settle."""
+        steps: dict[UUID, tuple[int, NextState]] = {}
+        published: list[Claim] = []
         results: list[asyncio.Future[None]] = []
         for claim in claims:
-            event = claim.event
-            if domain.taken(event, claim.now)[0] is not event:
-                steps[event.id] = event.dispatch, domain.taken
+            callback = claim.callback
+            if domain.claimed(callback, claim.now)[0] is not callback:
+                steps[callback.id] = callback.dispatch, domain.claimed
                 continue
             try:
-                results.append(self._notifier.publish(claim))
+                results.append(self._notifications.publish(claim))
             except (DecryptionError, UnpublishableError) as error:
-                hopeless = isinstance(error, UnpublishableError)
-                steps[event.id] = event.dispatch, _refused(str(error), final=hopeless)
+                final = isinstance(error, UnpublishableError)
+                steps[callback.id] = callback.dispatch, _dispatch_failed(str(error), final=final)
             else:
-                fired.append(claim)
+                published.append(claim)
         outcomes = await asyncio.gather(*results, return_exceptions=True)
         unpublished: list[ScheduledCallback] = []
         confirmed: list[ScheduledCallback] = []
-        for claim, outcome in zip(fired, outcomes, strict=True):
-            event, by_amqp = claim.event, claim.content.exchange is not None
+        for claim, outcome in zip(published, outcomes, strict=True):
+            callback, by_amqp = claim.callback, claim.content.exchange is not None
             if outcome is None:
-                confirmed.append(event)
+                confirmed.append(callback)
                 if by_amqp:
-                    steps[event.id] = event.dispatch, _taken_by_broker
+                    steps[callback.id] = callback.dispatch, _delivered_to_broker
             elif by_amqp and isinstance(outcome, PublishRefusedError | PublishUnknownError):
-                steps[event.id] = event.dispatch, _refused(str(outcome), final=False)
+                failed = _dispatch_failed(str(outcome), final=False)
+                steps[callback.id] = callback.dispatch, failed
             elif isinstance(outcome, InfrastructureError):
-                unpublished.append(event)
+                unpublished.append(callback)
             else:
                 raise outcome
         self._observe(confirmed, len(unpublished))
@@ -225,57 +229,61 @@ class Dispatcher:
 
     def _observe(self, confirmed: Sequence[ScheduledCallback], unpublished: int) -> None:
         now = self._clock.now()
-        for event in confirmed:
-            if event.attempts == event.retries == 0:
-                lag = max((now - event.run_at).total_seconds(), 0.0)
+        for callback in confirmed:
+            if callback.earlier_attempts == callback.main_retries == 0:
+                lag = max((now - callback.run_at).total_seconds(), 0.0)
                 metrics.LAG.observe(lag)
-                if lag > MISFIRE:
+                if lag > MISFIRE_THRESHOLD:
                     metrics.MISFIRES.labels("fire").inc()
         metrics.CONFIRMED.inc(len(confirmed))
         metrics.UNPUBLISHED.inc(unpublished)
 
     async def _write(
-        self, steps: Mapping[UUID, tuple[int, Then]], unpublished: Sequence[ScheduledCallback]
+        self, steps: Mapping[UUID, tuple[int, NextState]], unpublished: Sequence[ScheduledCallback]
     ) -> None:
-        """Write what became of events that wait for no fact."""
-        happened: list[Happened] = []
-        after: list[ScheduledCallback] = []
+        """Release unpublished claims, and write the states that no fact will settle."""
+        transitions: list[Transition] = []
+        changed: list[ScheduledCallback] = []
 
         def decide(
-            live: Mapping[UUID, ScheduledCallback], now: datetime
+            callbacks: Mapping[UUID, ScheduledCallback], now: datetime
         ) -> list[ScheduledCallback]:
-            happened.clear()
-            after.clear()
-            for event_id, (dispatch, then) in steps.items():
-                # What is no longer in this dispatch is not ours to settle.
-                if event_id in live and live[event_id].dispatch == dispatch:
-                    event, told = then(live[event_id], now)
-                    after.append(event)
-                    if told is not None:
-                        happened.append(told)
-            return after
+            transitions.clear()
+            changed.clear()
+            for id_, (dispatch, next_state) in steps.items():
+                # A later dispatch belongs to another claim.
+                if id_ in callbacks and callbacks[id_].dispatch == dispatch:
+                    callback, transition = next_state(callbacks[id_], now)
+                    changed.append(callback)
+                    if transition is not None:
+                        transitions.append(transition)
+            return changed
 
         try:
             if unpublished:
-                await self._store.release(unpublished, AGAIN)
-                self.soon(self._clock.now() + timedelta(seconds=AGAIN))
+                await self._store.release(unpublished, RETRY_DELAY)
+                self.wake_at(self._clock.now() + timedelta(seconds=RETRY_DELAY))
             if steps:
-                now = await self._store.change(list(steps), decide)
-                await self._announcer.tell(happened, now)
+                now = await self._store.update(list(steps), decide)
+                await self._facts.report(transitions, now)
         except StoreConnectionLostError as error:
-            logger.warning("left to their leases: %s", error)
+            logger.warning(
+                "Cannot save the dispatch results: %s."
+                " The callbacks are dispatched again when their leases expire.",
+                error,
+            )
             return
-        for event in after:
-            if not event.ended:
-                self.soon(event.next_at)
+        for callback in changed:
+            if not callback.finished:
+                self.wake_at(callback.next_at)
 
 
-def _taken_by_broker(event: ScheduledCallback, now: datetime) -> Step:
-    return domain.delivered(event, event.dispatch, 1, now)
+def _delivered_to_broker(callback: ScheduledCallback, now: datetime) -> Step:
+    return domain.delivered(callback, callback.dispatch, 1, now)
 
 
-def _refused(error: str, *, final: bool) -> Then:
-    def then(event: ScheduledCallback, now: datetime) -> Step:
-        return domain.given_back(event, event.dispatch, 1, error, now, final=final)
+def _dispatch_failed(reason: str, *, final: bool) -> NextState:
+    def next_state(callback: ScheduledCallback, now: datetime) -> Step:
+        return domain.dispatch_failed(callback, callback.dispatch, 1, reason, now, final=final)
 
-    return then
+    return next_state

@@ -1,4 +1,4 @@
-"""Says what happened to events: a log line, its counts, and a fact on `outcomes` for each."""
+"""Reports transitions of callbacks: a log line, metrics and a fact on `outcomes` for each."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from services.scheduler import metrics
-from services.scheduler.domain import Happened
+from services.scheduler.domain import Transition
 from shared.amqp.facts import fact_messages
 from shared.amqp.publisher import Publisher
 from shared.contracts.schedule_facts import ScheduleFact
@@ -16,66 +16,66 @@ from shared.errors import InfrastructureError
 
 logger = logging.getLogger(__name__)
 
-# Seconds to wait when the broker is lost or refuses, before going on.
-WAIT: Final = 1.0
+# Seconds between two attempts to publish facts.
+RETRY_DELAY: Final = 1.0
 _LEVELS: Final = {Status.RETRYING: logging.WARNING, Status.FAILED: logging.ERROR}
 
 
 class FactPublisher:
-    """Tells of events; its facts are confirmed when it returns."""
+    """Reports transitions; their facts are confirmed when a method returns."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
-    async def tell(self, happened: Sequence[Happened], now: datetime) -> None:
-        """Count, log, and publish facts until they are confirmed."""
-        for each in happened:
-            metrics.SETTLED[each.status].inc()
-            if each.misfired:
+    async def report(self, transitions: Sequence[Transition], now: datetime) -> None:
+        """Count, log and publish transitions."""
+        for transition in transitions:
+            metrics.SETTLED[transition.status].inc()
+            if transition.misfired:
                 metrics.MISFIRES.labels("skip").inc()
-            _log(each)
-        await self.publish(happened, now)
+            _log(transition)
+        await self.publish(transitions, now)
 
-    async def publish(self, happened: Sequence[Happened], now: datetime) -> None:
-        """Publish facts, again and again until they are confirmed."""
-        facts = [_fact(each, now) for each in happened]
+    async def publish(self, transitions: Sequence[Transition], now: datetime) -> None:
+        """Publish facts, and repeat until they are confirmed."""
+        facts = [_fact(each, now) for each in transitions]
         while facts:
             try:
                 await self._publisher.publish_all(fact_messages(facts))
             except InfrastructureError as error:
-                logger.warning("publishing facts again: %s", error)
-                await asyncio.sleep(WAIT)
+                logger.warning("Cannot publish facts: %s. Retrying in %.0f s.", error, RETRY_DELAY)
+                await asyncio.sleep(RETRY_DELAY)
                 await self._publisher.ready()
             else:
                 return
 
 
-def _log(happened: Happened) -> None:
-    event = happened.event
-    level = _LEVELS.get(happened.status, logging.INFO)
+def _log(transition: Transition) -> None:
+    callback = transition.callback
+    level = _LEVELS.get(transition.status, logging.INFO)
     if logger.isEnabledFor(level):
         context: dict[str, object] = {
-            "schedule_id": str(event.id),
-            "client_id": event.client_id or None,
-            "attempts": event.attempts,
+            "schedule_id": str(callback.id),
+            "client_id": callback.client_id or None,
+            "attempts": callback.attempts,
         }
-        if happened.error is not None and happened.status is not Status.NOTIFIED:
-            context["error"] = happened.error
-        logger.log(level, "schedule %s", happened.status.value, extra=context)
+        if transition.error is not None and transition.status is not Status.NOTIFIED:
+            context["error"] = transition.error
+        logger.log(level, "scheduled callback %s", transition.status.value, extra=context)
 
 
-def _fact(happened: Happened, now: datetime) -> ScheduleFact:
-    event = happened.event
+def _fact(transition: Transition, now: datetime) -> ScheduleFact:
+    callback = transition.callback
     return ScheduleFact(
-        type=f"schedule.{happened.status.value}",
-        fact_id=f"{event.id}/{event.dispatch}/{happened.status.value}",
+        type=f"schedule.{transition.status.value}",
+        fact_id=f"{callback.id}/{callback.dispatch}/{transition.status.value}",
         at=now,
-        schedule_id=event.id,
-        client_id=event.client_id or None,
-        group_key=event.group_key,
-        event_key=event.event_key,
-        occurrence=event.occurrence if event.rules.rhythm else None,
-        attempts=event.attempts,
-        error=happened.error,
-        next_at=happened.next_at,
+        schedule_id=callback.id,
+        client_id=callback.client_id or None,
+        group_key=callback.group_key,
+        event_key=callback.event_key,
+        occurrence=callback.occurrence if callback.recurs else None,
+        attempts=callback.attempts,
+        error=transition.error,
+        next_at=transition.next_at,
     )

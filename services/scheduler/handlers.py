@@ -1,4 +1,4 @@
-"""The messages on the exchange `schedules`: create, cancel and move events."""
+"""Handles the messages of the exchange `schedules`: create, cancel and reschedule."""
 
 import logging
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.scheduler.intake import Intake, KeyUsed
-from services.scheduler.operations import Operations
-from shared.amqp import parsing as reading
+from services.scheduler.operations import CALLBACK_NOT_FOUND, Operations
 from shared.amqp.message import Dead, Message, Outcome
+from shared.amqp.parsing import parse_message
 from shared.contracts.requests import Failure
 from shared.contracts.schedule_requests import CancelResult, RescheduleResult
 from shared.contracts.schedules import (
@@ -38,16 +38,16 @@ _MODELS: Final[Mapping[str, type[Command]]] = {
 
 
 def read(message: Message, *, max_bytes: int) -> Command:
-    """The command in a message.
+    """Return the command in a message.
 
     Raises:
-        ContractViolationError: it is none; every wrong field is named, no value is.
+        ContractViolationError: the message is not valid; the error names every wrong field.
     """
-    return reading.parse_message(message, _MODELS, max_bytes=max_bytes)
+    return parse_message(message, _MODELS, max_bytes=max_bytes)
 
 
 class Handler:
-    """Carries out commands."""
+    """Executes commands."""
 
     def __init__(
         self, intake: Intake, operations: Operations, tickets: Tickets, *, anonymous: bool
@@ -58,58 +58,61 @@ class Handler:
         self._anonymous = anonymous
 
     async def handle(self, message: Message, command: Command) -> None:
-        """Carry a command out; it is committed when this returns.
+        """Execute a command; the result is committed on return.
 
         Raises:
-            BadTicket: the ticket proves nothing.
-            ContractViolationError: the due moment is out of bounds.
-            PermanentError: the keys are used, there is no such event, or a ticket is needed.
+            InvalidTicketError: the ticket is not valid.
+            ContractViolationError: the due time is out of bounds.
+            PermanentError: the keys are used, the callback does not exist, or a ticket is required.
             StoreConnectionLostError: repeat it later.
         """
-        client_id = self._client(message)
+        client_id = self._client_id(message)
         match command:
-            case ScheduleCallback() as order:
-                await self._create(order, client_id, message)
-            case CancelCallback() as wish:
-                # What was ordered before it in the queue may still be on its way into a batch.
-                await self._intake.settled()
-                done = await self._operations.cancel(client_id, wish)
-                if getattr(done, "result", None) is CancelResult.NOT_FOUND:
-                    raise PermanentError("there is no such callback")
-            case RescheduleCallback() as wish:
-                await self._intake.settled()
-                moved = await self._operations.reschedule(client_id, wish)
-                if isinstance(moved, Failure):
-                    raise ContractViolationError(moved.detail)
-                if moved.result is not RescheduleResult.RESCHEDULED:
-                    raise PermanentError(f"not rescheduled: {moved.result.value}")
+            case ScheduleCallback():
+                await self._create(command, client_id, message)
+            case CancelCallback():
+                # Earlier messages of the queue may still wait for their batch.
+                await self._intake.flush()
+                cancelled = await self._operations.cancel(client_id, command)
+                if getattr(cancelled, "result", None) is CancelResult.NOT_FOUND:
+                    raise PermanentError(CALLBACK_NOT_FOUND.detail)
+            case RescheduleCallback():
+                await self._intake.flush()
+                rescheduled = await self._operations.reschedule(client_id, command)
+                if isinstance(rescheduled, Failure):
+                    raise ContractViolationError(rescheduled.detail)
+                if rescheduled.result is not RescheduleResult.RESCHEDULED:
+                    raise PermanentError(f"not rescheduled: {rescheduled.result.value}")
 
-    def _client(self, message: Message) -> str:
-        given = {name.lower(): value for name, value in (message.properties.headers or {}).items()}
-        ticket = given.get(TICKET_HEADER.lower())
+    def _client_id(self, message: Message) -> str:
+        headers = {
+            name.lower(): value for name, value in (message.properties.headers or {}).items()
+        }
+        ticket = headers.get(TICKET_HEADER.lower())
         if ticket is not None:
             return self._tickets.verify(ticket if isinstance(ticket, str) else "")
         if not self._anonymous:
-            raise PermanentError(f"a service ticket is needed, in the header {TICKET_HEADER}")
+            raise PermanentError(f"a service ticket is required in the header {TICKET_HEADER}")
         return ANONYMOUS
 
-    async def _create(self, order: ScheduleCallback, client_id: str, message: Message) -> None:
-        taken = await self._intake.create(
-            order,
+    async def _create(self, command: ScheduleCallback, client_id: str, message: Message) -> None:
+        result = await self._intake.create(
+            command,
             client_id,
             callback_id_of_message(client_id, message.id),
             traceparent=message.traceparent,
         )
-        if isinstance(taken, Failure):
-            raise ContractViolationError(taken.detail)
-        if isinstance(taken, KeyUsed):
-            raise PermanentError("event_key: there is an event with these keys already")
+        if isinstance(result, Failure):
+            raise ContractViolationError(result.detail)
+        if isinstance(result, KeyUsed):
+            raise PermanentError("event_key: a callback with these keys already exists")
 
 
 def report(message: Message, _: Command | None, outcome: Outcome[None]) -> BaseModel | None:
-    """Log what could not be carried out."""
+    """Log dead-lettered commands."""
     if isinstance(outcome, Dead):
         kind = message.properties.type
         context = {"message_id": message.id, "reason": outcome.reason}
-        logger.error("%s dead", kind if kind in _MODELS else "schedule", extra=context)
+        name = kind if kind in _MODELS else "schedule message"
+        logger.error("%s dead-lettered", name, extra=context)
     return None

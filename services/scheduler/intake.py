@@ -1,4 +1,4 @@
-"""Takes orders in, in batches: one statement for many, and each is answered by itself."""
+"""Creates callbacks in batches: one statement inserts many, and each has its own result."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from uuid import UUID
 from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.messages import content
-from services.scheduler.recurrence import first
-from services.scheduler.store import Claim, Known, Order, Store
+from services.scheduler.recurrence import first_due
+from services.scheduler.store import Claim, ExistingCallback, NewCallback, Store
 from shared.contracts.context import json_text
 from shared.contracts.requests import Failure, FieldError, invalid
 from shared.contracts.schedule_requests import CallbackCreated
@@ -27,24 +27,24 @@ from shared.security.encryption import SecretCipher
 
 @dataclass(frozen=True, slots=True)
 class KeyUsed:
-    """The client has another event with this group_key and event_key."""
+    """The client has another callback with this group_key and event_key."""
 
 
 @dataclass(frozen=True, slots=True)
-class OtherOrder:
-    """Another order was made under this idempotency key."""
+class IdempotencyConflict:
+    """The idempotency key was used before with a different request."""
 
 
-Taken = CallbackCreated | KeyUsed | OtherOrder
+CreateResult = CallbackCreated | KeyUsed | IdempotencyConflict
 
 
-def event_of_key(client_id: str, idempotency_key: str) -> UUID:
-    """The event that a request with an idempotency key creates."""
+def id_of_idempotency_key(client_id: str, idempotency_key: str) -> UUID:
+    """Return the id of the callback that a request with this idempotency key creates."""
     return callback_id_of_message(client_id, f"key:{idempotency_key}")
 
 
-def moment_faults(run_at: datetime | None, now: datetime) -> tuple[FieldError, ...]:
-    """What is wrong with a due moment."""
+def run_at_errors(run_at: datetime | None, now: datetime) -> tuple[FieldError, ...]:
+    """Return an error if a due time is too far from now."""
     if run_at is not None:
         ahead = (run_at - now).total_seconds()
         if ahead > MAX_DELAY_AHEAD:
@@ -55,161 +55,165 @@ def moment_faults(run_at: datetime | None, now: datetime) -> tuple[FieldError, .
 
 
 class Intake:
-    """Creates events; several orders make one statement.
+    """Creates callbacks; concurrent requests share one statement.
 
-    fire: publishes what was due already. wake: hears when something falls due.
+    dispatch: publishes callbacks that were due when they were created.
+    wake_at: called with the due time of the others.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
-        seal: SecretCipher,
+        cipher: SecretCipher,
         clock: DatabaseClock,
         *,
-        fire: Callable[[Sequence[Claim]], None],
-        wake: Callable[[datetime], None],
+        dispatch: Callable[[Sequence[Claim]], None],
+        wake_at: Callable[[datetime], None],
         batch: int,
         lease: float,
         amqp_exchanges: Collection[str],
     ) -> None:
         self._store = store
-        self._seal = seal
+        self._cipher = cipher
         self._clock = clock
-        self._fire = fire
-        self._wake = wake
+        self._dispatch = dispatch
+        self._wake_at = wake_at
         self._lease = lease
         self._exchanges = amqp_exchanges
-        self._batches: Batcher[Order, Taken] = Batcher(self._insert, most=batch)
+        self._batches: Batcher[NewCallback, CreateResult] = Batcher(self._insert, most=batch)
 
     async def run(self) -> None:
-        """Insert what comes until cancelled."""
+        """Insert callbacks until cancelled."""
         await self._batches.run()
 
-    async def settled(self) -> None:
-        """Wait until every order that came before is in the database, or refused."""
+    async def flush(self) -> None:
+        """Wait until every earlier request was inserted or failed."""
         await self._batches.settled()
 
     async def create(
         self,
-        order: ScheduleCallback,
+        command: ScheduleCallback,
         client_id: str,
-        event_id: UUID,
+        callback_id: UUID,
         *,
         fingerprinted: bool = False,
         traceparent: str | None = None,
-    ) -> Taken | Failure:
-        """Create the event of that id, or find that it was created before.
+    ) -> CreateResult | Failure:
+        """Create a callback with this id, or return the one that was created before.
 
         Raises:
             StoreConnectionLostError: repeat it with the same id.
         """
-        await self._clock.known()
+        await self._clock.wait_synced()
         now = self._clock.now()
-        faults = [*moment_faults(order.run_at, now)]
-        exchange = order.notify_scheme.exchange
+        errors = [*run_at_errors(command.run_at, now)]
+        exchange = command.notify_scheme.exchange
         if exchange is not None and exchange not in self._exchanges:
-            faults.append(
+            errors.append(
                 FieldError(
                     field="notify_scheme.exchange",
-                    message="is not among those the operator allows (amqp_exchanges)",
+                    message="is not one of the allowed exchanges (amqp_exchanges)",
                 )
             )
-        stored = domain.rules_of(order)
-        text = None if stored is None else json_text(stored)
-        run_at = order.run_at
-        if order.repeat is not None:
-            earliest = run_at or now + timedelta(seconds=order.delay or 0.0)
-            rhythm = domain.rules(text).rhythm
-            run_at = None if rhythm is None else first(rhythm, earliest)
+        stored = domain.stored_rules(command)
+        rules = None if stored is None else json_text(stored)
+        run_at = command.run_at
+        if command.repeat is not None:
+            earliest = run_at or now + timedelta(seconds=command.delay or 0.0)
+            recurrence = domain.parse_rules(rules).recurrence
+            run_at = None if recurrence is None else first_due(recurrence, earliest)
             if run_at is None:
-                faults.append(FieldError(field="repeat", message="is over before it begins"))
-        if faults:
-            metrics.CREATED.labels("invalid").inc()
-            return invalid(faults)
+                errors.append(
+                    FieldError(field="repeat", message="ends before the first occurrence is due")
+                )
+        if errors:
+            metrics.REQUESTED.labels("invalid").inc()
+            return invalid(errors)
         return await self._batches.add(
-            Order(
-                id=event_id,
+            NewCallback(
+                id=callback_id,
                 client_id=client_id,
-                group_key=order.group_key,
-                event_key=order.event_key,
-                fingerprint=_fingerprint(order) if fingerprinted else None,
-                content=content(order, client_id),
-                secret=self._sealed(order),
-                lease=domain.lease(order.retry, order.notify_scheme.timeout, slack=self._lease),
-                stop_after=order.retry.stop_after_delay,
-                rules=text,
+                group_key=command.group_key,
+                event_key=command.event_key,
+                fingerprint=_fingerprint(command) if fingerprinted else None,
+                content=content(command, client_id),
+                secret=self._encrypted_secret(command),
+                lease=domain.lease(command.retry, command.notify_scheme.timeout, slack=self._lease),
+                stop_after=command.retry.stop_after_delay,
+                rules=rules,
                 traceparent=traceparent,
                 run_at=run_at,
-                delay=order.delay or 0.0,
+                delay=command.delay or 0.0,
             )
         )
 
-    def _sealed(self, order: ScheduleCallback) -> bytes | None:
-        return None if order.hmac_secret is None else self._seal.seal(dumps(order.hmac_secret))
+    def _encrypted_secret(self, command: ScheduleCallback) -> bytes | None:
+        secret = command.hmac_secret
+        return None if secret is None else self._cipher.seal(dumps(secret))
 
-    async def _insert(self, orders: list[Order]) -> list[Taken]:
-        taken: dict[int, Taken] = {}
-        waiting = list(enumerate(orders))
-        while waiting:
-            round_, waiting = _distinct(waiting)
-            taken.update(
+    async def _insert(self, new: list[NewCallback]) -> list[CreateResult]:
+        results: dict[int, CreateResult] = {}
+        rest = list(enumerate(new))
+        while rest:
+            distinct, rest = _split_distinct(rest)
+            results.update(
                 zip(
-                    (index for index, _ in round_),
-                    await self._insert_distinct([order for _, order in round_]),
+                    (index for index, _ in distinct),
+                    await self._insert_distinct([each for _, each in distinct]),
                     strict=True,
                 )
             )
-        return [taken[index] for index in range(len(orders))]
+        return [results[index] for index in range(len(new))]
 
-    async def _insert_distinct(self, orders: list[Order]) -> list[Taken]:
-        inserted = await self._store.create(orders)
+    async def _insert_distinct(self, new: list[NewCallback]) -> list[CreateResult]:
+        inserted = await self._store.insert(new)
         if inserted.due:
-            self._fire(inserted.due)
-        later = [event.next_at for event in inserted.made.values() if not event.in_flight]
+            self._dispatch(inserted.due)
+        later = [each.next_at for each in inserted.callbacks.values() if not each.in_flight]
         if later:
-            self._wake(min(later))
-        metrics.MADE.inc(len(inserted.made))
-        others = [order.id for order in orders if order.id not in inserted.made]
-        known = await self._store.known(others) if others else {}
+            self._wake_at(min(later))
+        metrics.CREATED.inc(len(inserted.callbacks))
+        others = [each.id for each in new if each.id not in inserted.callbacks]
+        existing = await self._store.existing(others) if others else {}
         return [
-            CallbackCreated(id=event.id, status=event.status, run_at=event.run_at)
-            if (event := inserted.made.get(order.id))
-            else _before(order, known.get(order.id))
-            for order in orders
+            CallbackCreated(id=callback.id, status=callback.status, run_at=callback.run_at)
+            if (callback := inserted.callbacks.get(each.id))
+            else _result_of_repeat(each, existing.get(each.id))
+            for each in new
         ]
 
 
-def _distinct(
-    orders: list[tuple[int, Order]],
-) -> tuple[list[tuple[int, Order]], list[tuple[int, Order]]]:
-    """Those orders that share neither id nor keys with an earlier one, and the rest."""
+def _split_distinct(
+    new: list[tuple[int, NewCallback]],
+) -> tuple[list[tuple[int, NewCallback]], list[tuple[int, NewCallback]]]:
+    """Return the callbacks that share neither id nor keys with an earlier one, and the rest."""
     seen: set[object] = set()
-    now, later = [], []
-    for index, order in orders:
-        marks: list[object] = [order.id]
-        if order.event_key is not None:
-            marks.append((order.client_id, order.group_key, order.event_key))
-        if seen.isdisjoint(marks):
-            now.append((index, order))
+    distinct, rest = [], []
+    for index, each in new:
+        unique: list[object] = [each.id]
+        if each.event_key is not None:
+            unique.append((each.client_id, each.group_key, each.event_key))
+        if seen.isdisjoint(unique):
+            distinct.append((index, each))
         else:
-            later.append((index, order))
-        seen.update(marks)
-    return now, later
+            rest.append((index, each))
+        seen.update(unique)
+    return distinct, rest
 
 
-def _before(order: Order, known: Known | None) -> Taken:
-    """The answer to an order that was not inserted."""
-    if known is None:
-        metrics.CREATED.labels("key_used").inc()
+def _result_of_repeat(new: NewCallback, existing: ExistingCallback | None) -> CreateResult:
+    """Return the result for a callback that was not inserted."""
+    if existing is None:
+        metrics.REQUESTED.labels("key_used").inc()
         return KeyUsed()
-    if known.fingerprint != order.fingerprint:
-        metrics.CREATED.labels("other_order").inc()
-        return OtherOrder()
-    metrics.CREATED.labels("repeated").inc()
-    return CallbackCreated(id=order.id, status=known.status, run_at=known.run_at)
+    if existing.fingerprint != new.fingerprint:
+        metrics.REQUESTED.labels("idempotency_conflict").inc()
+        return IdempotencyConflict()
+    metrics.REQUESTED.labels("repeated").inc()
+    return CallbackCreated(id=new.id, status=existing.status, run_at=existing.run_at)
 
 
-def _fingerprint(order: ScheduleCallback) -> bytes:
-    """The same for the same order, however its JSON was written."""
-    fields = order.model_dump(mode="json", exclude_unset=True)
+def _fingerprint(command: ScheduleCallback) -> bytes:
+    """Return a hash that does not depend on how the JSON was written."""
+    fields = command.model_dump(mode="json", exclude_unset=True)
     return sha256(dumps(fields, sort_keys=True).encode()).digest()

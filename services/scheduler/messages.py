@@ -1,7 +1,7 @@
-"""What goes out when an event is due: the notification's bodies, put together from JSON texts.
+"""The bodies of notifications, joined from JSON texts.
 
-The order's constant part is made once, when it is taken in. A dispatch joins texts that are JSON
-already; building models instead would cost five times as much.
+The constant part is made once, when a callback is created. A dispatch joins texts that are already
+JSON. Building models for each dispatch would take five times as much CPU.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from shared.contracts.context import json_text
 from shared.contracts.schedules import TICKET_HEADER, ScheduleCallback
 
 NOTIFICATION: Final = "Notification"
-# What the callback service calls our formats.
-_FORMATS: Final = {"form": "form", "query": "query"}
+# Formats that SendCallback knows; it sends every other payload as JSON.
+_HTTP_FORMATS: Final = frozenset({"form", "query"})
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The constant part of an order. `message` is a JSON object without its closing brace."""
+    """The constant part of a notification. `message` is a JSON object without its last brace."""
 
     context: str
     message: str
@@ -29,26 +29,26 @@ class Content:
     format: str
 
 
-def content(order: ScheduleCallback, client_id: str) -> Content:
-    """What of an order goes out, as JSON."""
-    scheme = order.notify_scheme
-    context = json_text(order.context)
+def content(command: ScheduleCallback, client_id: str) -> Content:
+    """Return the constant part of the notifications that a command leads to."""
+    scheme = command.notify_scheme
+    context = json_text(command.context)
     if scheme.transport == "amqp":
         return Content(context, "", None, scheme.exchange, scheme.routing_key, scheme.format)
     message: dict[str, Any] = {
-        "target_url": order.url,
+        "target_url": command.url,
         "target_method": scheme.method,
-        "retry": {"quick_retries_count": order.retry.quick_retries_count},
+        "retry": {"quick_retries_count": command.retry.quick_retries_count},
     }
-    if scheme.format in _FORMATS:
-        message["format"] = _FORMATS[scheme.format]
+    if scheme.format in _HTTP_FORMATS:
+        message["format"] = scheme.format
     if scheme.timeout is not None:
         message["timeout"] = scheme.timeout
     if client_id:
         message["client_id"] = client_id
-    if order.secret_ref is not None:
-        message["secret_ref"] = order.secret_ref
-    elif order.hmac_secret is None:
+    if command.secret_ref is not None:
+        message["secret_ref"] = command.secret_ref
+    elif command.hmac_secret is None:
         message["unsigned"] = True
     headers = json_text(scheme.headers) if scheme.headers else None
     return Content(context, json_text(message)[:-1], headers, None, None, scheme.format)
@@ -56,7 +56,10 @@ def content(order: ScheduleCallback, client_id: str) -> Content:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What of an event's present state its message tells. `occurrence` is None for a single one."""
+    """The part of a notification that differs between dispatches.
+
+    occurrence: None if the callback does not recur.
+    """
 
     callback_id: str
     run_at: str
@@ -67,42 +70,42 @@ class Dispatch:
     occurrence: int | None
 
 
-def callback_id(event_id: str, occurrence: int | None) -> str:
-    """The id under which the receiver sees it: the event's, with the occurrence if it recurs."""
-    return event_id if occurrence is None else f"{event_id}.{occurrence}"
+def callback_id(scheduled_id: str, occurrence: int | None) -> str:
+    """Return the id that the receiver sees, with the occurrence if the callback recurs."""
+    return scheduled_id if occurrence is None else f"{scheduled_id}.{occurrence}"
 
 
-def moment(at: datetime) -> str:
-    """A moment in UTC as RFC 3339, to the microsecond."""
+def rfc_3339(at: datetime) -> str:
+    """Return a UTC time as RFC 3339, to the microsecond."""
     return at.isoformat().replace("+00:00", "Z")
 
 
-def payload(parts: Content, event: Dispatch) -> str:
-    """What the receiver gets: the envelope, or the context alone."""
+def payload(parts: Content, dispatch: Dispatch) -> str:
+    """Return the receiver's payload as JSON: the envelope, or the context alone."""
     if parts.format == "context":
         return parts.context
-    pieces = [f'{{"id":"{event.callback_id}"']
-    for name, value in (("group_key", event.group_key), ("event_key", event.event_key)):
-        # An HTML form has no word for nothing.
+    pieces = [f'{{"id":"{dispatch.callback_id}"']
+    for name, value in (("group_key", dispatch.group_key), ("event_key", dispatch.event_key)):
+        # An HTML form cannot express null, so its null fields are omitted.
         if value is not None:
             pieces.append(f'"{name}":{dumps(value)}')
         elif parts.format == "event":
             pieces.append(f'"{name}":null')
-    pieces.append(f'"run_at":"{event.run_at}","attempt":{event.attempt}')
-    if event.occurrence is not None:
-        pieces.append(f'"occurrence":{event.occurrence}')
+    pieces.append(f'"run_at":"{dispatch.run_at}","attempt":{dispatch.attempt}')
+    if dispatch.occurrence is not None:
+        pieces.append(f'"occurrence":{dispatch.occurrence}')
     if parts.format == "event" or parts.context != "null":
         pieces.append(f'"context":{parts.context}')
     return ",".join(pieces) + "}"
 
 
 def send_callback(
-    parts: Content, event: Dispatch, *, secret: str | None, ticket: str | None
+    parts: Content, dispatch: Dispatch, *, secret: str | None, ticket: str | None
 ) -> bytes:
-    """The body of a SendCallback. `secret` is JSON: a text, or a list of several."""
+    """Return the body of a SendCallback. `secret` is JSON: a string or a list of strings."""
     pieces = [
-        f'{parts.message},"id":"{event.callback_id}","expires_at":"{event.expires_at}"',
-        f'"payload":{payload(parts, event)}',
+        f'{parts.message},"id":"{dispatch.callback_id}","expires_at":"{dispatch.expires_at}"',
+        f'"payload":{payload(parts, dispatch)}',
     ]
     if secret is not None:
         pieces.append(f'"hmac_secret":{secret}')

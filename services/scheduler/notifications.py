@@ -1,4 +1,4 @@
-"""Puts a due event's notification together and publishes it."""
+"""Publishes the notifications of due callbacks."""
 
 import asyncio
 
@@ -6,8 +6,8 @@ from services.scheduler.messages import (
     NOTIFICATION,
     Dispatch,
     callback_id,
-    moment,
     payload,
+    rfc_3339,
     send_callback,
 )
 from services.scheduler.store import Claim
@@ -22,43 +22,43 @@ from shared.topology import CALLBACKS
 
 
 class NotificationPublisher:
-    """By http, an order for the callback service; by amqp, the notification itself.
+    """Publishes a SendCallback for the transport http, and the notification itself for amqp.
 
-    `amqp` publishes the latter, on a connection of its own: an exchange that is missing costs a
-    channel. None where no exchange is allowed.
+    `amqp` has a connection of its own, because publishing to a missing exchange closes the channel.
+    It is None if no exchange is allowed.
     """
 
     def __init__(
-        self, publisher: Publisher, amqp: Publisher | None, seal: SecretCipher, tickets: Tickets
+        self, publisher: Publisher, amqp: Publisher | None, cipher: SecretCipher, tickets: Tickets
     ) -> None:
         self._publisher = publisher
         self._amqp = amqp
-        self._seal = seal
+        self._cipher = cipher
         self._tickets = tickets
 
     async def ready(self) -> None:
-        """Wait until publishing is possible."""
+        """Wait until the broker accepts messages."""
         await self._publisher.ready()
 
     def publish(self, claim: Claim) -> asyncio.Future[None]:
-        """Publish an event's notification; the future ends as that of `Publisher.publish`.
+        """Publish a notification; the future has the result of `Publisher.publish`.
 
         Raises:
-            Unopenable: its secret can't be read.
+            DecryptionError: no configured key decrypts its secret.
             UnpublishableError: it can never be published.
         """
-        event, content = claim.event, claim.content
-        occurrence = event.occurrence if event.rules.rhythm is not None else None
-        identifier = callback_id(str(event.id), occurrence)
-        stop_at = event.stop_at
-        expires_at = event.next_at if stop_at is None else min(event.next_at, stop_at)
-        told = Dispatch(
+        callback, content = claim.callback, claim.content
+        occurrence = callback.occurrence if callback.recurs else None
+        identifier = callback_id(str(callback.id), occurrence)
+        stop_at = callback.stop_at
+        expires_at = callback.next_at if stop_at is None else min(callback.next_at, stop_at)
+        dispatch = Dispatch(
             callback_id=identifier,
-            run_at=moment(event.run_at),
-            attempt=event.attempts + 1,
-            expires_at=moment(expires_at),
-            group_key=event.group_key,
-            event_key=event.event_key,
+            run_at=rfc_3339(callback.run_at),
+            attempt=callback.earlier_attempts + 1,
+            expires_at=rfc_3339(expires_at),
+            group_key=callback.group_key,
+            event_key=callback.event_key,
             occurrence=occurrence,
         )
         properties = Properties(
@@ -68,27 +68,28 @@ class NotificationPublisher:
             delivery_mode=PERSISTENT,
             app_id="ringback",
         )
-        own: dict[str, str | int] = {headers.ID: identifier}
+        own_headers: dict[str, str | int] = {headers.ID: identifier}
         if claim.traceparent is not None:
-            own[headers.TRACEPARENT] = claim.traceparent
+            own_headers[headers.TRACEPARENT] = claim.traceparent
         if content.exchange is not None:
             properties.type = NOTIFICATION
-            properties.headers = own
-            body = payload(content, told).encode()
+            properties.headers = own_headers
+            body = payload(content, dispatch).encode()
             if self._amqp is None:
                 raise UnpublishableError(
-                    f"the exchange {content.exchange!r} is not allowed any more"
+                    f"Cannot publish to the exchange {content.exchange!r}: it is not allowed."
+                    " Add it to RINGBACK_SCHEDULER_AMQP_EXCHANGES."
                 )
             return self._amqp.publish(
                 OutgoingMessage(
                     content.routing_key or "", properties, body, exchange=content.exchange
                 )
             )
-        own[headers.OWNER] = headers.SCHEDULER
-        own[headers.DISPATCH] = event.dispatch
-        properties.headers = own
-        secret = None if claim.secret is None else self._seal.open(claim.secret)
-        signs = event.client_id and self._tickets.can_sign
-        ticket = self._tickets.own(event.client_id) if signs else None
-        body = send_callback(content, told, secret=secret, ticket=ticket)
+        own_headers[headers.OWNER] = headers.SCHEDULER
+        own_headers[headers.DISPATCH] = callback.dispatch
+        properties.headers = own_headers
+        secret = None if claim.secret is None else self._cipher.open(claim.secret)
+        signed = callback.client_id and self._tickets.can_sign
+        ticket = self._tickets.own(callback.client_id) if signed else None
+        body = send_callback(content, dispatch, secret=secret, ticket=ticket)
         return self._publisher.publish(OutgoingMessage(CALLBACKS, properties, body))

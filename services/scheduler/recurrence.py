@@ -1,16 +1,16 @@
-"""When a recurring event is due next: by an interval, or by a cron expression in a time zone."""
+"""Due times of recurring callbacks: an interval, or a cron expression in a time zone."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cronsim import CronSim
 
-from shared.contracts.schedules import zone
+from shared.contracts.schedules import time_zone
 
 
 @dataclass(frozen=True, slots=True)
-class Rhythm:
-    """Every so many seconds, or a cron expression in a zone; until a moment, or so many times."""
+class Recurrence:
+    """An interval in seconds or a cron expression, with an optional end."""
 
     every: float | None = None
     cron: str | None = None
@@ -19,44 +19,48 @@ class Rhythm:
     count: int | None = None
 
 
-def following(rhythm: Rhythm, last: datetime, occurrence: int, now: datetime) -> datetime | None:
-    """The due moment after occurrence number `occurrence`, due at `last`; None if it was the last.
+def next_due(
+    recurrence: Recurrence, last: datetime, occurrence: int, now: datetime
+) -> datetime | None:
+    """Return when the next occurrence is due, or None if number `occurrence` was the last.
 
-    Strictly after both `last` and `now`: occurrences that were missed meanwhile coalesce into the
-    one that was late. An interval keeps its grid.
+    `last` is the due time of that occurrence. The result is after both `last` and `now`: missed
+    occurrences coalesce into one. An interval stays aligned to the first due time.
     """
-    if rhythm.count is not None and occurrence >= rhythm.count:
+    if recurrence.count is not None and occurrence >= recurrence.count:
         return None
-    if rhythm.every is not None:
-        steps = max(int((now - last).total_seconds() // rhythm.every) + 1, 1)
-        due: datetime | None = last + timedelta(seconds=rhythm.every) * steps
+    if recurrence.every is not None:
+        steps = max(int((now - last).total_seconds() // recurrence.every) + 1, 1)
+        due: datetime | None = last + timedelta(seconds=recurrence.every) * steps
     else:
-        due = _from(rhythm, max(last, now))
-    if due is None or (rhythm.until is not None and due > rhythm.until):
+        due = _next_match(recurrence, max(last, now))
+    return _within_end(recurrence, due)
+
+
+def first_due(recurrence: Recurrence, earliest: datetime) -> datetime | None:
+    """Return the first due time at or after `earliest`, or None if it is after `until`."""
+    if recurrence.cron is None:
+        return _within_end(recurrence, earliest)
+    # cronsim returns matches strictly after the given time.
+    return _within_end(recurrence, _next_match(recurrence, earliest - timedelta(microseconds=1)))
+
+
+def _within_end(recurrence: Recurrence, due: datetime | None) -> datetime | None:
+    if due is None or (recurrence.until is not None and due > recurrence.until):
         return None
     return due
 
 
-def first(rhythm: Rhythm, earliest: datetime) -> datetime | None:
-    """The first due moment at or after `earliest`; None if there is none."""
-    if rhythm.cron is None:
-        due: datetime | None = earliest
-    else:  # cron knows whole minutes, and the library gives what is strictly after
-        due = _from(rhythm, earliest - timedelta(microseconds=1))
-    if due is None or (rhythm.until is not None and due > rhythm.until):
-        return None
-    return due
+def _next_match(recurrence: Recurrence, after: datetime) -> datetime | None:
+    """Return the first cron match strictly after a time.
 
-
-def _from(rhythm: Rhythm, after: datetime) -> datetime | None:
-    """The first match strictly after a moment.
-
-    A local time that a clock change leaves out is due when the clock has jumped; one that it
-    repeats is due once, where the hour is fixed.
+    A local time that a clock change skips is due right after the change. A fixed hour that the
+    clock repeats is due once.
     """
-    assert rhythm.cron is not None  # noqa: S101 - one of the two is given
+    assert recurrence.cron is not None  # noqa: S101 - the contract requires `every` or `cron`
     try:
-        due: datetime = next(CronSim(rhythm.cron, after.astimezone(zone(rhythm.timezone))))
+        zone = time_zone(recurrence.timezone)
+        due: datetime = next(CronSim(recurrence.cron, after.astimezone(zone)))
     except StopIteration:
         return None
     return due.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""The requests on the queue `scheduler.requests`: from bodies to operations and to answers."""
+"""Handles the requests of the queue `scheduler.requests`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,7 +8,12 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from services.scheduler.intake import Intake, KeyUsed, OtherOrder, event_of_key
+from services.scheduler.intake import (
+    IdempotencyConflict,
+    Intake,
+    KeyUsed,
+    id_of_idempotency_key,
+)
 from services.scheduler.operations import Operations
 from shared.amqp.parsing import parse_request
 from shared.amqp.rpc import RequestContext
@@ -32,26 +37,27 @@ from shared.contracts.schedule_requests import (
 from shared.contracts.schedules import ScheduleCallback
 
 B = TypeVar("B", bound=BaseModel)
-Answer = BaseModel | Failure
-Handler = Callable[[RequestContext, bytes], Awaitable[Answer]]
+Response = BaseModel | Failure
+Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
 
-# Requests that use a connection of their own at a time; creations share the intake's.
-SIDE_BY_SIDE: Final = 4
-KEYS_USED: Final = Failure(
+# Requests that may use a database connection at the same time. Creations use the intake's.
+MAX_CONCURRENT: Final = 4
+KEY_USED: Final = Failure(
     code=FailureCode.CONFLICT,
-    detail="there is a callback with this group_key and event_key already",
-    errors=(FieldError(field="event_key", message="is used already in this group"),),
+    detail="a callback with this group_key and event_key already exists",
+    errors=(FieldError(field="event_key", message="is already used in this group"),),
 )
-OTHER_ORDER: Final = Failure(
+IDEMPOTENCY_CONFLICT: Final = Failure(
     code=FailureCode.CONFLICT,
-    detail="another callback was created under this idempotency key",
+    detail="this idempotency key was used before with a different callback",
 )
 
 
 class Requests:
-    """Answers requests. `fault` says why the scheduler is not ready, if it is not.
+    """Responds to requests.
 
-    Without `anonymous`, callers that show no ticket are refused.
+    fault: returns why the scheduler is not ready, or None.
+    anonymous: whether callers without a ticket are served.
     """
 
     def __init__(
@@ -66,89 +72,85 @@ class Requests:
         self._operations = operations
         self._fault = fault
         self._anonymous = anonymous
-        self._places = asyncio.Semaphore(SIDE_BY_SIDE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
         operations = self._operations
         return dict(
             (
-                self._bound(CREATE_CALLBACK, self._create, within="callback"),
-                self._bound(CREATE_CALLBACKS, self._create_batch),
-                self._bound(GET_CALLBACK, self._alone(operations.get)),
-                self._bound(LIST_CALLBACKS, self._alone(operations.page)),
-                self._bound(RESCHEDULE_CALLBACK, self._alone(operations.reschedule)),
-                self._bound(CANCEL_CALLBACKS, self._alone(operations.cancel)),
-                self._bound(RETRY_CALLBACKS, self._alone(operations.retry)),
+                self._handler(CREATE_CALLBACK, self._create, within="callback"),
+                self._handler(CREATE_CALLBACKS, self._create_batch),
+                self._handler(GET_CALLBACK, self._limited(operations.get)),
+                self._handler(LIST_CALLBACKS, self._limited(operations.list_page)),
+                self._handler(RESCHEDULE_CALLBACK, self._limited(operations.reschedule)),
+                self._handler(CANCEL_CALLBACKS, self._limited(operations.cancel)),
+                self._handler(RETRY_CALLBACKS, self._limited(operations.retry)),
                 (PING.name, self._ping),
             )
         )
 
-    def _bound(
+    def _handler(
         self,
         operation: RpcOperation[B],
-        respond: Callable[[RequestContext, B], Awaitable[Answer]],
+        respond: Callable[[RequestContext, B], Awaitable[Response]],
         *,
         within: str = "",
     ) -> tuple[str, Handler]:
-        async def handle(context: RequestContext, body: bytes) -> Answer:
+        async def handle(context: RequestContext, body: bytes) -> Response:
             if context.client_id is None and not self._anonymous:
-                return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is needed")
-            order = parse_request(operation.request, body, within=within)
-            if isinstance(order, Failure):
-                return order
-            return await respond(context, order)
+                return Failure(code=FailureCode.FORBIDDEN, detail="a service ticket is required")
+            request = parse_request(operation.request, body, within=within)
+            if isinstance(request, Failure):
+                return request
+            return await respond(context, request)
 
         return operation.name, handle
 
-    def _alone(
-        self, operation: Callable[[str, B], Awaitable[Answer]]
-    ) -> Callable[[RequestContext, B], Awaitable[Answer]]:
-        async def bounded(context: RequestContext, parse_request: B) -> Answer:
-            async with self._places:
-                return await operation(context.client_id or "", parse_request)
+    def _limited(
+        self, operation: Callable[[str, B], Awaitable[Response]]
+    ) -> Callable[[RequestContext, B], Awaitable[Response]]:
+        async def execute(context: RequestContext, request: B) -> Response:
+            async with self._slots:
+                return await operation(context.client_id or "", request)
 
-        return bounded
+        return execute
 
-    async def _create(self, context: RequestContext, parse_request: CreateCallback) -> Answer:
-        key = parse_request.idempotency_key
-        event_id = uuid4() if key is None else event_of_key(context.client_id or "", key)
-        return await self._taken(
-            context, parse_request.callback, event_id, fingerprinted=key is not None
-        )
+    async def _create(self, context: RequestContext, request: CreateCallback) -> Response:
+        key = request.idempotency_key
+        id_ = uuid4() if key is None else id_of_idempotency_key(context.client_id or "", key)
+        return await self._create_one(context, request.callback, id_, fingerprinted=key is not None)
 
-    async def _taken(
+    async def _create_one(
         self,
         context: RequestContext,
-        order: ScheduleCallback,
-        event_id: UUID,
+        command: ScheduleCallback,
+        id_: UUID,
         *,
         fingerprinted: bool,
     ) -> CallbackCreated | Failure:
-        taken = await self._intake.create(
-            order,
+        result = await self._intake.create(
+            command,
             context.client_id or "",
-            event_id,
+            id_,
             fingerprinted=fingerprinted,
             traceparent=context.traceparent,
         )
-        if isinstance(taken, KeyUsed):
-            return KEYS_USED
-        if isinstance(taken, OtherOrder):
-            return OTHER_ORDER
-        return taken
+        if isinstance(result, KeyUsed):
+            return KEY_USED
+        if isinstance(result, IdempotencyConflict):
+            return IDEMPOTENCY_CONFLICT
+        return result
 
-    async def _create_batch(self, context: RequestContext, wanted: CreateCallbacks) -> Answer:
-        async def one(callback: Any) -> CallbackCreated | RejectedItem:
-            order = parse_request(ScheduleCallback, to_json(callback))
-            if not isinstance(order, Failure):
-                taken = await self._taken(context, order, uuid4(), fingerprinted=False)
-                if isinstance(taken, CallbackCreated):
-                    return taken
-                return RejectedItem(error=taken)
-            return RejectedItem(error=order)
+    async def _create_batch(self, context: RequestContext, request: CreateCallbacks) -> Response:
+        async def create(callback: Any) -> CallbackCreated | RejectedItem:
+            command = parse_request(ScheduleCallback, to_json(callback))
+            if isinstance(command, Failure):
+                return RejectedItem(error=command)
+            result = await self._create_one(context, command, uuid4(), fingerprinted=False)
+            return RejectedItem(error=result) if isinstance(result, Failure) else result
 
-        return CallbacksCreated(items=await asyncio.gather(*map(one, wanted.callbacks)))
+        return CallbacksCreated(items=await asyncio.gather(*map(create, request.callbacks)))
 
-    async def _ping(self, _: RequestContext, __: bytes) -> Answer:
+    async def _ping(self, _: RequestContext, __: bytes) -> Response:
         return Pong(status=self._fault() or "ready")

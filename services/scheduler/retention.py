@@ -1,4 +1,4 @@
-"""Keeps the history in daily partitions: makes those of the days ahead, drops the old ones."""
+"""Deletion of old finished callbacks, and creation of the partitions that hold them."""
 
 import asyncio
 import logging
@@ -8,45 +8,47 @@ from uuid import UUID
 
 import asyncpg
 
-from services.scheduler.store import Store
+from services.scheduler.partitions import Partitions
 from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two rounds; a partition more or less for an hour is no matter.
-EVERY: Final = 3600.0
-# Seconds until a round that failed is repeated.
-AGAIN: Final = 10.0
-# Orders deleted in one statement.
-BATCH: Final = 5000
+# Seconds between two rounds. Partitions span a day, so an hour is precise enough.
+ROUND_INTERVAL: Final = 3600.0
+# Seconds until a failed round is repeated.
+RETRY_DELAY: Final = 10.0
+# Requests deleted in one statement.
+DELETE_BATCH_SIZE: Final = 5000
 
 
 class Retention:
-    """Forgets what ended longer ago than `retention`, with its keys."""
+    """Deletes callbacks that finished longer than `retention` ago, and frees their keys."""
 
-    def __init__(self, store: Store, retention: timedelta) -> None:
-        self._store = store
+    def __init__(self, partitions: Partitions, retention: timedelta) -> None:
+        self._partitions = partitions
         self._retention = retention
 
     async def run(self) -> None:
-        """Make and drop partitions until cancelled."""
+        """Create and drop partitions until cancelled."""
         while True:
             try:
                 await self.run_once()
             except (StoreConnectionLostError, asyncpg.PostgresError) as error:
-                logger.warning("the history's partitions wait: %s", error)
-                await asyncio.sleep(AGAIN)
+                logger.warning(
+                    "Cannot create or drop partitions: %s. Retrying in %.0f s.", error, RETRY_DELAY
+                )
+                await asyncio.sleep(RETRY_DELAY)
             else:
-                await asyncio.sleep(EVERY)
+                await asyncio.sleep(ROUND_INTERVAL)
 
     async def run_once(self) -> list[str]:
-        """One round; the partitions that were dropped."""
-        await self._store.make_partitions()
-        old = await self._store.old_partitions(self._retention)
-        for name in old:
+        """Do one round, and return the dropped partitions."""
+        await self._partitions.create()
+        expired = await self._partitions.expired(self._retention)
+        for name in expired:
             last: UUID | None = UUID(int=0)
             while last is not None:
-                last = await self._store.forget(name, last, BATCH)
-            await self._store.drop(name)
-            logger.info("dropped %s", name)
-        return old
+                last = await self._partitions.delete_requests(name, last, DELETE_BATCH_SIZE)
+            await self._partitions.drop(name)
+            logger.info("partition dropped", extra={"partition": name})
+        return expired

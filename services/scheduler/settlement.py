@@ -1,4 +1,4 @@
-"""Settles events by the facts that come back from the callback service, in batches."""
+"""Settles callbacks by the facts of the callback service, in batches."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,9 +9,9 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from services.scheduler import domain
-from services.scheduler.domain import Happened, ScheduledCallback, Step
+from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.facts import FactPublisher
-from services.scheduler.store import Past, Store
+from services.scheduler.store import Store
 from shared.amqp.message import Dead, Message, Outcome
 from shared.contracts.facts import (
     CallbackAttemptFailed,
@@ -25,35 +25,36 @@ from shared.resilience.batching import Batcher
 
 logger = logging.getLogger(__name__)
 
-# AMQP messages of facts in one transaction; each holds up to 500.
-MOST_MESSAGES: Final = 20
+# AMQP messages settled in one transaction. Each holds up to 500 facts.
+MAX_MESSAGES: Final = 20
 
 
 class Settler:
-    """Turns facts into what becomes of events; several messages make one transaction.
+    """Applies facts to callbacks; several messages share one transaction.
 
-    `wake` hears when an event will want attention again; `turn` is waited for before each batch.
+    wake_at: called with the next time at which a callback needs attention.
+    wait_for_backlog: awaited before each batch.
     """
 
     def __init__(
         self,
         store: Store,
-        announcer: FactPublisher,
-        wake: Callable[[datetime], None],
-        turn: Callable[[], Awaitable[None]],
+        facts: FactPublisher,
+        wake_at: Callable[[datetime], None],
+        wait_for_backlog: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
-        self._announcer = announcer
-        self._wake = wake
-        self._turn = turn
-        self._batches: Batcher[Facts, None] = Batcher(self._settle, most=MOST_MESSAGES)
+        self._facts = facts
+        self._wake_at = wake_at
+        self._wait_for_backlog = wait_for_backlog
+        self._batches: Batcher[Facts, None] = Batcher(self._settle, most=MAX_MESSAGES)
 
     async def run(self) -> None:
         """Settle until cancelled."""
         await self._batches.run()
 
     async def handle(self, _: Message, facts: Facts) -> None:
-        """Settle the facts of a message; what follows is committed and told when it returns.
+        """Settle the facts of a message; the results are committed and published on return.
 
         Raises:
             StoreConnectionLostError: repeat it later.
@@ -61,86 +62,91 @@ class Settler:
         await self._batches.add(facts)
 
     async def _settle(self, messages: list[Facts]) -> list[None]:
-        await self._turn()
-        by_event: dict[UUID, list[Fact]] = {}
+        await self._wait_for_backlog()
+        by_id: dict[UUID, list[Fact]] = {}
         for fact in (fact for message in messages for fact in message.facts):
-            if (event_id := _event_id(fact.callback_id)) is not None:
-                by_event.setdefault(event_id, []).append(fact)
-        happened: list[Happened] = []
-        after: list[ScheduledCallback] = []
+            if (id_ := _scheduled_id(fact.callback_id)) is not None:
+                by_id.setdefault(id_, []).append(fact)
+        transitions: list[Transition] = []
+        changed: list[ScheduledCallback] = []
         found: set[UUID] = set()
 
         def decide(
-            live: Mapping[UUID, ScheduledCallback], now: datetime
+            callbacks: Mapping[UUID, ScheduledCallback], now: datetime
         ) -> list[ScheduledCallback]:
-            happened.clear()
-            after.clear()
-            found.update(live)
-            for event in live.values():
-                state, told = settled(event, by_event[event.id], now)
-                happened.extend(told)
-                if state is not event:
-                    after.append(state)
-            return after
+            transitions.clear()
+            changed.clear()
+            found.update(callbacks)
+            for callback in callbacks.values():
+                after, its_transitions = settle(callback, by_id[callback.id], now)
+                transitions.extend(its_transitions)
+                if after is not callback:
+                    changed.append(after)
+            return changed
 
-        now = await self._store.change(list(by_event), decide)
-        for event in after:
-            if not event.ended:
-                self._wake(event.next_at)
-        await self._announcer.tell(happened, now)
-        if gone := [event_id for event_id in by_event if event_id not in found]:
-            # Committed before, but perhaps never told: told again under the same fact_id.
-            past = await self._store.past(gone)
-            await self._announcer.publish(
-                [each for key, end in past.items() for each in repeated(end, by_event[key])], now
-            )
+        now = await self._store.update(list(by_id), decide)
+        for callback in changed:
+            if not callback.finished:
+                self._wake_at(callback.next_at)
+        await self._facts.report(transitions, now)
+        if missing := [id_ for id_ in by_id if id_ not in found]:
+            # They finished before, but a crash may have prevented their facts. The facts are
+            # published again under the same fact_id.
+            finished = await self._store.finished(missing)
+            repeated = [
+                transition
+                for id_, callback in finished.items()
+                if (transition := repeated_transition(callback, by_id[id_])) is not None
+            ]
+            await self._facts.publish(repeated, now)
         return [None] * len(messages)
 
 
-def settled(
-    event: ScheduledCallback, facts: Sequence[Fact], now: datetime
-) -> tuple[ScheduledCallback, list[Happened]]:
-    """What becomes of an event by facts about it, in order."""
-    told = []
+def settle(
+    callback: ScheduledCallback, facts: Sequence[Fact], now: datetime
+) -> tuple[ScheduledCallback, list[Transition]]:
+    """Apply facts to a callback in order; return its new state and the transitions."""
+    transitions = []
     for fact in facts:
-        event, happened = _step(event, fact, now)
-        if happened is not None:
-            told.append(happened)
-        if event.ended:
+        callback, transition = _apply(callback, fact, now)
+        if transition is not None:
+            transitions.append(transition)
+        if callback.finished:
             break
-    return event, told
+    return callback, transitions
 
 
-def _step(event: ScheduledCallback, fact: Fact, now: datetime) -> Step:
+def _apply(callback: ScheduledCallback, fact: Fact, now: datetime) -> Step:
     match fact:
         case CallbackDelivered():
-            return domain.delivered(event, fact.dispatch, fact.attempt, now)
+            return domain.delivered(callback, fact.dispatch, fact.attempt, now)
         case CallbackAttemptFailed():
-            return domain.tried(event, fact.dispatch, fact.attempt, fact.error, fact.next_at)
+            return domain.attempt_failed(
+                callback, fact.dispatch, fact.attempt, fact.error, fact.next_at
+            )
         case CallbackDispatchFailed():
-            return domain.given_back(
-                event, fact.dispatch, fact.attempt, fact.reason, now, final=fact.final
+            return domain.dispatch_failed(
+                callback, fact.dispatch, fact.attempt, fact.reason, now, final=fact.final
             )
         case _:
-            return event, None
+            return callback, None
 
 
-def repeated(past: Past, facts: Sequence[Fact]) -> list[Happened]:
-    """What was told, or should have been, when one of these facts ended the event."""
-    event = past.event
+def repeated_transition(callback: ScheduledCallback, facts: Sequence[Fact]) -> Transition | None:
+    """Return the transition of a finished callback if one of the facts caused it."""
     for fact in facts:
-        delivered = isinstance(fact, CallbackDelivered) and event.status is Status.NOTIFIED
-        given_back = (
+        delivered = isinstance(fact, CallbackDelivered) and callback.status is Status.NOTIFIED
+        dispatch_failed = (
             isinstance(fact, CallbackDispatchFailed)
-            and event.status in (Status.FAILED, Status.CANCELLED)
-            and fact.dispatch == event.dispatch
+            and callback.status in (Status.FAILED, Status.CANCELLED)
+            and fact.dispatch == callback.dispatch
         )
-        if delivered or given_back:
-            return [Happened(event, event.status, event.last_error)]
-    return []
+        if delivered or dispatch_failed:
+            return Transition(callback, callback.status, callback.last_error)
+    return None
 
 
-def _event_id(callback_id: str) -> UUID | None:
+def _scheduled_id(callback_id: str) -> UUID | None:
     try:
         return UUID(callback_id.partition(".")[0])
     except ValueError:
@@ -148,7 +154,8 @@ def _event_id(callback_id: str) -> UUID | None:
 
 
 def report(message: Message, _: Facts | None, outcome: Outcome[None]) -> BaseModel | None:
-    """Log what could not be settled."""
+    """Log dead-lettered facts."""
     if isinstance(outcome, Dead):
-        logger.error("facts dead", extra={"message_id": message.id, "reason": outcome.reason})
+        context = {"message_id": message.id, "reason": outcome.reason}
+        logger.error("facts dead-lettered", extra=context)
     return None

@@ -1,33 +1,34 @@
-"""The scheduler's events in PostgreSQL. Every method is one statement or one transaction.
+"""Scheduled callbacks in PostgreSQL. Every method is one statement or one transaction.
 
-All raise StoreConnectionLostError when the database is unavailable, slow or full. Whether they took
-effect is then unknown. Each is safe to repeat.
+All methods raise StoreConnectionLostError if the database is unavailable, slow or full. It is then
+unknown whether the method took effect. Each is safe to repeat.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
-from services.scheduler.domain import ScheduledCallback, rules
+from services.scheduler.domain import ScheduledCallback, parse_rules
 from services.scheduler.messages import Content
+from services.scheduler.partitions import Partitions
 from shared.contracts.schedules import Status
+from shared.pagination import START, Position
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 
 SQL: Final = queries("services.scheduler")
-BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
-DAYS_AHEAD: Final = 7  # that partitions of the history are made
+BEGINNING: Final = START[0]
 
 Decide = Callable[[Mapping[UUID, ScheduledCallback], datetime], Iterable[ScheduledCallback]]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """An order to create an event. `secret` is sealed; with neither `run_at` nor `delay`, now."""
+class NewCallback:
+    """A callback to insert, due at `run_at` or in `delay` seconds. `secret` is encrypted."""
 
     id: UUID
     client_id: str
@@ -45,8 +46,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """An event that was created before, and where it is."""
+class ExistingCallback:
+    """A callback that was created before."""
 
     id: UUID
     status: Status
@@ -56,9 +57,12 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An event that is ours to fire until `event.next_at`, and what it takes; `now` is when."""
+    """A callback leased until `callback.next_at`, with all that its dispatch needs.
 
-    event: ScheduledCallback
+    now: when it was claimed.
+    """
+
+    callback: ScheduledCallback
     content: Content
     secret: bytes | None
     traceparent: str | None
@@ -66,20 +70,11 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """How an event ended."""
-
-    event: ScheduledCallback
-    finished_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class Inserted:
-    """What became of orders: `made` their events, `due` those to be fired by us at once."""
+    """The result of an insert. `due` are those that the caller must dispatch at once."""
 
-    made: Mapping[UUID, ScheduledCallback]
+    callbacks: Mapping[UUID, ScheduledCallback]
     due: Sequence[Claim]
-    now: datetime | None
 
 
 class Store:
@@ -88,56 +83,57 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def now(self) -> datetime:
-        """What time it is: the database's clock is the only one."""
-        now: datetime = (await self._database.fetchrow(SQL["now"]))["now"]
-        return now
+    async def insert(self, new: Sequence[NewCallback]) -> Inserted:
+        """Insert the callbacks whose id and keys are free.
 
-    async def create(self, orders: Sequence[Order]) -> Inserted:
-        """Insert what is new; an order whose id or keys are used is left out.
-
-        Two orders with the same id or keys must not be in one call: the first would win unheard.
+        One call must not hold the same id or keys twice: only one of them would be inserted.
         """
-        columns = zip(*map(_values, orders), strict=True)
-        rows = await self._database.fetch(SQL["create"], *map(list, columns))
-        by_id = {order.id: order for order in orders}
-        made = {}
+        columns = zip(*map(_insert_values, new), strict=True)
+        rows = await self._database.fetch(SQL["insert"], *map(list, columns))
+        by_id = {each.id: each for each in new}
+        callbacks = {}
         due = []
         for row in rows:
-            order = by_id[row["id"]]
-            event = ScheduledCallback(
-                id=order.id,
-                client_id=order.client_id,
-                group_key=order.group_key,
-                event_key=order.event_key,
+            request = by_id[row["id"]]
+            callback = ScheduledCallback(
+                id=request.id,
+                client_id=request.client_id,
+                group_key=request.group_key,
+                event_key=request.event_key,
                 run_at=row["run_at"],
                 next_at=row["next_at"],
                 status=Status.DISPATCHED if row["in_flight"] else Status.SCHEDULED,
                 in_flight=row["in_flight"],
                 dispatch=int(row["in_flight"]),
                 stop_at=row["stop_at"],
-                rules=rules(order.rules),
+                rules=parse_rules(request.rules),
             )
-            made[event.id] = event
-            if event.in_flight:
-                due.append(Claim(event, order.content, order.secret, order.traceparent, row["now"]))
-        return Inserted(made, due, rows[0]["now"] if rows else None)
+            callbacks[callback.id] = callback
+            if callback.in_flight:
+                due.append(
+                    Claim(
+                        callback, request.content, request.secret, request.traceparent, row["now"]
+                    )
+                )
+        return Inserted(callbacks, due)
 
-    async def known(self, ids: Sequence[UUID]) -> dict[UUID, Known]:
-        """Those of the ids that are in use."""
-        rows = await self._database.fetch(SQL["known"], ids)
+    async def existing(self, ids: Sequence[UUID]) -> dict[UUID, ExistingCallback]:
+        """Return the callbacks that have one of the ids."""
+        rows = await self._database.fetch(SQL["existing"], ids)
         return {
-            row["id"]: Known(row["id"], Status(row["status"]), row["run_at"], row["fingerprint"])
+            row["id"]: ExistingCallback(
+                row["id"], Status(row["status"]), row["run_at"], row["fingerprint"]
+            )
             for row in rows
             if row["status"] is not None
         }
 
     async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
-        """Lease the oldest due events, at most `limit`, of those due after that moment."""
+        """Lease at most `limit` callbacks that fell due after `after`, oldest first."""
         rows = await self._database.fetch(SQL["claim"], after, limit)
         return [
             Claim(
-                _event(row),
+                _callback(row),
                 Content(
                     row["context"],
                     row["message"],
@@ -156,71 +152,65 @@ class Store:
     async def next_due(
         self, within: float, *, after: datetime = BEGINNING
     ) -> tuple[datetime | None, datetime]:
-        """When the next event wants attention, if within so many seconds; and what time it is.
-
-        Only events due after that moment are looked at.
-        """
+        """Return the next due time after `after`, if within so many seconds, and the time now."""
         row = await self._database.fetchrow(SQL["next_due"], after, within)
         return row["next_at"], row["now"]
 
-    async def release(self, events: Sequence[ScheduledCallback], delay: float) -> None:
-        """Give back what was claimed and could not be published, to be due in `delay` seconds."""
+    async def release(self, callbacks: Sequence[ScheduledCallback], delay: float) -> None:
+        """Release claims that could not be published; they are due again in `delay` seconds."""
         await self._database.execute(
             SQL["release"],
-            [event.id for event in events],
-            [event.dispatch for event in events],
+            [callback.id for callback in callbacks],
+            [callback.dispatch for callback in callbacks],
             delay,
         )
 
-    async def change(self, ids: Sequence[UUID], decide: Decide) -> datetime:
-        """Lock live events, let `decide` say what becomes of them, and write that; the moment.
+    async def update(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+        """Lock unfinished callbacks, write the new states from `decide`, and return the time.
 
-        What `decide` does not return stays as it is. It may be called more than once.
+        `decide` returns only callbacks that change. It may be called more than once.
         """
         while True:
             try:
-                return await self._change(ids, decide)
+                return await self._update(ids, decide)
             except asyncpg.CheckViolationError:
-                # The history has no partition for this day: the clock has jumped.
-                await self.make_partitions()
+                # No partition exists for today: the database's clock has jumped.
+                await Partitions(self._database).create()
 
-    async def _change(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+    async def _update(self, ids: Sequence[UUID], decide: Decide) -> datetime:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(SQL["lock"], ids)
             now: datetime = rows[0]["now"] if rows else await connection.fetchval("SELECT now()")
-            changed = list(decide({row["id"]: _event(row) for row in rows}, now))
-            live = [event for event in changed if not event.ended]
-            over = [event for event in changed if event.ended]
-            if live:
+            changed = list(decide({row["id"]: _callback(row) for row in rows}, now))
+            unfinished = [callback for callback in changed if not callback.finished]
+            finished = [callback for callback in changed if callback.finished]
+            if unfinished:
                 await connection.execute(
-                    SQL["save"], *map(list, zip(*map(_state, live), strict=True))
+                    SQL["save"], *map(list, zip(*map(_save_values, unfinished), strict=True))
                 )
-            if over:
+            if finished:
                 await connection.execute(
-                    SQL["finish"], *map(list, zip(*map(_end, over), strict=True))
+                    SQL["finish"], *map(list, zip(*map(_finish_values, finished), strict=True))
                 )
         return now
 
-    async def past(self, ids: Sequence[UUID]) -> dict[UUID, Past]:
-        """How those of the events ended that have."""
-        rows = await self._database.fetch(SQL["past"], ids)
+    async def finished(self, ids: Sequence[UUID]) -> dict[UUID, ScheduledCallback]:
+        """Return those of the callbacks that have finished."""
+        rows = await self._database.fetch(SQL["finished"], ids)
         return {
-            row["id"]: Past(
-                ScheduledCallback(
-                    id=row["id"],
-                    client_id=row["client_id"],
-                    group_key=row["group_key"],
-                    event_key=row["event_key"],
-                    run_at=row["run_at"],
-                    next_at=row["run_at"],
-                    occurrence=row["occurrence"],
-                    status=Status(row["status"]),
-                    dispatch=row["dispatch"],
-                    attempts=row["attempts"],
-                    last_error=row["last_error"],
-                    rules=rules(row["rules"]),
-                ),
-                row["finished_at"],
+            row["id"]: ScheduledCallback(
+                id=row["id"],
+                client_id=row["client_id"],
+                group_key=row["group_key"],
+                event_key=row["event_key"],
+                run_at=row["run_at"],
+                next_at=row["run_at"],
+                occurrence=row["occurrence"],
+                status=Status(row["status"]),
+                dispatch=row["dispatch"],
+                earlier_attempts=row["attempts"],
+                last_error=row["last_error"],
+                rules=parse_rules(row["rules"]),
             )
             for row in rows
         }
@@ -228,41 +218,41 @@ class Store:
     async def find(
         self, client_id: str, id_: UUID | None, group_key: str | None, event_key: str | None
     ) -> UUID | None:
-        """The id of a client's event; None if it has no such event."""
+        """Return the id of a client's callback, or None if the client has no such callback."""
         if id_ is not None:
             row = await self._database.fetchrow(SQL["id_of_client"], client_id, id_)
         else:
-            row = await self._database.fetchrow(SQL["id_of_keys"], client_id, group_key, event_key)
+            row = await self._database.fetchrow(SQL["id_by_keys"], client_id, group_key, event_key)
         return None if row is None else row["id"]
 
-    async def group(
-        self, client_id: str, group_key: str, after: tuple[datetime, UUID], limit: int
-    ) -> list[tuple[datetime, UUID]]:
-        """Events of a group, oldest first, from a position on."""
-        rows = await self._database.fetch(SQL["group_ids"], client_id, group_key, *after, limit)
+    async def group_members(
+        self, client_id: str, group_key: str, after: Position, limit: int
+    ) -> list[Position]:
+        """Return the positions of a group's callbacks after a position, oldest first."""
+        rows = await self._database.fetch(SQL["group_members"], client_id, group_key, *after, limit)
         return [(row["created_at"], row["id"]) for row in rows]
 
     async def page(
         self,
         client_id: str,
-        before: tuple[datetime, UUID],
+        before: Position,
         limit: int,
         *,
         group_key: str | None = None,
         failed: bool = False,
-    ) -> list[tuple[datetime, UUID]]:
-        """Positions of a client's events, newest first: all, of a group, or the failed ones."""
+    ) -> list[Position]:
+        """Return positions of a client's callbacks, newest first: all, a group, or failed ones."""
         name = "failed_page" if failed else "client_page" if group_key is None else "group_page"
         more = () if failed or group_key is None else (group_key,)
         rows = await self._database.fetch(SQL[name], client_id, *before, limit, *more)
-        return [(row["position"], row["id"]) for row in rows]
+        return [(row["at"], row["id"]) for row in rows]
 
     async def statuses(self, ids: Sequence[UUID]) -> dict[UUID, Any]:
-        """What status answers tell of events, as `asyncpg.Record`."""
-        rows = await self._database.fetch(SQL["status"], ids)
+        """Return the rows for `CallbackStatus`, as `asyncpg.Record`."""
+        rows = await self._database.fetch(SQL["statuses"], ids)
         return {row["id"]: row for row in rows if row["status"] is not None}
 
-    async def failed(  # noqa: PLR0913 - the filters
+    async def failed_ids(  # noqa: PLR0913 - the filters
         self,
         client_id: str,
         *,
@@ -272,87 +262,42 @@ class Store:
         before: datetime | None,
         limit: int,
     ) -> list[UUID]:
-        """A client's failed events, those that failed first before the others."""
+        """Return a client's failed callbacks in the order in which they failed."""
         rows = await self._database.fetch(
-            SQL["failed"], client_id, id_, group_key, after, before, limit
+            SQL["failed_ids"], client_id, id_, group_key, after, before, limit
         )
         return [row["id"] for row in rows]
 
     async def restart(self, ids: Sequence[UUID]) -> list[UUID]:
-        """Begin failed events again, due now; those that were still failed."""
+        """Make failed callbacks due now; return those that were still failed."""
         return [row["id"] for row in await self._database.fetch(SQL["restart"], ids)]
 
-    async def make_partitions(self) -> None:
-        """Make the history's partitions for today and the days ahead."""
-        today = (await self.now()).date()
-        for day in (today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD + 1)):
-            async with self._database.transaction() as connection:
-                # A new partition locks the whole history for a moment: do not queue up for that
-                # behind a reader while others queue up behind us.
-                await connection.execute("SET LOCAL lock_timeout = '1s'")
-                await connection.execute(_make_partition(day))
 
-    async def old_partitions(self, retention: timedelta) -> list[str]:
-        """The partitions that hold nothing younger than the retention, oldest first."""
-        oldest = partition((await self.now() - retention).date())
-        rows = await self._database.fetch(SQL["partitions"])
-        return [row["name"] for row in rows if row["name"] < oldest]
-
-    async def forget(self, name: str, after: UUID, limit: int) -> UUID | None:
-        """Delete orders whose events are in a partition, by id from one on; the last one seen."""
-        row = await self._database.fetchrow(
-            f"""WITH old AS (SELECT id FROM scheduler.{name} WHERE id > $1 ORDER BY id LIMIT $2),
-            gone AS (DELETE FROM scheduler.orders WHERE id IN (SELECT id FROM old))
-            SELECT id FROM old ORDER BY id DESC LIMIT 1""",  # noqa: S608 - from pg_class
-            after,
-            limit,
-        )
-        return None if row is None else row["id"]
-
-    async def drop(self, name: str) -> None:
-        """Drop a partition."""
-        async with self._database.transaction() as connection:
-            await connection.execute("SET LOCAL lock_timeout = '1s'")
-            await connection.execute(f"DROP TABLE scheduler.{name}")
-
-
-def partition(day: date) -> str:
-    """The name of a day's partition; they sort by day."""
-    return f"history_{day:%Y%m%d}"
-
-
-def _make_partition(day: date) -> str:
+def _insert_values(new: NewCallback) -> tuple[Any, ...]:
+    content = new.content
     return (
-        f"CREATE TABLE IF NOT EXISTS scheduler.{partition(day)} PARTITION OF scheduler.history"
-        f" FOR VALUES FROM ('{day} 00:00+00') TO ('{day + timedelta(days=1)} 00:00+00')"
-    )
-
-
-def _values(order: Order) -> tuple[Any, ...]:
-    content = order.content
-    return (
-        order.id,
-        order.client_id,
-        order.group_key,
-        order.event_key,
-        order.fingerprint,
+        new.id,
+        new.client_id,
+        new.group_key,
+        new.event_key,
+        new.fingerprint,
         content.context,
         content.message,
         content.headers,
-        order.secret,
+        new.secret,
         content.exchange,
         content.routing_key,
         content.format,
-        order.lease,
-        order.stop_after,
-        order.rules,
-        order.traceparent,
-        order.run_at,
-        order.delay,
+        new.lease,
+        new.stop_after,
+        new.rules,
+        new.traceparent,
+        new.run_at,
+        new.delay,
     )
 
 
-def _event(row: Any) -> ScheduledCallback:
+def _callback(row: Any) -> ScheduledCallback:
     return ScheduledCallback(
         row["id"],
         row["client_id"],
@@ -363,38 +308,44 @@ def _event(row: Any) -> ScheduledCallback:
         row["occurrence"],
         Status(row["status"]),
         row["in_flight"],
-        row["cancelled"],
+        row["cancel_requested"],
         row["dispatch"],
         row["first_dispatch"],
-        row["retries"],
-        row["attempts"],
-        row["tries"],
-        row["try_at"],
+        row["main_retries"],
+        row["earlier_attempts"],
+        row["dispatch_attempts"],
+        row["next_attempt_at"],
         row["stop_at"],
         row["last_error"],
-        rules(row["rules"]),
+        parse_rules(row["rules"]),
     )
 
 
-def _state(event: ScheduledCallback) -> tuple[Any, ...]:
+def _save_values(callback: ScheduledCallback) -> tuple[Any, ...]:
     return (
-        event.id,
-        event.run_at,
-        event.next_at,
-        event.occurrence,
-        event.status,
-        event.in_flight,
-        event.cancelled,
-        event.dispatch,
-        event.first_dispatch,
-        event.retries,
-        event.attempts,
-        event.tries,
-        event.try_at,
-        event.stop_at,
-        event.last_error,
+        callback.id,
+        callback.run_at,
+        callback.next_at,
+        callback.occurrence,
+        callback.status,
+        callback.in_flight,
+        callback.cancel_requested,
+        callback.dispatch,
+        callback.first_dispatch,
+        callback.main_retries,
+        callback.earlier_attempts,
+        callback.dispatch_attempts,
+        callback.next_attempt_at,
+        callback.stop_at,
+        callback.last_error,
     )
 
 
-def _end(event: ScheduledCallback) -> tuple[Any, ...]:
-    return event.id, event.client_id, event.status, event.attempts, event.last_error
+def _finish_values(callback: ScheduledCallback) -> tuple[Any, ...]:
+    return (
+        callback.id,
+        callback.client_id,
+        callback.status,
+        callback.attempts,
+        callback.last_error,
+    )

@@ -73,7 +73,7 @@ def _no_ticket(headers: dict[str, str]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)
-def zone(name: str) -> ZoneInfo:
+def time_zone(name: str) -> ZoneInfo:
     """The IANA time zone of that name.
 
     Raises:
@@ -86,7 +86,7 @@ def zone(name: str) -> ZoneInfo:
 
 
 def _zone_name(name: str) -> str:
-    zone(name)
+    time_zone(name)
     return name
 
 

@@ -1,7 +1,7 @@
-"""The scheduler, made to die by kill -9 at one exact point.
+"""The scheduler, killed by `kill -9` at one exact point.
 
-`python -m tests.acceptance.crashing_scheduler POINT` runs it as it is, with one collaborator
-wrapped so that the process kills itself the first time it gets to that point.
+`python -m tests.acceptance.crashing_scheduler POINT` runs the real scheduler with collaborators
+that kill the process when it first reaches the point.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler import app
-from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, Order, Store
+from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, NewCallback, Store
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
@@ -29,17 +29,17 @@ POINTS: Final = (
 
 
 def reach(point: str) -> None:
-    """Die if this is the point."""
+    """Die if the command line names this point."""
     if sys.argv[1:] == [point]:
         die()
 
 
-class DyingStore(Store):
+class CrashingStore(Store):
     """The store, with points before and after its writes."""
 
-    async def create(self, orders: Sequence[Order]) -> Inserted:
+    async def insert(self, new: Sequence[NewCallback]) -> Inserted:
         reach("before the insert")
-        inserted = await super().create(orders)
+        inserted = await super().insert(new)
         reach("after the insert")
         return inserted
 
@@ -49,15 +49,15 @@ class DyingStore(Store):
             reach("after the claim")
         return claims
 
-    async def change(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+    async def update(self, ids: Sequence[UUID], decide: Decide) -> datetime:
         reach("before the settlement")
-        now = await super().change(ids, decide)
+        now = await super().update(ids, decide)
         reach("after the settlement")
         return now
 
 
-class DyingPublisher(Publisher):
-    """The publisher, with a point when the broker has confirmed a dispatch."""
+class CrashingPublisher(Publisher):
+    """The publisher, with a point after the broker has confirmed a dispatch."""
 
     def publish(self, message: OutgoingMessage) -> Any:
         done = super().publish(message)
@@ -67,6 +67,6 @@ class DyingPublisher(Publisher):
 
 
 if __name__ == "__main__":
-    setattr(app, "Store", DyingStore)  # noqa: B010 - no name of app's own
-    setattr(app, "Publisher", DyingPublisher)  # noqa: B010
+    setattr(app, "Store", CrashingStore)  # noqa: B010 - app only imports the name
+    setattr(app, "Publisher", CrashingPublisher)  # noqa: B010 - as above
     sys.exit(serve("scheduler", app.start, load(Settings), Parts(metrics_port=0)))

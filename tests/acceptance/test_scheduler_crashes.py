@@ -16,7 +16,7 @@ import pytest
 from deploy.local.database import Database
 from shared.contracts.schedules import callback_id_of_message
 from tests.acceptance.crashing_scheduler import POINTS
-from tests.fakes.callback_service import FakeCallbackService, fake_callback_service, gathered
+from tests.fakes.callback_service import FakeCallbackService, fake_callback_service, gather_limited
 from tests.fakes.scheduling import SECRETS_KEY, URL, connected, delivered, schedulers
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -45,7 +45,7 @@ async def empty_url(database_url: str) -> str:
 
 async def schedule(it: FakeCallbackService, due: Mapping[str, float]) -> None:
     """Order a callback for each message id, due at these seconds since the epoch."""
-    await gathered(
+    await gather_limited(
         *(
             it.send(
                 {
@@ -89,14 +89,14 @@ async def test_rows_16_and_17_a_crash_at_any_point_costs_a_repeat_and_never_a_lo
         with running(tmp_path, amqp_url, settings(empty_url), RUN) as second:
             await second.ready()
             wanted = {str(callback_id_of_message("", key)) for key in due}
-            await until(lambda: it.told("notified") >= wanted)
+            await until(lambda: it.reported("notified") >= wanted)
             # row 17: within the lease and one look, however long the start took
             assert time.time() - died < LEASE + TIMEOUT + 10
             times = Counter(each.id for each in it.arrivals)
             assert times.keys() == wanted
             assert max(times.values()) <= 2
             assert early(it, due) == []
-            assert await it.dead() == []
+            assert await it.dead_letters() == []
 
 
 async def test_row_18_suspended_for_longer_than_its_lease_it_settles_nothing_wrongly(
@@ -118,7 +118,7 @@ async def test_row_18_suspended_for_longer_than_its_lease_it_settles_nothing_wro
         await asyncio.sleep(LEASE * 2)  # that long it is suspended; nothing else is waited for
         replicas[0].signal(signal.SIGCONT)
         wanted = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: it.told("notified") >= wanted, 30)
+        await until(lambda: it.reported("notified") >= wanted, 30)
         assert early(it, due) == []
         repeats = len(it.arrivals) - len(wanted)
         assert repeats <= 500  # a batch
@@ -160,13 +160,13 @@ async def test_s11_two_replicas_under_kill_and_a_database_restart_notify_every_e
             trouble.create_task(_restart(own_database, 4))
             trouble.create_task(_kill_in_turn(stack, replicas, start))
         wanted = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: len(it.told("notified") & wanted) == count, 60)
+        await until(lambda: len(it.reported("notified") & wanted) == count, 60)
         assert early(it, due) == []
         assert {each.id for each in it.arrivals} == wanted
         repeats = len(it.arrivals) - count
         print(f"{repeats} repeats of {count}")  # noqa: T201 - a figure to look at
         assert repeats <= count
-        assert await it.dead() == []
+        assert await it.dead_letters() == []
 
 
 # Row 19.
@@ -186,8 +186,8 @@ async def test_row_19_without_its_database_it_waits_and_loses_nothing(
             assert it.arrivals == []
             await asyncio.to_thread(own_database.start)
             wanted = {str(callback_id_of_message("", key)) for key in due}
-            await until(lambda: it.told("notified") >= wanted, 30)
-            assert await it.dead() == []
+            await until(lambda: it.reported("notified") >= wanted, 30)
+            assert await it.dead_letters() == []
 
 
 def _down(service: Service) -> bool:
@@ -199,19 +199,19 @@ async def test_row_22_an_idle_transaction_does_not_slow_the_claims(empty_url: st
     async with schedulers(empty_url) as (it,):
         idle = await asyncpg.connect(empty_url)
         await idle.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        await idle.fetch("SELECT count(*) FROM scheduler.events")
+        await idle.fetch("SELECT count(*) FROM scheduler.scheduled_callbacks")
 
         async def churn(rounds: int) -> float:
             """Seconds of the claim in the middle: a busy machine slows some, this slows all."""
             took = []
             for _ in range(rounds):
                 asked = [{"url": URL, "delay": 0.001}] * 200
-                answer = await it.ask("CreateCallbacks", callbacks=asked)
+                answer = await it.request("CreateCallbacks", callbacks=asked)
                 await asyncio.sleep(0.002)  # until they are due
                 started = time.perf_counter()
-                await it.fire()
+                await it.dispatch()
                 took.append(time.perf_counter() - started)
-                await it.hear(*(delivered(item["id"]) for item in answer["items"]))
+                await it.settle(*(delivered(item["id"]) for item in answer["items"]))
             return median(took)
 
         before = await churn(20)

@@ -146,7 +146,7 @@ class Site:
             await self.publisher.publish_all(_order(at) for at in due[start : start + BATCH])
 
     async def waiting(self) -> int:
-        count = await self.database.fetchval("SELECT count(*) FROM scheduler.events")
+        count = await self.database.fetchval("SELECT count(*) FROM scheduler.scheduled_callbacks")
         return int(count)
 
     async def fill(self, rows: int) -> None:
@@ -160,20 +160,20 @@ class Site:
             WITH ids AS MATERIALIZED (
                 SELECT gen_random_uuid() AS id, n FROM generate_series(1, $1::int) n
             ), ordered AS (
-                INSERT INTO scheduler.orders
+                INSERT INTO scheduler.callback_requests
                 SELECT (jsonb_populate_record(one, jsonb_build_object('id', id))).*
-                FROM ids, (SELECT o FROM scheduler.orders o LIMIT 1) s(one)
+                FROM ids, (SELECT o FROM scheduler.callback_requests o LIMIT 1) s(one)
             )
-            INSERT INTO scheduler.events
+            INSERT INTO scheduler.scheduled_callbacks
             SELECT (jsonb_populate_record(one, jsonb_build_object(
                 'id', id, 'next_at', now() + interval '1 day' + n * interval '10 ms'))).*
-            FROM ids, (SELECT e FROM scheduler.events e LIMIT 1) s(one)
+            FROM ids, (SELECT e FROM scheduler.scheduled_callbacks e LIMIT 1) s(one)
             """,
             rows - await self.waiting(),
             timeout=400,
         )
-        await self.database.execute("VACUUM ANALYZE scheduler.orders")
-        await self.database.execute("VACUUM ANALYZE scheduler.events")
+        await self.database.execute("VACUUM ANALYZE scheduler.callback_requests")
+        await self.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
         await self.database.execute("CHECKPOINT", timeout=120)
 
     async def fire(self, due: Sequence[float]) -> list[float]:

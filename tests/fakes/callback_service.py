@@ -1,4 +1,4 @@
-"""Plays the callback service: takes its orders off the queue and tells what became of them."""
+"""A callback service for the scheduler's tests: consumes SendCallback, and publishes facts."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from tests.fakes.waiting import until
 
-# Literals on purpose: these names are promised to programs that never see our code.
+# A literal on purpose: programs that never see our code rely on this name.
 SCHEDULES = "schedules"
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """An order of the scheduler's, as it came. `at` in seconds since the epoch."""
+    """A SendCallback of the scheduler. `at` is when it came, in seconds since the epoch."""
 
     id: str
     at: float
@@ -29,26 +29,26 @@ class Arrival:
     headers: dict[str, Any]
 
 
-# What becomes of an order: the type of its fact and the fields that this type has.
+# Returns the type and the fields of the fact to publish, or None to publish nothing.
 Behaviour = Callable[[Arrival], tuple[str, dict[str, Any]] | None]
 
 
-def delivers(_: Arrival) -> tuple[str, dict[str, Any]]:
-    """Deliver everything."""
+def deliver(_: Arrival) -> tuple[str, dict[str, Any]]:
+    """Report every callback as delivered."""
     return "callback.delivered", {"status": 200, "duration": 0.01}
 
 
 @dataclass
 class FakeCallbackService:
-    """One connection: takes orders, tells facts, and publishes schedules as a client does."""
+    """The callback service, and a client that publishes schedules."""
 
     channel: AbstractChannel
-    fate: Behaviour = delivers
+    behaviour: Behaviour = deliver
     arrivals: list[Arrival] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
 
     async def send(self, body: Any, type_: str = "ScheduleCallback", **properties: Any) -> str:
-        """Publish a message to the exchange `schedules`, confirmed; gives its message_id."""
+        """Publish a message to the exchange `schedules`, confirmed, and return its message_id."""
         key = {"ScheduleCallback": "schedule", "CancelCallback": "cancel"}.get(type_, "reschedule")
         given: dict[str, Any] = {
             "content_type": "application/json",
@@ -61,39 +61,42 @@ class FakeCallbackService:
         await exchange.publish(aio_pika.Message(raw, **given), routing_key=key, timeout=30)
         return str(given["message_id"])
 
-    async def dead(self) -> list[AbstractIncomingMessage]:
-        """Take what is in `schedules.dead`."""
+    async def dead_letters(self) -> list[AbstractIncomingMessage]:
+        """Consume and return what is in `schedules.dead`."""
         queue = await self.channel.get_queue(f"{SCHEDULES}.dead", ensure=False)
         found = []
         while message := await queue.get(no_ack=True, fail=False):
             found.append(message)
         return found
 
-    async def letter(self, within: float = 20.0) -> AbstractIncomingMessage:
+    async def dead_letter(self, within: float = 20.0) -> AbstractIncomingMessage:
         """Wait for a dead letter."""
-        found: list[AbstractIncomingMessage] = await until(self.dead, within)
+        found: list[AbstractIncomingMessage] = await until(self.dead_letters, within)
         return found[0]
 
-    def of(self, event: str) -> list[Arrival]:
-        """Give the arrivals of an event."""
-        return [each for each in self.arrivals if each.id == event]
+    def arrivals_of(self, callback: str) -> list[Arrival]:
+        """Return the arrivals of a callback."""
+        return [each for each in self.arrivals if each.id == callback]
 
-    def told(self, kind: str) -> set[str]:
-        """Give the events that a fact of the scheduler's was told about."""
+    def reported(self, kind: str) -> set[str]:
+        """Return the callbacks about which the scheduler published a fact of this type."""
         return {fact["schedule_id"] for fact in self.facts if fact["type"] == f"schedule.{kind}"}
 
-    async def take(self, message: AbstractIncomingMessage) -> None:
+    async def receive_callback(self, message: AbstractIncomingMessage) -> None:
         body = json.loads(message.body)
         headers = dict(message.headers)
         dispatch = int(str(headers["x-ringback-dispatch"]))
         arrival = Arrival(body["id"], time.time(), dispatch, body, headers)
         self.arrivals.append(arrival)
-        if (fate := self.fate(arrival)) is not None:
-            await self.tell(arrival, *fate)
+        if (fact := self.behaviour(arrival)) is not None:
+            await self.publish_fact(arrival, *fact)
         await message.ack()
 
-    async def tell(self, arrival: Arrival, kind: str, fields: dict[str, Any]) -> None:
-        """Publish a fact about an order."""
+    async def receive_facts(self, message: AbstractIncomingMessage) -> None:
+        self.facts += json.loads(message.body)["facts"]
+
+    async def publish_fact(self, arrival: Arrival, kind: str, fields: dict[str, Any]) -> None:
+        """Publish a fact about a callback."""
         fact = {
             "type": kind,
             "fact_id": f"{arrival.id}/{arrival.dispatch}/{kind}",
@@ -118,33 +121,31 @@ class FakeCallbackService:
             timeout=30,
         )
 
-    async def hear(self, message: AbstractIncomingMessage) -> None:
-        self.facts += json.loads(message.body)["facts"]
-
 
 @asynccontextmanager
 async def fake_callback_service(
-    amqp_url: str, fate: Behaviour = delivers
+    amqp_url: str, behaviour: Behaviour = deliver
 ) -> AsyncIterator[FakeCallbackService]:
-    """Play, once the scheduler has declared what it needs."""
+    """Run the fake. The scheduler must have declared its queues before."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
         await channel.set_qos(500)
-        it = FakeCallbackService(channel, fate)
+        service = FakeCallbackService(channel, behaviour)
         facts = await channel.declare_queue(exclusive=True)
         await facts.bind("outcomes", "schedule.*")
-        await facts.consume(it.hear, no_ack=True)
-        await (await channel.get_queue("callbacks", ensure=False)).consume(it.take)
-        yield it
+        await facts.consume(service.receive_facts, no_ack=True)
+        callbacks = await channel.get_queue("callbacks", ensure=False)
+        await callbacks.consume(service.receive_callback)
+        yield service
 
 
-async def gathered(*work: Any, at_once: int = 500) -> None:
-    """Await many, not all at once."""
-    places = asyncio.Semaphore(at_once)
+async def gather_limited(*work: Any, limit: int = 500) -> None:
+    """Await all, at most `limit` at a time."""
+    slots = asyncio.Semaphore(limit)
 
     async def one(each: Any) -> None:
-        async with places:
+        async with slots:
             await each
 
     await asyncio.gather(*map(one, work))

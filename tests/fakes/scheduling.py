@@ -1,4 +1,4 @@
-"""The scheduler's own parts on a real database, with the broker played by a list."""
+"""The scheduler's parts on a real database, with a list in the place of the broker."""
 
 import asyncio
 import base64
@@ -16,6 +16,7 @@ from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import Intake
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
+from services.scheduler.partitions import Partitions
 from services.scheduler.requests import Requests
 from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
@@ -39,20 +40,20 @@ from shared.security.tickets import Tickets
 SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
 TICKET_KEY = "a-ticket-key-of-32-characters-xx"
 URL = "https://shop.example.com/hook"
-ALLOWED = "reminders"
+ALLOWED_EXCHANGE = "reminders"
 
 
 class ListBroker:
-    """Takes what is published; refuses exchanges that are not there, all of it while `down`."""
+    """Keeps published messages. Refuses unknown exchanges, and everything while `down`."""
 
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
         self.down = False
-        self.exchanges = {"", ALLOWED}
+        self.exchanges = {"", ALLOWED_EXCHANGE}
 
     async def ready(self) -> None:
-        """Say that publishing is possible, as the real one believes until it fails."""
+        """Return at once; the real publisher also notices a lost broker only when it publishes."""
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -67,99 +68,103 @@ class ListBroker:
         for message in messages:
             self.facts += json.loads(message.body)["facts"]
 
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        """Give the facts of a type that were published."""
+    def published_facts(self, kind: str) -> list[dict[str, Any]]:
+        """Return the published facts of a type."""
         return [fact for fact in self.facts if fact["type"] == f"schedule.{kind}"]
 
 
 class Scheduler:
-    """One scheduler, moved step by step."""
+    """A scheduler that the test moves step by step."""
 
     def __init__(self, database: Database, **settings: Any) -> None:
         given = {"lease": 60.0, "batch": 500, "poll": 2.0} | settings
         self.database = database
         self.store = Store(database)
+        self.partitions = Partitions(database)
         self.broker = ListBroker()
         self.clock = DatabaseClock()
-        self.seal = SecretCipher.of(SECRETS_KEY)
+        self.cipher = SecretCipher.of(SECRETS_KEY)
         self.tickets = Tickets(TICKET_KEY)
-        published: Any = self.broker
-        announcer = FactPublisher(published)
+        broker: Any = self.broker
+        facts = FactPublisher(broker)
         self.dispatcher = Dispatcher(
             self.store,
-            NotificationPublisher(published, published, self.seal, self.tickets),
-            announcer,
+            NotificationPublisher(broker, broker, self.cipher, self.tickets),
+            facts,
             self.clock,
             batch=given["batch"],
             poll=given["poll"],
         )
         self.intake = Intake(
             self.store,
-            self.seal,
+            self.cipher,
             self.clock,
-            fire=self.dispatcher.fire,
-            wake=self.dispatcher.soon,
+            dispatch=self.dispatcher.dispatch,
+            wake_at=self.dispatcher.wake_at,
             batch=given["batch"],
             lease=given["lease"],
-            amqp_exchanges=(ALLOWED,),
+            amqp_exchanges=(ALLOWED_EXCHANGE,),
         )
-        self.operations = Operations(self.store, announcer, self.clock, self.dispatcher.soon)
-        self.settler = Settler(self.store, announcer, self.dispatcher.soon, self.dispatcher.calm)
+        self.operations = Operations(self.store, facts, self.clock, self.dispatcher.wake_at)
+        self.settler = Settler(
+            self.store, facts, self.dispatcher.wake_at, self.dispatcher.wait_for_backlog
+        )
         self.handlers = Requests(
             self.intake, self.operations, fault=lambda: None, anonymous=True
         ).handlers()
 
-    async def ask(self, operation: str, client: str | None = None, **body: Any) -> Any:
-        """Ask as the gateway does: JSON in, JSON out, of a value or a failure."""
-        answer = await self.handlers[operation](RequestContext(client), json.dumps(body).encode())
-        return json.loads(answer.model_dump_json())
+    async def request(self, operation: str, client: str | None = None, **body: Any) -> Any:
+        """Send a request as the gateway does, and return the value or failure as JSON."""
+        response = await self.handlers[operation](RequestContext(client), json.dumps(body).encode())
+        return json.loads(response.model_dump_json())
 
     async def create(self, client: str | None = None, **fields: Any) -> UUID:
-        """Create an event, which must succeed; in an hour unless said otherwise."""
-        when = {} if "run_at" in fields or "delay" in fields else {"delay": 3600}
-        answer = await self.ask("CreateCallback", client, callback={"url": URL} | when | fields)
-        return UUID(answer["id"])
+        """Create a callback; it is due in an hour unless the fields say otherwise."""
+        due = {} if "run_at" in fields or "delay" in fields else {"delay": 3600}
+        created = await self.request("CreateCallback", client, callback={"url": URL} | due | fields)
+        return UUID(created["id"])
 
-    async def status(self, event_id: UUID, client: str | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = await self.ask("GetCallback", client, id=str(event_id))
-        return answer
+    async def status(self, callback: UUID, client: str | None = None) -> dict[str, Any]:
+        status: dict[str, Any] = await self.request("GetCallback", client, id=str(callback))
+        return status
 
-    async def come(self, *ids: UUID) -> None:
-        """Let the moment come that these events wait for: due, next retry, end of the lease."""
+    async def make_due(self, *callbacks: UUID) -> None:
+        """Make callbacks due: their due time, next retry or end of lease has come."""
         await self.database.execute(
-            "UPDATE scheduler.events SET next_at = now() - interval '1 ms' WHERE id = ANY($1)",
-            list(ids),
+            "UPDATE scheduler.scheduled_callbacks SET next_at = now() - interval '1 ms'"
+            " WHERE id = ANY($1)",
+            list(callbacks),
         )
 
-    async def age(self, event_id: UUID, by: timedelta) -> None:
-        """Let a live event be as it will be so much later."""
+    async def age(self, callback: UUID, by: timedelta) -> None:
+        """Change an unfinished callback as if so much time had passed."""
         await self.database.execute(
-            # No further back than now: a scheduler seldom looks below what it claimed last.
-            "UPDATE scheduler.events SET next_at ="
+            # No further back than now: a scheduler seldom scans before its last claim.
+            "UPDATE scheduler.scheduled_callbacks SET next_at ="
             " greatest(next_at - $2::interval, least(next_at, now() - interval '1 ms')),"
             " run_at = run_at - $2::interval, stop_at = stop_at - $2::interval WHERE id = $1",
-            event_id,
+            callback,
             by,
         )
 
-    async def fire(self, limit: int = 500) -> list[dict[str, Any]]:
-        """Fire all that is due, and give the bodies that went out."""
+    async def dispatch(self, limit: int = 500) -> list[dict[str, Any]]:
+        """Dispatch all due callbacks, and return the published bodies."""
         before = len(self.broker.sent)
         while await self.dispatcher.run_once(limit) == limit:
             pass
         await self.dispatcher.drain(10)
         return [json.loads(message.body) for message in self.broker.sent[before:]]
 
-    async def hear(self, *facts: Fact) -> None:
-        """Take facts in, as one message."""
+    async def settle(self, *facts: Fact) -> None:
+        """Receive facts in one message."""
         await self.settler.handle(Message("m", Properties(), b""), Facts(facts=list(facts)))
 
 
-def _told(event: str, dispatch: int, attempt: int) -> dict[str, Any]:
+def _fact_fields(callback: str, dispatch: int, attempt: int) -> dict[str, Any]:
     return {
         "fact_id": uuid4().hex,
         "at": datetime.now(UTC),
-        "callback_id": event,
+        "callback_id": callback,
         "client_id": None,
         "target": "https://shop.example.com:443",
         "attempt": attempt,
@@ -168,46 +173,48 @@ def _told(event: str, dispatch: int, attempt: int) -> dict[str, Any]:
     }
 
 
-def delivered(event: object, dispatch: int = 1, attempt: int = 1) -> CallbackDelivered:
-    return CallbackDelivered(**_told(str(event), dispatch, attempt), status=200, duration=0.1)
+def delivered(callback: object, dispatch: int = 1, attempt: int = 1) -> CallbackDelivered:
+    fields = _fact_fields(str(callback), dispatch, attempt)
+    return CallbackDelivered(**fields, status=200, duration=0.1)
 
 
-def attempt_failed(event: object, dispatch: int = 1, attempt: int = 1) -> CallbackAttemptFailed:
-    at = datetime.now(UTC) + timedelta(seconds=5)
-    return CallbackAttemptFailed(
-        **_told(str(event), dispatch, attempt), error="the receiver answered 500", next_at=at
-    )
+def attempt_failed(callback: object, dispatch: int = 1, attempt: int = 1) -> CallbackAttemptFailed:
+    fields = _fact_fields(str(callback), dispatch, attempt)
+    next_at = datetime.now(UTC) + timedelta(seconds=5)
+    return CallbackAttemptFailed(**fields, error="the receiver answered 500", next_at=next_at)
 
 
-def given_back(
-    event: object, dispatch: int = 1, attempt: int = 6, *, final: bool = False
+def dispatch_failed(
+    callback: object, dispatch: int = 1, attempt: int = 6, *, final: bool = False
 ) -> CallbackDispatchFailed:
-    return CallbackDispatchFailed(
-        **_told(str(event), dispatch, attempt), reason="the receiver answered 500", final=final
-    )
+    fields = _fact_fields(str(callback), dispatch, attempt)
+    return CallbackDispatchFailed(**fields, reason="the receiver answered 500", final=final)
 
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Database]:
-    """A pool on the scheduler's schema, up to date and empty but for its partitions."""
+    """Connect to the scheduler's schema, migrated and empty except for its partitions."""
     await migrate(url, SCHEMA)
     database = Database(url, name="test scheduler", health=Health(), schema=SCHEMA)
-    keeping = asyncio.create_task(database.run())
+    running = asyncio.create_task(database.run())
     try:
         await asyncio.wait_for(database.ready(), 20)
-        await database.execute("TRUNCATE scheduler.events, scheduler.orders, scheduler.history")
-        await Store(database).make_partitions()
+        await database.execute(
+            "TRUNCATE scheduler.scheduled_callbacks, scheduler.callback_requests,"
+            " scheduler.finished_callbacks"
+        )
+        await Partitions(database).create()
         yield database
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @asynccontextmanager
 async def schedulers(
     url: str, count: int = 1, **settings: Any
 ) -> AsyncIterator[Sequence[Scheduler]]:
-    """Schedulers on one empty database, whose loops of intake and settlement run."""
+    """Run the intake and the settler of `count` schedulers on one empty database."""
     async with connected(url) as database:
         made = [Scheduler(database, **settings) for _ in range(count)]
         tasks = [
@@ -216,7 +223,9 @@ async def schedulers(
             for loop in (each.intake.run(), each.settler.run())
         ]
         for each in made:
-            each.clock.hear(await each.store.now(), each.clock.sent())
+            started = each.clock.start()
+            _, now = await each.store.next_due(1)
+            each.clock.sync(now, started)
         try:
             yield made
         finally:
@@ -225,13 +234,15 @@ async def schedulers(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def ended(it: Scheduler, how: str, **fields: Any) -> UUID:
-    """Create an event that has ended."""
-    event = await it.create(**fields)
-    if how == "cancelled":
-        await it.ask("CancelCallbacks", id=str(event))
-        return event
-    await it.come(event)
-    await it.fire()
-    await it.hear(delivered(event) if how == "notified" else given_back(event, final=True))
-    return event
+async def finished(scheduler: Scheduler, status: str, **fields: Any) -> UUID:
+    """Create a callback, and finish it with a status."""
+    callback = await scheduler.create(**fields)
+    if status == "cancelled":
+        await scheduler.request("CancelCallbacks", id=str(callback))
+        return callback
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.settle(
+        delivered(callback) if status == "notified" else dispatch_failed(callback, final=True)
+    )
+    return callback

@@ -1,4 +1,4 @@
-"""The scheduler on a real database: leases, misfires, recurrence, retention, trouble."""
+"""The scheduler on a real database: leases, misfires, recurrence, retention and faults."""
 
 import asyncio
 import json
@@ -9,185 +9,211 @@ from uuid import uuid4
 
 import pytest
 
+from services.scheduler.partitions import partition_name
 from services.scheduler.retention import Retention
-from services.scheduler.store import SQL, partition
+from services.scheduler.store import SQL
 from shared.amqp.rpc import ANONYMOUS
 from tests.fakes.scheduling import (
-    ALLOWED,
+    ALLOWED_EXCHANGE,
     URL,
     Scheduler,
     delivered,
-    ended,
-    given_back,
+    dispatch_failed,
+    finished,
     schedulers,
 )
 from tests.fakes.waiting import until
 
 
 @pytest.fixture
-async def it(database_url: str) -> AsyncIterator[Scheduler]:
+async def scheduler(database_url: str) -> AsyncIterator[Scheduler]:
     async with schedulers(database_url) as (one,):
         yield one
 
 
-async def test_s11_a_lease_that_is_over_fires_again_under_the_same_id(it: Scheduler) -> None:
-    event = await it.create()
-    await it.come(event)
-    (first,) = await it.fire()
-    assert await it.fire() == []
-    await it.come(event)
-    (second,) = await it.fire()
+async def test_s11_an_expired_lease_dispatches_again_under_the_same_id(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create()
+    await scheduler.make_due(callback)
+    (first,) = await scheduler.dispatch()
+    assert await scheduler.dispatch() == []
+    await scheduler.make_due(callback)
+    (second,) = await scheduler.dispatch()
     assert first["id"] == second["id"]
-    # a late fact of the first dispatch is as good as one of the second
-    await it.hear(given_back(event, dispatch=1, final=True))
-    assert (await it.status(event))["status"] == "dispatched"
-    await it.hear(delivered(event, dispatch=1))
-    assert (await it.status(event))["status"] == "notified"
+    # The first dispatch can no longer fail the callback, but it can still deliver it.
+    await scheduler.settle(dispatch_failed(callback, dispatch=1, final=True))
+    assert (await scheduler.status(callback))["status"] == "dispatched"
+    await scheduler.settle(delivered(callback, dispatch=1))
+    assert (await scheduler.status(callback))["status"] == "notified"
 
 
-async def test_s11_what_the_broker_did_not_take_is_due_again(it: Scheduler) -> None:
-    event = await it.create()
-    it.broker.down = True
-    await it.come(event)
-    assert await it.fire() == []
-    assert (await it.status(event))["status"] == "scheduled"
-    it.broker.down = False
-    await it.come(event)
-    assert len(await it.fire()) == 1
+async def test_s11_a_callback_that_the_broker_refused_is_due_again(scheduler: Scheduler) -> None:
+    callback = await scheduler.create()
+    scheduler.broker.down = True
+    await scheduler.make_due(callback)
+    assert await scheduler.dispatch() == []
+    assert (await scheduler.status(callback))["status"] == "scheduled"
+    scheduler.broker.down = False
+    await scheduler.make_due(callback)
+    assert len(await scheduler.dispatch()) == 1
 
 
-async def test_a_repeated_fact_changes_nothing_and_is_told_under_one_id(it: Scheduler) -> None:
-    event = await ended(it, "notified")
-    await it.hear(delivered(event))
-    assert (await it.status(event))["attempts"] == 1
-    told = [fact["fact_id"] for fact in it.broker.told("notified")]
-    assert len(told) == 2  # the first may have been lost in a crash
-    assert len(set(told)) == 1
-    await it.hear(delivered(uuid4()), delivered("no event"))
+async def test_a_repeated_fact_changes_nothing_and_is_published_under_the_same_id(
+    scheduler: Scheduler,
+) -> None:
+    callback = await finished(scheduler, "notified")
+    await scheduler.settle(delivered(callback))
+    assert (await scheduler.status(callback))["attempts"] == 1
+    fact_ids = [fact["fact_id"] for fact in scheduler.broker.published_facts("notified")]
+    assert len(fact_ids) == 2  # a crash may have lost the first one
+    assert len(set(fact_ids)) == 1
 
 
-async def test_secrets_lie_sealed(it: Scheduler) -> None:
-    event = await it.create(hmac_secret="canary-secret")
-    await it.create(hmac_secret=["canary-1", "canary-2"], delay=0)
-    rows = await it.database.fetch("SELECT o::text AS row FROM scheduler.orders o")
+async def test_facts_about_unknown_callbacks_are_ignored(scheduler: Scheduler) -> None:
+    await scheduler.settle(delivered(uuid4()), delivered("not a uuid"))
+    assert scheduler.broker.facts == []
+
+
+async def test_secrets_are_encrypted_in_the_database(scheduler: Scheduler) -> None:
+    callback = await scheduler.create(hmac_secret="canary-secret")
+    await scheduler.create(hmac_secret=["canary-1", "canary-2"], delay=0)
+    rows = await scheduler.database.fetch(
+        "SELECT r::text AS row FROM scheduler.callback_requests r"
+    )
     assert not any("canary" in row["row"] for row in rows)
     assert not any(b"canary".hex() in row["row"] for row in rows)
-    await it.come(event)
-    await it.fire()
-    sent = [json.loads(message.body)["hmac_secret"] for message in it.broker.sent]
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    sent = [json.loads(message.body)["hmac_secret"] for message in scheduler.broker.sent]
     assert sorted(map(str, sent)) == ["['canary-1', 'canary-2']", "canary-secret"]
 
 
-async def test_a_misfire_is_skipped_when_asked_for(it: Scheduler) -> None:
-    kept, skipped = await it.create(), await it.create(misfire={"policy": "skip", "grace": 60})
-    for event in (kept, skipped):
-        await it.age(event, timedelta(hours=3))
-    assert [body["id"] for body in await it.fire()] == [str(kept)]
-    status = await it.status(skipped)
+async def test_a_misfire_is_skipped_on_request(scheduler: Scheduler) -> None:
+    fired = await scheduler.create()
+    skipped = await scheduler.create(misfire={"policy": "skip", "grace": 60})
+    for callback in (fired, skipped):
+        await scheduler.age(callback, timedelta(hours=3))
+    assert [body["id"] for body in await scheduler.dispatch()] == [str(fired)]
+    status = await scheduler.status(skipped)
     assert status["status"] == "failed"
     assert "misfire" in status["last_error"]
 
 
-async def test_missed_events_fire_oldest_first(it: Scheduler) -> None:
-    events = [await it.create(delay=3600 + n) for n in range(6)]
-    await it.database.execute("UPDATE scheduler.events SET next_at = next_at - interval '2 hours'")
-    await it.dispatcher.run_once(3)
-    await it.dispatcher.drain(10)
-    fired = {json.loads(message.body)["id"] for message in it.broker.sent}
-    assert fired == {str(event) for event in events[:3]}
-
-
-async def test_a_dispatcher_that_starts_before_a_backlog_works_it_off(it: Scheduler) -> None:
-    scheme = {"transport": "amqp", "exchange": ALLOWED, "routing_key": "due"}
-    made = [{"url": URL, "delay": 60, "notify_scheme": scheme}] * 50
-    await it.ask("CreateCallbacks", callbacks=made)
-    await it.database.execute("UPDATE scheduler.events SET next_at = now()")
-    fresh = Scheduler(it.database, batch=10)
-    running = asyncio.create_task(fresh.dispatcher.run())
-    await until(lambda: len(fresh.broker.told("notified")) == 50)
-    running.cancel()
-    assert len(fresh.broker.sent) == 50
-
-
-async def test_the_claim_reads_the_due_index_only(it: Scheduler) -> None:
-    await it.database.execute(
-        "WITH made AS (INSERT INTO scheduler.orders (id, client_id, created_at, context, message,"
-        " format, lease, stop_after) SELECT gen_random_uuid(), '', now(), 'null', '{', 'event', 60,"
-        " 60 FROM generate_series(1, 50000) RETURNING id)"
-        " INSERT INTO scheduler.events SELECT id, t, t, 1, 'scheduled', false, false, 0, 1, 0, 0, 0"
-        " FROM (SELECT id, now() + (row_number() OVER () - 20) * interval '1 s' AS t FROM made) g"
+async def test_overdue_callbacks_are_dispatched_oldest_first(scheduler: Scheduler) -> None:
+    callbacks = [await scheduler.create(delay=3600 + n) for n in range(6)]
+    await scheduler.database.execute(
+        "UPDATE scheduler.scheduled_callbacks SET next_at = next_at - interval '2 hours'"
     )
-    await it.database.execute("ANALYZE scheduler.events, scheduler.orders")
+    await scheduler.dispatcher.run_once(3)
+    await scheduler.dispatcher.drain(10)
+    dispatched = {json.loads(message.body)["id"] for message in scheduler.broker.sent}
+    assert dispatched == {str(callback) for callback in callbacks[:3]}
+
+
+async def test_a_new_dispatcher_works_off_a_backlog(scheduler: Scheduler) -> None:
+    scheme = {"transport": "amqp", "exchange": ALLOWED_EXCHANGE, "routing_key": "due"}
+    callbacks = [{"url": URL, "delay": 60, "notify_scheme": scheme}] * 50
+    await scheduler.request("CreateCallbacks", callbacks=callbacks)
+    await scheduler.database.execute("UPDATE scheduler.scheduled_callbacks SET next_at = now()")
+    new = Scheduler(scheduler.database, batch=10)
+    running = asyncio.create_task(new.dispatcher.run())
+    await until(lambda: len(new.broker.published_facts("notified")) == 50)
+    running.cancel()
+    assert len(new.broker.sent) == 50
+
+
+async def test_a_claim_reads_only_the_index_of_due_times(scheduler: Scheduler) -> None:
+    await scheduler.database.execute(
+        """
+        WITH created AS (
+            INSERT INTO scheduler.callback_requests
+                (id, client_id, created_at, context, message, format, lease, stop_after)
+            SELECT gen_random_uuid(), '', now(), 'null', '{', 'event', 60, 60
+            FROM generate_series(1, 50000)
+            RETURNING id
+        )
+        INSERT INTO scheduler.scheduled_callbacks
+        SELECT id, t, t, 1, 'scheduled', false, false, 0, 1, 0, 0, 0
+        FROM (SELECT id, now() + (row_number() OVER () - 20) * interval '1 s' AS t FROM created) c
+        """
+    )
+    await scheduler.database.execute(
+        "ANALYZE scheduler.scheduled_callbacks, scheduler.callback_requests"
+    )
     sql = SQL["claim"].replace("$1", "'1970-01-01'").replace("$2", "500")
-    plan = "\n".join(row[0] for row in await it.database.fetch("EXPLAIN " + sql))
-    assert "Index Scan using events_next_at" in plan
+    plan = "\n".join(row[0] for row in await scheduler.database.fetch("EXPLAIN " + sql))
+    assert "Index Scan using scheduled_callbacks_next_at" in plan
     assert "Seq Scan" not in plan, plan
 
 
-async def test_a_recurring_event_comes_again(it: Scheduler) -> None:
-    event = await it.create(repeat={"every": 3600, "count": 2}, delay=60)
+async def test_a_recurring_callback_is_dispatched_for_each_occurrence(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(repeat={"every": 3600, "count": 2}, delay=60)
     for occurrence in (1, 2):
-        await it.age(event, timedelta(seconds=3600))
-        (body,) = await it.fire()
-        assert body["id"] == f"{event}.{occurrence}"
+        await scheduler.age(callback, timedelta(seconds=3600))
+        (body,) = await scheduler.dispatch()
+        assert body["id"] == f"{callback}.{occurrence}"
         assert body["payload"]["occurrence"] == occurrence
-        assert (await it.status(event))["occurrence"] == occurrence
-        await it.hear(delivered(body["id"], dispatch=occurrence))
-    assert (await it.status(event))["status"] == "notified"
-    assert len(it.broker.told("notified")) == 2
+        assert (await scheduler.status(callback))["occurrence"] == occurrence
+        await scheduler.settle(delivered(body["id"], dispatch=occurrence))
+    assert (await scheduler.status(callback))["status"] == "notified"
+    assert len(scheduler.broker.published_facts("notified")) == 2
 
 
-async def test_missed_occurrences_coalesce(it: Scheduler) -> None:
-    event = await it.create(repeat={"every": 60}, delay=60)
-    await it.age(event, timedelta(hours=2))
-    assert len(await it.fire()) == 1
-    await it.hear(delivered(f"{event}.1"))
-    assert await it.fire() == []
-    ahead = datetime.fromisoformat((await it.status(event))["run_at"]) - datetime.now(UTC)
-    assert timedelta(0) < ahead <= timedelta(seconds=60)
+async def test_missed_occurrences_coalesce(scheduler: Scheduler) -> None:
+    callback = await scheduler.create(repeat={"every": 60}, delay=60)
+    await scheduler.age(callback, timedelta(hours=2))
+    assert len(await scheduler.dispatch()) == 1
+    await scheduler.settle(delivered(f"{callback}.1"))
+    assert await scheduler.dispatch() == []
+    run_at = datetime.fromisoformat((await scheduler.status(callback))["run_at"])
+    assert timedelta(0) < run_at - datetime.now(UTC) <= timedelta(seconds=60)
 
 
-async def test_retention_forgets_what_is_old_and_its_keys(it: Scheduler) -> None:
-    old = await ended(it, "notified", event_key="old")
-    young = await ended(it, "failed", event_key="young")
-    live = await it.create(event_key="live")
+async def test_retention_deletes_old_callbacks_and_frees_their_keys(scheduler: Scheduler) -> None:
+    old = await finished(scheduler, "notified", event_key="old")
+    recent = await finished(scheduler, "failed", event_key="recent")
+    waiting = await scheduler.create(event_key="waiting")
     long_ago = datetime.now(UTC) - timedelta(days=31)
-    await it.database.execute(
-        f"CREATE TABLE scheduler.{partition(long_ago.date())} PARTITION OF scheduler.history"
+    name = partition_name(long_ago.date())
+    await scheduler.database.execute(
+        f"CREATE TABLE scheduler.{name} PARTITION OF scheduler.finished_callbacks"
         f" FOR VALUES FROM ('{long_ago.date()}') TO ('{long_ago.date() + timedelta(days=1)}')"
     )
-    await it.database.execute(
-        "UPDATE scheduler.history SET finished_at = $2 WHERE id = $1", old, long_ago
+    await scheduler.database.execute(
+        "UPDATE scheduler.finished_callbacks SET finished_at = $2 WHERE id = $1", old, long_ago
     )
 
-    assert await Retention(it.store, timedelta(days=30)).run_once() == [partition(long_ago.date())]
+    assert await Retention(scheduler.partitions, timedelta(days=30)).run_once() == [name]
 
-    assert (await it.status(old))["code"] == "not_found"
-    assert (await it.status(young))["status"] == "failed"
-    assert (await it.status(live))["status"] == "scheduled"
-    await it.create(event_key="old")
-    used = await it.ask("CreateCallback", callback={"url": URL, "event_key": "young"})
+    assert (await scheduler.status(old))["code"] == "not_found"
+    assert (await scheduler.status(recent))["status"] == "failed"
+    assert (await scheduler.status(waiting))["status"] == "scheduled"
+    await scheduler.create(event_key="old")
+    used = await scheduler.request("CreateCallback", callback={"url": URL, "event_key": "recent"})
     assert used["code"] == "conflict"
 
 
-async def test_row_24_a_day_without_a_partition_gets_one(it: Scheduler) -> None:
-    today = partition(datetime.now(UTC).date())
-    await it.database.execute(f"DROP TABLE scheduler.{today}")
-    event = await ended(it, "notified")
-    assert (await it.status(event))["status"] == "notified"
+async def test_row_24_a_missing_partition_is_created(scheduler: Scheduler) -> None:
+    today = partition_name(datetime.now(UTC).date())
+    await scheduler.database.execute(f"DROP TABLE scheduler.{today}")
+    callback = await finished(scheduler, "notified")
+    assert (await scheduler.status(callback))["status"] == "notified"
 
 
-async def test_row_23_two_schedulers_claim_nothing_twice(database_url: str) -> None:
+async def test_row_23_two_schedulers_never_claim_the_same_callback(database_url: str) -> None:
     async with schedulers(database_url, 2, batch=50) as (one, two):
-        made = [{"url": URL, "delay": 60}] * 1000
-        items = (await one.ask("CreateCallbacks", callbacks=made))["items"]
-        await one.database.execute("UPDATE scheduler.events SET next_at = now()")
+        callbacks = [{"url": URL, "delay": 60}] * 1000
+        items = (await one.request("CreateCallbacks", callbacks=callbacks))["items"]
+        await one.database.execute("UPDATE scheduler.scheduled_callbacks SET next_at = now()")
 
         async def work(each: Scheduler) -> int:
-            claimed = 0
-            while took := await each.dispatcher.run_once(50):
-                claimed += took
-            return claimed
+            total = 0
+            while count := await each.dispatcher.run_once(50):
+                total += count
+            return total
 
         claimed = await asyncio.gather(work(one), work(two))
         for each in (one, two):
@@ -197,11 +223,13 @@ async def test_row_23_two_schedulers_claim_nothing_twice(database_url: str) -> N
         assert min(claimed) > 0
 
 
-async def test_row_26_nothing_that_postgres_refuses_gets_that_far(it: Scheduler) -> None:
+async def test_row_26_values_that_postgresql_refuses_are_rejected_before(
+    scheduler: Scheduler,
+) -> None:
     for context in ('"\\u0000"', "NaN", "1e999999", '"\\ud800"', "[" * 10_000 + "]" * 10_000):
         body = f'{{"callback": {{"url": "{URL}", "context": {context}}}}}'.encode()
-        answer: Any = await it.handlers["CreateCallback"](ANONYMOUS, body)
-        assert answer.code == "invalid", context[:20]
+        response: Any = await scheduler.handlers["CreateCallback"](ANONYMOUS, body)
+        assert response.code == "invalid", context[:20]
     for text in ("\x00", "a\x00b"):
-        answer = await it.ask("ListCallbacks", group_key=text)
-        assert answer["code"] == "invalid"
+        rejected = await scheduler.request("ListCallbacks", group_key=text)
+        assert rejected["code"] == "invalid"

@@ -88,12 +88,12 @@ async def test_s11_it_fires_at_its_moment_and_is_settled_by_the_fact(
     due = time.time() + 1.5
     body = {"url": URL, "run_at": in_seconds(1.5), "context": {"a": 1}, "hmac_secret": "s"}
     event = str(callback_id_of_message("", await it.send(body)))
-    await until(lambda: it.of(event))
-    (arrival,) = it.of(event)
+    await until(lambda: it.arrivals_of(event))
+    (arrival,) = it.arrivals_of(event)
     assert 0 <= arrival.at - due + 0.01 < 1
     assert arrival.body["payload"]["context"] == {"a": 1}
     assert arrival.headers["x-ringback-owner"] == "scheduler"
-    await until(lambda: event in it.told("notified"))
+    await until(lambda: event in it.reported("notified"))
     status = await ask(requester, "GetCallback", id=event)
     assert (status["status"], status["attempts"]) == ("notified", 1)
 
@@ -103,16 +103,16 @@ async def test_s11_a_message_given_out_twice_is_one_event(it: FakeCallbackServic
     for _ in range(3):
         await it.send({"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id)
     event = str(callback_id_of_message("", message_id))
-    await until(lambda: event in it.told("notified"))
+    await until(lambda: event in it.reported("notified"))
     await it.send({"url": URL, "event_key": message_id}, message_id=message_id)
-    assert await it.dead() == []
-    assert len(it.of(event)) == 1
+    assert await it.dead_letters() == []
+    assert len(it.arrivals_of(event)) == 1
 
 
 async def test_s3_a_used_key_is_a_dead_letter_with_the_reason(it: FakeCallbackService) -> None:
     for _ in range(2):
         await it.send({"url": URL, "delay": 900, "group_key": "g", "event_key": "twice"})
-    assert "event_key" in str((await it.letter()).headers["x-ringback-reason"])
+    assert "event_key" in str((await it.dead_letter()).headers["x-ringback-reason"])
 
 
 async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(
@@ -123,9 +123,9 @@ async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(
         await it.send({"url": URL, "delay": 0.5, "event_key": key})
         await it.send({"event_key": key}, "CancelCallback")
     last = await it.send({"url": URL, "delay": 0.6})
-    await until(lambda: it.of(str(callback_id_of_message("", last))))
-    assert await it.dead() == []
-    assert len(it.told("cancelled")) == len(keys)
+    await until(lambda: it.arrivals_of(str(callback_id_of_message("", last))))
+    assert await it.dead_letters() == []
+    assert len(it.reported("cancelled")) == len(keys)
     assert {each.body["payload"]["event_key"] for each in it.arrivals} == {None}
 
 
@@ -156,15 +156,15 @@ async def test_row_26_nonsense_is_dead_at_once_with_every_fault(
     it: FakeCallbackService, body: bytes, named: tuple[str, ...]
 ) -> None:
     await it.send(body)
-    reason = str((await it.letter()).headers["x-ringback-reason"])
+    reason = str((await it.dead_letter()).headers["x-ringback-reason"])
     assert all(name in reason for name in named), reason
 
 
 async def test_an_unknown_type_and_a_foreign_event_are_dead(it: FakeCallbackService) -> None:
     await it.send({"url": URL}, "DeleteEverything")
-    assert "DeleteEverything" in str((await it.letter()).headers["x-ringback-reason"])
+    assert "DeleteEverything" in str((await it.dead_letter()).headers["x-ringback-reason"])
     await it.send({"id": str(uuid4())}, "CancelCallback")
-    assert "no such callback" in str((await it.letter()).headers["x-ringback-reason"])
+    assert "callback not found" in str((await it.dead_letter()).headers["x-ringback-reason"])
 
 
 async def test_s9_tickets_come_in_a_header(it: FakeCallbackService, requester: RpcClient) -> None:
@@ -174,7 +174,7 @@ async def test_s9_tickets_come_in_a_header(it: FakeCallbackService, requester: R
     await until(lambda: _is_there(requester, "shop", event))
     assert (await ask(requester, "GetCallback", id=str(event))).code == "not_found"
     await it.send({"url": URL}, headers={"x-service-ticket": ticket[:-3] + "abc"})
-    assert "ticket" in str((await it.letter()).headers["x-ringback-reason"])
+    assert "ticket" in str((await it.dead_letter()).headers["x-ringback-reason"])
 
 
 async def _is_there(requester: RpcClient, client: str, event: UUID) -> bool:
@@ -200,24 +200,24 @@ async def test_a_slow_receiver_is_retried_by_the_scheduler(
             return "callback.dispatch_failed", {"reason": "answered 500", "final": False}
         return "callback.delivered", {"status": 200, "duration": 0.1}
 
-    it.fate = fate
+    it.behaviour = fate
     params = {"strategy": "constant", "base_delay": 0.2, "quick_retries_count": 0}
     message_id = await it.send({"url": URL, "retry_params": params})
     event = str(callback_id_of_message("", message_id))
-    await until(lambda: event in it.told("notified"))
-    assert [each.dispatch for each in it.of(event)] == [1, 2, 3]
-    assert [each.body["payload"]["attempt"] for each in it.of(event)] == [1, 2, 3]
+    await until(lambda: event in it.reported("notified"))
+    assert [each.dispatch for each in it.arrivals_of(event)] == [1, 2, 3]
+    assert [each.body["payload"]["attempt"] for each in it.arrivals_of(event)] == [1, 2, 3]
     assert (await ask(requester, "GetCallback", id=event))["attempts"] == 3
 
 
 async def test_metrics_tell(scheduler: Service, it: FakeCallbackService) -> None:
     before = await scheduler.metric("ringback_schedule_lag_seconds_count")
     event = str(callback_id_of_message("", await it.send({"url": URL})))
-    await until(lambda: event in it.told("notified"))
+    await until(lambda: event in it.reported("notified"))
     assert await scheduler.metric("ringback_schedule_lag_seconds_count") > before
     assert await scheduler.metric("ringback_schedules_created_total", outcome="created") > 0
     assert await scheduler.metric("ringback_schedules_settled_total", status="notified") > 0
-    assert scheduler.logged("schedule notified", schedule_id=event)
+    assert scheduler.logged("scheduled callback notified", schedule_id=event)
 
 
 async def test_no_start_without_a_key_for_secrets(database_url: str) -> None:

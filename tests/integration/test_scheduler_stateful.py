@@ -14,7 +14,7 @@ from tests.fakes.scheduling import (
     URL,
     attempt_failed,
     delivered,
-    given_back,
+    dispatch_failed,
     schedulers,
 )
 
@@ -79,7 +79,7 @@ class Life:
 
     def create(self, key: str | None) -> None:
         asked = {"url": URL, "delay": 3600, "event_key": key, "retry_params": {"base_delay": 900}}
-        answer = self.do(self.it.ask("CreateCallback", callback=asked))
+        answer = self.do(self.it.request("CreateCallback", callback=asked))
         if key is not None and key in self.keys:
             assert answer["code"] == "conflict"
             return
@@ -91,8 +91,8 @@ class Life:
     def its_moment_comes(self, event: UUID) -> None:
         """It is due, its next retry is, or its lease is over."""
         model = self.models[event]
-        self.do(self.it.come(event))
-        fired = [body["id"] for body in self.do(self.it.fire())]
+        self.do(self.it.make_due(event))
+        fired = [body["id"] for body in self.do(self.it.dispatch())]
         if model.state == FLYING and model.doomed:
             model.state = "cancelled"
             assert fired == []
@@ -110,15 +110,15 @@ class Life:
             return
         flying = model.state == FLYING and not late
         if what == "delivered":
-            self.do(self.it.hear(delivered(event, dispatch)))
+            self.do(self.it.settle(delivered(event, dispatch)))
             if model.state in ("waiting", FLYING) and dispatch >= model.promise:
                 model.state = "notified"
         elif what == "a try failed":
-            self.do(self.it.hear(attempt_failed(event, dispatch)))
+            self.do(self.it.settle(attempt_failed(event, dispatch)))
             model.tried = model.tried or flying
         else:
             final = what == "refused for good"
-            self.do(self.it.hear(given_back(event, dispatch, final=final)))
+            self.do(self.it.settle(dispatch_failed(event, dispatch, final=final)))
             if flying:
                 model.tried = True
                 model.state = "cancelled" if model.doomed else "failed" if final else "waiting"
@@ -126,7 +126,7 @@ class Life:
 
     def cancel(self, event: UUID) -> None:
         model = self.models[event]
-        result = self.do(self.it.ask("CancelCallbacks", id=str(event)))["result"]
+        result = self.do(self.it.request("CancelCallbacks", id=str(event)))["result"]
         if model.state == "waiting":
             model.state = "cancelled"
         elif model.state == FLYING:
@@ -136,7 +136,7 @@ class Life:
 
     def move(self, event: UUID) -> None:
         model = self.models[event]
-        result = self.do(self.it.ask("RescheduleCallback", id=str(event), delay=7200))["result"]
+        result = self.do(self.it.request("RescheduleCallback", id=str(event), delay=7200))["result"]
         known = {"waiting": "rescheduled", FLYING: "in_flight"}
         assert result == known.get(model.state, f"already_{model.state}")
         if model.state == "waiting":
@@ -144,22 +144,22 @@ class Life:
             model.promise = model.dispatch + 1
 
     def retry_all_that_failed(self) -> None:
-        answer = self.do(self.it.ask("RetryCallbacks"))
+        answer = self.do(self.it.request("RetryCallbacks"))
         failed = [event for event, model in self.models.items() if model.state == "failed"]
         assert sorted(answer["ids"]) == sorted(map(str, failed))
-        fired = {body["id"] for body in self.do(self.it.fire())}
+        fired = {body["id"] for body in self.do(self.it.dispatch())}
         assert fired == set(map(str, failed))
         for event in failed:
             before = self.models[event].dispatch
             self.models[event] = Model(FLYING, dispatch=before + 1, promise=before + 1)
 
     def both_agree(self) -> None:
-        items = self.do(self.it.ask("ListCallbacks", limit=1000))["items"]
+        items = self.do(self.it.request("ListCallbacks", limit=1000))["items"]
         assert {item["id"]: item["status"] for item in items} == {
             str(event): model.status for event, model in self.models.items()
         }
         for key, event in self.keys.items():
-            assert self.do(self.it.ask("GetCallback", event_key=key))["id"] == str(event)
+            assert self.do(self.it.request("GetCallback", event_key=key))["id"] == str(event)
 
 
 STEPS = st.tuples(

@@ -9,239 +9,258 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.fakes.scheduling import (
-    ALLOWED,
+    ALLOWED_EXCHANGE,
     URL,
     Scheduler,
     attempt_failed,
     delivered,
-    ended,
-    given_back,
+    dispatch_failed,
+    finished,
     schedulers,
 )
 
+AMQP = {"transport": "amqp", "exchange": ALLOWED_EXCHANGE, "routing_key": "due"}
+
 
 @pytest.fixture
-async def it(database_url: str) -> AsyncIterator[Scheduler]:
+async def scheduler(database_url: str) -> AsyncIterator[Scheduler]:
     async with schedulers(database_url) as (one,):
         yield one
 
 
-async def test_s1_an_event_fires_when_its_moment_comes_and_not_before(it: Scheduler) -> None:
-    event = await it.create(context={"a": 1}, group_key="g", event_key="e")
-    assert await it.fire() == []
-    assert (await it.status(event))["status"] == "scheduled"
-    await it.come(event)
+async def test_s1_a_callback_is_dispatched_at_its_due_time_and_not_before(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(context={"a": 1}, group_key="g", event_key="e")
+    assert await scheduler.dispatch() == []
+    assert (await scheduler.status(callback))["status"] == "scheduled"
+    await scheduler.make_due(callback)
 
-    (body,) = await it.fire()
+    (body,) = await scheduler.dispatch()
 
     assert body["target_url"] == URL
-    assert body["payload"]["id"] == body["id"] == str(event)
+    assert body["payload"]["id"] == body["id"] == str(callback)
     assert body["payload"]["context"] == {"a": 1}
-    assert (await it.status(event))["status"] == "dispatched"
-    await it.hear(delivered(event))
-    status = await it.status(event)
+    assert (await scheduler.status(callback))["status"] == "dispatched"
+    await scheduler.settle(delivered(callback))
+    status = await scheduler.status(callback)
     assert (status["status"], status["attempts"]) == ("notified", 1)
     assert status["context"] == {"a": 1}
-    assert await it.fire() == []
+    assert await scheduler.dispatch() == []
 
 
-async def test_s1_what_is_due_already_goes_out_with_its_creation(it: Scheduler) -> None:
-    for when in ({"delay": 0}, {"run_at": "2026-11-01T00:00:00Z"}):
-        await it.create(**when)
-    await it.dispatcher.drain(10)
-    assert len(it.broker.sent) == 2
-    assert await it.fire() == []
+async def test_s1_a_callback_that_is_already_due_is_dispatched_on_creation(
+    scheduler: Scheduler,
+) -> None:
+    for due in ({"delay": 0}, {"run_at": "2026-11-01T00:00:00Z"}):
+        await scheduler.create(**due)
+    await scheduler.dispatcher.drain(10)
+    assert len(scheduler.broker.sent) == 2
+    assert await scheduler.dispatch() == []
 
 
 @pytest.mark.parametrize(
-    ("moment", "reason"),
+    ("run_at", "reason"),
     [
         (datetime(1970, 1, 1, tzinfo=UTC), "30 days ago"),
         (datetime(2099, 1, 1, tzinfo=UTC), "ten years ahead"),
     ],
 )
-async def test_s1_moments_out_of_bounds_are_refused_with_the_reason(
-    it: Scheduler, moment: datetime, reason: str
+async def test_s1_due_times_out_of_bounds_are_rejected_with_the_reason(
+    scheduler: Scheduler, run_at: datetime, reason: str
 ) -> None:
-    asked = {"url": URL, "run_at": moment.isoformat()}
-    answer = await it.ask("CreateCallback", callback=asked)
-    assert answer["code"] == "invalid"
-    assert answer["errors"][0]["field"] == "run_at"
-    assert reason in answer["errors"][0]["message"]
-    event = await it.create()
-    moved = await it.ask("RescheduleCallback", id=str(event), run_at=moment.isoformat())
-    assert moved["code"] == "invalid"
+    given = {"url": URL, "run_at": run_at.isoformat()}
+    rejected = await scheduler.request("CreateCallback", callback=given)
+    assert rejected["code"] == "invalid"
+    assert rejected["errors"][0]["field"] == "run_at"
+    assert reason in rejected["errors"][0]["message"]
+    callback = await scheduler.create()
+    rejected = await scheduler.request(
+        "RescheduleCallback", id=str(callback), run_at=run_at.isoformat()
+    )
+    assert rejected["code"] == "invalid"
 
 
-@pytest.mark.parametrize("how", ["live", "notified", "failed", "cancelled"])
-async def test_s3_a_used_key_stays_used_after_the_end(it: Scheduler, how: str) -> None:
+@pytest.mark.parametrize("status", ["scheduled", "notified", "failed", "cancelled"])
+async def test_s3_a_key_stays_used_after_the_callback_has_finished(
+    scheduler: Scheduler, status: str
+) -> None:
     keys = {"group_key": "g", "event_key": "e"}
-    await (it.create(**keys) if how == "live" else ended(it, how, **keys))
+    await (
+        scheduler.create(**keys) if status == "scheduled" else finished(scheduler, status, **keys)
+    )
     again = {"url": URL, "delay": 9}
-    answer = await it.ask("CreateCallback", callback=again | keys)
-    assert (answer["code"], answer["errors"][0]["field"]) == ("conflict", "event_key")
-    # Another group, none, and another client have keys of their own.
-    await it.create(group_key="h", event_key="e")
-    await it.create(event_key="e")
-    await it.create(client="shop", **keys)
+    rejected = await scheduler.request("CreateCallback", callback=again | keys)
+    assert (rejected["code"], rejected["errors"][0]["field"]) == ("conflict", "event_key")
+    # Another group, no group, and another client have keys of their own.
+    await scheduler.create(group_key="h", event_key="e")
+    await scheduler.create(event_key="e")
+    await scheduler.create(client="shop", **keys)
 
 
-async def test_s3_of_two_in_one_batch_one_gets_the_key(it: Scheduler) -> None:
+async def test_s3_the_first_of_two_equal_keys_in_a_batch_is_created(scheduler: Scheduler) -> None:
     twice: list[Any] = [{"url": URL, "delay": 60, "event_key": "e"}] * 2
-    items = (await it.ask("CreateCallbacks", callbacks=twice))["items"]
+    items = (await scheduler.request("CreateCallbacks", callbacks=twice))["items"]
     assert ["error" in item for item in items] == [False, True]
     assert items[1]["error"]["code"] == "conflict"
 
 
-async def test_a_batch_is_answered_one_by_one(it: Scheduler) -> None:
+async def test_a_batch_has_a_result_for_each_callback(scheduler: Scheduler) -> None:
     given = [{"url": URL}, {"url": "ftp://x", "delay": -1}, 7, {"url": URL, "delay": 1}]
-    items = (await it.ask("CreateCallbacks", callbacks=given))["items"]
+    items = (await scheduler.request("CreateCallbacks", callbacks=given))["items"]
     assert ["error" in item for item in items] == [False, True, True, False]
     assert {each["field"] for each in items[1]["error"]["errors"]} == {"url", "delay"}
 
 
-async def test_an_idempotency_key_makes_one_event(it: Scheduler) -> None:
-    asked: dict[str, Any] = {"callback": {"url": URL, "delay": 60}, "idempotency_key": "k"}
-    first = await it.ask("CreateCallback", **asked)
-    assert (await it.ask("CreateCallback", **asked))["id"] == first["id"]
-    other = await it.ask("CreateCallback", callback={"url": URL}, idempotency_key="k")
+async def test_an_idempotency_key_creates_one_callback(scheduler: Scheduler) -> None:
+    given: dict[str, Any] = {"callback": {"url": URL, "delay": 60}, "idempotency_key": "k"}
+    first = await scheduler.request("CreateCallback", **given)
+    assert (await scheduler.request("CreateCallback", **given))["id"] == first["id"]
+    other = await scheduler.request("CreateCallback", callback={"url": URL}, idempotency_key="k")
     assert other["code"] == "conflict"
-    assert (await it.ask("CreateCallback", "shop", **asked))["id"] != first["id"]
+    assert (await scheduler.request("CreateCallback", "shop", **given))["id"] != first["id"]
 
 
-async def test_s5_quick_retries_then_main_ones_until_it_is_stale(it: Scheduler) -> None:
+async def test_s5_quick_retries_then_main_retries_until_stop_after_delay(
+    scheduler: Scheduler,
+) -> None:
     params = {
         "stop_after_delay": 1000,
         "strategy": "exponential",
         "base_delay": 100,
         "delay_growth_rate": 3,
     }
-    event = await it.create(retry_params=params)
-    await it.come(event)
-    await it.fire()
-    waits = []
+    callback = await scheduler.create(retry_params=params)
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    delays = []
     for dispatch in (1, 2, 3):
-        await it.hear(attempt_failed(event, dispatch))
-        status = await it.status(event)
+        await scheduler.settle(attempt_failed(callback, dispatch))
+        status = await scheduler.status(callback)
         assert status["status"] == "retrying"
         assert status["next_at"] is not None
-        await it.hear(given_back(event, dispatch, attempt=2))
-        status = await it.status(event)
+        await scheduler.settle(dispatch_failed(callback, dispatch, attempt=2))
+        status = await scheduler.status(callback)
         if status["status"] == "failed":
             break
-        wait = datetime.fromisoformat(status["next_at"]) - datetime.now(UTC)
-        waits.append(round(wait.total_seconds(), -2))
-        await it.age(event, wait)
-        await it.fire()
-    assert waits == [100, 300]  # the third would come after 1,300 s
+        delay = datetime.fromisoformat(status["next_at"]) - datetime.now(UTC)
+        delays.append(round(delay.total_seconds(), -2))
+        await scheduler.age(callback, delay)
+        await scheduler.dispatch()
+    assert delays == [100, 300]  # the third retry would come after 1,300 s
     assert (status["status"], status["attempts"]) == ("failed", 6)
     assert "500" in status["last_error"]
-    assert [fact["type"] for fact in it.broker.facts] == [
+    assert [fact["type"] for fact in scheduler.broker.facts] == [
         "schedule.retrying",
         "schedule.retrying",
         "schedule.failed",
     ]
 
 
-async def test_s6_amqp_goes_to_an_allowed_exchange_only(it: Scheduler) -> None:
-    scheme = {"transport": "amqp", "exchange": ALLOWED, "routing_key": "due"}
-    event = await it.create(notify_scheme=scheme, context=[1])
-    await it.come(event)
-    (envelope,) = await it.fire()
-    assert (envelope["id"], envelope["context"]) == (str(event), [1])
-    assert it.broker.sent[-1].exchange == ALLOWED
-    assert it.broker.sent[-1].mandatory
-    assert (await it.status(event))["status"] == "notified"
-    refused = await it.ask(
-        "CreateCallback", callback={"url": URL, "notify_scheme": scheme | {"exchange": "outcomes"}}
+async def test_s6_amqp_notifications_go_only_to_allowed_exchanges(scheduler: Scheduler) -> None:
+    callback = await scheduler.create(notify_scheme=AMQP, context=[1])
+    await scheduler.make_due(callback)
+    (envelope,) = await scheduler.dispatch()
+    assert (envelope["id"], envelope["context"]) == (str(callback), [1])
+    assert scheduler.broker.sent[-1].exchange == ALLOWED_EXCHANGE
+    assert scheduler.broker.sent[-1].mandatory
+    assert (await scheduler.status(callback))["status"] == "notified"
+    rejected = await scheduler.request(
+        "CreateCallback", callback={"url": URL, "notify_scheme": AMQP | {"exchange": "outcomes"}}
     )
-    assert refused["errors"][0]["field"] == "notify_scheme.exchange"
+    assert rejected["errors"][0]["field"] == "notify_scheme.exchange"
 
 
-async def test_s6_amqp_that_reaches_nobody_is_retried_from_the_database(it: Scheduler) -> None:
-    scheme = {"transport": "amqp", "exchange": ALLOWED, "routing_key": "due"}
-    event = await it.create(notify_scheme=scheme)
-    it.broker.exchanges.discard(ALLOWED)
-    await it.come(event)
-    await it.fire()
-    status = await it.status(event)
+async def test_s6_an_amqp_notification_that_reaches_no_queue_gets_a_main_retry(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(notify_scheme=AMQP)
+    scheduler.broker.exchanges.discard(ALLOWED_EXCHANGE)
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    status = await scheduler.status(callback)
     assert (status["status"], status["attempts"]) == ("retrying", 1)
     assert "NO_ROUTE" in status["last_error"]
 
 
-async def test_s8_cancel_answers_for_every_phase(it: Scheduler) -> None:
-    async def cancelled(event: UUID) -> str:
-        answer = await it.ask("CancelCallbacks", id=str(event))
-        return str(answer["result"])
-
-    waiting, between, flying = [await it.create() for _ in range(3)]
-    await it.come(between, flying)
-    await it.fire()
-    await it.hear(given_back(between))
-    assert await cancelled(waiting) == "cancelled"
-    assert await cancelled(waiting) == "cancelled"  # a repeat is harmless
-    assert await cancelled(between) == "cancelled"
-    assert await cancelled(flying) == "in_flight"
-    assert await cancelled(await ended(it, "notified")) == "already_notified"
-    assert await cancelled(await ended(it, "failed")) == "already_failed"
-    assert await cancelled(uuid4()) == "not_found"
-    # in flight: no further retry
-    await it.hear(given_back(flying))
-    assert (await it.status(flying))["status"] == "cancelled"
-    assert await it.fire() == []
+async def waiting_retrying_in_flight(scheduler: Scheduler) -> tuple[UUID, UUID, UUID]:
+    """Create a callback that is not due, one between two retries, and one in flight."""
+    waiting, retrying, in_flight = [await scheduler.create() for _ in range(3)]
+    await scheduler.make_due(retrying, in_flight)
+    await scheduler.dispatch()
+    await scheduler.settle(dispatch_failed(retrying))
+    return waiting, retrying, in_flight
 
 
-async def test_s8_a_cancel_in_flight_whose_fact_never_comes_does_not_fire_again(
-    it: Scheduler,
+async def test_s8_cancel_has_a_result_for_every_phase(scheduler: Scheduler) -> None:
+    async def cancel(callback: UUID) -> str:
+        response = await scheduler.request("CancelCallbacks", id=str(callback))
+        return str(response["result"])
+
+    waiting, retrying, in_flight = await waiting_retrying_in_flight(scheduler)
+    assert await cancel(waiting) == "cancelled"
+    assert await cancel(waiting) == "cancelled"  # repeated
+    assert await cancel(retrying) == "cancelled"
+    assert await cancel(in_flight) == "in_flight"
+    assert await cancel(await finished(scheduler, "notified")) == "already_notified"
+    assert await cancel(await finished(scheduler, "failed")) == "already_failed"
+    assert await cancel(uuid4()) == "not_found"
+    # No main retry follows for the callback in flight.
+    await scheduler.settle(dispatch_failed(in_flight))
+    assert (await scheduler.status(in_flight))["status"] == "cancelled"
+    assert await scheduler.dispatch() == []
+
+
+async def test_s8_a_callback_cancelled_in_flight_is_not_dispatched_when_its_lease_expires(
+    scheduler: Scheduler,
 ) -> None:
-    event = await it.create()
-    await it.come(event)
-    await it.fire()
-    await it.ask("CancelCallbacks", id=str(event))
-    await it.come(event)  # the lease is over
-    assert await it.fire() == []
-    assert (await it.status(event))["status"] == "cancelled"
+    callback = await scheduler.create()
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.request("CancelCallbacks", id=str(callback))
+    await scheduler.make_due(callback)  # the lease has expired
+    assert await scheduler.dispatch() == []
+    assert (await scheduler.status(callback))["status"] == "cancelled"
 
 
-async def test_s8_reschedule_answers_for_every_phase(it: Scheduler) -> None:
-    async def moved(event: UUID) -> str:
-        answer = await it.ask("RescheduleCallback", id=str(event), delay=7200)
-        return str(answer["result"])
+async def test_s8_reschedule_has_a_result_for_every_phase(scheduler: Scheduler) -> None:
+    async def reschedule(callback: UUID) -> str:
+        response = await scheduler.request("RescheduleCallback", id=str(callback), delay=7200)
+        return str(response["result"])
 
-    waiting, between, flying = [await it.create() for _ in range(3)]
-    await it.come(between, flying)
-    await it.fire()
-    await it.hear(given_back(between))
-    assert await moved(waiting) == "rescheduled"
-    assert await moved(between) == "rescheduled"
-    assert (await it.status(between))["status"] == "scheduled"
-    assert await moved(flying) == "in_flight"
-    for how in ("notified", "failed", "cancelled"):
-        assert await moved(await ended(it, how)) == f"already_{how}"
-    assert await moved(uuid4()) == "not_found"
-    # What was on its way before it was moved settles nothing any more.
-    await it.hear(delivered(between))
-    assert (await it.status(between))["status"] == "scheduled"
+    waiting, retrying, in_flight = await waiting_retrying_in_flight(scheduler)
+    assert await reschedule(waiting) == "rescheduled"
+    assert await reschedule(retrying) == "rescheduled"
+    assert (await scheduler.status(retrying))["status"] == "scheduled"
+    assert await reschedule(in_flight) == "in_flight"
+    for status in ("notified", "failed", "cancelled"):
+        assert await reschedule(await finished(scheduler, status)) == f"already_{status}"
+    assert await reschedule(uuid4()) == "not_found"
+    # Facts of a dispatch before the reschedule are ignored.
+    await scheduler.settle(delivered(retrying))
+    assert (await scheduler.status(retrying))["status"] == "scheduled"
 
 
-async def test_s8_a_moved_event_fires_at_its_new_moment(it: Scheduler) -> None:
-    event = await it.create()
-    await it.ask("RescheduleCallback", id=str(event), delay=0)
-    assert len(await it.fire()) == 1
+async def test_s8_a_rescheduled_callback_is_dispatched_at_its_new_time(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create()
+    await scheduler.request("RescheduleCallback", id=str(callback), delay=0)
+    assert len(await scheduler.dispatch()) == 1
 
 
-async def test_s8_by_keys_and_a_whole_group(it: Scheduler) -> None:
+async def test_s8_cancel_by_keys_and_cancel_a_whole_group(scheduler: Scheduler) -> None:
     for number in range(3):
-        await it.create(group_key="g", event_key=f"e{number}")
-    other = await it.create(group_key="h")
-    await ended(it, "notified", group_key="g")
-    one = await it.ask("CancelCallbacks", group_key="g", event_key="e0")
+        await scheduler.create(group_key="g", event_key=f"e{number}")
+    other = await scheduler.create(group_key="h")
+    await finished(scheduler, "notified", group_key="g")
+    one = await scheduler.request("CancelCallbacks", group_key="g", event_key="e0")
     assert one["result"] == "cancelled"
-    group = await it.ask("CancelCallbacks", group_key="g")
+    group = await scheduler.request("CancelCallbacks", group_key="g")
     assert group["counts"] == {"cancelled": 3, "already_notified": 1}
     assert len(group["items"]) == 4
-    assert (await it.status(other))["status"] == "scheduled"
-    assert (await it.ask("CancelCallbacks", group_key="none"))["counts"] == {}
+    assert (await scheduler.status(other))["status"] == "scheduled"
+    assert (await scheduler.request("CancelCallbacks", group_key="none"))["counts"] == {}
 
 
 @pytest.mark.parametrize(
@@ -249,38 +268,46 @@ async def test_s8_by_keys_and_a_whole_group(it: Scheduler) -> None:
     [("GetCallback", {}), ("CancelCallbacks", {}), ("RescheduleCallback", {"delay": 1})],
 )
 @pytest.mark.parametrize("other", [None, "shop2", ""])
-async def test_s9_another_client_s_event_is_not_found(
-    it: Scheduler, operation: str, more: dict[str, Any], other: str | None
+async def test_s9_a_callback_of_another_client_is_not_found(
+    scheduler: Scheduler, operation: str, more: dict[str, Any], other: str | None
 ) -> None:
-    event = await it.create(client="shop", group_key="g", event_key="e")
-    for named in ({"id": str(event)}, {"group_key": "g", "event_key": "e"}):
-        answer = await it.ask(operation, other, **named, **more)
-        assert answer.get("result", answer.get("code")) == "not_found"
-        assert answer.get("id") is None
-    assert (await it.status(event, "shop"))["status"] == "scheduled"
+    callback = await scheduler.create(client="shop", group_key="g", event_key="e")
+    for selector in ({"id": str(callback)}, {"group_key": "g", "event_key": "e"}):
+        response = await scheduler.request(operation, other, **selector, **more)
+        assert response.get("result", response.get("code")) == "not_found"
+        assert response.get("id") is None
+    assert (await scheduler.status(callback, "shop"))["status"] == "scheduled"
 
 
-async def test_s9_lists_groups_and_retries_see_one_s_own_only(it: Scheduler) -> None:
-    await it.create(client="shop", group_key="g")
-    event = await it.create(client="shop")
-    await it.come(event)
-    await it.fire()
-    await it.hear(given_back(event, final=True))
+async def test_s9_lists_groups_and_retries_contain_only_the_client_s_own_callbacks(
+    scheduler: Scheduler,
+) -> None:
+    await scheduler.create(client="shop", group_key="g")
+    callback = await scheduler.create(client="shop")
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.settle(dispatch_failed(callback, final=True))
     for other in (None, "bank"):
-        assert (await it.ask("ListCallbacks", other))["items"] == []
-        assert (await it.ask("ListCallbacks", other, status="failed"))["items"] == []
-        assert (await it.ask("ListCallbacks", other, group_key="g"))["items"] == []
-        assert (await it.ask("CancelCallbacks", other, group_key="g"))["items"] == []
-        assert (await it.ask("RetryCallbacks", other, id=str(event)))["count"] == 0
-    assert len((await it.ask("ListCallbacks", "shop"))["items"]) == 2
+        for operation, filters in (
+            ("ListCallbacks", {}),
+            ("ListCallbacks", {"status": "failed"}),
+            ("ListCallbacks", {"group_key": "g"}),
+            ("CancelCallbacks", {"group_key": "g"}),
+        ):
+            assert (await scheduler.request(operation, other, **filters))["items"] == []
+        retried = await scheduler.request("RetryCallbacks", other, id=str(callback))
+        assert retried["count"] == 0
+    assert len((await scheduler.request("ListCallbacks", "shop"))["items"]) == 2
 
 
-async def test_s9_a_ticket_of_ours_goes_to_clients_with_a_ticket(it: Scheduler) -> None:
-    await it.create(client="shop", delay=0)
-    await it.create(delay=0)
-    await it.dispatcher.drain(10)
+async def test_s9_only_clients_with_a_ticket_get_a_ticket_of_ringback(
+    scheduler: Scheduler,
+) -> None:
+    await scheduler.create(client="shop", delay=0)
+    await scheduler.create(delay=0)
+    await scheduler.dispatcher.drain(10)
     with_ticket, without = sorted(
-        (json.loads(message.body) for message in it.broker.sent),
+        (json.loads(message.body) for message in scheduler.broker.sent),
         key=lambda body: "headers" not in body,
     )
     assert with_ticket["headers"]["X-Service-Ticket"]
@@ -288,43 +315,44 @@ async def test_s9_a_ticket_of_ours_goes_to_clients_with_a_ticket(it: Scheduler) 
     assert "headers" not in without
 
 
-async def test_lists_page_by_cursor_newest_first(it: Scheduler) -> None:
-    made = [str(await it.create(group_key="g" if n % 2 else "h")) for n in range(9)]
+async def test_lists_are_paged_by_cursor_newest_first(scheduler: Scheduler) -> None:
+    created = [str(await scheduler.create(group_key="g" if n % 2 else "h")) for n in range(9)]
     found, cursor = [], None
     while True:
-        page = await it.ask("ListCallbacks", limit=2, **({"cursor": cursor} if cursor else {}))
+        more: dict[str, str] = {"cursor": cursor} if cursor else {}
+        page = await scheduler.request("ListCallbacks", limit=2, **more)
         found += [item["id"] for item in page["items"]]
         cursor = page["next_cursor"]
         if cursor is None:
             break
-    assert found == made[::-1]
-    group = await it.ask("ListCallbacks", group_key="g", limit=4)
-    assert [item["id"] for item in group["items"]] == made[1::2][::-1]
+    assert found == created[::-1]
+    group = await scheduler.request("ListCallbacks", group_key="g", limit=4)
+    assert [item["id"] for item in group["items"]] == created[1::2][::-1]
     assert group["next_cursor"] is None
-    none = await it.ask("ListCallbacks", cursor="bm9uc2Vuc2U=")
-    assert none["errors"][0]["field"] == "cursor"
-    assert (await it.ask("ListCallbacks", limit=10**9))["code"] == "invalid"
+    rejected = await scheduler.request("ListCallbacks", cursor="bm9uc2Vuc2U=")
+    assert rejected["errors"][0]["field"] == "cursor"
+    assert (await scheduler.request("ListCallbacks", limit=10**9))["code"] == "invalid"
 
 
-async def test_lists_by_status(it: Scheduler) -> None:
-    failed = await ended(it, "failed", group_key="g")
-    notified = await ended(it, "notified")
-    waiting = await it.create()
-    for status, event in (("failed", failed), ("notified", notified), ("scheduled", waiting)):
-        page = await it.ask("ListCallbacks", status=status)
-        assert [item["id"] for item in page["items"]] == [str(event)]
-    of_group = await it.ask("ListCallbacks", status="failed", group_key="h")
+async def test_lists_by_status(scheduler: Scheduler) -> None:
+    failed = await finished(scheduler, "failed", group_key="g")
+    notified = await finished(scheduler, "notified")
+    waiting = await scheduler.create()
+    for status, callback in (("failed", failed), ("notified", notified), ("scheduled", waiting)):
+        page = await scheduler.request("ListCallbacks", status=status)
+        assert [item["id"] for item in page["items"]] == [str(callback)]
+    of_group = await scheduler.request("ListCallbacks", status="failed", group_key="h")
     assert of_group["items"] == []
 
 
-async def test_failed_ones_start_again(it: Scheduler) -> None:
-    failed = [await ended(it, "failed", group_key=key) for key in ("g", "g", "h")]
-    dry = await it.ask("RetryCallbacks", group_key="g", dry_run=True)
-    assert (dry["count"], await it.fire()) == (2, [])
-    assert (await it.ask("RetryCallbacks", group_key="g"))["count"] == 2
-    assert len(await it.fire()) == 2
-    assert (await it.status(failed[0]))["status"] == "dispatched"
-    await it.hear(delivered(failed[0], dispatch=2))
-    assert (await it.status(failed[0]))["status"] == "notified"
-    assert (await it.ask("RetryCallbacks", id=str(failed[0])))["count"] == 0
-    assert (await it.ask("RetryCallbacks"))["ids"] == [str(failed[2])]
+async def test_retry_makes_failed_callbacks_due_again(scheduler: Scheduler) -> None:
+    failed = [await finished(scheduler, "failed", group_key=key) for key in ("g", "g", "h")]
+    dry = await scheduler.request("RetryCallbacks", group_key="g", dry_run=True)
+    assert (dry["count"], await scheduler.dispatch()) == (2, [])
+    assert (await scheduler.request("RetryCallbacks", group_key="g"))["count"] == 2
+    assert len(await scheduler.dispatch()) == 2
+    assert (await scheduler.status(failed[0]))["status"] == "dispatched"
+    await scheduler.settle(delivered(failed[0], dispatch=2))
+    assert (await scheduler.status(failed[0]))["status"] == "notified"
+    assert (await scheduler.request("RetryCallbacks", id=str(failed[0])))["count"] == 0
+    assert (await scheduler.request("RetryCallbacks"))["ids"] == [str(failed[2])]

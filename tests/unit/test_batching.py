@@ -88,11 +88,11 @@ async def test_settled_waits_for_what_came_before_and_for_nothing_else() -> None
 def test_row_24_the_clock_is_the_database_s_whatever_it_does(jump: timedelta) -> None:
     steady = 1000.0
     clock = DatabaseClock(lambda: steady)
-    assert not clock.heard
+    assert not clock.synced
     noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
-    clock.hear(noon, clock.sent())
+    clock.sync(noon, clock.start())
     steady += 5
     assert clock.now() == noon + timedelta(seconds=5)
-    assert clock.until(noon + timedelta(seconds=8)) == pytest.approx(3)
-    clock.hear(noon + jump, clock.sent())
+    assert clock.seconds_until(noon + timedelta(seconds=8)) == pytest.approx(3)
+    clock.sync(noon + jump, clock.start())
     assert clock.now() == noon + jump

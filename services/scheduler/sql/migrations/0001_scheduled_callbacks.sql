@@ -1,0 +1,71 @@
+-- What a client requested. A row never changes. It is deleted with the partition of
+-- finished_callbacks that holds its callback.
+CREATE TABLE scheduler.callback_requests (
+    id uuid PRIMARY KEY,
+    client_id text NOT NULL,            -- '' is the anonymous client
+    group_key text,
+    event_key text,
+    created_at timestamptz NOT NULL,
+    fingerprint bytea,                  -- SHA-256 of the request; only with an idempotency key
+    context text NOT NULL,              -- JSON as it is sent; never searched
+    message text NOT NULL,              -- start of SendCallback: JSON without its last brace
+    headers text,                       -- JSON
+    secret bytea,                       -- encrypted
+    exchange text,                      -- only for the transport amqp
+    routing_key text,
+    format text NOT NULL,
+    lease double precision NOT NULL,    -- seconds
+    stop_after double precision NOT NULL,
+    rules text,                         -- JSON; NULL for the defaults
+    traceparent text                    -- W3C trace context of the request
+);
+CREATE UNIQUE INDEX callback_requests_keys
+    ON scheduler.callback_requests (client_id, coalesce(group_key, ''), event_key)
+    WHERE event_key IS NOT NULL;
+CREATE INDEX callback_requests_of_client
+    ON scheduler.callback_requests (client_id, created_at, id);
+CREATE INDEX callback_requests_of_group
+    ON scheduler.callback_requests (client_id, group_key, created_at, id)
+    WHERE group_key IS NOT NULL;
+
+-- Unfinished callbacks only, so the cost of a claim does not grow with the finished ones.
+CREATE TABLE scheduler.scheduled_callbacks (
+    id uuid PRIMARY KEY,
+    run_at timestamptz NOT NULL,
+    next_at timestamptz NOT NULL,
+    occurrence integer NOT NULL,
+    status text NOT NULL CHECK (status IN ('scheduled', 'dispatched', 'retrying')),
+    in_flight boolean NOT NULL,
+    cancel_requested boolean NOT NULL,
+    dispatch integer NOT NULL,
+    first_dispatch integer NOT NULL,
+    main_retries integer NOT NULL,
+    earlier_attempts integer NOT NULL,  -- in earlier dispatches of this occurrence
+    dispatch_attempts integer NOT NULL, -- in the current dispatch
+    next_attempt_at timestamptz,
+    stop_at timestamptz,
+    last_error text
+) WITH (
+    fillfactor = 80,                    -- leaves room on the page for the row's next version
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_vacuum_cost_delay = 1
+);
+CREATE INDEX scheduled_callbacks_next_at ON scheduler.scheduled_callbacks (next_at);
+
+-- Finished callbacks. The service creates and drops one partition for each day.
+CREATE TABLE scheduler.finished_callbacks (
+    id uuid NOT NULL,
+    client_id text NOT NULL,
+    finished_at timestamptz NOT NULL,
+    run_at timestamptz NOT NULL,
+    occurrence integer NOT NULL,
+    status text NOT NULL CHECK (status IN ('notified', 'failed', 'cancelled')),
+    dispatch integer NOT NULL,
+    attempts integer NOT NULL,
+    last_error text
+) PARTITION BY RANGE (finished_at);
+CREATE INDEX finished_callbacks_id ON scheduler.finished_callbacks (id);
+CREATE INDEX finished_callbacks_failed
+    ON scheduler.finished_callbacks (client_id, finished_at, id)
+    WHERE status = 'failed';
