@@ -26,3 +26,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             dead.append(f"{path}#{anchor}" if anchor else path)
 
     assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:services|shared|tests|deploy|docs)/[\w./-]+)`", page.read_text())
+
+    assert [path for path in named if not (ROOT / path).exists()] == []
