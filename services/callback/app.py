@@ -40,11 +40,11 @@ async def start(process: Process) -> None:
         )
     )
     lanes = Lanes(
-        widest=settings.lane_limit,
-        slots=settings.prefetch,
-        failures=settings.breaker_failures,
+        max_in_flight=settings.lane_limit,
+        prefetch=settings.prefetch,
+        max_failures=settings.breaker_failures,
         clock=asyncio.get_running_loop().time,
-        changed=breaker_observer(labels.label),
+        observe=breaker_observer(labels.label),
     )
     sender = CallbackSender(client, lanes, labels, settings, clock)
     tables = topology(process.settings.queue_type).only((CALLBACKS,))

@@ -49,13 +49,13 @@ async def start(process: Process) -> None:
             continue
         # Each channel has its own lanes and connection, so that a slow one does not affect others.
         lanes = Lanes(
-            widest=sender.concurrency,
+            max_in_flight=sender.concurrency,
             # Lanes give targets that have not answered yet half of the slots. Here, one target is
             # entitled to all of the prefetch window.
-            slots=2 * settings.prefetch,
-            failures=settings.breaker_failures,
+            prefetch=2 * settings.prefetch,
+            max_failures=settings.breaker_failures,
             clock=asyncio.get_running_loop().time,
-            changed=breaker_observer(str),
+            observe=breaker_observer(str),
         )
         spec: ConsumerSpec[Any, Sent] = ConsumerSpec(
             queue=channel.queue,

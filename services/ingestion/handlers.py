@@ -71,7 +71,7 @@ class Handler:
         self._store = store
         self._outbox = outbox
         self._clock = clock
-        self._batches: Batcher[Accepted, Became] = Batcher(self._accept, most=batch)
+        self._batches: Batcher[Accepted, Became] = Batcher(self._accept, max_size=batch)
 
     async def run(self) -> None:
         """Take in what comes until cancelled."""

@@ -52,7 +52,7 @@ class Intake:
     def __init__(self, store: Store, wake: Callable[[], None]) -> None:
         self._store = store
         self._wake = wake
-        self._batches: Batcher[Order, bool] = Batcher(self._accept, most=BATCH)
+        self._batches: Batcher[Order, bool] = Batcher(self._accept, max_size=BATCH)
 
     async def run(self) -> None:
         """Take in what comes until cancelled."""

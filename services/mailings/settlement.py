@@ -31,7 +31,7 @@ class Settler:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._batches: Batcher[MessageFacts, None] = Batcher(self._settle, most=MOST_MESSAGES)
+        self._batches: Batcher[MessageFacts, None] = Batcher(self._settle, max_size=MOST_MESSAGES)
 
     async def run(self) -> None:
         """Settle until cancelled."""

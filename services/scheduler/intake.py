@@ -80,7 +80,7 @@ class Intake:
         self._wake_at = wake_at
         self._lease = lease
         self._exchanges = amqp_exchanges
-        self._batches: Batcher[NewCallback, CreateResult] = Batcher(self._insert, most=batch)
+        self._batches: Batcher[NewCallback, CreateResult] = Batcher(self._insert, max_size=batch)
 
     async def run(self) -> None:
         """Insert callbacks until cancelled."""
@@ -88,7 +88,7 @@ class Intake:
 
     async def flush(self) -> None:
         """Wait until every earlier request was inserted or failed."""
-        await self._batches.settled()
+        await self._batches.finish_pending()
 
     async def create(
         self,

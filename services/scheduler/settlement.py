@@ -47,7 +47,7 @@ class Settler:
         self._facts = facts
         self._wake_at = wake_at
         self._wait_for_backlog = wait_for_backlog
-        self._batches: Batcher[Facts, None] = Batcher(self._settle, most=MAX_MESSAGES)
+        self._batches: Batcher[Facts, None] = Batcher(self._settle, max_size=MAX_MESSAGES)
 
     async def run(self) -> None:
         """Settle until cancelled."""

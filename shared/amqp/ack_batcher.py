@@ -1,4 +1,4 @@
-"""Settles deliveries in batches: first their facts are confirmed, then they are acked."""
+"""Acknowledges deliveries in batches, after the facts about them are confirmed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,66 +12,66 @@ from shared.amqp.publisher import OutgoingMessage
 
 
 class AckBatcher:
-    """What is still to be settled of one channel's deliveries.
+    """The outstanding acks and facts of one channel.
 
-    `announce` publishes and waits for the confirms, however long that takes; while it waits, more
-    gathers for the next batch.
+    `publish_facts` publishes and waits for the confirms, however long that takes. Meanwhile the
+    next batch collects.
     """
 
     def __init__(
         self,
         channel: InterceptedChannel,
-        announce: Callable[[list[OutgoingMessage]], Awaitable[None]],
+        publish_facts: Callable[[list[OutgoingMessage]], Awaitable[None]],
     ) -> None:
-        self.lost = False  # the channel is gone: the broker gives its messages out again
+        self.lost = False  # the channel is lost: the broker delivers its messages again
         self._channel = channel
-        self._announce = announce
+        self._publish_facts = publish_facts
         self._tags: list[int] = []
         self._facts: list[BaseModel] = []
-        self._some = asyncio.Event()
-        self._low = 1  # everything below is settled
-        self._settled: set[int] = set()  # and these above it
+        self._pending = asyncio.Event()
+        self._low = 1  # all tags below are finished
+        self._finished: set[int] = set()  # and so are these above
         self._flushing = asyncio.Lock()
 
     def done(self, tag: int, fact: BaseModel | None = None) -> None:
-        """The delivery is dealt with; ack it once its fact is out."""
+        """Acknowledge the delivery with the next batch, once its fact is confirmed."""
         self._tags.append(tag)
         if fact is not None:
             self._facts.append(fact)
-        self._some.set()
+        self._pending.set()
 
     def requeue(self, tag: int) -> None:
-        """Put the delivery back into its queue at once."""
+        """Return the delivery to its queue at once."""
         if not self.lost:
             self._channel.write(codec.encode_requeue(self._channel.number, tag))
-            self._settled.add(tag)
+            self._finished.add(tag)
 
-    async def run(self, every: float) -> None:
-        """Settle what has gathered, at most once in `every` seconds, until cancelled."""
+    async def run(self, interval: float) -> None:
+        """Flush at most once per `interval` seconds, until cancelled."""
         while True:
-            await self._some.wait()
-            await asyncio.sleep(every)
+            await self._pending.wait()
+            await asyncio.sleep(interval)
             await self.flush()
 
     async def flush(self) -> None:
-        """Settle all that has gathered."""
+        """Publish the collected facts, then acknowledge the collected deliveries."""
         async with self._flushing:
-            self._some.clear()
+            self._pending.clear()
             tags, self._tags = self._tags, []
             facts, self._facts = self._facts, []
             if facts:
-                await self._announce(list(fact_messages(facts)))
+                await self._publish_facts(list(fact_messages(facts)))
             if tags and not self.lost:
                 self._ack(tags)
 
     def _ack(self, tags: list[int]) -> None:
-        """Ack with few frames: one for the unbroken run from below, one for each other.
+        """Acknowledge with few frames: one for the unbroken run of tags, one for each other tag.
 
-        The broker knows only outstanding tags, so the run is acked by the highest one that is new.
+        The broker knows only outstanding tags, so the run is acknowledged by its highest new tag.
         """
-        self._settled.update(tags)
-        while self._low in self._settled:
-            self._settled.remove(self._low)
+        self._finished.update(tags)
+        while self._low in self._finished:
+            self._finished.remove(self._low)
             self._low += 1
         number = self._channel.number
         run = [tag for tag in tags if tag < self._low]

@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ that is opened with backoff and opened again when it is lost."""
+"""Connections to RabbitMQ, opened with backoff and opened again when they are lost."""
 
 import asyncio
 import logging
@@ -19,16 +19,16 @@ from shared.process.health import Health
 
 logger = logging.getLogger(__name__)
 
-RECONNECTS: Final = Counter("amqp_reconnects", "Connections to RabbitMQ that were lost.")
+RECONNECTS: Final = Counter("amqp_reconnects", "Lost connections to RabbitMQ.")
 
-# Seconds. A dead peer is noticed after three heartbeats; aiormq's 60 would take three minutes.
+# Seconds. A dead peer is detected after three heartbeats; aiormq's 60 s would take three minutes.
 HEARTBEAT: Final = 10
 CONNECT_TIMEOUT: Final = 10.0
-# Short, because a service that is back within seconds loses no deadline; recovery is within 30 s.
+# Seconds. Short, because services must recover within 30 s of the broker's return.
 MAX_BACKOFF: Final = 5.0
 CLOSE_TIMEOUT: Final = 2.0
 
-# aiormq raises these and, from its internals, RuntimeError when a connection dies in mid-call.
+# aiormq raises these, and its internals raise RuntimeError, when a connection dies during a call.
 CONNECTION_ERRORS: Final = (
     aiormq.exceptions.AMQPError,
     OSError,
@@ -40,29 +40,29 @@ CONNECTION_ERRORS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class BrokerConnection:
-    """One open connection, with the tap on its transport."""
+    """An open connection and the interceptor of its frames."""
 
     connection: AbstractConnection
     interceptor: FrameInterceptor
 
     async def channel(self, *, confirms: bool) -> tuple[AbstractChannel, InterceptedChannel]:
-        """A new channel: aiormq's for everything rare, the tapped one for the content."""
+        """Open a channel: aiormq's for rare methods, the intercepted one for messages."""
         channel = await self.connection.channel(publisher_confirms=confirms)
         frame_max = self.connection.connection_tune.frame_max
         return channel, self.interceptor.channel(channel.number, frame_max)
 
 
 def describe_error(error: BaseException) -> str:
-    """An error as a few words; some of asyncio's and aiormq's have no text."""
+    """Return the error's text, or its type: some errors of asyncio and aiormq have no text."""
     return str(error) or type(error).__name__
 
 
 @asynccontextmanager
 async def connect(url: str, *, name: str) -> AsyncIterator[BrokerConnection]:
-    """One connection, tried once.
+    """Open one connection, without retries.
 
     Raises:
-        one of CONNECTION_ERRORS: the broker is not there, refuses, or does not answer.
+        one of CONNECTION_ERRORS: the broker is unreachable, refuses, or does not respond.
     """
     transport = InterceptedTransport()
     target = URL(url).update_query({"name": name, "heartbeat": HEARTBEAT})
@@ -84,14 +84,15 @@ async def keep_connected(
     health: Health,
     session: Callable[[BrokerConnection], Awaitable[None]],
 ) -> None:
-    """Run `session` on an open connection; when the connection is lost, again on a new one.
+    """Run `session` on an open connection, and again on a new one when the connection is lost.
 
-    `session` marks the part up once it works. Returns when `session` returns. Waits between tries
-    grow with jitter up to 5 s. Any error of another kind than a connection's ends it.
+    The session reports the part as up once it works. The delay between connection attempts grows,
+    with jitter, up to 5 s. Returns when a session returns. Errors other than CONNECTION_ERRORS are
+    raised.
     """
     shown = censor_url(URL(url))
 
-    def tell(details: Any) -> None:
+    def report(details: Any) -> None:
         health.down(part, f"no connection to {shown}: {describe_error(details['exception'])}")
 
     @backoff.on_exception(
@@ -99,41 +100,41 @@ async def keep_connected(
         CONNECTION_ERRORS,
         factor=0.2,
         max_value=MAX_BACKOFF,
-        on_backoff=tell,
+        on_backoff=report,
         logger=None,
     )
-    async def once() -> bool:
-        """Whether the session ended by itself; False when an open connection was lost."""
-        async with connect(url, name=name) as link:
+    async def run_session() -> bool:
+        """Return whether the session has returned, rather than lost its connection."""
+        async with connect(url, name=name) as broker:
             try:
-                await session(link)
+                await session(broker)
             except CONNECTION_ERRORS as error:
-                why = describe_error(error)
+                reason = describe_error(error)
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise
-                why = "the broker shows no sign of life"
+                reason = "missed heartbeats"
             else:
                 return True
             RECONNECTS.inc()
-            health.down(part, f"connection to {shown} lost: {why}")
+            health.down(part, f"connection to {shown} lost: {reason}")
             return False
 
-    while not await once():
+    while not await run_session():
         pass
 
 
 def is_cancelled() -> bool:
-    """Whether a CancelledError is meant for the running task.
+    """Return whether a CancelledError is meant for the running task.
 
-    Else it is aiormq's: it raises one in whoever waits for a connection whose heartbeats fail.
+    aiormq also raises it in tasks that wait on a connection whose heartbeats fail.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 async def run_until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, end the others, and raise what that one raised."""
+    """Run all until the first one ends, cancel the others, and raise the first one's error."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

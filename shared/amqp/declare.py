@@ -1,4 +1,4 @@
-"""Declares the topology, and says what is in the way when a queue exists with other arguments."""
+"""Declares the topology, and names the queues that exist with other arguments."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,13 +14,12 @@ from aiormq.exceptions import (
 from shared.errors import RingbackError
 from shared.topology import Exchange, Queue, Topology
 
-# Seconds. A queue may wait for its leader's election; one that stays silent is the broker's fault,
-# which a new connection may mend and waiting does not.
+# Seconds. A queue may wait for the election of its leader. After that a new connection may help.
 DECLARE_TIMEOUT: Final = 30.0
 
 
 class TopologyMismatchError(RingbackError):
-    """The broker holds exchanges or queues other than the table's; `faults` names each."""
+    """Exchanges or queues on the broker differ from the topology. `faults` describes each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("; ".join(faults))
@@ -28,12 +27,12 @@ class TopologyMismatchError(RingbackError):
 
 
 async def declare(connection: AbstractConnection, topology: Topology) -> None:
-    """Declare everything that is not there yet.
+    """Declare everything that is missing.
 
     Raises:
-        TopologyMismatchError: something exists with other properties, or may not be declared.
-            Everything else is declared.
-        TimeoutError: the broker has not answered for all of it within 30 s.
+        TopologyMismatchError: something exists with other properties, or the user lacks the
+            permission to declare it. Everything else is declared.
+        TimeoutError: the broker has not finished within 30 s.
     """
     async with asyncio.timeout(DECLARE_TIMEOUT):
         faults = await _compare(connection, topology, passive=False)
@@ -46,10 +45,10 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
 
 async def check(connection: AbstractConnection, topology: Topology) -> list[str]:
-    """What is missing or different on the broker, a sentence each; nothing is declared.
+    """Return a sentence for each missing or different exchange or queue, and declare nothing.
 
-    A queue's arguments can only be compared by declaring it, so what is there is declared again,
-    which changes nothing, and what is not there is left alone.
+    The arguments of a queue can only be compared by declaring it. So existing queues are declared
+    again, which changes nothing, and missing ones are not.
     """
     missing = await _compare(connection, topology, passive=True)
     absent = {fault.split("'")[1] for fault in missing}
@@ -83,10 +82,10 @@ async def _compare(
         except ChannelPreconditionFailed as error:
             faults.append(
                 f"{kind} '{item.name}' exists with other properties ({_difference(error)}): "
-                "delete it when it is empty, or use another virtual host"
+                "delete it once it is empty, or use another virtual host"
             )
         except ChannelAccessRefused as error:
-            faults.append(f"{kind} '{item.name}' may not be declared: {_difference(error)}")
+            faults.append(f"{kind} '{item.name}' cannot be declared: {_difference(error)}")
         else:
             continue
         channel = await connection.channel(publisher_confirms=False)  # the broker closed it
@@ -95,5 +94,5 @@ async def _compare(
 
 
 def _difference(error: Exception) -> str:
-    """The telling part of the broker's sentence, such as `inequivalent arg 'x-message-ttl' …`."""
+    """Return the broker's reason, such as `inequivalent arg 'x-message-ttl' …`."""
     return str(error).removeprefix("PRECONDITION_FAILED - ").removeprefix("ACCESS_REFUSED - ")

@@ -14,20 +14,20 @@ from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts.facts import FACTS
 from shared.topology import OUTCOMES
 
-# Facts in one AMQP message: some 100 kB, which no consumer chokes on.
+# Facts in one AMQP message: about 100 kB.
 MAX_FACTS: Final = 500
-# Bytes of such a message: each fact with a reason of 1,000 characters, all of them escaped.
+# Bytes of such a message, if each fact has a reason of 1,000 escaped characters.
 MAX_BYTES: Final = 4 << 20
 
 
 def _topic(fact: Any) -> str:
-    """The routing key of a fact."""
+    """Return the routing key of a fact."""
     owner = getattr(fact, "owner", None)
     return f"{fact.type}.{owner}" if owner else str(fact.type)
 
 
 def fact_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
-    """The messages of type `Facts` that carry these, in batches of one type each."""
+    """Yield messages of type `Facts`, each with facts of one type and owner."""
     for name, group in groupby(sorted(facts, key=_topic), _topic):
         batch = list(group)
         for start in range(0, len(batch), MAX_FACTS):
@@ -43,5 +43,5 @@ def fact_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
                 ),
                 to_json({"facts": batch[start : start + MAX_FACTS]}),
                 exchange=OUTCOMES,
-                mandatory=False,  # a fact nobody listens for is no fault
+                mandatory=False,  # a fact may have no consumer
             )

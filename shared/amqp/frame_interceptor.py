@@ -1,10 +1,9 @@
-"""The short way for content frames through an aiormq connection.
+"""A fast path for messages through an aiormq connection.
 
-aiormq does the handshake, TLS, heartbeats, channels and every rare method. The three things that
-happen per message (a delivery comes in, a publish goes out, a confirm or an ack passes) would cost
-more in its generic frame loop than signing and sending the callback together. So the transport that
-we hand to aiormq (its `transport_factory`) is tapped: content frames of our own channels are read
-here, everything else flows on to aiormq untouched.
+aiormq does the handshake, TLS, heartbeats, channels and all rare methods. In its generic frame loop
+a delivery, a publish, a confirm and an ack would cost more CPU than signing and sending a callback.
+So aiormq gets a transport (its `transport_factory`) that intercepts the content frames of our
+channels. All other frames pass to aiormq unchanged.
 """
 
 import asyncio
@@ -18,9 +17,9 @@ from yarl import URL
 
 from shared.amqp import codec
 
-# aiormq closes a connection on which it sees nothing for three heartbeats. It does not see what is
-# taken out here, so it is shown a heartbeat instead, at most once in this many seconds.
-_HEARTBEAT_EVERY: Final = 1.0
+# Seconds. aiormq closes a connection after three heartbeats without a frame, and it does not see
+# intercepted frames. So it gets a heartbeat frame instead, at most once per interval.
+_HEARTBEAT_INTERVAL: Final = 1.0
 _HEARTBEAT: Final = codec.FRAME_HEAD.pack(8, 0, 0) + codec.FRAME_END
 _KINDS: Final = frozenset((codec.METHOD, codec.HEADER, codec.BODY, 8))
 _CONNECTION_BLOCKED: Final = 10 << 16 | 60
@@ -29,7 +28,7 @@ _CONNECTION_UNBLOCKED: Final = 10 << 16 | 61
 
 @dataclass(slots=True)
 class Delivery:
-    """One message as it came: `header` is the content header's payload, still encoded."""
+    """A received message. `header` is the payload of its content header, still encoded."""
 
     tag: int
     redelivered: bool
@@ -42,7 +41,7 @@ def _ignore(*_: Any) -> None:
 
 
 class InterceptedChannel:
-    """The content frames of one channel. Set the callbacks before anything is consumed."""
+    """The content frames of one channel. Set the callbacks before consuming."""
 
     def __init__(self, interceptor: "FrameInterceptor", number: int, frame_max: int) -> None:
         self.number = number
@@ -50,7 +49,7 @@ class InterceptedChannel:
         self.on_delivery: Callable[[Delivery], None] = _ignore
         self.on_confirm: Callable[[int, bool, bool], None] = _ignore  # tag, multiple, accepted
         self.on_return: Callable[[str, bytes], None] = _ignore  # the broker's text, header
-        self._tap = interceptor
+        self._interceptor = interceptor
         self._returned: str | None = None
         self._delivery: tuple[int, int] = (0, 0)
         self._header = b""
@@ -58,11 +57,11 @@ class InterceptedChannel:
         self._missing = 0
 
     def write(self, frames: bytes) -> None:
-        """Send whole frames, together with all others of this turn of the event loop."""
-        self._tap.write(frames)
+        """Send whole frames, in one system call with others of this event loop iteration."""
+        self._interceptor.write(frames)
 
-    def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
-        """Read the frame whose payload is `data[start:end]`; False leaves it to aiormq."""
+    def receive(self, kind: int, data: bytes, start: int, end: int) -> bool:
+        """Process the frame with the payload `data[start:end]`, or return False to pass it on."""
         if kind == codec.BODY:
             piece = data[start:end]
             self._missing -= len(piece)
@@ -80,9 +79,9 @@ class InterceptedChannel:
             if self._missing == 0:
                 self._complete(b"")
             return True
-        return self._take_method(data, start)
+        return self._receive_method(data, start)
 
-    def _take_method(self, data: bytes, start: int) -> bool:
+    def _receive_method(self, data: bytes, start: int) -> bool:
         method = codec.METHOD_ID.unpack_from(data, start)[0]
         if method == codec.DELIVER:
             self._delivery = codec.TAG_AND_FLAG.unpack_from(data, start + 5 + data[start + 4])
@@ -106,12 +105,12 @@ class InterceptedChannel:
 
 
 class FrameInterceptor(asyncio.StreamReaderProtocol):
-    """The protocol between the socket and aiormq's reader."""
+    """The protocol between the socket and aiormq's reader, with the channels it intercepts."""
 
     def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
         self.on_blocked: Callable[[bool], None] = _ignore
-        self._for_aiormq = reader.feed_data
+        self._pass_on = reader.feed_data
         self._loop = loop
         self._channels: dict[int, InterceptedChannel] = {}
         self._rest = b""
@@ -120,17 +119,17 @@ class FrameInterceptor(asyncio.StreamReaderProtocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def channel(self, number: int, frame_max: int) -> InterceptedChannel:
-        """Take the content frames of this open channel from now on."""
+        """Intercept the content frames of this open channel from now on."""
         channel = self._channels[number] = InterceptedChannel(self, number, frame_max)
         return channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport for what we write ourselves; called by asyncio."""
+        """Keep the transport for our own frames. asyncio calls this."""
         super().connection_made(transport)
         self._transport = cast("asyncio.WriteTransport", transport)
 
     def write(self, frames: bytes) -> None:
-        """Send whole frames; those of one turn of the event loop leave in one system call."""
+        """Send whole frames, in one system call with others of this event loop iteration."""
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(frames)
@@ -140,18 +139,18 @@ class FrameInterceptor(asyncio.StreamReaderProtocol):
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
-    def data_received(self, data: bytes) -> None:  # noqa: C901 - one loop, in place for speed
-        """Sort the frames that have come: ours to their channels, the rest to aiormq."""
+    def data_received(self, data: bytes) -> None:  # noqa: C901 - one loop for speed
+        """Pass the frames of our channels to them, and the others to aiormq."""
         if self._rest:
             data = self._rest + data
         unpack = codec.FRAME_HEAD.unpack_from
         channels = self._channels
         size = len(data)
-        at = kept_from = 0
-        ours = False
+        at = passed = 0
+        intercepted = False
         while size - at >= codec.FRAME_OVERHEAD:
             kind, number, length = unpack(data, at)
-            if kind not in _KINDS:  # not AMQP: aiormq knows what to say to that
+            if kind not in _KINDS:  # not AMQP: aiormq reports the error
                 at = size
                 break
             end = at + codec.FRAME_OVERHEAD + length
@@ -159,20 +158,20 @@ class FrameInterceptor(asyncio.StreamReaderProtocol):
                 break
             channel = channels.get(number)
             if channel is not None:
-                if channel.take(kind, data, at + 7, end - 1):
-                    ours = True
-                    if kept_from < at:
-                        self._for_aiormq(data[kept_from:at])
-                    kept_from = end
+                if channel.receive(kind, data, at + 7, end - 1):
+                    intercepted = True
+                    if passed < at:
+                        self._pass_on(data[passed:at])
+                    passed = end
             elif number == 0 and kind == codec.METHOD:
                 self._watch_alarm(data, at + 7)
             at = end
-        if kept_from < at:
-            self._for_aiormq(data[kept_from:at])
+        if passed < at:
+            self._pass_on(data[passed:at])
         self._rest = data[at:]
-        if ours and self._loop.time() - self._last_heartbeat > _HEARTBEAT_EVERY:
+        if intercepted and self._loop.time() - self._last_heartbeat > _HEARTBEAT_INTERVAL:
             self._last_heartbeat = self._loop.time()
-            self._for_aiormq(_HEARTBEAT)
+            self._pass_on(_HEARTBEAT)
 
     def _watch_alarm(self, data: bytes, start: int) -> None:
         method = codec.METHOD_ID.unpack_from(data, start)[0]
@@ -181,14 +180,14 @@ class FrameInterceptor(asyncio.StreamReaderProtocol):
 
 
 class InterceptedTransport(TransportFactory):
-    """Gives aiormq a tapped transport; `interceptor` is there once it is connected."""
+    """Creates the transport of a connection. `interceptor` is set once it is connected."""
 
     interceptor: FrameInterceptor
 
     async def create(
         self, url: URL, **kwargs: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect; called by aiormq."""
+        """Connect. aiormq calls this."""
         provider = kwargs.pop("ssl_context_provider")
         tls = await provider.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""From the body of a message to a model, or to a reason that names every fault."""
+"""Parses the body of a message into a model, or reports every error in it."""
 
 from collections.abc import Mapping
 from typing import Final, TypeVar
@@ -17,14 +17,15 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes: int) -> M:
-    """The model in a message, which of them its property `type` says.
+    """Parse a message into the model that its property `type` names.
 
     Raises:
-        ContractViolationError: it is none; every wrong field is named, no value is.
+        ContractViolationError: the message is not valid. Its text names every wrong field, but
+            contains no value.
     """
     properties = message.properties
     if len(message.body) > max_bytes:
-        raise ContractViolationError(f"{len(message.body)} bytes, at most {max_bytes} are taken")
+        raise ContractViolationError(f"{len(message.body)} bytes exceed the limit of {max_bytes}")
     model = models.get(properties.type or "")
     if model is None:
         known = ", ".join(repr(name) for name in models)
@@ -34,20 +35,24 @@ def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes:
         raise ContractViolationError(f"content_type is {properties.content_type!r}, not {JSON!r}")
     if properties.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
         raise ContractViolationError(
-            f"content_encoding {properties.content_encoding!r} is not taken"
+            f"content_encoding {properties.content_encoding!r} is not supported"
         )
     try:
         return model.model_validate_json(message.body)
     except ValidationError as error:
-        named = [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
-        more = (
-            f" and {len(named) - MAX_ERRORS_LISTED} more" if len(named) > MAX_ERRORS_LISTED else ""
-        )
-        raise ContractViolationError("; ".join(named[:MAX_ERRORS_LISTED]) + more) from None
+        faults = [
+            f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)
+        ]
+        others = len(faults) - MAX_ERRORS_LISTED
+        more = f" and {others} more" if others > 0 else ""
+        raise ContractViolationError("; ".join(faults[:MAX_ERRORS_LISTED]) + more) from None
 
 
 def parse_request(model: type[M], body: bytes, *, within: str = "") -> M | Failure:
-    """What the body of a request asks for, or every wrong field; `within` is left out of paths."""
+    """Parse the body of a request, or return a failure with every wrong field.
+
+    `within` is a prefix to leave out of the names of fields.
+    """
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Gathers what comes one by one into batches, so that one statement does the work of many."""
+"""Collects single items into batches, so that one statement does the work of many."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,31 +9,31 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Calls `work` with what has gathered, as soon as it is free; never with more than `most`.
+    """Calls `work` with all collected items, at most `max_size`, as soon as the last call ends.
 
-    `work` returns a result for each item, in order. Its error is everybody's.
+    `work` returns a result for each item, in order. If it raises, all its items get the error.
     """
 
-    def __init__(self, work: Callable[[list[T]], Awaitable[list[R]]], *, most: int) -> None:
+    def __init__(self, work: Callable[[list[T]], Awaitable[list[R]]], *, max_size: int) -> None:
         self._work = work
-        self._most = most
+        self._max_size = max_size
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
-        self._some = asyncio.Event()
+        self._pending = asyncio.Event()
         self._working: list[asyncio.Future[R]] = []
 
     async def add(self, item: T) -> R:
-        """Have it worked on; its result.
+        """Return the result of an item, once a batch with it has ended.
 
         Raises:
-            whatever `work` raises.
+            the error of `work`.
         """
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, done))
-        self._some.set()
+        self._pending.set()
         return await done
 
-    async def settled(self) -> None:
-        """Wait until all that was added before is done, well or not."""
+    async def finish_pending(self) -> None:
+        """Wait until all items added before have a result or an error."""
         before = [done for _, done in self._waiting] + self._working
         if before:
             await asyncio.wait(before)
@@ -41,17 +41,17 @@ class Batcher(Generic[T, R]):
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
-            await self._some.wait()
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            await self._pending.wait()
+            batch, self._waiting = self._waiting[: self._max_size], self._waiting[self._max_size :]
             if not self._waiting:
-                self._some.clear()
+                self._pending.clear()
             batch = [(item, done) for item, done in batch if not done.done()]
             self._working = [done for _, done in batch]
             if not batch:
                 continue
             try:
                 results = await self._work([item for item, _ in batch])
-            except Exception as error:  # noqa: BLE001 - whoever waits deals with it
+            except Exception as error:  # noqa: BLE001 - every caller of `add` gets it
                 for done in self._working:
                     if not done.done():
                         done.set_exception(error)

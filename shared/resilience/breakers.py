@@ -1,4 +1,4 @@
-"""What is told of circuit breakers: a gauge, a count, a line of log."""
+"""Reports circuit breakers: a gauge, a counter and a log line."""
 
 import logging
 from collections.abc import Callable
@@ -16,17 +16,15 @@ OPEN: Final = Gauge(
     ["target_url"],
     multiprocess_mode="livemax",
 )
-CHANGES: Final = Counter(
-    "ringback_breaker_changes", "Circuit breakers that opened or closed.", ["state"]
-)
+CHANGES: Final = Counter("ringback_breaker_changes", "Changes of circuit breakers.", ["state"])
 
 
 def breaker_observer(label: Callable[[str], str]) -> Callable[[str, Breaker, float], None]:
-    """What `Lanes` calls as `changed`; `label` gives a target's value of the label target_url."""
+    """Return the observer for `Lanes`. `label` maps a target to its label target_url."""
 
-    def changed(target: str, breaker: Breaker, pause: float) -> None:
+    def observe(target: str, breaker: Breaker, open_time: float) -> None:
         OPEN.labels(label(target)).set(breaker is Breaker.OPEN)
         CHANGES.labels(breaker.value).inc()
-        logger.warning("breaker %s", breaker, extra={"target_url": target, "pause": pause})
+        logger.warning("breaker %s", breaker, extra={"target_url": target, "open_time": open_time})
 
-    return changed
+    return observe

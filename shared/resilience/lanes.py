@@ -1,8 +1,8 @@
-"""One slow receiver costs the others nothing: a lane for each target, with a circuit breaker.
+"""Lanes: a bulkhead and circuit breaker per target, so that a slow one does not affect the others.
 
-A lane limits the requests in flight to its target, keeps a short line of those that wait, and opens
-its breaker after failures in a row. What finds no place is deferred, so that it holds none of the
-worker's prefetch slots while others could use it. No IO; the futures only order the waiting.
+A lane limits the requests in flight to its target, has a short queue for the next ones, and opens
+its breaker after consecutive failures. A message without a place is deferred, so that it holds no
+prefetch slot of the worker. No IO: futures only order the queue.
 """
 
 import asyncio
@@ -14,34 +14,32 @@ from typing import Final
 
 from shared.errors import DeferredError, InfrastructureError
 
-# A lane nobody has got through starts narrow and widens by one with each answer, so that a hundred
+# Requests in flight to a target without a response so far; each response adds one. So a hundred
 # dead targets hold 400 slots until their breakers open, not ten thousand.
 INITIAL_LIMIT: Final = 4
-# Seconds that the line may take to move up: half of the shortest tier, whose trip is the other way
-# to wait.
-MAX_QUEUED: Final = 0.5
-# Seconds after which a line that has not moved is sent away, since its target stalls: the trip
-# through the shortest tier takes as long.
+# Seconds that a message may be expected to wait in the queue: half of the shortest tier, which is
+# the alternative.
+MAX_QUEUE_TIME: Final = 0.5
+# Seconds without progress after which a queue is deferred: as long as the shortest tier takes.
 STALL_TIMEOUT: Final = 1.0
-# Seconds that messages for a target that stalls are put off for at least: a shorter trip would only
-# be made more often.
+# Minimum seconds of deferral for a stalled target. Shorter deferrals would only repeat more often.
 STALL_DELAY: Final = 5.0
-# Seconds a breaker stays open, doubling with every probe that fails.
+# Seconds that a breaker stays open at first. Each failed probe doubles them.
 INITIAL_OPEN_TIME: Final = 2.0
 MAX_OPEN_TIME: Final = 60.0
-# Seconds that a message is put off for at most, doubling from one: what waits for a target that is
-# gone for a day must not come round all the time, nor wait long when it is back.
-MAX_QUEUE_TIME: Final = 300.0
-# Failures further apart than this are not "in a row".
-IDLE_LIFETIME: Final = 60.0
-# How far the mean duration moves towards each new one.
+# Maximum seconds of deferral, doubling from one. Messages for a target that is down for a day must
+# not circulate all the time, nor wait long once it is up.
+MAX_DEFERRAL: Final = 300.0
+# Seconds after which a failure no longer counts as consecutive.
+FAILURE_LIFETIME: Final = 60.0
+# The weight of a new duration in the moving average.
 SMOOTHING: Final = 0.1
-# Lanes remembered; beyond it the longest unused idle ones are forgotten.
+# Lanes in memory. Beyond it the least recently used idle one is removed.
 MAX_LANES: Final = 10_000
 
 
 class Breaker(StrEnum):
-    """Whether a target is called."""
+    """The state of a circuit breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -49,107 +47,112 @@ class Breaker(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The state of one target. Times are the event loop's."""
+    """The state of one target. Times are those of `Lanes`' clock."""
 
     target: str
     limit: int = INITIAL_LIMIT
     in_flight: int = 0
-    line: deque[asyncio.Future[None]] = field(default_factory=deque)
-    moved: float = 0.0  # when the line began, or somebody in it was let in
-    stalled: bool = False  # its line was sent away; nobody lines up until it answers
-    proven: bool = False  # has answered, and not failed since
-    mean: float | None = None  # seconds an answer takes
-    failures: int = 0
+    queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+    last_progress: float = 0.0  # when the queue started, or its first message got a place
+    stalled: bool = False  # its queue was deferred; no new one starts until it responds
+    proven: bool = False  # has responded, and not failed since
+    mean_duration: float | None = None  # seconds of a response
+    failures: int = 0  # consecutive ones
     last_failure: float = 0.0
-    pause: float = 0.0  # seconds the breaker was last opened for; 0 while it is closed
+    open_time: float = 0.0  # seconds for which the breaker was last opened, 0 while it is closed
     open_until: float = 0.0
     probing: bool = False
 
     @property
     def idle(self) -> bool:
-        """Whether nobody holds a place in it or waits for one."""
-        return not (self.in_flight or self.line)
+        """Whether no message has a place or waits for one."""
+        return not (self.in_flight or self.queue)
 
 
 class Lanes:
     """All lanes of one worker.
 
-    widest: requests in flight to one target. slots: the worker's prefetch, of which targets that
-    have not answered (yet, or since a failure) may hold half, and three quarters if the rest are
-    their only requests in flight: a new target always gets its chance to answer. changed: told of
-    a target's breaker.
+    max_in_flight: requests in flight to one target.
+    prefetch: the slots of the worker. Unproven targets (without a response so far, or since a
+        failure) hold at most half of them, so that they do not displace the others. For the first
+        request to a target the limit is three quarters, so that a new target can prove itself.
+    max_failures: consecutive failures that open a breaker.
+    observe: called with the target, state and open time of a breaker that has changed.
     """
 
     def __init__(
         self,
         *,
-        widest: int,
-        slots: int,
-        failures: int,
+        max_in_flight: int,
+        prefetch: int,
+        max_failures: int,
         clock: Callable[[], float],
-        changed: Callable[[str, Breaker, float], None],
+        observe: Callable[[str, Breaker, float], None],
     ) -> None:
-        self._widest = widest
-        self._most_unproven = max(slots // 2, 1)
-        self._most_first = max(slots * 3 // 4, 1)
-        self._failures = failures
+        self._max_in_flight = max_in_flight
+        self._max_unproven = max(prefetch // 2, 1)
+        self._max_unproven_first = max(prefetch * 3 // 4, 1)
+        self._max_failures = max_failures
         self._clock = clock
-        self._changed = changed
+        self._observe = observe
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
         self._unproven = 0
         self._draining = False
 
     def lane(self, target: str) -> Lane:
-        """The lane of a target."""
+        """Return the lane of a target."""
         lane = self._lanes.get(target)
         if lane is None:
-            lane = self._lanes[target] = Lane(target, limit=min(INITIAL_LIMIT, self._widest))
-            self._forget()
+            lane = self._lanes[target] = Lane(target, limit=min(INITIAL_LIMIT, self._max_in_flight))
+            self._remove_oldest()
         else:
             self._lanes.move_to_end(target)
         return lane
 
     async def enter(self, lane: Lane, deferrals: int = 0) -> bool:
-        """Take a place in flight; `leave` gives it back. True: it is the probe of an open breaker.
+        """Get a place in flight, and return whether it is for the probe of an open breaker.
+
+        `leave` releases the place.
 
         Raises:
             DeferredError: no place soon. The delay grows with `deferrals`, so that a backlog does
-                not circle through the shortest tier.
+                not circulate through the shortest tier.
             InfrastructureError: the worker drains.
         """
         if self._draining:
             raise InfrastructureError("stopping")
-        # At most ten: anybody may have written the number.
-        patience = min(2.0 ** min(deferrals, 10), MAX_QUEUE_TIME)
-        if lane.pause:
+        # At most ten: any sender can set the number.
+        deferral = min(2.0 ** min(deferrals, 10), MAX_DEFERRAL)
+        if lane.open_time:
             remaining = lane.open_until - self._clock()
             if remaining > 0 or lane.probing:
-                raise DeferredError("breaker open", delay=max(remaining, patience))
+                raise DeferredError("breaker open", delay=max(remaining, deferral))
             lane.probing = True
             self._count_in(lane)
             return True
-        if lane.in_flight >= lane.limit or lane.line:
+        if lane.in_flight >= lane.limit or lane.queue:
             if lane.stalled:
-                raise DeferredError("lane stalls", delay=max(patience, STALL_DELAY))
-            if not self._line_is_short(lane):
-                raise DeferredError("lane full", delay=patience)
+                raise DeferredError("lane stalled", delay=max(deferral, STALL_DELAY))
+            if not self._queue_is_short(lane):
+                raise DeferredError("lane full", delay=deferral)
             await self._wait(lane)
             return False
-        room = self._most_unproven if lane.in_flight else self._most_first
-        if not lane.proven and self._unproven >= room:
-            # The crowd's fault, not the target's: it need not wait for longer each time.
-            delay = min(patience, STALL_DELAY)
-            raise DeferredError("too many targets that have not answered", delay=delay)
+        limit = self._max_unproven if lane.in_flight else self._max_unproven_first
+        if not lane.proven and self._unproven >= limit:
+            # Caused by other targets, so the delay does not grow.
+            delay = min(deferral, STALL_DELAY)
+            raise DeferredError("too many unproven targets", delay=delay)
         self._count_in(lane)
         return False
 
     def leave(
         self, lane: Lane, *, probe: bool = False, alive: bool | None = None, duration: float = 0.0
     ) -> None:
-        """Give the place back. `probe` is what `enter` gave.
+        """Release the place.
 
-        `alive`: whether the target answered; None when it was not asked. `duration` is what the
-        answer took, in seconds.
+        probe: the result of `enter`.
+        alive: whether the target responded. None: no request was sent.
+        duration: seconds until the response.
         """
         if probe:
             lane.probing = False
@@ -157,110 +160,109 @@ class Lanes:
         if not lane.proven:
             self._unproven -= 1
         if alive:
-            self._answered(lane, duration)
+            self._succeeded(lane, duration)
         elif alive is False:
             self._failed(lane, probe=probe)
-        while lane.line and lane.in_flight < lane.limit and not lane.pause:
-            waiting = self._next_in_line(lane)
+        while lane.queue and lane.in_flight < lane.limit and not lane.open_time:
+            waiting = self._pop_next(lane)
             if not waiting.done():
                 self._count_in(lane)
-                lane.moved = self._clock()
+                lane.last_progress = self._clock()
                 waiting.set_result(None)
 
     async def run(self) -> None:
-        """Sweep now and then, until cancelled."""
+        """Defer stalled queues, until cancelled."""
         while True:
             await asyncio.sleep(STALL_TIMEOUT / 2)
-            self.sweep()
+            self.defer_stalled()
 
-    def sweep(self) -> None:
-        """Send away every line that has not moved for a while.
+    def defer_stalled(self) -> None:
+        """Defer all messages in queues without progress.
 
-        A line holds slots on the promise that an answer is near. A target that hangs breaks it,
-        and must not keep the slots until its requests have timed out.
+        A queue holds prefetch slots because a response is expected soon. A target that hangs must
+        not hold them until its requests time out.
         """
         now = self._clock()
         for lane in self._lanes.values():
-            if lane.line and now - lane.moved > STALL_TIMEOUT:
+            if lane.queue and now - lane.last_progress > STALL_TIMEOUT:
                 lane.stalled = True
-                self._dissolve(lane, DeferredError("lane stalls", delay=STALL_DELAY))
+                self._reject_queue(lane, DeferredError("lane stalled", delay=STALL_DELAY))
 
     def drain(self) -> None:
-        """Send all who wait back, and let nobody in."""
+        """Reject all queued messages, and all that enter later."""
         self._draining = True
         for lane in self._lanes.values():
-            self._dissolve(lane, InfrastructureError("stopping"))
+            self._reject_queue(lane, InfrastructureError("stopping"))
 
     def _count_in(self, lane: Lane) -> None:
         lane.in_flight += 1
         if not lane.proven:
             self._unproven += 1
 
-    def _next_in_line(self, lane: Lane) -> asyncio.Future[None]:
+    def _pop_next(self, lane: Lane) -> asyncio.Future[None]:
         if not lane.proven:
             self._unproven -= 1
-        return lane.line.popleft()
+        return lane.queue.popleft()
 
-    def _line_is_short(self, lane: Lane) -> bool:
-        ahead = len(lane.line) + 1
-        if lane.proven and lane.mean is not None:
-            return ahead * lane.mean / lane.limit <= MAX_QUEUED
-        # Half of what is left, so that a burst to one new target leaves room for the next.
-        left = self._most_unproven - self._unproven
+    def _queue_is_short(self, lane: Lane) -> bool:
+        ahead = len(lane.queue) + 1
+        if lane.proven and lane.mean_duration is not None:
+            return ahead * lane.mean_duration / lane.limit <= MAX_QUEUE_TIME
+        # Half of the rest, so that a burst to one new target leaves slots for the next.
+        left = self._max_unproven - self._unproven
         return ahead <= (left if not lane.failures else min(left, lane.limit))
 
     async def _wait(self, lane: Lane) -> None:
         waiting = asyncio.get_running_loop().create_future()
-        if not lane.line:
-            lane.moved = self._clock()
-        lane.line.append(waiting)
+        if not lane.queue:
+            lane.last_progress = self._clock()
+        lane.queue.append(waiting)
         if not lane.proven:
             self._unproven += 1
         try:
             await waiting
         except asyncio.CancelledError:
-            handed_over = waiting.done() and not waiting.cancelled() and waiting.exception() is None
-            if handed_over:
+            got_place = waiting.done() and not waiting.cancelled() and waiting.exception() is None
+            if got_place:
                 self.leave(lane)
             raise
 
-    def _answered(self, lane: Lane, duration: float) -> None:
+    def _succeeded(self, lane: Lane, duration: float) -> None:
         lane.failures = 0
         lane.stalled = False
-        lane.mean = (
-            duration if lane.mean is None else lane.mean + SMOOTHING * (duration - lane.mean)
-        )
-        lane.limit = min(lane.limit + 1, self._widest)
+        mean = duration if lane.mean_duration is None else lane.mean_duration
+        lane.mean_duration = mean + SMOOTHING * (duration - mean)
+        lane.limit = min(lane.limit + 1, self._max_in_flight)
         if not lane.proven:
             lane.proven = True
-            self._unproven -= lane.in_flight + len(lane.line)
-        if lane.pause:
-            lane.pause = 0.0
-            self._changed(lane.target, Breaker.CLOSED, 0.0)
+            self._unproven -= lane.in_flight + len(lane.queue)
+        if lane.open_time:
+            lane.open_time = 0.0
+            self._observe(lane.target, Breaker.CLOSED, 0.0)
 
     def _failed(self, lane: Lane, *, probe: bool) -> None:
         now = self._clock()
-        lane.failures = 1 if now - lane.last_failure > IDLE_LIFETIME else lane.failures + 1
+        lane.failures = 1 if now - lane.last_failure > FAILURE_LIFETIME else lane.failures + 1
         lane.last_failure = now
-        lane.limit = max(lane.limit // 2, min(INITIAL_LIMIT, self._widest))
+        lane.limit = max(lane.limit // 2, min(INITIAL_LIMIT, self._max_in_flight))
         if lane.proven:
             lane.proven = False
-            self._unproven += lane.in_flight + len(lane.line)
-        if probe or (not lane.pause and lane.failures >= self._failures):
-            lane.pause = min(lane.pause * 2 or INITIAL_OPEN_TIME, MAX_OPEN_TIME)
-            lane.open_until = now + lane.pause
-            self._changed(lane.target, Breaker.OPEN, lane.pause)
-            self._dissolve(lane, DeferredError("breaker open", delay=lane.pause))
+            self._unproven += lane.in_flight + len(lane.queue)
+        if probe or (not lane.open_time and lane.failures >= self._max_failures):
+            lane.open_time = min(lane.open_time * 2 or INITIAL_OPEN_TIME, MAX_OPEN_TIME)
+            lane.open_until = now + lane.open_time
+            self._observe(lane.target, Breaker.OPEN, lane.open_time)
+            self._reject_queue(lane, DeferredError("breaker open", delay=lane.open_time))
 
-    def _dissolve(self, lane: Lane, error: Exception) -> None:
-        while lane.line:
-            waiting = self._next_in_line(lane)
+    def _reject_queue(self, lane: Lane, error: Exception) -> None:
+        while lane.queue:
+            waiting = self._pop_next(lane)
             if not waiting.done():
                 waiting.set_exception(error)
 
-    def _forget(self) -> None:
+    def _remove_oldest(self) -> None:
         if len(self._lanes) > MAX_LANES:
             oldest = next(lane for lane in self._lanes.values() if lane.idle)
             del self._lanes[oldest.target]
-            if oldest.pause:  # nobody will close its breaker
-                self._changed(oldest.target, Breaker.CLOSED, 0.0)
+            if oldest.open_time:  # nothing else will report it as closed
+                self._observe(oldest.target, Breaker.CLOSED, 0.0)

@@ -1,4 +1,4 @@
-"""Names and arguments at the broker: others rely on them, and a broker refuses other ones."""
+"""Names and arguments of queues: clients rely on them, and a broker rejects changes."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ DOCUMENT = HERE.parents[1] / "docs" / "topology.md"
 
 
 @pytest.mark.parametrize("kind", QueueType)
-def test_what_is_declared_is_what_it_was(kind: QueueType) -> None:
-    """A change here means that brokers in use have to be migrated: decide that, then write it down.
+def test_the_topology_is_unchanged(kind: QueueType) -> None:
+    """A change requires a migration of existing brokers. Decide that first, then regenerate:
 
     cd tests/contract/golden
     ringback topology show --json > topology.quorum.json
@@ -25,7 +25,7 @@ def test_what_is_declared_is_what_it_was(kind: QueueType) -> None:
     assert as_json(topology(kind)) == golden
 
 
-def test_the_picture_in_the_docs_is_the_table_s() -> None:
+def test_the_picture_in_the_docs_matches_the_topology() -> None:
     assert f"```mermaid\n{mermaid(topology())}\n```" in DOCUMENT.read_text(), (
         "paste the output of `ringback topology show --mermaid` into docs/topology.md"
     )

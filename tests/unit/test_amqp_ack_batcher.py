@@ -1,4 +1,4 @@
-"""AckBatcher: facts go out first; exactly what is done is acked, each delivery once."""
+"""AckBatcher: facts first, then each finished delivery is acknowledged once."""
 
 import asyncio
 import json
@@ -57,12 +57,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @dataclass
 class BrokerSide:
-    """The broker's view of one channel: what is out, what was acked, what was given back.
+    """The broker's view of one channel: outstanding, acknowledged and requeued deliveries.
 
-    It is as strict as RabbitMQ: settling what is not out would close the channel.
+    It is as strict as RabbitMQ, which closes the channel over a tag that is not outstanding.
     """
 
-    out: set[int] = field(default_factory=set)
+    outstanding: set[int] = field(default_factory=set)
     acked: list[int] = field(default_factory=list)
     requeued: list[int] = field(default_factory=list)
     frames: int = 0
@@ -76,202 +76,204 @@ class BrokerSide:
             assert channel == CHANNEL
             assert isinstance(method, commands.Basic.Ack | commands.Basic.Nack)
             tag = method.delivery_tag
-            assert tag in self.out, f"PRECONDITION_FAILED - unknown delivery tag {tag}"
-            meant = {each for each in self.out if each <= tag} if method.multiple else {tag}
-            self.out -= meant
+            assert tag in self.outstanding, f"PRECONDITION_FAILED - unknown delivery tag {tag}"
+            tags = {each for each in self.outstanding if each <= tag} if method.multiple else {tag}
+            self.outstanding -= tags
             if isinstance(method, commands.Basic.Ack):
-                self.acked += sorted(meant)
+                self.acked += sorted(tags)
             else:
                 assert method.requeue
-                self.requeued += sorted(meant)
+                self.requeued += sorted(tags)
 
 
 @dataclass
-class World:
+class Acks:
+    """An AckBatcher between a broker and a publisher of facts."""
+
     broker: BrokerSide = field(default_factory=BrokerSide)
-    announced: list[OutgoingMessage] = field(default_factory=list)
-    acked_before: list[int] = field(default_factory=list)  # acks that had gone at the announcement
+    published: list[OutgoingMessage] = field(default_factory=list)
+    acks_before: list[int] = field(default_factory=list)  # the number of acks before each publish
 
     def __post_init__(self) -> None:
-        self.settlement = self.settling(self.announce)
+        self.batcher = self.new_batcher(self.publish)
 
-    def settling(self, announce: Callable[[list[OutgoingMessage]], object]) -> AckBatcher:
-        return AckBatcher(cast("InterceptedChannel", self.broker), announce)  # type: ignore[arg-type]
+    def new_batcher(self, publish: Callable[[list[OutgoingMessage]], object]) -> AckBatcher:
+        return AckBatcher(cast("InterceptedChannel", self.broker), publish)  # type: ignore[arg-type]
 
-    async def announce(self, facts: list[OutgoingMessage]) -> None:
-        self.acked_before.append(len(self.broker.acked))
+    async def publish(self, facts: list[OutgoingMessage]) -> None:
+        self.acks_before.append(len(self.broker.acked))
         await asyncio.sleep(0)
-        self.announced += facts
+        self.published += facts
 
 
-# Steps: so many more deliveries come; the nth of those that are open is done, or given back; and
-# perhaps all that has gathered is settled.
+# Steps: the number of new deliveries; the open delivery to finish, if any; how it is finished; and
+# whether the batcher is flushed.
 steps = st.tuples(
     st.integers(0, 3),
     st.none() | st.integers(0, 9),
-    st.sampled_from(["done", "done", "given back"]),
+    st.sampled_from(["done", "done", "requeued"]),
     st.booleans(),
 )
 
 
 @settings(max_examples=50)
 @given(st.lists(steps, max_size=30))
-def test_exactly_what_is_done_is_acked_and_each_once(
+def test_exactly_the_finished_deliveries_are_acked_once(
     loop: asyncio.AbstractEventLoop, history: list[tuple[int, int | None, str, bool]]
 ) -> None:
     async def play() -> None:
-        world = World()
-        broker, settlement = world.broker, world.settlement
-        open_, done, given_back, last = list[int](), list[int](), list[int](), 0
+        it = Acks()
+        broker, batcher = it.broker, it.batcher
+        open_, done, requeued, last = list[int](), list[int](), list[int](), 0
         for more, nth, what, flushes in history:
             open_ += range(last + 1, last + 1 + more)
-            broker.out |= set(open_)
+            broker.outstanding |= set(open_)
             last += more
             if open_ and nth is not None:
                 tag = open_.pop(nth % len(open_))
                 if what == "done":
-                    settlement.done(tag)
+                    batcher.done(tag)
                     done.append(tag)
                 else:
-                    settlement.requeue(tag)
-                    given_back.append(tag)
+                    batcher.requeue(tag)
+                    requeued.append(tag)
             if flushes:
-                await settlement.flush()
+                await batcher.flush()
                 assert sorted(broker.acked) == sorted(done)
-        await settlement.flush()
+        await batcher.flush()
         assert sorted(broker.acked) == sorted(done)
-        assert sorted(broker.requeued) == sorted(given_back)
-        assert broker.out == set(open_)
+        assert sorted(broker.requeued) == sorted(requeued)
+        assert broker.outstanding == set(open_)
 
     loop.run_until_complete(play())
 
 
 async def test_an_unbroken_run_is_one_frame() -> None:
-    world = World()
-    world.broker.out = set(range(1, 1001))
-    for tag in sorted(world.broker.out, reverse=True):
-        world.settlement.done(tag)
-    await world.settlement.flush()
-    assert world.broker.frames == 1
-    assert world.broker.out == set()
+    it = Acks()
+    it.broker.outstanding = set(range(1, 1001))
+    for tag in sorted(it.broker.outstanding, reverse=True):
+        it.batcher.done(tag)
+    await it.batcher.flush()
+    assert it.broker.frames == 1
+    assert it.broker.outstanding == set()
 
 
-async def test_what_was_given_back_does_not_break_a_run() -> None:
-    world = World()
-    world.broker.out = set(range(1, 101))
-    world.settlement.requeue(1)
-    world.settlement.requeue(50)
-    for tag in sorted(world.broker.out):
-        world.settlement.done(tag)
-    await world.settlement.flush()
-    assert world.broker.frames == 2 + 1
-    assert world.broker.out == set()
+async def test_requeued_deliveries_do_not_interrupt_a_run() -> None:
+    it = Acks()
+    it.broker.outstanding = set(range(1, 101))
+    it.batcher.requeue(1)
+    it.batcher.requeue(50)
+    for tag in sorted(it.broker.outstanding):
+        it.batcher.done(tag)
+    await it.batcher.flush()
+    assert it.broker.frames == 2 + 1
+    assert it.broker.outstanding == set()
 
 
-async def test_facts_are_out_before_their_deliveries_are_acked() -> None:
-    world = World()
-    world.broker.out = {1, 2, 3}
-    world.settlement.done(1, delivered(1))
-    world.settlement.done(2)
-    world.settlement.done(3, dead(3))
-    await world.settlement.flush()
-    assert world.acked_before == [0]
-    assert [each.routing_key for each in world.announced] == ["callback.dead", "callback.delivered"]
-    assert world.broker.acked == [1, 2, 3]
+async def test_facts_are_published_before_their_deliveries_are_acked() -> None:
+    it = Acks()
+    it.broker.outstanding = {1, 2, 3}
+    it.batcher.done(1, delivered(1))
+    it.batcher.done(2)
+    it.batcher.done(3, dead(3))
+    await it.batcher.flush()
+    assert it.acks_before == [0]
+    assert [each.routing_key for each in it.published] == ["callback.dead", "callback.delivered"]
+    assert it.broker.acked == [1, 2, 3]
 
 
-async def test_while_facts_are_not_confirmed_nothing_is_acked() -> None:
-    world = World()
+async def test_nothing_is_acked_until_the_facts_are_confirmed() -> None:
+    it = Acks()
     confirmed = asyncio.Event()
 
-    async def announce(_: list[OutgoingMessage]) -> None:
+    async def publish(_: list[OutgoingMessage]) -> None:
         await confirmed.wait()
 
-    settlement = world.settling(announce)
-    world.broker.out = {1, 2}
-    settlement.done(1, delivered(1))
-    flushing = asyncio.ensure_future(settlement.flush())
+    batcher = it.new_batcher(publish)
+    it.broker.outstanding = {1, 2}
+    batcher.done(1, delivered(1))
+    flushing = asyncio.ensure_future(batcher.flush())
     await asyncio.sleep(0)
-    settlement.done(2)
-    again = asyncio.ensure_future(settlement.flush())
+    batcher.done(2)
+    again = asyncio.ensure_future(batcher.flush())
     for _ in range(5):
         await asyncio.sleep(0)
-    assert world.broker.acked == []
+    assert it.broker.acked == []
     confirmed.set()
     await asyncio.gather(flushing, again)
-    assert world.broker.acked == [1, 2]
+    assert it.broker.acked == [1, 2]
 
 
-async def test_facts_that_fail_leave_their_deliveries_unacked() -> None:
-    async def announce(_: list[OutgoingMessage]) -> None:
+async def test_deliveries_stay_unacked_if_their_facts_fail() -> None:
+    async def publish(_: list[OutgoingMessage]) -> None:
         raise InfrastructureError("no broker")
 
-    world = World()
-    settlement = world.settling(announce)
-    world.broker.out = {1}
-    settlement.done(1, delivered(1))
+    it = Acks()
+    batcher = it.new_batcher(publish)
+    it.broker.outstanding = {1}
+    batcher.done(1, delivered(1))
     with pytest.raises(InfrastructureError):
-        await settlement.flush()
-    assert world.broker.acked == []
+        await batcher.flush()
+    assert it.broker.acked == []
 
 
-async def test_a_lost_channel_is_written_to_no_more() -> None:
-    world = World()
-    world.broker.out = {1, 2}
-    world.settlement.done(1, delivered(1))
-    world.settlement.lost = True
-    world.settlement.requeue(2)
-    await world.settlement.flush()
-    assert world.broker.frames == 0
-    assert len(world.announced) == 1  # it has happened all the same
+async def test_nothing_is_written_to_a_lost_channel() -> None:
+    it = Acks()
+    it.broker.outstanding = {1, 2}
+    it.batcher.done(1, delivered(1))
+    it.batcher.lost = True
+    it.batcher.requeue(2)
+    await it.batcher.flush()
+    assert it.broker.frames == 0
+    assert len(it.published) == 1  # the work was done
 
 
 @settings(max_examples=10)
 @given(count=st.integers(1, 20))
 @example(count=2 * MAX_FACTS)
 @example(count=2 * MAX_FACTS + 1)
-def test_facts_go_out_in_batches_of_one_type_that_readers_understand(
+def test_facts_are_published_in_valid_batches_of_one_type(
     loop: asyncio.AbstractEventLoop, count: int
 ) -> None:
-    async def announced() -> list[OutgoingMessage]:
-        world = World()
-        world.broker.out = set(range(1, count + 1))
+    async def published() -> list[OutgoingMessage]:
+        it = Acks()
+        it.broker.outstanding = set(range(1, count + 1))
         for tag in range(1, count + 1):
-            world.settlement.done(tag, delivered(tag) if tag % 2 else dead(tag))
-        await world.settlement.flush()
-        return world.announced
+            it.batcher.done(tag, delivered(tag) if tag % 2 else dead(tag))
+        await it.batcher.flush()
+        return it.published
 
-    outgoing = loop.run_until_complete(announced())
-    told = []
+    outgoing = loop.run_until_complete(published())
+    ids = []
     for each in outgoing:
         batch = Facts.model_validate_json(each.body).facts
         assert 0 < len(batch) <= MAX_FACTS
         assert {fact.type for fact in batch} == {each.routing_key}
-        told += [fact.callback_id for fact in batch]
+        ids += [fact.callback_id for fact in batch]
         assert list(json.loads(each.body)) == ["facts"]
         assert (each.exchange, each.mandatory) == ("outcomes", False)
         assert (each.properties.type, each.properties.content_type) == ("Facts", "application/json")
         assert each.properties.delivery_mode == 2
-    assert sorted(told) == sorted(f"id-{tag}" for tag in range(1, count + 1))
+    assert sorted(ids) == sorted(f"id-{tag}" for tag in range(1, count + 1))
     assert len({each.properties.message_id for each in outgoing}) == len(outgoing)
 
 
-async def test_it_settles_by_itself_what_gathers() -> None:
-    world = World()
+async def test_run_acks_without_explicit_flushes() -> None:
+    it = Acks()
     acked = asyncio.Event()
-    broker_write = world.broker.write
+    broker_write = it.broker.write
 
     def write(data: bytes) -> None:
         broker_write(data)
         acked.set()
 
-    world.broker.write = write  # type: ignore[method-assign]
-    world.broker.out = {1, 2}
-    running = asyncio.ensure_future(world.settlement.run(0.001))
+    it.broker.write = write  # type: ignore[method-assign]
+    it.broker.outstanding = {1, 2}
+    running = asyncio.ensure_future(it.batcher.run(0.001))
     for tag in (1, 2):
         acked.clear()
-        world.settlement.done(tag)
+        it.batcher.done(tag)
         async with asyncio.timeout(5):
             await acked.wait()
     running.cancel()
-    assert world.broker.acked == [1, 2]
+    assert it.broker.acked == [1, 2]

@@ -1,4 +1,4 @@
-"""The tap: any chunks of any frames, ours are read, all others reach aiormq as they came."""
+"""The frame interceptor: reads the content of our channels and passes all other frames on."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ HEARTBEAT = frame.marshal(heartbeat.Heartbeat(), 0)
 
 
 class Reader(asyncio.StreamReader):
-    """aiormq's reader, keeping what it is fed."""
+    """aiormq's reader, which records its input."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -31,7 +31,7 @@ class Reader(asyncio.StreamReader):
 
 
 class Transport(asyncio.WriteTransport):
-    """In the place of the socket: keeps each write."""
+    """A transport that records its writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Transport(asyncio.WriteTransport):
 
 @dataclass
 class Seen:
-    """What the tap told of our channel, in order."""
+    """The callbacks of our channel, in order."""
 
     events: list[object] = field(default_factory=list)
     alarms: list[bool] = field(default_factory=list)
@@ -72,10 +72,10 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @dataclass(frozen=True)
 class Sent:
-    """What the broker sends: its frames, and what our side should make of them."""
+    """Frames from the broker, and the event expected of them."""
 
     frames: bytes
-    event: object = None  # None: aiormq's business
+    event: object = None  # None: passed on to aiormq
 
 
 def content(channel: int, method: Frame, pieces: Sequence[bytes]) -> bytes:
@@ -117,7 +117,7 @@ def confirm(channel: int, tag: int, multiple: bool, accepted: bool) -> Sent:  # 
 channels = st.sampled_from([OURS, OURS, OTHER])
 tags = st.integers(1, 2**62)
 bodies = st.lists(st.binary(min_size=1, max_size=30), max_size=3)
-# What aiormq has to see: answers on any channel, its own channels whole, the connection's frames.
+# Frames for aiormq: methods of any channel, its own channels, and the connection.
 rest = st.sampled_from(
     [
         frame.marshal(commands.Basic.QosOk(), OURS),
@@ -154,20 +154,20 @@ def without_heartbeats(data: bytes) -> bytes:
 
 @settings(max_examples=50)
 @given(sent=traffic, cuts=st.lists(st.integers(0, 10_000), max_size=12))
-def test_any_chunks_give_the_same_and_all_else_reaches_aiormq(
+def test_frames_in_any_chunks_are_intercepted_or_passed_on(
     loop: asyncio.AbstractEventLoop, sent: list[Sent], cuts: list[int]
 ) -> None:
     interceptor, reader, seen = intercepted(loop)
     for chunk in split(b"".join(each.frames for each in sent), cuts):
         interceptor.data_received(chunk)
     assert seen.events == [each.event for each in sent if each.event is not None]
-    # The tap may add heartbeats between whole frames; it takes none away.
+    # The interceptor can add heartbeats between frames, but removes none.
     others = b"".join(each.frames for each in sent if each.event is None)
     assert without_heartbeats(reader.fed) == without_heartbeats(others)
     assert reader.fed.count(HEARTBEAT) >= others.count(HEARTBEAT)
 
 
-def test_byte_by_byte_is_the_same_as_at_once(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_delivery_can_arrive_byte_by_byte(loop: asyncio.AbstractEventLoop) -> None:
     interceptor, _, seen = intercepted(loop)
     sent = deliver(OURS, 7, False, [b"abc", b"", b"de"])  # noqa: FBT003
     for byte in sent.frames:
@@ -175,7 +175,7 @@ def test_byte_by_byte_is_the_same_as_at_once(loop: asyncio.AbstractEventLoop) ->
     assert seen.events == [sent.event]
 
 
-def test_frames_of_two_channels_may_come_between_each_other(
+def test_frames_of_two_channels_can_be_interleaved(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     interceptor, reader, seen = intercepted(loop)
@@ -198,7 +198,7 @@ def test_frames_of_two_channels_may_come_between_each_other(
     assert without_heartbeats(reader.fed) == b""
 
 
-def test_aiormq_sees_a_heartbeat_for_what_is_taken_out_but_not_for_each(
+def test_aiormq_gets_one_heartbeat_for_many_intercepted_frames(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     interceptor, reader, _ = intercepted(loop)
@@ -207,14 +207,14 @@ def test_aiormq_sees_a_heartbeat_for_what_is_taken_out_but_not_for_each(
     assert reader.fed == HEARTBEAT
 
 
-def test_what_is_no_amqp_is_left_to_aiormq(loop: asyncio.AbstractEventLoop) -> None:
+def test_bytes_that_are_not_amqp_are_passed_on(loop: asyncio.AbstractEventLoop) -> None:
     interceptor, reader, seen = intercepted(loop)
     interceptor.data_received(b"AMQP\x00\x00\x09\x01 and HTTP/1.1 400 Bad Request\r\n")
     assert reader.fed == b"AMQP\x00\x00\x09\x01 and HTTP/1.1 400 Bad Request\r\n"
     assert seen.events == []
 
 
-def test_an_alarm_of_the_broker_is_told_and_passed_on(loop: asyncio.AbstractEventLoop) -> None:
+def test_an_alarm_of_the_broker_is_reported_and_passed_on(loop: asyncio.AbstractEventLoop) -> None:
     interceptor, reader, seen = intercepted(loop)
     blocked = frame.marshal(commands.Connection.Blocked("low on memory"), 0)
     unblocked = frame.marshal(commands.Connection.Unblocked(), 0)
@@ -225,7 +225,7 @@ def test_an_alarm_of_the_broker_is_told_and_passed_on(loop: asyncio.AbstractEven
     assert reader.fed == blocked + unblocked
 
 
-async def test_what_is_written_in_one_turn_leaves_in_one_piece() -> None:
+async def test_frames_of_one_loop_iteration_are_written_together() -> None:
     loop = asyncio.get_running_loop()
     interceptor = FrameInterceptor(Reader(loop), loop)
     transport = Transport()

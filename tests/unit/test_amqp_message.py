@@ -1,4 +1,4 @@
-"""A message as it came: whatever a sender wrote into our own headers harms nobody."""
+"""Parsing deliveries: no value in our headers can do harm, because any sender can set them."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def came(**properties: Any) -> Message:
     return parse_delivery(Delivery(1, redelivered=False, header=header, body=b"{}"))
 
 
-def test_a_first_delivery_is_the_first_try() -> None:
+def test_a_first_delivery_is_the_first_attempt() -> None:
     for message in (came(), came(headers={}), came(headers={"tenant": 7})):
         assert (message.id, message.attempt, message.deferrals) == ("", 1, 0)
         assert (message.first_at, message.not_before) == (0, 0)
         assert message.body == b"{}"
 
 
-def test_our_headers_say_how_far_it_has_come() -> None:
+def test_our_headers_carry_the_progress_of_a_message() -> None:
     message = came(
         message_id="fresh",
         headers={
@@ -42,11 +42,11 @@ def test_our_headers_say_how_far_it_has_come() -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", [-1, 0, 2**53, 2**63 - 1, -(2**63), "3", bytearray(b"3"), 2.5, None, [1], {"a": 1}]
+    "value", [-1, 0, 2**53, 2**63 - 1, -(2**63), "3", bytearray(b"3"), 2.5, None, [1], {"a": 1}]
 )
-def test_nonsense_in_our_headers_counts_as_not_there(nonsense: Any) -> None:
+def test_header_values_that_are_not_valid_are_ignored(value: Any) -> None:
     names = ("attempt", "first-at", "not-before", "deferrals")
-    message = came(headers={f"x-ringback-{name}": nonsense for name in names})
+    message = came(headers={f"x-ringback-{name}": value for name in names})
     assert (message.attempt, message.deferrals) == (1, 0)
     assert (message.first_at, message.not_before) == (0, 0)
 
@@ -54,7 +54,7 @@ def test_nonsense_in_our_headers_counts_as_not_there(nonsense: Any) -> None:
 # H3: what is counted up from any header can be carried by the next copy.
 @settings(max_examples=30)
 @given(st.integers(0, 2**63 - 1))
-def test_h3_whatever_was_counted_can_be_counted_on(number: int) -> None:
+def test_h3_every_attempt_count_can_be_incremented(number: int) -> None:
     names = ("attempt", "first-at", "not-before", "deferrals")
     message = came(headers={f"x-ringback-{name}": number for name in names})
     changes = {
@@ -73,12 +73,12 @@ def test_h3_whatever_was_counted_can_be_counted_on(number: int) -> None:
     ("given_id", "plain"),
     [("order-7", "order-7"), ("i" * 255, "i" * 255), ("", "")],
 )
-def test_a_plain_id_stays_as_it_is(given_id: str, plain: str) -> None:
+def test_a_plain_id_is_kept(given_id: str, plain: str) -> None:
     assert came(message_id=given_id).id == plain
 
 
 @pytest.mark.parametrize("given_id", ["two words", "línea", "a\r\nX-Injected: 1", "\0"])
-def test_any_other_id_becomes_one_that_a_header_can_carry(given_id: str) -> None:
+def test_any_other_id_is_hashed_to_a_header_value(given_id: str) -> None:
     message = came(message_id=given_id)
     assert message.id.isascii()
     assert message.id.isalnum()
@@ -99,14 +99,12 @@ def test_any_other_id_becomes_one_that_a_header_can_carry(given_id: str) -> None
         ("", None),
     ],
 )
-def test_only_a_trace_context_of_the_standard_form_goes_on(
-    given_trace: Any, told: str | None
-) -> None:
+def test_only_a_valid_trace_context_is_passed_on(given_trace: Any, told: str | None) -> None:
     assert came(headers={"traceparent": given_trace}).traceparent == told
     assert came().traceparent is None
 
 
-def test_a_copy_keeps_what_the_sender_wrote_and_nothing_of_the_brokers() -> None:
+def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
     message = came(
         content_type="application/json",
         type="SendCallback",
@@ -151,7 +149,7 @@ def test_a_copy_keeps_what_the_sender_wrote_and_nothing_of_the_brokers() -> None
         (None, 4, (None, None)),
     ],
 )
-def test_only_a_service_of_ours_owns_a_message(
+def test_only_known_services_own_messages(
     owner: Any, dispatch: Any, expected: tuple[str | None, int | None]
 ) -> None:
     message = came(headers={"x-ringback-owner": owner, "x-ringback-dispatch": dispatch})

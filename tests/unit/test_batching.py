@@ -1,4 +1,4 @@
-"""Gathering one by one, working in batches; and the clock between two statements."""
+"""The batcher, and the scheduler's database clock."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ from services.scheduler.clock import DatabaseClock
 from shared.resilience.batching import Batcher
 
 
-async def test_what_gathers_while_a_batch_is_worked_on_is_the_next_one() -> None:
+async def test_items_added_during_a_batch_are_the_next_one() -> None:
     batches: list[list[int]] = []
     go = asyncio.Semaphore(0)
 
@@ -18,7 +18,7 @@ async def test_what_gathers_while_a_batch_is_worked_on_is_the_next_one() -> None
         await go.acquire()
         return [item * 10 for item in items]
 
-    batcher = Batcher(work, most=3)
+    batcher = Batcher(work, max_size=3)
     running = asyncio.create_task(batcher.run())
     adding = [asyncio.create_task(batcher.add(number)) for number in range(1)]
     await asyncio.sleep(0)
@@ -31,13 +31,13 @@ async def test_what_gathers_while_a_batch_is_worked_on_is_the_next_one() -> None
     running.cancel()
 
 
-async def test_an_error_is_everybody_s_and_the_next_batch_goes_on() -> None:
+async def test_an_error_is_raised_to_all_callers_and_the_next_batch_works() -> None:
     async def work(items: list[int]) -> list[int]:
         if 0 in items:
             raise OSError("lost")
         return items
 
-    batcher = Batcher(work, most=10)
+    batcher = Batcher(work, max_size=10)
     running = asyncio.create_task(batcher.run())
     results = await asyncio.gather(*map(batcher.add, (0, 1)), return_exceptions=True)
     assert [str(result) for result in results] == ["lost", "lost"]
@@ -45,36 +45,36 @@ async def test_an_error_is_everybody_s_and_the_next_batch_goes_on() -> None:
     running.cancel()
 
 
-async def test_who_gives_up_is_not_worked_for() -> None:
+async def test_items_of_cancelled_callers_are_skipped() -> None:
     seen: list[int] = []
 
     async def work(items: list[int]) -> list[int]:
         seen.extend(items)
         return items
 
-    batcher = Batcher(work, most=10)
-    gone = asyncio.create_task(batcher.add(1))
+    batcher = Batcher(work, max_size=10)
+    cancelled = asyncio.create_task(batcher.add(1))
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     running = asyncio.create_task(batcher.run())
     assert await batcher.add(2) == 2
     assert seen == [2]
     running.cancel()
 
 
-async def test_settled_waits_for_what_came_before_and_for_nothing_else() -> None:
+async def test_finish_pending_waits_only_for_items_added_before() -> None:
     go = asyncio.Event()
 
     async def work(items: list[int]) -> list[int]:
         await go.wait()
         return items
 
-    batcher = Batcher(work, most=1)
+    batcher = Batcher(work, max_size=1)
     running = asyncio.create_task(batcher.run())
-    await batcher.settled()
+    await batcher.finish_pending()
     before = [asyncio.create_task(batcher.add(number)) for number in range(3)]
     await asyncio.sleep(0)
-    waiting = asyncio.create_task(batcher.settled())
+    waiting = asyncio.create_task(batcher.finish_pending())
     await asyncio.sleep(0)
     assert not waiting.done()
     go.set()

@@ -34,7 +34,7 @@ from shared.errors import (
 from shared.resilience.lanes import Breaker
 from shared.resilience.retry import GiveUp, decide
 from shared.topology import TIERS
-from tests.fakes.lanes import World
+from tests.fakes.lanes import LanesUnderTest
 
 CANARY = "c4n4ry"
 NOW = 1_800_000_000.0
@@ -70,12 +70,12 @@ class Provider:
 
     def __init__(self, *, concurrency: int = 10, **lanes: Any) -> None:
         self.clock = Clock()
-        self.world = World(widest=concurrency, **lanes)
+        self.it = LanesUnderTest(max_in_flight=concurrency, **lanes)
         self.accepted: list[str] = []
         self.respond: Callable[[], Awaitable[None]] = self.accept
         self.sender: MessageSender[SendEmail] = MessageSender(
             ChannelSender("smtp://x:25", concurrency, self._send),
-            self.world.lanes,
+            self.it.lanes,
             self.clock,
             max_remembered=3,
         )
@@ -152,12 +152,12 @@ async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
     ],
 )
 async def test_m7_only_provider_errors_open_the_breaker(error: Exception, *, opens: bool) -> None:
-    provider = Provider(failures=3)
+    provider = Provider(max_failures=3)
     provider.fail(error)
     for number in range(3):
         with pytest.raises(type(error)):
             await provider.handle(f"id-{number}")
-    assert [change[1] for change in provider.world.told] == [Breaker.OPEN] * opens
+    assert [change[1] for change in provider.it.changes] == [Breaker.OPEN] * opens
 
 
 async def test_e6_an_expired_message_is_not_sent() -> None:
@@ -201,7 +201,7 @@ async def test_e6_a_message_that_expires_while_it_waits_for_the_lane_is_not_sent
 async def test_m7_messages_wait_for_an_open_breaker_before_they_go_to_a_tier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    provider = Provider(failures=1)
+    provider = Provider(max_failures=1)
     provider.fail(ProviderError("down"))
     with pytest.raises(ProviderError):
         await provider.handle("probe")

@@ -1,7 +1,8 @@
-"""H3: when a callback is tried again, as laws over every schedule, error and chance."""
+"""H3: retry decisions, as laws over all policies, errors and random numbers."""
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from statistics import fmean
@@ -13,9 +14,17 @@ from hypothesis import strategies as st
 from services.callback.domain import retry_policy
 from shared.contracts.callback import MAX_DELAY, Retry, SendCallback
 from shared.errors import DeferredError, TransientError
-from shared.resilience.retry import GiveUp, RetryPolicy, decide, defer, first_tier, next_hop
-from shared.resilience.retry import Retry as TryAgain
-from shared.topology import TIERS, Tier
+from shared.resilience.retry import (
+    BUG_POLICY,
+    GiveUp,
+    RetryPolicy,
+    decide,
+    defer,
+    first_tier,
+    next_hop,
+)
+from shared.resilience.retry import Retry as Retried
+from shared.topology import BUG_TIERS, TIERS, Tier
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0
@@ -23,23 +32,24 @@ SHORTEST, LONGEST = TIERS[0], TIERS[-1]
 
 chances = st.floats(0, 1, exclude_max=True)
 delays = st.floats(0, MAX_DELAY, exclude_min=True)
-# What an error may ask for, absurd values included.
-wishes = st.just(0.0) | st.floats(0, 1e12)
+# The delays that errors request, absurd ones included.
+requested = st.just(0.0) | st.floats(0, 1e12)
 
 
 def after(  # noqa: PLR0913 - the inputs of the decision
     attempt: int,
     policy: RetryPolicy | None = None,
+    tiers: Sequence[Tier] = TIERS,
     *,
     retry_after: float = 0.0,
     now: float = NOW,
     first_at: float = NOW,
     chance: float = 0.0,
-) -> TryAgain | GiveUp:
+) -> Retried | GiveUp:
     error = TransientError("it answered 500", retry_after=retry_after)
     return decide(
         policy or RetryPolicy(),
-        TIERS,
+        tiers,
         attempt=attempt,
         first_at=first_at,
         now=now,
@@ -48,84 +58,90 @@ def after(  # noqa: PLR0913 - the inputs of the decision
     )
 
 
-def waits(tier: Tier, not_before: float, now: float, chance: random.Random) -> float:
-    """The seconds from a failure to the next try, through the tiers as the consumer walks them."""
-    at = now + tier.seconds
-    while hop := next_hop(not_before - at, chance.random()):
+def total_wait(
+    retry: Retried, now: float, chance: random.Random, tiers: Sequence[Tier] = TIERS
+) -> float:
+    """Return the seconds from a failure to the next attempt, through the tiers of the queue."""
+    at = now + retry.tier.seconds
+    while hop := next_hop(retry.not_before - at, chance.random(), tiers):
         at += hop.seconds
     return at - now
 
 
-def order(**fields: object) -> SendCallback:
+def command(**fields: object) -> SendCallback:
     return SendCallback.model_validate(
         {"target_url": "https://example.com/", "hmac_secret": "s", "payload": None, **fields}
     )
 
 
-def lifetime(policy: RetryPolicy, *, chance: random.Random) -> tuple[list[float], str]:
-    """The moments of all tries of a callback that always fails at once, and how it ends."""
-    at, tries = NOW, [NOW]
-    while len(tries) < 2000:
-        decision = after(len(tries), policy, now=at, chance=chance.random())
+def lifetime(
+    policy: RetryPolicy, *, chance: random.Random, tiers: Sequence[Tier] = TIERS
+) -> tuple[list[float], str]:
+    """Return the times of all attempts of a message that always fails, and the final reason."""
+    at, attempts = NOW, [NOW]
+    while len(attempts) < 2000:
+        decision = after(len(attempts), policy, tiers, now=at, chance=chance.random())
         if isinstance(decision, GiveUp):
-            return tries, decision.reason
-        at += waits(decision.tier, decision.not_before, at, chance)
-        tries.append(at)
-    raise AssertionError("there is no end to it")
+            return attempts, decision.reason
+        at += total_wait(decision, at, chance, tiers)
+        attempts.append(at)
+    raise AssertionError("it does not end")
 
 
 # H3
 def test_h3_attempts_climb_the_tiers_and_stay_on_the_longest() -> None:
     taken = [after(attempt) for attempt in range(1, 12)]
-    assert [retry.tier for retry in taken if isinstance(retry, TryAgain)] == [
+    assert [retry.tier for retry in taken if isinstance(retry, Retried)] == [
         *TIERS,
         *[LONGEST] * 4,
     ]
 
 
 # H3
-@given(attempt=st.integers(1, 20), own=st.lists(delays, min_size=1, max_size=5), wish=wishes)
-@example(attempt=1, own=[1.0], wish=86_400.0)
-@example(attempt=3, own=[5.0, 15.0], wish=0.0)
+@given(
+    attempt=st.integers(1, 20), own=st.lists(delays, min_size=1, max_size=5), retry_after=requested
+)
+@example(attempt=1, own=[1.0], retry_after=86_400.0)
+@example(attempt=3, own=[5.0, 15.0], retry_after=0.0)
 @settings(max_examples=25)
-def test_h3_no_wait_is_shorter_than_the_schedule_or_the_receiver_asks(
-    attempt: int, own: list[float], wish: float
+def test_h3_no_delay_is_shorter_than_the_policy_or_the_receiver_requests(
+    attempt: int, own: list[float], retry_after: float
 ) -> None:
-    retry = after(attempt, RetryPolicy(delays=own), retry_after=wish)
-    assert isinstance(retry, TryAgain)
-    wanted = max(own[min(attempt, len(own)) - 1], min(wish, LONGEST.seconds))
+    retry = after(attempt, RetryPolicy(delays=own), retry_after=retry_after)
+    assert isinstance(retry, Retried)
+    wanted = max(own[min(attempt, len(own)) - 1], min(retry_after, LONGEST.seconds))
     assert retry.tier.seconds >= wanted
     assert all(tier.seconds < wanted for tier in TIERS if tier.seconds < retry.tier.seconds)
 
 
-@given(attempt=st.integers(1, 9), wish=wishes, chance=chances, seed=st.integers())
+@given(attempt=st.integers(1, 9), retry_after=requested, chance=chances, seed=st.integers())
 @settings(max_examples=25)
-def test_jitter_stretches_a_wait_by_at_most_half_and_a_shortest_tier(
-    attempt: int, wish: float, chance: float, seed: int
+def test_jitter_stretches_a_delay_by_at_most_half_and_one_shortest_tier(
+    attempt: int, retry_after: float, chance: float, seed: int
 ) -> None:
-    retry = after(attempt, retry_after=wish, chance=chance)
-    assert isinstance(retry, TryAgain)
+    retry = after(attempt, retry_after=retry_after, chance=chance)
+    assert isinstance(retry, Retried)
     stretch = (retry.not_before - NOW) / retry.tier.seconds
     assert 1 <= stretch <= 1.5
-    waited = waits(retry.tier, retry.not_before, NOW, random.Random(seed))
+    waited = total_wait(retry, NOW, random.Random(seed))
     assert retry.tier.seconds <= waited <= 1.5 * retry.tier.seconds + SHORTEST.seconds
 
 
-def test_jitter_draws_from_the_whole_range() -> None:
+def test_jitter_covers_the_whole_range() -> None:
     stretched = [after(3, chance=chance) for chance in (0.0, 0.5, 0.999)]
     assert [
-        round(retry.not_before - NOW, 2) for retry in stretched if isinstance(retry, TryAgain)
+        round(retry.not_before - NOW, 2) for retry in stretched if isinstance(retry, Retried)
     ] == [15.0, 18.75, 22.49]
 
 
 @pytest.mark.parametrize("attempt", range(1, len(TIERS) + 1))
-def test_a_herd_of_a_thousand_comes_back_spread_out(attempt: int) -> None:
+def test_a_thousand_simultaneous_failures_are_retried_spread_out(attempt: int) -> None:
     chance = random.Random(attempt)
     herd = []
     for _ in range(1000):
         retry = after(attempt, chance=chance.random())
-        assert isinstance(retry, TryAgain)
-        herd.append(waits(retry.tier, retry.not_before, NOW, chance))
+        assert isinstance(retry, Retried)
+        herd.append(total_wait(retry, NOW, chance))
     tier = TIERS[attempt - 1].seconds
     # Jitter of half a tier is even over so many steps of the shortest tier; a fair share of each
     # moment is at most three times its even part, and a quarter at least leaves the first one.
@@ -137,16 +153,21 @@ def test_a_herd_of_a_thousand_comes_back_spread_out(attempt: int) -> None:
 
 
 # H3
-@given(attempt=st.integers(1, 50), wish=wishes, chance=chances, lasts=st.floats(0, 2 * MAX_DELAY))
+@given(
+    attempt=st.integers(1, 50),
+    retry_after=requested,
+    chance=chances,
+    lasts=st.floats(0, 2 * MAX_DELAY),
+)
 @settings(max_examples=25)
-def test_h3_nothing_is_planned_at_or_after_its_expiry(
-    attempt: int, wish: float, chance: float, lasts: float
+def test_h3_no_attempt_is_planned_at_or_after_the_expiry(
+    attempt: int, retry_after: float, chance: float, lasts: float
 ) -> None:
     policy = RetryPolicy(expires_at=NOW + lasts)
-    decision = after(attempt, policy, retry_after=wish, chance=chance)
-    unlimited = after(attempt, retry_after=wish, chance=chance)
-    assert isinstance(unlimited, TryAgain)
-    if isinstance(decision, TryAgain):
+    decision = after(attempt, policy, retry_after=retry_after, chance=chance)
+    unlimited = after(attempt, retry_after=retry_after, chance=chance)
+    assert isinstance(unlimited, Retried)
+    if isinstance(decision, Retried):
         assert decision == unlimited
         assert decision.not_before < NOW + lasts
     else:
@@ -158,15 +179,15 @@ def test_h3_nothing_is_planned_at_or_after_its_expiry(
 @given(seed=st.integers(), give_up_after=st.floats(0, 2 * DAY))
 @example(seed=0, give_up_after=DAY)
 @settings(max_examples=15)
-def test_h3_tries_go_on_for_as_long_as_is_set_and_no_longer(
-    seed: int, give_up_after: float
-) -> None:
-    tries, reason = lifetime(RetryPolicy(give_up_after=give_up_after), chance=random.Random(seed))
+def test_h3_attempts_continue_exactly_until_give_up_after(seed: int, give_up_after: float) -> None:
+    attempts, reason = lifetime(
+        RetryPolicy(give_up_after=give_up_after), chance=random.Random(seed)
+    )
     # What is left of a jitter below the shortest tier is waited out in it.
-    assert tries[-1] <= NOW + give_up_after + SHORTEST.seconds
-    following = LONGEST if len(tries) > len(TIERS) else TIERS[len(tries) - 1]
-    assert tries[-1] + 1.5 * following.seconds > NOW + give_up_after
-    assert reason.startswith(f"gave up after {len(tries)} attempts in ")
+    assert attempts[-1] <= NOW + give_up_after + SHORTEST.seconds
+    following = LONGEST if len(attempts) > len(TIERS) else TIERS[len(attempts) - 1]
+    assert attempts[-1] + 1.5 * following.seconds > NOW + give_up_after
+    assert reason.startswith(f"gave up after {len(attempts)} attempts in ")
     assert reason.endswith(": it answered 500")
 
 
@@ -180,41 +201,43 @@ def test_h3_tries_go_on_for_as_long_as_is_set_and_no_longer(
 @example(count=0, own=[1.0], seed=0)
 @example(count=1000, own=[301.0], seed=0)  # each in the tier of 15 min
 @settings(max_examples=25)
-def test_h3_a_callback_is_retried_exactly_as_often_as_it_says(
+def test_h3_a_callback_is_retried_exactly_as_often_as_it_requests(
     count: int | None, own: list[float] | None, seed: int
 ) -> None:
     assume(count is not None or own is not None)
     policy = retry_policy(
-        order(retry=Retry(quick_retries_count=count, delays=own)), give_up_after=DAY
+        command(retry=Retry(quick_retries_count=count, delays=own)), give_up_after=DAY
     )
-    tries, reason = lifetime(policy, chance=random.Random(seed))
+    attempts, reason = lifetime(policy, chance=random.Random(seed))
     retries = count if count is not None else len(own or ())
-    assert len(tries) == 1 + retries
+    assert len(attempts) == 1 + retries
     assert reason == f"gave up after {1 + retries} attempts: it answered 500"
     wanted = own or [tier.seconds for tier in TIERS]
-    for nth, (before, this) in enumerate(pairwise(tries)):
+    for nth, (before, this) in enumerate(pairwise(attempts)):
         assert this - before >= wanted[min(nth, len(wanted) - 1)]
 
 
-def test_h3_without_a_retry_of_its_own_a_callback_climbs_all_tiers_for_the_time_set() -> None:
-    assert retry_policy(order(), give_up_after=DAY) == RetryPolicy(give_up_after=DAY)
-    tries, _ = lifetime(RetryPolicy(), chance=random.Random(1))
-    assert DAY - 1.5 * LONGEST.seconds < tries[-1] - NOW <= DAY + SHORTEST.seconds
+def test_h3_a_callback_without_retry_settings_climbs_all_tiers_until_give_up_after() -> None:
+    assert retry_policy(command(), give_up_after=DAY) == RetryPolicy(give_up_after=DAY)
+    attempts, _ = lifetime(RetryPolicy(), chance=random.Random(1))
+    assert DAY - 1.5 * LONGEST.seconds < attempts[-1] - NOW <= DAY + SHORTEST.seconds
 
 
 @pytest.mark.parametrize("own", [None, Retry(quick_retries_count=3)])
-def test_h3_a_callback_carries_its_expiry_into_its_policy(own: Retry | None) -> None:
+def test_h3_the_expiry_of_a_callback_is_in_its_policy(own: Retry | None) -> None:
     soon = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=20)
-    policy = retry_policy(order(expires_at=soon, retry=own), give_up_after=DAY)
+    policy = retry_policy(command(expires_at=soon, retry=own), give_up_after=DAY)
     assert policy.expires_at == NOW + 20
-    tries, reason = lifetime(policy, chance=random.Random(1))
-    assert [round(at - NOW) for at in tries[1:]] == sorted({round(at - NOW) for at in tries[1:]})
-    assert tries[-1] < NOW + 20
+    attempts, reason = lifetime(policy, chance=random.Random(1))
+    assert [round(at - NOW) for at in attempts[1:]] == sorted(
+        {round(at - NOW) for at in attempts[1:]}
+    )
+    assert attempts[-1] < NOW + 20
     assert reason.startswith("expired after ")
 
 
 @given(delay=st.floats(0, 1e6))
-def test_a_postponed_message_takes_the_first_tier_that_is_long_enough(delay: float) -> None:
+def test_a_deferred_message_waits_in_the_first_tier_that_is_long_enough(delay: float) -> None:
     tier = defer(
         RetryPolicy(), TIERS, first_at=NOW, now=NOW, error=DeferredError("full", delay=delay)
     )
@@ -223,7 +246,7 @@ def test_a_postponed_message_takes_the_first_tier_that_is_long_enough(delay: flo
     assert tier.seconds >= min(delay, LONGEST.seconds)
 
 
-def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
+def test_deferring_ends_at_the_expiry_or_at_give_up_after() -> None:
     at, hops = NOW, 0
     outcome: Tier | GiveUp = SHORTEST
     while isinstance(outcome, Tier) and hops < 2000:
@@ -247,9 +270,7 @@ def test_postponing_ends_when_the_message_expires_or_its_time_is_up() -> None:
 
 @given(remaining=st.floats(-10, 2 * MAX_DELAY), seed=st.integers())
 @settings(max_examples=25)
-def test_hops_never_overshoot_by_more_than_a_part_of_the_shortest_tier(
-    remaining: float, seed: int
-) -> None:
+def test_hops_never_overshoot_by_a_whole_shortest_tier(remaining: float, seed: int) -> None:
     chance, left, hops = random.Random(seed), remaining, 0
     while hop := next_hop(left, chance.random()):
         left -= hop.seconds
@@ -259,13 +280,13 @@ def test_hops_never_overshoot_by_more_than_a_part_of_the_shortest_tier(
     assert hops <= sum(long.seconds // short.seconds for short, long in pairwise(TIERS)) + 2
 
 
-def test_nobody_waits_whose_moment_has_come() -> None:
+def test_a_due_message_does_not_wait() -> None:
     assert next_hop(0.0, 0.0) is None
     assert next_hop(-3600.0, 0.0) is None
 
 
 @pytest.mark.parametrize("remaining", [0.1, 0.5, 0.9, 3.3, 77.7])
-def test_the_mean_of_the_hops_is_the_wanted_wait(remaining: float) -> None:
+def test_the_mean_wait_through_hops_is_exact(remaining: float) -> None:
     chance = random.Random(7)
     waited = []
     for _ in range(2000):
@@ -274,3 +295,15 @@ def test_the_mean_of_the_hops_is_the_wanted_wait(remaining: float) -> None:
             left -= hop.seconds
         waited.append(remaining - left)
     assert fmean(waited) == pytest.approx(remaining, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bug_in_a_queue_without_retries_is_retried_for_an_hour_through_its_two_tiers(
+    seed: int,
+) -> None:
+    attempts, reason = lifetime(BUG_POLICY, chance=random.Random(seed), tiers=BUG_TIERS)
+    first, *others = (after - before for before, after in pairwise(attempts))
+    assert 5 <= first <= 5 * 1.5 + 5
+    assert all(60 <= wait <= 60 * 1.5 + 5 for wait in others)
+    assert 3600 - 60 * 1.5 <= attempts[-1] - NOW <= 3600 + 5
+    assert reason.startswith(f"gave up after {len(attempts)} attempts in 3600 seconds")

@@ -146,7 +146,7 @@ def test_h1_up_to_ten_errors_are_named() -> None:
             Properties(
                 type="SendCallback", content_type="application/json", content_encoding="gzip"
             ),
-            "content_encoding 'gzip' is not taken",
+            "content_encoding 'gzip' is not supported",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_row_15_a_message_that_is_too_large_is_rejected_unread() -> None:
     body = with_fields()
     assert parsed(body, max_bytes=len(body))
     assert rejection(body, max_bytes=len(body) - 1) == (
-        f"{len(body)} bytes, at most {len(body) - 1} are taken"
+        f"{len(body)} bytes exceed the limit of {len(body) - 1}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What holds for every queue: no message is lost on its way between them, none waits for ever."""
+"""Rules for every queue: no message is lost between queues, and none waits forever."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ from shared.topology import (
     work_queue_of,
 )
 
-# The table itself is golden in tests/contract; so are the reasons for what stands in it.
+# The table itself has golden files in tests/contract, and so have the reasons for its arguments.
 REASONS = Path(__file__).parents[1] / "contract" / "golden" / "topology.reasons.json"
 
 
-def test_every_argument_of_a_queue_has_its_reason() -> None:
+def test_every_queue_argument_has_a_reason() -> None:
     used = {name for queue in topology().queues for name in queue.arguments}
     reasons = json.loads(REASONS.read_text())
     assert set(reasons) == used
@@ -28,7 +28,7 @@ def test_every_argument_of_a_queue_has_its_reason() -> None:
 
 
 # H3
-def test_h3_every_tier_waits_its_time_and_gives_back_to_its_work_queue() -> None:
+def test_h3_every_tier_returns_messages_to_its_work_queue_after_its_ttl() -> None:
     queues = {queue.name: queue for queue in topology().queues}
     for tier in TIERS:
         queue = queues[f"callbacks.retry.{tier.name}"]
@@ -38,7 +38,7 @@ def test_h3_every_tier_waits_its_time_and_gives_back_to_its_work_queue() -> None
     assert [tier.seconds for tier in TIERS] == [1, 5, 15, 60, 300, 900, 3600]
 
 
-def test_trap_8_whatever_dead_letters_does_so_at_least_once() -> None:
+def test_trap_8_all_dead_lettering_is_at_least_once() -> None:
     for queue in topology().queues:
         if "x-dead-letter-routing-key" in queue.arguments:
             assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
@@ -46,7 +46,7 @@ def test_trap_8_whatever_dead_letters_does_so_at_least_once() -> None:
             assert queue.arguments["x-queue-type"] == "quorum"
 
 
-def test_a_message_that_kills_its_worker_ends_in_the_dead_queue() -> None:  # row 13
+def test_a_message_that_kills_its_workers_is_dead_lettered() -> None:  # row 13
     queues = {queue.name: queue for queue in topology().queues}
     assert queues[CALLBACKS].arguments["x-delivery-limit"] == DELIVERY_LIMIT
     assert queues[CALLBACKS].arguments["x-dead-letter-routing-key"] == "callbacks.dead"
@@ -54,7 +54,7 @@ def test_a_message_that_kills_its_worker_ends_in_the_dead_queue() -> None:  # ro
 
 
 @pytest.mark.parametrize("queue_type", QueueType)
-def test_nothing_expires_in_a_dead_queue(queue_type: QueueType) -> None:
+def test_nothing_expires_in_a_dead_letter_queue(queue_type: QueueType) -> None:
     for queue in topology(queue_type).queues:
         if queue.name.endswith(".dead"):
             assert not {"x-message-ttl", "x-dead-letter-exchange", "x-max-length", "x-expires"} & (
@@ -62,7 +62,7 @@ def test_nothing_expires_in_a_dead_queue(queue_type: QueueType) -> None:
             )
 
 
-def test_every_queue_that_dead_letters_has_somewhere_to() -> None:
+def test_every_queue_that_dead_letters_has_an_existing_target() -> None:
     tables = topology()
     names = {queue.name for queue in tables.queues}
     assert len(names) == len(tables.queues)
@@ -72,7 +72,7 @@ def test_every_queue_that_dead_letters_has_somewhere_to() -> None:
         assert target is None or target in names
 
 
-def test_the_names_are_those_of_the_interface() -> None:
+def test_queue_names_follow_the_public_interface() -> None:
     assert tier_queue("Q", TIERS[1]) == "Q.retry.5s"
     assert dead_queue("Q") == "Q.dead"
     for work in (CALLBACKS, "messages.email"):
@@ -80,7 +80,7 @@ def test_the_names_are_those_of_the_interface() -> None:
         assert {work_queue_of(name) for name in belonging} == {work}
 
 
-def test_a_service_declares_its_own_queues_and_every_exchange() -> None:
+def test_a_service_declares_its_own_queues_and_all_exchanges() -> None:
     tables = topology()
     own = tables.only([CALLBACKS])
     assert own.exchanges == tables.exchanges
