@@ -1,42 +1,43 @@
-"""`ringback rules`: what follows from events, checked and tried without sending anything."""
+"""`ringback rules`: check the rules, and try them on an event without publishing anything."""
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 import click
 from pydantic import ValidationError
 
-from services.ingestion.domain import Received, Verdict, content_id, decide
+from services.ingestion.domain import EventOutcome, ReceivedEvent, content_id, decide
 from services.ingestion.outbox import ROUTES
-from services.ingestion.rules import CompiledRule, InvalidRulesError, by_name, load
+from services.ingestion.rules import CompiledRule, InvalidRulesError, load, load_by_name
 from shared.contracts.context import field_errors
 from shared.contracts.events import Event
 from shared.errors import PermanentError
 from shared.process.configuration import configured
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-MEANING = {
-    Verdict.ACT: "acted on",
-    Verdict.STALE: "too old: not acted on",
-    Verdict.SKIP: "no rule's condition holds: not acted on",
+OUTCOMES = {
+    EventOutcome.ACCEPTED: "accepted",
+    EventOutcome.STALE: "stale: the event is too old",
+    EventOutcome.SKIPPED: "skipped: no rule's condition holds",
 }
 
 
 @click.group
 def rules() -> None:
-    """Rules: what follows from which event. docs/events.md explains how they are written."""
+    """Check and try the rules that turn events into commands (docs/events.md)."""
 
 
 @rules.command
 @click.argument("file", type=FILE, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def check(file: Path | None, *, as_json: bool) -> None:
-    """Check the rules in FILE, by default RINGBACK_RULES_FILE, and name every fault.
+    """Check the rules in FILE and list every fault.
 
-    What is in force is listed: those of the file and the shipped ones that it does not replace.
-    Exit code 1 if there are faults.
+    FILE defaults to RINGBACK_RULES_FILE. Without faults, the rules in FILE and the shipped rules
+    that it does not replace are listed. The exit code is 1 if there are faults.
 
     \b
     Examples:
@@ -45,9 +46,9 @@ def check(file: Path | None, *, as_json: bool) -> None:
     """
     file = file or configured().rules_file
     faults: tuple[str, ...] = ()
-    known: dict[str, CompiledRule] = {}
+    loaded: dict[str, CompiledRule] = {}
     try:
-        known = by_name(file)
+        loaded = load_by_name(file)
     except InvalidRulesError as error:
         faults = error.faults
     if as_json:
@@ -59,14 +60,14 @@ def check(file: Path | None, *, as_json: bool) -> None:
                 "event": rule.event,
                 "commands": [each.label for each in rule.templates],
             }
-            for rule in known.values()
+            for rule in loaded.values()
         ]
         click.echo(json.dumps({"rules": listed, "faults": faults}))
     else:
-        for rule in known.values():
-            does = ", ".join(each.kind for each in rule.templates) or "nothing"
-            about = f"{rule.from_service}.{rule.event}"
-            click.echo(f"{rule.name} ({rule.source}): {about} -> {does}")
+        for rule in loaded.values():
+            commands = ", ".join(each.kind for each in rule.templates) or "no commands"
+            event = f"{rule.from_service}.{rule.event}"
+            click.echo(f"{rule.name} ({rule.source}): {event} -> {commands}")
         for fault in faults:
             click.echo(f"  {fault}", err=True)
     if faults:
@@ -78,10 +79,10 @@ def check(file: Path | None, *, as_json: bool) -> None:
 @click.argument("event", type=click.File("rb"))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
-    """Show what would be sent for the event in EVENT by the rules in FILE, and the shipped ones.
+    """Show the commands that the rules in FILE and the shipped rules create for EVENT.
 
-    Nothing is sent, and nothing is remembered. EVENT is a file with the body of a message, or - for
-    standard input. Exit code 1 if the event would be dead, with the reason.
+    Nothing is published or stored. EVENT is a file with the body of an event, or - for standard
+    input. The exit code is 1, with the reason, if the event would be dead-lettered.
 
     \b
     Examples:
@@ -90,26 +91,26 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
              "user": "https://auth/api/v1/users/7/"}}' | ringback rules try rules.toml -
     """
     try:
-        known = load(file)
+        loaded = load(file)
     except InvalidRulesError as error:
-        raise click.ClickException("the rules are wrong.\n" + _listed(error.faults)) from None
+        raise click.ClickException(f"The rules are not valid.\n{_lines(error.faults)}") from None
     try:
-        read = Event.model_validate_json(event.read())
+        model = Event.model_validate_json(event.read())
     except ValidationError as error:
         faults = (
             f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)
         )
-        raise click.ClickException("that is no event.\n" + _listed(faults)) from None
-    at = read.occurred_at.timestamp() if read.occurred_at else None
-    received = Received(read, read.event_id or content_id(read), at)
+        raise click.ClickException(f"The event is not valid.\n{_lines(faults)}") from None
+    at = model.occurred_at.timestamp() if model.occurred_at else None
+    received = ReceivedEvent(model, model.event_id or content_id(model), at)
     try:
-        decision = decide(known, received, now=time.time())
+        decision = decide(loaded, received, now=time.time())
     except PermanentError as error:
-        raise click.ClickException(f"dead: {error}") from None
-    sent = []
+        raise click.ClickException(f"The event would be dead-lettered: {error}") from None
+    commands = []
     for command in decision.commands:
         type_, exchange, routing_key = ROUTES[command.kind]
-        sent.append(
+        commands.append(
             {
                 "type": type_,
                 "exchange": exchange,
@@ -119,18 +120,21 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps({"id": received.id, "verdict": decision.verdict, "commands": sent}))
+        shown = {"id": received.id, "outcome": decision.outcome, "commands": commands}
+        click.echo(json.dumps(shown))
         return
-    click.echo(f"event {received.id}: {MEANING[decision.verdict]}")
-    for each in sent:
-        click.echo(_shown(each))
+    click.echo(f"event {received.id}: {OUTCOMES[decision.outcome]}")
+    for each in commands:
+        click.echo(_as_text(each))
 
 
-def _listed(faults: Any) -> str:
+def _lines(faults: Iterable[str]) -> str:
     return "\n".join(f"  {fault}" for fault in faults)
 
 
-def _shown(sent: dict[str, Any]) -> str:
-    where = f"exchange {sent['exchange']!r}" if sent["exchange"] else "the default exchange"
-    head = f"{sent['type']} to {where}, routing key {sent['routing_key']!r}, id {sent['id']}"
-    return f"{head}\n{json.dumps(sent['body'], indent=2, ensure_ascii=False)}"
+def _as_text(command: dict[str, Any]) -> str:
+    exchange = command["exchange"]
+    where = f"exchange {exchange!r}" if exchange else "the default exchange"
+    route = f"{where}, routing key {command['routing_key']!r}"
+    body = json.dumps(command["body"], indent=2, ensure_ascii=False)
+    return f"{command['type']} to {route}, id {command['id']}\n{body}"

@@ -26,28 +26,28 @@ SCHEMA = Schema.of("services.ingestion")
 
 
 async def start(process: Process) -> None:
-    """Put ingestion together and set it going.
+    """Construct ingestion and start it.
 
     Raises:
-        WrongRules: the file of rules has faults.
+        InvalidRulesError: the rules file has errors.
     """
     settings = load(IngestionSettings, "ingestion")
-    known = rules.load(process.settings.rules_file)
+    event_rules = rules.load(process.settings.rules_file)
     name = f"ringback ingestion {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
     tables = topology(process.settings.queue_type).only(
         (EVENTS, POSTINGS, SCHEDULES, CALLBACKS, USER_EVENTS)
     )
     database = Database(
-        process.settings.database_url or "",  # a start without is refused before
+        process.settings.database_url or "",  # start-up checks that it is set
         name=name,
         health=health,
         schema=SCHEMA,
     )
     publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
     store = Store(database)
-    outbox = Outbox(store, publisher, batch=settings.batch, steady=clock.monotonic)
-    handler = Handler(known, store, outbox, clock, batch=settings.batch)
+    outbox = Outbox(store, publisher, batch=settings.batch, monotonic=clock.monotonic)
+    handler = Handler(event_rules, store, outbox, clock, batch=settings.batch)
     consumer = Consumer(
         ConsumerSpec(
             queue=EVENTS,

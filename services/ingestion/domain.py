@@ -1,4 +1,4 @@
-"""What an event means: pure, the rules and the time in, commands out."""
+"""What follows from an event: pure functions of the event, the rules and the time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _NAMESPACE: Final = UUID("3b6f5a52-7f5e-4c53-8d0a-6a2f0f1c9a77")
 
 
 class Kind(StrEnum):
-    """The kinds of commands that a rule can give."""
+    """The kinds of commands that a rule can have."""
 
     POSTING = "posting"
     SCHEDULE = "schedule"
@@ -24,20 +24,29 @@ class Kind(StrEnum):
     USER_EVENT = "user_event"
 
 
+class EventOutcome(StrEnum):
+    """The outcome of a valid event."""
+
+    ACCEPTED = "accepted"  # its commands are published
+    DUPLICATE = "duplicate"  # it was accepted before
+    STALE = "stale"  # too old
+    SKIPPED = "skipped"  # no rule's condition holds
+
+
 class UnknownEventError(PermanentError):
-    """No rule is about such events."""
+    """No rule matches the event."""
 
 
 class RuleError(PermanentError):
-    """A rule can't be applied to this event; nothing was done about the event."""
+    """Cannot apply a rule to the event. None of the event's commands are published."""
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """An event as it came.
+class ReceivedEvent:
+    """An event with its identity.
 
-    id: the producer's name for it, the same when it comes again. at: epoch seconds at which it
-    happened, as far as known.
+    id: the producer's id, the same in every copy. at: the time of the event in epoch seconds, if
+    known.
     """
 
     event: Event
@@ -46,12 +55,12 @@ class Received:
 
     @property
     def key(self) -> UUID:
-        """What an event that comes again is known by: one name of a producer's, one id."""
+        """Identifies the event among those of all producers; copies have the same key."""
         return uuid5(_NAMESPACE, f"{self.event.from_service}\0{self.event.event}\0{self.id}")
 
     @property
     def values(self) -> dict[str, Any]:
-        """What rules may speak of; see VARIABLES."""
+        """The variables of rules; see VARIABLES."""
         event = self.event
         return {
             "id": self.id,
@@ -67,7 +76,7 @@ VARIABLES: Final = frozenset(("id", "from_service", "event", "details", "occurre
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One message that follows from an event. `id` is the same whenever it is worked out anew."""
+    """One message that follows from an event. The `id` is the same for every copy of the event."""
 
     id: UUID
     kind: Kind
@@ -75,7 +84,7 @@ class Command:
 
 
 class Rule(Protocol):
-    """What follows from certain events, up to `max_age`; None: of any age."""
+    """A rule about certain events."""
 
     @property
     def name(self) -> str:
@@ -84,68 +93,60 @@ class Rule(Protocol):
 
     @property
     def max_age(self) -> float | None:
-        """Seconds."""
+        """The age in seconds up to which the rule applies; None for any age."""
         ...
 
     def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether its condition holds; raises RuleError."""
+        """Return whether its condition holds; raises RuleError."""
         ...
 
     def commands(self, values: Mapping[str, Any]) -> Sequence[tuple[str, Kind, bytes]]:
-        """Its commands with their labels within the rule; raises RuleError."""
+        """Return its commands with their labels within the rule; raises RuleError."""
         ...
 
 
 Rules = Mapping[tuple[str, str], Sequence[Rule]]
 
 
-class Verdict(StrEnum):
-    """What is done about an event."""
-
-    ACT = "act"
-    STALE = "stale"  # too old for every rule whose condition holds
-    SKIP = "skip"  # no condition holds
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict, with the commands to give if it is to act."""
+    """The outcome of an event, with its commands if it is accepted."""
 
-    verdict: Verdict
+    outcome: EventOutcome
     commands: tuple[Command, ...] = ()
 
 
 def content_id(event: Event) -> str:
-    """An id for an event that has none: equal events have equal ones."""
+    """Return an id for an event that has none: equal events have equal ids."""
     fields = event.model_dump(mode="json", exclude_unset=True)
     return sha256(dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def decide(rules: Rules, received: Received, *, now: float) -> Decision:
-    """What is to be done about an event at `now` (epoch seconds).
+def decide(rules: Rules, received: ReceivedEvent, *, now: float) -> Decision:
+    """Apply the rules to an event at `now` (epoch seconds). Never returns DUPLICATE.
 
     Raises:
-        UnknownEventError: no rule is about it.
-        RuleError: one of its rules can't be applied.
+        UnknownEventError: no rule matches the event.
+        RuleError: one of its rules cannot be applied.
     """
     event = received.event
-    about = rules.get((event.from_service, event.event))
-    if about is None:
+    matching = rules.get((event.from_service, event.event))
+    if matching is None:
         raise UnknownEventError(
-            f"no rule knows the event {event.event!r} of {event.from_service!r}"
+            f"no rule matches the event {event.event!r} of {event.from_service!r}"
         )
     if event.expires_at is not None and event.expires_at.timestamp() <= now:
-        return Decision(Verdict.STALE)
+        return Decision(EventOutcome.STALE)
     values = received.values
-    holding = [rule for rule in about if rule.applies(values)]
-    if not holding:
-        return Decision(Verdict.SKIP)
-    fresh = [rule for rule in holding if _fresh(rule, received.at, now)]
+    applicable = [rule for rule in matching if rule.applies(values)]
+    if not applicable:
+        return Decision(EventOutcome.SKIPPED)
+    fresh = [rule for rule in applicable if _fresh(rule, received.at, now)]
     if not fresh:
-        return Decision(Verdict.STALE)
+        return Decision(EventOutcome.STALE)
     key = received.key
     return Decision(
-        Verdict.ACT,
+        EventOutcome.ACCEPTED,
         tuple(
             Command(uuid5(key, f"{rule.name}/{label}"), kind, body)
             for rule in fresh

@@ -1,7 +1,7 @@
-"""What rules take from an event: Jinja expressions that can reach nothing but the event's JSON.
+"""The Jinja expressions of rules. They can access only the event's JSON.
 
-No statements, no calls, no Python attributes, a chosen set of filters. What is left works in time
-and space that grow with the event and the expression; a bound on time ends what does not.
+There are no statements, calls or Python attributes, and only safe filters. Evaluation takes time
+and memory in proportion to the event and the expression. A timeout stops the rest.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,113 +14,113 @@ from jinja2.meta import find_undeclared_variables
 from shared.templating.sandbox import JsonEnvironment
 from shared.templating.time_limit import TimeLimit
 
-# Seconds of this process's time: a thousand times what an expression over a full event takes.
-LONGEST: Final = 0.2
+# Seconds of CPU time: a thousand times the need of an expression over a full event.
+EVALUATION_TIMEOUT: Final = 0.2
 _FORBIDDEN: Final = {
-    nodes.Call: "calls are not possible here, filters are: {{ name|lower }}",
-    nodes.Pow: "powers are not possible here",
+    nodes.Call: "calls are not allowed; use a filter: {{ name|lower }}",
+    nodes.Pow: "powers are not allowed",
 }
 
 
 class InvalidExpressionError(ValueError):
-    """A text of a rule is no expression that can be evaluated here."""
+    """A text in a rule is not a valid expression."""
 
 
 class ExpressionFailedError(Exception):
-    """The expression has no value for this event. `field` is where in the command, if known."""
+    """The expression has no value for this event. `field` is its place in the command, if known."""
 
     def __init__(self, reason: str, field: str = "") -> None:
         super().__init__(f"{field}: {reason}" if field else reason)
 
 
 _ENVIRONMENT: Final = JsonEnvironment(keep_trailing_newline=True)
-_TIME: Final = TimeLimit(LONGEST)
+_LIMIT: Final = TimeLimit(EVALUATION_TIMEOUT)
 
 
 class Expression:
-    """A value to be taken from events. In the main thread only, where signals are heard."""
+    """A compiled expression. It works in the main thread only, because the timeout is a signal."""
 
     def __init__(self, node: nodes.Expr) -> None:
         result = nodes.Assign(nodes.Name("result", "store"), node, lineno=1)
         self._template: Template = _ENVIRONMENT.from_string(nodes.Template([result], lineno=1))
 
-    def of(self, event: Mapping[str, Any]) -> Any:
-        """Its value for an event, as JSON: dicts, lists, texts, numbers, booleans, None.
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """Return its value for an event as JSON: dict, list, text, number, boolean or None.
 
         Raises:
-            ExpressionFailedError: it has none; or evaluating it takes too long.
+            ExpressionFailedError: it has no value, or the evaluation took too long.
         """
         try:
-            with _TIME:
-                context = self._template.new_context(dict(event))
+            with _LIMIT:
+                context = self._template.new_context(dict(values))
                 for _ in self._template.root_render_func(context):
                     pass
-                return _plain(context.vars["result"])
+                return _as_json(context.vars["result"])
         except ExpressionFailedError:
             raise
-        except Exception as error:  # whatever an expression raises is its own fault
+        except Exception as error:  # an expression can raise anything
             raise ExpressionFailedError(getattr(error, "message", None) or str(error)) from error
 
 
-def _plain(value: Any, field: str = "") -> Any:
-    """The value with lists in the place of Jinja's lazy ones."""
+def _as_json(value: Any, field: str = "") -> Any:
+    """Replace Jinja's lazy lists in the value by lists."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
-        return {key: _plain(item, f"{field}.{key}".lstrip(".")) for key, item in value.items()}
+        return {key: _as_json(item, f"{field}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, Undefined):
-        raise ExpressionFailedError(str(value._undefined_message), field)  # noqa: SLF001 - Jinja's own word for it
+        raise ExpressionFailedError(str(value._undefined_message), field)  # noqa: SLF001 - Jinja's own message
     if isinstance(value, Iterable):
-        return [_plain(item, field) for item in value]
-    raise ExpressionFailedError("is no JSON", field)
+        return [_as_json(item, field) for item in value]
+    raise ExpressionFailedError("is not JSON", field)
 
 
-def condition(text: str, names: frozenset[str]) -> Expression:
-    """The expression in a text without braces, over variables of these names.
+def compile_condition(text: str, names: frozenset[str]) -> Expression:
+    """Compile an expression without braces, over variables with these names.
 
     Raises:
-        InvalidExpressionError: it is none.
+        InvalidExpressionError: the text is not one expression.
     """
-    node = _parsed("{{ (" + text + ") }}", names)
+    node = _parse("{{ (" + text + ") }}", names)
     if node is None or isinstance(node, nodes.Concat):
         raise InvalidExpressionError("must be one expression, without braces")
     return Expression(node)
 
 
-def node_of(value: Any, names: frozenset[str]) -> nodes.Expr:
-    """The expression for a value of TOML that is no table: texts are templates.
+def parse_value(value: Any, names: frozenset[str]) -> nodes.Expr:
+    """Parse a TOML value that is not a table; a text is a template of expressions.
 
-    A text that is one `{{ … }}` and nothing else has that expression's value, whatever its type.
+    A text that is exactly one `{{ … }}` has the value of that expression, with its type.
 
     Raises:
-        InvalidExpressionError: a text is no template of expressions.
+        InvalidExpressionError: a text is not a valid template.
     """
     if isinstance(value, str):
-        return _parsed(value, names)
+        return _parse(value, names)
     if isinstance(value, bool | int | float):
         return nodes.Const(value)
-    raise InvalidExpressionError("dates are written as texts")
+    raise InvalidExpressionError("a date must be a text")
 
 
-def _parsed(text: str, names: frozenset[str]) -> nodes.Expr:
+def _parse(text: str, names: frozenset[str]) -> nodes.Expr:
     try:
         template = _ENVIRONMENT.parse(text)
         unknown = find_undeclared_variables(template) - names
     except TemplateSyntaxError as error:
-        raise InvalidExpressionError(error.message or "is no expression") from None
+        raise InvalidExpressionError(error.message or "is not an expression") from None
     except RecursionError:
         raise InvalidExpressionError("is nested too deeply") from None
-    for kind, why in _FORBIDDEN.items():
+    for kind, reason in _FORBIDDEN.items():
         if template.find(kind) is not None:
-            raise InvalidExpressionError(why)
+            raise InvalidExpressionError(reason)
     if unknown:
         raise InvalidExpressionError(
-            f"there is no {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}"
+            f"unknown variable {', '.join(sorted(unknown))}; use {', '.join(sorted(names))}"
         )
     parts: list[nodes.Expr] = []
     for statement in template.body:
         if not isinstance(statement, nodes.Output):
-            raise InvalidExpressionError("only {{ … }} can stand here, no {% … %}")
+            raise InvalidExpressionError("only {{ … }} is allowed, not {% … %}")
         parts += statement.nodes
     literal = [isinstance(part, nodes.TemplateData) for part in parts]
     exact: list[nodes.Expr] = [

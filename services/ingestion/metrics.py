@@ -1,4 +1,4 @@
-"""What ingestion counts; docs/metrics.md explains each."""
+"""The metrics of ingestion. docs/metrics.md explains them."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ from prometheus_client import Counter
 
 from services.ingestion.domain import Kind
 
-EVENTS: Final = Counter("ringback_events", "Events, by what became of them.", ["outcome"])
+EVENTS: Final = Counter("ringback_events", "Events by outcome.", ["outcome"])
 ACCEPTED: Final = EVENTS.labels("accepted")
 DUPLICATE: Final = EVENTS.labels("duplicate")
 STALE: Final = EVENTS.labels("stale")
@@ -17,7 +17,7 @@ FAILED: Final = EVENTS.labels("failed")
 
 _COMMANDS: Final = Counter(
     "ringback_commands",
-    "Commands given out to the broker, by what it said.",
+    "Publishes of commands, by result.",
     ["kind", "outcome"],
 )
 PUBLISHED: Final = {kind: _COMMANDS.labels(kind.value, "confirmed") for kind in Kind}

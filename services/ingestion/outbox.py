@@ -1,4 +1,4 @@
-"""Publishes the commands in the outbox: each at least once, under the same id every time."""
+"""Publishes the commands of the outbox at least once, with the same id every time."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from typing import Final
 
 from services.ingestion import metrics
 from services.ingestion.domain import Kind
-from services.ingestion.store import Pending, Store
+from services.ingestion.store import PendingCommand, Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
@@ -37,19 +37,19 @@ ROUTES: Final[Mapping[Kind, tuple[str, str, str]]] = {
     Kind.CALLBACK: (SEND_CALLBACK, "", CALLBACKS),
     Kind.USER_EVENT: (USER_EVENT, USER_EVENTS, USER_EVENT_KEY),
 }
-# Seconds: longer than a publish and its settling ever take (5 s for a confirm, 4.5 s for a
-# statement), and short enough that what a dead process held goes out within 30 s.
+# Seconds. Longer than the timeouts of a publish (5 s) and of the statement after it (4.5 s), and
+# short enough that the commands of a dead process are published within 30 s.
 LEASE: Final = 15.0
-# Seconds between two looks for what others have left.
-POLL: Final = 2.0
-# Seconds until what the broker did not take is tried again.
-AGAIN: Final = 1.0
-# Commands held in memory between their commit and their publishing, in batches.
-MOST_HELD: Final = 10
+# Seconds between two searches for expired leases.
+POLL_INTERVAL: Final = 2.0
+# Seconds until a command that the broker did not confirm is published again.
+RETRY_DELAY: Final = 1.0
+# Batches of commands held in memory between their commit and their publication.
+MAX_HELD_BATCHES: Final = 10
 
 
 class Outbox:
-    """What is committed is handed over by `take`; what others left behind is found by polling."""
+    """Publishes committed commands: those added by `add`, and those whose lease has expired."""
 
     def __init__(
         self,
@@ -57,33 +57,34 @@ class Outbox:
         publisher: Publisher,
         *,
         batch: int,
-        steady: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._batch = batch
-        self._steady = steady
-        self._held: deque[tuple[float, Pending]] = deque()
-        self._some = asyncio.Event()
+        self._monotonic = monotonic
+        self._held: deque[tuple[float, PendingCommand]] = deque()
+        self._added = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._look_at = 0.0
+        self._next_poll = 0.0
 
-    def lease(self) -> float:
-        """Seconds for which commands about to be committed are ours; 0 when there is no room."""
-        return LEASE if len(self._held) < MOST_HELD * self._batch else 0.0
+    def available_lease(self) -> float:
+        """Return the lease in seconds for commands about to be committed; 0 if memory is full."""
+        return LEASE if len(self._held) < MAX_HELD_BATCHES * self._batch else 0.0
 
-    def take(self, commands: Sequence[Pending], leased: float) -> None:
-        """Publish these, leased for so many seconds when their commit was asked for."""
-        if leased and commands:
-            # Half of the lease is for publishing: what is not begun by then is somebody else's.
-            until = self._steady() + leased / 2
+    def add(self, commands: Sequence[PendingCommand], lease: float) -> None:
+        """Publish these committed commands, which have a lease of so many seconds."""
+        if lease and commands:
+            # Half of the lease is for the publication. A command that has not been started by
+            # then is left to the process that claims it when the lease expires.
+            until = self._monotonic() + lease / 2
             self._held.extend((until, command) for command in commands)
             self._empty.clear()
-        self._some.set()
+        self._added.set()
 
     async def drain(self, grace: float) -> None:
-        """Wait until what is held is published, at most `grace` seconds."""
+        """Wait until the held commands are published, at most `grace` seconds."""
         async with asyncio.timeout(grace):
             await self._empty.wait()
 
@@ -95,26 +96,28 @@ class Outbox:
                 if await self.run_once():
                     continue
             except InfrastructureError as error:
-                logger.warning("the outbox waits: %s", error)
-                await asyncio.sleep(AGAIN)
+                logger.warning("outbox paused: %s", error)
+                await asyncio.sleep(RETRY_DELAY)
                 continue
             try:
-                async with asyncio.timeout(max(self._look_at - self._steady(), 0.0)):
-                    await self._some.wait()
+                async with asyncio.timeout(max(self._next_poll - self._monotonic(), 0.0)):
+                    await self._added.wait()
             except TimeoutError:
                 pass
 
     async def run_once(self) -> int:
-        """Publish a batch of what is held and, now and then, one of what was left; how many."""
-        self._some.clear()
-        batch: list[Pending] = []
-        if self._steady() >= self._look_at:
+        """Publish a batch of held and of claimed commands, and return the number of commands."""
+        self._added.clear()
+        batch: list[PendingCommand] = []
+        if self._monotonic() >= self._next_poll:
             batch = await self._store.claim(self._batch, lease=LEASE)
-            # A full batch: there is more.
-            self._look_at = self._steady() + (POLL if len(batch) < self._batch else 0.0)
+            # After a full batch, search again at once.
+            self._next_poll = self._monotonic() + (
+                POLL_INTERVAL if len(batch) < self._batch else 0.0
+            )
         while self._held and len(batch) < 2 * self._batch:
             until, command = self._held.popleft()
-            if self._steady() < until:
+            if self._monotonic() < until:
                 batch.append(command)
         if batch:
             await self._publish(batch)
@@ -122,38 +125,39 @@ class Outbox:
             self._empty.set()
         return len(batch)
 
-    async def _publish(self, batch: Sequence[Pending]) -> None:
+    async def _publish(self, batch: Sequence[PendingCommand]) -> None:
         results = await asyncio.gather(
-            *(self._publisher.publish(message(each)) for each in batch), return_exceptions=True
+            *(self._publisher.publish(command_message(each)) for each in batch),
+            return_exceptions=True,
         )
-        sent, refused = [], []
+        confirmed, failed = [], []
         reason: BaseException | None = None
         for each, result in zip(batch, results, strict=True):
             if result is None:
-                sent.append(each.command.id)
+                confirmed.append(each.command.id)
                 metrics.PUBLISHED[each.command.kind].inc()
             else:
-                refused.append(each.command.id)
+                failed.append(each.command.id)
                 metrics.UNPUBLISHED[each.command.kind].inc()
                 reason = result
-        if sent:
-            await self._store.delete(sent)
-        if refused:
-            logger.warning("%d commands wait in the outbox: %s", len(refused), reason)
-            await self._store.release(refused, after=AGAIN)
+        if confirmed:
+            await self._store.delete(confirmed)
+        if failed:
+            logger.warning("%d commands not confirmed, retry scheduled: %s", len(failed), reason)
+            await self._store.release(failed, after=RETRY_DELAY)
 
 
-def message(pending: Pending) -> OutgoingMessage:
-    """The message for a command, with a fresh message_id and the command's own id."""
+def command_message(pending: PendingCommand) -> OutgoingMessage:
+    """Build the message of a command, with a new message_id and the command's own id."""
     kind, exchange, routing_key = ROUTES[pending.command.kind]
-    ours = {headers.ID: str(pending.command.id)}
+    message_headers = {headers.ID: str(pending.command.id)}
     if pending.traceparent is not None:
-        ours[headers.TRACEPARENT] = pending.traceparent
+        message_headers[headers.TRACEPARENT] = pending.traceparent
     return OutgoingMessage(
         routing_key,
         Properties(
             content_type="application/json",
-            headers=ours,
+            headers=message_headers,
             delivery_mode=PERSISTENT,
             message_id=new_id(),
             timestamp=int(pending.created_at),

@@ -1,4 +1,4 @@
-"""Forgets the keys of events that were seen longer ago than the retention."""
+"""Deletes the keys of events after the retention."""
 
 import asyncio
 import logging
@@ -10,14 +10,14 @@ from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two rounds, so that each has little to do.
-EVERY: Final = 60.0
-# Keys deleted in one statement: some 20 ms, in which nobody waits.
-BATCH: Final = 2000
+# Seconds. Short, so that each round has little to delete.
+PRUNE_INTERVAL: Final = 60.0
+# Keys deleted in one statement, which takes some 20 ms and blocks no other statement.
+PRUNE_BATCH: Final = 2000
 
 
 class Retention:
-    """Keeps keys for `age`, and a little longer."""
+    """Deletes keys that are older than `age`."""
 
     def __init__(self, store: Store, age: timedelta) -> None:
         self._store = store
@@ -29,12 +29,12 @@ class Retention:
             try:
                 await self.run_once()
             except StoreConnectionLostError as error:
-                logger.warning("old keys stay for now: %s", error)
-            await asyncio.sleep(EVERY)
+                logger.warning("old event keys not deleted: %s", error)
+            await asyncio.sleep(PRUNE_INTERVAL)
 
     async def run_once(self) -> int:
-        """Forget all that are old; how many it were."""
-        gone = 0
-        while deleted := await self._store.prune(self._age, BATCH):
-            gone += deleted
-        return gone
+        """Delete all old keys and return how many there were."""
+        total = 0
+        while deleted := await self._store.prune(self._age, PRUNE_BATCH):
+            total += deleted
+        return total

@@ -1,4 +1,4 @@
-"""Rules are configuration: TOML that says what follows from which event.
+"""Loads rules: TOML that defines the commands that follow from an event.
 
 [welcome]                       # the rule's name
 from_service = "auth"
@@ -26,8 +26,8 @@ from services.ingestion.expressions import (
     Expression,
     ExpressionFailedError,
     InvalidExpressionError,
-    condition,
-    node_of,
+    compile_condition,
+    parse_value,
 )
 from shared.contracts.callback import SendCallback
 from shared.contracts.context import field_errors, json_text
@@ -46,14 +46,14 @@ MODELS: Final[Mapping[Kind, type[BaseModel]]] = {
     Kind.CALLBACK: SendCallback,
     Kind.USER_EVENT: UserEvent,
 }
-FAULTS_NAMED: Final = 10
+MAX_FAULTS: Final = 10
 _NAME: Final = TypeAdapter(Word)
 
 Table = dict[str, Any]
 
 
 class InvalidRulesError(RingbackError):
-    """The rules can't be used; `faults` names file, key and reason of each. Exit code 2."""
+    """The rules are not valid; `faults` names the file, key and reason of each. Exit code 2."""
 
     exit_code = 2
 
@@ -62,8 +62,8 @@ class InvalidRulesError(RingbackError):
         self.faults = faults
 
 
-class _Written(BaseModel):
-    """A rule as it stands in the file."""
+class _RuleTable(BaseModel):
+    """A rule as a TOML table."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -78,8 +78,8 @@ class _Written(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
-    """A command as a rule has it; `label` names it within the rule: `posting.0`."""
+class CommandTemplate:
+    """A command of a rule; `label` names it within the rule: `posting.0`."""
 
     label: str
     kind: Kind
@@ -88,7 +88,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule that is ready to use. `source` is the file it came from."""
+    """A compiled rule. `source` is its file."""
 
     name: str
     source: str
@@ -96,10 +96,10 @@ class CompiledRule:
     event: str
     when: Expression | None
     max_age: float | None
-    templates: tuple[Template, ...]
+    templates: tuple[CommandTemplate, ...]
 
     def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether its condition holds.
+        """Return whether its condition holds.
 
         Raises:
             RuleError: the condition has no value for this event.
@@ -107,68 +107,68 @@ class CompiledRule:
         if self.when is None:
             return True
         try:
-            return bool(self.when.of(values))
+            return bool(self.when.evaluate(values))
         except ExpressionFailedError as error:
             raise RuleError(f"rule {self.name}, when: {error}") from None
 
     def commands(self, values: Mapping[str, Any]) -> list[tuple[str, Kind, bytes]]:
-        """Its commands for an event: label, kind, and the body, which keeps its contract.
+        """Return its commands for an event: label, kind and a body that is valid by its contract.
 
         Raises:
-            RuleError: a value is missing, or a command would break its contract.
+            RuleError: a value is missing, or a command violates its contract.
         """
         return [(each.label, each.kind, self._body(each, values)) for each in self.templates]
 
-    def _body(self, template: Template, values: Mapping[str, Any]) -> bytes:
+    def _body(self, template: CommandTemplate, values: Mapping[str, Any]) -> bytes:
         where = f"rule {self.name}, {template.label}"
         try:
-            text = json_text(template.expression.of(values))
+            text = json_text(template.expression.evaluate(values))
             if len(text) > MAX_SIZE:
                 raise RuleError(f"{where}: larger than {MAX_SIZE} characters")
             body = text.encode()
             MODELS[template.kind].model_validate_json(body)
         except ValidationError as error:
             named = [f"{f.field}: {f.message}".removeprefix(": ") for f in field_errors(error)]
-            raise RuleError(f"{where}: {'; '.join(named[:FAULTS_NAMED])}") from None
+            raise RuleError(f"{where}: {'; '.join(named[:MAX_FAULTS])}") from None
         except (ExpressionFailedError, ValueError, RecursionError) as error:
             raise RuleError(f"{where}: {error}") from None
         return body
 
 
 def load(file: Path | None = None) -> Rules:
-    """What is in force, by event.
+    """Load the shipped rules and those of a file, grouped by event.
 
     Raises:
-        InvalidRulesError: with every fault of the file.
+        InvalidRulesError: the file has faults; names all of them.
     """
     found: dict[tuple[str, str], list[CompiledRule]] = {}
-    for rule in by_name(file).values():
+    for rule in load_by_name(file).values():
         found.setdefault((rule.from_service, rule.event), []).append(rule)
     return found
 
 
-def by_name(file: Path | None = None) -> dict[str, CompiledRule]:
-    """The shipped rules, and those of a file; one of the same name replaces a shipped one.
+def load_by_name(file: Path | None = None) -> dict[str, CompiledRule]:
+    """Load the shipped rules and those of a file, which replace shipped ones of the same name.
 
     Raises:
-        InvalidRulesError: with every fault of the file.
+        InvalidRulesError: the file has faults; names all of them.
     """
-    rules = parsed(SHIPPED.read_text(encoding="utf-8"), "shipped")
+    rules = parse(SHIPPED.read_text(encoding="utf-8"), "shipped")
     if file is not None:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
             raise InvalidRulesError((f"{file}: {reason}",)) from None
-        rules += parsed(text, str(file))
+        rules += parse(text, str(file))
     return {rule.name: rule for rule in rules}
 
 
-def parsed(text: str, source: str) -> list[CompiledRule]:
-    """The rules in a text of TOML.
+def parse(text: str, source: str) -> list[CompiledRule]:
+    """Parse rules in TOML.
 
     Raises:
-        InvalidRulesError: with every fault.
+        InvalidRulesError: the text has faults; names all of them.
     """
     try:
         tables = tomllib.loads(text)
@@ -177,63 +177,65 @@ def parsed(text: str, source: str) -> list[CompiledRule]:
     rules: list[CompiledRule] = []
     faults: list[str] = []
     for name, table in tables.items():
-        found = [f"{source}: {where}: {why}" for where, why in _faults(name, table)]
+        found = [f"{source}: {where}: {reason}" for where, reason in _faults(name, table)]
         faults += found
         if not found:
-            rules.append(_compiled(name, table, source))
+            rules.append(_compile(name, table, source))
     if faults:
         raise InvalidRulesError(tuple(faults))
     return rules
 
 
 def _faults(name: str, table: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with a rule: key and reason."""
+    """Yield the key and the reason of each fault of a rule."""
     try:
         _NAME.validate_python(name, strict=True)
     except ValidationError:
-        yield name, "a rule's name has letters, digits, - and _ only"
+        yield name, "a rule's name may contain only letters, digits, - and _"
     if not isinstance(table, dict):
         yield name, f"must be a table: [{name}]"
         return
-    written = None
+    rule = None
     try:
-        written = _Written.model_validate(table)
+        rule = _RuleTable.model_validate(table)
     except ValidationError as error:
         yield from ((f"{name}.{f.field}", f.message) for f in field_errors(error))
     when = table.get("when")
     if isinstance(when, str):
         try:
-            condition(when, VARIABLES)
+            compile_condition(when, VARIABLES)
         except InvalidExpressionError as error:
             yield f"{name}.when", str(error)
-    if written is None:
+    if rule is None:
         return
     for kind in Kind:
-        for index, command in enumerate(getattr(written, kind)):
+        for index, command in enumerate(getattr(rule, kind)):
             yield from _command_faults(f"{name}.{kind}.{index}", kind, command)
 
 
 def _command_faults(where: str, kind: Kind, command: Table) -> Iterator[tuple[str, str]]:
     fields = MODELS[kind].model_fields
     if "hmac_secret" in command:
-        yield f"{where}.hmac_secret", "name the secret instead: secret_ref"
+        yield f"{where}.hmac_secret", "use secret_ref instead, which names a configured secret"
     wrong = set()
     for path, value in _leaves(command):
         try:
-            node_of(value, VARIABLES)
+            parse_value(value, VARIABLES)
         except InvalidExpressionError as error:
             wrong.add(path[0])
             yield ".".join((where, *path)), str(error)
     missing = [key for key, f in fields.items() if f.is_required() and key not in command]
     yield from ((f"{where}.{key}", "Field required") for key in missing)
-    # What is fixed is judged now, what comes from the event when there is one.
-    fixed = {k: v for k, v in command.items() if k not in wrong and (_fixed(v) or k not in fields)}
+    # Constant values are validated now, values from the event when there is one.
+    constant = {
+        k: v for k, v in command.items() if k not in wrong and (_constant(v) or k not in fields)
+    }
     try:
-        MODELS[kind].model_validate_json(json_text(fixed))
+        MODELS[kind].model_validate_json(json_text(constant))
     except ValidationError as error:
         for fault in field_errors(error):
             key = fault.field.partition(".")[0]
-            if key in fixed or (not key and fixed == command):
+            if key in constant or (not key and constant == command):
                 yield f"{where}.{fault.field}".rstrip("."), fault.message
 
 
@@ -248,32 +250,32 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield path, value
 
 
-def _fixed(value: Any) -> bool:
-    """Whether nothing in it depends on the event."""
+def _constant(value: Any) -> bool:
+    """Return whether the value does not depend on the event."""
     return not any(isinstance(leaf, str) and "{" in leaf for _, leaf in _leaves(value))
 
 
-def _compiled(name: str, table: Table, source: str) -> CompiledRule:
-    written = _Written.model_validate(table)
+def _compile(name: str, table: Table, source: str) -> CompiledRule:
+    rule = _RuleTable.model_validate(table)
     return CompiledRule(
         name,
         source,
-        written.from_service,
-        written.event,
-        None if written.when is None else condition(written.when, VARIABLES),
-        None if written.max_age is None else float(seconds(written.max_age)),
+        rule.from_service,
+        rule.event,
+        None if rule.when is None else compile_condition(rule.when, VARIABLES),
+        None if rule.max_age is None else float(seconds(rule.max_age)),
         tuple(
-            Template(f"{kind}.{index}", kind, Expression(_node(command)))
+            CommandTemplate(f"{kind}.{index}", kind, Expression(_node(command)))
             for kind in Kind
-            for index, command in enumerate(getattr(written, kind))
+            for index, command in enumerate(getattr(rule, kind))
         ),
     )
 
 
 def _node(value: Any) -> nodes.Expr:
-    """One expression for a whole command."""
+    """Return one expression for a whole command."""
     if isinstance(value, dict):
         return nodes.Dict([nodes.Pair(nodes.Const(k), _node(v)) for k, v in value.items()])
     if isinstance(value, list):
         return nodes.List([_node(item) for item in value])
-    return node_of(value, VARIABLES)
+    return parse_value(value, VARIABLES)

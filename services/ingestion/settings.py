@@ -1,4 +1,4 @@
-"""What can be set about ingestion."""
+"""Settings of ingestion."""
 
 from typing import Annotated
 
@@ -14,15 +14,16 @@ class IngestionSettings(BaseSettings):
     )
 
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=2000, description="Events in flight for one worker."
+        default=2000, description="Unacknowledged events per process."
     )
     batch: Annotated[int, Field(ge=1, le=5000)] = Field(
-        default=500, description="Events in one transaction, and commands published at a time."
+        default=500, description="Events per transaction, and commands per publish."
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
         default=7.0,
-        description="Days in which an event that comes again is recognised.",
+        description="Days in which duplicate events are recognised.",
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=262_144, description="A larger event is dead at once; 256 KiB."
+        default=262_144,
+        description="Maximum size of an event in bytes; larger ones are dead-lettered.",
     )

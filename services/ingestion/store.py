@@ -1,7 +1,7 @@
-"""Keys of seen events and the outbox, in PostgreSQL. Every method is one statement.
+"""The keys of seen events and the outbox, in PostgreSQL. Every method is one statement.
 
-All raise StoreConnectionLostError when the database is unavailable, slow or full. Whether they took
-effect is then unknown. Each is safe to repeat.
+All methods raise StoreConnectionLostError when the database is unavailable, slow or full. The
+statement may still have been executed. Each method is safe to repeat.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,8 +18,8 @@ SQL: Final = queries("services.ingestion")
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A command on its way out. `created_at` in epoch seconds."""
+class PendingCommand:
+    """A command to be published. `created_at` is in epoch seconds."""
 
     command: Command
     created_at: float
@@ -27,23 +27,23 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """An event that is to be acted on, and by which commands."""
+class AcceptedEvent:
+    """The key of an accepted event, and its commands."""
 
     key: UUID
-    commands: tuple[Pending, ...]
+    commands: tuple[PendingCommand, ...]
 
 
 class Store:
-    """Whose methods several processes may call at a time."""
+    """The tables of ingestion; several processes may use them at a time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def accept(self, events: Sequence[Accepted], *, lease: float) -> set[UUID]:
-        """Take in events of different keys; the keys that were not known.
+    async def accept(self, events: Sequence[AcceptedEvent], *, lease: float) -> set[UUID]:
+        """Store events with different keys, and return the keys that are new.
 
-        Their commands are ours to publish for `lease` seconds. Those of known keys are not stored.
+        Claims the commands of new events for `lease` seconds. Ignores events with known keys.
         """
         commands = [(event.key, each) for event in events for each in event.commands]
         rows = await self._database.fetch(
@@ -59,10 +59,10 @@ class Store:
         )
         return {row["key"] for row in rows}
 
-    async def claim(self, limit: int, *, lease: float) -> list[Pending]:
-        """Commands that nobody has a lease of: ours for `lease` seconds."""
+    async def claim(self, limit: int, *, lease: float) -> list[PendingCommand]:
+        """Claim commands without a valid lease for `lease` seconds, and return them."""
         return [
-            Pending(
+            PendingCommand(
                 Command(row["id"], Kind(row["kind"]), row["body"]),
                 row["created_at"].timestamp(),
                 row["traceparent"],
@@ -71,14 +71,14 @@ class Store:
         ]
 
     async def delete(self, ids: Collection[UUID]) -> None:
-        """Forget commands that were published."""
+        """Delete published commands."""
         await self._database.execute(SQL["delete"], ids)
 
     async def release(self, ids: Collection[UUID], *, after: float) -> None:
-        """Let anybody publish these commands, `after` seconds from now."""
+        """Let the leases of these commands expire `after` seconds from now."""
         await self._database.execute(SQL["release"], ids, after)
 
     async def prune(self, age: timedelta, limit: int) -> int:
-        """Forget so many keys, at most, that are older than `age`; how many it were."""
+        """Delete at most `limit` keys older than `age`, and return how many there were."""
         status = await self._database.execute(SQL["prune"], age.total_seconds(), limit)
         return int(status.removeprefix("DELETE "))

@@ -1,4 +1,4 @@
-"""The JSON that a client gives along with an order, checked so that every store takes it."""
+"""Validates the JSON of clients, so that it can be stored, and lists the errors of a model."""
 
 import re
 from collections.abc import Sequence
@@ -10,26 +10,29 @@ from pydantic_core import PydanticCustomError, from_json
 
 from shared.contracts.requests import FieldError
 
-# Levels of nesting. Readers stop at 200, and the way to the receiver wraps some around it.
+# Levels of nesting. Parsers stop at 200, and messages wrap the JSON in some more levels.
 MAX_DEPTH: Final = 150
 _ROOM: Final = 200 - MAX_DEPTH - 1
 
 json_text: Final = JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-# What pydantic puts into a path for one of several kinds that a field may be of.
+# The names that pydantic adds to a path for a type of a union.
 _KIND: Final = re.compile(r"constrained-str|list\[.*\]")
-# Where faults that one validator found in several fields stand in its error's context.
+# The key in an error's context of the errors that one validator found in several fields.
 _FIELDS: Final = "fields"
 
 
 def faulty(faults: Sequence[tuple[str, str]]) -> PydanticCustomError:
-    """The error of a validator that found something wrong in these fields, by their paths."""
+    """Return the error of a validator for these fields: pairs of path and message."""
     text = "; ".join(f"{field}: {message}" for field, message in faults)
     return PydanticCustomError("fields", "{text}", {"text": text, _FIELDS: list(faults)})
 
 
 def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldError, ...]:
-    """Every wrong field by its path, no value; `within` is a wrapper's field to leave out."""
+    """Return the path and message of every wrong field, without values.
+
+    within: a field to remove from the beginning of the paths.
+    """
     found = []
     for fault in error.errors(include_url=False, include_input=False):
         path = [str(part) for part in fault["loc"] if not _KIND.fullmatch(str(part))]
@@ -41,30 +44,32 @@ def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldErro
             found.append(FieldError(field=".".join(path), message=message))
         else:
             found += [
-                FieldError(field=".".join([*path, field]) if field else ".".join(path), message=why)
-                for field, why in inner
+                FieldError(
+                    field=".".join([*path, field]) if field else ".".join(path), message=message
+                )
+                for field, message in inner
             ]
     return tuple(found)
 
 
 def checked_context(value: Any) -> Any:
-    """The context, read if it is a text that holds a JSON object or list; any other text stays.
+    """Validate a context, and parse it if it is a text that begins like a JSON object or list.
 
     Raises:
-        ValueError: it holds NaN, infinity or the character NUL, is nested too deeply, or begins
-            like an object or list and is none.
+        ValueError: it contains NaN, infinity or the character NUL, is nested too deeply, or begins
+            like JSON but is not valid.
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             value = from_json(value, allow_inf_nan=False)
         except ValueError as error:
-            raise ValueError(f"a text that begins like JSON, but: {error}") from None
+            raise ValueError(f"begins like JSON, but is not valid: {error}") from None
     try:
         text = json_text(value)
     except (ValueError, RecursionError):
-        raise ValueError("holds a number that JSON does not know") from None
+        raise ValueError("contains a number that JSON cannot represent") from None
     if "\\u0000" in text and _NUL.search(text):
-        raise ValueError("a text holds the character NUL")
+        raise ValueError("contains the character NUL")
     if text.count("{") + text.count("[") > MAX_DEPTH:
         try:
             from_json("[" * _ROOM + text + "]" * _ROOM)

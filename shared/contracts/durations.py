@@ -1,4 +1,4 @@
-"""Lengths of time as people write them in configuration and messages: `120 sec`, `1 day`."""
+"""Durations in configuration and messages: `120 sec`, `1 day`."""
 
 import re
 from typing import Annotated, Final
@@ -8,25 +8,25 @@ from pydantic import AfterValidator, WithJsonSchema
 _UNITS: Final = {"sec": 1, "min": 60, "hour": 3600, "day": 86_400}
 _PATTERN: Final = r"^[1-9][0-9]{0,6} (sec|min|hour|day)s?$"
 _FORM: Final = re.compile(_PATTERN.strip("^$"))
-# Seconds. Ten years with their leap days: longer is a wrong unit.
+# Seconds. Ten years with leap days; a longer duration is a mistake in the unit.
 MAX_DURATION: Final = 3653 * 86_400
 
 
 def seconds(text: str) -> int:
-    """The length of time in seconds.
+    """Convert a duration to seconds.
 
     Raises:
-        ValueError: it is not of the form `120 sec`, or longer than ten years.
+        ValueError: it does not have the form `120 sec`, or is longer than ten years.
     """
     if not _FORM.fullmatch(text):
         raise ValueError(
             "must be a whole number above 0, a space and sec, min, hour or day, such as '120 sec'"
         )
     number, unit = text.split(" ")
-    length = int(number) * _UNITS[unit.removesuffix("s")]
-    if length > MAX_DURATION:
+    total = int(number) * _UNITS[unit.removesuffix("s")]
+    if total > MAX_DURATION:
         raise ValueError("is longer than ten years")
-    return length
+    return total
 
 
 def _checked(text: str) -> str:
@@ -34,7 +34,7 @@ def _checked(text: str) -> str:
     return text
 
 
-# Stays the text it is; `seconds` reads it.
+# Stays a text; `seconds` converts it.
 Duration = Annotated[
     str,
     AfterValidator(_checked),

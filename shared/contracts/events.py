@@ -1,4 +1,4 @@
-"""Event: what a producer says has happened. Exchange `events`, routing key FROM_SERVICE.EVENT."""
+"""Event: published by producers to the exchange `events`, routing key FROM_SERVICE.EVENT."""
 
 from typing import Annotated, Any, Final
 
@@ -9,13 +9,13 @@ from shared.contracts.context import checked_context
 
 EVENT: Final = "Event"
 
-# A word of a routing key; of the second there may be several, joined by dots.
+# One word of a routing key, and one or more words joined by dots.
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 Words = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
 
 
 class Event(BaseModel):
-    """Something happened in `from_service`. What follows from it, Ringback's rules say."""
+    """Something that happened in `from_service`. Rules define what follows from it."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
@@ -24,16 +24,16 @@ class Event(BaseModel):
     from_service: Word
     event: Annotated[Words, Field(max_length=100)]
     details: Annotated[dict[str, Any], AfterValidator(checked_context)] = Field(
-        description="What rules take their values from; any JSON object."
+        description="The data of the event for rules; any JSON object."
     )
     event_id: Identifier | None = Field(
         default=None,
-        description="Unique among the producer's events of this name: an event that comes again is "
-        "not acted on again. Left out: the message_id counts, without that the content.",
+        description="Unique among the producer's events of this name; a duplicate has no effect. "
+        "Default: the message_id, or else a hash of the content.",
     )
     occurred_at: AwareDatetime | None = Field(
-        default=None, description="Left out: the message's timestamp counts."
+        default=None, description="Default: the timestamp of the message."
     )
     expires_at: AwareDatetime | None = Field(
-        default=None, description="Not acted on at or after this moment."
+        default=None, description="At or after this time the event has no effect."
     )

@@ -1,4 +1,4 @@
-"""UserEvent: something a user of a subscriber is told of. Exchange `user_events`."""
+"""UserEvent: an event for one user of a subscriber. Exchange `user_events`."""
 
 from typing import Annotated, Any, Final
 
@@ -11,7 +11,7 @@ USER_EVENT: Final = "UserEvent"
 
 
 class UserEvent(BaseModel):
-    """The user `user_id` is told `{"type": type, "event": event}`."""
+    """An event for the user `user_id`, delivered as `{"type": type, "event": event}`."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False

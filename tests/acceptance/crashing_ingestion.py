@@ -1,8 +1,8 @@
-"""Ingestion, made to die by kill -9 at one exact point.
+"""Ingestion that kills itself with SIGKILL at one exact point.
 
-`python -m tests.acceptance.crashing_ingestion POINT` runs the service as it is, with one
-collaborator wrapped so that the process kills itself when it gets there for the second time;
-POINT `never` never does. Leases are short, so that a test need not wait for them.
+`python -m tests.acceptance.crashing_ingestion POINT` runs the service with one wrapped
+collaborator. The process kills itself when it reaches POINT for the second time; with POINT `never`
+it does not. Leases are short, so that tests do not wait for them.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.ingestion import app, outbox
-from services.ingestion.store import Accepted, Store
+from services.ingestion.store import AcceptedEvent, Store
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
@@ -26,22 +26,22 @@ POINTS: Final = (
     "after the deletion",
 )
 POINT: Final = sys.argv[1] if len(sys.argv) > 1 else "never"
-_seen: list[str] = []
+_reached: list[str] = []
 
 
 def at(point: str) -> None:
     if point == POINT:
-        _seen.append(point)
-        if len(_seen) > 1:
+        _reached.append(point)
+        if len(_reached) > 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 class DyingStore(Store):
-    async def accept(self, events: Sequence[Accepted], *, lease: float) -> set[UUID]:
+    async def accept(self, events: Sequence[AcceptedEvent], *, lease: float) -> set[UUID]:
         at("before the commit")
-        fresh = await super().accept(events, lease=lease)
+        new = await super().accept(events, lease=lease)
         at("after the commit")
-        return fresh
+        return new
 
     async def delete(self, ids: Collection[UUID]) -> None:
         await super().delete(ids)
@@ -60,6 +60,6 @@ class DyingPublisher(Publisher):
 
 if __name__ == "__main__":
     setattr(outbox, "LEASE", 1.0)  # noqa: B010 - a constant everywhere else
-    setattr(app, "Store", DyingStore)  # noqa: B010 - no name of app's own
+    setattr(app, "Store", DyingStore)  # noqa: B010 - app only imports it
     setattr(app, "Publisher", DyingPublisher)  # noqa: B010
     sys.exit(serve("ingestion", app.start, load(Settings), Parts(metrics_port=0)))

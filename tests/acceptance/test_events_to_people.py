@@ -1,4 +1,4 @@
-"""E1 to E7 in one: an event goes in, mails come out, and nobody gets one twice."""
+"""E1 to E7 together: an event becomes mails, and no user gets one twice."""
 
 import asyncio
 from pathlib import Path
@@ -25,32 +25,32 @@ def wants_new_movies(user: dict[str, Any]) -> bool:
 
 
 async def accepted(box: Sandbox) -> int:
-    """How many mails the mail server has taken."""
+    """Return how many mails the mail server has accepted."""
     count: int = (await box.get("/api/mails/settings"))["accepted"]
     return count
 
 
 async def published_twice(box: Sandbox) -> str:
-    """Have an event published twice; its id."""
-    order: dict[str, Any] = {"event_id": uuid4().hex, "count": 2}
-    async with box.session.post("/api/producers/cinema_scanner", json=order) as answer:
-        assert answer.status == 201, await answer.text()
-    return str(order["event_id"])
+    """Let a producer publish an event twice, and return its id."""
+    request: dict[str, Any] = {"event_id": uuid4().hex, "count": 2}
+    async with box.session.post("/api/producers/cinema_scanner", json=request) as response:
+        assert response.status == 201, await response.text()
+    return str(request["event_id"])
 
 
-async def test_e1_to_e7_an_event_told_twice_is_one_mail_each_though_mailings_is_killed(
+async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mailings_is_killed(
     amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:
     await emptied(database_url)
     await migrate(database_url, SCHEMA)
     wanted = sum(wants_new_movies(user) for user in map(Directory(USERS).user, range(USERS)))
     async with sandbox(amqp_url, users=USERS) as box, outside(amqp_url, consuming=False) as around:
-        played = f"{box.url.host}:{box.url.port}"
+        data_host = f"{box.url.host}:{box.url.port}"
         settings = {
             "RINGBACK_DATABASE_URL": database_url,
-            "RINGBACK_SOURCES": f"{played},auth=http://{played}/auth",
+            "RINGBACK_SOURCES": f"{data_host},auth=http://{data_host}/auth",
             "RINGBACK_SMTP_URL": str(box.smtp),
-            # So that expansion does not run ahead: it is killed in the middle, too.
+            # Keeps the expansion slow enough to be killed in the middle.
             "RINGBACK_MAILINGS_MOST_WAITING": "100",
         }
         with (
@@ -61,14 +61,14 @@ async def test_e1_to_e7_an_event_told_twice_is_one_mail_each_though_mailings_is_
                 await asyncio.gather(ingestion.ready(), first.ready())
                 event = await published_twice(box)
 
-                async def some_came() -> bool:
+                async def some_accepted() -> bool:
                     return await accepted(box) >= wanted // 4
 
-                await until(some_came)
+                await until(some_accepted)
                 first.kill()
-            assert not first.logged("posting expanded"), "too late to show anything"
+            assert not first.logged("posting expanded"), "killed too late to prove anything"
             with running(tmp_path, amqp_url, settings, HASTY):
                 [posting] = (await around.ask("ListPostings", from_event=event))["items"]
                 status = await around.ended(posting["id"], "done")
             assert status["messages"]["sent"] == wanted
-            assert await accepted(box) == wanted, "somebody got it twice"
+            assert await accepted(box) == wanted, "a user got it twice"

@@ -1,4 +1,4 @@
-"""Killed at any point, without database, without broker: every event is acted on, under one id."""
+"""Ingestion under kills and outages loses no event and keeps the ids of its commands."""
 
 import asyncio
 import signal
@@ -15,14 +15,20 @@ from deploy.local.database import Database
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
 from tests.acceptance.crashing_ingestion import POINTS
-from tests.fakes.ingesting import RUN_INGESTION, Outskirts, outskirts, send_all, signed_up
+from tests.fakes.ingesting import (
+    RUN_INGESTION,
+    IngestionPeers,
+    ingestion_peers,
+    send_all,
+    signed_up,
+)
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
 CRASHING = ("-m", "tests.acceptance.crashing_ingestion")
 
 
-def some(count: int) -> list[dict[str, Any]]:
+def new_events(count: int) -> list[dict[str, Any]]:
     return [signed_up() for _ in range(count)]
 
 
@@ -30,29 +36,31 @@ def ids(bodies: Iterable[dict[str, Any]]) -> set[str]:
     return {body["event_id"] for body in bodies}
 
 
-async def acted_on(around: Outskirts, bodies: list[dict[str, Any]], within: float = 30.0) -> None:
-    """Wait until each has had its posting; no event has two under different ids."""
+async def wait_for_postings(
+    peers: IngestionPeers, bodies: list[dict[str, Any]], within: float = 30.0
+) -> None:
+    """Wait for the posting of each event, and check that no event has two different ids."""
     wanted = ids(bodies)
-    await until(lambda: around.ids().keys() >= wanted, within)
-    assert {event: len(found) for event, found in around.ids().items()} == dict.fromkeys(wanted, 1)
+    await until(lambda: peers.ids().keys() >= wanted, within)
+    assert {event: len(found) for event, found in peers.ids().items()} == dict.fromkeys(wanted, 1)
 
 
-def repeats(around: Outskirts) -> int:
-    return sum(found.total() - 1 for found in around.ids().values())
+def repeats(peers: IngestionPeers) -> int:
+    return sum(found.total() - 1 for found in peers.ids().values())
 
 
 @asynccontextmanager
-async def flowing(around: Outskirts) -> AsyncIterator[list[dict[str, Any]]]:
-    """Send events, each twice, all through the block; the list of what was confirmed."""
+async def event_stream(peers: IngestionPeers) -> AsyncIterator[list[dict[str, Any]]]:
+    """Publish each event twice during the block, and yield the list of confirmed events."""
     confirmed: list[dict[str, Any]] = []
     stop = asyncio.Event()
 
     async def send() -> None:
         while not stop.is_set():
-            bodies = some(20)
-            await send_all(around, bodies + bodies)
+            bodies = new_events(20)
+            await send_all(peers, bodies + bodies)
             confirmed.extend(bodies)
-            await asyncio.sleep(0.05)  # a steady flow, not a wait for anything
+            await asyncio.sleep(0.05)  # the rate of the stream; nothing is waited for
 
     sending = asyncio.create_task(send())
     try:
@@ -63,80 +71,82 @@ async def flowing(around: Outskirts) -> AsyncIterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_e3_killed_at_any_point_every_event_is_acted_on_under_one_id(
+async def test_e3_a_kill_at_any_point_loses_no_event_and_changes_no_id(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    bodies = some(30)
-    async with outskirts(amqp_url) as around:
+    bodies = new_events(30)
+    async with ingestion_peers(amqp_url) as peers:
         with running(tmp_path, amqp_url, settings, (*CRASHING, point)) as dying:
             while not dying.exited():
-                await send_all(around, bodies + bodies)
-                bodies += some(5)
+                await send_all(peers, bodies + bodies)
+                bodies += new_events(5)
             assert await dying.exit_code() == -signal.SIGKILL, dying.output
-        await send_all(around, bodies)
+        await send_all(peers, bodies)
         with running(tmp_path, amqp_url, settings, (*CRASHING, "never")) as second:
             await second.ready()
-            await acted_on(around, bodies)
-            # What was published and not yet deleted, is published once more.
-            assert max(found.total() for found in around.ids().values()) <= 2
+            await wait_for_postings(peers, bodies)
+            # A command that was published and not deleted is published once more.
+            assert max(found.total() for found in peers.ids().values()) <= 2
 
 
-async def test_row_19_a_database_that_stops_and_starts_costs_no_event(
+async def test_row_19_a_database_restart_loses_no_event(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    async with outskirts(amqp_url) as around:
+    async with ingestion_peers(amqp_url) as peers:
         with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
             await it.ready()
-            async with flowing(around) as confirmed:
-                await until(lambda: around.postings)
+            async with event_stream(peers) as confirmed:
+                await until(lambda: peers.postings)
                 await asyncio.to_thread(own_database.stop, immediate=True)
                 held = len(confirmed)
                 await until(lambda: len(confirmed) > held + 100)
                 await asyncio.to_thread(own_database.start)
-                await until(lambda: around.of(confirmed[held + 80]["event_id"]), 30)
-            await acted_on(around, confirmed)
-            assert repeats(around) <= 1000  # at most two batches
+                await until(lambda: peers.of(confirmed[held + 80]["event_id"]), 30)
+            await wait_for_postings(peers, confirmed)
+            assert repeats(peers) <= 1000  # at most two batches
 
 
-async def test_row_1_a_broker_killed_under_load_costs_no_command(
+async def test_row_1_a_killed_broker_loses_no_command(
     own_broker: Broker, own_database: Database, tmp_path: Path
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    bodies = some(2000)
+    bodies = new_events(2000)
     with running(tmp_path, own_broker.url, settings, RUN_INGESTION) as it:
         await it.ready()
-        await asyncio.to_thread(own_broker.sync)  # else its queues may come back empty
-        async with outskirts(own_broker.url) as before:
+        await asyncio.to_thread(
+            own_broker.sync
+        )  # otherwise its queues may be empty after the restart
+        async with ingestion_peers(own_broker.url) as before:
             await send_all(before, bodies)
-            assert len(before.ids()) < len(bodies), "too late to show anything"
+            assert len(before.ids()) < len(bodies), "killed too late to prove anything"
             await asyncio.to_thread(own_broker.kill)
         await asyncio.to_thread(own_broker.start)
-        async with outskirts(own_broker.url) as after:
+        async with ingestion_peers(own_broker.url) as after:
             after.postings.extend(before.postings)
-            await acted_on(after, bodies)
+            await wait_for_postings(after, bodies)
         assert not it.logged("bug")
 
 
-async def test_row_32_told_to_stop_under_load_it_leaves_nothing_in_the_outbox(
+async def test_row_32_a_stop_under_load_leaves_an_empty_outbox(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    async with outskirts(amqp_url) as around:
+    async with ingestion_peers(amqp_url) as peers:
         with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
             await it.ready()
-            async with flowing(around) as confirmed:
-                await until(lambda: around.postings)
+            async with event_stream(peers) as confirmed:
+                await until(lambda: peers.postings)
                 it.signal(signal.SIGTERM)
                 assert await it.exit_code() == 0, it.output
             connection = await asyncpg.connect(own_database.url)
             assert await connection.fetchval("SELECT count(*) FROM ingestion.outbox") == 0
             await connection.close()
         with running(tmp_path, amqp_url, settings, RUN_INGESTION):
-            await acted_on(around, confirmed)
-        assert repeats(around) == 0
+            await wait_for_postings(peers, confirmed)
+        assert repeats(peers) == 0

@@ -1,4 +1,4 @@
-"""Part i: events a second that one ingestion process takes in and acts on."""
+"""Part i: events that one ingestion process handles per second."""
 
 import asyncio
 import json
@@ -22,8 +22,8 @@ from tests.bench.rig import Rig
 from tests.bench.table import Row, Section, at_least
 
 COUNT: Final = 40_000
-AT_ONCE: Final = 1000
-DUPLICATE_EVERY: Final = 10
+BATCH: Final = 1000
+DUPLICATE_INTERVAL: Final = 10
 
 
 async def ingestion(rig: Rig) -> Section:
@@ -33,11 +33,11 @@ async def ingestion(rig: Rig) -> Section:
     await migrate(database_url, SCHEMA)
     tables = topology()
     publisher = Publisher(url, name="bench", topology=tables, health=Health())
-    keeping = asyncio.create_task(publisher.run())
+    publishing = asyncio.create_task(publisher.run())
     await publisher.ready()
-    for start in range(0, COUNT, AT_ONCE):
-        await publisher.publish_all(_event(start + number) for number in range(AT_ONCE))
-    wanted = sum(1 for number in range(COUNT) if not _repeats(number))
+    for start in range(0, COUNT, BATCH):
+        await publisher.publish_all(_event(start + number) for number in range(BATCH))
+    wanted = sum(1 for number in range(COUNT) if not _is_duplicate(number))
     async with connect(url, name="bench") as link:
         await declare(link.connection, tables)
         channel = await link.connection.channel(publisher_confirms=False)
@@ -59,27 +59,27 @@ async def ingestion(rig: Rig) -> Section:
         finally:
             process.signal(signal.SIGKILL)
             process.process.wait()
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
+    publishing.cancel()
+    await asyncio.gather(publishing, return_exceptions=True)
     done = (last - first) * COUNT / wanted
     rate = done / seconds
     rows = [
         Row("events", "/s", rate, target="at least 3,000", verdict=at_least(rate, 3000)),
-        Row("CPU of the process for an event", "µs", cpu / done * 1e6),
+        Row("CPU of the process per event", "µs", cpu / done * 1e6),
     ]
     notes = [
-        f"{COUNT:,} events, one in ten a duplicate: checked, its rule applied, its key and posting",
-        "committed, the posting published and confirmed; broker and database on the same cores",
+        f"{COUNT:,} events, every tenth a duplicate. Each is validated and its rule applied, its",
+        "posting committed and confirmed. Broker and database share the cores.",
     ]
-    return Section("i", "Ingestion: events that one process acts on", "", rows, notes)
+    return Section("i", "Ingestion: events handled by one process", "", rows, notes)
 
 
 async def _length(channel: AbstractChannel) -> int:
     return (await channel.queue_declare(POSTINGS, passive=True)).message_count or 0
 
 
-def _repeats(number: int) -> bool:
-    return number % DUPLICATE_EVERY == DUPLICATE_EVERY - 1
+def _is_duplicate(number: int) -> bool:
+    return number % DUPLICATE_INTERVAL == DUPLICATE_INTERVAL - 1
 
 
 def _event(number: int) -> OutgoingMessage:
@@ -87,7 +87,7 @@ def _event(number: int) -> OutgoingMessage:
         "from_service": "auth",
         "event": "user_signed_up",
         "details": {"username": f"user{number}@mail.com", "user": "https://auth/api/v1/users/7/"},
-        "event_id": f"event-{number - _repeats(number)}",
+        "event_id": f"event-{number - _is_duplicate(number)}",
     }
     properties = Properties(
         content_type="application/json",

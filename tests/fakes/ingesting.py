@@ -1,4 +1,4 @@
-"""Producers of events and what listens behind ingestion, with plain aio-pika; the known events."""
+"""A producer of events and a consumer of postings, with plain aio-pika, and example events."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.fakes.waiting import until
 
 RUN_INGESTION = ("-m", "services", "run", "ingestion", "--metrics-port", "0")
 UUID = "5f0c1f6e-8d0e-4b57-9a3d-0a8b5d5b7a11"
-# As interfaces.md has them.
+# As documented in docs/messages.md.
 KNOWN_EVENTS: tuple[dict[str, Any], ...] = (
     {
         "from_service": "auth",
@@ -56,12 +56,12 @@ KNOWN_EVENTS: tuple[dict[str, Any], ...] = (
 
 
 def signed_up(**fields: Any) -> dict[str, Any]:
-    """Make the body of an event with a fresh event_id."""
+    """Return the body of an event with a new event_id."""
     return {**KNOWN_EVENTS[0], "event_id": uuid4().hex, **fields}
 
 
-class Outskirts:
-    """One connection: publishes events, takes what follows from them, reads the dead queue."""
+class IngestionPeers:
+    """Publishes events, consumes postings, and reads dead letters, on one connection."""
 
     def __init__(self, url: str, channel: AbstractChannel) -> None:
         self.url = url
@@ -69,7 +69,7 @@ class Outskirts:
         self.postings: list[AbstractIncomingMessage] = []
 
     async def send(self, body: Any, **properties: Any) -> None:
-        """Publish an event, confirmed, as its documentation says."""
+        """Publish an event with confirmation."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         key = f"{body['from_service']}.{body['event']}" if isinstance(body, dict) else "x.y"
         given: dict[str, Any] = {
@@ -82,7 +82,7 @@ class Outskirts:
         await exchange.publish(message, routing_key=key, timeout=30)
 
     async def send_without_message_id(self, body: Any) -> None:
-        """Publish, confirmed, as clients do that give no message_id; aio-pika always makes one."""
+        """Publish an event without a message_id, which aio-pika always adds."""
         raw = json.dumps(body).encode()
         bare = codec.Properties(content_type="application/json", type="Event")
         async with connect(self.url, name="raw") as link:
@@ -99,11 +99,11 @@ class Outskirts:
             await asyncio.wait_for(confirmed.wait(), 30)
 
     def of(self, event_id: str) -> list[AbstractIncomingMessage]:
-        """Give the postings that came from an event so far."""
+        """Return the postings of an event received so far."""
         return [each for each in self.postings if json.loads(each.body)["from_event"] == event_id]
 
     def ids(self) -> dict[str, Counter[str]]:
-        """Give, by event, the ids of its postings with how often each came."""
+        """Return, for each event, the ids of its postings with their counts."""
         found: dict[str, Counter[str]] = {}
         for each in self.postings:
             ids = found.setdefault(json.loads(each.body)["from_event"], Counter())
@@ -111,45 +111,45 @@ class Outskirts:
         return found
 
     async def posting(self, event_id: str) -> AbstractIncomingMessage:
-        """Wait for the first posting from an event."""
+        """Wait for the first posting of an event."""
         found: list[AbstractIncomingMessage] = await until(lambda: self.of(event_id))
         return found[0]
 
-    async def length_of_dead(self) -> int:
-        """Count what lies in events.dead."""
+    async def dead_letters(self) -> int:
+        """Return the number of dead letters in events.dead."""
         queue = await self.channel.declare_queue("events.dead", passive=True)
         return queue.declaration_result.message_count or 0
 
-    async def letter(self) -> AbstractIncomingMessage:
-        """Wait for the next letter in events.dead, and take it."""
+    async def dead_letter(self) -> AbstractIncomingMessage:
+        """Wait for the next dead letter in events.dead and remove it."""
         queue = await self.channel.get_queue("events.dead")
 
         async def next_one() -> AbstractIncomingMessage | None:
             return await queue.get(no_ack=True, fail=False)
 
-        letter: AbstractIncomingMessage = await until(next_one)
-        return letter
+        dead_letter: AbstractIncomingMessage = await until(next_one)
+        return dead_letter
 
 
 @asynccontextmanager
-async def outskirts(amqp_url: str) -> AsyncIterator[Outskirts]:
-    """Connect, declare what Ringback needs, and take all postings as they come."""
+async def ingestion_peers(amqp_url: str) -> AsyncIterator[IngestionPeers]:
+    """Connect, declare the topology, and consume all postings."""
     async with connect(amqp_url, name="test") as link:
         await declare(link.connection, topology())
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
-        it = Outskirts(amqp_url, channel)
+        it = IngestionPeers(amqp_url, channel)
         queue = await channel.get_queue("postings")
 
-        async def take(message: AbstractIncomingMessage) -> None:
+        async def consume(message: AbstractIncomingMessage) -> None:
             it.postings.append(message)
             await message.ack()
 
-        await queue.consume(take)
+        await queue.consume(consume)
         yield it
 
 
-async def send_all(to: Outskirts, bodies: list[dict[str, Any]]) -> None:
-    """Publish many at once; all are confirmed."""
+async def send_all(to: IngestionPeers, bodies: list[dict[str, Any]]) -> None:
+    """Publish many events at the same time, and wait for all confirmations."""
     await asyncio.gather(*(to.send(body) for body in bodies))

@@ -16,7 +16,7 @@ from deploy.local.broker import Broker
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
 from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway, ticket
-from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, outskirts
+from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, ingestion_peers
 from tests.fakes.service import Service, running
 from tests.fakes.system import fresh_database
 from tests.fakes.waiting import until
@@ -186,7 +186,7 @@ async def test_e1_e3_posted_before_ingestion_ever_ran_it_is_acted_on_once(
             settings = {"RINGBACK_DATABASE_URL": ingestions_database}
             with running(tmp_path, amqp_url, settings, RUN_INGESTION) as ingestion:
                 await ingestion.ready()
-                async with outskirts(amqp_url) as around:
+                async with ingestion_peers(amqp_url) as around:
                     await post(call)
                     await around.posting("signup-7")
 

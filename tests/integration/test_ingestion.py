@@ -1,4 +1,4 @@
-"""Ingestion as a process: events in, postings out, on a real broker and database."""
+"""Ingestion as a process, with a real broker and database."""
 
 import asyncio
 import json
@@ -12,7 +12,13 @@ import pytest
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
 from tests.fakes.command import ringback
-from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, Outskirts, outskirts, signed_up
+from tests.fakes.ingesting import (
+    KNOWN_EVENTS,
+    RUN_INGESTION,
+    IngestionPeers,
+    ingestion_peers,
+    signed_up,
+)
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
@@ -42,13 +48,13 @@ def service(
 
 
 @pytest.fixture
-async def around(service: Service, shared_amqp_url: str) -> AsyncIterator[Outskirts]:
+async def peers(service: Service, shared_amqp_url: str) -> AsyncIterator[IngestionPeers]:
     assert not service.exited(), service.output
-    async with outskirts(shared_amqp_url) as it:
+    async with ingestion_peers(shared_amqp_url) as it:
         yield it
 
 
-async def counted(service: Service, outcome: str, more_than: float) -> None:
+async def wait_for_count(service: Service, outcome: str, more_than: float) -> None:
     async def more() -> bool:
         return await service.metric("ringback_events_total", outcome=outcome) > more_than
 
@@ -56,13 +62,13 @@ async def counted(service: Service, outcome: str, more_than: float) -> None:
 
 
 @pytest.mark.parametrize("event", KNOWN_EVENTS, ids=lambda event: event["event"])
-async def test_e1_e2_every_known_event_starts_its_posting(
-    around: Outskirts, event: dict[str, Any]
+async def test_e1_e2_every_known_event_publishes_its_posting(
+    peers: IngestionPeers, event: dict[str, Any]
 ) -> None:
     body = signed_up(**event)
-    await around.send(body, headers={"traceparent": TRACE})
+    await peers.send(body, headers={"traceparent": TRACE})
 
-    message = await around.posting(body["event_id"])
+    message = await peers.posting(body["event_id"])
 
     posting = json.loads(message.body)
     name = "welcome" if event["from_service"] == "auth" else event["event"]
@@ -77,8 +83,8 @@ async def test_e1_e2_every_known_event_starts_its_posting(
 
 
 @pytest.mark.parametrize("by", ["event_id", "message_id", "content"])
-async def test_e3_an_event_delivered_twice_acts_once(
-    around: Outskirts, service: Service, by: str
+async def test_e3_a_duplicate_event_has_no_effect(
+    peers: IngestionPeers, service: Service, by: str
 ) -> None:
     body = signed_up()
     event_id = body["event_id"]
@@ -89,21 +95,21 @@ async def test_e3_an_event_delivered_twice_acts_once(
     before = await service.metric("ringback_events_total", outcome="duplicate")
     for _ in range(3):
         if by == "content":
-            await around.send_without_message_id(body)
+            await peers.send_without_message_id(body)
         else:
-            await around.send(body, **ids)
-    await counted(service, "duplicate", before + 1)
+            await peers.send(body, **ids)
+    await wait_for_count(service, "duplicate", before + 1)
     marker = signed_up()
-    await around.send(marker)
-    await around.posting(marker["event_id"])
+    await peers.send(marker)
+    await peers.posting(marker["event_id"])
 
-    acted = [each for each in around.postings if event_id in each.body.decode()]
+    acted = [each for each in peers.postings if event_id in each.body.decode()]
 
     assert len(acted) == 1
 
 
-async def test_e3_an_event_that_is_too_old_is_counted_and_not_acted_on(
-    around: Outskirts, service: Service
+async def test_e3_a_stale_event_is_counted_and_has_no_effect(
+    peers: IngestionPeers, service: Service
 ) -> None:
     now = datetime.now(UTC)
     old = [
@@ -113,17 +119,18 @@ async def test_e3_an_event_that_is_too_old_is_counted_and_not_acted_on(
     ]
     before = await service.metric("ringback_events_total", outcome="stale")
     for body, properties in old:
-        await around.send(body, **properties)
-    await counted(service, "stale", before + 2)
+        await peers.send(body, **properties)
+    await wait_for_count(service, "stale", before + 2)
     young = signed_up(occurred_at=now.isoformat())
-    await around.send(young, timestamp=now - timedelta(days=2))  # what the event says counts
-    await around.posting(young["event_id"])
+    await peers.send(
+        young, timestamp=now - timedelta(days=2)
+    )  # the event's own time has precedence
+    await peers.posting(young["event_id"])
 
-    assert not [each for body, _ in old for each in around.of(body["event_id"])]
-    assert await around.length_of_dead() == 0
+    assert not [each for body, _ in old for each in peers.of(body["event_id"])]
+    assert await peers.dead_letters() == 0
 
 
-# Row 26 and its like: at once, whole, with a reason.
 @pytest.mark.parametrize(
     ("body", "properties", "reason"),
     [
@@ -142,53 +149,55 @@ async def test_e3_an_event_that_is_too_old_is_counted_and_not_acted_on(
     ],
     ids=range(12),
 )
-async def test_row_26_what_is_no_event_is_dead_at_once_with_its_reason(
-    around: Outskirts, service: Service, body: bytes, properties: dict[str, Any], reason: str
+async def test_row_26_an_invalid_event_is_dead_lettered_at_once_with_its_reason(
+    peers: IngestionPeers, service: Service, body: bytes, properties: dict[str, Any], reason: str
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="invalid")
-    await around.send(body, **properties)
+    await peers.send(body, **properties)
 
-    letter = await around.letter()
+    dead_letter = await peers.dead_letter()
 
-    assert letter.body == body
-    assert reason in str(letter.headers["x-ringback-reason"])
-    await counted(service, "invalid", before)
+    assert dead_letter.body == body
+    assert reason in str(dead_letter.headers["x-ringback-reason"])
+    await wait_for_count(service, "invalid", before)
 
 
-async def test_e1_an_event_no_rule_knows_is_kept_and_counted(
-    around: Outskirts, service: Service
+async def test_e1_an_unknown_event_is_dead_lettered_and_counted(
+    peers: IngestionPeers, service: Service
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="unknown")
-    await around.send(signed_up(event="user_left"))
+    await peers.send(signed_up(event="user_left"))
 
-    letter = await around.letter()
+    dead_letter = await peers.dead_letter()
 
-    expected = "no rule knows the event 'user_left' of 'auth'"
-    assert letter.headers["x-ringback-reason"] == expected
-    await counted(service, "unknown", before)
+    expected = "no rule matches the event 'user_left' of 'auth'"
+    assert dead_letter.headers["x-ringback-reason"] == expected
+    await wait_for_count(service, "unknown", before)
 
 
-async def test_e2_an_event_a_rule_can_t_be_applied_to_is_kept_with_rule_and_reason(
-    around: Outskirts, service: Service
+async def test_e2_an_event_whose_rule_fails_is_dead_lettered_with_rule_and_reason(
+    peers: IngestionPeers, service: Service
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="failed")
-    await around.send(signed_up(from_service="shop", event="paid"))
+    await peers.send(signed_up(from_service="shop", event="paid"))
 
-    letter = await around.letter()
+    dead_letter = await peers.dead_letter()
 
     expected = "rule broken, user_event.0: user_id: there is no field 'customer'"
-    assert letter.headers["x-ringback-reason"] == expected
-    await counted(service, "failed", before)
+    assert dead_letter.headers["x-ringback-reason"] == expected
+    await wait_for_count(service, "failed", before)
 
 
-async def test_e1_ringback_send_publishes_events(around: Outskirts, shared_amqp_url: str) -> None:
+async def test_e1_ringback_send_publishes_events(
+    peers: IngestionPeers, shared_amqp_url: str
+) -> None:
     body = signed_up()
     output = await ringback("send", "Event", amqp_url=shared_amqp_url, given=json.dumps(body))
     assert (output.code, output.out) == (0, body["event_id"] + "\n"), output.err
-    assert await around.posting(body["event_id"])
+    assert await peers.posting(body["event_id"])
 
 
-async def test_e2_rules_are_checked_and_tried_on_the_command_line(tmp_path: Path) -> None:
+async def test_e2_the_command_line_checks_and_tries_rules(tmp_path: Path) -> None:
     file, event = tmp_path / "rules.toml", tmp_path / "event.json"
     event.write_text(json.dumps(signed_up(event_id="e-1")))
     file.write_text("[r]\nfrom_service = 's'\nevnt = 'e'\n")
@@ -205,17 +214,20 @@ async def test_e2_rules_are_checked_and_tried_on_the_command_line(tmp_path: Path
 
     assert tried.code == 0, tried.err
     (shown,) = tried.json_lines
-    assert (shown["id"], shown["verdict"]) == ("e-1", "act")
+    assert (shown["id"], shown["outcome"]) == ("e-1", "accepted")
     (command,) = shown["commands"]
     assert (command["type"], command["exchange"]) == ("Posting", "postings")
     assert command["body"]["from_event"] == "e-1"
     event.write_text(json.dumps(signed_up(from_service="shop", event="paid")))
     dead = await ringback("rules", "try", str(file), str(event), amqp_url=None)
     assert dead.code == 1
-    assert "dead: rule broken, user_event.0: user_id: there is no field 'customer'" in dead.err
+    assert (
+        "dead-lettered: rule broken, user_event.0: user_id: there is no field 'customer'"
+        in dead.err
+    )
 
 
-async def test_e2_wrong_rules_end_the_start_with_every_fault(
+async def test_e2_invalid_rules_prevent_the_start_and_every_fault_is_reported(
     tmp_path: Path, shared_amqp_url: str, database_url: str
 ) -> None:
     (tmp_path / "rules.toml").write_text("x = 1\n[r]\nfrom_service = 's'\n")

@@ -1,4 +1,4 @@
-"""Event, Posting and UserEvent: the documented forms, and nothing else."""
+"""The contracts Event, Posting and UserEvent."""
 
 import json
 from typing import Any
@@ -47,17 +47,15 @@ def faults(model: type[BaseModel], body: str | bytes) -> dict[str, str]:
     return {each.field: each.message for each in field_errors(caught.value)}
 
 
-@pytest.mark.parametrize("written", KNOWN_EVENTS, ids=lambda event: event["event"])
-def test_e1_the_known_events_are_read_as_they_are_written_down(written: dict[str, Any]) -> None:
-    event = Event.model_validate_json(json.dumps(written))
-    assert event.model_dump(exclude_unset=True) == written
-    assert (
-        MESSAGE_TYPES["Event"].routing_key_of(event)
-        == f"{written['from_service']}.{written['event']}"
-    )
+@pytest.mark.parametrize("documented", KNOWN_EVENTS, ids=lambda event: event["event"])
+def test_e1_the_documented_events_are_valid(documented: dict[str, Any]) -> None:
+    event = Event.model_validate_json(json.dumps(documented))
+    assert event.model_dump(exclude_unset=True) == documented
+    routing_key = f"{documented['from_service']}.{documented['event']}"
+    assert MESSAGE_TYPES["Event"].routing_key_of(event) == routing_key
 
 
-def test_e1_an_event_may_say_its_id_and_its_times() -> None:
+def test_e1_an_event_can_have_an_id_and_times() -> None:
     event = Event.model_validate_json(
         '{"from_service": "a", "event": "b.c", "details": {}, "event_id": "7",'
         ' "occurred_at": "2026-11-20T15:00:00Z", "expires_at": "2026-11-20T18:00:00+02:00"}'
@@ -67,7 +65,6 @@ def test_e1_an_event_may_say_its_id_and_its_times() -> None:
     assert event.expires_at.timestamp() - event.occurred_at.timestamp() == 3600
 
 
-# Row 26, and what else is no event: every wrong field is named.
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -83,7 +80,7 @@ def test_e1_an_event_may_say_its_id_and_its_times() -> None:
         ({"detials": {}}, "detials"),
     ],
 )
-def test_e1_what_is_no_event_is_named_by_field(change: dict[str, Any], field: str) -> None:
+def test_e1_wrong_fields_of_an_event_are_named(change: dict[str, Any], field: str) -> None:
     body = {"from_service": "a", "event": "b", "details": {}} | change
     assert set(faults(Event, json.dumps(body))) == {field}
 
@@ -91,13 +88,13 @@ def test_e1_what_is_no_event_is_named_by_field(change: dict[str, Any], field: st
 @pytest.mark.parametrize(
     "value", ["NaN", "1e999999", '"\\ud800"', "[" * 10_000 + "]" * 10_000, '"\\u0000"']
 )
-def test_row_26_what_no_store_takes_is_refused(value: str) -> None:
+def test_row_26_values_that_cannot_be_stored_are_rejected(value: str) -> None:
     body = f'{{"from_service": "a", "event": "b", "details": {{"x": {value}}}}}'
     assert faults(Event, body)
 
 
 @pytest.mark.parametrize("body", POSTINGS, ids=lambda body: body["template"])
-def test_e5_the_documented_postings_are_read_as_they_are_written_down(body: dict[str, Any]) -> None:
+def test_e5_the_documented_postings_are_valid(body: dict[str, Any]) -> None:
     posting = Posting.model_validate_json(json.dumps(body))
     assert posting.model_dump(exclude_unset=True) == body
     assert posting.lifetime == (120 if "expires_in" in body else None)
@@ -121,7 +118,7 @@ def test_e5_the_documented_postings_are_read_as_they_are_written_down(body: dict
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_e5_what_is_no_posting_is_named_by_field(change: dict[str, Any], field: str) -> None:
+def test_e5_wrong_fields_of_a_posting_are_named(change: dict[str, Any], field: str) -> None:
     assert set(faults(Posting, json.dumps(POSTINGS[2] | change))) == {field}
 
 
@@ -129,7 +126,7 @@ def test_e5_what_is_no_posting_is_named_by_field(change: dict[str, Any], field: 
     ("text", "expected"),
     [("120 sec", 120), ("1 sec", 1), ("5 min", 300), ("2 hours", 7200), ("7 days", 604_800)],
 )
-def test_a_length_of_time_is_read_in_seconds(text: str, expected: int) -> None:
+def test_a_duration_is_converted_to_seconds(text: str, expected: int) -> None:
     assert seconds(text) == expected
 
 
@@ -140,12 +137,12 @@ def test_a_length_of_time_is_read_in_seconds(text: str, expected: int) -> None:
         *("1 week", "٣ sec", "01 sec", "9999999 days", "1sec", "1 SEC"),
     ],
 )
-def test_another_length_of_time_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be a whole number|longer than ten years"):
         seconds(text)
 
 
-def test_a_user_event_is_read() -> None:
+def test_a_user_event_is_validated() -> None:
     body = {"user_id": "7", "type": "new_message", "event": {"text": "hello"}}
     assert UserEvent.model_validate_json(json.dumps(body)).model_dump() == body
     assert set(faults(UserEvent, json.dumps(body | {"event": 1, "type": ""}))) == {"event", "type"}

@@ -1,4 +1,4 @@
-"""Rules: what follows from an event, by configuration alone."""
+"""Rules: the commands that follow from an event, by configuration alone."""
 
 import json
 import tomllib
@@ -10,15 +10,15 @@ import pytest
 
 from services.ingestion.domain import (
     Decision,
-    Received,
+    EventOutcome,
+    ReceivedEvent,
     RuleError,
     UnknownEventError,
-    Verdict,
     content_id,
     decide,
 )
-from services.ingestion.expressions import LONGEST
-from services.ingestion.rules import InvalidRulesError, by_name, load, parsed
+from services.ingestion.expressions import EVALUATION_TIMEOUT
+from services.ingestion.rules import InvalidRulesError, load, load_by_name, parse
 from shared.contracts.events import Event
 from shared.contracts.postings import Posting
 from tests.fakes.ingesting import KNOWN_EVENTS
@@ -27,14 +27,14 @@ NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC).timestamp()
 RULE = '[r]\nfrom_service = "s"\nevent = "e"\n'
 
 
-def received(details: dict[str, Any] | None = None, **fields: Any) -> Received:
+def received(details: dict[str, Any] | None = None, **fields: Any) -> ReceivedEvent:
     at = fields.pop("at", None)
     event = Event(from_service="s", event="e", details=details or {}, **fields)
-    return Received(event, event.event_id or content_id(event), at)
+    return ReceivedEvent(event, event.event_id or content_id(event), at)
 
 
-def decided(text: str, event: Received, now: float = NOW) -> Decision:
-    rules = parsed(text, "rules.toml")
+def decided(text: str, event: ReceivedEvent, now: float = NOW) -> Decision:
+    rules = parse(text, "rules.toml")
     return decide({("s", "e"): rules}, event, now=now)
 
 
@@ -44,7 +44,7 @@ def bodies(text: str, details: dict[str, Any], **fields: Any) -> list[Any]:
 
 
 def value(expression: str, details: dict[str, Any]) -> Any:
-    """Take a value from an event as a rule does: what `user_event.event.value` becomes."""
+    """Evaluate an expression in a rule and return its value."""
     text = (
         f"{RULE}[[r.user_event]]\nuser_id = 'u'\ntype = 't'\nevent = {{ value = {expression!r} }}"
     )
@@ -53,16 +53,16 @@ def value(expression: str, details: dict[str, Any]) -> Any:
 
 def faults(text: str) -> list[str]:
     with pytest.raises(InvalidRulesError) as caught:
-        parsed(text, "rules.toml")
+        parse(text, "rules.toml")
     assert all(fault.startswith("rules.toml: ") for fault in caught.value.faults)
     return [fault.removeprefix("rules.toml: ") for fault in caught.value.faults]
 
 
 @pytest.mark.parametrize("known", KNOWN_EVENTS, ids=lambda event: event["event"])
-def test_e1_e2_a_shipped_rule_makes_a_posting_of_every_known_event(known: dict[str, Any]) -> None:
+def test_e1_e2_shipped_rules_create_a_posting_for_every_known_event(known: dict[str, Any]) -> None:
     event = Event(**known)
 
-    decision = decide(load(), Received(event, "id-1", NOW), now=NOW)
+    decision = decide(load(), ReceivedEvent(event, "id-1", NOW), now=NOW)
 
     (command,) = decision.commands
     posting = Posting.model_validate_json(command.body)
@@ -76,7 +76,7 @@ def test_e1_e2_a_shipped_rule_makes_a_posting_of_every_known_event(known: dict[s
         assert posting.template_context == event.details
 
 
-def test_e1_a_new_event_needs_configuration_only() -> None:
+def test_e1_a_new_event_only_needs_configuration() -> None:
     text = """
 [paid]
 from_service = "s"
@@ -115,7 +115,7 @@ event = { total = "{{ details.total }}" }
     assert schedule["context"] == {"order": [1, {"x": None}], "at": "2026-11-20T15:00:00.000Z"}
     assert callback["payload"] == {"event": "e", "details": details}
     assert user_event == {"user_id": "7", "type": "paid", "event": {"total": 100}}
-    assert decided(text, received(details | {"total": 99})) == Decision(Verdict.SKIP)
+    assert decided(text, received(details | {"total": 99})) == Decision(EventOutcome.SKIPPED)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ event = { total = "{{ details.total }}" }
         ("plain", "plain"),
     ],
 )
-def test_e2_values_are_taken_with_their_types(expression: str, expected: Any) -> None:
+def test_e2_values_keep_their_types(expression: str, expected: Any) -> None:
     details = {
         "n": 7,
         "yes": True,
@@ -161,7 +161,7 @@ def test_e2_values_are_taken_with_their_types(expression: str, expected: Any) ->
         ("{{ '%1000000000d' % 1 }}", "% is for numbers only"),
     ],
 )
-def test_e2_a_value_that_is_not_there_fails_the_event_with_rule_and_field(
+def test_e2_a_missing_value_fails_the_event_and_names_rule_and_field(
     expression: str, reason: str
 ) -> None:
     with pytest.raises(RuleError) as caught:
@@ -170,15 +170,15 @@ def test_e2_a_value_that_is_not_there_fails_the_event_with_rule_and_field(
     assert reason in str(caught.value)
 
 
-def test_e2_an_expression_that_takes_too_long_is_ended() -> None:
+def test_e2_a_slow_expression_times_out() -> None:
     numbers = list(range(20_000))
     expression = "{{ details.a|select('in', details.b)|list|length }}"
-    with pytest.raises(RuleError, match=f"takes longer than {LONGEST:g} s"):
+    with pytest.raises(RuleError, match=f"takes longer than {EVALUATION_TIMEOUT:g} s"):
         value(expression, {"a": numbers, "b": [-1] * 20_000})
-    assert value("{{ details.n }}", {"n": 1}) == 1  # the watch is off
+    assert value("{{ details.n }}", {"n": 1}) == 1  # the time limit is off again
 
 
-def test_e2_a_text_that_grows_without_bound_is_refused() -> None:
+def test_e2_a_too_long_text_is_rejected() -> None:
     with pytest.raises(RuleError, match="longer than 1048576 characters"):
         value("{{ details.a|join(details.b) }}", {"a": [1] * 100_000, "b": "x" * 1000})
 
@@ -190,26 +190,26 @@ def test_e2_a_text_that_grows_without_bound_is_refused() -> None:
         ("template = 'a.md'\nexpires_in = '{{ details.t }}'", "expires_in: must be a whole number"),
     ],
 )
-def test_e2_a_command_that_breaks_its_contract_is_never_stored(command: str, reason: str) -> None:
+def test_e2_a_command_that_violates_its_contract_is_rejected(command: str, reason: str) -> None:
     text = f"{RULE}[[r.posting]]\nreceivers = 'http://auth/u'\ndelivery_type = ['sms']\n{command}"
     with pytest.raises(RuleError) as caught:
         bodies(text, {"t": "../x"})
     assert str(caught.value).startswith(f"rule r, posting.0: {reason}")
 
 
-def test_e1_an_event_that_no_rule_knows_is_said_so() -> None:
+def test_e1_an_event_without_a_rule_is_unknown() -> None:
     event = Event(from_service="auth", event="user_left", details={})
-    with pytest.raises(UnknownEventError, match="no rule knows the event 'user_left' of 'auth'"):
-        decide(load(), Received(event, "1", None), now=NOW)
+    with pytest.raises(UnknownEventError, match="no rule matches the event 'user_left' of 'auth'"):
+        decide(load(), ReceivedEvent(event, "1", None), now=NOW)
 
 
-def test_e3_an_event_after_its_end_is_stale() -> None:
+def test_e3_an_expired_event_is_stale() -> None:
     end = datetime.fromtimestamp(NOW, UTC)
-    assert decided(RULE, received(expires_at=end), NOW - 0.001).verdict is Verdict.ACT
-    assert decided(RULE, received(expires_at=end), NOW).verdict is Verdict.STALE
+    assert decided(RULE, received(expires_at=end), NOW - 0.001).outcome is EventOutcome.ACCEPTED
+    assert decided(RULE, received(expires_at=end), NOW).outcome is EventOutcome.STALE
 
 
-def test_e3_an_event_older_than_a_rule_s_max_age_is_stale_for_this_rule() -> None:
+def test_e3_an_event_older_than_max_age_is_stale_for_that_rule() -> None:
     user_event = "[[{0}.user_event]]\nuser_id = 'u'\ntype = '{0}'\nevent = {{}}\n"
     young = RULE + "max_age = '60 sec'\n" + user_event.format("r")
     any_age = RULE.replace("[r]", "[any]") + user_event.format("any")
@@ -220,11 +220,11 @@ def test_e3_an_event_older_than_a_rule_s_max_age_is_stale_for_this_rule() -> Non
 
     assert kinds(young + any_age, NOW - 60) == ["r", "any"]
     assert kinds(young + any_age, NOW - 60.1) == ["any"]
-    assert kinds(young, None) == ["r"]  # nobody knows when it happened
-    assert decided(young, received(at=NOW - 61)) == Decision(Verdict.STALE)
+    assert kinds(young, None) == ["r"]  # the time of the event is unknown
+    assert decided(young, received(at=NOW - 61)) == Decision(EventOutcome.STALE)
 
 
-def test_e3_keys_and_commands_have_the_same_ids_each_time_and_others_otherwise() -> None:
+def test_e3_ids_of_keys_and_commands_are_stable_and_unique() -> None:
     text = RULE + "[[r.user_event]]\nuser_id = 'u'\ntype = 't'\nevent = {}\n" * 2
     ids = [command.id for command in decided(text, received(event_id="1")).commands]
     assert len(set(ids)) == 2
@@ -233,7 +233,7 @@ def test_e3_keys_and_commands_have_the_same_ids_each_time_and_others_otherwise()
     assert received({"a": 1, "b": 2}).key == received({"b": 2, "a": 1}).key
     assert received({"a": 1}).key != received({"a": 2}).key
     other = Event(from_service="s2", event="e", details={}, event_id="1")
-    assert Received(other, "1", None).key != received(event_id="1").key
+    assert ReceivedEvent(other, "1", None).key != received(event_id="1").key
 
 
 @pytest.mark.parametrize(
@@ -241,15 +241,15 @@ def test_e3_keys_and_commands_have_the_same_ids_each_time_and_others_otherwise()
     [
         ("x = 1", ["x: must be a table: [x]"]),
         ("[a b]", ["Expected ']' at the end of a table declaration (at line 1, column 4)"]),
-        ('["a b"]\nfrom_service = "s"\nevent = "e"', ["a b: a rule's name has letters"]),
+        ('["a b"]\nfrom_service = "s"\nevent = "e"', ["a b: a rule's name may contain"]),
         ("[r]", ["r.from_service: Field required", "r.event: Field required"]),
         (RULE + "evnt = 1", ["r.evnt: Extra inputs are not permitted"]),
         (RULE + "when = 'details.('", ["r.when: expected name or number"]),
         (RULE + "when = 'a) }}{{ (b'", ["r.when: "]),
-        (RULE + "when = 'detials.x'", ["r.when: there is no detials; there are details, "]),
-        (RULE + "when = 'details.x()'", ["r.when: calls are not possible here"]),
+        (RULE + "when = 'detials.x'", ["r.when: unknown variable detials; use details, "]),
+        (RULE + "when = 'details.x()'", ["r.when: calls are not allowed"]),
         (RULE + "when = 'details.x|attr(1)'", ["r.when: No filter named 'attr'"]),
-        (RULE + "when = '2 ** 99 > 1'", ["r.when: powers are not possible here"]),
+        (RULE + "when = '2 ** 99 > 1'", ["r.when: powers are not allowed"]),
         (RULE + "max_age = 'soon'", ["r.max_age: must be a whole number above 0"]),
         (RULE + "posting = 1", ["r.posting: Input should be a valid list"]),
         (
@@ -257,9 +257,9 @@ def test_e3_keys_and_commands_have_the_same_ids_each_time_and_others_otherwise()
             "template_context = { a = '{% for b in c %}{% endfor %}', d = ['{{ e }}'], "
             "f = 2026-11-20 }",
             [
-                "r.posting.0.template_context.a: there is no c;",
-                "r.posting.0.template_context.d.0: there is no e;",
-                "r.posting.0.template_context.f: dates are written as texts",
+                "r.posting.0.template_context.a: unknown variable c;",
+                "r.posting.0.template_context.d.0: unknown variable e;",
+                "r.posting.0.template_context.f: a date must be a text",
                 "r.posting.0.receivers: Field required",
                 "r.posting.0.template: String should match",
                 "r.posting.0.delivery_type.0: Input should be 'email' or 'sms'",
@@ -268,7 +268,7 @@ def test_e3_keys_and_commands_have_the_same_ids_each_time_and_others_otherwise()
         ),
         (
             RULE + "[[r.callback]]\ntarget_url = '{{ details.u }}'\nhmac_secret = 's'\npayload = 1",
-            ["r.callback.0.hmac_secret: name the secret instead: secret_ref"],
+            ["r.callback.0.hmac_secret: use secret_ref instead"],
         ),
         (
             RULE + "[[r.callback]]\ntarget_url = 'https://a.example'\npayload = 1",
@@ -276,28 +276,30 @@ def test_e3_keys_and_commands_have_the_same_ids_each_time_and_others_otherwise()
         ),
     ],
 )
-def test_e2_every_fault_is_named_with_file_and_key(text: str, expected: list[str]) -> None:
+def test_e2_every_fault_of_a_rules_file_is_named_with_its_key(
+    text: str, expected: list[str]
+) -> None:
     found = faults(text)
     assert len(found) == len(expected), found
     for fault, beginning in zip(found, expected, strict=True):
         assert fault.startswith(beginning), fault
 
 
-def test_e2_a_rule_of_the_same_name_replaces_a_shipped_one(tmp_path: Path) -> None:
+def test_e2_a_rule_with_the_name_of_a_shipped_rule_replaces_it(tmp_path: Path) -> None:
     file = tmp_path / "rules.toml"
     file.write_text('[welcome]\nfrom_service = "auth"\nevent = "user_signed_up"\n')
-    assert [r.name for r in by_name(file).values() if r.source == str(file)] == ["welcome"]
+    assert [r.name for r in load_by_name(file).values() if r.source == str(file)] == ["welcome"]
     event = Event(**KNOWN_EVENTS[0])
-    decision = decide(load(file), Received(event, "1", NOW), now=NOW)
-    assert decision == Decision(Verdict.ACT, ())
+    decision = decide(load(file), ReceivedEvent(event, "1", NOW), now=NOW)
+    assert decision == Decision(EventOutcome.ACCEPTED, ())
     with pytest.raises(InvalidRulesError, match=r"nothing\.toml: No such file"):
         load(tmp_path / "nothing.toml")
 
 
-def test_the_docs_show_rules_that_are_right() -> None:
+def test_the_rules_in_the_docs_are_valid() -> None:
     text = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
     examples = [part.split("```")[0] for part in text.split("```toml\n")[1:]]
     assert examples
     for example in examples:
-        assert parsed(example, "docs")
+        assert parse(example, "docs")
         assert tomllib.loads(example)

@@ -1,8 +1,8 @@
--- One statement, so one transaction: an event's key and its commands are there together or not at
--- all. In the order of keys, so that two processes never wait for each other.
+-- One statement, hence one transaction: an event's key and its commands are committed together.
+-- Keys are inserted in order, so that two processes cannot deadlock.
 -- name: accept
-WITH fresh AS (
-    INSERT INTO ingestion.seen (key)
+WITH new AS (
+    INSERT INTO ingestion.seen_events (key)
     SELECT key FROM unnest($1::uuid[]) AS given(key) ORDER BY key
     ON CONFLICT DO NOTHING
     RETURNING key
@@ -11,10 +11,10 @@ WITH fresh AS (
     SELECT id, kind, body, traceparent, created_at, now() + make_interval(secs => $8)
     FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::bytea[], $6::text[], $7::timestamptz[])
         AS command(key, id, kind, body, traceparent, created_at)
-    JOIN fresh USING (key)
-    ON CONFLICT DO NOTHING  -- waits there since before its key was forgotten
+    JOIN new USING (key)
+    ON CONFLICT DO NOTHING  -- still in the outbox since before its key was deleted
 )
-SELECT key FROM fresh;
+SELECT key FROM new;
 
 -- name: claim
 WITH due AS (
@@ -33,7 +33,7 @@ UPDATE ingestion.outbox SET leased_until = now() + make_interval(secs => $2)
 WHERE id = ANY ($1::uuid[]);
 
 -- name: prune
-DELETE FROM ingestion.seen WHERE key IN (
-    SELECT key FROM ingestion.seen WHERE seen_at < now() - make_interval(secs => $1)
+DELETE FROM ingestion.seen_events WHERE key IN (
+    SELECT key FROM ingestion.seen_events WHERE seen_at < now() - make_interval(secs => $1)
     ORDER BY seen_at LIMIT $2 FOR UPDATE SKIP LOCKED
 );
