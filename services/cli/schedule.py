@@ -1,4 +1,4 @@
-"""`ringback schedule`: look after scheduled callbacks, as a client of the gateway."""
+"""`ringback schedule`: scheduled callbacks, through the HTTP gateway."""
 
 import json
 from typing import Any, Final
@@ -14,20 +14,20 @@ _COLUMNS: Final = {
     "id": "ID",
     "status": "STATUS",
     "run_at": "RUN AT",
-    "attempts": "TRIES",
+    "attempts": "ATTEMPTS",
     "group_key": "GROUP",
     "event_key": "EVENT",
     "last_error": "LAST ERROR",
 }
-_GROUP_KEY: Final = click.option("--group-key", help="The key of a group.")
-_EVENT_KEY: Final = click.option("--event-key", help="The key of an event.")
+_GROUP_KEY: Final = click.option("--group-key", help="Key of the group.")
+_EVENT_KEY: Final = click.option("--event-key", help="Key of the callback within its group.")
 
 
 @click.group
 def schedule() -> None:
-    """Scheduled callbacks: list, show, cancel, and retry those that failed.
+    """List, show, cancel and retry scheduled callbacks.
 
-    A client of the HTTP gateway: it shows the callbacks of one client, that of the ticket.
+    The command uses the HTTP gateway. It sees the callbacks of one client: that of the ticket.
     """
 
 
@@ -38,7 +38,7 @@ def schedule() -> None:
     click.option(
         "--status",
         type=click.Choice([status.value for status in Status]),
-        help="Only those in this state.",
+        help="Only callbacks with this status.",
     ),
     LIMIT,
 )
@@ -77,7 +77,7 @@ def show(  # noqa: PLR0913 - the options of the command
     ticket: str | None,
     as_json: bool,
 ) -> None:
-    """Show one callback, by ID or by its keys.
+    """Show one callback, by ID or by keys.
 
     \b
     Examples:
@@ -107,10 +107,10 @@ def cancel(  # noqa: PLR0913 - the options of the command
     ticket: str | None,
     as_json: bool,
 ) -> None:
-    """Cancel one callback, by ID or by its keys; with --group-key alone, a whole group.
+    """Cancel one callback by ID or by keys, or a whole group by --group-key alone.
 
-    Says what became of it: cancelled; in_flight (it is on its way, no more tries follow);
-    already_notified; already_failed.
+    Prints the result: cancelled; in_flight (the current dispatch continues, no main retry
+    follows); already_notified; already_failed.
 
     \b
     Examples:
@@ -119,31 +119,31 @@ def cancel(  # noqa: PLR0913 - the options of the command
     """
     whole = id_ is None and event_key is None and group_key is not None
     path = f"/v1/groups/{quoted(group_key)}/callbacks" if whole else None
-    answer = work(Gateway(url, ticket).ask("DELETE", path or _path(id_, group_key, event_key)))
+    response = work(Gateway(url, ticket).ask("DELETE", path or _path(id_, group_key, event_key)))
     if as_json:
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        click.echo(json.dumps(response, ensure_ascii=False))
     elif whole:
-        counts = [f"{count} {result}" for result, count in answer["counts"].items() if count]
-        click.echo(", ".join(counts) or "there is nothing in this group")
+        counts = [f"{count} {result}" for result, count in response["counts"].items() if count]
+        click.echo(", ".join(counts) or "The group is empty.")
     else:
-        click.echo(f"{answer['id']}  {answer['result']}")
+        click.echo(f"{response['id']}  {response['result']}")
 
 
 @schedule.command
 @click.argument("id_", metavar="[ID]", required=False)
 @options(
     _GROUP_KEY,
-    click.option("--failed-after", help="Only those that failed after this moment (RFC 3339)."),
-    click.option("--failed-before", help="Only those that failed before it."),
+    click.option("--failed-after", help="Only callbacks that failed after this time (RFC 3339)."),
+    click.option("--failed-before", help="Only callbacks that failed before this time."),
     click.option(
         "--limit",
         type=click.IntRange(1, MAX_PAGE_SIZE),
         default=MAX_PAGE_SIZE,
         show_default=True,
-        help="At most so many.",
+        help="Maximum number of callbacks.",
     ),
-    click.option("--dry-run", is_flag=True, help="Only list what would be started."),
-    click.option("--yes", is_flag=True, help="Do not ask first."),
+    click.option("--dry-run", is_flag=True, help="Only list the callbacks."),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
 )
 def retry(  # noqa: PLR0913 - the options of the command
     id_: str | None,
@@ -158,9 +158,9 @@ def retry(  # noqa: PLR0913 - the options of the command
     ticket: str | None,
     as_json: bool,
 ) -> None:
-    """Start failed callbacks again: one by ID, a group, those of a while, or all.
+    """Retry failed callbacks: one by ID, a group, a time range, or all.
 
-    They keep their ids: the receiver sees repeats of the same callback.
+    The callbacks keep their ids, so a receiver can recognise repeats.
 
     \b
     Examples:
@@ -173,20 +173,20 @@ def retry(  # noqa: PLR0913 - the options of the command
     )
     if not (dry_run or yes or id_):
         what = "these" if wanted else "all"
-        click.confirm(f"Start {what} failed callbacks again?", abort=True, err=True)
+        click.confirm(f"Retry {what} failed callbacks?", abort=True, err=True)
     wanted |= {"limit": limit, "dry_run": dry_run}
-    answer = work(Gateway(url, ticket).ask("POST", "/v1/callbacks/retry", json=wanted))
+    response = work(Gateway(url, ticket).ask("POST", "/v1/callbacks/retry", json=wanted))
     if as_json:
-        click.echo(json.dumps(answer))
+        click.echo(json.dumps(response))
         return
-    for identity in answer["ids"]:
-        click.echo(identity)
-    done = "would be started again" if dry_run else "started again"
-    click.echo(f"{answer['count']} {done}", err=True)
+    for retried in response["ids"]:
+        click.echo(retried)
+    done = "would be retried" if dry_run else "retried"
+    click.echo(f"{response['count']} {done}", err=True)
 
 
 def _path(id_: str | None, group_key: str | None, event_key: str | None) -> str:
-    """Where one callback is: by id, or by both keys."""
+    """Return the path of one callback, by ID or by both keys."""
     if id_ is not None:
         if group_key is not None or event_key is not None:
             raise click.UsageError("Give either ID or the keys.")

@@ -12,17 +12,17 @@ from shared.contracts.requests import FieldError
 
 # Levels of nesting. Parsers stop at 200, and messages wrap the JSON in some more levels.
 MAX_DEPTH: Final = 150
-_ROOM: Final = 200 - MAX_DEPTH - 1
+_WRAPPER_LEVELS: Final = 200 - MAX_DEPTH - 1
 
 json_text: Final = JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 # The names that pydantic adds to a path for a type of a union.
-_KIND: Final = re.compile(r"constrained-str|list\[.*\]")
+_UNION_MEMBER: Final = re.compile(r"constrained-str|list\[.*\]")
 # The key in an error's context of the errors that one validator found in several fields.
 _FIELDS: Final = "fields"
 
 
-def faulty(faults: Sequence[tuple[str, str]]) -> PydanticCustomError:
+def fields_error(faults: Sequence[tuple[str, str]]) -> PydanticCustomError:
     """Return the error of a validator for these fields: pairs of path and message."""
     text = "; ".join(f"{field}: {message}" for field, message in faults)
     return PydanticCustomError("fields", "{text}", {"text": text, _FIELDS: list(faults)})
@@ -35,7 +35,7 @@ def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldErro
     """
     found = []
     for fault in error.errors(include_url=False, include_input=False):
-        path = [str(part) for part in fault["loc"] if not _KIND.fullmatch(str(part))]
+        path = [str(part) for part in fault["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
         if path[:1] == [within]:
             path = path[1:]
         inner = fault.get("ctx", {}).get(_FIELDS)
@@ -52,7 +52,7 @@ def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldErro
     return tuple(found)
 
 
-def checked_context(value: Any) -> Any:
+def check_context(value: Any) -> Any:
     """Validate a context, and parse it if it is a text that begins like a JSON object or list.
 
     Raises:
@@ -72,7 +72,7 @@ def checked_context(value: Any) -> Any:
         raise ValueError("contains the character NUL")
     if text.count("{") + text.count("[") > MAX_DEPTH:
         try:
-            from_json("[" * _ROOM + text + "]" * _ROOM)
+            from_json("[" * _WRAPPER_LEVELS + text + "]" * _WRAPPER_LEVELS)
         except ValueError:
             raise ValueError(f"is nested deeper than {MAX_DEPTH} levels") from None
     return value

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.contracts.callback import Identifier
-from shared.contracts.context import checked_context
+from shared.contracts.context import check_context
 
 EVENT: Final = "Event"
 
@@ -23,7 +23,7 @@ class Event(BaseModel):
 
     from_service: Word
     event: Annotated[Words, Field(max_length=100)]
-    details: Annotated[dict[str, Any], AfterValidator(checked_context)] = Field(
+    details: Annotated[dict[str, Any], AfterValidator(check_context)] = Field(
         description="The data of the event for rules; any JSON object."
     )
     event_id: Identifier | None = Field(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.contracts.callback import Identifier
-from shared.contracts.context import checked_context
+from shared.contracts.context import check_context
 from shared.contracts.durations import Duration, seconds
 from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.registry import ChannelName
@@ -54,7 +54,7 @@ class Posting(BaseModel):
         description="Nothing is sent later than that after the posting's timestamp: `120 sec`; "
         "sec, min, hour or day.",
     )
-    template_context: Annotated[dict[Variable, Any], AfterValidator(checked_context)] = Field(
+    template_context: Annotated[dict[Variable, Any], AfterValidator(check_context)] = Field(
         default_factory=dict,
         description="The template's variables: literals, or URLs of data for those that the "
         "template's front matter names under `fetch`.",

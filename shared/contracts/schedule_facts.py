@@ -1,7 +1,7 @@
-"""Facts about scheduled events, on the exchange `outcomes`; the type is the routing key.
+"""Facts about scheduled callbacks, on the exchange `outcomes`. The routing key is the type.
 
-They travel as those of callbacks do (facts.py): one AMQP message of type `Facts` carries a batch
-of one type.
+Like the facts about callbacks (facts.py), one AMQP message of type `Facts` carries a batch of one
+type.
 """
 
 from typing import Literal
@@ -13,18 +13,20 @@ Kind = Literal["schedule.notified", "schedule.failed", "schedule.cancelled", "sc
 
 
 class ScheduleFact(BaseModel):
-    """An event was notified, failed or was cancelled, or goes on trying after quick retries."""
+    """A callback was notified, failed or was cancelled, or a main retry is planned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Kind
-    fact_id: str = Field(description="Unique; a repeat of the same fact carries the same id.")
+    fact_id: str = Field(description="Unique. A repeat of the same fact has the same id.")
     at: AwareDatetime
     schedule_id: UUID
     client_id: str | None
     group_key: str | None
     event_key: str | None
-    occurrence: int | None = Field(description="Of a recurring event: which it is, from 1.")
+    occurrence: int | None = Field(description="Number of the occurrence, from 1, if it recurs.")
     attempts: int
-    error: str | None = Field(description="Why it failed or is retried, or the last error before.")
-    next_at: AwareDatetime | None = Field(description="When it is tried again, if it is.")
+    error: str | None = Field(
+        description="Reason of the failure or retry, or the last error before."
+    )
+    next_at: AwareDatetime | None = Field(description="Time of the main retry, if one is planned.")

@@ -17,10 +17,10 @@ from shared.contracts.schedules import (
     GroupKey,
     Id,
     Key,
-    Moment,
     RescheduleCallback,
     ScheduleCallback,
     Status,
+    UtcTime,
     check_selector,
 )
 from shared.topology import SCHEDULER_REQUESTS
@@ -29,11 +29,11 @@ MAX_BATCH_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
 
-_ANSWER: Final = ConfigDict(frozen=True, extra="forbid")
+_RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 
 
 class CreateCallback(BaseModel):
-    """Operation: create an event. A repeat under the same idempotency key changes nothing."""
+    """Create a callback. A repeat with the same idempotency key has no effect."""
 
     model_config = STRICT
 
@@ -42,7 +42,7 @@ class CreateCallback(BaseModel):
 
 
 class CreateCallbacks(BaseModel):
-    """Operation: create several events; each is a ScheduleCallback and is answered by itself."""
+    """Create several callbacks. Each is a ScheduleCallback and has its own result."""
 
     model_config = STRICT
 
@@ -50,7 +50,7 @@ class CreateCallbacks(BaseModel):
 
 
 class GetCallback(BaseModel):
-    """Operation: an event's status, by id or by keys."""
+    """Get the status of a callback by id or keys."""
 
     model_config = STRICT
 
@@ -59,13 +59,13 @@ class GetCallback(BaseModel):
     event_key: EventKey = None
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _check_selector(self) -> Self:
         check_selector(self.id, self.group_key, self.event_key)
         return self
 
 
 class ListCallbacks(BaseModel):
-    """Operation: events of the client, newest first, a page at a time."""
+    """List the client's callbacks, newest first."""
 
     model_config = STRICT
 
@@ -77,22 +77,22 @@ class ListCallbacks(BaseModel):
 
 
 class RetryCallbacks(BaseModel):
-    """Operation: start failed events again; with no field named, all of the client's."""
+    """Make failed callbacks due now. Without a filter, all failed callbacks of the client."""
 
     model_config = STRICT
 
     id: Id = None
     group_key: Key | None = None
-    failed_after: Moment | None = None
-    failed_before: Moment | None = None
+    failed_after: UtcTime | None = None
+    failed_before: UtcTime | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE
-    dry_run: bool = Field(default=False, description="Only say which they are.")
+    dry_run: bool = Field(default=False, description="Only list them.")
 
 
 class CallbackCreated(BaseModel):
-    """An event that was accepted, now or by an earlier, equal request."""
+    """A callback that was created by this request or by an equal one before it."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID
     status: Status
@@ -100,64 +100,66 @@ class CallbackCreated(BaseModel):
 
 
 class RejectedItem(BaseModel):
-    """A callback of a batch that was not accepted."""
+    """A callback of a batch that was rejected."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     error: Failure
 
 
 class CallbacksCreated(BaseModel):
-    """An answer for each callback of a batch, in its order."""
+    """The results of a batch, in its order."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     items: list[CallbackCreated | RejectedItem]
 
 
 class CallbackStatus(BaseModel):
-    """What is known of an event."""
+    """The status of a callback."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID
     status: Status
-    run_at: AwareDatetime = Field(description="When it is, or was, due.")
-    next_at: AwareDatetime | None = Field(description="The next try, where one is planned.")
-    attempts: int = Field(description="Tries made since it was last due.")
+    run_at: AwareDatetime = Field(description="Due time of the current or last occurrence.")
+    next_at: AwareDatetime | None = Field(
+        description="Time of the next attempt, if one is planned."
+    )
+    attempts: int = Field(description="Attempts since it was last due.")
     last_error: str | None
     group_key: str | None
     event_key: str | None
     context: Any
-    occurrence: int | None = Field(description="Of a recurring one: which it is, from 1.")
+    occurrence: int | None = Field(description="Number of the occurrence, from 1, if it recurs.")
     created_at: AwareDatetime
     finished_at: AwareDatetime | None
 
 
 class CallbackPage(BaseModel):
-    """A page of events; `next_cursor` leads to the next one."""
+    """A page of callbacks. `next_cursor` is null on the last page."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     items: list[CallbackStatus]
     next_cursor: str | None
 
 
 class CancelResult(StrEnum):
-    """What became of the wish to cancel."""
+    """Result of a cancellation."""
 
-    CANCELLED = "cancelled"  # also when it was before
-    IN_FLIGHT = "in_flight"  # on its way to the receiver; no main retry will follow
+    CANCELLED = "cancelled"  # also if it was cancelled before
+    IN_FLIGHT = "in_flight"  # the current dispatch continues; no main retry follows
     ALREADY_NOTIFIED = "already_notified"
     ALREADY_FAILED = "already_failed"
     NOT_FOUND = "not_found"
 
 
 class RescheduleResult(StrEnum):
-    """What became of the wish to reschedule."""
+    """Result of a reschedule."""
 
     RESCHEDULED = "rescheduled"
-    IN_FLIGHT = "in_flight"  # on its way to the receiver; nothing was changed
+    IN_FLIGHT = "in_flight"  # being dispatched; nothing was changed
     ALREADY_NOTIFIED = "already_notified"
     ALREADY_FAILED = "already_failed"
     ALREADY_CANCELLED = "already_cancelled"
@@ -165,27 +167,27 @@ class RescheduleResult(StrEnum):
 
 
 class CancelResponse(BaseModel):
-    """What became of one event; `id` is None where it was not found."""
+    """Result for one callback. `id` is null if it was not found."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID | None
     result: CancelResult
 
 
 class CancelGroupResponse(BaseModel):
-    """What became of a group: all are counted, the first thousand are named."""
+    """Result for a group: counts of all callbacks, and the results of the first 1,000."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     items: list[CancelResponse]
     counts: dict[CancelResult, int]
 
 
 class RescheduleResponse(BaseModel):
-    """What became of one event, and when it is due now; None where it was not found."""
+    """Result for one callback, with its due time. `id` is null if it was not found."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID | None
     result: RescheduleResult
@@ -193,24 +195,24 @@ class RescheduleResponse(BaseModel):
 
 
 class RetryResponse(BaseModel):
-    """The failed events that were started again, or would be."""
+    """Failed callbacks that are due again, or would be with `dry_run` off."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     count: int
     ids: list[UUID]
 
 
 class Pong(BaseModel):
-    """Whether the scheduler can work: `ready`, or why not."""
+    """Readiness of the scheduler: `ready`, or the reason why not."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     status: str
 
 
 class Ping(BaseModel):
-    """Operation: report whether the scheduler is ready."""
+    """Report whether the scheduler is ready."""
 
     model_config = STRICT
 

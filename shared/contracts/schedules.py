@@ -1,7 +1,8 @@
-"""Schedules: the order to call back at a set moment, to move that and to cancel it.
+"""Commands to schedule a callback, to reschedule it and to cancel it.
 
 `ScheduleCallback`, `CancelCallback` and `RescheduleCallback` are messages on the exchange
-`schedules`, and operations; the other operations and all answers are in schedule_requests.py.
+`schedules`, and the bodies of RPC operations. The other operations and all responses are in
+schedule_requests.py.
 """
 
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from pydantic import (
 )
 
 from shared.contracts.callback import Headers, Identifier, Secret, Secrets
-from shared.contracts.context import checked_context, faulty, field_errors
+from shared.contracts.context import check_context, field_errors, fields_error
 from shared.http.guard import ForbiddenTargetError, parse_target
 
 SCHEDULE_CALLBACK: Final = "ScheduleCallback"
@@ -33,12 +34,12 @@ CANCEL_CALLBACK: Final = "CancelCallback"
 RESCHEDULE_CALLBACK: Final = "RescheduleCallback"
 
 DAY: Final = 86_400.0
-# Seconds. Ten years with their leap days: further ahead is a wrong unit, not a plan.
+# Seconds in ten years, with leap days. A time further ahead is probably in a wrong unit.
 MAX_DELAY_AHEAD: Final = 3653 * DAY
-# Seconds. What is due for so long fires at once (a producer or a queue was down); what is older is
-# a mistake, such as a timestamp of 1970.
+# Seconds that a due time may lie in the past, because a producer or a queue was down. An older time
+# is probably a mistake, such as a timestamp of 1970.
 MAX_AGE: Final = 30 * DAY
-# Sent by us on notifications, so not for the client to set.
+# Notifications carry Ringback's own ticket in this header, so clients must not set it.
 TICKET_HEADER: Final = "X-Service-Ticket"
 _NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
 
@@ -48,17 +49,17 @@ STRICT: Final = ConfigDict(
 
 
 class Status(StrEnum):
-    """Where an event is. The last three are ends."""
+    """Status of a scheduled callback. The last three are final."""
 
-    SCHEDULED = "scheduled"  # waits for its moment
-    DISPATCHED = "dispatched"  # given to the callback service, nothing heard yet
-    RETRYING = "retrying"  # at least one try failed, more follow
-    NOTIFIED = "notified"  # the receiver took it
-    FAILED = "failed"  # no more tries
+    SCHEDULED = "scheduled"  # waits for its due time
+    DISPATCHED = "dispatched"  # published to the callback service, no result yet
+    RETRYING = "retrying"  # at least one attempt failed, more follow
+    NOTIFIED = "notified"  # the receiver accepted it
+    FAILED = "failed"  # no attempt follows
     CANCELLED = "cancelled"
 
 
-def _url(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
         parse_target(url)
     except ForbiddenTargetError as error:
@@ -66,127 +67,130 @@ def _url(url: str) -> str:
     return url
 
 
-def _no_ticket(headers: dict[str, str]) -> dict[str, str]:
+def _reject_ticket(headers: dict[str, str]) -> dict[str, str]:
     if any(name.lower() == TICKET_HEADER.lower() for name in headers):
-        raise ValueError(f"{TICKET_HEADER} is for Ringback's own ticket")
+        raise ValueError(f"{TICKET_HEADER} is reserved for Ringback's own ticket")
     return headers
 
 
 @lru_cache(maxsize=1024)
 def time_zone(name: str) -> ZoneInfo:
-    """The IANA time zone of that name.
+    """Return the IANA time zone of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the name is not an IANA time zone.
     """
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError("there is no such IANA time zone") from None
+        raise ValueError("is not an IANA time zone") from None
 
 
-def _zone_name(name: str) -> str:
+def _check_zone(name: str) -> str:
     time_zone(name)
     return name
 
 
-def _cron(expression: str) -> str:
+def _check_cron(expression: str) -> str:
     try:
         next(CronSim(expression, datetime(2026, 1, 1, tzinfo=UTC)))
     except (CronSimError, StopIteration) as error:
-        raise ValueError(f"is no cron expression of five fields: {error}") from None
+        raise ValueError(f"is not a cron expression of five fields: {error}") from None
     return expression
 
 
-def _utc(moment: datetime) -> datetime:
+def _to_utc(time: datetime) -> datetime:
     try:
-        return moment.astimezone(UTC)
+        return time.astimezone(UTC)
     except OverflowError:
         raise ValueError("is out of range") from None
 
 
-def _long_form(misfire: Any) -> Any:
+def _expand_misfire(misfire: Any) -> Any:
     return {"policy": misfire} if isinstance(misfire, str) else misfire
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
-# Goes into facts and logs: no control characters.
+UtcTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+# Keys appear in facts and logs, so control characters are not allowed.
 Key = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{0,255}$")]
+RoutingKey = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{0,255}$")]
 Seconds = Annotated[float, Field(gt=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
-Wait = Annotated[float, Field(ge=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
+NonNegativeSeconds = Annotated[float, Field(ge=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
 
 
 class RetryParams(BaseModel):
-    """How failed tries are followed up: quick retries first, then main ones until it is stale."""
+    """Retries after a failed attempt: quick retries, then a main retry with quick retries again."""
 
     model_config = STRICT
 
     stop_after_delay: Seconds = Field(
         default=5 * DAY,
-        description="Seconds after the first dispatch from which on no try starts: the callback "
-        "is then `failed`.",
+        description="Seconds after the first dispatch from which on no attempt starts. Then the "
+        "callback is `failed`.",
     )
     quick_retries_count: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=5, description="Retries after 1 s, 5 s, 15 s, 1 min, … before each main retry."
+        default=5,
+        description="Quick retries in each dispatch, after 1 s, 5 s, 15 s, 1 min, 5 min, …",
     )
     strategy: Literal["constant", "exponential"] | None = Field(
-        default=None, description="How main retries are spaced; left out: constant."
+        default=None, description="Strategy of the main retries. Default: `constant`."
     )
     base_delay: Seconds | None = Field(
         default=None,
-        description="Seconds before the first main retry. Needed with a strategy; without: 60.",
+        description="Seconds before the first main retry. Required with a strategy. Default: 60.",
     )
     delay_growth_rate: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] | None = Field(
-        default=None, description="What `exponential` multiplies the delay by each time."
+        default=None, description="Factor between two delays of the strategy `exponential`."
     )
 
     @model_validator(mode="after")
-    def _go_together(self) -> Self:
+    def _check_combination(self) -> Self:
         faults = []
         if self.strategy and self.base_delay is None:
-            faults.append(("base_delay", f"is needed with the strategy {self.strategy}"))
+            faults.append(("base_delay", f"is required with the strategy {self.strategy}"))
         if self.strategy == "exponential" and self.delay_growth_rate is None:
-            faults.append(("delay_growth_rate", "is needed with the strategy exponential"))
+            faults.append(("delay_growth_rate", "is required with the strategy exponential"))
         if self.strategy != "exponential" and self.delay_growth_rate is not None:
-            faults.append(("delay_growth_rate", "is for the strategy exponential only"))
+            faults.append(("delay_growth_rate", "is only allowed with the strategy exponential"))
         if faults:
-            raise faulty(faults)
+            raise fields_error(faults)
         return self
 
 
 class NotifyScheme(BaseModel):
-    """By which transport and in which form the notification goes out."""
+    """Transport and format of the notification."""
 
     model_config = STRICT
 
     transport: Literal["http", "amqp"] = "http"
     format: Literal["event", "context", "form", "query"] = Field(
         default="event",
-        description="event: an envelope with id, keys, run_at, attempt and context; context: the "
-        "context alone; form and query: the envelope as an HTML form, or in the URL's query.",
+        description="`event`: an envelope with id, keys, run_at, attempt and context. `context`: "
+        "the context alone. `form`, `query`: the envelope as an HTML form, or in the URL's query.",
     )
     method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
-    headers: Annotated[Headers, AfterValidator(_no_ticket)] = Field(default_factory=dict)
+    headers: Annotated[Headers, AfterValidator(_reject_ticket)] = Field(default_factory=dict)
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
-        default=None, description="Seconds for one try, connecting included."
+        default=None, description="Seconds for one attempt, including the connection."
     )
     exchange: Key | None = Field(
-        default=None, description="amqp: where to; one that the operator has allowed."
+        default=None, description="Transport `amqp`: an exchange that the operator has allowed."
     )
-    routing_key: Name | None = Field(default=None, description="amqp: with which routing key.")
+    routing_key: RoutingKey | None = Field(
+        default=None, description="Transport `amqp`: the routing key."
+    )
 
     @model_validator(mode="after")
-    def _fit_the_transport(self) -> Self:
+    def _check_transport(self) -> Self:
         faults: list[tuple[str, str]] = []
         if self.transport == "amqp":
             faults += [
-                (name, "is for the transport http only")
+                (name, "is only allowed with the transport http")
                 for name in ("method", "headers", "timeout")
                 if name in self.model_fields_set
             ]
             faults += [
-                (name, "is needed with the transport amqp")
+                (name, "is required with the transport amqp")
                 for name in ("exchange", "routing_key")
                 if getattr(self, name) is None
             ]
@@ -194,172 +198,178 @@ class NotifyScheme(BaseModel):
                 faults.append(("format", "must be event or context with the transport amqp"))
         else:
             faults += [
-                (name, "is for the transport amqp only")
+                (name, "is only allowed with the transport amqp")
                 for name in ("exchange", "routing_key")
                 if getattr(self, name) is not None
             ]
         if faults:
-            raise faulty(faults)
+            raise fields_error(faults)
         return self
 
 
 class Misfire(BaseModel):
-    """What becomes of a callback that fell due while nothing could fire it."""
+    """Policy for a callback that falls due while no scheduler runs."""
 
     model_config = STRICT
 
     policy: Literal["fire", "skip"] = Field(
-        description="fire: at once, however late; skip: not at all once `grace` is over."
+        description="`fire`: send it late. `skip`: fail it if it is more than `grace` late."
     )
-    grace: Wait = Field(default=60.0, description="Seconds late that are not yet a misfire.")
+    grace: NonNegativeSeconds = Field(
+        default=60.0, description="Seconds of delay that do not count as a misfire."
+    )
 
 
 class Repeat(BaseModel):
-    """A recurring callback: by an interval, or by a cron expression in a time zone."""
+    """Recurrence of a callback: an interval, or a cron expression in a time zone."""
 
     model_config = STRICT
 
     every: Annotated[float, Field(ge=1, le=MAX_DELAY_AHEAD, allow_inf_nan=False)] | None = Field(
-        default=None, description="Seconds from one due moment to the next."
+        default=None, description="Seconds between two due times."
     )
-    cron: Annotated[str, StringConstraints(max_length=255), AfterValidator(_cron)] | None = Field(
-        default=None, description="Five fields: minute, hour, day, month, weekday."
+    cron: Annotated[str, StringConstraints(max_length=255), AfterValidator(_check_cron)] | None = (
+        Field(default=None, description="Five fields: minute, hour, day, month, weekday.")
     )
     timezone: Annotated[
-        str, StringConstraints(min_length=1, max_length=64), AfterValidator(_zone_name)
-    ] = Field(default="UTC", description="The IANA time zone that `cron` is read in.")
-    until: Moment | None = Field(default=None, description="None is due after this moment.")
+        str, StringConstraints(min_length=1, max_length=64), AfterValidator(_check_zone)
+    ] = Field(default="UTC", description="IANA time zone of `cron`.")
+    until: UtcTime | None = Field(default=None, description="No occurrence is due after this time.")
     count: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
-        default=None, description="How many there are at most."
+        default=None, description="Maximum number of occurrences."
     )
 
     @model_validator(mode="after")
-    def _one_rhythm(self) -> Self:
+    def _check_recurrence(self) -> Self:
         if (self.every is None) == (self.cron is None):
-            raise faulty([("every", "give either every or cron")])
+            raise fields_error([("every", "give either every or cron")])
         if self.cron is None and "timezone" in self.model_fields_set:
-            raise faulty([("timezone", "is for cron only")])
+            raise fields_error([("timezone", "is only allowed with cron")])
         return self
 
 
-def _context(value: Any) -> Any:
-    value = checked_context(value)
+def _check_context(value: Any) -> Any:
+    value = check_context(value)
     if isinstance(value, dict) and "retry_params" in value:
         try:
             RetryParams.model_validate(value["retry_params"])
         except ValidationError as error:
             faults = field_errors(error)
-            raise faulty(
+            raise fields_error(
                 [(f"retry_params.{f.field}".rstrip("."), f.message) for f in faults]
             ) from None
     return value
 
 
 RunAt = Annotated[
-    Moment | None,
-    Field(description="The due moment, with its zone; at most 30 days ago or ten years ahead."),
+    UtcTime | None,
+    Field(description="Due time with a time zone, at most 30 days in the past or ten years ahead."),
 ]
-Delay = Annotated[Wait | None, Field(description="Instead of `run_at`: seconds from now.")]
+Delay = Annotated[
+    NonNegativeSeconds | None, Field(description="Instead of `run_at`: seconds from now.")
+]
 
 
-def _one_moment(run_at: datetime | None, delay: float | None) -> None:
+def _check_due_time(run_at: datetime | None, delay: float | None) -> None:
     if run_at is not None and delay is not None:
-        raise faulty([("delay", "give either run_at or delay")])
+        raise fields_error([("delay", "give either run_at or delay")])
 
 
 class ScheduleCallback(BaseModel):
-    """Call `url` back at `run_at`, or after `delay` seconds; with neither, now."""
+    """Call `url` at `run_at` or after `delay` seconds. Without both, the callback is due now."""
 
     model_config = STRICT
 
-    url: Annotated[str, StringConstraints(min_length=1), AfterValidator(_url)]
+    url: Annotated[str, StringConstraints(min_length=1), AfterValidator(_check_url)]
     run_at: RunAt = None
     delay: Delay = None
     group_key: Key | None = Field(
-        default=None, description="Joins events: a user's id in the calling service, say."
+        default=None, description="Groups callbacks, such as those of one user of the client."
     )
     event_key: Key | None = Field(
-        default=None, description="Names one event; used once within its group and client."
+        default=None, description="Names one callback. Unique within the group and the client."
     )
-    context: Annotated[Any, AfterValidator(_context)] = Field(
+    context: Annotated[Any, AfterValidator(_check_context)] = Field(
         default=None,
-        description="Any JSON, or a text that holds a JSON object or list; comes back in status "
-        "answers and in the notification. `retry_params` may stand inside.",
+        description="Any JSON, or a string that contains a JSON object or list. It is returned "
+        "with the status and sent with the notification. It may contain `retry_params`.",
     )
     notify_scheme: NotifyScheme = NotifyScheme()
     retry_params: RetryParams | None = None
     hmac_secret: Secret | Secrets | None = Field(
-        default=None, repr=False, description="Signs the notification; several sign it each."
+        default=None,
+        repr=False,
+        description="Secret that signs the notification. With several, each adds a signature.",
     )
     secret_ref: Identifier | None = Field(
-        default=None, description="Instead of `hmac_secret`: a secret by name from configuration."
+        default=None, description="Instead of `hmac_secret`: the name of a configured secret."
     )
     misfire: Annotated[
         Misfire,
-        BeforeValidator(_long_form, json_schema_input_type=Literal["fire", "skip"] | Misfire),
+        BeforeValidator(_expand_misfire, json_schema_input_type=Literal["fire", "skip"] | Misfire),
     ] = Field(
         default=Misfire(policy="fire"),
-        description="What becomes of it if it falls due while nothing runs.",
+        description="Policy if it falls due while no scheduler runs.",
     )
-    repeat: Repeat | None = Field(default=None, description="Again and again, from `run_at` on.")
+    repeat: Repeat | None = Field(default=None, description="Recurrence, beginning at `run_at`.")
 
     @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        _one_moment(self.run_at, self.delay)
+    def _check_combination(self) -> Self:
+        _check_due_time(self.run_at, self.delay)
         faults = []
         if self.hmac_secret is not None and self.secret_ref is not None:
             faults.append(("secret_ref", "give either hmac_secret or secret_ref"))
         if self.notify_scheme.transport == "amqp" and (self.hmac_secret or self.secret_ref):
-            faults.append(("notify_scheme.transport", "amqp notifications are not signed"))
-        if self.retry_params is not None and _retry_params_inside(self.context):
+            faults.append(("notify_scheme.transport", "notifications by amqp cannot be signed"))
+        if self.retry_params is not None and _contains_retry_params(self.context):
             faults.append(("retry_params", "give it either here or inside context"))
         if faults:
-            raise faulty(faults)
+            raise fields_error(faults)
         return self
 
     @property
     def retry(self) -> RetryParams:
-        """How it is retried, wherever that was given."""
+        """The retry parameters, from `retry_params` or from the context."""
         if self.retry_params is not None:
             return self.retry_params
-        if _retry_params_inside(self.context):
+        if _contains_retry_params(self.context):
             return RetryParams.model_validate(self.context["retry_params"])
         return RetryParams()
 
 
 def callback_id_of_message(client_id: str, message_id: str) -> UUID:
-    """The id of the event that a ScheduleCallback message creates, however often it is given out.
+    """Return the id of the callback that a ScheduleCallback message creates.
 
-    `client_id` is that of its ticket; '' without one.
+    A redelivered message leads to the same id. `client_id` is '' without a ticket.
     """
     return uuid5(_NAMESPACE, f"{client_id}\0{message_id}")
 
 
-def _retry_params_inside(context: Any) -> bool:
+def _contains_retry_params(context: Any) -> bool:
     return isinstance(context, dict) and "retry_params" in context
 
 
-Id = Annotated[UUID | None, Field(description="The event's id.")]
-GroupKey = Annotated[Key | None, Field(description="With `event_key`: the event's keys.")]
-EventKey = Annotated[Key | None, Field(description="An event's own key, within its group.")]
+Id = Annotated[UUID | None, Field(description="Id of the callback.")]
+GroupKey = Annotated[Key | None, Field(description="Group of the callback.")]
+EventKey = Annotated[Key | None, Field(description="Key of the callback within its group.")]
 
 
 def check_selector(id_: UUID | None, group_key: str | None, event_key: str | None) -> None:
-    """Check that a selector names one event.
+    """Check that a selector names exactly one callback, by id or by keys.
 
     Raises:
-        ValueError: it names none, or says it twice.
+        ValueError: it contains neither, or both.
     """
     if (id_ is None) == (event_key is None):
-        raise faulty([("id", "give either id, or event_key and, if it has one, group_key")])
+        raise fields_error([("id", "give either id, or event_key with its group_key")])
     if id_ is not None and group_key is not None:
-        raise faulty([("group_key", "goes with event_key, not with id")])
+        raise fields_error([("group_key", "is only allowed with event_key")])
 
 
 class CancelCallback(BaseModel):
-    """Cancel one event, by id or by keys, or with `group_key` alone a whole group.
+    """Cancel one callback by id or keys, or a whole group by `group_key` alone.
 
-    Message `CancelCallback` and operation `CancelCallbacks`.
+    Used as message `CancelCallback` and by the operation `CancelCallbacks`.
     """
 
     model_config = STRICT
@@ -369,19 +379,19 @@ class CancelCallback(BaseModel):
     event_key: EventKey = None
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _check_selector(self) -> Self:
         if not self.whole_group:
             check_selector(self.id, self.group_key, self.event_key)
         return self
 
     @property
     def whole_group(self) -> bool:
-        """Whether all events of the group are meant."""
+        """Whether it cancels all callbacks of the group."""
         return self.group_key is not None and self.event_key is None and self.id is None
 
 
 class RescheduleCallback(BaseModel):
-    """Move one event to another moment. Message and operation of this name."""
+    """Move one callback to another due time. Used as message and operation of this name."""
 
     model_config = STRICT
 
@@ -392,9 +402,9 @@ class RescheduleCallback(BaseModel):
     delay: Delay = None
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _check_selector(self) -> Self:
         check_selector(self.id, self.group_key, self.event_key)
-        _one_moment(self.run_at, self.delay)
+        _check_due_time(self.run_at, self.delay)
         if self.run_at is None and self.delay is None:
-            raise faulty([("run_at", "give either run_at or delay")])
+            raise fields_error([("run_at", "give either run_at or delay")])
         return self

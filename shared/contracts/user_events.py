@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from shared.contracts.callback import ClientId
-from shared.contracts.context import checked_context
+from shared.contracts.context import check_context
 
 USER_EVENT: Final = "UserEvent"
 
@@ -19,4 +19,4 @@ class UserEvent(BaseModel):
 
     user_id: ClientId
     type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
-    event: Annotated[dict[str, Any], AfterValidator(checked_context)]
+    event: Annotated[dict[str, Any], AfterValidator(check_context)]

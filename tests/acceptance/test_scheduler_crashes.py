@@ -1,4 +1,4 @@
-"""The scheduler killed, suspended, and without its database: every event notified, none early."""
+"""The scheduler killed, suspended, and without its database: no callback is lost or early."""
 
 import asyncio
 import signal
@@ -23,9 +23,9 @@ from tests.fakes.waiting import until
 
 RUN = ("-m", "services", "run", "scheduler", "--metrics-port", "0")
 LEASE = 2.0
-TIMEOUT = 0.5  # seconds that a try may take
-# What a due moment may seem early by: the sender's clock is rounded to microseconds.
-GRAIN = 0.001
+TIMEOUT = 0.5  # seconds for one attempt
+# Seconds that an arrival may seem early, because due times are rounded to microseconds.
+TOLERANCE = 0.001
 
 
 def settings(database_url: str) -> dict[str, str]:
@@ -43,11 +43,11 @@ async def empty_url(database_url: str) -> str:
         return database_url
 
 
-async def schedule(it: FakeCallbackService, due: Mapping[str, float]) -> None:
-    """Order a callback for each message id, due at these seconds since the epoch."""
+async def schedule(callbacks: FakeCallbackService, due: Mapping[str, float]) -> None:
+    """Schedule a callback for each message id, due at these seconds since the epoch."""
     await gather_limited(
         *(
-            it.send(
+            callbacks.send(
                 {
                     "url": URL,
                     "run_at": datetime.fromtimestamp(at, UTC).isoformat(),
@@ -61,45 +61,44 @@ async def schedule(it: FakeCallbackService, due: Mapping[str, float]) -> None:
     )
 
 
-def early(it: FakeCallbackService, due: Mapping[str, float]) -> list[str]:
-    """Give the events that arrived before their moment."""
-    moments = {str(callback_id_of_message("", key)): at for key, at in due.items()}
-    return [each.id for each in it.arrivals if each.at < moments[each.id] - GRAIN]
+def early(callbacks: FakeCallbackService, due: Mapping[str, float]) -> list[str]:
+    """Return the callbacks that arrived before their due time."""
+    due_times = {str(callback_id_of_message("", key)): at for key, at in due.items()}
+    return [each.id for each in callbacks.arrivals if each.at < due_times[each.id] - TOLERANCE]
 
 
-# Rows 16 and 17.
 @pytest.mark.parametrize("point", POINTS)
-async def test_rows_16_and_17_a_crash_at_any_point_costs_a_repeat_and_never_a_loss(
+async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_and_never_loses(
     amqp_url: str, empty_url: str, tmp_path: Path, point: str
 ) -> None:
     crash = ("-m", "tests.acceptance.crashing_scheduler", point)
     async with AsyncExitStack() as stack:
         dying = stack.enter_context(running(tmp_path, amqp_url, settings(empty_url), crash))
         await until(lambda: dying.logged("requests is ready"))
-        it = await stack.enter_async_context(fake_callback_service(amqp_url))
+        callbacks = await stack.enter_async_context(fake_callback_service(amqp_url))
         now = time.time()
         due = {
             f"{kind}-{n}": now + (1 if kind == "later" else -1)
             for n in range(5)
             for kind in ("now", "later")
         }
-        await schedule(it, due)
+        await schedule(callbacks, due)
         assert await dying.exit_code() == -9, dying.output
         died = time.time()
         with running(tmp_path, amqp_url, settings(empty_url), RUN) as second:
             await second.ready()
             wanted = {str(callback_id_of_message("", key)) for key in due}
-            await until(lambda: it.reported("notified") >= wanted)
-            # row 17: within the lease and one look, however long the start took
+            await until(lambda: callbacks.reported("notified") >= wanted)
+            # row 17: within the lease and one poll, plus the start of the process
             assert time.time() - died < LEASE + TIMEOUT + 10
-            times = Counter(each.id for each in it.arrivals)
-            assert times.keys() == wanted
-            assert max(times.values()) <= 2
-            assert early(it, due) == []
-            assert await it.dead_letters() == []
+            arrivals = Counter(each.id for each in callbacks.arrivals)
+            assert arrivals.keys() == wanted
+            assert max(arrivals.values()) <= 2
+            assert early(callbacks, due) == []
+            assert await callbacks.dead_letters() == []
 
 
-async def test_row_18_suspended_for_longer_than_its_lease_it_settles_nothing_wrongly(
+async def test_row_18_a_scheduler_suspended_beyond_its_lease_settles_nothing_wrongly(
     amqp_url: str, empty_url: str, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -109,19 +108,19 @@ async def test_row_18_suspended_for_longer_than_its_lease_it_settles_nothing_wro
         ]
         for each in replicas:
             await each.ready()
-        it = await stack.enter_async_context(fake_callback_service(amqp_url))
+        callbacks = await stack.enter_async_context(fake_callback_service(amqp_url))
         now = time.time()
         due = {f"m-{n}": now + 1 + n / 100 for n in range(300)}
-        await schedule(it, due)
-        await until(lambda: len(it.arrivals) > 30)
+        await schedule(callbacks, due)
+        await until(lambda: len(callbacks.arrivals) > 30)
         replicas[0].signal(signal.SIGSTOP)
-        await asyncio.sleep(LEASE * 2)  # that long it is suspended; nothing else is waited for
+        await asyncio.sleep(LEASE * 2)  # the length of the suspension
         replicas[0].signal(signal.SIGCONT)
         wanted = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: it.reported("notified") >= wanted, 30)
-        assert early(it, due) == []
-        repeats = len(it.arrivals) - len(wanted)
-        assert repeats <= 500  # a batch
+        await until(lambda: callbacks.reported("notified") >= wanted, 30)
+        assert early(callbacks, due) == []
+        repeats = len(callbacks.arrivals) - len(wanted)
+        assert repeats <= 500  # one batch
 
 
 async def _restart(server: Database, after: float) -> None:
@@ -139,9 +138,8 @@ async def _kill_in_turn(
         replicas[number] = stack.enter_context(running(*start, RUN))
 
 
-# S11, rows 19 and 23.
 @pytest.mark.timeout(240)
-async def test_s11_two_replicas_under_kill_and_a_database_restart_notify_every_event(
+async def test_s11_rows_19_and_23_killed_replicas_and_a_restarted_database_notify_every_callback(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     count, seconds = 5000, 8.0
@@ -152,70 +150,70 @@ async def test_s11_two_replicas_under_kill_and_a_database_restart_notify_every_e
         replicas = [stack.enter_context(running(*start, RUN)) for _ in range(2)]
         for each in replicas:
             await each.ready()
-        it = await stack.enter_async_context(fake_callback_service(amqp_url))
+        callbacks = await stack.enter_async_context(fake_callback_service(amqp_url))
         now = time.time()
         due = {f"m-{n}": now + 2 + seconds * n / count for n in range(count)}
-        async with asyncio.TaskGroup() as trouble:
-            trouble.create_task(schedule(it, due))
-            trouble.create_task(_restart(own_database, 4))
-            trouble.create_task(_kill_in_turn(stack, replicas, start))
+        async with asyncio.TaskGroup() as faults:
+            faults.create_task(schedule(callbacks, due))
+            faults.create_task(_restart(own_database, 4))
+            faults.create_task(_kill_in_turn(stack, replicas, start))
         wanted = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: len(it.reported("notified") & wanted) == count, 60)
-        assert early(it, due) == []
-        assert {each.id for each in it.arrivals} == wanted
-        repeats = len(it.arrivals) - count
-        print(f"{repeats} repeats of {count}")  # noqa: T201 - a figure to look at
+        await until(lambda: len(callbacks.reported("notified") & wanted) == count, 60)
+        assert early(callbacks, due) == []
+        assert {each.id for each in callbacks.arrivals} == wanted
+        repeats = len(callbacks.arrivals) - count
+        print(f"{repeats} repeats of {count}")  # noqa: T201 - a figure to read
         assert repeats <= count
-        assert await it.dead_letters() == []
+        assert await callbacks.dead_letters() == []
 
 
-# Row 19.
-async def test_row_19_without_its_database_it_waits_and_loses_nothing(
+async def test_row_19_without_its_database_the_scheduler_waits_and_loses_nothing(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     async with connected(own_database.url):
         pass
     with running(tmp_path, amqp_url, settings(own_database.url), RUN) as service:
         await service.ready()
-        async with fake_callback_service(amqp_url) as it:
+        async with fake_callback_service(amqp_url) as callbacks:
             await asyncio.to_thread(own_database.stop, immediate=True)
             now = time.time()
             due = {f"m-{n}": now for n in range(100)}
-            await schedule(it, due)
+            await schedule(callbacks, due)
             await until(lambda: "database" in service.output and _down(service))
-            assert it.arrivals == []
+            assert callbacks.arrivals == []
             await asyncio.to_thread(own_database.start)
             wanted = {str(callback_id_of_message("", key)) for key in due}
-            await until(lambda: it.reported("notified") >= wanted, 30)
-            assert await it.dead_letters() == []
+            await until(lambda: callbacks.reported("notified") >= wanted, 30)
+            assert await callbacks.dead_letters() == []
 
 
 def _down(service: Service) -> bool:
     return bool(service.logged("database is not ready"))
 
 
-# Row 22.
-async def test_row_22_an_idle_transaction_does_not_slow_the_claims(empty_url: str) -> None:
-    async with schedulers(empty_url) as (it,):
+async def test_row_22_an_idle_transaction_does_not_slow_claims(empty_url: str) -> None:
+    async with schedulers(empty_url) as (scheduler,):
         idle = await asyncpg.connect(empty_url)
         await idle.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         await idle.fetch("SELECT count(*) FROM scheduler.scheduled_callbacks")
 
         async def churn(rounds: int) -> float:
-            """Seconds of the claim in the middle: a busy machine slows some, this slows all."""
-            took = []
+            """Return the median seconds of a claim; a busy machine slows only some of them."""
+            durations = []
             for _ in range(rounds):
-                asked = [{"url": URL, "delay": 0.001}] * 200
-                answer = await it.request("CreateCallbacks", callbacks=asked)
+                commands = [{"url": URL, "delay": 0.001}] * 200
+                created = await scheduler.request("CreateCallbacks", callbacks=commands)
                 await asyncio.sleep(0.002)  # until they are due
                 started = time.perf_counter()
-                await it.dispatch()
-                took.append(time.perf_counter() - started)
-                await it.settle(*(delivered(item["id"]) for item in answer["items"]))
-            return median(took)
+                await scheduler.dispatch()
+                durations.append(time.perf_counter() - started)
+                await scheduler.settle(*(delivered(item["id"]) for item in created["items"]))
+            return median(durations)
 
         before = await churn(20)
-        await churn(100)  # 20,000 rows come and go; none of their traces can be cleaned away
+        await churn(
+            100
+        )  # inserts and deletes 20,000 rows, whose dead index entries vacuum cannot remove
         after = await churn(20)
         await idle.close()
         assert after <= max(5 * before, 0.05)

@@ -1,4 +1,4 @@
-"""The forms of schedules, of what can be asked about them, and of their facts."""
+"""The schemas of schedules, of the scheduler's operations and of its facts."""
 
 import json
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from shared.contracts.schedules import (
 )
 from tests.contract.conftest import Golden
 
-ASKED: tuple[type[BaseModel], ...] = (
+RECEIVED: tuple[type[BaseModel], ...] = (
     ScheduleCallback,
     CancelCallback,
     RescheduleCallback,
@@ -27,7 +27,7 @@ ASKED: tuple[type[BaseModel], ...] = (
     requests.ListCallbacks,
     requests.RetryCallbacks,
 )
-ANSWERED: tuple[type[BaseModel], ...] = (
+SENT: tuple[type[BaseModel], ...] = (
     requests.CallbackCreated,
     requests.CallbacksCreated,
     requests.CallbackStatus,
@@ -41,15 +41,14 @@ ANSWERED: tuple[type[BaseModel], ...] = (
 )
 
 
-def test_the_forms_are_what_they_were(golden: Golden) -> None:
+def test_the_schemas_have_not_changed(golden: Golden) -> None:
     _, schema = models_json_schema(
-        [(model, "validation") for model in ASKED]
-        + [(model, "serialization") for model in ANSWERED]
+        [(model, "validation") for model in RECEIVED] + [(model, "serialization") for model in SENT]
     )
     golden("schedule_schema", schema)
 
 
-def test_a_fact_is_written_as_it_always_was(golden: Golden) -> None:
+def test_the_json_of_a_fact_has_not_changed(golden: Golden) -> None:
     fact = ScheduleFact(
         type="schedule.retrying",
         fact_id="0b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10/2/retrying",
@@ -66,7 +65,7 @@ def test_a_fact_is_written_as_it_always_was(golden: Golden) -> None:
     golden("schedule_fact", json.loads(fact.model_dump_json()))
 
 
-def test_the_id_of_a_message_s_event_never_changes() -> None:
-    """Else a message that is given out again after an upgrade would be a second event."""
+def test_the_callback_id_of_a_message_never_changes() -> None:
+    """Otherwise a message redelivered after an upgrade would create a second callback."""
     assert callback_id_of_message("", "m-1") == UUID("9262570f-03d0-52ce-8db5-e65a0250c1e1")
     assert callback_id_of_message("shop", "m-1") != callback_id_of_message("", "m-1")

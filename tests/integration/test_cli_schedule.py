@@ -31,8 +31,8 @@ async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
         yield it
 
 
-class Here:
-    """The command, told where the gateway is; and a way to put callbacks there."""
+class Command:
+    """The command with the URL of the gateway, and a method that creates callbacks."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -47,26 +47,26 @@ class Here:
             **settings,
         )
 
-    async def put(self, callback: dict[str, Any], client_id: str | None = None) -> str:
+    async def create(self, callback: dict[str, Any], client_id: str | None = None) -> str:
         async with calling(self.url) as call:
             created = await call.as_client(client_id)("POST", "/v1/callbacks", callback)
             return str(created.json["id"])
 
 
 @pytest.fixture
-async def schedule(gateway_service: Service, scheduler: FakeScheduler) -> Here:
+async def schedule(gateway_service: Service, scheduler: FakeScheduler) -> Command:
     assert scheduler
     await until(gateway_service.is_ready)
-    return Here(await base_url(gateway_service))
+    return Command(await base_url(gateway_service))
 
 
-async def test_s7_lists_in_columns_and_as_json(schedule: Here) -> None:
-    first = await schedule.put(CALLBACK)
-    second = await schedule.put(KEYED)
+async def test_s7_list_prints_columns_or_json(schedule: Command) -> None:
+    first = await schedule.create(CALLBACK)
+    second = await schedule.create(KEYED)
     listed = await schedule("list")
     assert listed.code == 0, listed.err
     title, *rows = listed.out.splitlines()
-    assert title.split() == ["ID", "STATUS", "RUN", "AT", "TRIES", "GROUP", "EVENT"]
+    assert title.split() == ["ID", "STATUS", "RUN", "AT", "ATTEMPTS", "GROUP", "EVENT"]
     assert {row.split()[0] for row in rows} == {first, second}
     assert [row.index("2030-01-01T12:00:00Z") for row in rows] == [title.index("RUN AT")] * 2
     assert "2 shown; that is all" in listed.err
@@ -74,10 +74,10 @@ async def test_s7_lists_in_columns_and_as_json(schedule: Here) -> None:
     assert [item["id"] for item in as_json.json_lines] == [second]
 
 
-async def test_list_reads_page_after_page_up_to_its_limit(
-    schedule: Here, scheduler: FakeScheduler
+async def test_list_reads_pages_up_to_its_limit(
+    schedule: Command, scheduler: FakeScheduler
 ) -> None:
-    identity = await schedule.put(CALLBACK)
+    identity = await schedule.create(CALLBACK)
     status = scheduler.kept[None][identity]
 
     def page(body: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +95,8 @@ async def test_list_reads_page_after_page_up_to_its_limit(
     assert "there are more" in listed.err
 
 
-async def test_s9_a_ticket_says_whose_callbacks_are_seen(schedule: Here) -> None:
-    mine = await schedule.put(CALLBACK, "shop")
+async def test_s9_the_ticket_selects_the_client(schedule: Command) -> None:
+    mine = await schedule.create(CALLBACK, "shop")
     shown = await schedule("show", mine, "--ticket", ticket("shop"), "--json")
     assert json.loads(shown.out)["id"] == mine
     assert (await schedule("show", mine, RINGBACK_TICKET=ticket("shop"))).code == 0
@@ -112,10 +112,10 @@ async def test_s9_a_ticket_says_whose_callbacks_are_seen(schedule: Here) -> None
     assert "canary" not in refused.err
 
 
-async def test_s8_cancels_by_id_by_keys_and_a_group(
-    schedule: Here, scheduler: FakeScheduler
+async def test_s8_cancel_by_id_by_keys_and_by_group(
+    schedule: Command, scheduler: FakeScheduler
 ) -> None:
-    identity = await schedule.put(KEYED)
+    identity = await schedule.create(KEYED)
     cancelled = await schedule("cancel", identity)
     assert cancelled.out == f"{identity}  cancelled\n"
     keys = ("--group-key", "group/7 ü", "--event-key", "?")
@@ -130,13 +130,13 @@ async def test_s8_cancels_by_id_by_keys_and_a_group(
     assert "Give ID" in wrong.err
 
 
-async def test_retry_asks_first_and_passes_its_filters_on(
-    schedule: Here, scheduler: FakeScheduler
+async def test_retry_asks_for_confirmation_and_passes_its_filters_on(
+    schedule: Command, scheduler: FakeScheduler
 ) -> None:
-    identity = await schedule.put(CALLBACK)
+    identity = await schedule.create(CALLBACK)
     dry = await schedule("retry", "--dry-run", "--group-key", "g", "--limit", "5")
     assert (dry.code, dry.out) == (0, f"{identity}\n")
-    assert "1 would be started again" in dry.err
+    assert "1 would be retried" in dry.err
     assert scheduler.asked[-1][2] == {"group_key": "g", "limit": 5, "dry_run": True}
     asked = len(scheduler.asked)
     refused = await schedule("retry", given="n\n")
@@ -148,7 +148,9 @@ async def test_retry_asks_first_and_passes_its_filters_on(
     assert scheduler.asked[-1][2]["dry_run"] is False
 
 
-async def test_wrong_fields_are_told_a_line_each(schedule: Here, scheduler: FakeScheduler) -> None:
+async def test_wrong_fields_are_printed_on_a_line_each(
+    schedule: Command, scheduler: FakeScheduler
+) -> None:
     errors = [{"field": "failed_after", "message": "Input should have timezone info"}]
     scheduler.answers["RetryCallbacks"] = lambda _: {
         "error": {"code": "invalid", "detail": "1 field is wrong", "errors": errors}
@@ -160,13 +162,13 @@ async def test_wrong_fields_are_told_a_line_each(schedule: Here, scheduler: Fake
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://localhost:1/x"])
-async def test_without_a_gateway_the_error_says_what_to_do(url: str) -> None:
-    nobody = await ringback("schedule", "list", "--url", url, amqp_url=None)
-    assert nobody.code == 1
-    assert "no gateway answers" in nobody.err
-    assert "ringback run gateway" in nobody.err
+async def test_the_error_without_a_gateway_says_what_to_do(url: str) -> None:
+    failed = await ringback("schedule", "list", "--url", url, amqp_url=None)
+    assert failed.code == 1
+    assert "no gateway answers" in failed.err
+    assert "ringback run gateway" in failed.err
 
 
-async def test_a_url_that_is_none_is_wrong_usage() -> None:
+async def test_an_invalid_url_is_wrong_usage() -> None:
     wrong = await ringback("schedule", "list", "--url", "localhost:8080", amqp_url=None)
     assert wrong.code == 2

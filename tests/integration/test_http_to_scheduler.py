@@ -1,4 +1,4 @@
-"""S1 to S9 and S11 over HTTP, through the real gateway, scheduler and callback sender."""
+"""S1 to S9 and S11 over HTTP, through the gateway, the scheduler and the callback service."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def services(
 
 @pytest.fixture
 async def call(services: System) -> AsyncIterator[Caller]:
-    """A client that no other test has been."""
+    """A client id of its own for each test."""
     async with services.calling() as it:
         yield it.as_client(f"client-{uuid4().hex[:8]}")
 
@@ -46,21 +46,21 @@ async def receiver() -> AsyncIterator[Sandbox]:
         yield it
 
 
-async def status(call: Caller, identity: str, wanted: str, within: float = 20.0) -> Any:
-    """Wait until a callback has this status; gives all that is known of it."""
+async def status(call: Caller, id_: str, wanted: str, within: float = 20.0) -> Any:
+    """Wait until a callback has this status, and return the response."""
 
     async def reached() -> Any:
-        answer = await call("GET", f"/v1/callbacks/{identity}")
-        return answer.json if answer.json["status"] == wanted else None
+        response = await call("GET", f"/v1/callbacks/{id_}")
+        return response.json if response.json["status"] == wanted else None
 
     return await until(reached, within)
 
 
-async def test_s1_s7_s11_a_callback_arrives_at_its_moment_and_is_notified(
+async def test_s1_s7_s11_a_callback_arrives_at_its_due_time_and_is_notified(
     call: Caller, receiver: Sandbox
 ) -> None:
     mailbox = await receiver.mailbox()
-    wish = {
+    command = {
         "url": mailbox,
         "delay": 1,
         "group_key": "user-7",
@@ -68,27 +68,29 @@ async def test_s1_s7_s11_a_callback_arrives_at_its_moment_and_is_notified(
         "context": {"any": ["json"]},
         "hmac_secret": SECRET,
     }
-    created = await call("POST", "/v1/callbacks", wish)
+    created = await call("POST", "/v1/callbacks", command)
     assert created.status == 201
-    identity, run_at = created.json["id"], datetime.fromisoformat(created.json["run_at"])
+    id_, run_at = created.json["id"], datetime.fromisoformat(created.json["run_at"])
     assert (await call("GET", created.headers["Location"])).json["status"] == "scheduled"
-    [hook] = await receiver.webhooks(mailbox, webhook_id=identity)
+    [hook] = await receiver.webhooks(mailbox, webhook_id=id_)
     assert hook["verified"]
     received = datetime.fromisoformat(hook["received_at"])
     assert timedelta() <= received - run_at < timedelta(seconds=2)
-    known = await status(call, identity, "notified")
+    known = await status(call, id_, "notified")
     assert known["attempts"] == 1
     assert known["context"] == {"any": ["json"]}
     assert SECRET not in json.dumps(known)
 
 
-async def test_s1_without_a_moment_it_goes_out_at_once(call: Caller, receiver: Sandbox) -> None:
+async def test_s1_without_a_due_time_a_callback_is_sent_at_once(
+    call: Caller, receiver: Sandbox
+) -> None:
     mailbox = await receiver.mailbox()
     created = await call("POST", "/v1/add", {"url": mailbox})
     await receiver.webhooks(mailbox, webhook_id=created.json["id"])
 
 
-async def test_a_trace_goes_from_the_request_to_the_receiver(
+async def test_the_trace_context_is_passed_from_the_request_to_the_receiver(
     call: Caller, receiver: Sandbox
 ) -> None:
     mailbox = await receiver.mailbox()
@@ -98,7 +100,7 @@ async def test_a_trace_goes_from_the_request_to_the_receiver(
     assert dict(hook["headers"])["traceparent"] == trace
 
 
-async def test_s3_used_keys_are_409_also_after_the_end(call: Caller) -> None:
+async def test_s3_a_used_key_is_a_409_even_after_the_callback_has_finished(call: Caller) -> None:
     keyed = LATER | {"group_key": "g", "event_key": "e"}
     first = await call("POST", "/v1/callbacks", keyed)
     assert first.status == 201
@@ -106,21 +108,23 @@ async def test_s3_used_keys_are_409_also_after_the_end(call: Caller) -> None:
     assert {error["field"] for error in problem["errors"]} == {"event_key"}
     await call("DELETE", f"/v1/callbacks/{first.json['id']}")
     (await call("POST", "/v1/callbacks", keyed)).problem(409)
-    # Another client's keys are its own.
+    # Each client has keys of its own.
     assert (await call.as_client("another")("POST", "/v1/callbacks", keyed)).status == 201
 
 
-async def test_a_repeat_with_its_idempotency_key_is_harmless_another_body_is_refused(
+async def test_a_repeat_with_its_idempotency_key_has_no_effect_and_another_body_is_rejected(
     call: Caller,
 ) -> None:
     key = {"Idempotency_Key": "order-7"}
-    wish = LATER | {"group_key": "once"}
-    answers = await asyncio.gather(*(call("POST", "/v1/callbacks", wish, **key) for _ in range(5)))
-    assert {answer.status for answer in answers} == {201}
-    assert len({answer.json["id"] for answer in answers}) == 1
+    command = LATER | {"group_key": "once"}
+    responses = await asyncio.gather(
+        *(call("POST", "/v1/callbacks", command, **key) for _ in range(5))
+    )
+    assert {response.status for response in responses} == {201}
+    assert len({response.json["id"] for response in responses}) == 1
     listed = await call("GET", "/v1/groups/once/callbacks")
     assert len(listed.json["items"]) == 1
-    (await call("POST", "/v1/callbacks", wish | {"context": 1}, **key)).problem(409)
+    (await call("POST", "/v1/callbacks", command | {"context": 1}, **key)).problem(409)
 
 
 @pytest.mark.parametrize(
@@ -146,20 +150,22 @@ async def test_a_repeat_with_its_idempotency_key_is_harmless_another_body_is_ref
     ],
     ids=range(11),
 )
-async def test_s5_every_wrong_field_is_named_in_one_422(
+async def test_s5_a_422_names_every_wrong_field(
     call: Caller, wrong: dict[str, Any], fields: set[str]
 ) -> None:
     assert (await call("POST", "/v1/callbacks", wrong)).wrong_fields() >= fields
 
 
 @pytest.mark.parametrize("number", ["1e999999", "-1e999999"])
-async def test_row_26_a_number_beyond_all_numbers_is_a_4xx(call: Caller, number: str) -> None:
+async def test_row_26_a_number_that_is_too_large_is_a_4xx(call: Caller, number: str) -> None:
     raw = f'{{"url": "https://example.com", "delay": 60, "context": {number}}}'
     assert (await call("POST", "/v1/callbacks", raw=raw)).status in (400, 422)
 
 
 @pytest.mark.parametrize("levels", [10, 140, 160, 190, 250, 10_000])
-async def test_row_26_nesting_is_taken_and_given_back_or_refused(call: Caller, levels: int) -> None:
+async def test_row_26_nested_json_is_returned_unchanged_or_rejected(
+    call: Caller, levels: int
+) -> None:
     context = "[" * levels + "]" * levels
     raw = f'{{"url": "https://example.com", "delay": 6000, "context": {context}}}'
     created = await call("POST", "/v1/callbacks", raw=raw)
@@ -170,11 +176,11 @@ async def test_row_26_nesting_is_taken_and_given_back_or_refused(call: Caller, l
         assert (await call("GET", "/v1/callbacks")).status == 200
 
 
-async def test_row_33_a_page_of_a_billion_is_422_and_pages_hold_each_callback_once(
+async def test_row_33_a_page_of_a_billion_is_a_422_and_pages_contain_each_callback_once(
     call: Caller,
 ) -> None:
-    wishes = [LATER | {"group_key": "paged", "context": number} for number in range(25)]
-    made = await call("POST", "/v1/callbacks/batch", wishes)
+    commands = [LATER | {"group_key": "paged", "context": number} for number in range(25)]
+    made = await call("POST", "/v1/callbacks/batch", commands)
     assert made.status == 200
     for wrong in ("1000000000", "0", "-1", "1001"):
         assert (await call("GET", f"/v1/callbacks?limit={wrong}")).wrong_fields() == {"limit"}
@@ -192,9 +198,9 @@ async def test_row_33_a_page_of_a_billion_is_422_and_pages_hold_each_callback_on
     assert len(seen) == 25
 
 
-async def test_a_batch_answers_each_by_itself(call: Caller) -> None:
-    wishes = [LATER, {"url": 7}, LATER | {"event_key": "e"}, LATER | {"event_key": "e"}]
-    items = (await call("POST", "/v1/callbacks/batch", {"callbacks": wishes})).json["items"]
+async def test_a_batch_has_a_result_for_each_callback(call: Caller) -> None:
+    commands = [LATER, {"url": 7}, LATER | {"event_key": "e"}, LATER | {"event_key": "e"}]
+    items = (await call("POST", "/v1/callbacks/batch", {"callbacks": commands})).json["items"]
     assert items[0]["status"] == items[2]["status"] == "scheduled"
     assert items[1]["error"]["errors"][0]["field"] == "url"
     assert items[3]["error"]["code"] == "conflict"
@@ -204,7 +210,7 @@ async def test_a_batch_answers_each_by_itself(call: Caller) -> None:
     }
 
 
-async def test_s8_moved_in_time_it_arrives_at_the_new_moment(
+async def test_s8_a_rescheduled_callback_arrives_at_its_new_time(
     call: Caller, receiver: Sandbox
 ) -> None:
     mailbox = await receiver.mailbox()
@@ -222,45 +228,45 @@ async def test_s8_moved_in_time_it_arrives_at_the_new_moment(
     assert (await call("DELETE", path)).json["result"] == "already_notified"
 
 
-async def test_s8_cancelled_between_retries_no_more_tries_follow(
+async def test_s8_cancel_between_retries_stops_the_callback(
     call: Caller, receiver: Sandbox
 ) -> None:
     mailbox = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=100)
-    wish = {
+    command = {
         "url": mailbox,
         "group_key": "g",
         "event_key": "e",
         "retry_params": {"quick_retries_count": 0, "strategy": "constant", "base_delay": 2},
     }
-    created = (await call("POST", "/v1/callbacks", wish)).json
+    created = (await call("POST", "/v1/callbacks", command)).json
     known = await status(call, created["id"], "retrying")
     assert known["last_error"]
     cancelled = await call("DELETE", "/v1/groups/g/callbacks/e")
     assert cancelled.json == {"id": created["id"], "result": "cancelled"}
-    tries = len(await receiver.webhooks(mailbox, webhook_id=created["id"]))
-    await asyncio.sleep(3)  # the next try would have come after two seconds
-    assert len(await receiver.webhooks(mailbox, webhook_id=created["id"])) == tries
+    attempts = len(await receiver.webhooks(mailbox, webhook_id=created["id"]))
+    await asyncio.sleep(3)  # the next attempt would have come after two seconds
+    assert len(await receiver.webhooks(mailbox, webhook_id=created["id"])) == attempts
     assert (await call("GET", f"/v1/callbacks/{created['id']}")).json["status"] == "cancelled"
 
 
-async def test_a_failed_one_is_found_and_started_again_under_its_id(
+async def test_a_failed_callback_is_listed_and_retried_under_its_id(
     call: Caller, receiver: Sandbox
 ) -> None:
     mailbox = await receiver.mailbox(behaviour={"kind": "fail", "status": 410}, times=1)
-    wish = {"url": mailbox, "group_key": "g", "hmac_secret": SECRET}
-    identity = (await call("POST", "/v1/callbacks", wish)).json["id"]
-    await status(call, identity, "failed")
+    command = {"url": mailbox, "group_key": "g", "hmac_secret": SECRET}
+    id_ = (await call("POST", "/v1/callbacks", command)).json["id"]
+    await status(call, id_, "failed")
     failed = await call("GET", "/v1/callbacks?status=failed")
-    assert [item["id"] for item in failed.json["items"]] == [identity]
+    assert [item["id"] for item in failed.json["items"]] == [id_]
     dry = await call("POST", "/v1/callbacks/retry", {"group_key": "g", "dry_run": True})
-    assert dry.json == {"count": 1, "ids": [identity]}
-    assert (await call("GET", f"/v1/callbacks/{identity}")).json["status"] == "failed"
+    assert dry.json == {"count": 1, "ids": [id_]}
+    assert (await call("GET", f"/v1/callbacks/{id_}")).json["status"] == "failed"
     none = await call("POST", "/v1/callbacks/retry", {"failed_before": "2026-01-01T00:00:00Z"})
     assert none.json == {"count": 0, "ids": []}
-    again = await call("POST", "/v1/callbacks/retry", {"id": identity})
-    assert again.json == {"count": 1, "ids": [identity]}
-    await status(call, identity, "notified")
-    hooks = await receiver.webhooks(mailbox, webhook_id=identity, count=2)
+    again = await call("POST", "/v1/callbacks/retry", {"id": id_})
+    assert again.json == {"count": 1, "ids": [id_]}
+    await status(call, id_, "notified")
+    hooks = await receiver.webhooks(mailbox, webhook_id=id_, count=2)
     assert len(hooks) == 2
 
 
@@ -272,7 +278,7 @@ async def test_s10_every_example_is_accepted(call: Caller, example: dict[str, An
     assert cancelled.json["result"] == "cancelled"
 
 
-async def test_s10_the_example_of_a_batch_is_accepted(call: Caller) -> None:
+async def test_s10_the_batch_example_is_accepted(call: Caller) -> None:
     batch = batch_example("https://example.com/webhook")
     items = (await call("POST", "/v1/callbacks/batch", batch)).json["items"]
     assert [item["status"] for item in items] == ["scheduled", "scheduled"]
@@ -290,26 +296,26 @@ OPERATIONS = [
 
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
 @pytest.mark.parametrize("stranger", ["stranger", None])
-async def test_s9_another_clients_event_is_not_found_by_any_operation(
+async def test_s9_no_operation_finds_a_callback_of_another_client(
     call: Caller, method: str, path: str, body: object, stranger: str | None
 ) -> None:
     mine = (await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})).json
     asked = path.replace("{id}", mine["id"])
     before = (await call("GET", f"/v1/callbacks/{mine['id']}")).json
     theirs = await call.as_client(stranger)(method, asked, body)
-    nobodys = await call.as_client(stranger)(method, path.replace("{id}", str(uuid4())), body)
-    # Word for word as if it did not exist, and untouched.
-    assert theirs.problem(404) == nobodys.problem(404)
+    missing = await call.as_client(stranger)(method, path.replace("{id}", str(uuid4())), body)
+    # The response is the same as for a callback that does not exist, and nothing has changed.
+    assert theirs.problem(404) == missing.problem(404)
     assert (await call("GET", f"/v1/callbacks/{mine['id']}")).json == before
 
 
 @pytest.mark.parametrize("stranger", ["stranger", None])
-async def test_s9_lists_groups_and_retries_hold_nothing_of_another_client(
+async def test_s9_lists_groups_and_retries_contain_nothing_of_another_client(
     call: Caller, stranger: str | None
 ) -> None:
     mine = (await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})).json
     theirs = call.as_client(stranger)
-    for answer in (
+    for response in (
         await theirs("GET", "/v1/callbacks?limit=1000"),
         await theirs("GET", "/v1/callbacks?group_key=g&event_key=e"),
         await theirs("GET", "/v1/groups/g/callbacks"),
@@ -317,6 +323,6 @@ async def test_s9_lists_groups_and_retries_hold_nothing_of_another_client(
         await theirs("POST", "/v1/callbacks/retry", {"group_key": "g"}),
         await theirs("POST", "/v1/callbacks/retry", {"id": mine["id"]}),
     ):
-        assert answer.status == 200
-        assert mine["id"] not in answer.text
+        assert response.status == 200
+        assert mine["id"] not in response.text
     assert (await call("GET", f"/v1/callbacks/{mine['id']}")).json["status"] == "scheduled"

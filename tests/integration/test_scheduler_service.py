@@ -1,4 +1,4 @@
-"""The scheduler as its own process, seen from outside: over AMQP alone."""
+"""The scheduler as a process of its own, used over AMQP only."""
 
 import asyncio
 import json
@@ -47,31 +47,33 @@ def scheduler(
 
     asyncio.run(empty())
     directory = tmp_path_factory.mktemp("scheduler")
-    with running(directory, shared_amqp_url, settings(database_url), RUN) as it:
-        asyncio.run(it.ready())
-        yield it
+    with running(directory, shared_amqp_url, settings(database_url), RUN) as service:
+        asyncio.run(service.ready())
+        yield service
 
 
 @pytest.fixture
-async def it(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[FakeCallbackService]:
+async def callbacks(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[FakeCallbackService]:
     assert not scheduler.exited(), scheduler.output
-    async with fake_callback_service(shared_amqp_url) as playing:
-        yield playing
+    async with fake_callback_service(shared_amqp_url) as service:
+        yield service
 
 
 @pytest.fixture
 async def requester(scheduler: Service, shared_amqp_url: str) -> AsyncIterator[RpcClient]:
     assert not scheduler.exited(), scheduler.output
-    asking = RpcClient(shared_amqp_url, name="test", health=Health())
-    task = asyncio.create_task(asking.run())
-    await asking.ready()
-    yield asking
+    client = RpcClient(shared_amqp_url, name="test", health=Health())
+    task = asyncio.create_task(client.run())
+    await client.ready()
+    yield client
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def ask(requester: RpcClient, operation: str, client: str | None = None, **body: Any) -> Any:
-    """Ask, as the gateway does."""
+async def request(
+    requester: RpcClient, operation: str, client: str | None = None, **body: Any
+) -> Any:
+    """Send a request as the gateway does."""
     raw = json.dumps(body).encode()
     return await requester.request(
         "scheduler.requests", operation, raw, context=RequestContext(client), timeout=10
@@ -82,58 +84,64 @@ def in_seconds(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 
 
-async def test_s11_it_fires_at_its_moment_and_is_settled_by_the_fact(
-    it: FakeCallbackService, requester: RpcClient
+async def test_s11_a_callback_is_sent_at_its_due_time_and_settled_by_the_fact(
+    callbacks: FakeCallbackService, requester: RpcClient
 ) -> None:
     due = time.time() + 1.5
     body = {"url": URL, "run_at": in_seconds(1.5), "context": {"a": 1}, "hmac_secret": "s"}
-    event = str(callback_id_of_message("", await it.send(body)))
-    await until(lambda: it.arrivals_of(event))
-    (arrival,) = it.arrivals_of(event)
+    callback = str(callback_id_of_message("", await callbacks.send(body)))
+    await until(lambda: callbacks.arrivals_of(callback))
+    (arrival,) = callbacks.arrivals_of(callback)
     assert 0 <= arrival.at - due + 0.01 < 1
     assert arrival.body["payload"]["context"] == {"a": 1}
     assert arrival.headers["x-ringback-owner"] == "scheduler"
-    await until(lambda: event in it.reported("notified"))
-    status = await ask(requester, "GetCallback", id=event)
+    await until(lambda: callback in callbacks.reported("notified"))
+    status = await request(requester, "GetCallback", id=callback)
     assert (status["status"], status["attempts"]) == ("notified", 1)
 
 
-async def test_s11_a_message_given_out_twice_is_one_event(it: FakeCallbackService) -> None:
+async def test_s11_a_redelivered_message_creates_one_callback(
+    callbacks: FakeCallbackService,
+) -> None:
     message_id = uuid4().hex
     for _ in range(3):
-        await it.send({"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id)
-    event = str(callback_id_of_message("", message_id))
-    await until(lambda: event in it.reported("notified"))
-    await it.send({"url": URL, "event_key": message_id}, message_id=message_id)
-    assert await it.dead_letters() == []
-    assert len(it.arrivals_of(event)) == 1
+        await callbacks.send(
+            {"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id
+        )
+    callback = str(callback_id_of_message("", message_id))
+    await until(lambda: callback in callbacks.reported("notified"))
+    await callbacks.send({"url": URL, "event_key": message_id}, message_id=message_id)
+    assert await callbacks.dead_letters() == []
+    assert len(callbacks.arrivals_of(callback)) == 1
 
 
-async def test_s3_a_used_key_is_a_dead_letter_with_the_reason(it: FakeCallbackService) -> None:
+async def test_s3_a_command_with_a_used_key_is_dead_lettered_with_the_reason(
+    callbacks: FakeCallbackService,
+) -> None:
     for _ in range(2):
-        await it.send({"url": URL, "delay": 900, "group_key": "g", "event_key": "twice"})
-    assert "event_key" in str((await it.dead_letter()).headers["x-ringback-reason"])
+        await callbacks.send({"url": URL, "delay": 900, "group_key": "g", "event_key": "twice"})
+    assert "event_key" in str((await callbacks.dead_letter()).headers["x-ringback-reason"])
 
 
-async def test_s8_what_is_cancelled_right_behind_its_order_never_fires(
-    it: FakeCallbackService,
+async def test_s8_a_callback_cancelled_right_after_its_creation_is_never_sent(
+    callbacks: FakeCallbackService,
 ) -> None:
     keys = [uuid4().hex for _ in range(50)]
     for key in keys:
-        await it.send({"url": URL, "delay": 0.5, "event_key": key})
-        await it.send({"event_key": key}, "CancelCallback")
-    last = await it.send({"url": URL, "delay": 0.6})
-    await until(lambda: it.arrivals_of(str(callback_id_of_message("", last))))
-    assert await it.dead_letters() == []
-    assert len(it.reported("cancelled")) == len(keys)
-    assert {each.body["payload"]["event_key"] for each in it.arrivals} == {None}
+        await callbacks.send({"url": URL, "delay": 0.5, "event_key": key})
+        await callbacks.send({"event_key": key}, "CancelCallback")
+    last = await callbacks.send({"url": URL, "delay": 0.6})
+    await until(lambda: callbacks.arrivals_of(str(callback_id_of_message("", last))))
+    assert await callbacks.dead_letters() == []
+    assert len(callbacks.reported("cancelled")) == len(keys)
+    assert {each.body["payload"]["event_key"] for each in callbacks.arrivals} == {None}
 
 
-async def test_s8_rescheduled_over_amqp(it: FakeCallbackService) -> None:
+async def test_s8_a_callback_can_be_rescheduled_over_amqp(callbacks: FakeCallbackService) -> None:
     key = uuid4().hex
-    await it.send({"url": URL, "delay": 3600, "event_key": key})
-    await it.send({"event_key": key, "delay": 0.1}, "RescheduleCallback")
-    await until(lambda: [a for a in it.arrivals if a.body["payload"]["event_key"] == key])
+    await callbacks.send({"url": URL, "delay": 3600, "event_key": key})
+    await callbacks.send({"event_key": key, "delay": 0.1}, "RescheduleCallback")
+    await until(lambda: [a for a in callbacks.arrivals if a.body["payload"]["event_key"] == key])
 
 
 @pytest.mark.parametrize(
@@ -152,75 +160,86 @@ async def test_s8_rescheduled_over_amqp(it: FakeCallbackService) -> None:
         (b"not json", ("JSON",)),
     ],
 )
-async def test_row_26_nonsense_is_dead_at_once_with_every_fault(
-    it: FakeCallbackService, body: bytes, named: tuple[str, ...]
+async def test_row_26_an_invalid_command_is_dead_lettered_with_every_error(
+    callbacks: FakeCallbackService, body: bytes, named: tuple[str, ...]
 ) -> None:
-    await it.send(body)
-    reason = str((await it.dead_letter()).headers["x-ringback-reason"])
+    await callbacks.send(body)
+    reason = str((await callbacks.dead_letter()).headers["x-ringback-reason"])
     assert all(name in reason for name in named), reason
 
 
-async def test_an_unknown_type_and_a_foreign_event_are_dead(it: FakeCallbackService) -> None:
-    await it.send({"url": URL}, "DeleteEverything")
-    assert "DeleteEverything" in str((await it.dead_letter()).headers["x-ringback-reason"])
-    await it.send({"id": str(uuid4())}, "CancelCallback")
-    assert "callback not found" in str((await it.dead_letter()).headers["x-ringback-reason"])
+async def test_unknown_types_and_unknown_callbacks_are_dead_lettered(
+    callbacks: FakeCallbackService,
+) -> None:
+    await callbacks.send({"url": URL}, "DeleteEverything")
+    assert "DeleteEverything" in str((await callbacks.dead_letter()).headers["x-ringback-reason"])
+    await callbacks.send({"id": str(uuid4())}, "CancelCallback")
+    assert "callback not found" in str((await callbacks.dead_letter()).headers["x-ringback-reason"])
 
 
-async def test_s9_tickets_come_in_a_header(it: FakeCallbackService, requester: RpcClient) -> None:
+async def test_s9_the_ticket_is_read_from_a_header(
+    callbacks: FakeCallbackService, requester: RpcClient
+) -> None:
     ticket = Tickets(TICKET_KEY).issue("shop", lifetime=60)
-    message_id = await it.send({"url": URL, "delay": 900}, headers={"x-service-ticket": ticket})
-    event = callback_id_of_message("shop", message_id)
-    await until(lambda: _is_there(requester, "shop", event))
-    assert (await ask(requester, "GetCallback", id=str(event))).code == "not_found"
-    await it.send({"url": URL}, headers={"x-service-ticket": ticket[:-3] + "abc"})
-    assert "ticket" in str((await it.dead_letter()).headers["x-ringback-reason"])
+    message_id = await callbacks.send(
+        {"url": URL, "delay": 900}, headers={"x-service-ticket": ticket}
+    )
+    callback = callback_id_of_message("shop", message_id)
+    await until(lambda: _exists(requester, "shop", callback))
+    assert (await request(requester, "GetCallback", id=str(callback))).code == "not_found"
+    await callbacks.send({"url": URL}, headers={"x-service-ticket": ticket[:-3] + "abc"})
+    assert "ticket" in str((await callbacks.dead_letter()).headers["x-ringback-reason"])
 
 
-async def _is_there(requester: RpcClient, client: str, event: UUID) -> bool:
-    answer = await ask(requester, "GetCallback", client, id=str(event))
-    return not isinstance(answer, Failure)
+async def _exists(requester: RpcClient, client: str, callback: UUID) -> bool:
+    response = await request(requester, "GetCallback", client, id=str(callback))
+    return not isinstance(response, Failure)
 
 
-async def test_requests_are_answered(requester: RpcClient) -> None:
-    assert await ask(requester, "Ping") == {"status": "ready"}
-    created = await ask(requester, "CreateCallback", callback={"url": URL, "delay": 900})
+async def test_requests_get_responses(requester: RpcClient) -> None:
+    assert await request(requester, "Ping") == {"status": "ready"}
+    created = await request(requester, "CreateCallback", callback={"url": URL, "delay": 900})
     assert created["status"] == "scheduled"
-    cancelled = await ask(requester, "CancelCallbacks", id=created["id"])
+    cancelled = await request(requester, "CancelCallbacks", id=created["id"])
     assert cancelled == {"id": created["id"], "result": "cancelled"}
-    failure = await ask(requester, "CreateCallback", callback={"url": "x", "y": 1})
+    failure = await request(requester, "CreateCallback", callback={"url": "x", "y": 1})
     assert {each.field for each in failure.errors} == {"url", "y"}
 
 
-async def test_a_slow_receiver_is_retried_by_the_scheduler(
-    it: FakeCallbackService, requester: RpcClient
+async def test_a_failed_dispatch_is_retried_by_the_scheduler(
+    callbacks: FakeCallbackService, requester: RpcClient
 ) -> None:
-    def fate(arrival: Arrival) -> tuple[str, dict[str, Any]]:
+    def fail_twice(arrival: Arrival) -> tuple[str, dict[str, Any]]:
         if arrival.dispatch < 3:
             return "callback.dispatch_failed", {"reason": "answered 500", "final": False}
         return "callback.delivered", {"status": 200, "duration": 0.1}
 
-    it.behaviour = fate
+    callbacks.behaviour = fail_twice
     params = {"strategy": "constant", "base_delay": 0.2, "quick_retries_count": 0}
-    message_id = await it.send({"url": URL, "retry_params": params})
-    event = str(callback_id_of_message("", message_id))
-    await until(lambda: event in it.reported("notified"))
-    assert [each.dispatch for each in it.arrivals_of(event)] == [1, 2, 3]
-    assert [each.body["payload"]["attempt"] for each in it.arrivals_of(event)] == [1, 2, 3]
-    assert (await ask(requester, "GetCallback", id=event))["attempts"] == 3
+    message_id = await callbacks.send({"url": URL, "retry_params": params})
+    callback = str(callback_id_of_message("", message_id))
+    await until(lambda: callback in callbacks.reported("notified"))
+    arrivals = callbacks.arrivals_of(callback)
+    assert [each.dispatch for each in arrivals] == [1, 2, 3]
+    assert [each.body["payload"]["attempt"] for each in arrivals] == [1, 2, 3]
+    assert (await request(requester, "GetCallback", id=callback))["attempts"] == 3
 
 
-async def test_metrics_tell(scheduler: Service, it: FakeCallbackService) -> None:
+async def test_metrics_and_a_log_line_report_a_callback(
+    scheduler: Service, callbacks: FakeCallbackService
+) -> None:
     before = await scheduler.metric("ringback_schedule_lag_seconds_count")
-    event = str(callback_id_of_message("", await it.send({"url": URL})))
-    await until(lambda: event in it.reported("notified"))
+    callback = str(callback_id_of_message("", await callbacks.send({"url": URL})))
+    await until(lambda: callback in callbacks.reported("notified"))
     assert await scheduler.metric("ringback_schedule_lag_seconds_count") > before
     assert await scheduler.metric("ringback_schedules_created_total", outcome="created") > 0
     assert await scheduler.metric("ringback_schedules_settled_total", status="notified") > 0
-    assert scheduler.logged("scheduled callback notified", schedule_id=event)
+    assert scheduler.logged("scheduled callback notified", schedule_id=callback)
 
 
-async def test_no_start_without_a_key_for_secrets(database_url: str) -> None:
+async def test_the_scheduler_does_not_start_without_secrets_key_or_database(
+    database_url: str,
+) -> None:
     for missing in ("RINGBACK_SECRETS_KEY", "RINGBACK_DATABASE_URL"):
         given = settings(database_url)
         del given[missing]
@@ -229,7 +248,7 @@ async def test_no_start_without_a_key_for_secrets(database_url: str) -> None:
         assert missing in output.err
 
 
-async def test_through_the_real_callback_service(
+async def test_a_callback_reaches_the_receiver_through_the_callback_service(
     shared_amqp_url: str, tmp_path: Path, requester: RpcClient
 ) -> None:
     with running(tmp_path, shared_amqp_url) as callback:
@@ -237,8 +256,8 @@ async def test_through_the_real_callback_service(
         async with sandbox() as receiver:
             url = await receiver.mailbox()
             due = time.time() + 1
-            asked = {"url": url, "run_at": in_seconds(1), "hmac_secret": SECRET, "context": 1}
-            created = await ask(requester, "CreateCallback", "shop", callback=asked)
+            command = {"url": url, "run_at": in_seconds(1), "hmac_secret": SECRET, "context": 1}
+            created = await request(requester, "CreateCallback", "shop", callback=command)
             (hook,) = await receiver.webhooks(url)
             assert time.time() >= due
             headers = {name.lower(): value for name, value in hook["headers"].items()}
@@ -247,7 +266,7 @@ async def test_through_the_real_callback_service(
             assert headers["x-service-ticket"]
 
             async def notified() -> bool:
-                status = await ask(requester, "GetCallback", "shop", id=created["id"])
+                status = await request(requester, "GetCallback", "shop", id=created["id"])
                 return bool(status["status"] == "notified")
 
             await until(notified)

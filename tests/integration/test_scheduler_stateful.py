@@ -1,4 +1,4 @@
-"""Create, move, cancel, fire, fail, retry, in any order, against a model of a few lines."""
+"""Random sequences of steps, compared with a model of a few lines."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -18,153 +18,158 @@ from tests.fakes.scheduling import (
     schedulers,
 )
 
-FLYING = "flying"
-MOST = 2
-FACTS = ["delivered", "a try failed", "given back", "given back", "refused for good"]
+IN_FLIGHT = "in flight"
+MAX_CALLBACKS = 2
+FACTS = ["delivered", "attempt failed", "dispatch failed", "dispatch failed", "refused for good"]
 
 
 @dataclass
 class Model:
-    """What we believe of an event. `state`: waiting, flying, or its end."""
+    """The expected state of a callback: waiting, in flight, or a final status."""
 
     state: str = "waiting"
-    tried: bool = False  # a try of the present promise has failed
-    doomed: bool = False  # cancelled in flight
+    attempted: bool = False  # an attempt has failed since the callback was last due
+    cancel_requested: bool = False
     dispatch: int = 0
-    promise: int = 1  # the first dispatch that counts
+    first_dispatch: int = 1
 
     @property
     def status(self) -> str:
-        if self.state in ("waiting", FLYING) and self.tried:
+        if self.state in ("waiting", IN_FLIGHT) and self.attempted:
             return "retrying"
-        return {"waiting": "scheduled", FLYING: "dispatched"}.get(self.state, self.state)
+        return {"waiting": "scheduled", IN_FLIGHT: "dispatched"}.get(self.state, self.state)
 
 
-class Life:
-    """The scheduler and the model, side by side."""
+class Comparison:
+    """The scheduler and the models of its callbacks."""
 
     def __init__(self, database_url: str) -> None:
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
         self.models: dict[UUID, Model] = {}
         self.keys: dict[str, UUID] = {}
-        (self.it,) = self.do(self.stack.enter_async_context(schedulers(database_url)))
+        (self.scheduler,) = self.run(self.stack.enter_async_context(schedulers(database_url)))
 
-    def do(self, work: Any) -> Any:
+    def run(self, awaitable: Any) -> Any:
         async def wait() -> Any:
-            return await work
+            return await awaitable
 
         return self.runner.run(wait())
 
-    def end(self) -> None:
-        self.do(self.stack.aclose())
+    def request(self, operation: str, **body: Any) -> Any:
+        return self.run(self.scheduler.request(operation, **body))
+
+    def close(self) -> None:
+        self.run(self.stack.aclose())
         self.runner.close()
 
     def step(self, action: str, which: int, late: int) -> None:
-        """Do one thing to one event, and compare."""
+        """Apply one action to one callback, and compare all."""
         if action.startswith("create"):
-            if len(self.models) < MOST:
+            if len(self.models) < MAX_CALLBACKS:
                 self.create(action.removeprefix("create").strip() or None)
         elif action == "retry":
-            self.retry_all_that_failed()
+            self.retry_failed()
         elif self.models:
-            event = list(self.models)[which % len(self.models)]
+            callback = list(self.models)[which % len(self.models)]
             if action in FACTS:
-                self.a_fact_comes(event, late, action)
+                self.settle(callback, late, action)
             else:
-                {"cancel": self.cancel, "move": self.move, "come": self.its_moment_comes}[action](
-                    event
-                )
-        self.both_agree()
+                {"cancel": self.cancel, "reschedule": self.reschedule, "due": self.make_due}[
+                    action
+                ](callback)
+        self.compare()
 
     def create(self, key: str | None) -> None:
-        asked = {"url": URL, "delay": 3600, "event_key": key, "retry_params": {"base_delay": 900}}
-        answer = self.do(self.it.request("CreateCallback", callback=asked))
+        command = {"url": URL, "delay": 3600, "event_key": key, "retry_params": {"base_delay": 900}}
+        created = self.request("CreateCallback", callback=command)
         if key is not None and key in self.keys:
-            assert answer["code"] == "conflict"
+            assert created["code"] == "conflict"
             return
-        event = UUID(answer["id"])
-        self.models[event] = Model()
+        callback = UUID(created["id"])
+        self.models[callback] = Model()
         if key is not None:
-            self.keys[key] = event
+            self.keys[key] = callback
 
-    def its_moment_comes(self, event: UUID) -> None:
-        """It is due, its next retry is, or its lease is over."""
-        model = self.models[event]
-        self.do(self.it.make_due(event))
-        fired = [body["id"] for body in self.do(self.it.dispatch())]
-        if model.state == FLYING and model.doomed:
+    def make_due(self, callback: UUID) -> None:
+        """Let its due time come, its next retry, or the end of its lease."""
+        model = self.models[callback]
+        self.run(self.scheduler.make_due(callback))
+        dispatched = [body["id"] for body in self.run(self.scheduler.dispatch())]
+        if model.state == IN_FLIGHT and model.cancel_requested:
             model.state = "cancelled"
-            assert fired == []
-        elif model.state in ("waiting", FLYING):
-            model.state = FLYING
+            assert dispatched == []
+        elif model.state in ("waiting", IN_FLIGHT):
+            model.state = IN_FLIGHT
             model.dispatch += 1
-            assert fired == [str(event)]
+            assert dispatched == [str(callback)]
         else:
-            assert fired == []
+            assert dispatched == []
 
-    def a_fact_comes(self, event: UUID, late: int, what: str) -> None:
-        model = self.models[event]
+    def settle(self, callback: UUID, late: int, kind: str) -> None:
+        model = self.models[callback]
         dispatch = model.dispatch - late
         if dispatch < 1:
             return
-        flying = model.state == FLYING and not late
-        if what == "delivered":
-            self.do(self.it.settle(delivered(event, dispatch)))
-            if model.state in ("waiting", FLYING) and dispatch >= model.promise:
+        current = model.state == IN_FLIGHT and not late
+        if kind == "delivered":
+            self.run(self.scheduler.settle(delivered(callback, dispatch)))
+            if model.state in ("waiting", IN_FLIGHT) and dispatch >= model.first_dispatch:
                 model.state = "notified"
-        elif what == "a try failed":
-            self.do(self.it.settle(attempt_failed(event, dispatch)))
-            model.tried = model.tried or flying
+        elif kind == "attempt failed":
+            self.run(self.scheduler.settle(attempt_failed(callback, dispatch)))
+            model.attempted = model.attempted or current
         else:
-            final = what == "refused for good"
-            self.do(self.it.settle(dispatch_failed(event, dispatch, final=final)))
-            if flying:
-                model.tried = True
-                model.state = "cancelled" if model.doomed else "failed" if final else "waiting"
-                model.doomed = False
+            final = kind == "refused for good"
+            self.run(self.scheduler.settle(dispatch_failed(callback, dispatch, final=final)))
+            if current:
+                model.attempted = True
+                model.state = (
+                    "cancelled" if model.cancel_requested else "failed" if final else "waiting"
+                )
+                model.cancel_requested = False
 
-    def cancel(self, event: UUID) -> None:
-        model = self.models[event]
-        result = self.do(self.it.request("CancelCallbacks", id=str(event)))["result"]
+    def cancel(self, callback: UUID) -> None:
+        model = self.models[callback]
+        result = self.request("CancelCallbacks", id=str(callback))["result"]
         if model.state == "waiting":
             model.state = "cancelled"
-        elif model.state == FLYING:
-            model.doomed = True
-        known = {"cancelled": "cancelled", FLYING: "in_flight"}
-        assert result == known.get(model.state, f"already_{model.state}")
+        elif model.state == IN_FLIGHT:
+            model.cancel_requested = True
+        expected = {"cancelled": "cancelled", IN_FLIGHT: "in_flight"}
+        assert result == expected.get(model.state, f"already_{model.state}")
 
-    def move(self, event: UUID) -> None:
-        model = self.models[event]
-        result = self.do(self.it.request("RescheduleCallback", id=str(event), delay=7200))["result"]
-        known = {"waiting": "rescheduled", FLYING: "in_flight"}
-        assert result == known.get(model.state, f"already_{model.state}")
+    def reschedule(self, callback: UUID) -> None:
+        model = self.models[callback]
+        result = self.request("RescheduleCallback", id=str(callback), delay=7200)["result"]
+        expected = {"waiting": "rescheduled", IN_FLIGHT: "in_flight"}
+        assert result == expected.get(model.state, f"already_{model.state}")
         if model.state == "waiting":
-            model.tried = False
-            model.promise = model.dispatch + 1
+            model.attempted = False
+            model.first_dispatch = model.dispatch + 1
 
-    def retry_all_that_failed(self) -> None:
-        answer = self.do(self.it.request("RetryCallbacks"))
-        failed = [event for event, model in self.models.items() if model.state == "failed"]
-        assert sorted(answer["ids"]) == sorted(map(str, failed))
-        fired = {body["id"] for body in self.do(self.it.dispatch())}
-        assert fired == set(map(str, failed))
-        for event in failed:
-            before = self.models[event].dispatch
-            self.models[event] = Model(FLYING, dispatch=before + 1, promise=before + 1)
+    def retry_failed(self) -> None:
+        response = self.request("RetryCallbacks")
+        failed = [callback for callback, model in self.models.items() if model.state == "failed"]
+        assert sorted(response["ids"]) == sorted(map(str, failed))
+        dispatched = {body["id"] for body in self.run(self.scheduler.dispatch())}
+        assert dispatched == set(map(str, failed))
+        for callback in failed:
+            dispatch = self.models[callback].dispatch + 1
+            self.models[callback] = Model(IN_FLIGHT, dispatch=dispatch, first_dispatch=dispatch)
 
-    def both_agree(self) -> None:
-        items = self.do(self.it.request("ListCallbacks", limit=1000))["items"]
+    def compare(self) -> None:
+        items = self.request("ListCallbacks", limit=1000)["items"]
         assert {item["id"]: item["status"] for item in items} == {
-            str(event): model.status for event, model in self.models.items()
+            str(callback): model.status for callback, model in self.models.items()
         }
-        for key, event in self.keys.items():
-            assert self.do(self.it.request("GetCallback", event_key=key))["id"] == str(event)
+        for key, callback in self.keys.items():
+            assert self.request("GetCallback", event_key=key)["id"] == str(callback)
 
 
 STEPS = st.tuples(
-    st.sampled_from(["create", "create a", "retry", "cancel", "move", "come", "come", *FACTS]),
-    st.integers(0, MOST - 1),
+    st.sampled_from(["create", "create a", "retry", "cancel", "reschedule", "due", "due", *FACTS]),
+    st.integers(0, MAX_CALLBACKS - 1),
     st.sampled_from([0, 0, 1]),
 )
 
@@ -174,16 +179,16 @@ STEPS = st.tuples(
     max_examples=60,
     deadline=None,
     derandomize=True,
-    phases=[Phase.generate],  # to shrink takes minutes here; the steps are shown as they are
+    phases=[Phase.generate],  # shrinking would take minutes
     suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(STEPS, min_size=30, max_size=60))
-def test_s1_to_s11_the_scheduler_does_what_a_simple_model_says(
+def test_s1_to_s11_the_scheduler_agrees_with_a_simple_model(
     database_url: str, steps: list[tuple[str, int, int]]
 ) -> None:
-    life = Life(database_url)
+    comparison = Comparison(database_url)
     try:
         for step in steps:
-            life.step(*step)
+            comparison.step(*step)
     finally:
-        life.end()
+        comparison.close()

@@ -1,4 +1,4 @@
-"""What a schedule may say: every wrong field is named at once, with a reason."""
+"""The fields of schedules: an error names every wrong field at once, with a reason."""
 
 import json
 from typing import Any
@@ -26,32 +26,32 @@ DOCUMENTED = {
 }
 
 
-def order(**fields: Any) -> ScheduleCallback:
+def command(**fields: Any) -> ScheduleCallback:
     return ScheduleCallback.model_validate_json(json.dumps({"url": URL} | fields))
 
 
-def faults(model: type[BaseModel] = ScheduleCallback, **fields: Any) -> dict[str, str]:
-    """Give what is wrong, by field."""
+def errors(model: type[BaseModel] = ScheduleCallback, **fields: Any) -> dict[str, str]:
+    """Return the errors of an invalid model, by field."""
     body = fields if model is not ScheduleCallback else {"url": URL} | fields
     with pytest.raises(ValidationError) as caught:
         model.model_validate_json(json.dumps(body))
     return {each.field: each.message for each in field_errors(caught.value)}
 
 
-def test_s1_the_documented_order_is_read() -> None:
-    read = ScheduleCallback.model_validate_json(json.dumps(DOCUMENTED))
-    assert (read.url, read.group_key, read.event_key) == (URL, "user-7", "reminder-1")
-    assert read.retry.base_delay == 60
+def test_s1_the_documented_command_is_valid() -> None:
+    parsed = ScheduleCallback.model_validate_json(json.dumps(DOCUMENTED))
+    assert (parsed.url, parsed.group_key, parsed.event_key) == (URL, "user-7", "reminder-1")
+    assert parsed.retry.base_delay == 60
 
 
-def test_s1_all_but_the_url_is_optional() -> None:
+def test_s1_only_the_url_is_required() -> None:
     with pytest.raises(ValidationError, match="url"):
         ScheduleCallback.model_validate_json('{"run_at": "2026-11-20T15:00:00Z"}')
-    assert order().run_at is None
+    assert command().run_at is None
 
 
-def test_every_wrong_field_is_named_at_once() -> None:
-    found = faults(
+def test_an_error_names_every_wrong_field() -> None:
+    found = errors(
         url="ftp://x",
         run_at="2026-11-20T15:00:00",
         group_key="a\x00b",
@@ -74,44 +74,44 @@ def test_every_wrong_field_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("delay", [-1, 3.2e8, "5", True])
-def test_s1_a_delay_is_seconds_within_ten_years(delay: Any) -> None:
-    assert set(faults(delay=delay)) == {"delay"}
+def test_s1_a_delay_is_a_number_of_seconds_up_to_ten_years(delay: Any) -> None:
+    assert set(errors(delay=delay)) == {"delay"}
 
 
-def test_s1_a_moment_is_given_once() -> None:
-    assert set(faults(delay=1, run_at="2026-11-20T15:00:00Z")) == {"delay"}
+def test_s1_run_at_and_delay_exclude_each_other() -> None:
+    assert set(errors(delay=1, run_at="2026-11-20T15:00:00Z")) == {"delay"}
 
 
 @pytest.mark.parametrize("context", [{"a": [1, None]}, [1, 2], 7, "plain text", None, True])
-def test_s4_context_is_any_json(context: Any) -> None:
-    assert order(context=context).context == context
+def test_s4_the_context_is_any_json(context: Any) -> None:
+    assert command(context=context).context == context
 
 
-def test_s4_a_text_that_holds_json_is_that_json() -> None:
-    assert order(context='{"a": {"b": 1}}').context == {"a": {"b": 1}}
-    assert order(context=" [1, 2]").context == [1, 2]
-    assert set(faults(context='{"a": ')) == {"context"}
+def test_s4_a_string_that_contains_json_is_parsed() -> None:
+    assert command(context='{"a": {"b": 1}}').context == {"a": {"b": 1}}
+    assert command(context=" [1, 2]").context == [1, 2]
+    assert set(errors(context='{"a": ')) == {"context"}
 
 
-def test_s5_retry_params_may_stand_inside_context_also_in_a_text() -> None:
+def test_s5_retry_params_may_be_inside_the_context_even_as_a_string() -> None:
     params = {"strategy": "constant", "base_delay": 7}
-    assert order(context={"retry_params": params}).retry.base_delay == 7
-    assert order(context=json.dumps({"retry_params": params})).retry.base_delay == 7
-    assert order(retry_params=params).retry.base_delay == 7
+    assert command(context={"retry_params": params}).retry.base_delay == 7
+    assert command(context=json.dumps({"retry_params": params})).retry.base_delay == 7
+    assert command(retry_params=params).retry.base_delay == 7
 
 
-def test_s5_retry_params_are_given_once() -> None:
+def test_s5_retry_params_must_not_be_given_twice() -> None:
     params = {"quick_retries_count": 1}
-    assert set(faults(retry_params=params, context={"retry_params": params})) == {"retry_params"}
+    assert set(errors(retry_params=params, context={"retry_params": params})) == {"retry_params"}
 
 
-def test_s5_defaults() -> None:
-    retry = order().retry
+def test_s5_default_retry_params() -> None:
+    retry = command().retry
     assert (retry.stop_after_delay, retry.quick_retries_count) == (5 * 86_400, 5)
 
 
 @pytest.mark.parametrize(
-    ("params", "named"),
+    ("params", "fields"),
     [
         ({"strategy": "sometimes"}, {"strategy"}),
         ({"strategy": "constant"}, {"base_delay"}),
@@ -127,17 +127,19 @@ def test_s5_defaults() -> None:
     ],
 )
 @pytest.mark.parametrize("where", ["retry_params", "context.retry_params"])
-def test_s5_anything_else_there_is_named(where: str, params: Any, named: set[str] | None) -> None:
+def test_s5_an_error_names_every_wrong_retry_parameter(
+    where: str, params: Any, fields: set[str] | None
+) -> None:
     outer, _, inner = where.partition(".")
     given: dict[str, Any] = {outer: {inner: params} if inner else params}
-    found = faults(ScheduleCallback, **given)
-    wanted = {"stop_after_delay", "quick_retries_count"} if named is None else named
+    found = errors(ScheduleCallback, **given)
+    wanted = {"stop_after_delay", "quick_retries_count"} if fields is None else fields
     assert set(found) == {f"{where}.{name}" for name in wanted}
 
 
 @pytest.mark.parametrize("params", [7, [], "constant", None])
-def test_s5_retry_params_inside_context_are_an_object(params: Any) -> None:
-    assert set(faults(context={"retry_params": params})) == {"context.retry_params"}
+def test_s5_retry_params_inside_the_context_must_be_an_object(params: Any) -> None:
+    assert set(errors(context={"retry_params": params})) == {"context.retry_params"}
 
 
 @pytest.mark.parametrize(
@@ -153,14 +155,14 @@ def test_s5_retry_params_inside_context_are_an_object(params: Any) -> None:
         ({"headers": {"a b": "c"}}, {"headers"}),
     ],
 )
-def test_s6_a_notify_scheme_fits_its_transport(scheme: Any, named: set[str]) -> None:
-    assert set(faults(notify_scheme=scheme)) == {f"notify_scheme.{name}" for name in named}
+def test_s6_a_notify_scheme_must_fit_its_transport(scheme: Any, named: set[str]) -> None:
+    assert set(errors(notify_scheme=scheme)) == {f"notify_scheme.{name}" for name in named}
 
 
-def test_s6_amqp_is_not_signed() -> None:
+def test_s6_amqp_notifications_cannot_be_signed() -> None:
     scheme = {"transport": "amqp", "exchange": "e", "routing_key": "k"}
-    assert order(notify_scheme=scheme).notify_scheme.exchange == "e"
-    assert faults(notify_scheme=scheme, hmac_secret="s")
+    assert command(notify_scheme=scheme).notify_scheme.exchange == "e"
+    assert errors(notify_scheme=scheme, hmac_secret="s")
 
 
 @pytest.mark.parametrize(
@@ -174,8 +176,8 @@ def test_s6_amqp_is_not_signed() -> None:
         "",
     ],
 )
-def test_a_url_is_plain_http(url: str) -> None:
-    assert set(faults(url=url)) == {"url"}
+def test_a_url_must_be_http_without_credentials(url: str) -> None:
+    assert set(errors(url=url)) == {"url"}
 
 
 @pytest.mark.parametrize(
@@ -192,30 +194,30 @@ def test_a_url_is_plain_http(url: str) -> None:
         ({"cron": "* * * * *", "until": "2026-01-01T00:00:00"}, "until"),
     ],
 )
-def test_a_repeat_has_one_rhythm(repeat: Any, named: str) -> None:
-    assert set(faults(repeat=repeat)) == {f"repeat.{named}"}
+def test_a_repeat_has_either_an_interval_or_a_cron_expression(repeat: Any, named: str) -> None:
+    assert set(errors(repeat=repeat)) == {f"repeat.{named}"}
 
 
-def test_misfire_has_a_short_form() -> None:
-    assert order(misfire="skip").misfire.grace == 60
-    assert order(misfire={"policy": "skip", "grace": 5}).misfire.grace == 5
-    assert order().misfire.policy == "fire"
-    assert set(faults(misfire="never")) == {"misfire.policy"}
-    assert set(faults(misfire={"policy": "skip", "grace": -1})) == {"misfire.grace"}
+def test_misfire_may_be_a_policy_or_an_object() -> None:
+    assert command(misfire="skip").misfire.grace == 60
+    assert command(misfire={"policy": "skip", "grace": 5}).misfire.grace == 5
+    assert command().misfire.policy == "fire"
+    assert set(errors(misfire="never")) == {"misfire.policy"}
+    assert set(errors(misfire={"policy": "skip", "grace": -1})) == {"misfire.grace"}
 
 
-def test_fields_of_two_kinds_are_named_without_the_kinds() -> None:
-    assert set(faults(hmac_secret=7)) == {"hmac_secret"}
-    assert set(faults(hmac_secret=["a", 7])) == {"hmac_secret", "hmac_secret.1"}
+def test_the_path_of_a_field_does_not_contain_its_types() -> None:
+    assert set(errors(hmac_secret=7)) == {"hmac_secret"}
+    assert set(errors(hmac_secret=["a", 7])) == {"hmac_secret", "hmac_secret.1"}
 
 
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
-def test_moments_beyond_the_calendar_are_named(moment: str) -> None:
-    assert set(faults(run_at=moment)) == {"run_at"}
-    assert set(faults(repeat={"every": 60, "until": moment})) == {"repeat.until"}
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_times_outside_the_calendar_are_rejected(time: str) -> None:
+    assert set(errors(run_at=time)) == {"run_at"}
+    assert set(errors(repeat={"every": 60, "until": time})) == {"repeat.until"}
 
 
-# Row 26: what PostgreSQL or the next reader refuses is refused at once.
+# PostgreSQL or JSON parsers would refuse these values later.
 @pytest.mark.parametrize(
     "context",
     [
@@ -232,33 +234,33 @@ def test_moments_beyond_the_calendar_are_named(moment: str) -> None:
         '"' + "[" * 10_000 + "]" * 10_000 + '"',
     ],
 )
-def test_row_26_what_no_store_takes_is_refused(context: str) -> None:
+def test_row_26_a_context_that_cannot_be_stored_is_rejected(context: str) -> None:
     with pytest.raises(ValidationError):
         ScheduleCallback.model_validate_json(f'{{"url": "{URL}", "context": {context}}}')
 
 
-def test_row_26_what_only_looks_like_it_is_taken() -> None:
-    assert order(context="\\u0000").context == "\\u0000"
-    assert order(context={"a": "{" * 1000}).context == {"a": "{" * 1000}
-    assert order(context="\U0001f600").context == "\U0001f600"
+def test_row_26_a_context_that_only_looks_like_it_is_accepted() -> None:
+    assert command(context="\\u0000").context == "\\u0000"
+    assert command(context={"a": "{" * 1000}).context == {"a": "{" * 1000}
+    assert command(context="\U0001f600").context == "\U0001f600"
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"id": "7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10", "event_key": "e"}, {"id": "no uuid"}],
+    [{}, {"id": "7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10", "event_key": "e"}, {"id": "not a uuid"}],
 )
-def test_s8_a_selector_names_one_event(fields: dict[str, Any]) -> None:
-    assert faults(CancelCallback, **fields)
-    assert faults(RescheduleCallback, delay=1, **fields)
+def test_s8_a_selector_names_exactly_one_callback(fields: dict[str, Any]) -> None:
+    assert errors(CancelCallback, **fields)
+    assert errors(RescheduleCallback, delay=1, **fields)
 
 
-def test_s8_a_group_key_alone_is_a_group_to_cancel_but_not_to_move() -> None:
+def test_s8_a_group_key_alone_cancels_a_group_but_cannot_reschedule_it() -> None:
     assert CancelCallback(group_key="g").whole_group
     assert not CancelCallback(group_key="g", event_key="e").whole_group
-    assert faults(RescheduleCallback, group_key="g", delay=1)
-    assert faults(RescheduleCallback, event_key="e")  # no moment
+    assert errors(RescheduleCallback, group_key="g", delay=1)
+    assert errors(RescheduleCallback, event_key="e")  # without a due time
 
 
-def test_secrets_are_not_shown() -> None:
-    assert "canary" not in repr(order(hmac_secret="canary"))
-    assert "canary" not in str(faults(hmac_secret="canary", secret_ref="a"))
+def test_secrets_do_not_appear_in_repr_and_errors() -> None:
+    assert "canary" not in repr(command(hmac_secret="canary"))
+    assert "canary" not in str(errors(hmac_secret="canary", secret_ref="a"))
