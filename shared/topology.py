@@ -59,7 +59,7 @@ TIERS: Final = (
     Tier("1h", 3600),
 )
 # For queues whose handlers never retry on purpose: only bugs are retried there.
-BUG_TIERS: Final = (TIERS[1], TIERS[3])
+BUG_TIERS: Final = tuple(tier for tier in TIERS if tier.name in {"5s", "1m"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from services.sandbox.misbehaviour import hang
+from shared.topology import TIERS
 from tests.fakes.outside import CALLBACKS, SECRET, Outside, identities, order, reason
 from tests.fakes.receivers import respond, serve
 from tests.fakes.sandbox import Sandbox
@@ -279,8 +280,9 @@ async def test_row_30_retry_after_is_honoured(
     callback = await publisher.send(order(url, retry=QUICK))
     fact = await publisher.fact(callback, "callback.attempt_failed")
     wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
-    # the first tier that is long enough is 1 min, stretched by up to half
-    assert timedelta(seconds=59) <= wait <= timedelta(seconds=91)
+    tier = next(tier.seconds for tier in TIERS if tier.seconds >= 30)
+    # The jitter stretches the delay by up to half.
+    assert timedelta(seconds=tier - 1) <= wait <= timedelta(seconds=1.5 * tier + 1)
 
 
 @pytest.mark.parametrize("absurd", ["99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
