@@ -10,14 +10,14 @@ import sys
 import click
 
 from services.cli.broker import settings_here, work
-from services.cli.demo import show
+from services.cli.demo import show_callbacks
 from services.cli.demo_postings import show_postings
 
 sandbox, gateway, page, http, management = sys.argv[1:]
 
 
 async def _both() -> None:
-    await show(settings_here(), sandbox, gateway)
+    await show_callbacks(settings_here(), sandbox, gateway)
     await show_postings(settings_here(), sandbox, gateway)
 
 

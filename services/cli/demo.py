@@ -1,4 +1,4 @@
-"""The demonstration of `ringback up`: four callbacks, told as they happen."""
+"""The first half of the demonstration of `ringback up`: four callbacks."""
 
 import asyncio
 import json
@@ -22,66 +22,64 @@ from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, Fact, Fa
 from shared.settings import Settings
 from shared.topology import CALLBACKS, OUTCOMES, dead_queue
 
-# The secret that a mailbox of the sandbox checks unless told otherwise.
+# The default secret of the sandbox's mailboxes.
 SECRET: Final = "your-secret-key"  # noqa: S105 - public: the sandbox's default
-# Where clouds keep their credentials: no callback may go there.
+# The metadata service of clouds, which holds credentials. Callbacks to it are forbidden.
 FORBIDDEN: Final = "http://169.254.169.254/latest/meta-data/"
-# Seconds: two tiers of 1 s and 5 s, stretched by half at most, and room for a slow machine.
-PATIENCE: Final = 45
-# Seconds until the scheduled callback is due: long enough to watch it wait.
-SOON: Final = 3
+# Seconds: retry tiers of 1 s and 5 s, each at most half longer by jitter, on a slow machine.
+DELIVERY_TIMEOUT: Final = 45
+# Seconds until the scheduled callback is due.
+SCHEDULE_DELAY: Final = 3
 
 
-async def show(settings: Settings, sandbox: str, gateway: str) -> None:
-    """Send one callback that arrives, one that is retried, one that is dead; schedule one more.
-
-    Tells what happens, as it happens.
+async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> None:
+    """Deliver one callback, retry one, dead-letter one and schedule one, and print each step.
 
     Raises:
-        TimeoutError: something did not happen in time.
+        TimeoutError: a step took too long.
     """
     run = uuid4().hex[:6]
-    good, flaky, bad = (f"demo-{run}-{number}" for number in (1, 2, 3))
+    good, flaky, forbidden = (f"demo-{run}-{number}" for number in (1, 2, 3))
     click.echo(
-        "\nFour callbacks to begin with:\n"
-        f"  1  to {sandbox}/hooks/demo\n"
-        f"  2  to {sandbox}/hooks/flaky, which answers 503 twice before it works\n"
-        f"  3  to {FORBIDDEN}, where no callback may go\n"
-        f"  4  to {sandbox}/hooks/demo, in three seconds, scheduled over HTTP at {gateway}\n"
+        "\nDemonstration, part 1: signed callbacks (webhooks)\n"
+        f"  1  a callback to {sandbox}/hooks/demo\n"
+        f"  2  a callback to {sandbox}/hooks/flaky, which fails twice with 503\n"
+        f"  3  a callback to {FORBIDDEN}, a forbidden address\n"
+        f"  4  a callback scheduled over HTTP ({gateway}), due in {SCHEDULE_DELAY} seconds\n"
     )
     async with (
-        asyncio.timeout(PATIENCE + 5),
+        asyncio.timeout(DELIVERY_TIMEOUT + 5),
         connection(settings) as link,
         publishing(settings) as publisher,
         aiohttp.ClientSession(sandbox) as http,
     ):
-        facts = await _facts(link)
+        facts = await _consume_facts(link)
         failing = {"behaviour": {"kind": "fail", "status": 503}, "times": 2, "per": "id"}
-        async with http.put("/api/mailboxes/flaky", json=failing) as answer:
-            answer.raise_for_status()
+        async with http.put("/api/mailboxes/flaky", json=failing) as response:
+            response.raise_for_status()
         await publisher.publish_all(
             [
-                _order(good, f"{sandbox}/hooks/demo"),
-                _order(flaky, f"{sandbox}/hooks/flaky"),
-                _order(bad, FORBIDDEN),
+                _callback(good, f"{sandbox}/hooks/demo"),
+                _callback(flaky, f"{sandbox}/hooks/flaky"),
+                _callback(forbidden, FORBIDDEN),
             ]
         )
-        died = asyncio.Event()
-        telling = asyncio.create_task(_tell(facts, flaky, bad, died))
+        dead = asyncio.Event()
+        printing = asyncio.create_task(_print_facts(facts, flaky, forbidden, dead))
         try:
             await asyncio.gather(
-                _arrived(http, 1, "demo", good, tries=1),
-                _arrived(http, 2, "flaky", flaky, tries=3),
-                _buried(link, bad, died),
-                _on_time(http, gateway, f"{sandbox}/hooks/demo"),
+                _print_delivery(http, 1, "demo", good, attempts=1),
+                _print_delivery(http, 2, "flaky", flaky, attempts=3),
+                _print_dead_letter(link, forbidden, dead),
+                _schedule(http, gateway, f"{sandbox}/hooks/demo"),
             )
         finally:
-            telling.cancel()
+            printing.cancel()
 
 
-def _order(identity: str, url: str) -> OutgoingMessage:
-    order = SendCallback(
-        target_url=url, hmac_secret=SECRET, payload={"hello": "world"}, id=identity
+def _callback(callback_id: str, url: str) -> OutgoingMessage:
+    command = SendCallback(
+        target_url=url, hmac_secret=SECRET, payload={"hello": "world"}, id=callback_id
     )
     return OutgoingMessage(
         CALLBACKS,
@@ -91,94 +89,108 @@ def _order(identity: str, url: str) -> OutgoingMessage:
             message_id=new_id(),
             delivery_mode=PERSISTENT,
         ),
-        order.model_dump_json(exclude_defaults=True).encode(),
+        command.model_dump_json(exclude_defaults=True).encode(),
     )
 
 
-async def _facts(link: BrokerConnection) -> asyncio.Queue[Fact]:
-    """What the callback sender says of its work, from now on."""
+async def _consume_facts(link: BrokerConnection) -> asyncio.Queue[Fact]:
+    """Consume the facts about callbacks from now on."""
     facts: asyncio.Queue[Fact] = asyncio.Queue()
 
-    async def take(message: DeliveredMessage) -> None:
+    async def receive(message: DeliveredMessage) -> None:
         for fact in Facts.model_validate_json(message.body).facts:
             facts.put_nowait(fact)
 
     channel = await link.connection.channel(publisher_confirms=False)
     queue = str((await channel.queue_declare(exclusive=True)).queue)
     await channel.queue_bind(queue, OUTCOMES, "callback.#")
-    await channel.basic_consume(queue, take, no_ack=True)
+    await channel.basic_consume(queue, receive, no_ack=True)
     return facts
 
 
-async def _tell(facts: asyncio.Queue[Fact], flaky: str, bad: str, died: asyncio.Event) -> None:
+async def _print_facts(
+    facts: asyncio.Queue[Fact], flaky: str, forbidden: str, dead: asyncio.Event
+) -> None:
+    """Print the failed attempts of one callback, and notice when the other is dead-lettered."""
     while True:
         fact = await facts.get()
         if isinstance(fact, CallbackAttemptFailed) and fact.callback_id == flaky:
-            wait = (fact.next_at - fact.at).total_seconds()
-            _say(2, f"try {fact.attempt}: {fact.error}; waits {wait:.1f} s in the retry tiers")
-        elif isinstance(fact, CallbackDead) and fact.callback_id == bad:
-            died.set()
+            delay = (fact.next_at - fact.at).total_seconds()
+            _print(2, f"attempt {fact.attempt} failed: {fact.error}; next attempt in {delay:.1f} s")
+        elif isinstance(fact, CallbackDead) and fact.callback_id == forbidden:
+            dead.set()
 
 
-async def _arrived(
-    http: aiohttp.ClientSession, number: int, mailbox: str, identity: str, *, tries: int
+async def _print_delivery(
+    http: aiohttp.ClientSession, number: int, mailbox: str, callback_id: str, *, attempts: int
 ) -> None:
-    """Wait at the receiver until so many tries came, and tell what it thinks of the last."""
-    last = await _delivery(http, number, mailbox, identity, tries=tries)
-    answered = f"delivered, the receiver responded with {last['status']}"
-    _say(number, f"attempt {last['attempt']}: {answered}, {_verdict(last)}")
+    """Wait for the last of these attempts at the sandbox, and print its result."""
+    delivery = await _delivery(http, number, mailbox, callback_id, attempts=attempts)
+    _print(
+        number,
+        f"attempt {delivery['attempt']} delivered: the receiver responded with "
+        f"{delivery['status']}; {_signatures(delivery)}",
+    )
 
 
-async def _on_time(http: aiohttp.ClientSession, gateway: str, url: str) -> None:
-    """Schedule a callback, and tell how long after its moment it arrived."""
-    wish = {"url": url, "delay": SOON, "hmac_secret": SECRET, "context": {"hello": "again"}}
+async def _schedule(http: aiohttp.ClientSession, gateway: str, url: str) -> None:
+    """Schedule a callback, and print how precisely it was delivered."""
+    command = {
+        "url": url,
+        "delay": SCHEDULE_DELAY,
+        "hmac_secret": SECRET,
+        "context": {"hello": "again"},
+    }
     async with (
         aiohttp.ClientSession() as client,
-        client.post(f"{gateway}/v1/callbacks", json=wish) as answer,
+        client.post(f"{gateway}/v1/callbacks", json=command) as response,
     ):
-        created = json.loads(await answer.text())
-        if not answer.ok:
-            raise click.ClickException(f"the gateway did not take callback 4: {created['detail']}")
+        created = json.loads(await response.text())
+        if not response.ok:
+            raise click.ClickException(
+                f"Cannot schedule callback 4: the gateway rejected it: {created['detail']}"
+            )
     run_at = datetime.fromisoformat(created["run_at"])
-    _say(4, f"scheduled for {run_at:%H:%M:%S.%f}"[:-3] + f" UTC, id {created['id']}")
-    delivery = await _delivery(http, 4, "demo", created["id"], tries=1)
+    _print(4, f"scheduled for {run_at:%H:%M:%S.%f}"[:-3] + f" UTC, id {created['id']}")
+    delivery = await _delivery(http, 4, "demo", created["id"], attempts=1)
     late = datetime.fromisoformat(delivery["received_at"]) - run_at
     milliseconds = late.total_seconds() * 1000
-    _say(4, f"delivered {milliseconds:.0f} ms after its moment, {_verdict(delivery)}")
+    _print(4, f"delivered {milliseconds:.0f} ms after it was due; {_signatures(delivery)}")
 
 
 async def _delivery(
-    http: aiohttp.ClientSession, number: int, mailbox: str, identity: str, *, tries: int
+    http: aiohttp.ClientSession, number: int, mailbox: str, callback_id: str, *, attempts: int
 ) -> dict[str, Any]:
-    """Wait at the receiver until so many tries came; the last of them."""
-    query: dict[str, Any] = {"mailbox": mailbox, "webhook_id": identity, "count": tries}
-    query["timeout"] = PATIENCE
+    """Wait until the sandbox has received so many attempts, and return the last one."""
+    query: dict[str, Any] = {"mailbox": mailbox, "webhook_id": callback_id, "count": attempts}
+    query["timeout"] = DELIVERY_TIMEOUT
     async with http.get("/api/deliveries/wait", params=query) as response:
-        answer = json.loads(await response.text())
-    if not answer["complete"]:
-        raise TimeoutError(f"callback {number} came {answer['count']} times, not {tries}")
-    last: dict[str, Any] = answer["items"][0]
+        waited = json.loads(await response.text())
+    if not waited["complete"]:
+        raise TimeoutError(
+            f"the sandbox received callback {number} {waited['count']} times instead of {attempts}"
+        )
+    last: dict[str, Any] = waited["items"][0]
     return last
 
 
-def _verdict(delivery: dict[str, Any]) -> str:
-    """What the receiver thinks of the signatures."""
+def _signatures(delivery: dict[str, Any]) -> str:
     if delivery["verified"]:
-        return f"verified: {' and '.join(delivery['matched'])} are right"
-    return f"not verified: {'; '.join(delivery['faults'])}"
+        return f"signatures verified ({', '.join(delivery['matched'])})"
+    return f"signatures not valid: {'; '.join(delivery['faults'])}"
 
 
-async def _buried(link: BrokerConnection, identity: str, died: asyncio.Event) -> None:
-    """Wait until the sender says that it is dead, and tell what lies in the dead queue."""
-    await died.wait()
-    async with browse_queue(link, dead_queue(CALLBACKS)) as walk:
-        async for delivery in walk:
-            letter = read(delivery)
-            if letter.id == identity:
-                _say(3, f"dead, in the queue {dead_queue(CALLBACKS)}: {letter.reason}")
+async def _print_dead_letter(link: BrokerConnection, callback_id: str, dead: asyncio.Event) -> None:
+    """Wait until the callback is dead-lettered, and print the reason from its queue."""
+    await dead.wait()
+    async with browse_queue(link, dead_queue(CALLBACKS)) as browser:
+        async for delivery in browser:
+            dead_letter = read(delivery)
+            if dead_letter.id == callback_id:
+                _print(3, f"dead-lettered to {dead_queue(CALLBACKS)}: {dead_letter.reason}")
                 return
-    raise TimeoutError(f"callback 3 is not in {dead_queue(CALLBACKS)}")
+    raise TimeoutError(f"callback 3 is not in the queue {dead_queue(CALLBACKS)}")
 
 
-def _say(number: int, text: str) -> None:
+def _print(number: int, text: str) -> None:
     click.echo(f"  {number}  {text}")

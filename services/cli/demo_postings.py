@@ -1,4 +1,4 @@
-"""The second half of the demonstration: from a producer's event to e-mails and an SMS."""
+"""The second half of the demonstration: from events to e-mails and an SMS."""
 
 import asyncio
 import json
@@ -18,46 +18,46 @@ from shared.contracts.postings import POSTING, Posting
 from shared.settings import Settings
 from shared.topology import POSTING_KEY, POSTINGS
 
-# Seconds: some 1,200 e-mails, on a slow machine.
-PATIENCE: Final = 60
-# Seconds between two questions how far a posting is.
-EVERY: Final = 0.2
-# Seconds that the late confirmation is late: it is good for 120.
-LATE: Final = 180
-ENDED: Final = (PostingState.DONE, PostingState.FAILED, PostingState.EXPIRED)
+# Seconds: some 1,200 e-mails on a slow machine.
+POSTING_TIMEOUT: Final = 60
+# Seconds between two requests for the status of a posting.
+POLL_INTERVAL: Final = 0.2
+# Seconds: the age of the expired posting, whose lifetime is 120 s.
+EXPIRED_AGE: Final = 180
+FINAL_STATES: Final = (PostingState.DONE, PostingState.FAILED, PostingState.EXPIRED)
 
 
 async def show_postings(settings: Settings, sandbox: str, gateway: str) -> None:
-    """Have two producers say what happened, and a phone confirmed; tell what comes of it.
+    """Publish two events and two postings, and print what follows.
 
     Raises:
-        TimeoutError: something did not happen in time.
+        TimeoutError: a step took too long.
     """
     click.echo(
-        "\nAnd from events to people:\n"
-        "  5  auth says user_signed_up: a welcome e-mail\n"
-        "  6  cinema_scanner says new_movies: an e-mail to every user who wants such\n"
-        "  7  a phone is to be confirmed by SMS, within 120 seconds\n"
-        f"  8  another, but {LATE} seconds ago\n"
+        "\nDemonstration, part 2: events become e-mails and SMS\n"
+        "  5  the event user_signed_up: a welcome e-mail\n"
+        "  6  the event new_movies: an e-mail to every subscriber\n"
+        "  7  a posting: a confirmation code by SMS, valid for 120 seconds\n"
+        f"  8  the same posting, {EXPIRED_AGE} seconds old: it must not be sent\n"
     )
     async with (
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(POSTING_TIMEOUT),
         aiohttp.ClientSession(sandbox) as outside,
         aiohttp.ClientSession(gateway) as http,
     ):
         await asyncio.gather(
             _welcome(outside, sandbox),
             _new_movies(outside, http, sandbox),
-            _confirmed(outside, http, sandbox),
-            _too_late(settings, http),
+            _send_code(outside, http, sandbox),
+            _send_expired_code(settings, http),
         )
 
 
 async def _welcome(outside: aiohttp.ClientSession, sandbox: str) -> None:
-    event = await _produced(outside, "auth")
+    event = await _publish_event(outside, "auth")
     address = event["details"]["username"]
-    mail = await _arrival(outside, "mails", address)
-    _say(5, f"“{mail['subject']}” went to {address}: {sandbox}/mails/{mail['number']}")
+    mail = await _received(outside, "mails", address)
+    _print(5, f"“{mail['subject']}” sent to {address}: {sandbox}/mails/{mail['number']}")
 
 
 async def _new_movies(
@@ -65,36 +65,38 @@ async def _new_movies(
 ) -> None:
     event = uuid4().hex
     started = time.monotonic()
-    await _produced(outside, "cinema_scanner", event_id=event)
-    status = await _ended(http, await _from_event(http, event))
+    await _publish_event(outside, "cinema_scanner", event_id=event)
+    status = await _final_status(http, await _posting_of(http, event))
     seconds = time.monotonic() - started
-    why = ", ".join(f"{count} {why}" for why, count in sorted(status.skipped.items()))
+    skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(status.skipped.items()))
     counts = {state.value: count for state, count in status.messages.items() if count}
     sent = counts.pop("sent", 0)
-    _say(
+    _print(
         6,
-        f"{sent} e-mails for {status.receivers} users in {seconds:.1f} s: {sandbox}/mails"
+        f"{sent} of {status.receivers} users got an e-mail in {seconds:.1f} s: {sandbox}/mails"
         + "".join(f"; {count} {state}" for state, count in counts.items())
-        + (f" ({why})" if why else ""),
+        + (f" ({skipped})" if skipped else ""),
     )
 
 
-async def _confirmed(
+async def _send_code(
     outside: aiohttp.ClientSession, http: aiohttp.ClientSession, sandbox: str
 ) -> None:
-    user = await _reachable(outside)
-    async with http.post("/v1/postings", json=_confirmation(user["id"])) as answer:
-        accepted = json.loads(await answer.text())
-        if not answer.ok:
-            raise click.ClickException(f"the gateway did not take 7: {accepted['detail']}")
-    sms = await _arrival(outside, "sms", user["phone"])
-    _say(7, f"posting {accepted['id']}: “{sms['text'].strip()}” went out: {sandbox}/sms")
+    user = await _sms_user(outside)
+    async with http.post("/v1/postings", json=_confirmation(user["id"])) as response:
+        accepted = json.loads(await response.text())
+        if not response.ok:
+            raise click.ClickException(
+                f"Cannot publish posting 7: the gateway rejected it: {accepted['detail']}"
+            )
+    sms = await _received(outside, "sms", user["phone"])
+    _print(7, f"posting {accepted['id']}: “{sms['text'].strip()}” sent: {sandbox}/sms")
 
 
-async def _too_late(settings: Settings, http: aiohttp.ClientSession) -> None:
+async def _send_expired_code(settings: Settings, http: aiohttp.ClientSession) -> None:
     posting = str(uuid4())
-    # To whomever: nobody is looked for, since its time is over.
-    order = Posting.model_validate(_confirmation(str(uuid4())))
+    # Any user id: the users of an expired posting are not fetched.
+    command = Posting.model_validate(_confirmation(str(uuid4())))
     async with publishing(settings) as publisher:
         await publisher.publish(
             OutgoingMessage(
@@ -104,14 +106,14 @@ async def _too_late(settings: Settings, http: aiohttp.ClientSession) -> None:
                     type=POSTING,
                     message_id=posting,
                     delivery_mode=PERSISTENT,
-                    timestamp=int(time.time()) - LATE,
+                    timestamp=int(time.time()) - EXPIRED_AGE,
                 ),
-                order.model_dump_json(exclude_defaults=True).encode(),
+                command.model_dump_json(exclude_defaults=True).encode(),
                 exchange=POSTINGS,
             )
         )
-    status = await _ended(http, posting)
-    _say(8, f"posting {posting}: {status.status}, nothing was sent")
+    status = await _final_status(http, posting)
+    _print(8, f"posting {posting}: {status.status}, nothing was sent")
 
 
 def _confirmation(user_id: str) -> dict[str, Any]:
@@ -124,55 +126,59 @@ def _confirmation(user_id: str) -> dict[str, Any]:
     }
 
 
-async def _produced(outside: aiohttp.ClientSession, producer: str, **given: Any) -> dict[str, Any]:
-    """Have a producer of the sandbox publish an event; what it says."""
-    async with outside.post(f"/api/producers/{producer}", json=given) as answer:
-        said = json.loads(await answer.text())
-        if not answer.ok:
-            raise click.ClickException(f"{producer} could not publish: {said['detail']}")
-    event: dict[str, Any] = said["events"][0]
+async def _publish_event(
+    outside: aiohttp.ClientSession, producer: str, **given: Any
+) -> dict[str, Any]:
+    """Let a producer of the sandbox publish an event, and return the event."""
+    async with outside.post(f"/api/producers/{producer}", json=given) as response:
+        published = json.loads(await response.text())
+        if not response.ok:
+            raise click.ClickException(
+                f"The producer {producer} cannot publish: {published['detail']}"
+            )
+    event: dict[str, Any] = published["events"][0]
     return event
 
 
-async def _reachable(outside: aiohttp.ClientSession) -> dict[str, Any]:
-    """A user of the directory who can be sent SMS."""
+async def _sms_user(outside: aiohttp.ClientSession) -> dict[str, Any]:
+    """Return a user of the sandbox who can receive SMS."""
     wanted = {"is_active": "True", "sms_notifications": "True"}
-    async with outside.get("/auth/api/v1/users/", params=wanted) as answer:
-        users: list[dict[str, Any]] = json.loads(await answer.text())
+    async with outside.get("/auth/api/v1/users/", params=wanted) as response:
+        users: list[dict[str, Any]] = json.loads(await response.text())
     return next(user for user in users if user["phone"] and user["timezone"] == "Europe/Moscow")
 
 
-async def _arrival(outside: aiohttp.ClientSession, inbox: str, to: str) -> dict[str, Any]:
-    """Wait at the sandbox until something came for this address."""
-    query: dict[str, Any] = {"to": to, "count": 1, "timeout": PATIENCE}
-    async with outside.get(f"/api/{inbox}/wait", params=query) as answer:
-        waited = json.loads(await answer.text())
+async def _received(outside: aiohttp.ClientSession, inbox: str, to: str) -> dict[str, Any]:
+    """Wait until the sandbox has received a message for this address, and return it."""
+    query: dict[str, Any] = {"to": to, "count": 1, "timeout": POSTING_TIMEOUT}
+    async with outside.get(f"/api/{inbox}/wait", params=query) as response:
+        waited = json.loads(await response.text())
     if not waited["complete"]:
-        raise TimeoutError(f"nothing came to {to}")
-    came: dict[str, Any] = waited["items"][0]
-    return came
+        raise TimeoutError(f"no message was sent to {to}")
+    message: dict[str, Any] = waited["items"][0]
+    return message
 
 
-async def _from_event(http: aiohttp.ClientSession, event: str) -> str:
-    """Ask for the posting that came from an event until it is there; its id."""
+async def _posting_of(http: aiohttp.ClientSession, event: str) -> str:
+    """Wait for the posting of an event, and return its id."""
     while True:
-        async with http.get("/v1/postings", params={"from_event": event}) as answer:
-            items = json.loads(await answer.text())["items"] if answer.ok else []
+        async with http.get("/v1/postings", params={"from_event": event}) as response:
+            items = json.loads(await response.text())["items"] if response.ok else []
         if items:
             return str(items[0]["id"])
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
-async def _ended(http: aiohttp.ClientSession, posting: str) -> PostingStatus:
-    """Ask how far a posting is until it has ended."""
+async def _final_status(http: aiohttp.ClientSession, posting: str) -> PostingStatus:
+    """Wait until a posting has ended, and return its status."""
     while True:
-        async with http.get(f"/v1/postings/{posting}") as answer:
-            if answer.ok:
-                status = PostingStatus.model_validate_json(await answer.read())
-                if status.status in ENDED:
+        async with http.get(f"/v1/postings/{posting}") as response:
+            if response.ok:
+                status = PostingStatus.model_validate_json(await response.read())
+                if status.status in FINAL_STATES:
                     return status
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
-def _say(number: int, text: str) -> None:
+def _print(number: int, text: str) -> None:
     click.echo(f"  {number}  {text}")

@@ -1,4 +1,4 @@
-"""`ringback send`: publish messages, validated first and confirmed by the broker."""
+"""`ringback send`: validate messages and publish them with confirmation."""
 
 import asyncio
 import codecs
@@ -22,16 +22,16 @@ from shared.contracts.context import field_errors
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
 from shared.settings import Settings
 
-# Publishes in flight: enough that nobody waits for a round trip, few enough to repeat.
-WINDOW: Final = 500
-FAULTS_SHOWN: Final = 50
-# Seconds in which a broker that is lost in the middle has to be back; its restart takes ten.
-RETURN: Final = 30.0
+# Publishes in flight: enough to hide the round trip, few enough to repeat.
+MAX_IN_FLIGHT: Final = 500
+MAX_FAULTS_SHOWN: Final = 50
+# Seconds to wait for a lost broker. Its restart takes ten.
+RECONNECT_TIMEOUT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One message of the input. `line` is where it begins; `id` is its logical id."""
+    """One message of the input. `line` is its first line, and `id` its logical id."""
 
     line: int
     body: bytes
@@ -45,18 +45,18 @@ class Document:
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each message.")
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
-    """Publish the message in FILE, or many as JSON lines; without FILE from standard input.
+    """Publish the message in FILE, or several as JSON lines. FILE defaults to standard input.
 
-    Everything is checked first: if one message is wrong, each wrong field of each line is named and
-    nothing is sent. A message's id is printed once the broker has confirmed it. After an
-    interruption, send again what has no printed id: at worst it arrives twice.
+    All messages are validated first. If one is not valid, every wrong field is listed with its
+    line, and nothing is published. The id of a message is printed when the broker has confirmed it.
+    After an interruption, send the messages without a printed id again; some may arrive twice.
 
     \b
     Examples:
       echo '{"target_url": "https://example.com/hook", "hmac_secret": "s3cret",
              "payload": {"hello": "world"}}' | ringback send SendCallback
-      ringback send SendCallback order.json
-      ringback send SendCallback orders.jsonl > ids.txt
+      ringback send SendCallback callback.json
+      ringback send SendCallback callbacks.jsonl > ids.txt
       echo '{"delay": 3600, "url": "https://example.com/hook", "group_key": "user-7",
              "event_key": "reminder-1"}' | ringback send ScheduleCallback
       echo '{"group_key": "user-7", "event_key": "reminder-1"}' | ringback send CancelCallback
@@ -64,13 +64,19 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
              ringback send SendEmail
       echo '{"phone": "79161234567", "text": "Your code: 1234"}' | ringback send SendSms
     """
-    documents, faults = parsed(file.read(), MESSAGE_TYPES[type_])
+    documents, faults = parse(file.read(), MESSAGE_TYPES[type_])
     if faults:
-        more = [f"... and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-        lines = "\n".join(f"  {line}" for line in faults[:FAULTS_SHOWN] + more)
-        raise click.ClickException(f"nothing was sent.\n{lines}")
+        more = (
+            [f"... and {len(faults) - MAX_FAULTS_SHOWN} more"]
+            if len(faults) > MAX_FAULTS_SHOWN
+            else []
+        )
+        lines = "\n".join(f"  {line}" for line in faults[:MAX_FAULTS_SHOWN] + more)
+        raise click.ClickException(
+            f"Cannot send: the input is not valid. Nothing was published.\n{lines}"
+        )
     settings = settings_here()
-    # A line in the middle of a progress bar needs the bar's help.
+    # tqdm.write prints a line above the progress bar.
     write = tqdm.write if sys.stdout.isatty() else click.echo
 
     def confirmed(document: Document) -> None:
@@ -80,30 +86,30 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
     work(_send(settings, type_, documents, confirmed))
 
 
-def parsed(data: bytes, message_type: MessageType) -> tuple[list[Document], list[str]]:
-    """The messages of the input, and what is wrong with it, a line each; no value is shown.
+def parse(data: bytes, message_type: MessageType) -> tuple[list[Document], list[str]]:
+    """Return the messages of the input, and its faults as lines of text without values.
 
-    The input is JSON lines when its first line is a whole object and more lines follow; else it is
-    one document.
+    The input is JSON lines if its first line is a whole object and more lines follow. Otherwise it
+    is one document.
     """
     documents: list[Document] = []
     faults: list[str] = []
-    pieces = _pieces(data)
-    for line, body in pieces:
+    parts = _split(data)
+    for line, body in parts:
         try:
             model = message_type.model.model_validate_json(body)
         except ValidationError as error:
-            where = f"line {line}: " if len(pieces) > 1 else ""
+            where = f"line {line}: " if len(parts) > 1 else ""
             faults += [where + fault for fault in _faults(error)]
         else:
             message_id = new_id()
             logical_id = message_type.logical_id(model, message_id)
             routing_key = message_type.routing_key_of(model)
             documents.append(Document(line, body, logical_id, message_id, routing_key))
-    return documents, faults if pieces else ["the input is empty"]
+    return documents, faults if parts else ["the input is empty"]
 
 
-def _pieces(data: bytes) -> list[tuple[int, bytes]]:
+def _split(data: bytes) -> list[tuple[int, bytes]]:
     data = data.removeprefix(codecs.BOM_UTF8)
     lines = [(n, line.strip()) for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     if len(lines) > 1 and not (lines[0][1].startswith(b"{") and lines[0][1].endswith(b"}")):
@@ -121,41 +127,43 @@ async def _send(
     documents: Sequence[Document],
     confirmed: Callable[[Document], None],
 ) -> None:
-    """Publish all; what the broker has not confirmed is published again when it is back."""
+    """Publish all messages; publish unconfirmed ones again when the broker is back."""
     with tqdm(
         total=len(documents), unit=" messages", leave=False, disable=_quiet(documents)
     ) as bar:
 
-        def tell(document: Document) -> None:
+        def report(document: Document) -> None:
             confirmed(document)
             bar.update()
 
         async with publishing(settings) as publisher:
-            left = documents
-            while left:
-                unconfirmed, error = await _round(publisher, MESSAGE_TYPES[type_], left, tell)
-                if unconfirmed and len(unconfirmed) == len(left):
+            remaining = documents
+            while remaining:
+                unconfirmed, error = await _round(
+                    publisher, MESSAGE_TYPES[type_], remaining, report
+                )
+                if unconfirmed and len(unconfirmed) == len(remaining):
                     raise _incomplete(documents, unconfirmed, str(error))
-                left = unconfirmed
+                remaining = unconfirmed
                 try:
-                    async with asyncio.timeout(RETURN):
+                    async with asyncio.timeout(RECONNECT_TIMEOUT):
                         await publisher.ready()
                 except TimeoutError:
                     raise _incomplete(documents, unconfirmed, str(error)) from None
 
 
 def _quiet(documents: Sequence[Document]) -> bool | None:
-    """Whether to show no progress bar; None leaves it to whether there is a terminal."""
+    """Return whether to hide the progress bar; None shows it only on a terminal."""
     return True if len(documents) == 1 else None
 
 
 def _incomplete(
-    documents: Sequence[Document], unconfirmed: Sequence[Document], why: str
+    documents: Sequence[Document], unconfirmed: Sequence[Document], reason: str
 ) -> click.ClickException:
-    sent = len(documents) - len(unconfirmed)
+    confirmed = len(documents) - len(unconfirmed)
     return click.ClickException(
-        f"{sent} of {len(documents)} messages are confirmed, their ids printed; the first that is"
-        f" not is on line {min(document.line for document in unconfirmed)}: {why}"
+        f"Only {confirmed} of {len(documents)} messages were confirmed; their ids are printed. The"
+        f" first other one is on line {min(document.line for document in unconfirmed)}: {reason}"
     )
 
 
@@ -163,17 +171,17 @@ async def _round(
     publisher: Publisher,
     message_type: MessageType,
     documents: Sequence[Document],
-    tell: Callable[[Document], None],
+    report: Callable[[Document], None],
 ) -> tuple[list[Document], BaseException | None]:
-    """Publish until one fails; what was not confirmed, in order, and why the first was not."""
-    window = asyncio.Semaphore(WINDOW)
+    """Publish until one publish fails. Return the unconfirmed messages and the first error."""
+    slots = asyncio.Semaphore(MAX_IN_FLIGHT)
     failed: list[Document] = []
     errors: list[BaseException] = []
 
-    def ended(document: Document, result: asyncio.Future[None]) -> None:
-        window.release()
+    def finish(document: Document, result: asyncio.Future[None]) -> None:
+        slots.release()
         if result.cancelled() or (error := result.exception()) is None:
-            tell(document)
+            report(document)
         else:
             failed.append(document)
             errors.append(error)
@@ -188,15 +196,15 @@ async def _round(
             timestamp=int(time.time()),
             app_id="ringback",
         )
-        await window.acquire()
+        await slots.acquire()
         result = publisher.publish(
             OutgoingMessage(
                 document.routing_key, properties, document.body, exchange=message_type.exchange
             )
         )
-        result.add_done_callback(partial(ended, document))
+        result.add_done_callback(partial(finish, document))
         if errors:
             break
-    for _ in range(WINDOW):  # until nothing is in flight
-        await window.acquire()
+    for _ in range(MAX_IN_FLIGHT):  # until no publish is in flight
+        await slots.acquire()
     return [*failed, *rest], errors[0] if errors else None

@@ -279,7 +279,7 @@ async def _story(
     if any(service.name == SANDBOX for service in services):
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
         try:
-            await demo.show(settings, sandbox, gateway)
+            await demo.show_callbacks(settings, sandbox, gateway)
             await show_postings(settings, sandbox, gateway)
         except Exception as error:  # noqa: BLE001 - whatever it was, everything runs
             why = str(error) or f"it took too long ({type(error).__name__})"

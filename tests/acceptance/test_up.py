@@ -127,25 +127,25 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         for service in ("RabbitMQ", "PostgreSQL", *SERVICES):
             assert re.search(rf"{service} +ready", said)
         good = (
-            "delivered, the receiver responded with 200,"
-            " verified: x-signature and webhook-signature"
+            "delivered: the receiver responded with 200;"
+            " signatures verified (x-signature, webhook-signature)"
         )
-        assert f"1  try 1: {good}" in said
-        assert "2  try 1: the receiver responded with 503" in said
-        assert "2  try 2: the receiver responded with 503" in said
-        assert f"2  try 3: {good}" in said
-        assert "3  dead, in the queue callbacks.dead: 169.254.169.254 is not a public" in said
+        assert f"1  attempt 1 {good}" in said
+        assert "2  attempt 1 failed: the receiver responded with 503" in said
+        assert "2  attempt 2 failed: the receiver responded with 503" in said
+        assert f"2  attempt 3 {good}" in said
+        assert "3  dead-lettered to callbacks.dead: 169.254.169.254 is not a public" in said
 
-        late = re.search(r"4  delivered (-?\d+) ms after its moment, verified", said)
+        late = re.search(r"4  delivered (-?\d+) ms after it was due; signatures verified", said)
         assert late
         assert 0 <= int(late[1]) < 2000
 
         # E1 to E6: events become mails for those who want them, a code an SMS, but not too late.
-        assert re.search(r"5  “Welcome to Ringback” went to \S+@example.com", said)
-        mails = re.search(r"6  (\d+) e-mails for (\d+) users .*; (\d+) skipped", said)
+        assert re.search(r"5  “Welcome to Ringback” sent to \S+@example.com", said)
+        mails = re.search(r"6  (\d+) of (\d+) users got an e-mail .*; (\d+) skipped", said)
         assert mails
         assert int(mails[1]) + int(mails[3]) == int(mails[2]) > 1000
-        assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” went out", said)
+        assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", said)
         assert re.search(r"8  posting \S+: expired, nothing was sent", said)
 
         # Its own words, typed into another terminal.
@@ -212,7 +212,7 @@ async def test_side_by_side_with_what_has_the_default_ports(
             said = await it.until(EVERYTHING_RUNS)
             for port in (8025, 8080, 8090, 9101, 9103, 9109):
                 assert f"127.0.0.1:{port}/" not in said
-            assert "2  try 3: delivered" in said
+            assert "2  attempt 3 delivered" in said
             assert await it.end(signal.SIGTERM) == 0
     finally:
         for server in taken:

@@ -1,4 +1,4 @@
-"""`ringback send`: checked first, confirmed, nothing sent if anything is wrong."""
+"""`ringback send` validates all messages first and publishes them with confirmation."""
 
 import asyncio
 import json
@@ -20,10 +20,10 @@ def lines(count: int) -> str:
     )
 
 
-async def drained(
+async def consume_all(
     amqp_url: str, name: str = "callbacks"
 ) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """Take all messages of the queue."""
+    """Consume and return all messages of the queue."""
     messages: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -33,13 +33,13 @@ async def drained(
         return [await asyncio.wait_for(messages.get(), 20) for _ in range(count)]
 
 
-async def test_a_document_goes_out_as_it_was_written(amqp_url: str) -> None:
+async def test_a_document_is_published_byte_for_byte(amqp_url: str) -> None:
     text = json.dumps(order("http://example.com/", id="mine"), indent=2)
 
     output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=text)
 
     assert (output.code, output.out) == (0, "mine\n"), output.err
-    [message] = await drained(amqp_url)
+    [message] = await consume_all(amqp_url)
     assert message.body == text.encode()
     assert (message.type, message.content_type) == ("SendCallback", "application/json")
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
@@ -47,7 +47,7 @@ async def test_a_document_goes_out_as_it_was_written(amqp_url: str) -> None:
     assert message.timestamp
 
 
-async def test_a_message_without_an_id_is_known_by_its_message_id(amqp_url: str) -> None:
+async def test_a_message_without_an_id_gets_its_message_id(amqp_url: str) -> None:
     body = order("http://example.com/")
     del body["id"]
 
@@ -55,7 +55,7 @@ async def test_a_message_without_an_id_is_known_by_its_message_id(amqp_url: str)
         "send", "SendCallback", "--json", amqp_url=amqp_url, given=json.dumps(body)
     )
 
-    [message] = await drained(amqp_url)
+    [message] = await consume_all(amqp_url)
     assert output.json_lines == [{"id": message.message_id, "message_id": message.message_id}]
 
 
@@ -66,13 +66,13 @@ async def test_a_message_without_an_id_is_known_by_its_message_id(amqp_url: str)
         ("SendSms", "messages.sms", {"phone": "79161234567", "text": "1234"}),
     ],
 )
-async def test_e6_messages_go_to_the_queues_of_their_ways(
+async def test_e6_messages_are_published_to_the_queue_of_their_channel(
     amqp_url: str, type_: str, queue: str, body: dict[str, str]
 ) -> None:
     text = json.dumps(body) + "\n" + json.dumps(body | {"id": "m-7"})
     output = await ringback("send", type_, amqp_url=amqp_url, given=text)
     assert output.code == 0, output.err
-    first, second = await drained(amqp_url, queue)
+    first, second = await consume_all(amqp_url, queue)
     assert [first.type, second.type] == [type_, type_]
     assert output.out.split() == [first.message_id, "m-7"]
     assert [json.loads(first.body), json.loads(second.body)] == [body, body | {"id": "m-7"}]
@@ -83,10 +83,10 @@ async def test_many_json_lines_are_all_confirmed(amqp_url: str) -> None:
 
     assert output.code == 0, output.err
     assert sorted(output.out.split()) == sorted(f"c{n}" for n in range(2000))
-    assert len(await drained(amqp_url)) == 2000
+    assert len(await consume_all(amqp_url)) == 2000
 
 
-async def test_if_one_line_is_wrong_every_fault_is_named_and_nothing_is_sent(amqp_url: str) -> None:
+async def test_one_wrong_line_prevents_publishing_and_every_fault_is_named(amqp_url: str) -> None:
     await ringback("topology", "declare", amqp_url=amqp_url)
     wrong = {"target_url": 7, "hmac_secret": CANARY, "paload": {}}
     text = lines(2) + json.dumps(wrong) + "\n\n" + '{"half\n'
@@ -97,17 +97,17 @@ async def test_if_one_line_is_wrong_every_fault_is_named_and_nothing_is_sent(amq
     for fault in ("line 3: target_url:", "line 3: payload:", "line 3: paload:", "line 5: Invalid"):
         assert fault in output.err
     assert CANARY not in output.err
-    assert await drained(amqp_url) == []
+    assert await consume_all(amqp_url) == []
 
 
 @pytest.mark.parametrize("arguments", [("SendNothing",), ("SendCallback", "no-such-file")])
-async def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+async def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     output = await ringback("send", *arguments, amqp_url="amqp://127.0.0.1:1")
 
     assert output.code == 2
 
 
-async def test_without_a_broker_it_says_what_to_do() -> None:
+async def test_an_unavailable_broker_is_reported_with_a_remedy() -> None:
     output = await ringback(
         "send", "SendCallback", amqp_url="amqp://me:canary@127.0.0.1:1/", given=lines(1)
     )
@@ -118,9 +118,9 @@ async def test_without_a_broker_it_says_what_to_do() -> None:
     assert "canary" not in output.err
 
 
-async def test_a_broker_killed_in_the_middle_costs_no_message(own_broker: Broker) -> None:
+async def test_a_broker_killed_during_the_run_loses_no_message(own_broker: Broker) -> None:
     count = 20_000
-    # A queue declared a moment before the kill would come back empty (Broker.sync says more).
+    # A queue declared just before the kill would be empty after the restart (see Broker.sync).
     await ringback("topology", "declare", amqp_url=own_broker.url)
     await asyncio.to_thread(own_broker.sync)
     command = await start("send", "SendCallback", amqp_url=own_broker.url)
@@ -137,5 +137,5 @@ async def test_a_broker_killed_in_the_middle_costs_no_message(own_broker: Broker
 
     assert command.returncode == 0
     assert {*b"".join(printed).split(), *out.split()} == {b"c%d" % n for n in range(count)}
-    found = await until(lambda: drained(own_broker.url))
+    found = await until(lambda: consume_all(own_broker.url))
     assert {json.loads(message.body)["id"] for message in found} == {f"c{n}" for n in range(count)}
