@@ -1,4 +1,4 @@
-"""`ringback posting`: see how far postings are, as a client of the gateway."""
+"""`ringback posting`: shows the progress of postings, as a client of the gateway."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from services.cli.broker import work
 from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
 from shared.contracts.posting_requests import MessageState
 
-# Characters of the bar of all messages.
+# Characters of the bars together.
 _WIDTH: Final = 40
 _POSTINGS: Final = {
     "id": "ID",
@@ -23,18 +23,18 @@ _POSTINGS: Final = {
 _MESSAGES: Final = {
     "id": "ID",
     "user_id": "USER",
-    "channel": "WAY",
+    "channel": "CHANNEL",
     "status": "STATUS",
     "settled_at": "SETTLED AT",
-    "why": "WHY",
+    "reason": "REASON",
 }
 
 
 @click.group
 def posting() -> None:
-    """Postings: how far they are, and what became of each message.
+    """Show postings and their messages.
 
-    A client of the HTTP gateway: it shows the postings of one client, that of the ticket.
+    A client of the HTTP gateway. It shows the postings that the client of the ticket can see.
     """
 
 
@@ -42,7 +42,7 @@ def posting() -> None:
 @click.argument("id_", metavar="ID")
 @options()
 def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> None:
-    """Show how far a posting is: its messages, counted by their state.
+    """Show the progress of a posting, with its messages by state.
 
     \b
     Examples:
@@ -54,12 +54,12 @@ def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
         return
-    for line in picture(status):
+    for line in progress_lines(status):
         click.echo(line)
 
 
 @posting.command("list")
-@options(click.option("--from-event", help="Only those that came from this event."), LIMIT)
+@options(click.option("--from-event", help="Only postings of this event."), LIMIT)
 def list_(
     from_event: str | None, limit: int, *, url: str | None, ticket: str | None, as_json: bool
 ) -> None:
@@ -70,8 +70,8 @@ def list_(
       ringback posting list --limit 5
       ringback posting list --from-event new-movies-2026-11-20
     """
-    asked = given(from_event=from_event)
-    found, more = work(Gateway(url, ticket).pages("/v1/postings", asked, limit))
+    query = given(from_event=from_event)
+    found, more = work(Gateway(url, ticket).pages("/v1/postings", query, limit))
     show_list(found, _POSTINGS, more=more, as_json=as_json)
 
 
@@ -81,7 +81,7 @@ def list_(
     click.option(
         "--status",
         type=click.Choice([state.value for state in MessageState]),
-        help="Only those in this state.",
+        help="Only messages in this state.",
     ),
     LIMIT,
 )
@@ -94,7 +94,7 @@ def messages(  # noqa: PLR0913 - the options of the command
     ticket: str | None,
     as_json: bool,
 ) -> None:
-    """List the messages of a posting, in the order of their ids.
+    """List the messages of a posting, ordered by id.
 
     \b
     Examples:
@@ -106,9 +106,9 @@ def messages(  # noqa: PLR0913 - the options of the command
     show_list(found, _MESSAGES, more=more, as_json=as_json)
 
 
-def picture(status: Mapping[str, Any]) -> Iterator[str]:
-    """A posting's progress for people, a line at a time."""
-    told = {
+def progress_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """Return the progress of a posting as lines of text."""
+    fields = {
         "id": status["id"],
         "status": status["status"],
         "reason": status["reason"],
@@ -118,18 +118,18 @@ def picture(status: Mapping[str, Any]) -> Iterator[str]:
         "expires_at": status["expires_at"],
         "receivers": f"{status['receivers']} on {status['pages']} pages",
     }
-    for name, value in told.items():
+    for name, value in fields.items():
         if value is not None:
             yield f"{name + ':':<12} {value}"
     counts = {state.value: status["messages"].get(state, 0) for state in MessageState}
     yield ""
     yield from _bars(counts)
-    for why, count in sorted(status["skipped"].items(), key=lambda each: -each[1]):
-        yield f"  {count} {why}"
+    for reason, count in sorted(status["skipped"].items(), key=lambda each: -each[1]):
+        yield f"  {count} {reason}"
 
 
 def _bars(counts: Mapping[str, int]) -> Iterator[str]:
-    """A bar for each; together they are as long as one of all. What is there is seen."""
+    """Return a bar per state. A state with messages has at least one character."""
     total = sum(counts.values())
     digits = len(str(max(counts.values(), default=0)))
     for name, count in counts.items():

@@ -1,7 +1,7 @@
-"""Mailings: a posting becomes one rendered message for each receiver who wants it.
+"""Mailings: expands a posting into one rendered message per recipient.
 
 Owns postings and the status of each of their messages. Consumes `postings` (Posting), facts about
-messages, requests on `mailings.requests`. Publishes SendEmail and SendSms. Guarantees that every
-receiver of a posting is gone through, across crashes; that each message has one id, made of
-posting, receiver and way, by which a repeat is recognised; and that each ends with a status.
+messages, and requests on `mailings.requests`. Publishes SendEmail and SendSms. Guarantees that
+expansion continues after a crash and skips no recipient. Each message has one id, derived from
+posting, channel and user, so a repeat is recognised. Each message ends with a status.
 """

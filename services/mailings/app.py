@@ -5,8 +5,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from services.mailings import handlers
-from services.mailings import settlement as settle
+from services.mailings import handlers, settlement
 from services.mailings.expansion.depth import QueueDepth
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import ANYWHERE, Sources
@@ -48,7 +47,7 @@ SCHEMA = Schema.of("services.mailings")
 
 
 async def start(process: Process) -> None:
-    """Put mailings together and set it going."""
+    """Construct the service and start it."""
     settings = load(MailingsSettings, "mailings")
     name = f"ringback mailings {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
@@ -61,7 +60,7 @@ async def start(process: Process) -> None:
         )
     )
     database = Database(
-        process.settings.database_url or "",  # a start without is refused before
+        process.settings.database_url or "",  # the service does not start without one
         name=name,
         health=health,
         schema=SCHEMA,
@@ -70,31 +69,31 @@ async def start(process: Process) -> None:
     client = await process.stack.enter_async_context(
         Client(ANYWHERE, user_agent=f"Ringback/{VERSION}")
     )
-    depths = QueueDepth(
+    depth = QueueDepth(
         url,
         name=f"{name} depths",
         topology=tables,
         health=health,
-        most=settings.most_waiting,
-        steady=clock.monotonic,
+        max_waiting=settings.max_waiting,
+        monotonic=clock.monotonic,
     )
     store = Store(database)
     expansion = ExpansionWorker(
         store,
         Sources(client, process.settings.sources),
         TemplateLoader(process.settings.templates_dir),
-        ThrottledPublisher(publisher, depths, clock),
+        ThrottledPublisher(publisher, depth, clock),
         clock=clock,
         settings=settings,
     )
     intake = Intake(store, expansion.wake)
     settler = Settler(store)
 
-    def consumer(work: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
+    def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
-            work,
+            spec,
             url=url,
-            name=f"{name} {work.queue}",
+            name=f"{name} {spec.queue}",
             topology=tables,
             publisher=publisher,
             prefetch=settings.prefetch,
@@ -117,10 +116,10 @@ async def start(process: Process) -> None:
             queue=MAILINGS_OUTCOMES,
             read=partial(parse_message, models={FACTS: MessageFacts}, max_bytes=MAX_BYTES),
             handle=settler.handle,
-            report=settle.report,
+            report=settlement.report,
         )
     )
-    responder = RpcServer(
+    server = RpcServer(
         MAILINGS_REQUESTS,
         Requests(intake, store, clock).handlers(),
         url=url,
@@ -131,11 +130,11 @@ async def start(process: Process) -> None:
     )
     retention = Retention(store, timedelta(days=settings.retention))
     for part in (
-        *(database, publisher, depths, intake, settler, expansion),
-        *(postings, outcomes, responder, retention),
+        *(database, publisher, depth, intake, settler, expansion),
+        *(postings, outcomes, server, retention),
     ):
         process.run(part.run())
-    for drain in (postings.drain, responder.drain, expansion.drain, outcomes.drain):
+    for drain in (postings.drain, server.drain, expansion.drain, outcomes.drain):
         process.on_drain(drain)
 
 

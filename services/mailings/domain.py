@@ -1,4 +1,4 @@
-"""Who gets a message, under which id, and what becomes of it: pure."""
+"""Recipients, message ids and states of postings: pure."""
 
 import re
 from collections.abc import Mapping
@@ -17,11 +17,12 @@ from shared.registry import CHANNELS, Channel
 
 _NAMESPACE: Final = UUID("a3f0a1a7-96b8-4d0d-9a40-0f3a4b9d5c11")
 DEFAULT_PAGE_SIZE: Final = 500
-LARGEST_PAGE_SIZE: Final = 100_000
+MAX_PAGE_SIZE: Final = 100_000
 # Characters of a reason.
-LONGEST_REASON: Final = 500
-_QUOTED: Final = 40
-_LARGEST_ID: Final = 1 << 63
+MAX_REASON: Final = 500
+# Characters of a value in a reason.
+_MAX_QUOTED: Final = 40
+_MAX_ID: Final = 1 << 63
 
 _USER_ID: Final = TypeAdapter(ClientId).validator
 _ADDRESS: Final = {
@@ -34,63 +35,63 @@ _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 class InvalidPostingError(Exception):
-    """The posting can't be gone on with; the text says why."""
+    """The posting cannot be expanded. The text is the reason."""
 
 
-def posting_id(logical: str) -> UUID:
-    """The id of the posting that comes under a logical id, however often it comes."""
+def posting_id(logical_id: str) -> UUID:
+    """Return the id of the posting with this logical id."""
     try:
-        return UUID(logical)
+        return UUID(logical_id)
     except ValueError:
-        return uuid5(_NAMESPACE, logical)
+        return uuid5(_NAMESPACE, logical_id)
 
 
-def posting_of_key(client_id: str | None, idempotency_key: str) -> UUID:
-    """The posting that a request with an idempotency key creates."""
+def posting_id_of_key(client_id: str | None, idempotency_key: str) -> UUID:
+    """Return the id of the posting that a request with an idempotency key creates."""
     return uuid5(_NAMESPACE, f"{client_id or ''}\0key:{idempotency_key}")
 
 
 def message_id(posting: UUID, channel: str, user_id: str) -> UUID:
-    """The id of the message to a user, the same whenever it is worked out anew."""
+    """Return the id of the message to a user, which is the same every time."""
     return uuid5(posting, f"{channel} {user_id}")
 
 
 @dataclass(frozen=True, slots=True)
 class PageUrls:
-    """The URLs of a list's pages: `page_number` and `page_size` set, all else as it was."""
+    """The URLs of a user list: `page_number` and `page_size` are set, the rest is unchanged."""
 
-    before: str  # up to the page's number
-    after: str
+    prefix: str  # up to the page number
+    suffix: str
     first: int
     size: int
 
     @classmethod
     def of(cls, url: str) -> "PageUrls":
-        """Those of a list of receivers.
+        """Return the URLs of a user list.
 
         Raises:
-            InvalidPostingError: its page_number or page_size is no number, or too large.
+            InvalidPostingError: page_number or page_size is not a number, or is out of range.
         """
         path, _, query = url.partition("#")[0].partition("?")
-        given: dict[str, str] = {}
+        paging: dict[str, str] = {}
         others = []
         for part in filter(None, query.split("&")):
             name, _, value = part.partition("=")
             name = unquote_plus(name)
             if name in ("page_number", "page_size"):
-                given.setdefault(name, value)
+                paging.setdefault(name, value)
             else:
                 others.append(part)
-        size = _number("page_size", given.get("page_size"), DEFAULT_PAGE_SIZE)
-        if not 1 <= size <= LARGEST_PAGE_SIZE:
-            raise InvalidPostingError(f"receivers: page_size must be from 1 to {LARGEST_PAGE_SIZE}")
-        first = _number("page_number", given.get("page_number"), 1)
-        before = "&".join([*others, "page_number="])
-        return cls(f"{path}?{before}", f"&page_size={size}", first, size)
+        size = _number("page_size", paging.get("page_size"), DEFAULT_PAGE_SIZE)
+        if not 1 <= size <= MAX_PAGE_SIZE:
+            raise InvalidPostingError(f"receivers: page_size must be from 1 to {MAX_PAGE_SIZE}")
+        first = _number("page_number", paging.get("page_number"), 1)
+        prefix = "&".join([*others, "page_number="])
+        return cls(f"{path}?{prefix}", f"&page_size={size}", first, size)
 
     def at(self, index: int) -> str:
-        """The URL of a page, counted from 0."""
-        return f"{self.before}{self.first + index}{self.after}"
+        """Return the URL of a page, counted from 0."""
+        return f"{self.prefix}{self.first + index}{self.suffix}"
 
 
 def _number(name: str, text: str | None, default: int) -> int:
@@ -102,66 +103,82 @@ def _number(name: str, text: str | None, default: int) -> int:
 
 
 class Page(NamedTuple):
-    """A page of receivers; what is in it need not be users."""
+    """A page of a user list. Its items may be invalid."""
 
     items: list[Any]
-    last: bool
+    is_last: bool
 
 
-def page(value: Any, size: int) -> Page:
-    """The page in an answer: a list, `{"results": [...]}`, or a user by himself.
+def parse_page(value: Any, size: int) -> Page:
+    """Return the page in a response: a list, `{"results": [...]}`, or a single user.
 
     Raises:
-        InvalidPostingError: it is none of these.
+        InvalidPostingError: the response has another form.
     """
     if isinstance(value, dict):
         if "results" not in value:
-            return Page([value], last=True)
+            return Page([value], is_last=True)
         value = value["results"]
     if not isinstance(value, list):
-        raise InvalidPostingError('the answer is no list, no {"results": […]} and no user')
-    return Page(value, last=len(value) < size)
+        raise InvalidPostingError('the response is not a list, not {"results": […]} and not a user')
+    return Page(value, is_last=len(value) < size)
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Nothing is sent, and why."""
+    """The recipient gets no message, and the reason."""
 
-    why: str
+    reason: str
 
 
-def user_id(item: Any) -> str | Skip:
-    """A user's id."""
-    if not isinstance(item, dict):
-        return Skip("not a user: no JSON object")
-    given = item.get("id")
-    if isinstance(given, int) and not isinstance(given, bool) and abs(given) < _LARGEST_ID:
-        return str(given)
-    if given is None:
-        return Skip("not a user: id: Field required")
-    if isinstance(given, str) and _USER_ID.isinstance_python(given):
-        return given
-    return Skip("not a user: id: must be a text of 1 to 255 characters, or a number")
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """An item of a page.
+
+    id: the user's id, or the position of an invalid item.
+    user: the fields of the user.
+    error: why the item is invalid.
+    """
+
+    id: str
+    user: Mapping[str, Any]
+    error: str | None
+
+    @classmethod
+    def of(cls, item: Any, position: str) -> "Recipient":
+        """Return the recipient at a position such as `page 3, item 7`."""
+        if not isinstance(item, dict):
+            return cls(position, {}, "not a user: not a JSON object")
+        id_ = item.get("id")
+        if isinstance(id_, int) and not isinstance(id_, bool) and abs(id_) < _MAX_ID:
+            return cls(str(id_), item, None)
+        if id_ is None:
+            return cls(position, {}, "not a user: id: Field required")
+        if isinstance(id_, str) and _USER_ID.isinstance_python(id_):
+            return cls(id_, item, None)
+        return cls(
+            position, {}, "not a user: id: must be a text of 1 to 255 characters, or a number"
+        )
 
 
 def address(user: Mapping[str, Any], channel: Channel, kind: str) -> str | Skip:
-    """Where a user gets a message of this kind, if he wants it this way."""
+    """Return a user's address on a channel, unless they have not enabled this kind of message."""
     if user.get("is_active", True) is not True:
         return Skip("inactive")
     if user.get(channel.opt_in) is not True:
-        return Skip(f"{channel.name} not wanted")
+        return Skip(f"{channel.name} not enabled")
     kinds = user.get("notifications")
     if isinstance(kinds, dict) and kinds.get(kind) is False:
-        return Skip(f"{kind} not wanted")
+        return Skip(f"{kind} not enabled")
     zone = user.get("timezone")
     if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
-        shown = repr(zone[:_QUOTED]) if isinstance(zone, str) else "that is no text"
+        shown = repr(zone[:_MAX_QUOTED]) if isinstance(zone, str) else "that is not a text"
         return Skip(f"unknown time zone {shown}")
-    given = channel.normalize(user.get(channel.user_address))
-    if not given:
+    found = channel.normalize(user.get(channel.user_address))
+    if not found:
         return Skip(f"no {channel.address_label}")
-    valid = _ADDRESS[channel.name].isinstance_python(given)
-    return given if valid else Skip(f"wrong {channel.address_label}")
+    valid = _ADDRESS[channel.name].isinstance_python(found)
+    return found if valid else Skip(f"invalid {channel.address_label}")
 
 
 @cache
@@ -169,24 +186,24 @@ def _time_zones() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-def stored(why: str) -> str:
-    """A reason as PostgreSQL and people take it."""
-    return "".join(c if c.isprintable() else " " for c in why)[:LONGEST_REASON]
+def storable(reason: str) -> str:
+    """Return a reason without control characters, and not longer than MAX_REASON."""
+    return "".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON]
 
 
-def state(ended: str | None, *, begun: bool, open_messages: int) -> PostingState:
-    """How far a posting is."""
+def posting_state(ended: str | None, *, started: bool, unsettled: int) -> PostingState:
+    """Return the state of a posting; `unsettled` is the number of messages that are not settled."""
     match ended:
         case None:
-            return PostingState.EXPANDING if begun else PostingState.ACCEPTED
+            return PostingState.EXPANDING if started else PostingState.ACCEPTED
         case "expanded":
-            return PostingState.SENDING if open_messages else PostingState.DONE
+            return PostingState.SENDING if unsettled else PostingState.DONE
         case _:
             return PostingState(ended)
 
 
-def settled(before: MessageState, told: MessageState) -> bool:
-    """Whether a message in that state changes by such a fact: a dead letter may still be sent."""
-    if before is MessageState.CREATED:
+def may_change(status: MessageState, new: MessageState) -> bool:
+    """Return whether a fact may change a message's status. A redriven dead letter may be sent."""
+    if status is MessageState.CREATED:
         return True
-    return told is MessageState.SENT and before in (MessageState.FAILED, MessageState.EXPIRED)
+    return new is MessageState.SENT and status in (MessageState.FAILED, MessageState.EXPIRED)

@@ -1,4 +1,4 @@
-"""The queue `postings`: from a message to a posting in the database."""
+"""The consumer of the queue `postings`."""
 
 import logging
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from services.mailings import metrics
 from services.mailings.domain import posting_id
-from services.mailings.intake import Intake, OtherOrder, order
+from services.mailings.intake import Intake, PostingConflict, new_posting
 from shared.amqp.message import Dead, Message, Outcome
 from shared.clock import Clock
 from shared.contracts.postings import Posting
@@ -16,35 +16,39 @@ logger = logging.getLogger(__name__)
 
 
 class Handler:
-    """Takes postings in."""
+    """Accepts postings."""
 
     def __init__(self, intake: Intake, clock: Clock) -> None:
         self._intake = intake
         self._clock = clock
 
     async def handle(self, message: Message, posting: Posting) -> None:
-        """Take a posting in, under its logical id; it is committed when this returns.
+        """Accept a posting under its logical id. It is committed when this returns.
 
         Raises:
-            ContractViolationError: another posting came under this id.
-            StoreConnectionLostError: repeat it later.
+            ContractViolationError: the id belongs to a different posting.
+            StoreConnectionLostError: the effect is unknown; repeat it later.
         """
         at = message.properties.timestamp
-        taken = await self._intake.take(
-            order(
+        result = await self._intake.accept(
+            new_posting(
                 posting_id(message.id),
                 posting,
                 at=self._clock.now() if at is None else at,
                 traceparent=message.traceparent,
             )
         )
-        if isinstance(taken, OtherOrder):
-            raise ContractViolationError("another posting came under this id: give each its own")
+        if isinstance(result, PostingConflict):
+            raise ContractViolationError(
+                "the id belongs to a different posting; use a new id for each posting"
+            )
 
 
 def report(message: Message, _: Posting | None, outcome: Outcome[None]) -> BaseModel | None:
-    """Count and log what is dead."""
+    """Count and log a dead letter."""
     if isinstance(outcome, Dead):
         metrics.POSTINGS.labels("invalid").inc()
-        logger.error("posting dead", extra={"message_id": message.id, "reason": outcome.reason})
+        logger.error(
+            "posting dead-lettered", extra={"message_id": message.id, "reason": outcome.reason}
+        )
     return None

@@ -1,4 +1,4 @@
-"""Takes postings in, in batches: one statement for many, and each is answered by itself."""
+"""Accepts postings in batches: one statement stores many, and each gets its own result."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from services.mailings import metrics
-from services.mailings.store import Order, Store
+from services.mailings.store import NewPosting, Store
 from shared.contracts.posting_requests import PostingAccepted, PostingState
 from shared.contracts.postings import Posting
 from shared.resilience.batching import Batcher
@@ -17,73 +17,72 @@ from shared.resilience.batching import Batcher
 logger = logging.getLogger(__name__)
 
 # Postings in one statement.
-BATCH: Final = 500
+BATCH_SIZE: Final = 500
 
 
-class OtherOrder:
-    """Another posting was ordered under this id, or one that is not this client's to see."""
+class PostingConflict:
+    """The id belongs to a different posting, or to one that the client cannot see."""
 
 
-OTHER_ORDER: Final = OtherOrder()
-Taken = PostingAccepted | OtherOrder
+_CONFLICT: Final = PostingConflict()
 
 
-def order(
+def new_posting(
     id_: UUID,
     posting: Posting,
     *,
     at: float,
     client_id: str | None = None,
     traceparent: str | None = None,
-) -> Order:
-    """The order of a posting that was made at a moment, in epoch seconds."""
+) -> NewPosting:
+    """Return a posting that was published at a given time, in epoch seconds."""
     lifetime = posting.lifetime
     expires_at = None
     if lifetime is not None:
         expires_at = datetime.fromtimestamp(at, UTC) + timedelta(seconds=lifetime)
     fields = posting.model_dump(mode="json", exclude_unset=True)
     fingerprint = sha256(dumps(fields, sort_keys=True).encode()).digest()
-    return Order(id_, posting, fingerprint, expires_at, client_id, traceparent)
+    return NewPosting(id_, posting, fingerprint, expires_at, client_id, traceparent)
 
 
 class Intake:
-    """Takes orders in. `wake` hears of each."""
+    """Accepts postings, and calls `wake` when one is new."""
 
     def __init__(self, store: Store, wake: Callable[[], None]) -> None:
         self._store = store
         self._wake = wake
-        self._batches: Batcher[Order, bool] = Batcher(self._accept, max_size=BATCH)
+        self._batches: Batcher[NewPosting, bool] = Batcher(self._accept, max_size=BATCH_SIZE)
 
     async def run(self) -> None:
-        """Take in what comes until cancelled."""
+        """Accept postings until cancelled."""
         await self._batches.run()
 
-    async def take(self, ordered: Order) -> Taken:
-        """Take an order in, or find that it was before: a repeat changes nothing.
+    async def accept(self, posting: NewPosting) -> PostingAccepted | PostingConflict:
+        """Accept a posting. A repeat changes nothing.
 
         Raises:
-            StoreConnectionLostError: repeat it with the same id.
+            StoreConnectionLostError: the effect is unknown; repeat it with the same id.
         """
-        if await self._batches.add(ordered):
+        if await self._batches.add(posting):
             metrics.POSTINGS.labels("accepted").inc()
             logger.info(
                 "posting accepted",
                 extra={
-                    "posting_id": str(ordered.id),
-                    "from_event": ordered.posting.from_event,
-                    "client_id": ordered.client_id,
+                    "posting_id": str(posting.id),
+                    "from_event": posting.posting.from_event,
+                    "client_id": posting.client_id,
                 },
             )
-            return PostingAccepted(id=ordered.id, status=PostingState.ACCEPTED)
+            return PostingAccepted(id=posting.id, status=PostingState.ACCEPTED)
         metrics.POSTINGS.labels("repeated").inc()
-        known = await self._store.known(ordered.id, ordered.client_id)
-        if known is None or known[0] != ordered.fingerprint:
-            return OTHER_ORDER
-        return PostingAccepted(id=ordered.id, status=known[1])
+        known = await self._store.find(posting.id, posting.client_id)
+        if known is None or known[0] != posting.fingerprint:
+            return _CONFLICT
+        return PostingAccepted(id=posting.id, status=known[1])
 
-    async def _accept(self, orders: list[Order]) -> list[bool]:
-        first = {each.id: each for each in reversed(orders)}
-        fresh = await self._store.accept(list(first.values()))
-        if fresh:
+    async def _accept(self, postings: list[NewPosting]) -> list[bool]:
+        first = {each.id: each for each in reversed(postings)}
+        new = await self._store.accept(list(first.values()))
+        if new:
             self._wake()
-        return [each.id in fresh and each is first[each.id] for each in orders]
+        return [each.id in new and each is first[each.id] for each in postings]

@@ -1,4 +1,4 @@
-"""What mailings counts; docs/metrics.md explains each."""
+"""The metrics of mailings. docs/metrics.md explains each."""
 
 from typing import Final
 
@@ -7,10 +7,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from shared.contracts.posting_requests import MessageState
 from shared.registry import CHANNELS
 
-POSTINGS: Final = Counter("ringback_postings", "Postings, by what became of them.", ["outcome"])
+POSTINGS: Final = Counter("ringback_postings", "Postings, by outcome.", ["outcome"])
 _MESSAGES: Final = Counter(
     "ringback_posting_messages",
-    "Messages of postings, by what became of them.",
+    "Messages of postings, by outcome.",
     ["channel", "outcome"],
 )
 MESSAGES: Final = {
@@ -20,15 +20,15 @@ MESSAGES: Final = {
 }
 PAGE: Final = Histogram(
     "ringback_posting_page_seconds",
-    "One page of receivers: `fetch` until it is there, `give_out` until its checkpoint.",
+    "One page of recipients: `fetch` until it arrives, `publish` until its checkpoint.",
     ["step"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 FETCH: Final = PAGE.labels("fetch")
-GIVE_OUT: Final = PAGE.labels("give_out")
-HELD_BACK: Final = Gauge(
+PUBLISH: Final = PAGE.labels("publish")
+BACKPRESSURE: Final = Gauge(
     "ringback_posting_backpressure",
-    "1 while so much waits for delivery that expansion holds back.",
+    "1 while expansion pauses because too many messages wait for delivery.",
     ["queue"],
     multiprocess_mode="livemax",
 )

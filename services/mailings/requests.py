@@ -1,4 +1,4 @@
-"""The requests on the queue `mailings.requests`: from bodies to answers."""
+"""The request handlers of the queue `mailings.requests`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -7,8 +7,8 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel
 
-from services.mailings.domain import posting_of_key
-from services.mailings.intake import Intake, OtherOrder, order
+from services.mailings.domain import posting_id_of_key
+from services.mailings.intake import Intake, PostingConflict, new_posting
 from services.mailings.store import Store
 from shared.amqp.parsing import parse_request
 from shared.amqp.rpc import RequestContext
@@ -29,28 +29,28 @@ from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOpera
 from shared.pagination import END, decode_cursor, encode_cursor
 
 B = TypeVar("B", bound=BaseModel)
-Answer = BaseModel | Failure
-Handler = Callable[[RequestContext, bytes], Awaitable[Answer]]
+Response = BaseModel | Failure
+Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
 
-# Requests that use a connection to the database at a time.
-SIDE_BY_SIDE: Final = 2
-NO_POSTING: Final = Failure(code=FailureCode.NOT_FOUND, detail="there is no such posting")
-OTHER_ORDER: Final = Failure(
+# Requests that use a database connection at a time.
+MAX_CONCURRENT_READS: Final = 2
+NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="the posting does not exist")
+CONFLICT: Final = Failure(
     code=FailureCode.CONFLICT,
-    detail="another posting was created under this idempotency key",
+    detail="a different posting was created with this idempotency key",
 )
 
-NO_CURSOR: Final = invalid([FieldError(field="cursor", message="is none that an answer held")])
+INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a valid cursor")])
 
 
 class Requests:
-    """Answers requests. A posting of a client is seen by that client, any other by everybody."""
+    """Handles requests. Only its client sees a posting; one without a client is visible to all."""
 
     def __init__(self, intake: Intake, store: Store, clock: Clock) -> None:
         self._intake = intake
         self._store = store
         self._clock = clock
-        self._places = asyncio.Semaphore(SIDE_BY_SIDE)
+        self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -63,62 +63,62 @@ class Requests:
             )
         )
 
-    async def _create(self, context: RequestContext, wish: CreatePosting) -> Answer:
-        key = wish.idempotency_key
-        id_ = uuid4() if key is None else posting_of_key(context.client_id, key)
-        taken = await self._intake.take(
-            order(
+    async def _create(self, context: RequestContext, command: CreatePosting) -> Response:
+        key = command.idempotency_key
+        id_ = uuid4() if key is None else posting_id_of_key(context.client_id, key)
+        result = await self._intake.accept(
+            new_posting(
                 id_,
-                wish.posting,
+                command.posting,
                 at=self._clock.now(),
                 client_id=context.client_id,
                 traceparent=context.traceparent,
             )
         )
-        return OTHER_ORDER if isinstance(taken, OtherOrder) else taken
+        return CONFLICT if isinstance(result, PostingConflict) else result
 
-    async def _get(self, context: RequestContext, wish: GetPosting) -> Answer:
-        async with self._places:
-            return await self._store.status(wish.id, context.client_id) or NO_POSTING
+    async def _get(self, context: RequestContext, command: GetPosting) -> Response:
+        async with self._reads:
+            return await self._store.status(command.id, context.client_id) or NOT_FOUND
 
-    async def _list(self, context: RequestContext, wish: ListPostings) -> Answer:
+    async def _list(self, context: RequestContext, command: ListPostings) -> Response:
         try:
-            before = decode_cursor(wish.cursor) if wish.cursor else END
+            before = decode_cursor(command.cursor) if command.cursor else END
         except ValueError:
-            return NO_CURSOR
-        async with self._places:
+            return INVALID_CURSOR
+        async with self._reads:
             found = await self._store.postings(
-                context.client_id, wish.from_event, before, wish.limit + 1
+                context.client_id, command.from_event, before, command.limit + 1
             )
-        items = found[: wish.limit]
-        more = len(found) > wish.limit
+        items = found[: command.limit]
+        more = len(found) > command.limit
         last = (items[-1].accepted_at, items[-1].id) if more else None
         return Postings(items=items, next_cursor=encode_cursor(last) if last else None)
 
-    async def _messages(self, context: RequestContext, wish: ListPostingMessages) -> Answer:
+    async def _messages(self, context: RequestContext, command: ListPostingMessages) -> Response:
         try:
-            after = UUID(wish.cursor) if wish.cursor else UUID(int=0)
+            after = UUID(command.cursor) if command.cursor else UUID(int=0)
         except ValueError:
-            return NO_CURSOR
-        async with self._places:
-            if not await self._store.known(wish.id, context.client_id):
-                return NO_POSTING
-            found = await self._store.messages(wish.id, after, wish.status, wish.limit + 1)
-        items = found[: wish.limit]
+            return INVALID_CURSOR
+        async with self._reads:
+            if not await self._store.find(command.id, context.client_id):
+                return NOT_FOUND
+            found = await self._store.messages(command.id, after, command.status, command.limit + 1)
+        items = found[: command.limit]
         return PostingMessages(
             items=items,
-            next_cursor=str(items[-1].id) if len(found) > wish.limit else None,
+            next_cursor=str(items[-1].id) if len(found) > command.limit else None,
         )
 
 
 def _bound(
     operation: RpcOperation[B],
-    respond: Callable[[RequestContext, B], Awaitable[Answer]],
+    respond: Callable[[RequestContext, B], Awaitable[Response]],
     *,
     within: str = "",
 ) -> tuple[str, Handler]:
-    async def handle(context: RequestContext, body: bytes) -> Answer:
-        wish = parse_request(operation.request, body, within=within)
-        return wish if isinstance(wish, Failure) else await respond(context, wish)
+    async def handle(context: RequestContext, body: bytes) -> Response:
+        command = parse_request(operation.request, body, within=within)
+        return command if isinstance(command, Failure) else await respond(context, command)
 
     return operation.name, handle

@@ -1,4 +1,4 @@
-"""Forgets postings that ended longer ago than the retention, with their messages."""
+"""Deletes postings that ended longer ago than the retention, with their messages."""
 
 import asyncio
 import logging
@@ -10,34 +10,34 @@ from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two rounds, so that each has little to do.
-EVERY: Final = 60.0
-# Messages deleted in one statement: some 20 ms, in which nobody waits.
-BATCH: Final = 2000
-# Postings of one round.
-POSTINGS: Final = 1000
+# Seconds between two runs.
+INTERVAL: Final = 60.0
+# Messages deleted in one statement, which takes some 20 ms.
+BATCH_SIZE: Final = 2000
+# Postings deleted in one run.
+MAX_POSTINGS: Final = 1000
 
 
 class Retention:
-    """Keeps postings for `age` after their end, and a little longer."""
+    """Deletes postings some time after `age` has passed since their end."""
 
     def __init__(self, store: Store, age: timedelta) -> None:
         self._store = store
         self._age = age
 
     async def run(self) -> None:
-        """Forget until cancelled."""
+        """Delete old postings until cancelled."""
         while True:
             try:
-                await self.run_once(POSTINGS)
+                await self.run_once(MAX_POSTINGS)
             except StoreConnectionLostError as error:
-                logger.warning("old postings stay for now: %s", error)
-            await asyncio.sleep(EVERY)
+                logger.warning("old postings not deleted: %s", error)
+            await asyncio.sleep(INTERVAL)
 
     async def run_once(self, limit: int) -> int:
-        """Forget old postings, at most `limit`; how many it were."""
-        old = await self._store.old(self._age, limit)
+        """Delete up to `limit` old postings, and return their number."""
+        old = await self._store.ended_before(self._age, limit)
         for posting_id in old:
-            while not await self._store.forget(posting_id, BATCH):
+            while not await self._store.delete(posting_id, BATCH_SIZE):
                 pass
         return len(old)

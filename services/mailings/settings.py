@@ -1,4 +1,4 @@
-"""What can be set about mailings."""
+"""The settings of mailings."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ def _unsubscribe_url(value: str) -> str:
             "must look like https://example.com/unsubscribe?user={user_id}&kind={kind}"
         )
     if set("{}") & set(value.replace("{user_id}", "").replace("{kind}", "")):
-        raise ValueError("may hold {user_id} and {kind}, and no other braces")
+        raise ValueError("can contain {user_id} and {kind}, but no other braces")
     return value
 
 
@@ -26,31 +26,32 @@ class MailingsSettings(BaseSettings):
     )
 
     product: Annotated[str, Field(min_length=1, max_length=100)] = Field(
-        default="Ringback", description="The name that messages speak of."
+        default="Ringback", description="The name of your product in messages."
     )
     unsubscribe_url: Annotated[
         Annotated[str, AfterValidator(_unsubscribe_url)] | None, EMPTY_IS_NONE
     ] = Field(
         default=None,
-        description="Where one click unsubscribes from a kind of e-mail. Not set: nowhere.",
+        description="URL for one-click unsubscribe from a kind of e-mail. Default: none.",
         examples=["https://example.com/unsubscribe?user={user_id}&kind={kind}"],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
         default=500, description="Messages in flight from each queue for one worker."
     )
     concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=4, description="Postings that one worker goes on with side by side."
+        default=4, description="Postings that one worker expands at a time."
     )
-    most_waiting: Annotated[int, Field(ge=100)] = Field(
+    max_waiting: Annotated[int, Field(ge=100)] = Field(
         default=20_000,
-        description="Messages that may wait in a queue and its tiers before expansion holds back.",
+        description="Messages in a queue and its tiers at which expansion pauses.",
     )
-    most_receivers: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
-        default=2_000_000, description="A longer list of users is taken for an endless one."
+    max_receivers: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        default=2_000_000, description="Users on a list. A posting to a longer list fails."
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
-        default=30.0, description="Days for which a posting that has ended is kept."
+        default=30.0, description="Days for which an ended posting is kept."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=1_048_576, description="A larger message is dead at once; 1 MiB."
+        default=1_048_576,
+        description="Bytes of a message. A larger one is dead-lettered.",
     )

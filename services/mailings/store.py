@@ -1,10 +1,8 @@
 """Postings and their messages in PostgreSQL. Every method is one statement or one transaction.
 
-All raise StoreConnectionLostError when the database is unavailable, slow or full. Whether they took
-effect is then unknown.
-
-What a turn writes is bound to the number of its lease, and raises LeaseLostError once another
-turn has begun.
+All raise StoreConnectionLostError when the database is unavailable, slow or full. The effect is
+then unknown. Writes of a slice check its lease, and raise LeaseLostError when another slice has
+claimed the posting.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,17 +26,17 @@ from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 
 SQL: Final = queries("services.mailings")
-# Different reasons for skipping that a status tells: the most frequent ones.
-MOST_REASONS: Final = 100
+# The most frequent reasons for skipping, as many as a status shows.
+MAX_REASONS: Final = 100
 
 
 class LeaseLostError(Exception):
-    """Another turn of this posting has begun: this one may change nothing more."""
+    """Another slice has claimed the posting, so this one must not write any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """A posting to take in."""
+class NewPosting:
+    """A posting to accept."""
 
     id: UUID
     posting: Posting
@@ -50,40 +48,47 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A turn of a posting. `interrupted`: the turn before left a page half given out."""
+    """A claimed posting.
+
+    lease: the number of the claim.
+    unfinished: whether the last slice may have published a part of a page.
+    fetched_data: the data that the template fetches; None if it is not fetched yet.
+    pages: the checkpoint.
+    failures: failed slices since the checkpoint.
+    """
 
     id: UUID
     lease: int
-    interrupted: bool
+    unfinished: bool
     posting: Posting
     traceparent: str | None
     expires_at: datetime | None
-    context: dict[str, Any] | None
+    fetched_data: dict[str, Any] | None
     pages: int
     receivers: int
-    tries: int
+    failures: int
 
 
-class Row(NamedTuple):
-    """A message to be: given out unless there is a reason `why` not."""
+class MessageRow(NamedTuple):
+    """A new message; with a reason, it is skipped."""
 
     id: UUID
     user_id: str
     channel: str
-    why: str | None
+    reason: str | None
 
 
-class Settled(NamedTuple):
-    """What a fact says of a message."""
+class MessageChange(NamedTuple):
+    """The new status of a message."""
 
     posting_id: UUID
     id: UUID
     status: MessageState
-    why: str | None
+    reason: str | None
 
 
-class Finished(NamedTuple):
-    """A posting whose last message is settled, and its messages by state."""
+class DonePosting(NamedTuple):
+    """A posting whose last message is settled, and its messages by status."""
 
     id: UUID
     from_event: str | None
@@ -91,44 +96,44 @@ class Finished(NamedTuple):
 
 
 class Store:
-    """The schema `mailings`, that several processes may use at a time."""
+    """The schema `mailings`, which several processes may use at a time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def accept(self, orders: Sequence[Order]) -> set[UUID]:
-        """Take in postings of different ids; those that were not known."""
+    async def accept(self, postings: Sequence[NewPosting]) -> set[UUID]:
+        """Store postings with different ids, and return the ids that are new."""
         rows = await self._database.fetch(
             SQL["accept"],
-            [order.id for order in orders],
-            [order.client_id for order in orders],
-            [order.fingerprint for order in orders],
-            [order.posting.model_dump_json(exclude_none=True) for order in orders],
-            [order.posting.from_event for order in orders],
-            [order.traceparent for order in orders],
-            [order.expires_at for order in orders],
+            [each.id for each in postings],
+            [each.client_id for each in postings],
+            [each.fingerprint for each in postings],
+            [each.posting.model_dump_json(exclude_none=True) for each in postings],
+            [each.posting.from_event for each in postings],
+            [each.traceparent for each in postings],
+            [each.expires_at for each in postings],
         )
         return {row["id"] for row in rows}
 
-    async def known(
+    async def find(
         self, posting_id: UUID, client_id: str | None
     ) -> tuple[bytes, PostingState] | None:
-        """The fingerprint and state of a posting; None where the client has none of that id."""
+        """Return the fingerprint and state of a posting; None if the client has no such posting."""
         row = await self._database.fetchrow(SQL["posting"], posting_id, client_id)
         return None if row is None else (row["fingerprint"], _state(row))
 
     async def status(self, posting_id: UUID, client_id: str | None) -> PostingStatus | None:
-        """How far a posting is; None where the client has none of that id."""
+        """Return the status of a posting; None if the client has no such posting."""
         row = await self._database.fetchrow(SQL["posting"], posting_id, client_id)
         if row is None:
             return None
         skipped = (
-            await self._database.fetch(SQL["skipped"], posting_id, MOST_REASONS)
+            await self._database.fetch(SQL["skipped"], posting_id, MAX_REASONS)
             if row["skipped"]
             else ()
         )
         return PostingStatus(
-            **_progress(row), skipped={each["why"]: each["times"] for each in skipped}
+            **_progress(row), skipped={each["reason"]: each["count"] for each in skipped}
         )
 
     async def postings(
@@ -138,151 +143,160 @@ class Store:
         before: tuple[datetime, UUID],
         limit: int,
     ) -> list[PostingProgress]:
-        """Postings that a client sees, newest first, of those accepted before that one."""
+        """Return postings that a client can see, newest first, accepted before the given one."""
         rows = await self._database.fetch(SQL["postings"], client_id, from_event, *before, limit)
         return [PostingProgress(**_progress(row)) for row in rows]
 
     async def messages(
         self, posting_id: UUID, after: UUID, status: MessageState | None, limit: int
     ) -> list[PostingMessage]:
-        """Messages of a posting in the order of their ids."""
+        """Return messages of a posting, ordered by id."""
         rows = await self._database.fetch(SQL["messages"], posting_id, after, status, limit)
         return [PostingMessage(**dict(row.items())) for row in rows]
 
     async def claim(self, limit: int, *, lease: float) -> list[Claim]:
-        """Begin turns of the postings whose turn is next, each for `lease` seconds unless kept."""
+        """Claim due postings for `lease` seconds."""
         return [
             Claim(
                 row["id"],
                 row["lease"],
-                row["held"],
+                row["unfinished"],
                 Posting.model_validate_json(row["body"]),
                 row["traceparent"],
                 row["expires_at"],
-                None if row["context"] is None else from_json(row["context"]),
+                None if row["fetched_data"] is None else from_json(row["fetched_data"]),
                 row["pages"],
                 row["receivers"],
-                row["tries"],
+                row["failures"],
             )
             for row in await self._database.fetch(SQL["claim"], limit, lease)
         ]
 
-    async def keep(self, claim: Claim, *, lease: float) -> bool:
-        """Have a turn for `lease` seconds more; False where it is lost."""
-        row = await self._database.fetchrow(SQL["keep"], claim.id, claim.lease, lease)
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """Extend a claim by `lease` seconds; return False if it is lost."""
+        row = await self._database.fetchrow(SQL["renew"], claim.id, claim.lease, lease)
         return row is not None
 
-    async def remember(self, claim: Claim, context: Mapping[str, Any]) -> None:
-        """Keep what was fetched for a posting."""
-        text = to_json(context).decode()
-        await self._database.execute(SQL["fetched"], claim.id, claim.lease, text)
+    async def save_fetched_data(self, claim: Claim, data: Mapping[str, Any]) -> None:
+        """Store the data that the template of a posting fetches."""
+        text = to_json(data).decode()
+        await self._database.execute(SQL["save_fetched_data"], claim.id, claim.lease, text)
 
-    async def put(
-        self, claim: Claim, page: int, rows: Sequence[Row], *, take_back: bool
+    async def add_messages(
+        self, claim: Claim, page: int, rows: Sequence[MessageRow], *, remove_unfinished: bool
     ) -> set[UUID]:
-        """Write messages of a page; the ids of those that were not there yet.
+        """Add messages of a page, and return the ids that are new.
 
-        With `take_back`, what an interrupted turn wrote of this page and later ones is forgotten
-        first, except for what has been settled meanwhile.
+        With `remove_unfinished`, it first removes the messages that an interrupted slice added
+        for this page and later ones, unless they have been settled.
         """
         async with self._database.transaction() as connection:
             await _lock(connection, claim)
             created = skipped = 0
-            if take_back:
-                gone = await connection.fetchrow(SQL["take_back"], claim.id, page)
-                created, skipped = -gone["created"], -gone["skipped"]
+            if remove_unfinished:
+                removed = await connection.fetchrow(SQL["remove_unfinished"], claim.id, page)
+                created, skipped = -removed["created"], -removed["skipped"]
             columns = list(map(list, zip(*rows, strict=True))) or [[], [], [], []]
-            fresh = {
-                row["id"] for row in await connection.fetch(SQL["put"], claim.id, page, *columns)
-            }
-            new = sum(1 for row in rows if row.why is None and row.id in fresh)
-            await connection.execute(
-                SQL["count"], claim.id, created + new, skipped + len(fresh) - new
-            )
-        return fresh
+            added = await connection.fetch(SQL["add_messages"], claim.id, page, *columns)
+            new = {row["id"] for row in added}
+            new_created = sum(1 for row in rows if row.reason is None and row.id in new)
+            created += new_created
+            skipped += len(new) - new_created
+            await connection.execute(SQL["count_messages"], claim.id, created, skipped)
+        return new
 
     async def known_before(self, claim: Claim, page: int, ids: Collection[UUID]) -> int:
-        """How many of these messages were written with pages before this one."""
+        """Return how many of these messages were added for earlier pages."""
         row = await self._database.fetchrow(SQL["known_before"], claim.id, ids, page)
         return int(row["count"])
 
     async def checkpoint(self, claim: Claim, *, pages: int, receivers: int, lease: float) -> None:
-        """All messages of so many pages are given out; the last of them had so many receivers."""
+        """Record that all messages of the first `pages` pages are published.
+
+        Args:
+            claim: the claim, which is extended by `lease` seconds.
+            pages: the number of pages.
+            receivers: the number of users on the last of them.
+            lease: seconds.
+        """
         if not await self._database.fetchrow(
             SQL["checkpoint"], claim.id, claim.lease, pages, receivers, lease
         ):
             raise LeaseLostError
 
-    async def put_off(
-        self, claim: Claim, *, held: bool, delay: float, tries: int, reason: str | None
+    async def release(
+        self, claim: Claim, *, unfinished: bool, delay: float, failures: int, reason: str | None
     ) -> None:
-        """End a turn; the next comes in `delay` seconds at the earliest."""
+        """End a slice; the next one is due in `delay` seconds."""
         await self._database.execute(
-            SQL["put_off"], claim.id, claim.lease, held, delay, tries, reason
+            SQL["release"], claim.id, claim.lease, unfinished, delay, failures, reason
         )
 
     async def finish(
-        self, claim: Claim, ended: str, reason: str | None, *, unfinished: int | None
+        self, claim: Claim, ended: str, reason: str | None, *, unpublished_from: int | None
     ) -> dict[str, int]:
-        """End a posting; its messages by state. Those from page `unfinished` on end as it does."""
+        """End a posting, and return its messages by status.
+
+        Messages from page `unpublished_from` on that are not settled get the status `ended`.
+        """
         async with self._database.transaction() as connection:
             await _lock(connection, claim)
-            swept = 0
-            if unfinished is not None:
-                swept = await connection.fetchval(
-                    SQL["sweep"], claim.id, unfinished, ended, "not given out any more"
+            unpublished = 0
+            if unpublished_from is not None:
+                unpublished = await connection.fetchval(
+                    SQL["end_unpublished"], claim.id, unpublished_from, ended, "not published"
                 )
-            row = await connection.fetchrow(SQL["finish"], claim.id, ended, reason, swept)
+            row = await connection.fetchrow(SQL["finish"], claim.id, ended, reason, unpublished)
         return _messages(row)
 
     async def settle(
-        self, facts: Sequence[Settled]
-    ) -> tuple[list[tuple[str, MessageState]], list[Finished]]:
-        """Give messages the states that facts tell; what changed, and the postings that are done.
+        self, changes: Sequence[MessageChange]
+    ) -> tuple[list[tuple[str, MessageState]], list[DonePosting]]:
+        """Apply changes; return the channel and status of changed messages, and the done postings.
 
-        A fact about a message that is not there, or that changes nothing, is passed over.
+        Changes of unknown messages and stale changes are ignored.
         """
         async with self._database.transaction() as connection:
-            postings = sorted({fact.posting_id for fact in facts})
+            postings = sorted({change.posting_id for change in changes})
             await connection.fetch(SQL["lock_postings"], postings)
             rows = await connection.fetch(
                 SQL["lock_messages"],
-                [fact.posting_id for fact in facts],
-                [fact.id for fact in facts],
+                [change.posting_id for change in changes],
+                [change.id for change in changes],
             )
-            before = {(row["posting_id"], row["id"]): row for row in rows}
-            after: dict[tuple[UUID, UUID], Settled] = {}
-            for fact in facts:
-                key = (fact.posting_id, fact.id)
-                if key in before:
-                    known = after[key].status if key in after else before[key]["status"]
-                    if domain.settled(MessageState(known), fact.status):
-                        after[key] = fact
-            if not after:
+            stored = {(row["posting_id"], row["id"]): row for row in rows}
+            applied: dict[tuple[UUID, UUID], MessageChange] = {}
+            for change in changes:
+                key = (change.posting_id, change.id)
+                if key in stored:
+                    status = applied[key].status if key in applied else stored[key]["status"]
+                    if domain.may_change(MessageState(status), change.status):
+                        applied[key] = change
+            if not applied:
                 return [], []
-            changes = [(before[key], fact) for key, fact in after.items()]
-            await connection.execute(SQL["settle"], *map(list, zip(*after.values(), strict=True)))
-            recounted = await connection.fetch(SQL["recount"], *_counts(changes))
+            pairs = [(stored[key], change) for key, change in applied.items()]
+            await connection.execute(SQL["settle"], *map(list, zip(*applied.values(), strict=True)))
+            recounted = await connection.fetch(SQL["recount"], *_differences(pairs))
         return (
-            [(row["channel"], fact.status) for row, fact in changes],
+            [(row["channel"], change.status) for row, change in pairs],
             [
-                Finished(row["id"], row["from_event"], _messages(row))
+                DonePosting(row["id"], row["from_event"], _messages(row))
                 for row in recounted
                 if row["last_settled"] and row["ended"] == "expanded"
             ],
         )
 
-    async def old(self, age: timedelta, limit: int) -> list[UUID]:
-        """Postings that ended longer ago, the oldest first."""
-        rows = await self._database.fetch(SQL["old_postings"], age.total_seconds(), limit)
+    async def ended_before(self, age: timedelta, limit: int) -> list[UUID]:
+        """Return postings that ended longer ago than `age`, the oldest first."""
+        rows = await self._database.fetch(SQL["ended_before"], age.total_seconds(), limit)
         return [row["id"] for row in rows]
 
-    async def forget(self, posting_id: UUID, limit: int) -> bool:
-        """Delete so many of a posting's messages, and with the last the posting; if it is gone."""
-        status = await self._database.execute(SQL["old_messages"], posting_id, limit)
+    async def delete(self, posting_id: UUID, limit: int) -> bool:
+        """Delete up to `limit` messages, or the empty posting; return whether it is gone."""
+        status = await self._database.execute(SQL["delete_messages"], posting_id, limit)
         if status != "DELETE 0":
             return False
-        return await self._database.execute(SQL["forget"], posting_id) == "DELETE 1"
+        return await self._database.execute(SQL["delete_posting"], posting_id) == "DELETE 1"
 
 
 async def _lock(connection: Any, claim: Claim) -> None:
@@ -308,8 +322,8 @@ def _progress(row: Any) -> dict[str, Any]:
 
 
 def _state(row: Any) -> PostingState:
-    begun = bool(row["pages"] or row["created"] or row["skipped"])
-    return domain.state(row["ended"], begun=begun, open_messages=row["created"])
+    started = bool(row["pages"] or row["created"] or row["skipped"])
+    return domain.posting_state(row["ended"], started=started, unsettled=row["created"])
 
 
 def _messages(row: Any) -> dict[str, int]:
@@ -324,12 +338,12 @@ _COUNTED: Final = (
 )
 
 
-def _counts(changes: Sequence[tuple[Any, Settled]]) -> list[list[Any]]:
-    """What changes in the counters of each posting, as columns, in the order of their ids."""
+def _differences(changes: Sequence[tuple[Any, MessageChange]]) -> list[list[Any]]:
+    """Return the changes to the counters of each posting, as columns ordered by posting id."""
     counts: dict[UUID, dict[str, int]] = {}
-    for row, fact in changes:
-        of = counts.setdefault(fact.posting_id, dict.fromkeys(_COUNTED, 0))
-        of[row["status"]] -= 1
-        of[fact.status] += 1
+    for row, change in changes:
+        of_posting = counts.setdefault(change.posting_id, dict.fromkeys(_COUNTED, 0))
+        of_posting[row["status"]] -= 1
+        of_posting[change.status] += 1
     ids = sorted(counts)
     return [ids, *([counts[each][state] for each in ids] for state in _COUNTED)]

@@ -19,32 +19,32 @@ DEFAULT_PAGE_SIZE: Final = 100
 _STRICT: Final = ConfigDict(
     frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
 )
-_ANSWER: Final = ConfigDict(frozen=True, extra="forbid")
+_RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 
 
 class PostingState(StrEnum):
-    """How far a posting is."""
+    """The state of a posting."""
 
-    ACCEPTED = "accepted"  # nothing was given out yet
-    EXPANDING = "expanding"  # its receivers are gone through
-    SENDING = "sending"  # all messages are given out; some are not settled yet
-    DONE = "done"  # all are settled
-    FAILED = "failed"  # it can't be gone on with; `reason` says why. What was given out is sent
-    EXPIRED = "expired"  # its time was over before all its receivers were gone through
+    ACCEPTED = "accepted"  # no message exists yet
+    EXPANDING = "expanding"  # messages are being published
+    SENDING = "sending"  # all messages are published, some are not settled
+    DONE = "done"  # all messages are settled
+    FAILED = "failed"  # expansion failed, see `reason`; published messages are sent
+    EXPIRED = "expired"  # it expired before all messages were published
 
 
 class MessageState(StrEnum):
-    """How far one message to one receiver is."""
+    """The state of one message to one recipient."""
 
-    CREATED = "created"  # given out, not settled
+    CREATED = "created"  # not settled yet
     SENT = "sent"
     FAILED = "failed"
     EXPIRED = "expired"
-    SKIPPED = "skipped"  # never given out; `why` says what was in the way
+    SKIPPED = "skipped"  # never published, see `reason`
 
 
 class CreatePosting(BaseModel):
-    """Operation: take in a posting. A repeat under the same idempotency key changes nothing."""
+    """Operation: accept a posting. A repeat with the same idempotency key changes nothing."""
 
     model_config = _STRICT
 
@@ -53,7 +53,7 @@ class CreatePosting(BaseModel):
 
 
 class GetPosting(BaseModel):
-    """Operation: how far a posting is."""
+    """Operation: return the status of a posting."""
 
     model_config = _STRICT
 
@@ -61,7 +61,7 @@ class GetPosting(BaseModel):
 
 
 class ListPostings(BaseModel):
-    """Operation: postings, a page at a time; with `from_event`, those that came from it."""
+    """Operation: list postings, a page at a time. `from_event` selects those of an event."""
 
     model_config = _STRICT
 
@@ -71,7 +71,7 @@ class ListPostings(BaseModel):
 
 
 class ListPostingMessages(BaseModel):
-    """Operation: the messages of a posting, a page at a time."""
+    """Operation: list the messages of a posting, a page at a time."""
 
     model_config = _STRICT
 
@@ -82,65 +82,65 @@ class ListPostingMessages(BaseModel):
 
 
 class PostingAccepted(BaseModel):
-    """It is committed: each of its receivers will be gone through."""
+    """The posting is stored and will be expanded."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID
     status: PostingState
 
 
 class PostingProgress(BaseModel):
-    """How far a posting is, as a list shows it."""
+    """The progress of a posting, as in a list."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID
     status: PostingState
-    reason: str | None = Field(description="Why it failed, or what is in the way just now.")
+    reason: str | None = Field(description="Why it failed, or why it is waiting.")
     from_event: str | None
     template: str
     delivery_type: list[ChannelName]
     accepted_at: AwareDatetime
     expires_at: AwareDatetime | None
-    pages: NonNegativeInt = Field(description="Pages of the list of users that are done.")
-    receivers: NonNegativeInt = Field(description="Users in them.")
-    messages: dict[MessageState, NonNegativeInt] = Field(description="How many, by their state.")
+    pages: NonNegativeInt = Field(description="Pages of the user list that are done.")
+    receivers: NonNegativeInt = Field(description="Users on these pages.")
+    messages: dict[MessageState, NonNegativeInt] = Field(description="Number of messages by state.")
 
 
 class PostingStatus(PostingProgress):
-    """How far a posting is."""
+    """The status of a posting."""
 
-    skipped: dict[str, NonNegativeInt] = Field(description="Those skipped, by the reason why.")
+    skipped: dict[str, NonNegativeInt] = Field(description="Number of skipped messages by reason.")
 
 
 class Postings(BaseModel):
     """A page of postings, newest first."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     items: list[PostingProgress]
     next_cursor: str | None
 
 
 class PostingMessage(BaseModel):
-    """One message to one receiver."""
+    """One message to one recipient."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     id: UUID
     user_id: str
     channel: ChannelName
     status: MessageState
-    why: str | None
+    reason: str | None
     created_at: AwareDatetime
     settled_at: AwareDatetime | None
 
 
 class PostingMessages(BaseModel):
-    """A page of a posting's messages, in the order of their ids."""
+    """A page of the messages of a posting, ordered by id."""
 
-    model_config = _ANSWER
+    model_config = _RESPONSE
 
     items: list[PostingMessage]
     next_cursor: str | None

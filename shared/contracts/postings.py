@@ -1,4 +1,4 @@
-"""Posting: send a rendered template to many users. Exchange `postings`."""
+"""Posting: a command to send a template to every user of a list. Exchange `postings`."""
 
 from typing import Annotated, Any, Final
 
@@ -21,13 +21,13 @@ def _url(url: str) -> str:
     return url
 
 
-def _each_once(channels: list[str]) -> list[str]:
+def _unique(channels: list[str]) -> list[str]:
     if len(set(channels)) != len(channels):
         raise ValueError("names a way twice")
     return channels
 
 
-# Below the folder of templates: no way up, nothing hidden.
+# A path in the folder of templates, without `..` and hidden files.
 Template = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.md$"),
@@ -37,30 +37,32 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,99
 
 
 class Posting(BaseModel):
-    """Send `template`, rendered for each, to all `receivers` who want such messages."""
+    """Send `template` to all `receivers` that have enabled such messages."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
     )
 
-    from_event: Identifier | None = Field(default=None, description="The event it came from.")
+    from_event: Identifier | None = Field(
+        default=None, description="Id of the event that caused it."
+    )
     receivers: Annotated[str, AfterValidator(_url)] = Field(
-        description="URL of a list of users, paged by `page_number` and `page_size`."
+        description="URL of a user list, paged by `page_number` and `page_size`."
     )
     template: Template
-    delivery_type: Annotated[list[ChannelName], Field(min_length=1), AfterValidator(_each_once)]
+    delivery_type: Annotated[list[ChannelName], Field(min_length=1), AfterValidator(_unique)]
     expires_in: Duration | None = Field(
         default=None,
-        description="Nothing is sent later than that after the posting's timestamp: `120 sec`; "
-        "sec, min, hour or day.",
+        description="Time after the timestamp of the posting, after which nothing is sent, such as "
+        "`120 sec`. Units: sec, min, hour, day.",
     )
     template_context: Annotated[dict[Variable, Any], AfterValidator(check_context)] = Field(
         default_factory=dict,
-        description="The template's variables: literals, or URLs of data for those that the "
-        "template's front matter names under `fetch`.",
+        description="The variables of the template. Those in `fetch` of its front matter are "
+        "URLs of data. All others are literals.",
     )
 
     @property
     def lifetime(self) -> int | None:
-        """Seconds from its timestamp in which it may be sent; None for ever."""
+        """Return the seconds after its timestamp in which it may be sent; None for no limit."""
         return None if self.expires_in is None else seconds(self.expires_in)

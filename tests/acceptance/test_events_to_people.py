@@ -8,7 +8,7 @@ from uuid import uuid4
 from services.ingestion.app import SCHEMA
 from services.sandbox.users import Directory
 from shared.postgres.migrations import migrate
-from tests.acceptance.test_mailings_crashes import HASTY, is_wanted
+from tests.acceptance.test_mailings_crashes import HASTY, is_enabled
 from tests.fakes.mailing import emptied
 from tests.fakes.mailing_outside import outside
 from tests.fakes.sandbox import Sandbox, sandbox
@@ -21,7 +21,7 @@ DELIVERY = ("-m", "services", "run", "delivery", "--metrics-port", "0")
 
 
 def wants_new_movies(user: dict[str, Any]) -> bool:
-    return is_wanted(user) and user["notifications"].get("new_movies") is not False
+    return is_enabled(user) and user["notifications"].get("new_movies") is not False
 
 
 async def accepted(box: Sandbox) -> int:
@@ -51,7 +51,7 @@ async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mai
             "RINGBACK_SOURCES": f"{data_host},auth=http://{data_host}/auth",
             "RINGBACK_SMTP_URL": str(box.smtp),
             # Keeps the expansion slow enough to be killed in the middle.
-            "RINGBACK_MAILINGS_MOST_WAITING": "100",
+            "RINGBACK_MAILINGS_MAX_WAITING": "100",
         }
         with (
             running(tmp_path, amqp_url, settings, INGESTION) as ingestion,
@@ -68,7 +68,7 @@ async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mai
                 first.kill()
             assert not first.logged("posting expanded"), "killed too late to prove anything"
             with running(tmp_path, amqp_url, settings, HASTY):
-                [posting] = (await around.ask("ListPostings", from_event=event))["items"]
+                [posting] = (await around.request("ListPostings", from_event=event))["items"]
                 status = await around.ended(posting["id"], "done")
             assert status["messages"]["sent"] == wanted
             assert await accepted(box) == wanted, "a user got it twice"

@@ -1,4 +1,4 @@
-"""Mailings' own parts on a real database, with the broker played by a list; and user lists."""
+"""The parts of mailings on a real database with a fake broker, and a server of user lists."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ SOURCES = "RINGBACK_SOURCES"
 
 
 def user(number: int, **fields: Any) -> dict[str, Any]:
-    """Make a user who wants everything."""
+    """Make a user who has enabled every message."""
     return {
         "id": f"user-{number}",
         "name": f"User {number}",
@@ -56,7 +56,7 @@ def user(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def posting(**fields: Any) -> dict[str, Any]:
-    """Make a posting by e-mail to the list `all`."""
+    """Make a posting that sends an e-mail to the list `all`."""
     return {
         "from_event": "event-1",
         "receivers": "http://auth/lists/all/",
@@ -68,32 +68,32 @@ def posting(**fields: Any) -> dict[str, Any]:
 
 
 class Lists:
-    """Serves lists of users by name, paged; or whatever `answers` has for a name and page."""
+    """Serves paged user lists by name, or the response for a name and page in `responses`."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.people: dict[str, list[Any]] = {}
-        self.answers: dict[tuple[str, int], Callable[[], Any]] = {}
-        self.asked: list[tuple[str, int]] = []
+        self.users: dict[str, list[Any]] = {}
+        self.responses: dict[tuple[str, int], Callable[[], Any]] = {}
+        self.requests: list[tuple[str, int]] = []
 
     async def page(self, request: web.Request) -> web.Response:
-        """Answer with a page."""
+        """Respond with a page."""
         name = request.match_info["name"]
         number, size = int(request.query["page_number"]), int(request.query["page_size"])
-        self.asked.append((name, number))
-        answer = self.answers.get((name, number)) or self.answers.get((name, 0))
-        if answer is not None:
-            value = answer()
+        self.requests.append((name, number))
+        response = self.responses.get((name, number)) or self.responses.get((name, 0))
+        if response is not None:
+            value = response()
             if isinstance(value, web.Response):
                 return value
             return web.json_response(await value if asyncio.iscoroutine(value) else value)
         start = (number - 1) * size
-        return web.json_response(self.people[name][start : start + size])
+        return web.json_response(self.users[name][start : start + size])
 
 
 @asynccontextmanager
 async def lists() -> AsyncIterator[Lists]:
-    """Serve lists for the length of the block."""
+    """Serve user lists for the duration of the block."""
     it = Lists()
     app = web.Application()
     app.router.add_get("/lists/{name}/", it.page)
@@ -108,8 +108,8 @@ async def lists() -> AsyncIterator[Lists]:
         await runner.cleanup()
 
 
-class Queues:
-    """Takes what is published, refuses it while `down`; `waiting` is how full a queue looks."""
+class FakeBroker:
+    """Keeps what is published, or refuses it while `down`. The queues in `full` are full."""
 
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
@@ -118,7 +118,7 @@ class Queues:
         self.full: set[str] = set()
 
     async def ready(self) -> None:
-        """Say that publishing is possible, as the real one believes until it fails."""
+        """Return at once: publishing is possible."""
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -130,22 +130,22 @@ class Queues:
             done.set_result(None)
         return done
 
-    async def too_many(self, queue: str) -> bool:
-        """Say whether enough waits in a queue."""
+    async def is_full(self, queue: str) -> bool:
+        """Return whether a queue is full."""
         return queue in self.full
 
     def bodies(self, posting_id: UUID) -> list[dict[str, Any]]:
-        """Give what was published for a posting, in order."""
+        """Return the bodies published for a posting, in order."""
         bodies = [json.loads(each.body) for each in self.sent]
         return [body for body in bodies if body["posting_id"] == str(posting_id)]
 
     def ids(self, posting_id: UUID) -> Counter[str]:
-        """Give the ids published for a posting with how often each was."""
+        """Count how often each message of a posting was published."""
         return Counter(body["id"] for body in self.bodies(posting_id))
 
 
 class Clock:
-    """The system's, moved by `ahead` seconds."""
+    """The system clock, moved forward by `ahead` seconds."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -158,45 +158,45 @@ class Clock:
 
 
 class Mailings:
-    """One process' parts, moved step by step."""
+    """The parts of one mailings process, driven step by step."""
 
     def __init__(
         self,
         database: Database,
         client: Client,
         sources: dict[str, str],
-        queues: Queues,
+        broker: FakeBroker,
         store: type[Store] = Store,
         **settings: Any,
     ) -> None:
         self.store = store(database)
-        self.queues = queues
+        self.broker = broker
         self.clock = Clock()
         self.database = database
-        given = MailingsSettings(**settings)
+        mailings_settings = MailingsSettings(**settings)
         self.expansion = ExpansionWorker(
             self.store,
             Sources(client, sources),
             TemplateLoader(None),
-            ThrottledPublisher(queues, queues, self.clock),  # type: ignore[arg-type]
+            ThrottledPublisher(broker, broker, self.clock),  # type: ignore[arg-type]
             clock=self.clock,
-            settings=given,
+            settings=mailings_settings,
         )
         self.intake = Intake(self.store, self.expansion.wake)
         self.settler = Settler(self.store)
         self.requests = Requests(self.intake, self.store, self.clock).handlers()
 
     async def post(self, body: dict[str, Any], **properties: Any) -> UUID:
-        """Take a posting in as if it came by AMQP; its id."""
+        """Accept a posting as the consumer does, and return its id."""
         id_ = str(properties.pop("id", uuid4()))
         model = Posting.model_validate(body)
         message = Message(id_, Properties(type="Posting", **properties), b"")
         await Handler(self.intake, self.clock).handle(message, model)
         return UUID(id_)
 
-    async def expand(self, posting_id: UUID, *, turns: int = 1000) -> PostingStatus:
-        """Give turns, whosever they are, until the posting's expansion has ended; its status."""
-        for _ in range(turns):
+    async def expand(self, posting_id: UUID, *, slices: int = 1000) -> PostingStatus:
+        """Run slices of all postings until this one is expanded, and return its status."""
+        for _ in range(slices):
             await self.expansion.run_once(4)
             status = await self.status(posting_id)
             if status.status not in ("accepted", "expanding"):
@@ -204,35 +204,35 @@ class Mailings:
         return await self.status(posting_id)
 
     async def expand_all(self) -> None:
-        """Give turns until none is due."""
+        """Run slices until none is due."""
         while await self.expansion.run_once(4):
             pass
 
     async def status(self, posting_id: UUID) -> PostingStatus:
-        """Ask how far a posting is."""
+        """Return the status of a posting."""
         status = await self.store.status(posting_id, None)
         assert status is not None
         return status
 
-    async def tell(self, *facts: dict[str, Any]) -> None:
-        """Have facts settled."""
+    async def settle(self, *facts: dict[str, Any]) -> None:
+        """Settle facts."""
         model = MessageFacts.model_validate({"facts": list(facts)})
         await self.settler.handle(Message("", Properties(type="Facts"), b""), model)
 
-    async def due(self, posting_id: UUID) -> None:
-        """Let a posting's next turn, or the end of its lease, be now."""
+    async def make_due(self, posting_id: UUID) -> None:
+        """Make a posting due, as if its lease had expired."""
         await self.database.execute(
             "UPDATE mailings.postings SET due_at = now() WHERE id = $1", posting_id
         )
 
 
 def counts(status: PostingStatus) -> Counter[str]:
-    """Give a posting's messages by state, without the zeros."""
+    """Count the messages of a posting by state, without the zeros."""
     return Counter({state.value: count for state, count in status.messages.items() if count})
 
 
 async def emptied(database_url: str) -> str:
-    """Bring a database up to date and forget what mailings kept there; its URL."""
+    """Migrate a database, delete the data of mailings, and return its URL."""
     await migrate(database_url, SCHEMA)
     connection = await asyncpg.connect(database_url)
     await connection.execute("TRUNCATE mailings.postings, mailings.messages")
@@ -244,7 +244,7 @@ def fact(
     posting_id: UUID, number: int, kind: str = "sent", channel: str = "email"
 ) -> dict[str, Any]:
     """Make a fact about the message to a user."""
-    said: dict[str, Any] = {"duration": 0.1} if kind == "sent" else {"reason": f"it {kind}"}
+    fields: dict[str, Any] = {"duration": 0.1} if kind == "sent" else {"reason": f"it {kind}"}
     return {
         "type": f"message.{kind}",
         "fact_id": uuid4().hex,
@@ -253,7 +253,7 @@ def fact(
         "posting_id": str(posting_id),
         "channel": channel,
         "attempt": 1,
-        **said,
+        **fields,
     }
 
 
@@ -262,14 +262,14 @@ async def mailings(
     database_url: str,
     sources: dict[str, str],
     *,
-    queues: Queues | None = None,
+    broker: FakeBroker | None = None,
     store: type[Store] = Store,
     **settings: Any,
 ) -> AsyncIterator[Mailings]:
-    """Run one on a database that is up to date."""
+    """Run the parts of mailings on a migrated database."""
     database = Database(database_url, name="test", health=Health(), schema=SCHEMA)
     async with Client(ANYWHERE, user_agent="test") as client:
-        it = Mailings(database, client, sources, queues or Queues(), store, **settings)
+        it = Mailings(database, client, sources, broker or FakeBroker(), store, **settings)
         tasks = [asyncio.create_task(part.run()) for part in (database, it.intake, it.settler)]
         await database.ready()
         try:

@@ -1,4 +1,4 @@
-"""What stands around a mailings process: it posts, takes what goes out, tells facts, and asks."""
+"""The surroundings of a mailings process: publishes postings and facts, consumes, requests."""
 
 import asyncio
 import json
@@ -22,31 +22,35 @@ from tests.fakes.waiting import until
 
 
 class Around:
-    """One connection; `ids` holds the ids that came for each user, `messages` all that came."""
+    """A client on one connection.
 
-    def __init__(self, channel: AbstractChannel, requester: RpcClient) -> None:
+    ids: the ids of the messages to each user.
+    messages: the first 1,000 messages.
+    """
+
+    def __init__(self, channel: AbstractChannel, client: RpcClient) -> None:
         self.channel = channel
-        self.requester = requester
+        self._client = client
         self.ids: dict[str, Counter[str]] = {}
         self.messages: list[AbstractIncomingMessage] = []
 
     async def post(self, body: Any, exchange: str = "postings", **properties: Any) -> str:
-        """Publish a posting, confirmed; its id."""
+        """Publish a message with a confirm, and return its id."""
         id_ = str(uuid4())
-        given: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "content_type": "application/json",
             "type": "Posting",
             "delivery_mode": 2,
             "message_id": id_,
         }
-        message = aio_pika.Message(json.dumps(body).encode(), **(given | properties))
+        message = aio_pika.Message(json.dumps(body).encode(), **(defaults | properties))
         to = await self.channel.get_exchange(exchange, ensure=False)
         key = {"postings": "posting"}.get(exchange) or body["facts"][0]["type"]
         await to.publish(message, routing_key=key, timeout=30)
         return id_
 
     async def settle(self, posting: str, messages: Iterable[Any], kind: str) -> None:
-        """Tell that these messages of a posting, as it lists them, were `sent`, or `failed`."""
+        """Publish facts: these messages of a posting were `sent` or `failed`."""
         facts = [
             fact(UUID(posting), 0, kind, each["channel"]) | {"message_id": each["id"]}
             for each in messages
@@ -54,13 +58,13 @@ class Around:
         await self.post({"facts": facts}, exchange="outcomes", type="Facts")
 
     async def consume(self) -> None:
-        """Take e-mails and SMS as they come."""
+        """Consume e-mails and SMS."""
         await self.channel.set_qos(prefetch_count=2000)
         for name in ("messages.email", "messages.sms"):
             queue = await self.channel.get_queue(name, ensure=False)
-            await queue.consume(self._take)
+            await queue.consume(self._receive)
 
-    async def _take(self, message: AbstractIncomingMessage) -> None:
+    async def _receive(self, message: AbstractIncomingMessage) -> None:
         body = json.loads(message.body)
         self.ids.setdefault(body["user_id"], Counter())[body["id"]] += 1
         if len(self.messages) < 1000:
@@ -68,51 +72,51 @@ class Around:
         await message.ack()
 
     async def until(self, users: int, within: float = 60.0) -> None:
-        """Wait until messages to so many users came."""
+        """Wait until messages to this number of users have arrived."""
         await until(lambda: len(self.ids) >= users, within)
 
-    async def ask(self, operation: str, **body: Any) -> Any:
-        """Ask mailings; its answer as JSON."""
-        answer = await self.requester.request(
+    async def request(self, operation: str, **body: Any) -> Any:
+        """Send a request to mailings, and return the response as JSON."""
+        response = await self._client.request(
             "mailings.requests", operation, json.dumps(body).encode(), timeout=10
         )
-        return answer if isinstance(answer, dict) else answer.model_dump(mode="json")
+        return response if isinstance(response, dict) else response.model_dump(mode="json")
 
     async def ended(self, id_: str, *states: str) -> dict[str, Any]:
-        """Wait until a posting has one of these states, or its expansion an end; its status."""
-        wanted = states or ("sending", "done", "failed", "expired")
+        """Wait for one of these states, by default the end of expansion; return the status."""
+        expected = states or ("sending", "done", "failed", "expired")
 
-        async def there() -> dict[str, Any] | None:
-            status: dict[str, Any] = await self.ask("GetPosting", id=id_)
-            return status if status.get("status") in wanted else None
+        async def arrived() -> dict[str, Any] | None:
+            status: dict[str, Any] = await self.request("GetPosting", id=id_)
+            return status if status.get("status") in expected else None
 
-        status: dict[str, Any] = await until(there)
+        status: dict[str, Any] = await until(arrived)
         return status
 
     async def waiting(self, queue: str) -> int:
-        """Count what lies in a queue."""
+        """Count the messages in a queue."""
         found = await self.channel.declare_queue(queue, passive=True)
         return found.declaration_result.message_count or 0
 
     def directory(self, count: int) -> list[dict[str, Any]]:
-        """Give the sandbox's users."""
+        """Return the users of the sandbox."""
         users = Directory(count)
         return [users.user(number) for number in range(count)]
 
 
 @asynccontextmanager
 async def outside(amqp_url: str, *, consuming: bool = True) -> AsyncIterator[Around]:
-    """Connect and declare what Ringback needs."""
+    """Connect, and declare the topology."""
     async with connect(amqp_url, name="test") as link:
         await declare(link.connection, topology())
-    requester = RpcClient(amqp_url, name="test", health=Health())
-    asking = asyncio.create_task(requester.run())
+    client = RpcClient(amqp_url, name="test", health=Health())
+    running = asyncio.create_task(client.run())
     connection = await aio_pika.connect(amqp_url)
     async with connection:
-        it = Around(await connection.channel(on_return_raises=True), requester)
+        it = Around(await connection.channel(on_return_raises=True), client)
         if consuming:
             await it.consume()
-        await requester.ready()
+        await client.ready()
         yield it
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

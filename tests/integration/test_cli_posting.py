@@ -83,7 +83,7 @@ async def test_e7_shows_how_far_a_posting_is(posting: Here, shared_amqp_url: str
     assert "status:      done\n" in shown.out
     assert f"sent     5  {'#' * 22}\n" in shown.out
     assert "skipped  4  #" in shown.out
-    assert "  3 sms not wanted\n" in shown.out
+    assert "  3 sms not enabled\n" in shown.out
     as_json = await posting("show", put, "--json")
     assert json.loads(as_json.out)["messages"]["sent"] == 5
 
@@ -101,7 +101,7 @@ async def test_e7_lists_messages_page_after_page_by_status(posting: Here) -> Non
     assert title.split() == ["ID", "USER", "WAY", "STATUS", "WHY"]
     wanted = [each["user_id"] for each in every if each["status"] == "skipped"]
     assert [row.split()[1] for row in rows] == wanted[:1100]
-    assert any(row.endswith("  sms not wanted") for row in rows)
+    assert any(row.endswith("  sms not enabled") for row in rows)
     assert "1100 shown; there are more" in skipped.err
 
 

@@ -109,7 +109,7 @@ async def test_e5_taken_in_as_it_came_sent_and_found_again(
     assert (found["template"], found["from_event"]) == ("sms/phone_confirmation.md", "nine")
     told = {"created": 0, "sent": 4, "failed": 1, "expired": 0, "skipped": 4}
     assert found["messages"] == told
-    assert found["skipped"] == {"sms not wanted": 3, "no phone": 1}
+    assert found["skipped"] == {"sms not enabled": 3, "no phone": 1}
     await around.until(5)
     assert all(f"your code is {code}. " in json.loads(m.body)["text"] for m in around.messages)
 
@@ -210,7 +210,7 @@ async def test_e5_messages_page_by_page_with_every_parameter_passed_on(
     await until(told)
     page = (await call("GET", f"{path}/messages?status=failed&limit=2")).json
     assert [item["id"] for item in page["items"]] == [each["id"] for each in failed[:2]]
-    assert page["items"][0]["why"] == "it failed"
+    assert page["items"][0]["reason"] == "it failed"
     query = f"status=failed&limit=2&cursor={page['next_cursor']}"
     last = (await call("GET", f"{path}/messages?{query}")).json
     assert [item["user_id"] for item in last["items"]] == [failed[2]["user_id"]]

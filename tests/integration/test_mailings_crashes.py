@@ -1,4 +1,4 @@
-"""E7: stopped at any point, a posting goes on after its last checkpoint; nobody is left out."""
+"""E7: interrupted at any point, expansion continues at its checkpoint and skips no recipient."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -7,14 +7,14 @@ from uuid import UUID
 
 import pytest
 
-from services.mailings.expansion import slice as turn
-from services.mailings.store import Claim, Row, Store
+from services.mailings.expansion import slice as slice_module
+from services.mailings.store import Claim, MessageRow, Store
 from shared.amqp.publisher import OutgoingMessage
 from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.mailing import (
+    FakeBroker,
     Lists,
     Mailings,
-    Queues,
     counts,
     emptied,
     fact,
@@ -28,31 +28,33 @@ from tests.fakes.waiting import until
 PAGES = "http://auth/lists/all/?page_size=10"
 
 
-class Dying(Store):
-    """Loses the database at one point, in the turn's second page; what was done before, is done."""
+class FailingStore(Store):
+    """Loses the database at one point of the second page."""
 
     at = ""
 
-    def _die(self, point: str, page: int) -> None:
+    def _fail(self, point: str, page: int) -> None:
         if point == self.at and page == 1:
-            raise StoreConnectionLostError("died here")
+            raise StoreConnectionLostError("the connection is lost")
 
-    async def put(self, claim: Claim, page: int, rows: Sequence[Row], **how: Any) -> Any:
-        self._die("before it is written", page)
-        fresh = await super().put(claim, page, rows, **how)
-        self._die("between writing and publishing", page)
-        return fresh
+    async def add_messages(
+        self, claim: Claim, page: int, rows: Sequence[MessageRow], **options: Any
+    ) -> Any:
+        self._fail("before the messages are added", page)
+        new = await super().add_messages(claim, page, rows, **options)
+        self._fail("before publishing", page)
+        return new
 
-    async def checkpoint(self, claim: Claim, *, pages: int, **how: Any) -> None:
-        self._die("between publishing and checkpoint", pages - 1)
-        await super().checkpoint(claim, pages=pages, **how)
-        self._die("after the checkpoint", pages - 1)
+    async def checkpoint(self, claim: Claim, *, pages: int, **options: Any) -> None:
+        self._fail("before the checkpoint", pages - 1)
+        await super().checkpoint(claim, pages=pages, **options)
+        self._fail("after the checkpoint", pages - 1)
 
 
 POINTS = {
-    "before it is written": 0,
-    "between writing and publishing": 0,
-    "between publishing and checkpoint": 10,
+    "before the messages are added": 0,
+    "before publishing": 0,
+    "before the checkpoint": 10,
     "after the checkpoint": 0,
 }
 
@@ -65,72 +67,74 @@ async def url(database_url: str) -> str:
 @pytest.fixture
 async def users() -> AsyncIterator[Lists]:
     async with lists() as it:
-        it.people["all"] = [user(number) for number in range(35)]
+        it.users["all"] = [user(number) for number in range(35)]
         yield it
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_e7_stopped_anywhere_at_most_a_page_is_repeated_and_nobody_left_out(
+async def test_e7_an_interruption_repeats_at_most_one_page_and_skips_no_recipient(
     url: str, users: Lists, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queues = Queues()
-    async with mailings(url, {"auth": users.url}, queues=queues, store=Dying) as first:
+    broker = FakeBroker()
+    async with mailings(url, {"auth": users.url}, broker=broker, store=FailingStore) as first:
         id_ = await first.post(posting(receivers=PAGES, delivery_type=["email"]))
-        monkeypatch.setattr(Dying, "at", point)
+        monkeypatch.setattr(FailingStore, "at", point)
         await first.expansion.run_once(1)
-    async with mailings(url, {"auth": users.url}, queues=queues) as second:
-        assert await second.expansion.run_once(1) == 0, "it is still the first one's"
-        await second.due(id_)
+    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+        assert await second.expansion.run_once(1) == 0, (
+            "the lease of the first process has not expired"
+        )
+        await second.make_due(id_)
         status = await second.expand(id_)
 
-    ids = queues.ids(id_)
+    ids = broker.ids(id_)
     assert len(ids) == 35
     assert sum(ids.values()) - 35 == POINTS[point]
     assert (status.status, status.pages, status.receivers) == ("sending", 4, 35)
     assert counts(status)["created"] == 35
 
 
-async def test_e7_what_was_settled_meanwhile_is_not_sent_again(
+async def test_e7_a_message_settled_before_the_repeat_is_not_sent_again(
     url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queues = Queues()
-    monkeypatch.setattr(Dying, "at", "between publishing and checkpoint")
-    async with mailings(url, {"auth": users.url}, queues=queues, store=Dying) as first:
+    broker = FakeBroker()
+    monkeypatch.setattr(FailingStore, "at", "before the checkpoint")
+    async with mailings(url, {"auth": users.url}, broker=broker, store=FailingStore) as first:
         id_ = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)
-        await first.tell(*(fact(id_, number) for number in range(8, 18)))
-        # All of the second page that is not settled yet; and who is gone, gets nothing more.
-        users.people["all"][18:20] = [user(98), user(18)]
-    async with mailings(url, {"auth": users.url}, queues=queues) as second:
-        await second.due(id_)
+        await first.settle(*(fact(id_, number) for number in range(8, 18)))
+        # The rest of the second page is repeated. A user who left the list gets nothing more.
+        users.users["all"][18:20] = [user(98), user(18)]
+    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+        await second.make_due(id_)
         status = await second.expand(id_)
         skipped = await second.store.messages(id_, id_.__class__(int=0), None, 1000)
 
-    ids = queues.ids(id_)
+    ids = broker.ids(id_)
     assert len(ids) == 36
-    assert sum(ids.values()) == 37, "only user-18 was given out twice"
+    assert sum(ids.values()) == 37, "only the message to user-18 is published twice"
     assert counts(status)["sent"] == 10
     assert sum(status.messages.values()) == len(skipped) == 35
 
 
-async def test_e7_a_whole_page_that_was_settled_meanwhile_is_no_list_without_end(
+async def test_e7_a_fully_settled_page_is_not_taken_for_an_endless_list(
     url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queues = Queues()
-    monkeypatch.setattr(Dying, "at", "between publishing and checkpoint")
-    async with mailings(url, {"auth": users.url}, queues=queues, store=Dying) as first:
+    broker = FakeBroker()
+    monkeypatch.setattr(FailingStore, "at", "before the checkpoint")
+    async with mailings(url, {"auth": users.url}, broker=broker, store=FailingStore) as first:
         id_ = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)
-        await first.tell(*(fact(id_, number) for number in range(20)))
-    async with mailings(url, {"auth": users.url}, queues=queues) as second:
-        await second.due(id_)
+        await first.settle(*(fact(id_, number) for number in range(20)))
+    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+        await second.make_due(id_)
         status = await second.expand(id_)
     assert (status.status, counts(status)["sent"]) == ("sending", 20)
-    assert sum(queues.ids(id_).values()) == 35
+    assert sum(broker.ids(id_).values()) == 35
 
 
-class Gated(Queues):
-    """Confirms nothing while `open` is not set."""
+class Gated(FakeBroker):
+    """Confirms nothing until `open` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,64 +148,64 @@ class Gated(Queues):
         await self.open.wait()
 
 
-async def test_row_18_a_turn_whose_lease_was_lost_changes_nothing(url: str, users: Lists) -> None:
-    gated, queues = Gated(), Queues()
+async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, users: Lists) -> None:
+    gated, broker = Gated(), FakeBroker()
     sources = {"auth": users.url}
     async with (
-        mailings(url, sources, queues=gated) as stale,
-        mailings(url, sources, queues=queues) as other,
+        mailings(url, sources, broker=gated) as stale,
+        mailings(url, sources, broker=broker) as other,
     ):
         id_ = await stale.post(posting(receivers=PAGES))
         suspended = asyncio.create_task(stale.expansion.run_once(1))
         await until(lambda: len(gated.sent) == 10)
-        await other.due(id_)
+        await other.make_due(id_)
         done = await other.expand(id_)
         gated.open.set()
         await suspended
         assert await other.status(id_) == done
     assert (done.receivers, counts(done)["created"]) == (35, 35)
-    assert len(gated.sent) == 10, "it published no further page"
-    assert sorted(queues.ids(id_).values()) == [1] * 35
+    assert len(gated.sent) == 10, "no further page is published"
+    assert sorted(broker.ids(id_).values()) == [1] * 35
 
 
-async def test_row_18_a_turn_that_comes_back_late_writes_nothing_more(
+async def test_row_18_a_slice_that_resumes_after_its_lease_expired_writes_nothing(
     url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stale_queues, queues = Queues(), Queues()
+    stale_broker, broker = FakeBroker(), FakeBroker()
     sources = {"auth": users.url}
     resumed = asyncio.Event()
 
     async def second_page() -> list[dict[str, Any]]:
-        if users.asked.count(("all", 2)) > 1:
-            return users.people["all"][10:20]
+        if users.requests.count(("all", 2)) > 1:
+            return users.users["all"][10:20]
         await resumed.wait()
         return [user(number) for number in range(100, 110)]
 
-    users.answers["all", 2] = second_page
+    users.responses["all", 2] = second_page
     async with (
-        mailings(url, sources, queues=stale_queues) as stale,
-        mailings(url, sources, queues=queues) as other,
+        mailings(url, sources, broker=stale_broker) as stale,
+        mailings(url, sources, broker=broker) as other,
     ):
         id_ = await stale.post(posting(receivers=PAGES))
         suspended = asyncio.create_task(stale.expansion.run_once(1))
-        await until(lambda: ("all", 2) in users.asked and len(stale_queues.sent) == 10)
+        await until(lambda: ("all", 2) in users.requests and len(stale_broker.sent) == 10)
         await until(lambda: _pages(stale, id_, 1))
-        monkeypatch.setattr(turn, "LONGEST", 0.0)
-        await other.due(id_)
+        monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
+        await other.make_due(id_)
         await other.expansion.run_once(1)
         resumed.set()
         await suspended
         status = await other.expand(id_)
-    assert len(stale_queues.sent) == 10, "of the first page only"
+    assert len(stale_broker.sent) == 10, "the first page only"
     assert (status.receivers, counts(status)) == (35, {"created": 35})
-    assert len(queues.ids(id_)) == 25
+    assert len(broker.ids(id_)) == 25
 
 
 async def _pages(it: Mailings, id_: UUID, pages: int) -> bool:
     return (await it.status(id_)).pages == pages
 
 
-async def test_a_turn_that_lasts_keeps_its_lease(
+async def test_a_long_slice_renews_its_lease(
     url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (
@@ -210,7 +214,7 @@ async def test_a_turn_that_lasts_keeps_its_lease(
     ):
         monkeypatch.setattr(module, 0.6)
     gated = Gated()
-    async with mailings(url, {"auth": users.url}, queues=gated) as it:
+    async with mailings(url, {"auth": users.url}, broker=gated) as it:
         id_ = await it.post(posting(receivers=PAGES))
         slow = asyncio.create_task(it.expand(id_))
         await until(lambda: len(gated.sent) == 10)
@@ -222,44 +226,46 @@ async def test_a_turn_that_lasts_keeps_its_lease(
     assert (status.status, sum(gated.ids(id_).values())) == ("sending", 35)
 
 
-async def test_two_processes_side_by_side_share_postings_and_repeat_nothing(
+async def test_two_processes_share_postings_and_repeat_nothing(
     url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "LONGEST", 0.0)
-    users.people["all"] = [user(number) for number in range(95)]
-    queues = Queues()
+    monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
+    users.users["all"] = [user(number) for number in range(95)]
+    broker = FakeBroker()
     sources = {"auth": users.url}
     async with (
-        mailings(url, sources, queues=queues) as one,
-        mailings(url, sources, queues=queues) as two,
+        mailings(url, sources, broker=broker) as one,
+        mailings(url, sources, broker=broker) as two,
     ):
         ids = [await one.post(posting(receivers=PAGES)) for _ in range(6)]
-        taken: list[int] = []
+        claimed: list[int] = []
 
         async def work(run_once: Callable[[int], Any]) -> None:
             while count := await run_once(1):
-                taken.append(count)
+                claimed.append(count)
 
         await asyncio.gather(*(work(it.expansion.run_once) for it in (one, two, one, two)))
         statuses = [await one.status(id_) for id_ in ids]
     assert {(each.status, each.receivers) for each in statuses} == {("sending", 95)}
-    assert [set(queues.ids(id_).values()) for id_ in ids] == [{1}] * 6
-    assert sum(taken) == 60
+    assert [set(broker.ids(id_).values()) for id_ in ids] == [{1}] * 6
+    assert sum(claimed) == 60
 
 
-async def test_row_32_told_to_stop_it_ends_with_the_page(url: str, users: Lists) -> None:
-    users.people["all"] = [user(number) for number in range(500)]
-    queues = Queues()
-    async with mailings(url, {"auth": users.url}, queues=queues) as it:
+async def test_row_32_a_slice_ends_with_its_page_when_the_process_drains(
+    url: str, users: Lists
+) -> None:
+    users.users["all"] = [user(number) for number in range(500)]
+    broker = FakeBroker()
+    async with mailings(url, {"auth": users.url}, broker=broker) as it:
         id_ = await it.post(posting(receivers=PAGES))
         running = asyncio.create_task(it.expansion.run_once(1))
-        await until(lambda: queues.sent)
+        await until(lambda: broker.sent)
         await it.expansion.drain(5.0)
         await running
         assert await it.expansion.run_once(1) == 0
-    async with mailings(url, {"auth": users.url}, queues=queues) as second:
+    async with mailings(url, {"auth": users.url}, broker=broker) as second:
         before = await second.status(id_)
         assert before.status == "expanding"
         status = await second.expand(id_)
     assert status.receivers == 500
-    assert set(queues.ids(id_).values()) == {1}
+    assert set(broker.ids(id_).values()) == {1}

@@ -1,4 +1,4 @@
-"""Mailings as a process, on a real broker: postings in, messages out, facts and requests."""
+"""Mailings as a process on a real broker: postings, messages, facts and requests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -32,7 +32,7 @@ def service(amqp_url: str, url: str, users: Sandbox, tmp_path: Path) -> Iterator
     settings = {
         "RINGBACK_DATABASE_URL": url,
         "RINGBACK_SOURCES": f"auth={users.url}auth, fastapi={users.url}fastapi",
-        "RINGBACK_MAILINGS_MOST_WAITING": "400",
+        "RINGBACK_MAILINGS_MAX_WAITING": "400",
         "RINGBACK_MAILINGS_PRODUCT": "Kinoteka",
         "RINGBACK_MAILINGS_UNSUBSCRIBE_URL": "https://auth/off?user={user_id}&kind={kind}",
         "RINGBACK_LOG_LEVEL": "DEBUG",
@@ -41,7 +41,7 @@ def service(amqp_url: str, url: str, users: Sandbox, tmp_path: Path) -> Iterator
         yield it
 
 
-async def test_e5_from_a_posting_on_the_queue_to_its_status_over_facts(
+async def test_e5_a_posting_on_the_queue_is_expanded_and_settled_by_facts(
     service: Service, amqp_url: str, users: Sandbox
 ) -> None:
     await service.ready()
@@ -58,15 +58,15 @@ async def test_e5_from_a_posting_on_the_queue_to_its_status_over_facts(
                 expires_in="1 hour",
             )
         )
-        wrong = await around.post(posting(delivery_type=["pigeon"], expires_in="soon"))
+        invalid = await around.post(posting(delivery_type=["pigeon"], expires_in="soon"))
         await around.until(1)
         status = await around.ended(id_)
         (message,) = around.messages
-        told = fact(UUID(id_), 0) | {"message_id": message.headers["x-ringback-id"]}
-        await around.post({"facts": [told]}, exchange="outcomes", type="Facts")
+        settled = fact(UUID(id_), 0) | {"message_id": message.headers["x-ringback-id"]}
+        await around.post({"facts": [settled]}, exchange="outcomes", type="Facts")
         done = await around.ended(id_, "done")
-        listed = await around.ask("ListPostingMessages", id=id_)
-        letter = await until(lambda: _letter(around))
+        listed = await around.request("ListPostingMessages", id=id_)
+        dead_letter = await until(lambda: _dead_letter(around))
         logged = service.output
         counted = await service.metric(
             "ringback_posting_messages_total", channel="email", outcome="sent"
@@ -82,8 +82,8 @@ async def test_e5_from_a_posting_on_the_queue_to_its_status_over_facts(
     assert (status["status"], status["receivers"]) == ("sending", 1)
     assert (done["messages"]["sent"], counted) == (1, 1)
     assert listed["items"][0]["user_id"] == someone["id"]
-    assert letter.message_id == wrong
-    reason = letter.headers["x-ringback-reason"]
+    assert dead_letter.message_id == invalid
+    reason = dead_letter.headers["x-ringback-reason"]
     assert "delivery_type.0: " in reason
     assert "expires_in: " in reason
     for change in ("accepted", "expanding", "expanded", "done"):
@@ -92,33 +92,35 @@ async def test_e5_from_a_posting_on_the_queue_to_its_status_over_facts(
         assert secret not in logged
 
 
-async def _letter(around: Around) -> object:
+async def _dead_letter(around: Around) -> object:
     queue = await around.channel.get_queue("postings.dead", ensure=False)
     return await queue.get(no_ack=True, fail=False)
 
 
-async def test_a_million_receivers_do_not_fill_the_broker(service: Service, amqp_url: str) -> None:
+async def test_expansion_pauses_while_the_queue_is_full(service: Service, amqp_url: str) -> None:
     await service.ready()
     async with outside(amqp_url, consuming=False) as around:
         id_ = await around.post(posting(receivers=PAGED))
         deepest = 0
 
-        async def held() -> bool:
+        async def paused() -> bool:
             nonlocal deepest
             deepest = max(deepest, await around.waiting("messages.email"))
-            status = await around.ask("GetPosting", id=id_)
-            return "enough messages wait" in (status.get("reason") or "")
+            status = await around.request("GetPosting", id=id_)
+            return "too many messages wait" in (status.get("reason") or "")
 
-        await until(held)
+        await until(paused)
         gauge = await service.metric("ringback_posting_backpressure", queue="messages.email")
         for _ in range(10):
-            await asyncio.sleep(0.1)  # it stays so
-            await held()
-        assert (await around.ask("GetPosting", id=id_))["status"] == "expanding"
+            await asyncio.sleep(0.1)  # it stays paused
+            await paused()
+        assert (await around.request("GetPosting", id=id_))["status"] == "expanding"
         await around.consume()
         status = await around.ended(id_)
         await around.until(status["messages"]["created"])
     assert gauge == 1
-    assert 400 <= deepest <= 3000, "the mark, and what goes out in the 0.2 s between two looks"
+    assert 400 <= deepest <= 3000, (
+        "the limit, and the messages published in the 0.2 s between two counts"
+    )
     assert status["messages"]["created"] > 5000
     assert {ids.total() for ids in around.ids.values()} == {1}

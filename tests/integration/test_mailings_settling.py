@@ -1,4 +1,4 @@
-"""Facts become statuses; requests are answered; what is old is forgotten."""
+"""Settlement of messages, requests, and retention."""
 
 import asyncio
 import json
@@ -34,25 +34,25 @@ async def url(database_url: str) -> str:
 @pytest.fixture
 async def around(url: str) -> AsyncIterator[tuple[Mailings, Lists]]:
     async with lists() as users, mailings(url, {"auth": users.url}) as it:
-        users.people["all"] = [user(number) for number in range(4)]
+        users.users["all"] = [user(number) for number in range(4)]
         yield it, users
 
 
-async def ask(it: Mailings, operation: str, client_id: str | None = None, **body: Any) -> Any:
+async def request(it: Mailings, operation: str, client_id: str | None = None, **body: Any) -> Any:
     return await it.requests[operation](RequestContext(client_id), json.dumps(body).encode())
 
 
-async def test_facts_settle_messages_and_the_last_one_the_posting(
+async def test_facts_settle_messages_and_the_last_fact_completes_the_posting(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, _ = around
     id_ = await it.post(posting())
     await it.expand(id_)
-    await it.tell(fact(id_, 0), fact(id_, 1, "failed"), fact(id_, 1, "failed"))
+    await it.settle(fact(id_, 0), fact(id_, 1, "failed"), fact(id_, 1, "failed"))
     some = await it.status(id_)
-    await it.tell(fact(id_, 2, "expired"), fact(id_, 3, "failed"), fact(id_, 3, "sent"))
+    await it.settle(fact(id_, 2, "expired"), fact(id_, 3, "failed"), fact(id_, 3, "sent"))
     done = await it.status(id_)
-    await it.tell(
+    await it.settle(
         fact(id_, 1), fact(id_, 0, "failed"), fact(id_, 0), fact(id_, 77), fact(uuid4(), 0)
     )
     redriven = await it.status(id_)
@@ -65,43 +65,47 @@ async def test_facts_settle_messages_and_the_last_one_the_posting(
     assert (redriven.status, counts(redriven)) == ("done", {"sent": 3, "expired": 1})
 
 
-async def test_facts_that_come_while_pages_are_given_out_are_all_counted(
+async def test_facts_that_arrive_during_expansion_are_all_counted(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, users = around
-    users.people["all"] = [user(number) for number in range(400)]
+    users.users["all"] = [user(number) for number in range(400)]
     id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=20"))
-    told = 0
+    settled = 0
 
-    async def tell() -> None:
-        nonlocal told
-        while told < 400:
-            given = len(it.queues.sent)
-            await asyncio.gather(*(it.tell(fact(id_, n), fact(id_, n)) for n in range(told, given)))
-            told = given
+    async def settle() -> None:
+        nonlocal settled
+        while settled < 400:
+            published = len(it.broker.sent)
+            await asyncio.gather(
+                *(it.settle(fact(id_, n), fact(id_, n)) for n in range(settled, published))
+            )
+            settled = published
             await asyncio.sleep(0)
 
-    status, _ = await asyncio.gather(it.expand(id_), tell())
+    status, _ = await asyncio.gather(it.expand(id_), settle())
     status = await it.status(id_)
     assert (status.status, counts(status)["sent"], counts(status)["created"]) == ("done", 400, 0)
 
 
 async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, Lists]) -> None:
     it, users = around
-    users.people["all"][3] = user(3, email=None)
+    users.users["all"][3] = user(3, email=None)
     id_ = await it.post(posting())
     await it.expand(id_)
-    await it.tell(fact(id_, 0, "failed"))
+    await it.settle(fact(id_, 0, "failed"))
 
-    first = await ask(it, "ListPostingMessages", id=str(id_), limit=3)
-    second = await ask(it, "ListPostingMessages", id=str(id_), limit=3, cursor=first.next_cursor)
-    failed = await ask(it, "ListPostingMessages", id=str(id_), status="failed")
-    wrong = await ask(it, "ListPostingMessages", id=str(id_), cursor="7; DROP")
+    first = await request(it, "ListPostingMessages", id=str(id_), limit=3)
+    second = await request(
+        it, "ListPostingMessages", id=str(id_), limit=3, cursor=first.next_cursor
+    )
+    failed = await request(it, "ListPostingMessages", id=str(id_), status="failed")
+    wrong = await request(it, "ListPostingMessages", id=str(id_), cursor="7; DROP")
 
     items = [*first.items, *second.items]
     assert second.next_cursor is None
     assert [each.id for each in items] == sorted(each.id for each in items)
-    assert {each.user_id: (each.status, each.why) for each in items} == {
+    assert {each.user_id: (each.status, each.reason) for each in items} == {
         "user-0": ("failed", "it failed"),
         "user-1": ("created", None),
         "user-2": ("created", None),
@@ -112,14 +116,16 @@ async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, Li
     assert [each.field for each in wrong.errors] == ["cursor"]
 
 
-async def test_a_posting_of_a_client_is_seen_by_that_client_only(
+async def test_a_posting_of_a_client_is_visible_to_that_client_only(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, _ = around
-    own = await ask(it, "CreatePosting", "shop", posting=posting())
-    free = await ask(it, "CreatePosting", None, posting=posting())
+    own = await request(it, "CreatePosting", "shop", posting=posting())
+    free = await request(it, "CreatePosting", None, posting=posting())
     seen = {
-        (name, client): not isinstance(await ask(it, operation, client, id=str(made.id)), Failure)
+        (name, client): not isinstance(
+            await request(it, operation, client, id=str(made.id)), Failure
+        )
         for name, made in (("own", own), ("free", free))
         for client in ("shop", "other", None)
         for operation in ("GetPosting", "ListPostingMessages")
@@ -127,57 +133,57 @@ async def test_a_posting_of_a_client_is_seen_by_that_client_only(
     assert [key for key, found in seen.items() if not found] == [("own", "other"), ("own", None)]
 
 
-async def test_postings_are_listed_newest_first_by_whom_may_see_them_and_by_their_event(
+async def test_postings_are_listed_newest_first_by_client_and_event(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, _ = around
     made = [
-        (await ask(it, "CreatePosting", client, posting=posting(from_event=event))).id
+        (await request(it, "CreatePosting", client, posting=posting(from_event=event))).id
         for client, event in ((None, "e-1"), ("shop", "e-1"), ("other", "e-1"), (None, "e-2"))
     ]
-    first = await ask(it, "ListPostings", "shop", limit=2)
-    rest = await ask(it, "ListPostings", "shop", limit=2, cursor=first.next_cursor)
-    of_event = await ask(it, "ListPostings", "shop", from_event="e-1")
+    first = await request(it, "ListPostings", "shop", limit=2)
+    rest = await request(it, "ListPostings", "shop", limit=2, cursor=first.next_cursor)
+    of_event = await request(it, "ListPostings", "shop", from_event="e-1")
     assert [each.id for each in (*first.items, *rest.items)] == [made[3], made[1], made[0]]
     assert rest.next_cursor is None
     assert [each.id for each in of_event.items] == [made[1], made[0]]
     for cursor in ("7; DROP", "1e999_" + str(made[0]), f"nan_{made[0]}"):
-        wrong = await ask(it, "ListPostings", "shop", cursor=cursor)
+        wrong = await request(it, "ListPostings", "shop", cursor=cursor)
         assert [each.field for each in wrong.errors] == ["cursor"]
 
 
-async def test_a_request_repeated_under_its_key_changes_nothing(
+async def test_a_request_repeated_with_its_idempotency_key_changes_nothing(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, _ = around
     key = {"idempotency_key": "k-1"}
-    first = await ask(it, "CreatePosting", "shop", posting=posting(), **key)
+    first = await request(it, "CreatePosting", "shop", posting=posting(), **key)
     await it.expand_all()
-    again = await ask(it, "CreatePosting", "shop", posting=posting(), **key)
-    other = await ask(it, "CreatePosting", "shop", posting=posting(from_event="x"), **key)
-    elsewhere = await ask(it, "CreatePosting", "blog", posting=posting(), **key)
-    wrong = await ask(it, "CreatePosting", "shop", posting=posting(delivery_type=["pigeon"]))
+    again = await request(it, "CreatePosting", "shop", posting=posting(), **key)
+    other = await request(it, "CreatePosting", "shop", posting=posting(from_event="x"), **key)
+    elsewhere = await request(it, "CreatePosting", "blog", posting=posting(), **key)
+    wrong = await request(it, "CreatePosting", "shop", posting=posting(delivery_type=["pigeon"]))
 
     assert (first.status, again.status) == ("accepted", "sending")
     assert first.id == again.id != elsewhere.id
     assert (other.code, wrong.code) == ("conflict", "invalid")
     assert wrong.errors[0].field.startswith("delivery_type")
-    assert len(it.queues.sent) == 4
+    assert len(it.broker.sent) == 4
 
 
-async def test_a_posting_that_comes_twice_is_one_and_another_under_its_id_is_refused(
+async def test_a_repeated_posting_changes_nothing_and_a_different_one_with_its_id_is_rejected(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, _ = around
     id_ = await it.post(posting())
     await asyncio.gather(*(it.post(posting(), id=id_) for _ in range(3)))
-    with pytest.raises(ContractViolationError, match="another posting"):
+    with pytest.raises(ContractViolationError, match="different posting"):
         await it.post(posting(from_event="other"), id=id_)
     await it.expand(id_)
-    assert len(it.queues.sent) == 4
+    assert len(it.broker.sent) == 4
 
 
-async def test_codes_of_an_ended_posting_are_not_kept(around: tuple[Mailings, Lists]) -> None:
+async def test_the_context_of_an_ended_posting_is_deleted(around: tuple[Mailings, Lists]) -> None:
     it, _ = around
     body = posting(
         delivery_type=["sms"],
@@ -190,10 +196,10 @@ async def test_codes_of_an_ended_posting_are_not_kept(around: tuple[Mailings, Li
     )
     assert rows
     assert not any("canary-7" in text or "7900" in text for row in rows for text in row)
-    assert "canary-7" in it.queues.sent[0].body.decode()
+    assert "canary-7" in it.broker.sent[0].body.decode()
 
 
-async def test_what_ended_before_the_retention_is_forgotten_with_its_messages(
+async def test_retention_deletes_old_postings_with_their_messages(
     around: tuple[Mailings, Lists],
 ) -> None:
     it, _ = around

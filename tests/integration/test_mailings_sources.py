@@ -1,4 +1,4 @@
-"""Sources in trouble, and hosts that nobody configured: the posting says so, the rest goes on."""
+"""Unavailable sources and hosts that are not configured: the posting has the reason."""
 
 import json
 from collections.abc import AsyncIterator
@@ -22,46 +22,49 @@ async def url(database_url: str) -> str:
 @pytest.fixture
 async def around(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
     async with sandbox(users=250) as outside:
-        places = {
+        hosts = {
             "auth": f"{outside.url}auth",
             "fastapi": f"{outside.url}fastapi",
             "away": "http://127.0.0.1:1",
             "nowhere.invalid": "",
             "localhost": "",
         }
-        async with mailings(url, places) as it:
+        async with mailings(url, hosts) as it:
             yield it, outside
 
 
-PASSING: dict[str, tuple[dict[str, Any], str]] = {
-    "a page that never comes": ({"kind": "hang"}, "auth: timeout: no answer from"),
-    "a page that is slow": ({"kind": "delay", "seconds": 5}, "auth: timeout: no answer from"),
-    "a page that drips": (
+TEMPORARY: dict[str, tuple[dict[str, Any], str]] = {
+    "no response": ({"kind": "hang"}, "auth: timeout: no answer from"),
+    "a slow response": ({"kind": "delay", "seconds": 5}, "auth: timeout: no answer from"),
+    "a dripping response": (
         {"kind": "drip", "interval": 0.1, "bytes": 100},
         "auth: timeout: no answer from",
     ),
-    "503": ({"kind": "fail", "status": 503}, "auth answered 503"),
-    "429": ({"kind": "fail", "status": 429}, "auth answered 429"),
-    "broken JSON": ({"kind": "respond", "body": '[{"id": '}, "auth: broken JSON"),
-    "NaN": ({"kind": "respond", "body": '[{"id": NaN}]'}, "auth: broken JSON"),
-    "a thousand levels": ({"kind": "respond", "body": "[" * 1000}, "auth: broken JSON"),
-    "a page that breaks off": ({"kind": "reset"}, "auth: "),
+    "503": ({"kind": "fail", "status": 503}, "auth responded with 503"),
+    "429": ({"kind": "fail", "status": 429}, "auth responded with 429"),
+    "truncated JSON": ({"kind": "respond", "body": '[{"id": '}, "auth: invalid JSON"),
+    "NaN": ({"kind": "respond", "body": '[{"id": NaN}]'}, "auth: invalid JSON"),
+    "a thousand levels": ({"kind": "respond", "body": "[" * 1000}, "auth: invalid JSON"),
+    "a truncated response": ({"kind": "reset"}, "auth: "),
     "a closed connection": ({"kind": "close"}, "auth: disconnected"),
 }
 FINAL: dict[str, tuple[dict[str, Any], str]] = {
-    "404": ({"kind": "fail", "status": 404}, "auth answered 404"),
-    "a redirect": ({"kind": "redirect", "location": "http://127.0.0.1:1/"}, "auth answered 307"),
+    "404": ({"kind": "fail", "status": 404}, "auth responded with 404"),
+    "a redirect": (
+        {"kind": "redirect", "location": "http://127.0.0.1:1/"},
+        "auth responded with 307",
+    ),
     "a huge page": ({"kind": "huge_body", "bytes": 100_000_000}, "has more than 8388608 bytes"),
 }
 
 
-@pytest.mark.parametrize("trouble", PASSING)
-async def test_a_source_in_trouble_is_asked_again_and_its_posting_says_why(
-    around: tuple[Mailings, Sandbox], trouble: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("case", TEMPORARY)
+async def test_an_unavailable_source_is_retried_and_the_posting_has_the_reason(
+    around: tuple[Mailings, Sandbox], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "PATIENCE", 0.3)
+    monkeypatch.setattr(sources, "RESPONSE_TIMEOUT", 0.3)
     it, outside = around
-    behaviour, reason = PASSING[trouble]
+    behaviour, reason = TEMPORARY[case]
     await outside.configure("/api/apis/auth/settings", behaviour=behaviour, times=1)
     id_ = await it.post(posting(receivers=USERS))
     await it.expansion.run_once(1)
@@ -70,12 +73,12 @@ async def test_a_source_in_trouble_is_asked_again_and_its_posting_says_why(
     assert meanwhile.status == "accepted"
     assert f"receivers, page 1: {reason}" in (meanwhile.reason or "")
     assert await it.expansion.run_once(1) == 0, "not at once"
-    await it.due(id_)
+    await it.make_due(id_)
     status = await it.expand(id_)
     assert (status.status, status.reason, status.receivers) == ("sending", None, 250)
 
 
-async def test_trouble_in_the_middle_costs_nothing_of_what_is_done(
+async def test_an_error_on_the_second_page_keeps_the_first_page(
     around: tuple[Mailings, Sandbox],
 ) -> None:
     it, outside = around
@@ -94,41 +97,41 @@ async def test_trouble_in_the_middle_costs_nothing_of_what_is_done(
     await it.expansion.run_once(1)
     meanwhile = await it.status(id_)
     assert (meanwhile.status, meanwhile.pages, meanwhile.receivers) == ("expanding", 1, 100)
-    assert "receivers, page 2: auth answered 500" in (meanwhile.reason or "")
-    await it.due(id_)
+    assert "receivers, page 2: auth responded with 500" in (meanwhile.reason or "")
+    await it.make_due(id_)
     status = await it.expand(id_)
     assert (status.pages, status.receivers) == (3, 250)
-    assert set(it.queues.ids(id_).values()) == {1}
+    assert set(it.broker.ids(id_).values()) == {1}
 
 
-@pytest.mark.parametrize("trouble", FINAL)
-async def test_a_source_that_refuses_fails_its_posting_at_once(
-    around: tuple[Mailings, Sandbox], trouble: str
+@pytest.mark.parametrize("case", FINAL)
+async def test_a_permanent_error_of_a_source_fails_the_posting_at_once(
+    around: tuple[Mailings, Sandbox], case: str
 ) -> None:
     it, outside = around
-    behaviour, reason = FINAL[trouble]
+    behaviour, reason = FINAL[case]
     await outside.configure("/api/apis/auth/settings", behaviour=behaviour)
-    status = await it.expand(await it.post(posting(receivers=USERS)), turns=1)
+    status = await it.expand(await it.post(posting(receivers=USERS)), slices=1)
     assert status.status == "failed"
     assert reason in (status.reason or "")
 
 
-async def test_a_source_that_stays_in_trouble_fails_its_posting_after_eight_tries(
+async def test_a_source_that_stays_unavailable_fails_the_posting_after_eight_failures(
     around: tuple[Mailings, Sandbox],
 ) -> None:
     it, _ = around
     id_ = await it.post(posting(receivers="http://away/users/"))
     for _ in range(8):
-        await it.due(id_)
+        await it.make_due(id_)
         await it.expansion.run_once(1)
     status = await it.status(id_)
     assert status.status == "failed"
-    assert "gave up after 8 tries: receivers, page 1: away: connect" in (status.reason or "")
-    assert it.queues.sent == []
+    assert "failed 8 times: receivers, page 1: away: connect" in (status.reason or "")
+    assert it.broker.sent == []
 
 
 @pytest.mark.parametrize(
-    ("source", "named"),
+    ("source", "host"),
     [
         ("http://evil.example.com/users/", "host evil.example.com is"),
         ("http://auth:8080/users/", "host auth:8080 is"),
@@ -137,8 +140,8 @@ async def test_a_source_that_stays_in_trouble_fails_its_posting_after_eight_trie
         ("http://[::1]:5432/", "host [::1]:5432 is"),
     ],
 )
-async def test_hosts_that_are_not_configured_are_refused(
-    around: tuple[Mailings, Sandbox], source: str, named: str
+async def test_a_host_that_is_not_configured_is_rejected(
+    around: tuple[Mailings, Sandbox], source: str, host: str
 ) -> None:
     it, _ = around
     users = await it.expand(await it.post(posting(receivers=source)))
@@ -147,11 +150,11 @@ async def test_hosts_that_are_not_configured_are_refused(
     )
     data = await it.expand(await it.post(movies))
     assert users.status == data.status == "failed"
-    assert f"{named} not among RINGBACK_SOURCES" in (users.reason or "")
-    assert f"template_context.movies: {named} not among" in (data.reason or "")
+    assert f"{host} not in RINGBACK_SOURCES" in (users.reason or "")
+    assert f"template_context.movies: {host} not in" in (data.reason or "")
 
 
-async def test_a_host_without_a_port_may_be_asked_on_any(
+async def test_a_source_without_a_port_allows_every_port(
     around: tuple[Mailings, Sandbox],
 ) -> None:
     it, outside = around
@@ -160,7 +163,7 @@ async def test_a_host_without_a_port_may_be_asked_on_any(
     assert (status.status, status.receivers) == ("sending", 250)
 
 
-async def test_e5_lists_and_single_things_at_several_urls_are_one_list(
+async def test_e5_the_data_of_several_urls_becomes_one_list(
     around: tuple[Mailings, Sandbox],
 ) -> None:
     it, outside = around
@@ -171,7 +174,7 @@ async def test_e5_lists_and_single_things_at_several_urls_are_one_list(
         receivers=USERS, template="email/new_movies.md", template_context={"movies": urls}
     )
     await it.expand(await it.post(body))
-    text = json.loads(it.queues.sent[0].body)["text"]
+    text = json.loads(it.broker.sent[0].body)["text"]
     assert all(movie["title"] in text for movie in [*new, other])
 
 
@@ -182,10 +185,10 @@ async def test_e5_lists_and_single_things_at_several_urls_are_one_list(
         ([{"url": "http://fastapi/"}], "must be a URL or a list of URLs"),
         (["http://fastapi/api/v1/movies/?new=True"] * 101, "more than 100 URLs"),
         ("ftp://fastapi/", "URL must begin with http"),
-        ("http://fastapi/nothing/here/", "fastapi answered 404"),
+        ("http://fastapi/nothing/here/", "fastapi responded with 404"),
     ],
 )
-async def test_data_that_can_t_be_had_fails_the_posting_by_the_variable_s_name(
+async def test_unavailable_data_fails_the_posting_with_the_name_of_the_variable(
     around: tuple[Mailings, Sandbox], value: Any, reason: str
 ) -> None:
     it, _ = around
@@ -196,14 +199,14 @@ async def test_data_that_can_t_be_had_fails_the_posting_by_the_variable_s_name(
     assert "http://fastapi" not in (status.reason or "")
 
 
-async def test_a_name_that_does_not_resolve_is_trouble_that_may_pass(
+async def test_a_dns_error_is_temporary(
     around: tuple[Mailings, Sandbox],
 ) -> None:
     it, _ = around
     id_ = await it.post(posting(receivers="https://nowhere.invalid/users/"))
     await it.expansion.run_once(1)
 
-    async def says_so() -> bool:
+    async def has_reason() -> bool:
         return "nowhere.invalid: dns" in ((await it.status(id_)).reason or "")
 
-    await until(says_so)
+    await until(has_reason)

@@ -1,10 +1,10 @@
-"""How `ringback posting show` pictures progress."""
+"""The output of `ringback posting show`."""
 
 from typing import Any
 
 import pytest
 
-from services.cli.posting import picture
+from services.cli.posting import progress_lines
 
 STATUS: dict[str, Any] = {
     "id": "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11",
@@ -18,13 +18,13 @@ STATUS: dict[str, Any] = {
     "pages": 4,
     "receivers": 1720,
     "messages": {"created": 200, "sent": 700, "failed": 1, "skipped": 99},
-    "skipped": {"has no phone": 31, "does not want new_movies": 68},
+    "skipped": {"no phone": 31, "new_movies not enabled": 68},
 }
 
 
-def test_e7_progress_is_told_in_numbers_and_bars() -> None:
+def test_e7_progress_has_numbers_and_bars() -> None:
     assert (
-        "\n".join(picture(STATUS))
+        "\n".join(progress_lines(STATUS))
         == """\
 id:          5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11
 status:      sending
@@ -38,17 +38,17 @@ sent     700  ############################
 failed     1  #
 expired    0
 skipped   99  ###
-  68 does not want new_movies
-  31 has no phone"""
+  68 new_movies not enabled
+  31 no phone"""
     )
 
 
 @pytest.mark.parametrize("messages", [{}, {"sent": 0}])
-def test_before_the_first_message_nothing_is_divided_by_nothing(messages: dict[str, int]) -> None:
-    lines = list(picture(STATUS | {"messages": messages, "skipped": {}}))
+def test_a_posting_without_messages_has_no_bars(messages: dict[str, int]) -> None:
+    lines = list(progress_lines(STATUS | {"messages": messages, "skipped": {}}))
     assert lines[-5:] == ["created  0", "sent     0", "failed   0", "expired  0", "skipped  0"]
 
 
-def test_why_a_posting_failed_is_told() -> None:
-    lines = list(picture(STATUS | {"status": "failed", "reason": "line 3: unexpected '}'"}))
+def test_the_reason_of_a_failed_posting_is_shown() -> None:
+    lines = list(progress_lines(STATUS | {"status": "failed", "reason": "line 3: unexpected '}'"}))
     assert "reason:      line 3: unexpected '}'" in lines

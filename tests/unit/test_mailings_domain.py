@@ -1,4 +1,4 @@
-"""Who gets a message (E4), where pages are, what facts change: pure."""
+"""Recipients (E4), pages of user lists, message ids, and states: pure."""
 
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -12,17 +12,16 @@ from pydantic import TypeAdapter
 from services.mailings.domain import (
     InvalidPostingError,
     PageUrls,
+    Recipient,
     Skip,
     address,
+    may_change,
     message_id,
-    page,
+    parse_page,
     posting_id,
-    settled,
-    state,
-    stored,
-    user_id,
+    posting_state,
+    storable,
 )
-from services.mailings.messages import Addressee
 from services.mailings.settings import MailingsSettings
 from shared.contracts.messages import EmailAddress, Phone
 from shared.contracts.posting_requests import MessageState
@@ -47,30 +46,30 @@ JSON = st.recursive(
         ({}, None, None),
         ({"is_active": False}, "inactive", "inactive"),
         ({"is_active": "true"}, "inactive", "inactive"),
-        ({"email_notifications": False}, "email not wanted", None),
-        ({"email_notifications": None}, "email not wanted", None),
-        ({"sms_notifications": False}, None, "sms not wanted"),
-        ({"sms_notifications": 1}, None, "sms not wanted"),
-        ({"notifications": {KIND: False}}, f"{KIND} not wanted", f"{KIND} not wanted"),
+        ({"email_notifications": False}, "email not enabled", None),
+        ({"email_notifications": None}, "email not enabled", None),
+        ({"sms_notifications": False}, None, "sms not enabled"),
+        ({"sms_notifications": 1}, None, "sms not enabled"),
+        ({"notifications": {KIND: False}}, f"{KIND} not enabled", f"{KIND} not enabled"),
         ({"notifications": {KIND: True}}, None, None),
         ({"notifications": {"other": False}}, None, None),
         ({"notifications": None}, None, None),
         ({"email": None}, "no e-mail address", None),
         ({"email": ""}, "no e-mail address", None),
-        ({"email": "user@"}, "wrong e-mail address", None),
-        ({"email": "a@b.c\r\nBcc: x@y.z"}, "wrong e-mail address", None),
-        ({"email": ["a@b.com"]}, "wrong e-mail address", None),
+        ({"email": "user@"}, "invalid e-mail address", None),
+        ({"email": "a@b.c\r\nBcc: x@y.z"}, "invalid e-mail address", None),
+        ({"email": ["a@b.com"]}, "invalid e-mail address", None),
         ({"phone": None}, None, "no phone"),
-        ({"phone": "12"}, None, "wrong phone"),
+        ({"phone": "12"}, None, "invalid phone"),
         ({"phone": "+7 (900) 123-45-67"}, None, None),
         ({"phone": 79001234567}, None, None),
         ({"timezone": None}, None, None),
         ({"timezone": "Mars/Base"}, *["unknown time zone 'Mars/Base'"] * 2),
         ({"timezone": ""}, *["unknown time zone ''"] * 2),
-        ({"timezone": 7}, *["unknown time zone that is no text"] * 2),
+        ({"timezone": 7}, *["unknown time zone that is not a text"] * 2),
     ],
 )
-def test_e4_only_who_ticked_this_way_and_this_kind_gets_it(
+def test_e4_only_users_who_enabled_the_channel_and_the_kind_have_an_address(
     fields: dict[str, Any], by_email: str | None, by_sms: str | None
 ) -> None:
     someone = user(1, **fields)
@@ -82,13 +81,13 @@ def test_e4_only_who_ticked_this_way_and_this_kind_gets_it(
     assert found == Skip(by_sms) if by_sms else str(found).startswith("7900")
 
 
-def test_e4_what_is_not_said_is_not_ticked() -> None:
+def test_e4_a_channel_is_off_by_default() -> None:
     someone = user(1)
     del someone["email_notifications"]
-    assert address(someone, CHANNELS["email"], KIND) == Skip("email not wanted")
+    assert address(someone, CHANNELS["email"], KIND) == Skip("email not enabled")
 
 
-def test_e4_who_is_not_said_to_be_inactive_is_active() -> None:
+def test_e4_a_user_is_active_by_default() -> None:
     someone = user(1)
     del someone["is_active"]
     assert address(someone, CHANNELS["email"], KIND) == someone["email"]
@@ -106,18 +105,16 @@ def test_e4_a_user_with_any_fields_is_skipped_or_has_opted_in_with_a_valid_addre
         ADDRESS[channel].validate_python(found)
         assert someone.get("is_active", True) is someone[f"{channel}_notifications"] is True
     else:
-        assert stored(found.why) == found.why, "can't be stored"
+        assert storable(found.reason) == found.reason
 
 
 @given(JSON | st.dictionaries(st.just("id"), JSON))
-def test_whatever_stands_in_a_page_is_a_user_by_his_id_or_has_a_fault(item: Any) -> None:
-    to = Addressee.of(item, "page 1, item 1")
+def test_any_item_of_a_page_has_a_valid_id_or_an_error(item: Any) -> None:
+    recipient = Recipient.of(item, "page 1, item 1")
 
-    found = user_id(item)
-
-    assert to.fault == (found.why if isinstance(found, Skip) else None)
-    assert to.id == ("page 1, item 1" if to.fault else str(item["id"]))
-    assert to.id.isprintable() or not to.id.isascii()
+    assert recipient.id == ("page 1, item 1" if recipient.error else str(item["id"]))
+    assert recipient.user == ({} if recipient.error else item)
+    assert recipient.id.isprintable() or not recipient.id.isascii()
 
 
 QUERIES = st.lists(
@@ -130,22 +127,22 @@ QUERIES = st.lists(
 
 
 @given(QUERIES, st.integers(0, 9999), st.integers(1, 999), st.integers(1, 1000))
-def test_e5_a_page_of_a_list_has_its_number_and_size_and_all_else_as_it_was(
+def test_e5_the_url_of_a_page_changes_only_page_number_and_page_size(
     parts: list[tuple[str, str]], index: int, first: int, size: int
 ) -> None:
     others = [f"{k}={v}" for k, v in parts if not k.startswith("page_")]
-    given_ = [*others, f"page_number={first}", f"page_size={size}"]
-    urls = PageUrls.of("http://auth/users/?" + "&".join(given_[::-1]))
+    query = [*others, f"page_number={first}", f"page_size={size}"]
+    urls = PageUrls.of("http://auth/users/?" + "&".join(query[::-1]))
 
-    asked = urlsplit(urls.at(index))
+    page = urlsplit(urls.at(index))
 
     assert urls.size == size
-    assert asked._replace(query="").geturl() == "http://auth/users/"
-    pairs = asked.query.split("&")
+    assert page._replace(query="").geturl() == "http://auth/users/"
+    pairs = page.query.split("&")
     assert sorted(pairs) == sorted([*others, f"page_number={first + index}", f"page_size={size}"])
 
 
-def test_e5_a_list_that_names_no_page_is_asked_for_500_from_page_1() -> None:
+def test_e5_pages_of_500_from_page_1_are_the_default() -> None:
     urls = PageUrls.of("http://auth/api/v1/users/?id=7#top")
     assert urls.at(0) == "http://auth/api/v1/users/?id=7&page_number=1&page_size=500"
     assert dict(parse_qsl(urlsplit(urls.at(4)).query))["page_number"] == "5"
@@ -155,31 +152,31 @@ def test_e5_a_list_that_names_no_page_is_asked_for_500_from_page_1() -> None:
 
 
 @pytest.mark.parametrize("query", ["page_size=0", "page_size=x", "page_size=1e9", "page_number=-1"])
-def test_a_list_with_a_nonsensical_page_is_refused_by_the_name_of_what_is_wrong(query: str) -> None:
+def test_an_invalid_page_parameter_is_rejected_by_name(query: str) -> None:
     with pytest.raises(InvalidPostingError, match=query.partition("=")[0]):
         PageUrls.of(f"http://auth/users/?{query}")
 
 
-def test_e5_a_page_is_a_list_or_results_or_one_user() -> None:
-    assert page([1, 2], 2) == ([1, 2], False)
-    assert page({"results": [1], "count": 1}, 2) == ([1], True)
-    assert page({"id": 7}, 1) == ([{"id": 7}], True)
-    assert page([], 1) == ([], True)
+def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
+    assert parse_page([1, 2], 2) == ([1, 2], False)
+    assert parse_page({"results": [1], "count": 1}, 2) == ([1], True)
+    assert parse_page({"id": 7}, 1) == ([{"id": 7}], True)
+    assert parse_page([], 1) == ([], True)
 
 
-@pytest.mark.parametrize("answer", [None, 7, "users", {"results": {"id": 1}}])
-def test_an_answer_of_another_form_is_no_page(answer: Any) -> None:
-    with pytest.raises(InvalidPostingError, match="no list"):
-        page(answer, 500)
+@pytest.mark.parametrize("response", [None, 7, "users", {"results": {"id": 1}}])
+def test_a_response_of_another_form_is_rejected(response: Any) -> None:
+    with pytest.raises(InvalidPostingError, match="not a list"):
+        parse_page(response, 500)
 
 
-def test_e7_a_message_has_one_id_of_posting_way_and_user() -> None:
+def test_e7_a_message_id_depends_on_posting_channel_and_user_only() -> None:
     one, other = uuid4(), uuid4()
     ids = {
-        message_id(posting, channel, who)
+        message_id(posting, channel, user_id)
         for posting in (one, other)
         for channel in ("email", "sms")
-        for who in ("7", "8")
+        for user_id in ("7", "8")
     }
     assert len(ids) == 8
     assert message_id(one, "email", "7") in ids
@@ -187,22 +184,22 @@ def test_e7_a_message_has_one_id_of_posting_way_and_user() -> None:
     assert posting_id("order-7") == posting_id("order-7") != posting_id("order-8")
 
 
-def test_a_dead_letter_that_was_sent_after_all_is_sent_and_nothing_sent_changes() -> None:
+def test_a_redriven_dead_letter_becomes_sent_and_a_sent_message_never_changes() -> None:
     change = {
-        (before, told)
+        (before, new)
         for before in MessageState
-        for told in (MessageState.SENT, MessageState.FAILED, MessageState.EXPIRED)
-        if settled(before, told)
+        for new in (MessageState.SENT, MessageState.FAILED, MessageState.EXPIRED)
+        if may_change(before, new)
     }
     assert change == {
-        *((MessageState.CREATED, told) for told in ("sent", "failed", "expired")),
+        *((MessageState.CREATED, new) for new in ("sent", "failed", "expired")),
         (MessageState.FAILED, MessageState.SENT),
         (MessageState.EXPIRED, MessageState.SENT),
     }
 
 
 @pytest.mark.parametrize(
-    ("ended", "pages", "open_messages", "expected"),
+    ("ended", "pages", "unsettled", "expected"),
     [
         (None, 0, 0, "accepted"),
         (None, 1, 0, "expanding"),
@@ -212,19 +209,19 @@ def test_a_dead_letter_that_was_sent_after_all_is_sent_and_nothing_sent_changes(
         ("expired", 1, 1, "expired"),
     ],
 )
-def test_how_far_a_posting_is(
-    ended: str | None, pages: int, open_messages: int, expected: str
+def test_the_state_of_a_posting(
+    ended: str | None, pages: int, unsettled: int, expected: str
 ) -> None:
-    assert state(ended, begun=pages > 0, open_messages=open_messages) == expected
+    assert posting_state(ended, started=pages > 0, unsettled=unsettled) == expected
 
 
 @pytest.mark.parametrize("url", ["/unsubscribe", "https://x/{user}", "https://x/{user_id"])
-def test_an_unsubscribe_url_of_another_form_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"must look like|may hold"):
+def test_an_invalid_unsubscribe_url_is_rejected(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must look like|can contain"):
         MailingsSettings(unsubscribe_url=url)
 
 
-def test_ids_are_those_of_released_versions() -> None:
-    # A change here would send what is half given out twice.
+def test_message_ids_never_change() -> None:
+    # A change would send the messages of half-expanded postings twice.
     posting = UUID("5f0c1f6e-8d0e-4b57-9a3d-0a8b5d5b7a11")
     assert message_id(posting, "email", "7") == UUID("55e1559c-82d2-5f34-a787-93875f4093bc")

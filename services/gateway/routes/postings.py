@@ -227,13 +227,13 @@ _PROGRESS: Final = {
     "receivers": 1720,
     "messages": {"created": 120, "sent": 1500, "failed": 3, "expired": 0, "skipped": 97},
 }
-_SKIPPED: Final = {"no e-mail address": 31, "new_movies not wanted": 66}
+_SKIPPED: Final = {"no e-mail address": 31, "new_movies not enabled": 66}
 _MESSAGE: Final = {
     "id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
     "user_id": examples.USER,
     "channel": "email",
     "status": "sent",
-    "why": None,
+    "reason": None,
     "created_at": "2026-11-20T12:00:01Z",
     "settled_at": "2026-11-20T12:00:02Z",
 }

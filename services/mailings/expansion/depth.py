@@ -1,4 +1,4 @@
-"""How much waits for delivery: what tells expansion to hold back."""
+"""Measures how many messages wait for delivery, so that expansion can wait for a full queue."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,20 +17,23 @@ from shared.amqp.connection import (
 from shared.amqp.declare import declare
 from shared.errors import InfrastructureError
 from shared.process.health import Health
-from shared.topology import TIERS, Topology, tier_queue
+from shared.topology import Topology, tier_queue, tiers_of
 
-# Seconds for which a count is good: 1,000 messages at 5,000 a second.
-FRESH: Final = 0.2
-# Seconds for an answer of the broker.
-PATIENCE: Final = 5.0
+# Seconds for which a count is reused: 1,000 messages at 5,000 a second.
+COUNT_LIFETIME: Final = 0.2
+# Seconds for a response of the broker.
+BROKER_TIMEOUT: Final = 5.0
 
 
 class QueueDepthUnknownError(InfrastructureError):
-    """The broker does not say how much waits."""
+    """The broker does not report the depth of a queue."""
 
 
 class QueueDepth:
-    """Counts what lies in work queues and their tiers, on a connection of its own."""
+    """Counts the messages in work queues and their tiers, on a connection of its own.
+
+    A queue is full when it and its tiers contain `max_waiting` messages.
+    """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
@@ -39,39 +42,39 @@ class QueueDepth:
         name: str,
         topology: Topology,
         health: Health,
-        most: int,
-        steady: Callable[[], float],
+        max_waiting: int,
+        monotonic: Callable[[], float],
     ) -> None:
         self._url = url
         self._name = name
         self._topology = topology
         self._health = health
-        self._most = most
-        self._steady = steady
+        self._max_waiting = max_waiting
+        self._monotonic = monotonic
         self._channel: AbstractChannel | None = None
-        self._counted: dict[str, tuple[float, int]] = {}
-        self._one = asyncio.Lock()
+        self._counts: dict[str, tuple[float, int]] = {}
+        self._lock = asyncio.Lock()
         health.expect("depths")
 
     async def run(self) -> None:
         """Keep the connection open until cancelled."""
         await keep_connected(
-            self._url, name=self._name, part="depths", health=self._health, session=self._count_on
+            self._url, name=self._name, part="depths", health=self._health, session=self._serve
         )
 
-    async def too_many(self, queue: str) -> bool:
-        """Whether more than the most wait in a work queue and its tiers.
+    async def is_full(self, queue: str) -> bool:
+        """Return whether a work queue and its tiers contain the maximum of messages.
 
         Raises:
-            QueueDepthUnknownError: the broker does not say.
+            QueueDepthUnknownError: the broker does not respond.
         """
-        async with self._one:
-            at, count = self._counted.get(queue, (float("-inf"), 0))
-            if self._steady() - at >= FRESH:
+        async with self._lock:
+            at, count = self._counts.get(queue, (float("-inf"), 0))
+            if self._monotonic() - at >= COUNT_LIFETIME:
                 count = await self._count(queue)
-                self._counted[queue] = self._steady(), count
-        full = count >= self._most
-        metrics.HELD_BACK.labels(queue).set(full)
+                self._counts[queue] = self._monotonic(), count
+        full = count >= self._max_waiting
+        metrics.BACKPRESSURE.labels(queue).set(full)
         return full
 
     async def _count(self, queue: str) -> int:
@@ -79,8 +82,8 @@ class QueueDepth:
             raise QueueDepthUnknownError("not connected to the broker")
         count = 0
         try:
-            async with asyncio.timeout(PATIENCE):
-                for name in (queue, *(tier_queue(queue, tier) for tier in TIERS)):
+            async with asyncio.timeout(BROKER_TIMEOUT):
+                for name in (queue, *(tier_queue(queue, tier) for tier in tiers_of(queue))):
                     found = await self._channel.queue_declare(name, passive=True)
                     count += found.message_count or 0
         except CONNECTION_ERRORS as error:
@@ -88,11 +91,11 @@ class QueueDepth:
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            raise QueueDepthUnknownError("the broker shows no sign of life") from None
+            raise QueueDepthUnknownError("the broker does not respond") from None
         return count
 
-    async def _count_on(self, link: BrokerConnection) -> None:
-        await declare(link.connection, self._topology)  # a queue that is missing ends the channel
+    async def _serve(self, link: BrokerConnection) -> None:
+        await declare(link.connection, self._topology)  # a missing queue would close the channel
         self._channel, _ = await link.channel(confirms=False)
         self._health.up("depths")
         try:

@@ -1,4 +1,4 @@
-"""Where messages go out: as fast as delivery takes them, not later than they may."""
+"""Publishes messages as fast as delivery sends them, and not after they expire."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from services.mailings.expansion.depth import QueueDepth, QueueDepthUnknownError
-from services.mailings.messages import Draft, outgoing
+from services.mailings.messages import ReadyMessage, outgoing
 from shared.amqp.publisher import Publisher
 from shared.clock import Clock
 from shared.errors import InfrastructureError
@@ -15,88 +15,90 @@ from shared.registry import CHANNELS
 
 logger = logging.getLogger(__name__)
 
-# Messages published before the next look at the clock and at what waits.
-SLICE: Final = 500
-# Seconds until publishing is tried again, and between looks at a full queue.
-AGAIN: Final = 0.5
+# Messages published between two checks of the clock and of the queues.
+BATCH_SIZE: Final = 500
+# Seconds before a refused publish is repeated, and between two checks of a full queue.
+RETRY_DELAY: Final = 0.5
 
 
 class PostingExpiredError(Exception):
-    """The posting's time is over."""
+    """The posting has expired."""
 
 
 class ThrottledPublisher:
-    """The queues of delivery."""
+    """Publishes to the queues of the channels, and waits while they are full."""
 
-    def __init__(self, publisher: Publisher, depths: QueueDepth, clock: Clock) -> None:
+    def __init__(self, publisher: Publisher, depth: QueueDepth, clock: Clock) -> None:
         self._publisher = publisher
-        self._depths = depths
+        self._depth = depth
         self._clock = clock
 
     async def ready(self) -> None:
         """Wait until publishing is possible."""
         await self._publisher.ready()
 
-    def check_time(self, expires_at: datetime | None) -> None:
-        """See to it that nothing goes out too late.
+    def check_expiry(self, expires_at: datetime | None) -> None:
+        """Raise an error if the posting has expired.
 
         Raises:
-            PostingExpiredError: from now on nothing may.
+            PostingExpiredError: it has.
         """
         if expires_at is not None and self._clock.now() >= expires_at.timestamp():
             raise PostingExpiredError
 
-    async def full(self, channels: Iterable[str]) -> bool:
-        """Whether enough waits for delivery by one of these ways, or nobody knows how much."""
+    async def is_full(self, channels: Iterable[str]) -> bool:
+        """Return whether the queue of a channel is full, or its depth is unknown."""
         try:
             for channel in channels:
-                if await self._depths.too_many(CHANNELS[channel].queue):
+                if await self._depth.is_full(CHANNELS[channel].queue):
                     return True
         except QueueDepthUnknownError as error:
-            logger.warning("expansion holds back: %s", error)
+            logger.warning("expansion paused: %s", error)
             return True
         return False
 
     async def publish(
         self,
-        drafts: Sequence[Draft],
+        messages: Sequence[ReadyMessage],
         channels: Iterable[str],
         *,
         expires_at: datetime | None,
         traceparent: str | None,
     ) -> None:
-        """Publish until all are confirmed, each under its id as often as it takes.
+        """Publish until all messages are confirmed. Repeats have the same logical id.
 
-        Before each slice but the first it waits for room.
+        It waits for full queues before each batch but the first.
 
         Raises:
-            PostingExpiredError: some may not have gone out.
-            Unpublishable: a bug.
+            PostingExpiredError: some messages may not be published.
+            UnpublishableError: a bug.
         """
-        for start in range(0, len(drafts), SLICE):
-            self.check_time(expires_at)
-            while start and await self.full(channels):
-                await asyncio.sleep(AGAIN)
-                self.check_time(expires_at)
-            waiting = drafts[start : start + SLICE]
-            while waiting := await self._try(waiting, traceparent):
-                await asyncio.sleep(AGAIN)
+        for start in range(0, len(messages), BATCH_SIZE):
+            self.check_expiry(expires_at)
+            while start and await self.is_full(channels):
+                await asyncio.sleep(RETRY_DELAY)
+                self.check_expiry(expires_at)
+            pending = messages[start : start + BATCH_SIZE]
+            while pending := await self._attempt(pending, traceparent):
+                await asyncio.sleep(RETRY_DELAY)
                 await self._publisher.ready()
-                self.check_time(expires_at)
+                self.check_expiry(expires_at)
 
-    async def _try(self, drafts: Sequence[Draft], traceparent: str | None) -> list[Draft]:
-        """Publish each; those that were not confirmed."""
+    async def _attempt(
+        self, messages: Sequence[ReadyMessage], traceparent: str | None
+    ) -> list[ReadyMessage]:
+        """Publish messages, and return those that were not confirmed."""
         now = self._clock.now()
         results = await asyncio.gather(
-            *(self._publisher.publish(outgoing(draft, traceparent, now)) for draft in drafts),
+            *(self._publisher.publish(outgoing(each, traceparent, now)) for each in messages),
             return_exceptions=True,
         )
         failed = []
-        for draft, error in zip(drafts, results, strict=True):
+        for message, error in zip(messages, results, strict=True):
             if isinstance(error, InfrastructureError):
-                failed.append((draft, error))
+                failed.append((message, error))
             elif error is not None:
                 raise error
         if failed:
             logger.warning("publishing %d messages again: %s", len(failed), failed[0][1])
-        return [draft for draft, _ in failed]
+        return [message for message, _ in failed]

@@ -1,4 +1,4 @@
-"""One turn of one posting: page after page, fetched, written, published, checkpointed."""
+"""One slice of an expansion: pages are fetched, composed, added, published and checkpointed."""
 
 import asyncio
 import logging
@@ -7,11 +7,11 @@ from typing import Final
 from uuid import UUID
 
 from services.mailings import metrics
-from services.mailings.domain import InvalidPostingError, Page, PageUrls, page
+from services.mailings.domain import InvalidPostingError, Page, PageUrls, Recipient, parse_page
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import SourceError, Sources
-from services.mailings.messages import Addressee, Composer, Draft
-from services.mailings.store import Claim, Row, Store
+from services.mailings.messages import Composer, ReadyMessage
+from services.mailings.store import Claim, MessageRow, Store
 from shared.clock import Clock
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
@@ -19,219 +19,238 @@ from shared.registry import CHANNELS
 
 logger = logging.getLogger(__name__)
 
-# Seconds of a turn, once its first page is done.
-LONGEST: Final = 1.0
-# Seconds until another process goes on with what a dead one held: within 30 s.
+# Seconds after which a slice ends, once its first page is done.
+SLICE_DURATION: Final = 1.0
+# Seconds after which another process continues the posting of a dead one.
 LEASE: Final = 15.0
-# Users written at a time: a page of the usual size.
-PART: Final = 500
-# Users rendered before others get their turn of this process: some milliseconds.
-IN_A_ROW: Final = 50
+# Recipients whose messages are added at a time: a page of the usual size.
+BATCH_SIZE: Final = 500
+# Recipients composed before other tasks of this process run: some milliseconds.
+COMPOSE_BATCH: Final = 50
 
 
 class SliceDeferredError(Exception):
-    """The turn can't go on now, through no fault of the posting's; the text says why."""
+    """The slice cannot continue now, although the posting is valid. The text is the reason."""
 
 
 class ExpansionSlice:
-    """A turn. `page` counts the pages that are done, `tries` those in vain since the last."""
+    """A slice of an expansion.
 
-    def __init__(  # noqa: PLR0913 - what a turn works with
+    pages: the checkpoint, in pages.
+    failures: failed slices since the checkpoint.
+    """
+
+    def __init__(  # noqa: PLR0913 - the worker names each
         self,
         claim: Claim,
         store: Store,
         sources: Sources,
-        outlet: ThrottledPublisher,
+        publisher: ThrottledPublisher,
         *,
         clock: Clock,
-        most_receivers: int,
-        stopping: Callable[[], bool],
+        max_receivers: int,
+        is_stopping: Callable[[], bool],
     ) -> None:
         self.claim = claim
-        self.page = claim.pages
-        self.tries = claim.tries
-        self._written = claim.pages
+        self.pages = claim.pages
+        self.failures = claim.failures
+        self._added_pages = claim.pages
         self._receivers = claim.receivers
         self._store = store
         self._sources = sources
-        self._outlet = outlet
+        self._publisher = publisher
         self._clock = clock
-        self._most_receivers = most_receivers
-        self._stopping = stopping
-        self._take_back = claim.interrupted
-        self._giving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._giving.set_result(None)
-        self._until = clock.monotonic() + LONGEST
+        self._max_receivers = max_receivers
+        self._is_stopping = is_stopping
+        self._remove_unfinished = claim.unfinished
+        self._publishing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._publishing.set_result(None)
+        self._end = clock.monotonic() + SLICE_DURATION
 
     @property
-    def held(self) -> bool:
-        """Whether pages that are not done may have messages, written or even published."""
-        return self._take_back or self._written > self.page
+    def unfinished(self) -> bool:
+        """Return whether pages after the checkpoint may have messages, even published ones."""
+        return self._remove_unfinished or self._added_pages > self.pages
 
-    async def check_room(self) -> None:
-        """Begin no page while too much waits for delivery.
+    async def check_queues(self) -> None:
+        """Raise an error if too many messages wait for delivery.
 
         Raises:
-            SliceDeferredError: it does.
+            SliceDeferredError: they do.
         """
         channels = self.claim.posting.delivery_type
-        if await self._outlet.full(channels):
+        if await self._publisher.is_full(channels):
             queues = " or ".join(CHANNELS[channel].queue for channel in channels)
-            raise SliceDeferredError(f"enough messages wait in {queues}")
+            raise SliceDeferredError(f"too many messages wait in {queues}")
 
-    async def put_off(self, delay: float, reason: str | None = None) -> None:
-        """End the turn; the next comes in `delay` seconds at the earliest."""
-        await self._store.put_off(
-            self.claim, held=self.held, delay=delay, tries=self.tries, reason=reason
+    async def release(self, delay: float, reason: str | None = None) -> None:
+        """End the slice; the next one is due in `delay` seconds."""
+        await self._store.release(
+            self.claim,
+            unfinished=self.unfinished,
+            delay=delay,
+            failures=self.failures,
+            reason=reason,
         )
 
     async def run(self, composer: Composer) -> bool:
-        """Go through pages; whether the last one is done.
+        """Expand pages, and return whether the last page of the list is done.
+
+        The next page is fetched, and its messages are added, while a page is being published.
 
         Raises:
-            Expired, SliceDeferredError.
-            InvalidPostingError: the receivers are nonsense, or without end.
-            SourceError: the next page can't be had now.
-            InfrastructureError, LeaseLost: the turn did not end by itself.
+            PostingExpiredError, SliceDeferredError.
+            InvalidPostingError: the user list is invalid, or does not end.
+            SourceError: the next page is not available.
+            InfrastructureError, LeaseLostError: the slice was interrupted.
         """
         urls = PageUrls.of(self.claim.posting.receivers)
-        number = self.page
+        number = self.pages
         fetching = asyncio.create_task(self._fetch(urls, number))
         try:
             while True:
-                found = await fetching
-                there = self._addressees(found, number)
-                await self.check_room()
-                over = found.last or self._clock.monotonic() >= self._until or self._stopping()
-                if not over:
+                page = await fetching
+                recipients = self._recipients(page, number)
+                await self.check_queues()
+                ends = page.is_last or self._clock.monotonic() >= self._end or self._is_stopping()
+                if not ends:
                     fetching = asyncio.create_task(self._fetch(urls, number + 1))
-                await self._page(composer, there, found)
-                if over:
-                    await self._giving
-                    return found.last
+                await self._expand(page, number, recipients, composer)
+                if ends:
+                    await self._publishing
+                    return page.is_last
                 number += 1
         except (SourceError, InvalidPostingError, SliceDeferredError, InfrastructureError):
-            await self._giving  # what was begun is done
+            await self._publishing  # the previous page gets its checkpoint
             raise
         finally:
-            for task in (fetching, self._giving):
+            for task in (fetching, self._publishing):
                 task.cancel()
-            await asyncio.gather(fetching, self._giving, return_exceptions=True)
+            await asyncio.gather(fetching, self._publishing, return_exceptions=True)
 
     async def _fetch(self, urls: PageUrls, number: int) -> Page:
         with metrics.FETCH.time():
             try:
-                return page(await self._sources.json(urls.at(number)), urls.size)
+                return parse_page(await self._sources.json(urls.at(number)), urls.size)
             except InvalidPostingError as error:
-                raise InvalidPostingError(f"{_place(number)}: {error}") from None
+                raise InvalidPostingError(f"{_position(number)}: {error}") from None
             except SourceError as error:
-                raise SourceError(f"{_place(number)}: {error}") from None
+                raise SourceError(f"{_position(number)}: {error}") from None
 
-    def _addressees(self, found: Page, number: int) -> list[Addressee]:
-        """Those of a page, each once.
+    def _recipients(self, page: Page, number: int) -> list[Recipient]:
+        """Return the recipients of a page, each once.
 
         Raises:
-            InvalidPostingError: there are none but nonsense, or too many in all.
+            InvalidPostingError: every item is invalid, or the list is too long.
         """
-        self._receivers += len(found.items)
-        if self._receivers > self._most_receivers:
+        self._receivers += len(page.items)
+        if self._receivers > self._max_receivers:
             raise InvalidPostingError(
-                f"{_place(number)}: more than {self._most_receivers} receivers: a list without end?"
-                " (RINGBACK_MAILINGS_MOST_RECEIVERS)"
+                f"{_position(number)}: more than {self._max_receivers} receivers; does the list"
+                " end? (RINGBACK_MAILINGS_MAX_RECEIVERS)"
             )
-        there: dict[str, Addressee] = {}
-        for place, item in enumerate(found.items, start=1):
-            to = Addressee.of(item, f"page {number + 1}, item {place}")
-            there.setdefault(to.id, to)
-        if there and all(to.fault for to in there.values()):
-            fault = next(iter(there.values())).fault
-            raise InvalidPostingError(f"{_place(number)}: nothing in it is a user: {fault}")
-        return list(there.values())
+        recipients: dict[str, Recipient] = {}
+        for place, item in enumerate(page.items, start=1):
+            recipient = Recipient.of(item, f"page {number + 1}, item {place}")
+            recipients.setdefault(recipient.id, recipient)
+        if recipients and all(each.error for each in recipients.values()):
+            error = next(iter(recipients.values())).error
+            raise InvalidPostingError(f"{_position(number)}: no item is a user: {error}")
+        return list(recipients.values())
 
-    async def _page(self, composer: Composer, there: Sequence[Addressee], found: Page) -> None:
-        """Write a page, and begin to give it out once what was before it is done."""
+    async def _expand(
+        self, page: Page, number: int, recipients: Sequence[Recipient], composer: Composer
+    ) -> None:
+        """Add the messages of a page, and start to publish them after the previous page."""
         begin = self._clock.monotonic()
-        number = self._written
-        receivers = len(found.items)
-        fresh = 0
         known: list[UUID] = []
-        parts = [there[start : start + PART] for start in range(0, len(there), PART)] or [[]]
-        for place, part in enumerate(parts):
-            rows, drafts = await _composed(composer, part)
-            new = await self._store.put(self.claim, number, rows, take_back=self._take_back)
-            if not self._written and not self._take_back:
-                logger.info("posting expanding", extra=about(self.claim))
-            self._take_back = False
-            self._written = number + 1
-            users = {to.id for to in part if to.fault is None}
+        has_new_user = False
+        batches = [
+            recipients[start : start + BATCH_SIZE]
+            for start in range(0, len(recipients), BATCH_SIZE)
+        ] or [[]]
+        for batch in batches:
+            rows, messages = await _compose(composer, batch)
+            new = await self._add(number, rows)
+            users = {each.id for each in batch if each.error is None}
             ids = [row.id for row in rows if row.user_id in users]
-            fresh += len(new.intersection(ids))
+            has_new_user = has_new_user or not new.isdisjoint(ids)
             known += ids
-            _count(rows, new)
-            await self._giving
-            last = place == len(parts) - 1
-            if last and not found.last and not fresh:
+            await self._publishing
+            ends_page = batch is batches[-1]
+            if ends_page and not page.is_last and not has_new_user:
                 await self._check_progress(number, known)
-            self._giving = asyncio.create_task(
-                self._give(
-                    [draft for draft in drafts if draft.id in new],
-                    number,
-                    receivers if last else None,
-                    begin,
-                )
+            new_messages = [message for message in messages if message.id in new]
+            self._publishing = asyncio.create_task(
+                self._publish_and_checkpoint(new_messages, number, page, begin)
+                if ends_page
+                else self._publish(new_messages)
             )
+
+    async def _add(self, number: int, rows: Sequence[MessageRow]) -> set[UUID]:
+        """Add messages of a page to the database, and return the ids that are new."""
+        new = await self._store.add_messages(
+            self.claim, number, rows, remove_unfinished=self._remove_unfinished
+        )
+        if not self._added_pages and not self._remove_unfinished:
+            logger.info("posting expanding", extra=log_context(self.claim))
+        self._remove_unfinished = False
+        self._added_pages = number + 1
+        for row in rows:
+            if row.id in new:
+                status = MessageState.CREATED if row.reason is None else MessageState.SKIPPED
+                metrics.MESSAGES[row.channel, status].inc()
+        return new
 
     async def _check_progress(self, number: int, ids: Sequence[UUID]) -> None:
-        """A page that holds nobody new, and is not just one that is repeated, repeats for ever."""
+        """Raise an error for a full page whose users were all on earlier pages.
+
+        A page that an interrupted slice has added before is no such page.
+        """
         if await self._store.known_before(self.claim, number, ids) == len(ids):
             raise InvalidPostingError(
-                f"{_place(number)}: all its users were on pages before: a list without end?"
+                f"{_position(number)}: all its users were on earlier pages; does the list end?"
             )
 
-    async def _give(
-        self, drafts: Sequence[Draft], number: int, receivers: int | None, begin: float
-    ) -> None:
-        """Publish messages of a page; with `receivers`, they are its last: set the checkpoint."""
-        claim = self.claim
-        await self._outlet.publish(
-            drafts,
-            claim.posting.delivery_type,
-            expires_at=claim.expires_at,
-            traceparent=claim.traceparent,
+    async def _publish(self, messages: Sequence[ReadyMessage]) -> None:
+        await self._publisher.publish(
+            messages,
+            self.claim.posting.delivery_type,
+            expires_at=self.claim.expires_at,
+            traceparent=self.claim.traceparent,
         )
-        if receivers is not None:
-            await self._store.checkpoint(claim, pages=number + 1, receivers=receivers, lease=LEASE)
-            self.page = number + 1
-            self.tries = 0
-            metrics.GIVE_OUT.observe(self._clock.monotonic() - begin)
+
+    async def _publish_and_checkpoint(
+        self, messages: Sequence[ReadyMessage], number: int, page: Page, begin: float
+    ) -> None:
+        await self._publish(messages)
+        await self._store.checkpoint(
+            self.claim, pages=number + 1, receivers=len(page.items), lease=LEASE
+        )
+        self.pages = number + 1
+        self.failures = 0
+        metrics.PUBLISH.observe(self._clock.monotonic() - begin)
 
 
-def about(claim: Claim) -> dict[str, object]:
-    """What every log line about a posting tells."""
+def log_context(claim: Claim) -> dict[str, object]:
+    """Return the fields of every log line about a posting."""
     return {"posting_id": str(claim.id), "from_event": claim.posting.from_event}
 
 
-async def _composed(
-    composer: Composer, there: Sequence[Addressee]
-) -> tuple[list[Row], list[Draft]]:
-    rows: list[Row] = []
-    drafts: list[Draft] = []
-    for place, to in enumerate(there):
-        if place % IN_A_ROW == 0:
+async def _compose(
+    composer: Composer, recipients: Sequence[Recipient]
+) -> tuple[list[MessageRow], list[ReadyMessage]]:
+    rows: list[MessageRow] = []
+    messages: list[ReadyMessage] = []
+    for place, recipient in enumerate(recipients):
+        if place % COMPOSE_BATCH == 0:
             await asyncio.sleep(0)
-        for row, draft in composer.compose(to):
+        for row, message in composer.compose(recipient):
             rows.append(row)
-            if draft is not None:
-                drafts.append(draft)
-    return rows, drafts
+            if message is not None:
+                messages.append(message)
+    return rows, messages
 
 
-def _count(rows: Sequence[Row], new: set[UUID]) -> None:
-    for row in rows:
-        if row.id in new:
-            status = MessageState.CREATED if row.why is None else MessageState.SKIPPED
-            metrics.MESSAGES[row.channel, status].inc()
-
-
-def _place(number: int) -> str:
+def _position(number: int) -> str:
     return f"receivers, page {number + 1}"

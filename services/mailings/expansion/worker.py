@@ -1,9 +1,9 @@
-"""Goes through the receivers of postings, a turn of each at a time.
+"""Claims postings and runs an expansion slice of each.
 
-A turn takes some pages, or about a second; then the posting goes to the back of the line. A page
-is fetched while the one before it is given out; it is written, then published, then the
-checkpoint is set. A turn that ends otherwise than by itself leaves `held` behind: the next turn
-takes back what was written of the unfinished page and does it anew, under the same ids.
+A slice works on pages for about a second. Then the posting is due again after all others. A page
+is fetched while the previous one is published. Its messages are added, then published, then the
+checkpoint is set. If a slice is interrupted, the next one removes the messages of the unfinished
+page and repeats the page under the same ids.
 """
 
 import asyncio
@@ -11,10 +11,15 @@ import logging
 from typing import Final
 
 from services.mailings import metrics
-from services.mailings.domain import InvalidPostingError, stored
+from services.mailings.domain import InvalidPostingError, storable
 from services.mailings.expansion.publisher import PostingExpiredError, ThrottledPublisher
-from services.mailings.expansion.slice import LEASE, ExpansionSlice, SliceDeferredError, about
-from services.mailings.expansion.sources import LARGEST_CONTEXT, SourceError, Sources
+from services.mailings.expansion.slice import (
+    LEASE,
+    ExpansionSlice,
+    SliceDeferredError,
+    log_context,
+)
+from services.mailings.expansion.sources import MAX_FETCHED_DATA, SourceError, Sources
 from services.mailings.messages import Composer
 from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
@@ -29,51 +34,51 @@ from shared.topology import POSTINGS
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks for postings whose turn has come.
-POLL: Final = 1.0
-# Seconds until a posting is looked at again whose queue is full.
-FULL: Final = 0.5
-# Seconds between the tries of a source that is in trouble: with time-outs, some ten minutes.
-WAITS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
-# Seconds to wait when broker or database are lost.
-AGAIN: Final = 1.0
+# Seconds between two checks for due postings.
+POLL_INTERVAL: Final = 1.0
+# Seconds before a posting with a full queue is checked again.
+FULL_QUEUE_DELAY: Final = 0.5
+# Seconds between the attempts to use an unavailable source: with timeouts, some ten minutes.
+RETRY_DELAYS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+# Seconds to wait when the broker or the database is unavailable.
+UNAVAILABLE_DELAY: Final = 1.0
 
 
 class ExpansionWorker:
-    """Gives out the messages of postings; several processes may do so side by side."""
+    """Expands postings. Several processes can do so at the same time."""
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
         sources: Sources,
-        library: TemplateLoader,
-        outlet: ThrottledPublisher,
+        loader: TemplateLoader,
+        publisher: ThrottledPublisher,
         *,
         clock: Clock,
         settings: MailingsSettings,
     ) -> None:
         self._store = store
         self._sources = sources
-        self._library = library
-        self._outlet = outlet
+        self._loader = loader
+        self._publisher = publisher
         self._clock = clock
         self._settings = settings
-        self._some = asyncio.Event()
+        self._new_posting = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._turns: set[asyncio.Task[None]] = set()
+        self._slices: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
-        """There is a new posting."""
-        self._some.set()
+        """Check for due postings now."""
+        self._new_posting.set()
 
     async def drain(self, grace: float) -> None:
-        """Begin no page more, and finish those that were begun within `grace` seconds."""
+        """Start no more pages, and wait up to `grace` seconds for the current ones."""
         self._stopping.set()
-        if self._turns:
-            await asyncio.wait(self._turns, timeout=grace)
+        if self._slices:
+            await asyncio.wait(self._slices, timeout=grace)
 
     async def run(self) -> None:
-        """Expand until cancelled."""
+        """Expand postings until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._settings.concurrency):
                 group.create_task(self._work())
@@ -81,132 +86,136 @@ class ExpansionWorker:
     async def _work(self) -> None:
         while True:
             try:
-                await self._outlet.ready()
+                await self._publisher.ready()
                 if await self.run_once(1):
                     continue
             except InfrastructureError as error:
-                logger.warning("expansion waits: %s", error)
-                await asyncio.sleep(AGAIN)
+                logger.warning("expansion paused: %s", error)
+                await asyncio.sleep(UNAVAILABLE_DELAY)
                 continue
             try:
-                async with asyncio.timeout(POLL):
-                    await self._some.wait()
-                self._some.clear()
+                async with asyncio.timeout(POLL_INTERVAL):
+                    await self._new_posting.wait()
+                self._new_posting.clear()
             except TimeoutError:
                 pass
 
     async def run_once(self, limit: int) -> int:
-        """A turn of each of the postings whose turn is next, at most `limit`; how many it were."""
+        """Run a slice of up to `limit` due postings, and return their number."""
         if self._stopping.is_set():
             return 0
         claims = await self._store.claim(limit, lease=LEASE)
-        turns = [asyncio.create_task(self._take(claim)) for claim in claims]
-        self._turns.update(turns)
+        slices = [asyncio.create_task(self._run_slice(claim)) for claim in claims]
+        self._slices.update(slices)
         try:
-            await asyncio.gather(*turns)
+            await asyncio.gather(*slices)
         finally:
-            for turn in turns:
-                turn.cancel()
-            self._turns.difference_update(turns)
+            for task in slices:
+                task.cancel()
+            self._slices.difference_update(slices)
         return len(claims)
 
-    async def _take(self, claim: Claim) -> None:
-        """A turn of one posting, while its lease can be kept."""
+    async def _run_slice(self, claim: Claim) -> None:
+        """Run a slice while its lease can be renewed."""
         try:
-            await run_until_first_ends(self._ended(claim), self._keep(claim))
+            await run_until_first_ends(self._expand(claim), self._renew(claim))
         except LeaseLostError:
-            logger.warning("another process has taken the posting over", extra=about(claim))
+            logger.warning("lease of the posting lost", extra=log_context(claim))
         except InfrastructureError as error:
-            # Whether the last write took effect is unknown: the lease runs out, and the next turn
-            # takes back what was not finished.
-            logger.warning("a turn was broken off: %s", error, extra=about(claim))
+            # The effect of the last write is unknown. When the lease expires, the next slice
+            # repeats the unfinished page.
+            logger.warning("expansion slice interrupted: %s", error, extra=log_context(claim))
 
-    async def _keep(self, claim: Claim) -> None:
+    async def _renew(self, claim: Claim) -> None:
         while True:
             await asyncio.sleep(LEASE / 3)
             try:
-                if not await self._store.keep(claim, lease=LEASE):
+                if not await self._store.renew(claim, lease=LEASE):
                     raise LeaseLostError
             except InfrastructureError as error:
-                logger.warning("the lease is not renewed: %s", error, extra=about(claim))
+                logger.warning("lease not renewed: %s", error, extra=log_context(claim))
 
-    async def _ended(self, claim: Claim) -> None:
-        """Take the turn, and write down how it ended."""
-        turn = ExpansionSlice(
+    async def _expand(self, claim: Claim) -> None:
+        """Run a slice, and record how it ended."""
+        expansion = ExpansionSlice(
             claim,
             self._store,
             self._sources,
-            self._outlet,
+            self._publisher,
             clock=self._clock,
-            most_receivers=self._settings.most_receivers,
-            stopping=self._stopping.is_set,
+            max_receivers=self._settings.max_receivers,
+            is_stopping=self._stopping.is_set,
         )
         try:
-            self._outlet.check_time(claim.expires_at)
-            await turn.check_room()
-            if await turn.run(await self._composer(claim)):
-                await self._finish(turn, "expanded")
+            self._publisher.check_expiry(claim.expires_at)
+            await expansion.check_queues()
+            if await expansion.run(await self._composer(claim)):
+                await self._finish(expansion, "expanded")
             else:
-                await turn.put_off(0.0)
+                await expansion.release(0.0)
         except PostingExpiredError:
-            await self._finish(
-                turn, "expired", "expired before all its receivers were gone through"
-            )
+            await self._finish(expansion, "expired", "expired before all messages were published")
         except (InvalidPostingError, InvalidTemplateError) as error:
-            await self._finish(turn, "failed", stored(str(error)))
-        except SliceDeferredError as full:
-            await turn.put_off(FULL, str(full))
+            await self._finish(expansion, "failed", storable(str(error)))
+        except SliceDeferredError as error:
+            await expansion.release(FULL_QUEUE_DELAY, str(error))
         except SourceError as error:
-            await self._trouble(turn, stored(str(error)))
+            await self._retry(expansion, storable(str(error)))
         except (InfrastructureError, LeaseLostError):
             raise
         except Exception as error:
             BUGS.labels(POSTINGS).inc()
-            logger.exception("bug in expansion", extra=about(claim))
-            await self._trouble(turn, f"internal error: {type(error).__name__}")
+            logger.exception("bug in expansion", extra=log_context(claim))
+            await self._retry(expansion, f"internal error: {type(error).__name__}")
 
-    async def _trouble(self, turn: ExpansionSlice, reason: str) -> None:
-        turn.tries += 1
-        if turn.tries > len(WAITS):
-            await self._finish(turn, "failed", f"gave up after {turn.tries} tries: {reason}")
+    async def _retry(self, expansion: ExpansionSlice, reason: str) -> None:
+        expansion.failures += 1
+        failures = expansion.failures
+        if failures > len(RETRY_DELAYS):
+            await self._finish(expansion, "failed", f"failed {failures} times: {reason}")
             return
-        context = about(turn.claim) | {"attempt": turn.tries}
-        logger.warning("a posting waits: %s", reason, extra=context)
-        await turn.put_off(WAITS[turn.tries - 1], reason)
+        context = log_context(expansion.claim) | {"attempt": failures}
+        logger.warning("expansion slice failed: %s", reason, extra=context)
+        await expansion.release(RETRY_DELAYS[failures - 1], reason)
 
-    async def _finish(self, turn: ExpansionSlice, ended: str, reason: str | None = None) -> None:
-        claim = turn.claim
+    async def _finish(
+        self, expansion: ExpansionSlice, ended: str, reason: str | None = None
+    ) -> None:
+        claim = expansion.claim
         counts = await self._store.finish(
-            claim, ended, reason, unfinished=turn.page if turn.held else None
+            claim,
+            ended,
+            reason,
+            unpublished_from=expansion.pages if expansion.unfinished else None,
         )
         metrics.POSTINGS.labels(ended).inc()
         log = logger.info if ended == "expanded" else logger.warning
-        log("posting %s", ended, extra=about(claim) | {"reason": reason, "messages": counts})
+        log("posting %s", ended, extra=log_context(claim) | {"reason": reason, "messages": counts})
         if ended == "expanded" and not counts["created"]:
             metrics.POSTINGS.labels("done").inc()
-            logger.info("posting done", extra=about(claim) | {"messages": counts})
+            logger.info("posting done", extra=log_context(claim) | {"messages": counts})
 
     async def _composer(self, claim: Claim) -> Composer:
-        """What writes the messages; its context is fetched once a posting.
+        """Return the composer of a posting. Its data is fetched once.
 
         Raises:
             InvalidTemplateError, InvalidPostingError, SourceError.
         """
         posting = claim.posting
         templates = {
-            channel: self._library.get(posting.template, channel)
+            channel: self._loader.get(posting.template, channel)
             for channel in posting.delivery_type
         }
-        fetched = claim.context
+        fetched = claim.fetched_data
         if fetched is None:
-            wanted = dict.fromkeys(name for each in templates.values() for name in each.fetch)
-            fetched = await self._sources.context(posting.template_context, wanted)
+            variables = dict.fromkeys(name for each in templates.values() for name in each.fetch)
+            fetched = await self._sources.fetch_data(posting.template_context, variables)
             if fetched:
-                if len(json_text(fetched)) > LARGEST_CONTEXT:
+                if len(json_text(fetched)) > MAX_FETCHED_DATA:
                     raise InvalidPostingError(
-                        f"what the template fetches is larger than {LARGEST_CONTEXT} characters"
+                        f"the fetched data is larger than {MAX_FETCHED_DATA} characters"
                     )
-                await self._store.remember(claim, fetched)
+                await self._store.save_fetched_data(claim, fetched)
         context = {**posting.template_context, **fetched}
         product = self._settings.product
         return Composer(
