@@ -1,4 +1,4 @@
-"""What the shipped templates look like: people get them, so that a change is looked at."""
+"""The output of the shipped templates, so that every change to it is reviewed."""
 
 import json
 import os
@@ -19,14 +19,14 @@ def test_every_shipped_template_has_a_sample() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_e5_the_shipped_templates_look_like_this(name: str) -> None:
-    """WRITE_GOLDEN=1 writes them; look at the HTML in a browser."""
+def test_e5_a_shipped_template_renders_as_recorded(name: str) -> None:
+    """WRITE_GOLDEN=1 records the output. Look at the HTML in a browser."""
     channel: str = "sms" if name.startswith("sms/") else "email"
-    edition = BoundTemplate(
+    bound = BoundTemplate(
         TemplateLoader(None).get(name, channel), channel, SAMPLES[name], "Ringback"
     )
 
-    rendered = edition.render(SAMPLES["user"], unsubscribe_url="https://example.com/u?id=7&k=1")
+    rendered = bound.render(SAMPLES["user"], unsubscribe_url="https://example.com/u?id=7&k=1")
 
     stem = name.removesuffix(".md").replace("/", ".")
     head = f"Subject: {rendered.subject}\n\n" if channel == "email" else ""
@@ -42,19 +42,19 @@ def test_e5_the_shipped_templates_look_like_this(name: str) -> None:
         assert content.rstrip("\n") + "\n" == file.read_text()
 
 
-def test_one_of_a_thing_is_told_as_one() -> None:
-    library = TemplateLoader(None)
-    told = {
+def test_a_single_item_has_a_singular_subject() -> None:
+    loader = TemplateLoader(None)
+    contexts = {
         "email/new_movies.md": {"movies": SAMPLES["email/new_movies.md"]["movies"][:1]},
         "email/new_episode.md": {"series": SAMPLES["email/new_episode.md"]["series"][:1]},
         "email/reactions_summary.md": {"stats": [{"type": "like", "total": 1, "target": ""}]},
     }
 
     subjects = [
-        BoundTemplate(library.get(name, "email"), "email", context, "Shop")
+        BoundTemplate(loader.get(name, "email"), "email", context, "Shop")
         .render({}, unsubscribe_url=None)
         .subject
-        for name, context in told.items()
+        for name, context in contexts.items()
     ]
 
     assert subjects == [

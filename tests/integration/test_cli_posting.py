@@ -33,83 +33,87 @@ def services(
         yield it
 
 
-class Here:
-    """The command, told where the gateway is; and a way to put postings there."""
+class PostingCommand:
+    """The command as a client of the gateway, and a way to create postings."""
 
     def __init__(self, url: str, call: Caller) -> None:
         self._url = url
         self._call = call
 
     async def __call__(self, *arguments: str, client: str | None = "shop") -> Output:
-        given = {} if client is None else {"RINGBACK_TICKET": ticket(client)}
-        return await ringback("posting", *arguments, "--url", self._url, amqp_url=None, **given)
+        settings = {} if client is None else {"RINGBACK_TICKET": ticket(client)}
+        return await ringback("posting", *arguments, "--url", self._url, amqp_url=None, **settings)
 
-    async def put(self, client: str | None = "shop", **fields: Any) -> str:
+    async def create(self, client: str | None = "shop", **fields: Any) -> str:
         body = {
             "receivers": f"http://127.0.0.1/{ALL}",
             "template": "sms/phone_confirmation.md",
             "delivery_type": ["sms"],
             "template_context": {"secret_code": "1234"},
         }
-        made = await self._call.as_client(client)("POST", "/v1/postings", body | fields)
-        return str(made.json["id"])
+        created = await self._call.as_client(client)("POST", "/v1/postings", body | fields)
+        return str(created.json["id"])
 
     async def get(self, path: str) -> Any:
         return (await self._call.as_client("shop")("GET", f"/v1/postings/{path}")).json
 
-    async def until(self, posting: str, wanted: str) -> None:
-        async def there() -> bool:
-            return bool((await self.get(posting))["status"] == wanted)
+    async def until(self, posting: str, status: str) -> None:
+        async def arrived() -> bool:
+            return bool((await self.get(posting))["status"] == status)
 
-        await until(there)
+        await until(arrived)
 
 
 @pytest.fixture
-async def posting(services: System) -> AsyncIterator[Here]:
+async def posting(services: System) -> AsyncIterator[PostingCommand]:
     async with services.calling() as call:
-        yield Here(await base_url(services["gateway"]), call)
+        yield PostingCommand(await base_url(services["gateway"]), call)
 
 
-async def test_e7_shows_how_far_a_posting_is(posting: Here, shared_amqp_url: str) -> None:
-    async with sandbox(users=9) as box:  # of whom five get an SMS
-        put = await posting.put(receivers=f"{box.url}{ALL}")
-        await posting.until(put, "sending")
-    given_out = (await posting.get(f"{put}/messages?status=created"))["items"]
+async def test_e7_show_prints_the_progress_of_a_posting(
+    posting: PostingCommand, shared_amqp_url: str
+) -> None:
+    async with sandbox(users=9) as box:  # five of them get an SMS
+        id_ = await posting.create(receivers=f"{box.url}{ALL}")
+        await posting.until(id_, "sending")
+    published = (await posting.get(f"{id_}/messages?status=created"))["items"]
     async with outside(shared_amqp_url, consuming=False) as around:
-        await around.settle(put, given_out, "sent")
-    await posting.until(put, "done")
-    shown = await posting("show", put)
+        await around.settle(id_, published, "sent")
+    await posting.until(id_, "done")
+    shown = await posting("show", id_)
     assert shown.code == 0, shown.err
     assert "status:      done\n" in shown.out
     assert f"sent     5  {'#' * 22}\n" in shown.out
     assert "skipped  4  #" in shown.out
     assert "  3 sms not enabled\n" in shown.out
-    as_json = await posting("show", put, "--json")
+    as_json = await posting("show", id_, "--json")
     assert json.loads(as_json.out)["messages"]["sent"] == 5
 
 
-async def test_e7_lists_messages_page_after_page_by_status(posting: Here) -> None:
+async def test_e7_messages_lists_all_pages_and_filters_by_status(posting: PostingCommand) -> None:
     async with sandbox(users=USERS) as box:
-        put = await posting.put(receivers=f"{box.url}{ALL}")
-        await posting.until(put, "sending")
-    every = (await posting("messages", put, "--limit", "9999", "--json")).json_lines
+        id_ = await posting.create(receivers=f"{box.url}{ALL}")
+        await posting.until(id_, "sending")
+    every = (await posting("messages", id_, "--limit", "9999", "--json")).json_lines
     users = map(Directory(USERS).user, range(USERS))
     assert sorted(each["user_id"] for each in every) == sorted(user["id"] for user in users)
-    skipped = await posting("messages", put, "--status", "skipped", "--limit", "1100")
+    skipped = await posting("messages", id_, "--status", "skipped", "--limit", "1100")
     assert skipped.code == 0, skipped.err
     title, *rows = skipped.out.splitlines()
-    assert title.split() == ["ID", "USER", "WAY", "STATUS", "WHY"]
-    wanted = [each["user_id"] for each in every if each["status"] == "skipped"]
-    assert [row.split()[1] for row in rows] == wanted[:1100]
+    assert title.split() == ["ID", "USER", "CHANNEL", "STATUS", "REASON"]
+    expected = [each["user_id"] for each in every if each["status"] == "skipped"]
+    assert [row.split()[1] for row in rows] == expected[:1100]
     assert any(row.endswith("  sms not enabled") for row in rows)
     assert "1100 shown; there are more" in skipped.err
 
 
-async def test_e7_lists_postings_newest_first_and_by_their_event(posting: Here) -> None:
-    old = await posting.put(from_event="scan-7", template="sms/old.md")
-    await posting.put("other", from_event="scan-7")
-    free = await posting.put(None, from_event="scan-7")
-    new = await posting.put(from_event="scan-8")
+async def test_e7_list_prints_the_newest_first_and_filters_by_event(
+    posting: PostingCommand,
+) -> None:
+    old = await posting.create(from_event="scan-7", template="sms/old.md")
+    await posting.create("other", from_event="scan-7")
+    free = await posting.create(None, from_event="scan-7")
+    new = await posting.create(from_event="scan-8")
     listed = await posting("list", "--from-event", "scan-7")
     assert listed.code == 0, listed.err
     title, *rows = listed.out.splitlines()
@@ -121,9 +125,9 @@ async def test_e7_lists_postings_newest_first_and_by_their_event(posting: Here) 
     assert [each["id"] for each in newest.json_lines] == [new, free]
 
 
-async def test_s9_another_client_finds_nothing(posting: Here) -> None:
-    mine = await posting.put()
+async def test_s9_a_posting_of_another_client_is_not_found(posting: PostingCommand) -> None:
+    mine = await posting.create()
     for command, client in (("show", None), ("messages", "x")):
         missing = await posting(command, mine, client=client)
         assert (missing.code, missing.out) == (1, "")
-        assert "there is no such posting (status 404)" in missing.err
+        assert "the posting does not exist (status 404)" in missing.err

@@ -67,7 +67,7 @@ class _Environment(JsonEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return an item. The error does not name a missing key, because it may be a value."""
         found = super().getitem(obj, argument)
-        return self.undefined(hint="there is no such item") if _is_missing(found) else found
+        return self.undefined(hint="the item does not exist") if _is_missing(found) else found
 
 
 def _is_missing(value: Any) -> bool:
