@@ -1,7 +1,7 @@
-"""The callback service, made to die by kill -9 at one exact point.
+"""The callback service, killed with SIGKILL at one exact point.
 
-`python -m tests.acceptance.crashing POINT` runs the service as it is, with one collaborator
-wrapped so that the process kills itself the first time it gets to that point.
+`python -m tests.acceptance.crashing POINT` runs the service with one collaborator wrapped, so that
+the process kills itself when it first reaches that point.
 """
 
 import os
@@ -37,12 +37,12 @@ def die() -> None:
 
 
 def arm(point: str) -> None:
-    """Wrap the collaborator that gets to this point."""
+    """Wrap the collaborator that reaches this point."""
     when, _, what = point.partition(" the ")
     if what == "POST":
-        setattr(app, "Client", _client(when))  # noqa: B010 - no name of app's own
+        setattr(app, "Client", _client(when))  # noqa: B010 - app only imports the name
     else:
-        setattr(app, "Publisher", _publisher(when, PUBLISHES[what]))  # noqa: B010
+        setattr(app, "Publisher", _publisher(when, PUBLISHES[what]))  # noqa: B010 - as above
 
 
 def _client(when: str) -> type[Client]:
@@ -50,9 +50,9 @@ def _client(when: str) -> type[Client]:
         async def send(self, *arguments: Any, **named: Any) -> HttpResponse:
             if when == "before":
                 die()
-            reply = await super().send(*arguments, **named)
+            response = await super().send(*arguments, **named)
             die()
-            return reply
+            return response
 
     return Dying
 
@@ -65,7 +65,7 @@ def _publisher(when: str, matches: Matching) -> type[Publisher]:
             if when == "before":
                 die()
             done = super().publish(message)
-            # Confirmed: the first to hear of it, before whoever awaits, and so before the ack.
+            # The first callback of the confirm runs before any await, so before the ack.
             done.add_done_callback(lambda _: die())
             return done
 

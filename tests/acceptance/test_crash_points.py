@@ -13,12 +13,12 @@ from tests.fakes.receivers import ClientConnection, serve
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
-# What is tried when the process dies: delivered at once, delivered at the second try, dead.
+# Delivered at once, delivered by the second attempt, dead-lettered.
 KINDS = ("good", "fails-once", "gone")
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_crash_at_any_point_costs_a_repeat_and_never_a_loss(
+async def test_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
     amqp_url: str, tmp_path: Path, point: str
 ) -> None:
     seen: Counter[str] = Counter()
@@ -38,9 +38,9 @@ async def test_a_crash_at_any_point_costs_a_repeat_and_never_a_loss(
         dying = stack.enter_context(running(tmp_path, amqp_url, arguments=crash))
         await until(lambda: dying.logged("consumer is ready"))
         publisher = await stack.enter_async_context(outside(amqp_url))
-        nameless = order(target.url)
-        del nameless["id"]
-        await publisher.send_without_message_id(nameless)
+        without_id = order(target.url)
+        del without_id["id"]
+        await publisher.send_without_message_id(without_id)
         ids = await publisher.send_all(
             order(target.url, id=f"{kind}-{number}", retry={"delays": [1]})
             for number in range(5)
@@ -61,8 +61,8 @@ async def test_a_crash_at_any_point_costs_a_repeat_and_never_a_loss(
                 kind, _, _ = callback.rpartition("-")
                 assert (callback in dead) == (kind == "gone")
                 usual = 2 if kind == "fails-once" else 1
-                # one that was under way when the process died is repeated, once
+                # a callback in flight when the process died is repeated once
                 assert usual <= seen[callback] <= usual + 1, callback
-            assert seen.keys() - set(ids), "the one without an id was delivered, too"
+            assert seen.keys() - set(ids), "the message without an id was delivered, too"
             assert before.keys() <= seen.keys()
             assert await publisher.length("callbacks") == 0

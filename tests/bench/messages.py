@@ -1,6 +1,6 @@
-"""Part j: e-mails a second that one delivery process hands over, also while the SMS gateway hangs.
+"""Part j: e-mails per second of one delivery process, also while the SMS gateway hangs.
 
-The sandbox's mail server takes them; it, the broker and what is measured share the cores.
+The sandbox's mail server accepts them. It shares the cores with the broker and the senders.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ OURS: Final = ("-m", "services.delivery")
 HAND_WRITTEN: Final = ("-m", "tests.bench.mail_baseline")
 EMAILS: Final[Mapping[tuple[str, ...], int]] = {OURS: 12_000, HAND_WRITTEN: 2000}
 BACKLOG: Final = 5000
-WARM: Final = 500  # mails before the clock starts
+WARM: Final = 500  # mails before the measurement
 AT_ONCE: Final = 500
 ROUNDS: Final = 3
 POLL: Final = 0.02
 WANTED_RATE: Final = 1000.0
-# What a hanging gateway may cost: the spread between two runs of the same.
+# Allowed share with a hanging gateway: the spread between two equal runs.
 WANTED_SHARE: Final = 0.9
 TEXT: Final = "A new movie is waiting for you.\n" * 15
 HTML: Final = "<p>A new <b>movie</b> is waiting for you.</p>\n" * 20
@@ -44,7 +44,7 @@ HTML: Final = "<p>A new <b>movie</b> is waiting for you.</p>\n" * 20
 
 @dataclass(slots=True)
 class _World:
-    """The sandbox, and how to ask it."""
+    """The sandbox and a client for it."""
 
     http: aiohttp.ClientSession
     environment: Mapping[str, str]
@@ -53,12 +53,12 @@ class _World:
         async with self.http.get("/api/mails/settings") as answer:
             return int((await answer.json())["accepted"])
 
-    async def forget(self) -> None:
+    async def clear(self) -> None:
         await self.http.delete("/api/mails")
         await self.http.delete("/api/sms")
 
-    async def sms(self, **order: Any) -> None:
-        async with self.http.put("/api/sms/settings", json=order) as answer:
+    async def sms(self, **settings: Any) -> None:
+        async with self.http.put("/api/sms/settings", json=settings) as answer:
             answer.raise_for_status()
 
 
@@ -78,7 +78,7 @@ async def delivery(rig: Rig) -> Section:
     rate = {name: median([each for each, _ in found]) for name, found in rates.items()}
     cpu = {name: median([each for _, each in found]) for name, found in rates.items()}
     ratio = rate["ours"] / rate["hand"]
-    # By round, since what else runs on the machine changes from one to the next.
+    # By round, because the load of the machine changes between rounds.
     share = median([h / o for (h, _), (o, _) in zip(rates["hang"], rates["ours"], strict=True)])
     rows = [
         Row(
@@ -100,23 +100,23 @@ async def delivery(rig: Rig) -> Section:
             f"at least {WANTED_SHARE} of those without",
             at_least(share, WANTED_SHARE),
         ),
-        Row("CPU for an e-mail then", "µs", cpu["hang"], cpu["ours"], cpu["hang"] / cpu["ours"]),
+        Row(
+            "CPU for an e-mail meanwhile", "µs", cpu["hang"], cpu["ours"], cpu["hang"] / cpu["ours"]
+        ),
     ]
     notes = [
         f"{EMAILS[OURS]:,} e-mails of {len(TEXT) + len(HTML):,} bytes, as text and HTML, over 20",
-        f"connections that are kept; the gateway hangs on {BACKLOG:,} SMS, against none of them",
+        f"reused connections; the gateway hangs on {BACKLOG:,} SMS, against none",
     ]
-    return Section(
-        "j", "Delivery: e-mails that one process hands over", "hand-written", rows, notes
-    )
+    return Section("j", "Delivery: e-mails sent by one process", "hand-written", rows, notes)
 
 
 async def _round(
     rig: Rig, world: _World, site: str, argv: tuple[str, ...], backlog: int
 ) -> tuple[float, float]:
-    """E-mails a second, and µs of CPU for one, once it has warmed up."""
+    """Return e-mails per second and µs of CPU for each, after the warm-up."""
     url = rig.broker.add_vhost(site)
-    await world.forget()
+    await world.clear()
     await world.sms(**({"behaviour": {"kind": "hang"}} if backlog else {}))
     await _fill(url, backlog, EMAILS[argv])
     process = rig.start(argv, url, site, world.environment)
@@ -132,8 +132,8 @@ async def _round(
     return (last - first) / seconds, cpu / (last - first) * 1e6
 
 
-async def _until(world: _World, process: Sender, wanted: int) -> int:
-    while (done := await world.accepted()) < wanted:
+async def _until(world: _World, process: Sender, target: int) -> int:
+    while (done := await world.accepted()) < target:
         process.check()
         await asyncio.sleep(POLL)
     return done
@@ -186,12 +186,12 @@ def _outgoing(channel: Channel, body: Mapping[str, str]) -> OutgoingMessage:
 async def _world(rig: Rig) -> AsyncIterator[_World]:
     port, smtp_port = _free_ports()
     url = f"http://127.0.0.1:{port}"
-    given = {"RINGBACK_SANDBOX_PORT": str(port), "RINGBACK_SANDBOX_SMTP_PORT": str(smtp_port)}
+    settings = {"RINGBACK_SANDBOX_PORT": str(port), "RINGBACK_SANDBOX_SMTP_PORT": str(smtp_port)}
     sandbox = rig.start(
         ("-m", "services.sandbox"),
         rig.broker.url,
         "sandbox",
-        given | {"RINGBACK_LOG_LEVEL": "ERROR"},
+        settings | {"RINGBACK_LOG_LEVEL": "ERROR"},
     )
     environment = {
         "RINGBACK_SMTP_URL": f"smtp://127.0.0.1:{smtp_port}",
@@ -205,7 +205,7 @@ async def _world(rig: Rig) -> AsyncIterator[_World]:
             while True:
                 sandbox.check()
                 try:
-                    await world.forget()
+                    await world.clear()
                     break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(POLL)

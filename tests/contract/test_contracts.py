@@ -67,18 +67,18 @@ FACTS = (
 
 # H1
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_h1_every_example_is_read_as_it_is_written_down(name: str) -> None:
+def test_h1_every_example_is_parsed_as_recorded(name: str) -> None:
     example = EXAMPLES[name]
-    order = SendCallback.model_validate_json(json.dumps(example["message"]))
-    assert order.model_dump(mode="json") == example["read"]
+    command = SendCallback.model_validate_json(json.dumps(example["message"]))
+    assert command.model_dump(mode="json") == example["read"]
 
 
-# H1: what was once accepted is accepted by what comes later, also after a round trip.
+# H1
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_h1_what_we_write_we_read(name: str) -> None:
-    order = SendCallback.model_validate_json(json.dumps(EXAMPLES[name]["message"]))
-    for written in (order.model_dump_json(), order.model_dump_json(exclude_defaults=True)):
-        assert SendCallback.model_validate_json(written) == order
+def test_h1_a_written_command_is_parsed_back_unchanged(name: str) -> None:
+    command = SendCallback.model_validate_json(json.dumps(EXAMPLES[name]["message"]))
+    for written in (command.model_dump_json(), command.model_dump_json(exclude_defaults=True)):
+        assert SendCallback.model_validate_json(written) == command
 
 
 def test_h1_every_field_has_an_example() -> None:
@@ -86,15 +86,15 @@ def test_h1_every_field_has_an_example() -> None:
     assert used == set(SendCallback.model_fields)
 
 
-def test_facts_are_written_as_they_always_were(golden: Golden) -> None:
+def test_the_json_of_facts_is_unchanged(golden: Golden) -> None:
     batch = Facts(facts=list(FACTS)).model_dump_json()
     golden("facts", json.loads(batch))
     assert Facts.model_validate_json(batch).facts == list(FACTS)
 
 
 def test_every_fact_has_an_example() -> None:
-    kinds: Any = Facts.model_json_schema()["properties"]["facts"]["items"]["discriminator"]
-    assert {fact.type for fact in FACTS} == set(kinds["mapping"])
+    types: Any = Facts.model_json_schema()["properties"]["facts"]["items"]["discriminator"]
+    assert {fact.type for fact in FACTS} == set(types["mapping"])
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.type)
@@ -107,6 +107,6 @@ def test_a_fact_is_closed_and_complete(fact: CallbackDelivered) -> None:
             type(fact).model_validate({**written, name: object()})
 
 
-def test_the_schema_of_what_goes_over_the_wire(golden: Golden) -> None:
+def test_the_schema_of_callbacks_and_their_facts_is_unchanged(golden: Golden) -> None:
     _, schema = models_json_schema([(SendCallback, "validation"), (Facts, "serialization")])
     golden("schema", schema)

@@ -136,7 +136,7 @@ def test_e6_what_can_be_sent_to_nobody_is_named_by_field(
     assert [fault["loc"] for fault in caught.value.errors()] == [(field,)]
 
 
-def test_facts_are_written_as_they_always_were(golden: Golden) -> None:
+def test_the_json_of_facts_is_unchanged(golden: Golden) -> None:
     batch = MessageFacts(facts=list(FACTS)).model_dump_json()
     golden("message_facts", json.loads(batch))
     assert MessageFacts.model_validate_json(batch).facts == list(FACTS)

@@ -1,4 +1,4 @@
-"""A mail server that answers as it is told at each step, with TLS and log-in if wanted."""
+"""A mail server whose responses the test chooses, with optional TLS and login."""
 
 import asyncio
 import ssl
@@ -14,9 +14,9 @@ USER, PASSWORD = "shop", "pass word"
 
 @dataclass
 class Script:
-    """What it answers at a step, by name, once for each entry; then yes. And what it has seen."""
+    """The responses to each command, used once each before `250 OK`, and what was received."""
 
-    answers: dict[str, list[str]] = field(default_factory=dict)
+    responses: dict[str, list[str]] = field(default_factory=dict)
     connections: int = 0
     mails: list[bytes] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
@@ -27,9 +27,9 @@ class Script:
     def url(self, scheme: str = "smtp", login: str = "") -> str:
         return f"{scheme}://{login}localhost:{self.port}"
 
-    def told(self, step: str, usual: str = "250 OK") -> str:
-        waiting = self.answers.get(step)
-        return waiting.pop(0) if waiting else usual
+    def response(self, command: str, default: str = "250 OK") -> str:
+        chosen = self.responses.get(command)
+        return chosen.pop(0) if chosen else default
 
     def hang_up(self) -> None:
         """Close every connection, as servers do with idle ones."""
@@ -38,45 +38,45 @@ class Script:
                 session.transport.close()
         self.open.clear()
 
-    # The names, and what they are given, are aiosmtpd's.
+    # aiosmtpd defines the names and parameters of these methods.
     async def handle_EHLO(  # noqa: N802
         self, _server: SMTP, session: Session, _: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
         session.host_name = hostname
-        answer = self.told("EHLO", "")
-        return [answer] if answer else responses
+        response = self.response("EHLO", "")
+        return [response] if response else responses
 
     async def handle_HELO(  # noqa: N802
         self, _server: SMTP, _session: Session, _: Envelope, _hostname: str
     ) -> str:
-        return self.told("HELO")
+        return self.response("HELO")
 
     async def handle_MAIL(  # noqa: N802
         self, _server: SMTP, _: Session, envelope: Envelope, address: str, _options: Any
     ) -> str:
-        answer = self.told("MAIL")
-        if answer.startswith("2"):
+        response = self.response("MAIL")
+        if response.startswith("2"):
             envelope.mail_from = address
-        return answer
+        return response
 
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _: Session, envelope: Envelope, address: str, _options: Any
     ) -> str:
-        answer = self.told("RCPT")
-        if answer.startswith("2"):
+        response = self.response("RCPT")
+        if response.startswith("2"):
             envelope.rcpt_tos.append(address)
-        return answer
+        return response
 
     async def handle_DATA(  # noqa: N802
         self, _: SMTP, session: Session, envelope: Envelope
     ) -> str:
-        answer = self.told("DATA")
-        if answer.startswith("2"):
+        response = self.response("DATA")
+        if response.startswith("2"):
             assert isinstance(envelope.content, bytes)
             self.mails.append(envelope.content)
             self.encrypted.append(session.ssl is not None)
             self.logged_in.append(bool(session.authenticated))
-        return answer
+        return response
 
 
 def _known(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
@@ -86,20 +86,20 @@ def _known(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: A
 
 @asynccontextmanager
 async def mail_server(
-    answers: dict[str, list[str]] | None = None,
+    responses: dict[str, list[str]] | None = None,
     *,
     tls: ssl.SSLContext | None = None,
-    from_the_start: bool = False,
+    implicit_tls: bool = False,
 ) -> AsyncIterator[Script]:
-    """Run one for the length of the block; with `tls` it offers STARTTLS, or begins with it."""
-    script = Script(answers or {})
+    """Run a mail server during the block. With `tls` it offers STARTTLS or starts with TLS."""
+    script = Script(responses or {})
 
     def connected() -> SMTP:
         script.connections += 1
         session = SMTP(
             script,
             hostname="mail.test",
-            tls_context=None if from_the_start else tls,
+            tls_context=None if implicit_tls else tls,
             auth_require_tls=False,
             authenticator=_known,
         )
@@ -107,7 +107,7 @@ async def mail_server(
         return session
 
     server = await asyncio.get_running_loop().create_server(
-        connected, "localhost", 0, ssl=tls if from_the_start else None
+        connected, "localhost", 0, ssl=tls if implicit_tls else None
     )
     script.port = server.sockets[0].getsockname()[1]
     try:

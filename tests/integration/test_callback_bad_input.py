@@ -1,4 +1,4 @@
-"""What can't be understood or may not be done is dead at once, whole, and disturbs nothing else."""
+"""Invalid and forbidden messages are dead-lettered at once, unchanged. Rows 15 and 26."""
 
 import asyncio
 import json
@@ -21,20 +21,20 @@ CANARY = "canary-in-bad-input"
 
 
 def body(**fields: Any) -> bytes:
-    """Make an order that would be good but for these fields; None removes one."""
+    """Return a valid message except for these fields; None removes a field."""
     made = order(URL, hmac_secret=CANARY) | fields
     return json.dumps({name: value for name, value in made.items() if value is not None}).encode()
 
 
 def payload(text: str) -> bytes:
-    """Make an order with this raw JSON as payload."""
+    """Return a message with this raw JSON as payload."""
     return body(payload="PAYLOAD").replace(b'"PAYLOAD"', text.encode("utf-8", "surrogatepass"))
 
 
-# name: the body, and what its reason must say
+# name: the body, and a text that the reason must contain
 BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "JSON"),
-    "no JSON": (b"\x00\xff\xfe", "JSON"),
+    "not JSON": (b"\x00\xff\xfe", "JSON"),
     "cut off": (body()[:-1], "JSON"),
     "latin-1": (payload('"ö"').decode().encode("latin-1"), "JSON"),
     "a list": (b"[]", "object"),
@@ -46,7 +46,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "an empty secret": (body(hmac_secret=""), "hmac_secret"),
     "no list of secrets": (body(hmac_secret=[]), "hmac_secret"),
     "an unknown secret_ref": (body(hmac_secret=None, secret_ref="nobody"), "nobody"),
-    "a whsec_ that is no base64": (body(hmac_secret="whsec_!!" + CANARY), "base64"),
+    "a whsec_ that is not base64": (body(hmac_secret="whsec_!!" + CANARY), "base64"),
     "an unknown field": (body(colour="red"), "colour"),
     "a method": (body(target_method="TRACE"), "target_method"),
     "a number as URL": (body(target_url=5), "target_url"),
@@ -70,7 +70,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "a number of 5,000 digits": (payload("1" * 5000), "number"),
     "10,000 levels": (payload("[" * 10_000 + "]" * 10_000), "JSON"),
     "10,000 levels unclosed": (payload('{"a":' * 10_000), "JSON"),
-    # forbidden targets; every spelling is in the tests of the guard
+    # forbidden targets; the tests of the guard contain every notation
     "a private target": (body(target_url="http://10.1.2.3/"), "10.1.2.3"),
     "link-local metadata": (body(target_url="http://169.254.169.254/latest/"), "169.254.169.254"),
     "mapped IPv6": (body(target_url="http://[::ffff:10.0.0.1]/"), "not a public address"),
@@ -81,7 +81,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     # larger than RINGBACK_CALLBACK_MAX_MESSAGE_BYTES
     "too large": (payload(json.dumps("x" * 1_100_000)), "bytes"),
     "15 MiB": (payload(json.dumps("x" * (15 << 20))), "bytes"),
-    # the reason is bounded, whatever it quotes
+    # the length of the reason is limited
     "a field name of 500 kB": (body(**{"x" * 500_000: 1}), "x" * 100),
     "a host of 8,000 characters": (body(target_url=f"http://{'a' * 8000}/"), ""),
 }
@@ -96,7 +96,7 @@ BAD_PROPERTIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
-async def test_row_26_a_bad_body_is_dead_at_once_and_neighbours_are_served(
+async def test_row_26_an_invalid_body_is_dead_lettered_at_once_and_other_messages_are_delivered(
     service: Service, publisher: Outside, receiver: Sandbox, name: str
 ) -> None:
     raw, expected = BAD_BODIES[name]
@@ -131,16 +131,20 @@ async def test_row_26_a_bad_body_is_dead_at_once_and_neighbours_are_served(
     assert CANARY not in json.dumps(line) + json.dumps(fact) + reason(letter)
 
 
-async def test_row_15_20_mib_are_refused_by_rabbitmq_4_and_dead_on_3(publisher: Outside) -> None:
+async def test_row_15_20_mib_are_refused_by_rabbitmq_4_and_dead_lettered_on_3(
+    publisher: Outside,
+) -> None:
     raw = payload(json.dumps("x" * (20 << 20)))
-    # RabbitMQ 4 takes 16 MiB at most
+    # RabbitMQ 4 accepts at most 16 MiB
     with suppress(aiormq.exceptions.ChannelPreconditionFailed):
         await publisher.send(raw, message_id="row-15")
         assert "bytes" in reason(await publisher.letter("row-15"))
 
 
 @pytest.mark.parametrize("name", BAD_PROPERTIES)
-async def test_wrong_properties_are_dead_at_once(publisher: Outside, name: str) -> None:
+async def test_a_message_with_invalid_properties_is_dead_lettered_at_once(
+    publisher: Outside, name: str
+) -> None:
     label = f"props-{abs(hash(name))}"
     await publisher.send(body(), message_id=label, **BAD_PROPERTIES[name])
     letter = await publisher.letter(label)
@@ -149,14 +153,16 @@ async def test_wrong_properties_are_dead_at_once(publisher: Outside, name: str) 
     assert letter.body.startswith(b'{"id"')
 
 
-async def test_one_log_line_and_one_count_for_each(service: Service, publisher: Outside) -> None:
+async def test_each_dead_letter_is_one_log_line_and_one_count(
+    service: Service, publisher: Outside
+) -> None:
     def dead() -> Any:
         return service.metric("ringback_consumed_total", queue=CALLBACKS, outcome="dead")
 
     before = await dead()
     labels = [f"counted-{number}" for number in range(20)]
     for label in labels:
-        await publisher.send(b"no JSON", message_id=label)
+        await publisher.send(b"not JSON", message_id=label)
     await asyncio.gather(*(publisher.fact(label, "callback.dead") for label in labels))
     assert await dead() == before + 20
     assert all(
@@ -164,7 +170,9 @@ async def test_one_log_line_and_one_count_for_each(service: Service, publisher: 
     )
 
 
-async def test_a_bad_message_without_any_id_is_buried_under_a_made_one(publisher: Outside) -> None:
+async def test_an_invalid_message_without_an_id_is_dead_lettered_with_a_generated_one(
+    publisher: Outside,
+) -> None:
     marker = b'"no order and no id"'
     await publisher.send_without_message_id("no order and no id")
 
@@ -177,15 +185,15 @@ async def test_a_bad_message_without_any_id_is_buried_under_a_made_one(publisher
 
 
 def large_headers(size: int) -> dict[str, Any]:
-    """Make headers that take so many bytes on the wire (1,000 for each full one)."""
+    """Return headers of this size on the wire, in bytes (1,000 for each full one)."""
     full, rest = divmod(size, 1000)
     return {f"h{number:04}": "v" * 989 for number in range(full)} | {"rest": "v" * (rest - 10)}
 
 
-async def test_row_15_headers_that_leave_no_room_for_ours_end_dead_and_are_told_of(
+async def test_row_15_a_message_whose_headers_leave_no_room_is_dead_lettered_and_reported(
     service: Service, publisher: Outside, receiver: Sandbox
 ) -> None:
-    # frame_max is 128 KiB = 131,072: the sender's copy just fits, ours with the attempt does not
+    # frame_max is 131,072 bytes: the message just fits, a copy with our headers does not
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     callback = await publisher.send(order(url), headers=large_headers(130_920))
     letter = await publisher.letter(callback)
@@ -194,16 +202,16 @@ async def test_row_15_headers_that_leave_no_room_for_ours_end_dead_and_are_told_
     fact = await publisher.fact(callback, "callback.dead")
     assert reason(letter).startswith(fact["reason"])
     assert len(service.logged("callback dead-lettered", callback_id=callback)) == 1
-    assert len(publisher.facts_of(callback)) == 1, "no retry is promised that will not come"
+    assert len(publisher.facts_of(callback)) == 1, "no fact announces a retry"
 
 
-async def test_row_15_200_kb_of_headers_are_refused_to_the_sender(
+async def test_row_15_the_broker_refuses_200_kb_of_headers(
     service: Service, shared_amqp_url: str, publisher: Outside, receiver: Sandbox
 ) -> None:
     connection = await aio_pika.connect(shared_amqp_url)
     channel = await connection.channel()
     message = aio_pika.Message(body(), headers=large_headers(200_000))
-    with pytest.raises(Exception):  # noqa: B017, PT011 - the broker ends the connection, or aiormq refuses
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the broker closes the connection, or aiormq raises
         await channel.default_exchange.publish(message, routing_key=CALLBACKS, timeout=5)
     await connection.close()
     url = await receiver.mailbox()
@@ -226,7 +234,7 @@ def strange_headers() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "headers"), list(strange_headers()))
-async def test_strange_headers_do_no_harm(
+async def test_unusual_headers_do_no_harm(
     service: Service, publisher: Outside, receiver: Sandbox, name: str, headers: dict[str, Any]
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
@@ -240,17 +248,15 @@ async def test_strange_headers_do_no_harm(
     assert not service.logged("bug")
 
 
-async def test_an_order_with_anothers_user_id_is_retried_like_any_other(
-    publisher: Outside, receiver: Sandbox
-) -> None:
-    # RabbitMQ closes the channel of who republishes it under another user
+async def test_a_message_with_a_user_id_is_retried(publisher: Outside, receiver: Sandbox) -> None:
+    # RabbitMQ closes a channel that publishes with the user_id of another user
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
     callback = await publisher.send(order(url, retry={"delays": [1]}), user_id="guest")
     assert len(await receiver.webhooks(url, 2)) == 2
     await publisher.fact(callback, "callback.delivered")
 
 
-async def test_an_expiration_of_the_sender_does_not_follow_into_tiers(
+async def test_an_expiration_is_not_copied_to_the_tiers(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)

@@ -1,4 +1,4 @@
-"""H1 to H3: an order in RabbitMQ becomes a signed request that arrives, retried through tiers."""
+"""H1 to H3, row 30: a message becomes a signed request, and failures are retried in tiers."""
 
 import hmac
 import itertools
@@ -20,7 +20,7 @@ from tests.fakes.waiting import until
 
 QUICK = {"delays": [1]}  # one retry, through the shortest tier
 HOSTILE_HEADERS: dict[str, Any] = {
-    # as if it had been dead-lettered before; RabbitMQ before 4.0.1 loses what republishes this
+    # as after dead-lettering; RabbitMQ before 4.0.1 loses messages that are republished with it
     "x-death": [
         {
             "queue": "callbacks.retry.1s",
@@ -39,7 +39,7 @@ HOSTILE_HEADERS: dict[str, Any] = {
     "x-ringback-first-at": 2**63 - 1,
     "x-ringback-deferrals": {"a": "table"},
     "x-ringback-reason": "a lie",
-    # copies must not be routed anywhere else because a sender says so
+    # a sender must not be able to route the copies
     "CC": ["callbacks.dead"],
 }
 
@@ -67,7 +67,9 @@ async def test_h1_the_documented_message_arrives_as_one_signed_request(
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
-async def test_h1_other_methods(publisher: Outside, receiver: Sandbox, method: str) -> None:
+async def test_h1_other_methods_are_sent(
+    publisher: Outside, receiver: Sandbox, method: str
+) -> None:
     url = await receiver.mailbox()
     await publisher.send(order(url, target_method=method))
     (hook,) = await receiver.webhooks(url)
@@ -85,7 +87,7 @@ async def test_h1_other_methods(publisher: Outside, receiver: Sandbox, method: s
         12345678901234567890123,
     ],
 )
-async def test_h1_the_body_is_what_json_dumps_gives(
+async def test_h1_the_body_is_the_output_of_json_dumps(
     publisher: Outside, receiver: Sandbox, payload: Any
 ) -> None:
     url = await receiver.mailbox()
@@ -95,7 +97,7 @@ async def test_h1_the_body_is_what_json_dumps_gives(
     assert hook["verified"]
 
 
-async def test_h2_both_signatures_are_right_by_independent_means(
+async def test_h2_both_signatures_are_verified_independently(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
@@ -110,22 +112,20 @@ async def test_h2_both_signatures_are_right_by_independent_means(
     Webhook(secret).verify(body, headers)
 
 
-async def test_h2_a_list_of_secrets_signs_with_each(publisher: Outside) -> None:
+async def test_h2_each_secret_of_a_list_signs(publisher: Outside) -> None:
     secrets = ["old-secret", "new-secret"]
     async with serve(respond()) as target:
         await publisher.send(order(target.url, hmac_secret=secrets))
         await until(lambda: target.requests)
     request = target.requests[0]
-    # A receiver that knows only one of them, whichever, finds its own among them.
+    # A receiver that knows only one of the secrets can verify the request.
     for secret in secrets:
         Webhook(secret.encode()).verify(request.body, request.headers)
     assert len(request.headers["webhook-signature"].split(" ")) == 2
 
 
 @pytest.mark.parametrize("secret", ["old-secret-canary", "new-canary"])
-async def test_h2_secret_ref_takes_the_secrets_from_configuration(
-    publisher: Outside, secret: str
-) -> None:
+async def test_h2_secret_ref_names_a_configured_secret(publisher: Outside, secret: str) -> None:
     async with serve(respond()) as target:
         body = order(target.url, secret_ref="rotating")
         del body["hmac_secret"]
@@ -160,7 +160,7 @@ async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
     assert hook["headers"]["authorization"] == "Bearer kept"
 
 
-async def test_h3_fails_twice_then_arrives_through_the_tiers(
+async def test_h3_a_callback_that_fails_twice_is_retried_through_the_tiers(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=2)
@@ -177,9 +177,9 @@ async def test_h3_fails_twice_then_arrives_through_the_tiers(
     assert {hook["webhook_id"] for hook in hooks} == {callback}
     assert all(hook["matched"] == ["x-signature", "webhook-signature"] for hook in hooks)
     stamps = [int(hook["headers"]["webhook-timestamp"]) for hook in hooks]
-    assert stamps[0] < stamps[1] < stamps[2], "each try is signed afresh"
-    came = [datetime.fromisoformat(hook["received_at"]).timestamp() for hook in hooks]
-    assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(came))
+    assert stamps[0] < stamps[1] < stamps[2], "each attempt is signed again"
+    received = [datetime.fromisoformat(hook["received_at"]).timestamp() for hook in hooks]
+    assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(received))
     assert {hook["headers"]["traceparent"] for hook in hooks} == {trace}
 
     facts = await until(lambda: (f := publisher.facts_of(callback)) and len(f) == 3 and f)
@@ -189,13 +189,13 @@ async def test_h3_fails_twice_then_arrives_through_the_tiers(
         ("callback.delivered", 3),
     ]
     due = [datetime.fromisoformat(fact["next_at"]).timestamp() for fact in facts[:2]]
-    assert all(abs(at - when) < 2 for at, when in zip(came[1:], due, strict=True))
+    assert all(abs(at - when) < 2 for at, when in zip(received[1:], due, strict=True))
     assert not [
         letter for letter in await publisher.read_dead() if callback in str(letter.headers)
     ], "a copy must not be routed by the sender's CC"
 
 
-async def test_h3_the_copy_in_a_tier_carries_no_header_of_the_broker(
+async def test_h3_the_copy_in_a_tier_has_no_broker_header(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
@@ -206,14 +206,14 @@ async def test_h3_the_copy_in_a_tier_carries_no_header_of_the_broker(
     tier = await publisher.channel.get_queue("callbacks.retry.1m")
     copy = await tier.get(no_ack=True)
     assert copy is not None
-    assert copy.headers.pop("x-delivery-count", 0) == 0, "the broker's own, counted anew"
+    assert copy.headers.pop("x-delivery-count", 0) == 0, "the broker starts to count again"
     assert {name for name in copy.headers if not name.startswith("x-ringback-")} == set()
     assert copy.headers["x-ringback-id"] == callback
     assert copy.headers["x-ringback-attempt"] == 1
     assert (copy.app_id, copy.delivery_mode, copy.expiration) == ("shop", 2, None)
 
 
-async def test_h3_spent_tries_end_in_the_dead_queue_with_the_original(
+async def test_h3_a_message_with_exhausted_attempts_is_dead_lettered_unchanged(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
@@ -235,15 +235,15 @@ async def test_h3_spent_tries_end_in_the_dead_queue_with_the_original(
     ]
 
 
-async def test_h3_a_connection_refused_is_retried(publisher: Outside) -> None:
+async def test_h3_a_refused_connection_is_retried(publisher: Outside) -> None:
     async with serve(respond()) as target:
-        pass  # its port is closed again
+        pass  # its port is closed
     callback = await publisher.send(order(target.url, retry=QUICK))
     letter = await publisher.letter(callback)
     assert reason(letter).startswith("gave up after 2 attempts: connect: ")
 
 
-async def test_a_message_without_any_id_is_given_one_before_the_first_try(
+async def test_a_message_without_an_id_gets_one_before_the_first_attempt(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
@@ -251,12 +251,12 @@ async def test_a_message_without_any_id_is_given_one_before_the_first_try(
     del body["id"]
     await publisher.send_without_message_id(body)
     hooks = await receiver.webhooks(url, 2)
-    (made,) = {hook["webhook_id"] for hook in hooks}
-    assert made
-    assert len(made) >= 32
+    (generated,) = {hook["webhook_id"] for hook in hooks}
+    assert generated
+    assert len(generated) >= 32
 
 
-async def test_a_strange_message_id_becomes_the_same_plain_one_on_every_try(
+async def test_an_unusual_message_id_is_replaced_by_the_same_id_on_every_attempt(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
@@ -286,7 +286,7 @@ async def test_row_30_retry_after_is_honoured(
 
 
 @pytest.mark.parametrize("absurd", ["99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
-async def test_row_30_an_absurd_retry_after_is_clamped(
+async def test_row_30_a_very_long_retry_after_is_limited(
     publisher: Outside, receiver: Sandbox, absurd: str
 ) -> None:
     url = await receiver.mailbox(
@@ -299,9 +299,7 @@ async def test_row_30_an_absurd_retry_after_is_clamped(
 
 
 @pytest.mark.parametrize("nonsense", ["soon", "-5", "1e9", "١٢"])
-async def test_row_30_a_nonsense_retry_after_counts_as_none(
-    publisher: Outside, nonsense: str
-) -> None:
+async def test_row_30_an_invalid_retry_after_is_ignored(publisher: Outside, nonsense: str) -> None:
     async with serve(respond(429, {"Retry-After": nonsense.encode().decode("latin-1")})) as target:
         callback = await publisher.send(order(target.url, retry=QUICK))
         fact = await publisher.fact(callback, "callback.attempt_failed")
@@ -309,7 +307,7 @@ async def test_row_30_a_nonsense_retry_after_counts_as_none(
     assert wait <= timedelta(seconds=1.6)
 
 
-async def test_row_30_410_is_dead_at_once(publisher: Outside, receiver: Sandbox) -> None:
+async def test_row_30_410_is_dead_lettered_at_once(publisher: Outside, receiver: Sandbox) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 410})
     callback = await publisher.send(order(url))
     letter = await publisher.letter(callback)
@@ -320,7 +318,7 @@ async def test_row_30_410_is_dead_at_once(publisher: Outside, receiver: Sandbox)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_row_30_a_redirect_is_not_followed_and_counts_as_failed(
+async def test_row_30_a_redirect_is_a_failure_and_is_not_followed(
     publisher: Outside, receiver: Sandbox, status: int
 ) -> None:
     async with serve(respond()) as elsewhere:
@@ -333,7 +331,9 @@ async def test_row_30_a_redirect_is_not_followed_and_counts_as_failed(
         assert elsewhere.accepted == 0
 
 
-async def test_a_message_expires_before_its_retry(publisher: Outside, receiver: Sandbox) -> None:
+async def test_a_message_that_would_expire_before_its_retry_is_dead_lettered(
+    publisher: Outside, receiver: Sandbox
+) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     soon = datetime.now(UTC) + timedelta(seconds=3)
     callback = await publisher.send(order(url, expires_at=soon.isoformat(), retry={"delays": [5]}))
@@ -342,7 +342,7 @@ async def test_a_message_expires_before_its_retry(publisher: Outside, receiver: 
     assert len(await receiver.webhooks(url)) == 1
 
 
-async def test_an_expired_message_is_not_tried(publisher: Outside, receiver: Sandbox) -> None:
+async def test_an_expired_message_is_not_sent(publisher: Outside, receiver: Sandbox) -> None:
     url = await receiver.mailbox()
     callback = await publisher.send(order(url, expires_at="2020-01-01T00:00:00Z"))
     letter = await publisher.letter(callback)
@@ -351,31 +351,33 @@ async def test_an_expired_message_is_not_tried(publisher: Outside, receiver: San
     assert [hook["webhook_id"] for hook in await receiver.webhooks(url)] == [marker]
 
 
-async def test_quick_retries_count_0_means_one_try(publisher: Outside, receiver: Sandbox) -> None:
+async def test_quick_retries_count_0_means_one_attempt(
+    publisher: Outside, receiver: Sandbox
+) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     callback = await publisher.send(order(url, retry={"quick_retries_count": 0}))
     letter = await publisher.letter(callback)
     assert "gave up after 1 attempts" in reason(letter)
 
 
-async def test_a_timeout_of_its_own_ends_the_try(publisher: Outside) -> None:
+async def test_the_timeout_of_a_message_ends_the_attempt(publisher: Outside) -> None:
     async with serve(hang) as target:
         started = time.monotonic()
         callback = await publisher.send(
             order(target.url, timeout=0.3, retry={"quick_retries_count": 0})
         )
         letter = await publisher.letter(callback)
-        assert time.monotonic() - started < 5, "not the ten seconds of the setting"
+        assert time.monotonic() - started < 5, "not the default of ten seconds"
     assert "no answer" in reason(letter)
 
 
-async def test_facts_come_in_batches_and_in_their_documented_form(
+async def test_facts_are_published_in_batches_in_their_documented_form(
     publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
     ids = set(await publisher.send_all(order(url) for _ in range(200)))
     await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
-    # The service is shared: late facts of the tests before are none of ours.
+    # The service is shared, so ignore late facts of earlier tests.
     facts = [fact for fact in publisher.facts if fact["callback_id"] in ids]
     messages = [m for m in publisher.fact_messages if m.routing_key == "callback.delivered"]
     assert {fact["type"] for fact in facts} == {"callback.delivered"}
@@ -385,7 +387,7 @@ async def test_facts_come_in_batches_and_in_their_documented_form(
     assert len({fact["fact_id"] for fact in facts}) == len(ids)
 
 
-async def test_nothing_is_left_in_the_queue_or_unacknowledged(
+async def test_all_messages_are_acknowledged(
     service: Service, publisher: Outside, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
@@ -405,7 +407,7 @@ async def test_nothing_is_left_in_the_queue_or_unacknowledged(
     ("status", "retry", "final"),
     [(500, {"quick_retries_count": 0}, False), (500, QUICK, False), (410, QUICK, True)],
 )
-async def test_what_the_scheduler_owns_is_given_back_and_not_buried(
+async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a_dead_letter(
     publisher: Outside, receiver: Sandbox, status: int, retry: dict[str, Any], *, final: bool
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": status})
@@ -422,7 +424,7 @@ async def test_what_the_scheduler_owns_is_given_back_and_not_buried(
     assert not [each for each in await publisher.read_dead() if callback in identities(each)]
 
 
-async def test_what_the_scheduler_owns_and_nobody_can_read_is_given_back(
+async def test_an_unreadable_message_of_the_scheduler_ends_in_a_failed_dispatch(
     publisher: Outside,
 ) -> None:
     owned = {"x-ringback-owner": "scheduler", "x-ringback-id": "owned-nonsense"}
@@ -431,9 +433,7 @@ async def test_what_the_scheduler_owns_and_nobody_can_read_is_given_back(
     assert fact["final"] is True
 
 
-async def test_s6_a_form_and_a_query_go_out_url_encoded(
-    publisher: Outside, receiver: Sandbox
-) -> None:
+async def test_s6_forms_and_queries_are_url_encoded(publisher: Outside, receiver: Sandbox) -> None:
     url = await receiver.mailbox()
     payload = {"name": "Zoë", "count": 3}
     await publisher.send(order(url, payload=payload, format="form"))
@@ -446,7 +446,7 @@ async def test_s6_a_form_and_a_query_go_out_url_encoded(
     assert query["path"].endswith("?count=3&name=Zo%C3%AB")
 
 
-async def test_unsigned_goes_out_without_signature(publisher: Outside, receiver: Sandbox) -> None:
+async def test_an_unsigned_callback_has_no_signature(publisher: Outside, receiver: Sandbox) -> None:
     url = await receiver.mailbox()
     unsigned = order(url, unsigned=True)
     del unsigned["hmac_secret"]

@@ -1,4 +1,4 @@
-"""H4 to H7 and the lifecycle: metrics, logs, parts, settings, signals, of a real process."""
+"""H4 to H7, row 32: metrics, logs, parts, settings and signals of a real process."""
 
 import asyncio
 import json
@@ -25,7 +25,9 @@ from tests.fakes.waiting import until
 ALONE = ("-m", "services.callback", "--metrics-port", "0")
 
 
-async def test_h4_metrics_have_the_promised_names_and_values(amqp_url: str, tmp_path: Path) -> None:
+async def test_h4_the_metrics_have_the_documented_names_and_values(
+    amqp_url: str, tmp_path: Path
+) -> None:
     settings = {"RINGBACK_CALLBACK_MAX_TARGETS": "3"}
     async with AsyncExitStack() as stack:
         service = stack.enter_context(running(tmp_path, amqp_url, settings))
@@ -45,13 +47,15 @@ async def test_h4_metrics_have_the_promised_names_and_values(amqp_url: str, tmp_
         await until(lambda: len([f for f in publisher.facts if f["type"] == "callback.dead"]) == 3)
 
         assert await service.metric("callback_total", status="success") == 5
-        # two tries of the failing one, and the two that can't be signed
+        # two attempts of the failing callback, and the two that cannot be signed
         assert await service.metric("callback_total", status="error") == 4
         assert await service.metric("hmac_errors_total") == 2
         assert await service.metric("amqp_reconnects_total") == 0
         count = "callback_duration_seconds_count"
         assert await service.metric(count) == 7
-        assert await service.metric(count, target_url="other") == 4, "past three targets"
+        assert await service.metric(count, target_url="other") == 4, (
+            "above the limit of three targets"
+        )
         text = (await service.get("/metrics"))[1]
         labels = set(re.findall(r'target_url="([^"]*)"', text))
         assert labels == {t.url.removesuffix("/hook") for t in targets[:3]} | {"other"}
@@ -100,7 +104,7 @@ CANARIES = {
 }
 
 
-async def test_h5_no_secret_is_in_any_log_metric_or_fact(amqp_url: str, tmp_path: Path) -> None:
+async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_path: Path) -> None:
     settings = {
         "RINGBACK_LOG_LEVEL": "DEBUG",
         "RINGBACK_CALLBACK_SECRETS": json.dumps({"billing": CANARIES["configured"]}),
@@ -163,7 +167,7 @@ async def test_h5_no_secret_is_in_any_log_metric_or_fact(amqp_url: str, tmp_path
 
 
 async def _garbled(connection: ClientConnection) -> None:
-    """Answer with the body as a header, or, the next time, echo the request."""
+    """Respond with the body as a header; on later connections, echo the request."""
     request = await connection.request()
     if connection.number == 1:
         await connection.write(f"HTTP/1.1 200 OK\r\n{CANARIES['body']}\r\n\r\n".encode())
@@ -173,7 +177,7 @@ async def _garbled(connection: ClientConnection) -> None:
         )
 
 
-async def test_h5_text_format_for_people(amqp_url: str, tmp_path: Path) -> None:
+async def test_h5_logs_can_be_text(amqp_url: str, tmp_path: Path) -> None:
     with running(
         tmp_path, amqp_url, {"RINGBACK_LOG_FORMAT": "text"}, (*RUN_CALLBACK, "--no-metrics")
     ) as service:
@@ -182,7 +186,9 @@ async def test_h5_text_format_for_people(amqp_url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [RUN_CALLBACK, ALONE], ids=["ringback run", "python -m"])
-async def test_h6_metrics_alone(amqp_url: str, tmp_path: Path, command: tuple[str, ...]) -> None:
+async def test_h6_only_the_metrics_part_can_run(
+    amqp_url: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     with running(tmp_path, amqp_url, arguments=(*command, "--metrics")) as service:
         assert (await service.get("/metrics"))[0] == 200
         assert (await service.get("/healthz"))[0] == 200
@@ -196,7 +202,9 @@ async def test_h6_metrics_alone(amqp_url: str, tmp_path: Path, command: tuple[st
 
 
 @pytest.mark.parametrize("command", [RUN_CALLBACK, ALONE], ids=["ringback run", "python -m"])
-async def test_h6_consumer_alone(amqp_url: str, tmp_path: Path, command: tuple[str, ...]) -> None:
+async def test_h6_only_the_consumer_part_can_run(
+    amqp_url: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     with running(tmp_path, amqp_url, arguments=(*command, "--consumer")) as service:
         await until(lambda: service.logged("consumer is ready"))
         async with outside(amqp_url) as publisher, sandbox() as receiver:
@@ -208,7 +216,7 @@ async def test_h6_consumer_alone(amqp_url: str, tmp_path: Path, command: tuple[s
         assert await service.exit_code() == 0
 
 
-async def test_h6_both_by_flags_and_two_workers(amqp_url: str, tmp_path: Path) -> None:
+async def test_h6_both_parts_run_with_two_workers(amqp_url: str, tmp_path: Path) -> None:
     arguments = (*ALONE, "--consumer", "--metrics", "--workers", "2")
     with running(tmp_path, amqp_url, arguments=arguments) as service:
         await service.ready()
@@ -226,7 +234,7 @@ async def test_h6_both_by_flags_and_two_workers(amqp_url: str, tmp_path: Path) -
         assert len(service.logged("stopped")) == 3, "two workers and their parent"
 
 
-async def test_h7_wrong_settings_are_all_named_and_exit_with_2(tmp_path: Path) -> None:
+async def test_h7_all_invalid_settings_are_named_and_the_exit_code_is_2(tmp_path: Path) -> None:
     (tmp_path / "ringback.toml").write_text('[callback]\nprefech = 5\nprefetch = "many"\n')
     settings = {
         "RINGBACK_LOG_LEVEL": "LOUD",
@@ -251,7 +259,9 @@ async def test_h7_wrong_settings_are_all_named_and_exit_with_2(tmp_path: Path) -
         assert "canary-secret" not in service.output
 
 
-async def test_h7_file_and_environment_set_what_they_say(amqp_url: str, tmp_path: Path) -> None:
+async def test_h7_settings_come_from_the_file_and_the_environment(
+    amqp_url: str, tmp_path: Path
+) -> None:
     (tmp_path / "ringback.toml").write_text(
         'queue_type = "classic"\n[callback]\ngive_up_after = 1.3\ntimeout = 300\n'
         'secrets = { billing = "from-the-file" }\n'
@@ -260,7 +270,7 @@ async def test_h7_file_and_environment_set_what_they_say(amqp_url: str, tmp_path
     with running(tmp_path, amqp_url, settings) as service:
         await service.ready()
         async with outside(amqp_url) as publisher, serve(hang) as target:
-            # the environment's time-out, and the file's bound on all tries: the first tier is late
+            # the timeout is from the environment; give_up_after, from the file, is before the retry
             callback = await publisher.send(order(target.url))
             letter = await publisher.letter(callback)
             assert "within 0.4 s" in str(letter.headers["x-ringback-reason"])
@@ -270,7 +280,7 @@ async def test_h7_file_and_environment_set_what_they_say(amqp_url: str, tmp_path
             assert "2000" in str(letter.headers["x-ringback-reason"])
 
 
-async def test_queue_type_classic_works_too(amqp_url: str, tmp_path: Path) -> None:
+async def test_classic_queues_work(amqp_url: str, tmp_path: Path) -> None:
     with running(tmp_path, amqp_url, {"RINGBACK_QUEUE_TYPE": "classic"}) as service:
         await service.ready()
         async with outside(amqp_url) as publisher, sandbox() as receiver:
@@ -287,7 +297,7 @@ async def test_queue_type_classic_works_too(amqp_url: str, tmp_path: Path) -> No
             await publisher.channel.declare_queue(CALLBACKS, durable=True, arguments=arguments)
 
 
-async def test_a_metrics_port_that_is_taken_ends_with_1_and_a_clear_line(
+async def test_a_metrics_port_in_use_is_reported_and_the_exit_code_is_1(
     amqp_url: str, tmp_path: Path
 ) -> None:
     with socket.socket() as taken:
@@ -301,7 +311,7 @@ async def test_a_metrics_port_that_is_taken_ends_with_1_and_a_clear_line(
             assert str(port) in service.logged("can't start")[0]["message"]
 
 
-async def test_readyz_says_no_before_there_is_a_broker_and_what_is_missing(tmp_path: Path) -> None:
+async def test_readyz_fails_without_a_broker_and_names_what_is_missing(tmp_path: Path) -> None:
     with running(tmp_path, "amqp://guest:canary-password@127.0.0.1:1/") as service:
         await until(lambda: service.logged("publisher is not ready"))
         status, text = await service.get("/readyz")
@@ -329,9 +339,7 @@ async def in_flight(publisher: Outside, target_url: str, count: int) -> list[str
     return list(ids)
 
 
-async def test_row_32_sigterm_drains_what_is_in_flight_within_the_grace(
-    amqp_url: str, tmp_path: Path
-) -> None:
+async def test_row_32_sigterm_waits_for_attempts_in_flight(amqp_url: str, tmp_path: Path) -> None:
     finish = asyncio.Event()
 
     async def late(connection: ClientConnection) -> None:
@@ -342,13 +350,13 @@ async def test_row_32_sigterm_drains_what_is_in_flight_within_the_grace(
 
     async with outside_and_service(amqp_url, tmp_path, {}) as (publisher, service):
         async with serve(late) as target:
-            # 100 requests is a lane's limit, but a new lane has 4: the others wait in its line
+            # a new lane starts with a limit of 4 requests; the others wait in its queue
             ids = await in_flight(publisher, target.url, 4)
             await until(lambda: len(target.requests) == 4)
             service.signal(signal.SIGTERM)
             await until(lambda: service.logged("stopping on SIGTERM"))
             assert (await service.get("/readyz"))[0] == 503
-            # what comes now is not for this process
+            # this process must not consume new messages
             await publisher.send(order(target.url))
             finish.set()
             assert await service.exit_code() == 0
@@ -357,7 +365,7 @@ async def test_row_32_sigterm_drains_what_is_in_flight_within_the_grace(
         await until(lambda: ready_messages(publisher, 1))
 
 
-async def test_row_32_the_rest_is_requeued_with_its_attempts_not_charged(
+async def test_row_32_unfinished_messages_are_requeued_without_counting_an_attempt(
     amqp_url: str, tmp_path: Path
 ) -> None:
     settings = {"RINGBACK_SHUTDOWN_TIMEOUT": "3"}

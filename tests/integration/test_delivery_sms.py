@@ -1,4 +1,4 @@
-"""E6, M7: what the SMS gateway is sent, and what its answers, slowness and nonsense mean."""
+"""E6, M7: requests to the SMS gateway, and the meaning of its responses and timeouts."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ NOW = 1_800_000_000.0
 MESSAGE = SendSms(phone="79001234567", text="Ваш код 1234")
 
 
-class Moved:
+class MovableClock:
     """A clock that the test moves."""
 
     at = NOW
@@ -35,15 +35,15 @@ class Moved:
         return self.at
 
 
-def fine() -> None:
-    """Nothing is in the way of the hand-over."""
+def not_expired() -> None:
+    """Allow sending."""
 
 
 @asynccontextmanager
 async def gateway(
     url: str, key: str = SMS_KEY, seconds: float = 0.5
-) -> AsyncIterator[tuple[SmsGateway, Moved]]:
-    clock = Moved()
+) -> AsyncIterator[tuple[SmsGateway, MovableClock]]:
+    clock = MovableClock()
     async with sms.gateway_client(timeout=seconds) as client:
         yield SmsGateway(url, client, TokenSource(key, clock), clock, timeout=seconds), clock
 
@@ -54,23 +54,23 @@ async def box() -> AsyncIterator[Sandbox]:
         yield it
 
 
-async def test_e6_the_request_is_as_the_interface_says() -> None:
+async def test_e6_the_request_has_the_documented_form() -> None:
     ok = json.dumps({"code": 0, "message": "OK"}).encode()
-    short = "k"  # some gateways have such keys
+    short = "k"  # some gateways use short keys
     async with serve(respond(200, body=ok)) as receiver:
         base = receiver.url.removesuffix("/hook")
-        async with gateway(f"{base}/sms", short) as (it, clock):
+        async with gateway(f"{base}/sms", short) as (sender, clock):
             for _ in range(3):
-                await it.send("id/1", MESSAGE, fine)
+                await sender.send("id/1", MESSAGE, not_expired)
             clock.at += sms.TOKEN_LIFETIME - sms.TOKEN_MARGIN
-            await it.send("id/1", MESSAGE, fine)
+            await sender.send("id/1", MESSAGE, not_expired)
     first, second, _, last = receiver.requests
     assert (first.method, first.path) == ("POST", "/sms/v1/send/id%2F1")
     assert first.headers["content-type"] == "application/json"
     body = {"id": "id/1", "phone": "79001234567", "text": "Ваш код 1234"}
     assert json.loads(first.body) == body
     tokens = [each.headers["authorization"].removeprefix("Bearer ") for each in (first, last)]
-    with pytest.warns(match="128 bits|112 bits|short|SHOULD|should"):  # of the key, on this side
+    with pytest.warns(match="128 bits|112 bits|short|SHOULD|should"):  # about the short key
         key = OctKey.import_key(short)
     decoded = [jwt.decode(token, key, algorithms=["HS256"]) for token in tokens]
     assert decoded[0].header["alg"] == "HS256"
@@ -80,15 +80,15 @@ async def test_e6_the_request_is_as_the_interface_says() -> None:
             "iat": int(at),
             "exp": int(at) + sms.TOKEN_LIFETIME,
         }
-    assert second.headers["authorization"] == first.headers["authorization"], "made once"
+    assert second.headers["authorization"] == first.headers["authorization"], "the token is reused"
 
 
-NONSENSE = {
+BROKEN = {
     "HTML": {"kind": "respond", "body": "<html>Bad gateway</html>", "content_type": "text/html"},
     "other JSON": {"kind": "respond", "body": '{"result": "fine"}'},
     "a list": {"kind": "respond", "body": "[0]"},
-    "a code that is none": {"kind": "respond", "body": '{"code": false}'},
-    "JSON without end": {"kind": "respond", "body": '{"code": 0'},
+    "a code of another type": {"kind": "respond", "body": '{"code": false}'},
+    "truncated JSON": {"kind": "respond", "body": '{"code": 0'},
     "nesting": {"kind": "respond", "body": "[" * 60_000},
     "nothing": {"kind": "respond", "body": ""},
     "500": {"kind": "fail", "status": 500},
@@ -99,27 +99,26 @@ NONSENSE = {
     "closes": {"kind": "close"},
     "resets": {"kind": "reset"},
     "huge": {"kind": "huge_body", "bytes": 10_000_000},
-    "headers without end": {"kind": "endless_headers", "interval": 0.01},
+    "endless headers": {"kind": "endless_headers", "interval": 0.01},
 }
 
 
-# E6, M7: nonsense, slow, hanging, closed
-@pytest.mark.parametrize("behaviour", NONSENSE.values(), ids=NONSENSE)
-async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time(
+@pytest.mark.parametrize("behaviour", BROKEN.values(), ids=BROKEN)
+async def test_m7_invalid_responses_and_timeouts_are_provider_errors(
     box: Sandbox, behaviour: dict[str, Any]
 ) -> None:
     await box.configure("/api/sms/settings", behaviour=behaviour)
-    async with gateway(str(box.url / "sms")) as (it, _):
+    async with gateway(str(box.url / "sms")) as (sender, _):
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
-            await it.send("id-1", MESSAGE, fine)
+            await sender.send("id-1", MESSAGE, not_expired)
         assert asyncio.get_running_loop().time() - started < 1.5
     assert MESSAGE.phone not in str(caught.value)
     assert MESSAGE.text not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "meaning", "wait"),
+    ("behaviour", "error", "retry_after"),
     [
         ({"kind": "fail", "status": 400}, PermanentError, None),
         ({"kind": "fail", "status": 422}, PermanentError, None),
@@ -132,33 +131,33 @@ async def test_m7_nonsense_and_silence_are_the_gateways_trouble_and_over_in_time
         ({"kind": "fail", "status": 503, "retry_after": "soon"}, ProviderError, 0),
     ],
 )
-async def test_m7_a_refusal_is_for_now_or_for_good(
-    box: Sandbox, behaviour: dict[str, Any], meaning: type[Exception], wait: float | None
+async def test_m7_a_refusal_is_temporary_or_permanent(
+    box: Sandbox, behaviour: dict[str, Any], error: type[Exception], retry_after: float | None
 ) -> None:
     await box.configure("/api/sms/settings", behaviour=behaviour)
-    async with gateway(str(box.url / "sms")) as (it, _):
-        with pytest.raises(meaning) as caught:
-            await it.send("id-1", MESSAGE, fine)
-    assert type(caught.value) is meaning
-    assert getattr(caught.value, "retry_after", None) == wait
+    async with gateway(str(box.url / "sms")) as (sender, _):
+        with pytest.raises(error) as caught:
+            await sender.send("id-1", MESSAGE, not_expired)
+    assert type(caught.value) is error
+    assert getattr(caught.value, "retry_after", None) == retry_after
 
 
-async def test_e6_an_answer_whose_body_is_slow_is_waited_for() -> None:
+async def test_e6_a_slow_response_body_is_read() -> None:
     async def slow_body(connection: Any) -> None:
         await connection.request()
         await connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n")
-        await asyncio.sleep(1.2)  # longer than a callback's body is waited for
+        await asyncio.sleep(1.2)  # longer than the time limit for the body of a callback's response
         await connection.write(b'{"code": 0}')
 
-    async with serve(slow_body) as receiver, gateway(receiver.url, seconds=5) as (it, _):
-        await it.send("id-1", MESSAGE, fine)
+    async with serve(slow_body) as receiver, gateway(receiver.url, seconds=5) as (sender, _):
+        await sender.send("id-1", MESSAGE, not_expired)
 
 
-async def test_e6_what_has_expired_is_not_sent(box: Sandbox) -> None:
-    def too_late() -> None:
+async def test_e6_an_expired_sms_is_not_sent(box: Sandbox) -> None:
+    def expired() -> None:
         raise ExpiredError("expired")
 
-    async with gateway(str(box.url / "sms")) as (it, _):
+    async with gateway(str(box.url / "sms")) as (sender, _):
         with pytest.raises(ExpiredError):
-            await it.send("id-1", MESSAGE, too_late)
+            await sender.send("id-1", MESSAGE, expired)
         assert (await box.get("/api/sms"))["items"] == []

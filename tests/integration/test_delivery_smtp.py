@@ -1,4 +1,4 @@
-"""E6: what a mail server's answers mean at each step, and how its connections are used."""
+"""E6: the meaning of a mail server's responses at each step, and the use of connections."""
 
 import asyncio
 import ssl
@@ -17,15 +17,15 @@ from tests.fakes.smtp import USER, Script, mail_server
 
 SENDER, TO = "news@shop.example.com", "c4n4ry@example.org"
 CONTENT = b"Subject: x\r\n\r\nHello"
-TALK = "5.1.1 <c4n4ry@example.org> is not here"
+DETAIL = "5.1.1 <c4n4ry@example.org> is not here"
 
 
-def fine() -> None:
-    """Nothing is in the way of the hand-over."""
+def not_expired() -> None:
+    """Allow sending."""
 
 
 async def send(server: MailServer) -> None:
-    await server.send(SENDER, TO, CONTENT, fine)
+    await server.send(SENDER, TO, CONTENT, not_expired)
 
 
 @asynccontextmanager
@@ -38,25 +38,24 @@ async def using(url: str, **options: Any) -> AsyncIterator[MailServer]:
         await server.close()
 
 
-# E6: SMTP 4xx against 5xx
 @pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize(
-    ("code", "meaning"), [(450, TransientError), (452, TransientError), (550, PermanentError)]
+    ("code", "error"), [(450, TransientError), (452, TransientError), (550, PermanentError)]
 )
-async def test_e6_a_refusal_is_for_now_or_for_good_and_the_connection_is_used_again(
-    step: str, code: int, meaning: type[Exception]
+async def test_e6_a_refusal_is_temporary_or_permanent_and_the_connection_is_reused(
+    step: str, code: int, error: type[Exception]
 ) -> None:
-    async with mail_server({step: [f"{code} {TALK}"]}) as script, using(script.url()) as server:
-        with pytest.raises(meaning) as caught:
+    async with mail_server({step: [f"{code} {DETAIL}"]}) as script, using(script.url()) as server:
+        with pytest.raises(error) as caught:
             await send(server)
-        assert type(caught.value) is meaning
+        assert type(caught.value) is error
         assert str(caught.value) == f"the mail server responded with {code} 5.1.1 to {step}"
         await send(server)
         assert (len(script.mails), script.connections) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("step", "answer"),
+    ("step", "response"),
     [
         ("EHLO", "550 not you"),
         ("EHLO", "421 too busy"),
@@ -67,21 +66,21 @@ async def test_e6_a_refusal_is_for_now_or_for_good_and_the_connection_is_used_ag
         ("DATA", "399 what"),
     ],
 )
-async def test_e6_what_is_about_the_connection_is_the_servers_trouble(
-    step: str, answer: str
+async def test_e6_responses_about_the_connection_are_provider_errors(
+    step: str, response: str
 ) -> None:
-    answers = {step: [answer], "HELO": ["550 not you either"]}
-    async with mail_server(answers) as script, using(script.url()) as server:
+    responses = {step: [response], "HELO": ["550 not you either"]}
+    async with mail_server(responses) as script, using(script.url()) as server:
         with pytest.raises(ProviderError):
             await send(server)
-        script.answers.clear()
+        script.responses.clear()
         await send(server)
         assert (len(script.mails), script.connections) == (1, 2)
 
 
 @pytest.mark.parametrize("at", ["hello", "rcpt", "data"])
 @pytest.mark.parametrize("behaviour", ["close", "hang"])
-async def test_e6_a_server_that_goes_away_or_hangs_is_trouble_and_over_in_time(
+async def test_e6_a_server_that_closes_or_hangs_is_a_provider_error(
     at: str, behaviour: str
 ) -> None:
     async with sandbox() as box, using(str(box.smtp), timeout=0.4) as server:
@@ -93,7 +92,7 @@ async def test_e6_a_server_that_goes_away_or_hangs_is_trouble_and_over_in_time(
         assert TO not in str(caught.value)
 
 
-async def test_e6_no_server_is_trouble() -> None:
+async def test_e6_an_unavailable_server_is_a_provider_error() -> None:
     async with mail_server() as script:
         url = script.url()
     async with using(url) as server:
@@ -101,7 +100,7 @@ async def test_e6_no_server_is_trouble() -> None:
             await send(server)
 
 
-async def test_connections_are_kept_and_one_that_the_server_closed_is_replaced() -> None:
+async def test_connections_are_reused_and_closed_ones_replaced() -> None:
     async with mail_server() as script, using(script.url()) as server:
         await asyncio.gather(*(send(server) for _ in range(5)))
         assert script.connections == 5
@@ -111,19 +110,19 @@ async def test_connections_are_kept_and_one_that_the_server_closed_is_replaced()
         script.hang_up()
         await send(server)
         assert (script.connections, len(script.mails)) == (6, 21)
-        # One that answers 421 to the next mail, as Postfix does after a while, is replaced as well.
-        script.answers["MAIL"] = ["421 4.4.2 timeout exceeded"]
+        # Postfix responds 421 to the next mail on an old connection; it is replaced, too.
+        script.responses["MAIL"] = ["421 4.4.2 timeout exceeded"]
         await send(server)
         assert (script.connections, len(script.mails)) == (7, 22)
 
 
-async def test_e6_what_expires_while_the_server_is_slow_is_kept_back() -> None:
-    def too_late() -> None:
+async def test_e6_a_mail_that_expires_while_the_server_is_slow_is_not_sent() -> None:
+    def expired() -> None:
         raise ExpiredError("expired")
 
     async with mail_server() as script, using(script.url()) as server:
         with pytest.raises(ExpiredError):
-            await server.send(SENDER, TO, CONTENT, too_late)
+            await server.send(SENDER, TO, CONTENT, expired)
         await send(server)
         assert (len(script.mails), script.connections) == (1, 1)
 
@@ -147,39 +146,37 @@ def trust(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-async def delivered(script: Script, url: str, tls: str, trust: ssl.SSLContext) -> bool:
-    """Whether a mail got through; then whether it was encrypted."""
+async def sent_encrypted(script: Script, url: str, tls: str, trust: ssl.SSLContext) -> bool:
+    """Send a mail and return whether the connection was encrypted."""
     async with using(url, tls=tls, trust=trust) as server:
         await send(server)
     return script.encrypted[-1]
 
 
-async def test_tls_is_used_as_it_is_wanted(
-    certified: ssl.SSLContext, trust: ssl.SSLContext
-) -> None:
+async def test_tls_is_used_as_configured(certified: ssl.SSLContext, trust: ssl.SSLContext) -> None:
     async with mail_server(tls=certified) as script:
-        assert await delivered(script, script.url(), "offered", trust)
-        assert await delivered(script, script.url(), "required", trust)
-        assert not await delivered(script, script.url(), "off", trust)
-        with pytest.raises(ProviderError, match="certificate verify failed"):  # by nobody we know
-            await delivered(script, script.url(), "offered", ssl.create_default_context())
+        assert await sent_encrypted(script, script.url(), "offered", trust)
+        assert await sent_encrypted(script, script.url(), "required", trust)
+        assert not await sent_encrypted(script, script.url(), "off", trust)
+        with pytest.raises(ProviderError, match="certificate verify failed"):  # unknown authority
+            await sent_encrypted(script, script.url(), "offered", ssl.create_default_context())
     async with mail_server() as script:
-        assert not await delivered(script, script.url(), "offered", trust)
+        assert not await sent_encrypted(script, script.url(), "offered", trust)
         with pytest.raises(ProviderError, match="STARTTLS"):
-            await delivered(script, script.url(), "required", trust)
-    async with mail_server(tls=certified, from_the_start=True) as script:
-        await delivered(script, script.url("smtps"), "offered", trust)
+            await sent_encrypted(script, script.url(), "required", trust)
+    async with mail_server(tls=certified, implicit_tls=True) as script:
+        await sent_encrypted(script, script.url("smtps"), "offered", trust)
         with pytest.raises(ProviderError, match=r"(?i)certificate verify failed"):
-            await delivered(script, script.url("smtps"), "off", ssl.create_default_context())
+            await sent_encrypted(script, script.url("smtps"), "off", ssl.create_default_context())
         assert len(script.mails) == 1
 
 
-async def test_it_logs_in_and_a_wrong_password_is_trouble_that_is_not_told(
+async def test_a_wrong_password_is_a_provider_error_that_does_not_show_it(
     certified: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
     async with mail_server(tls=certified) as script:
-        await delivered(script, script.url(login=f"{USER}:pass%20word@"), "required", trust)
+        await sent_encrypted(script, script.url(login=f"{USER}:pass%20word@"), "required", trust)
         assert script.logged_in == [True]
         with pytest.raises(ProviderError, match="responded with 535 to login") as caught:
-            await delivered(script, script.url(login=f"{USER}:c4n4ry@"), "required", trust)
+            await sent_encrypted(script, script.url(login=f"{USER}:c4n4ry@"), "required", trust)
         assert "c4n4ry" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""E6: what is written is a mail, read back by the standard library; nothing in it is injected."""
+"""E6: the built mail is parsed back by the standard library, and nothing can be injected."""
 
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -14,7 +14,7 @@ from shared.contracts.messages import SendEmail
 NOW = 1_800_000_000.0
 SHOP = MimeBuilder("Кино и сериалы <news@shop.example.com>")
 NAMES = {"From", "To", "Subject", "Date", "Message-ID", "MIME-Version", "Auto-Submitted"}
-# What JSON can carry into a text: no NUL, no surrogates.
+# Texts that JSON can contain: no NUL, no surrogates.
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=300)
 subjects = texts.map(lambda text: "".join(c for c in text if c >= " " and c != "\x7f")).filter(len)
 
@@ -29,12 +29,12 @@ def built(message_id: str = "id-1", **fields: Any) -> bytes:
     return SHOP.build(command(**fields), message_id, now=NOW)
 
 
-def read(raw: bytes) -> EmailMessage:
+def parsed(raw: bytes) -> EmailMessage:
     return message_from_bytes(raw, policy=policy.default)
 
 
 def lines(text: str) -> str:
-    """As text comes back: every line end the same."""
+    """Return the text with equal line ends."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -52,15 +52,13 @@ def content(mail: EmailMessage, kind: str) -> str:
 @example(subject="a\x85Bcc: evil@example.org", text=".\r\n..\n", html="x" * 3000)
 @example(subject="слово " * 150, text="слово " * 400, html="trailing \t\n\n")
 @example(subject="a" * 998, text="é" + "x" * 1200, html=None)
-def test_e6_any_mail_is_read_back_as_it_was_meant(
-    subject: str, text: str, html: str | None
-) -> None:
+def test_e6_any_mail_is_parsed_back_unchanged(subject: str, text: str, html: str | None) -> None:
     raw = built(subject=subject, text=text, html=html)
     assert raw.isascii()
     assert b"\0" not in raw
     assert raw.count(b"\n") == raw.count(b"\r") == raw.count(b"\r\n")
     assert max(map(len, raw.split(b"\r\n"))) <= 998
-    mail = read(raw)
+    mail = parsed(raw)
     assert not mail.defects
     assert {*mail} == NAMES | (
         {"Content-Type"} if html is not None else {"Content-Type", "Content-Transfer-Encoding"}
@@ -72,8 +70,8 @@ def test_e6_any_mail_is_read_back_as_it_was_meant(
         assert content(mail, "html") == lines(html)
 
 
-def test_e6_a_mail_says_from_whom_to_whom_and_when() -> None:
-    mail = read(built())
+def test_e6_a_mail_has_sender_recipient_and_date() -> None:
+    mail = parsed(built())
     assert str(mail["From"]) == "Кино и сериалы <news@shop.example.com>"
     assert str(mail["To"]) == "user@example.org"
     assert mail["Date"].datetime.timestamp() == NOW
@@ -82,35 +80,37 @@ def test_e6_a_mail_says_from_whom_to_whom_and_when() -> None:
 
 
 @pytest.mark.parametrize("given_id", ["id-1", "a.b-7", "5f0c1f6e-8d0e-4b57-9a3d-0a8b5d5b7a11"])
-def test_e6_the_message_id_is_ours_on_every_try(given_id: str) -> None:
+def test_e6_the_message_id_is_the_same_on_every_attempt(given_id: str) -> None:
     first, second = (
         SHOP.build(command(html="<p>x</p>"), given_id, now=now) for now in (NOW, NOW + 60)
     )
     assert (
-        read(first)["Message-ID"]
-        == read(second)["Message-ID"]
+        parsed(first)["Message-ID"]
+        == parsed(second)["Message-ID"]
         == (f"<{given_id}@shop.example.com>")
     )
 
 
 @pytest.mark.parametrize("given_id", ["a b", "a>b", "a@b", ".a", "<x>", 'a"b', "a..b"])
-def test_e6_an_id_that_no_message_id_can_hold_becomes_one_that_can(given_id: str) -> None:
-    one, again, other = (str(read(built(each))["Message-ID"]) for each in (given_id, given_id, "?"))
-    assert one == again != other
+def test_e6_an_id_with_other_characters_is_replaced_by_its_hash(given_id: str) -> None:
+    one, repeated, other = (
+        str(parsed(built(each))["Message-ID"]) for each in (given_id, given_id, "?")
+    )
+    assert one == repeated != other
     assert one.removeprefix("<").partition("@")[0].isalnum()
 
 
 @pytest.mark.parametrize("length", [0, 900, 1950])
-def test_e6_one_click_unsubscribes(length: int) -> None:
+def test_e6_a_mail_has_the_headers_for_one_click_unsubscribe(length: int) -> None:
     url = "https://shop.example.com/u?t=" + "a" * length
-    mail = read(built(unsubscribe_url=url))
-    # RFC 2369, 2: white space within the brackets is to be ignored.
+    mail = parsed(built(unsubscribe_url=url))
+    # RFC 2369, 2: white space within the brackets is ignored.
     assert str(mail["List-Unsubscribe"]).replace(" ", "") == f"<{url}>"
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
-def test_an_unsubscribe_url_can_not_leave_its_brackets() -> None:
-    mail = read(built(unsubscribe_url="https://x.org/>,<mailto:evil@example.org"))
+def test_an_unsubscribe_url_cannot_end_its_angle_brackets() -> None:
+    mail = parsed(built(unsubscribe_url="https://x.org/>,<mailto:evil@example.org"))
     assert mail["List-Unsubscribe"] == "<https://x.org/%3E,%3Cmailto:evil@example.org>"
 
 
@@ -123,7 +123,5 @@ def test_an_unsubscribe_url_can_not_leave_its_brackets() -> None:
         ("Привет, мир!\n" * 9, "base64"),
     ],
 )
-def test_the_encoding_is_the_one_that_people_can_read_or_else_the_shortest(
-    text: str, encoding: str
-) -> None:
-    assert read(built(text=text))["Content-Transfer-Encoding"] == encoding
+def test_the_encoding_is_7bit_if_possible_or_else_the_shortest(text: str, encoding: str) -> None:
+    assert parsed(built(text=text))["Content-Transfer-Encoding"] == encoding

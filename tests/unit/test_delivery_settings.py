@@ -1,4 +1,4 @@
-"""Wrong configuration of the ways is named before anything connects."""
+"""Invalid configuration of delivery is named before anything connects."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ URL = "https://sms.example.com"
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -24,15 +24,13 @@ def faults(monkeypatch: pytest.MonkeyPatch, **given: str) -> str:
 
 
 @pytest.mark.parametrize("key", [{}, {"SMS_KEY": ""}])
-def test_e6_a_gateway_without_its_key_is_wrong(
-    monkeypatch: pytest.MonkeyPatch, key: dict[str, str]
-) -> None:
-    told = faults(monkeypatch, SMS_URL=URL, **key)
-    assert "sms_key" in told.lower()
-    assert "not set, but RINGBACK_SMS_URL is" in told
+def test_e6_a_gateway_needs_a_key(monkeypatch: pytest.MonkeyPatch, key: dict[str, str]) -> None:
+    text = faults(monkeypatch, SMS_URL=URL, **key)
+    assert "sms_key" in text.lower()
+    assert "not set, but RINGBACK_SMS_URL is" in text
 
 
-def test_e6_a_gateway_and_its_key_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e6_a_gateway_with_a_key_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGBACK_SMS_URL", f"{URL}/")
     monkeypatch.setenv("RINGBACK_SMS_KEY", "k")
     settings = load(Settings)
@@ -45,17 +43,15 @@ def test_e6_a_gateway_and_its_key_are_right(monkeypatch: pytest.MonkeyPatch) -> 
     "url",
     ["https://user:c4n4ry@sms.example.com", f"{URL}?key=c4n4ry", "sms.example.com", "ftp://x"],
 )
-def test_a_gateway_that_can_not_be_called_is_wrong(
-    monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
-    told = faults(monkeypatch, SMS_URL=url, SMS_KEY="k")
-    assert "RINGBACK_SMS_URL" in told
-    assert "c4n4ry" not in told
+def test_an_invalid_gateway_url_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    text = faults(monkeypatch, SMS_URL=url, SMS_KEY="k")
+    assert "RINGBACK_SMS_URL" in text
+    assert "c4n4ry" not in text
 
 
-def test_every_fault_of_delivery_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = faults(
+def test_every_invalid_setting_of_delivery_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = faults(
         monkeypatch, DELIVERY_SMTP_TLS="maybe", DELIVERY_SMTP_CONNECTIONS="0", SMTP_URL="mail:25"
     )
     for name in ("DELIVERY_SMTP_TLS", "DELIVERY_SMTP_CONNECTIONS", "SMTP_URL"):
-        assert f"RINGBACK_{name}" in told
+        assert f"RINGBACK_{name}" in text
