@@ -28,7 +28,7 @@ from shared.version import VERSION
 
 async def start(process: Process) -> None:
     """Construct and start the callback sender."""
-    settings = load(CallbackSettings, "callback")
+    settings = load(CallbackSettings)
     clock = SystemClock()
     labels = metrics.TargetLabels(settings.max_targets)
 
@@ -87,4 +87,4 @@ def _identity(command: SendCallback) -> str | None:
     return command.id
 
 
-SERVICE = Service(SERVICES["callback"], CallbackSettings, start)
+SERVICE = Service(SERVICES["callback"], (CallbackSettings,), start)

@@ -1,19 +1,20 @@
-"""Settings of the callback sender."""
+"""The settings of the callback sender."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from shared.contracts.callback import Secret, Secrets
+from shared.settings import TableSettings
 
 
 def _networks(value: Any) -> Any:
-    """Parse a list, or a comma-separated text from the environment."""
+    """Parse a comma-separated text, as in the environment, or a list."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
-        raise ValueError("must be networks such as 10.0.0.0/8, separated by commas")  # noqa: TRY004
+        raise ValueError("must be networks such as 10.0.0.0/8, separated by commas")  # noqa: TRY004 - pydantic reports a ValueError
     networks = []
     for part in parts:
         text = str(part).strip()
@@ -25,12 +26,8 @@ def _networks(value: Any) -> Any:
     return tuple(networks)
 
 
-class CallbackSettings(BaseSettings):
-    """The table `[callback]` of ringback.toml, and `RINGBACK_CALLBACK_…`."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="RINGBACK_CALLBACK_", extra="forbid", hide_input_in_errors=True, frozen=True
-    )
+class CallbackSettings(TableSettings, env_prefix="RINGBACK_CALLBACK_"):
+    """The table `[callback]` of ringback.toml."""
 
     allowed_networks: Annotated[
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)
@@ -42,33 +39,31 @@ class CallbackSettings(BaseSettings):
     secrets: dict[str, Secret | Secrets] = Field(
         default_factory=dict,
         repr=False,
-        description="Secrets by name, for `secret_ref`; JSON in the environment.",
+        description="Secrets by the name that `secret_ref` gives; in the environment as JSON.",
         examples=[{"billing": "a-secret", "rotating": ["the-new-one", "the-old-one"]}],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=1000, description="Prefetch of each worker: messages in progress."
+        default=1000, description="Messages in flight in one worker."
     )
     timeout: Annotated[float, Field(gt=0, le=300)] = Field(
-        default=10.0, description="Timeout of one attempt in seconds, including connecting."
+        default=10.0, description="Seconds for one attempt, including the connection."
     )
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
-        default=5.0, description="Timeout for connecting in seconds, part of `timeout`."
+        default=5.0, description="Seconds of the timeout in which a connection must be made."
     )
     give_up_after: Annotated[float, Field(gt=0)] = Field(
         default=86_400.0, description="Seconds after which a callback is dead-lettered; 24 hours."
     )
     lane_limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        default=100,
-        description="Requests in flight to one target (scheme, host, port).",
+        default=100, description="Requests in flight to one target (scheme, host, port)."
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Consecutive failures that open a target's circuit breaker."
+        default=5, description="Failures in a row that open a target's circuit breaker."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=1_048_576,
-        description="Largest message in bytes; a larger one is dead-lettered; 1 MiB.",
+        default=1_048_576, description="Maximum size of a message; a larger one is dead-lettered."
     )
     max_targets: Annotated[int, Field(ge=0)] = Field(
         default=200,
-        description="Targets in the metric label `target_url`; all others are `other`.",
+        description="Distinct values of the metric label target_url; further ones are `other`.",
     )

@@ -10,9 +10,9 @@ import click
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from services.cli.run import load_service
+from services.cli.run import settings_models
 from shared.registry import SERVICES
-from shared.settings import Settings
+from shared.settings import Settings, table_of, variable_of
 
 WIDTH = 98
 
@@ -35,26 +35,25 @@ def example() -> None:
 
 def as_toml() -> str:
     """The text of config.example.toml."""
-    services = {name: load_service(name).settings for name in SERVICES}
     lines = [
         "# Every setting of Ringback, with its default. Made by `ringback config example`.",
         "# Ringback reads ringback.toml in the working directory; an environment variable, named",
         "# above each setting, comes before it.",
         *_settings(Settings),
     ]
-    for name, model in services.items():
-        lines += ["", f"[{name}]", *_settings(model)]
+    models = {table_of(model): model for model in settings_models()}
+    for name in ("security", *SERVICES):
+        lines += ["", f"[{name}]", *_settings(models[name])]
     return "\n".join(lines) + "\n"
 
 
 def _settings(model: type[BaseSettings]) -> Iterator[str]:
-    prefix = model.model_config["env_prefix"]
     for name, field in model.model_fields.items():
         yield ""
         yield from (f"# {line}" for line in textwrap.wrap(field.description or "", WIDTH))
         default = field.get_default(call_default_factory=True)
         example = field.examples[0] if field.examples else None
-        yield f"# {prefix}{name.upper()}{'' if example is None else ' (not set by default)'}"
+        yield f"# {variable_of(model, name)}{'' if example is None else ' (not set by default)'}"
         yield f"#{name} = {toml(default if example is None else example)}"
 
 

@@ -9,7 +9,8 @@ import aiohttp
 import click
 from yarl import URL
 
-from shared.process.configuration import configured
+from services.gateway.settings import GatewaySettings
+from shared.process.configuration import configured_table
 from shared.settings import connectable_host
 
 # Seconds for one answer: the gateway itself waits ten for the service it asks.
@@ -23,7 +24,7 @@ class Gateway:
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
         if url is None:
-            settings = configured()
+            settings = configured_table(GatewaySettings)
             host = connectable_host(settings.http_host)
             base = URL.build(scheme="http", host=host, port=settings.http_port)
         else:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from shared.security.encryption import KEY_BYTES
-from shared.settings import PREFIX, Settings
+from shared.security.settings import SecuritySettings
+from shared.settings import variable_of
 
 _MAKE: Final[dict[str, Callable[[], str]]] = {
     "ticket_key": lambda: secrets.token_urlsafe(KEY_BYTES),
@@ -17,14 +18,14 @@ _MAKE: Final[dict[str, Callable[[], str]]] = {
 }
 
 
-def development_keys(settings: Settings, checkout: Path) -> dict[str, str]:
+def development_keys(settings: SecuritySettings, checkout: Path) -> dict[str, str]:
     """The environment variables of the keys that are not configured."""
     wanted = {
         "ticket_key": settings.ticket_key is None and settings.ticket_jwks_file is None,
         "secrets_key": settings.secrets_key is None,
     }
     return {
-        f"{PREFIX}{name.upper()}": _kept(name, checkout)
+        variable_of(SecuritySettings, name): _kept(name, checkout)
         for name, missing in wanted.items()
         if missing
     }

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from services.cli.broker import PATIENCE, private_database, work
-from services.cli.run import load_service
+from services.cli.run import settings_models
 from shared.postgres.connection import connect
 from shared.postgres.migrations import Migration, Schema, pending
 from shared.postgres.migrations import migrate as bring_up_to_date
@@ -32,7 +32,7 @@ def migrate(*, check: bool, as_json: bool) -> None:
     wanted = [Schema.of(spec.module) for spec in SERVICES.values() if spec.schema]
     url = private_database()
     settings = configured(
-        {name: load_service(name).settings for name in SERVICES},
+        settings_models(),
         storing=() if url else [schema.name for schema in wanted],
     )
     if settings.database_url is None:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from services.ingestion.domain import EventOutcome, ReceivedEvent, content_id, decide
 from services.ingestion.outbox import ROUTES
 from services.ingestion.rules import CompiledRule, InvalidRulesError, load, load_by_name
+from services.ingestion.settings import IngestionSettings
 from shared.contracts.context import field_errors
 from shared.contracts.events import Event
 from shared.errors import PermanentError
-from shared.process.configuration import configured
+from shared.process.configuration import configured_table
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 OUTCOMES = {
@@ -44,7 +45,7 @@ def check(file: Path | None, *, as_json: bool) -> None:
       ringback rules check
       ringback rules check rules.toml
     """
-    file = file or configured().rules_file
+    file = file or configured_table(IngestionSettings).rules_file
     faults: tuple[str, ...] = ()
     loaded: dict[str, CompiledRule] = {}
     try:

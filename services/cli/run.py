@@ -1,10 +1,12 @@
 """`ringback run`: one service in this process, or in several."""
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 import click
+from pydantic_settings import BaseSettings
 
 from shared.process.command import Service, options
 from shared.process.command import run as run_service
@@ -16,6 +18,11 @@ def load_service(name: str) -> Service:
     service = import_module(f"{SERVICES[name].module}.app").SERVICE
     assert isinstance(service, Service)  # noqa: S101 - every app.py has one
     return service
+
+
+def settings_models(names: Iterable[str] = SERVICES) -> list[type[BaseSettings]]:
+    """Return the settings models of these services, each once."""
+    return list(dict.fromkeys(model for name in names for model in load_service(name).settings))
 
 
 @click.command

@@ -15,7 +15,8 @@ from services.mailings.rendering.loader import (
     TemplateLoader,
     channel_of,
 )
-from shared.process.configuration import configured
+from services.mailings.settings import MailingsSettings
+from shared.process.configuration import configured_table
 from shared.registry import CHANNELS
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -36,7 +37,7 @@ def list_(*, as_json: bool) -> None:
     Shows the kind of notification, the channels and the variables of a posting. Variables in
     brackets are optional. Variables with a star are fetched from a URL.
     """
-    loader = TemplateLoader(configured().templates_dir)
+    loader = TemplateLoader(configured_table(MailingsSettings).templates_dir)
     rows = []
     for name in loader.names():
         try:
@@ -69,7 +70,7 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
       ringback template check
       ringback template check email/new_movies.md
     """
-    loader = TemplateLoader(configured().templates_dir)
+    loader = TemplateLoader(configured_table(MailingsSettings).templates_dir)
     samples = _samples()
     errors = []
     checked = names or tuple(loader.names())
@@ -124,7 +125,7 @@ def preview(
     variables = samples.get(name, {}) if context is None else _object(context, "--context")
     recipient = samples["user"] if user is None else _object(user, "--user")
     try:
-        found = TemplateLoader(configured().templates_dir).get(name, channel)
+        found = TemplateLoader(configured_table(MailingsSettings).templates_dir).get(name, channel)
         bound = BoundTemplate(found, channel, variables, PRODUCT)
         url = UNSUBSCRIBE_URL if FORMATS[channel].has_html else None
         rendered = bound.render(recipient, unsubscribe_url=url)

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 from yarl import URL
 
+from services.callback.settings import CallbackSettings
 from services.cli import demo
 from services.cli.broker import connection, shown, work
 from services.cli.demo_postings import show_postings
 from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
-from services.cli.run import load_service
+from services.cli.run import settings_models
+from services.delivery.settings import DeliverySettings
+from services.gateway.settings import GatewaySettings
+from services.mailings.settings import MailingsSettings
+from services.sandbox.settings import SandboxSettings
 from shared.amqp.declare import declare
 from shared.postgres.connection import without_password
 from shared.postgres.migrations import Schema
@@ -29,7 +33,8 @@ from shared.process.child import Child, running
 from shared.process.configuration import configured
 from shared.process.health import STARTING
 from shared.registry import SERVICES
-from shared.settings import PREFIX, Settings, connectable_host, load
+from shared.security.settings import SecuritySettings
+from shared.settings import PREFIX, Settings, connectable_host, load, variable_of
 from shared.topology import topology
 
 if TYPE_CHECKING:
@@ -37,8 +42,8 @@ if TYPE_CHECKING:
 
 SANDBOX: Final = "sandbox"
 SANDBOX_PORT: Final = f"{PREFIX}SANDBOX_PORT"
+SMTP_PORT: Final = f"{PREFIX}SANDBOX_SMTP_PORT"
 HTTP_PORT: Final = f"{PREFIX}HTTP_PORT"
-EXAMPLE_URL: Final = f"{PREFIX}GATEWAY_EXAMPLE_URL"
 # What the sandbox plays for rules and templates, by the hosts in their URLs.
 APIS: Final = ("auth", "fastapi", "activity_api")
 # Lines of its log that are shown of a service that ended.
@@ -62,11 +67,9 @@ def up(*, without_sandbox: bool) -> None:
 
     Exit code 0 after Ctrl-C or SIGTERM, 1 if a service ended by itself; its log is shown then.
     """
-    services = {name: load_service(name) for name in SERVICES}
-    if without_sandbox:
-        del services[SANDBOX]
-    settings = configured({name: service.settings for name, service in services.items()})
-    sys.exit(work(_up(settings, list(services))))
+    names = [name for name in SERVICES if not (without_sandbox and name == SANDBOX)]
+    settings = configured(settings_models(names))
+    sys.exit(work(_up(settings, names)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ async def _serve(
         await declare(link.connection, topology(settings.queue_type))
     schemas = [Schema.of(SERVICES[name].module) for name in names if SERVICES[name].schema]
     await migrate_all(stack.database_url, schemas, lambda line: click.echo(f"  {line}"))
-    environment = _environment(settings, stack, names)
+    environment = _environment(stack, names)
     async with AsyncExitStack() as cleanup:
         # The sandbox starts first and ends last: what is in flight still finds its receiver.
         started = [
@@ -172,53 +175,52 @@ async def _serve(
         return 1
 
 
-def _environment(settings: Settings, stack: "Stack", names: list[str]) -> dict[str, str]:
+def _environment(stack: "Stack", names: list[str]) -> dict[str, str]:
     """What the services see: this environment, the stack, keys, and a reachable sandbox."""
     from deploy.local.daemon import CHECKOUT  # noqa: PLC0415 - only in a checkout
 
-    environment = os.environ | stack.environment | development_keys(settings, CHECKOUT)
+    keys = development_keys(load(SecuritySettings), CHECKOUT)
+    environment = os.environ | stack.environment | keys
     environment.setdefault(f"{PREFIX}LOG_FORMAT", "text")
-    chosen = "http_port" in settings.model_fields_set
-    environment[HTTP_PORT] = str(settings.http_port if chosen else _free(settings.http_port))
+    environment |= _ports(GatewaySettings, "http_port")
     if SANDBOX in names:
-        sandbox = load(load_service(SANDBOX).settings, SANDBOX)
-        for name in ("port", "smtp_port"):
-            port = sandbox.model_dump()[name]
-            chosen = name in sandbox.model_fields_set
-            variable = f"{PREFIX}SANDBOX_{name.upper()}"
-            environment[variable] = str(port if chosen else _free(port))
-        callback = load(load_service("callback").settings, "callback")
-        if "allowed_networks" not in callback.model_fields_set:
-            environment[f"{PREFIX}CALLBACK_ALLOWED_NETWORKS"] = "127.0.0.0/8"
-        gateway = load(load_service("gateway").settings, "gateway")
-        if "example_url" not in gateway.model_fields_set:
-            environment[EXAMPLE_URL] = f"http://127.0.0.1:{environment[SANDBOX_PORT]}/hooks/mine"
-        environment |= _outside(settings, sandbox, environment)
+        environment |= _ports(SandboxSettings, "port", "smtp_port")
+        sandbox = f"127.0.0.1:{environment[SANDBOX_PORT]}"
+        environment |= (
+            _unless_set(CallbackSettings, allowed_networks="127.0.0.0/8")
+            | _unless_set(GatewaySettings, example_url=f"http://{sandbox}/hooks/mine")
+            | _unless_set(
+                DeliverySettings,
+                smtp_url=f"smtp://127.0.0.1:{environment[SMTP_PORT]}",
+                sms_url=f"http://{sandbox}/sms",
+                sms_key=load(SandboxSettings).sms_key.get_secret_value(),
+            )
+            | _unless_set(
+                MailingsSettings,
+                sources=",".join([sandbox, *(f"{name}=http://{sandbox}/{name}" for name in APIS)]),
+                unsubscribe_url=f"http://{sandbox}/hooks/unsubscribe"
+                "?user_id={user_id}&kind={kind}",
+            )
+        )
     return environment
 
 
-def _outside(
-    settings: Settings, sandbox: BaseSettings, environment: Mapping[str, str]
-) -> dict[str, str]:
-    """Mail server, SMS gateway and data sources: where none is configured, the sandbox plays it."""
-    played = f"127.0.0.1:{environment[SANDBOX_PORT]}"
-    outside = {
-        "smtp_url": f"smtp://127.0.0.1:{environment[f'{PREFIX}SANDBOX_SMTP_PORT']}",
-        "sources": ",".join([played, *(f"{name}=http://{played}/{name}" for name in APIS)]),
+def _ports(model: type[BaseSettings], *names: str) -> dict[str, str]:
+    """Return the variables of these ports. A default that is taken is replaced by a free port."""
+    settings = load(model)
+    ports = {name: getattr(settings, name) for name in names}
+    return {
+        variable_of(model, name): str(port if name in settings.model_fields_set else _free(port))
+        for name, port in ports.items()
     }
-    if "sms_url" not in settings.model_fields_set:
-        key: SecretStr = sandbox.model_dump()["sms_key"]
-        outside |= {"sms_url": f"http://{played}/sms", "sms_key": key.get_secret_value()}
-    given = {
-        f"{PREFIX}{name.upper()}": value
-        for name, value in outside.items()
-        if name not in settings.model_fields_set
+
+
+def _unless_set(model: type[BaseSettings], **values: str) -> dict[str, str]:
+    """Return the variables of these values, without those of settings that are configured."""
+    configured = load(model).model_fields_set
+    return {
+        variable_of(model, name): value for name, value in values.items() if name not in configured
     }
-    mailings = load(load_service("mailings").settings, "mailings")
-    if "unsubscribe_url" not in mailings.model_fields_set:
-        where = f"http://{played}/hooks/unsubscribe?user_id={{user_id}}&kind={{kind}}"
-        given[f"{PREFIX}MAILINGS_UNSUBSCRIBE_URL"] = where
-    return given
 
 
 def _free(port: int) -> int:
@@ -274,7 +276,7 @@ async def _story(
     """When all is ready: where everything is, the demonstration, and what to try next."""
     for service in services:
         await service.ready.wait()
-    gateway = _gateway(settings, environment)
+    gateway = _gateway(environment)
     sandbox = None
     if any(service.name == SANDBOX for service in services):
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
@@ -301,9 +303,9 @@ async def _story(
     click.echo("Everything runs. Ctrl-C stops it.")
 
 
-def _gateway(settings: Settings, environment: Mapping[str, str]) -> str:
+def _gateway(environment: Mapping[str, str]) -> str:
     """Where the gateway is found from here."""
-    host = connectable_host(settings.http_host)
+    host = connectable_host(load(GatewaySettings).http_host)
     return str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
 
 

@@ -33,7 +33,7 @@ CLOCK = SystemClock()
 
 async def start(process: Process) -> None:
     """Construct and start delivery; messages of a channel that is not configured wait."""
-    settings = load(DeliverySettings, "delivery")
+    settings = load(DeliverySettings)
     tables = topology(process.settings.queue_type).only(
         channel.queue for channel in CHANNELS.values()
     )
@@ -92,7 +92,7 @@ async def start(process: Process) -> None:
 
 
 async def _email(process: Process, settings: DeliverySettings) -> ChannelSender[SendEmail] | None:
-    url = process.settings.smtp_url
+    url = settings.smtp_url
     if url is None:
         logger.warning("RINGBACK_SMTP_URL is not set: messages wait in messages.email")
         return None
@@ -100,7 +100,7 @@ async def _email(process: Process, settings: DeliverySettings) -> ChannelSender[
         url.get_secret_value(), tls=settings.smtp_tls, timeout=settings.smtp_timeout
     )
     process.stack.push_async_callback(server.close)
-    mime = MimeBuilder(process.settings.mail_from)
+    mime = MimeBuilder(settings.mail_from)
 
     async def send(message_id: str, command: SendEmail, check: Callable[[], None]) -> None:
         content = mime.build(command, message_id, now=CLOCK.now())
@@ -110,7 +110,7 @@ async def _email(process: Process, settings: DeliverySettings) -> ChannelSender[
 
 
 async def _sms(process: Process, settings: DeliverySettings) -> ChannelSender[SendSms] | None:
-    url, key = process.settings.sms_url, process.settings.sms_key
+    url, key = settings.sms_url, settings.sms_key
     if url is None or key is None:  # settings with only one of them are invalid
         logger.warning("RINGBACK_SMS_URL is not set: messages wait in messages.sms")
         return None
@@ -130,4 +130,4 @@ def _identity(command: RenderedMessage) -> str | None:
     return command.id
 
 
-SERVICE = Service(SERVICES["delivery"], DeliverySettings, start)
+SERVICE = Service(SERVICES["delivery"], (DeliverySettings,), start)

@@ -1,47 +1,111 @@
-"""Settings of delivery."""
+"""The settings of delivery."""
 
+from email.utils import formataddr, parseaddr
 from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
+from yarl import URL
+
+from shared.http.guard import ForbiddenTargetError, parse_target
+from shared.settings import EMPTY_IS_NONE, TableSettings
 
 
-class DeliverySettings(BaseSettings):
-    """The table `[delivery]` of ringback.toml, and `RINGBACK_DELIVERY_…`."""
+def _smtp_url(value: SecretStr) -> SecretStr:
+    url = _parse(value.get_secret_value())
+    if url is None or url.scheme not in ("smtp", "smtps") or not url.host:
+        raise ValueError("must look like smtp://user:password@host:587 (or smtps://…:465)")
+    return value
 
-    model_config = SettingsConfigDict(
-        env_prefix="RINGBACK_DELIVERY_", extra="forbid", hide_input_in_errors=True, frozen=True
+
+def _mail_from(value: str) -> str:
+    name, address = parseaddr(value)
+    if "@" not in address or not value.isprintable():
+        raise ValueError("must look like Shop <news@shop.example.com>")
+    return formataddr((name, address))
+
+
+def _sms_url(value: str) -> str:
+    url = _parse(value)
+    if url is None or url.scheme not in ("http", "https") or not url.host or "?" in value:
+        raise ValueError("must look like https://sms.example.com")
+    try:
+        parse_target(value)
+    except ForbiddenTargetError as error:
+        raise ValueError(str(error)) from None
+    return value.rstrip("/")
+
+
+def _sms_key(value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+    if value is None and others.data.get("sms_url"):
+        raise ValueError("not set, but RINGBACK_SMS_URL is; the JWT is signed with this key")
+    return value
+
+
+def _parse(text: str) -> URL | None:
+    try:
+        return URL(text)
+    except ValueError:
+        return None
+
+
+class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
+    """The table `[delivery]` of ringback.toml."""
+
+    smtp_url: Annotated[Annotated[SecretStr, AfterValidator(_smtp_url)] | None, EMPTY_IS_NONE] = (
+        Field(
+            default=None,
+            validation_alias="RINGBACK_SMTP_URL",
+            description="URL of the mail server; smtps:// is TLS from the start. Without it,"
+            " e-mails stay in their queue.",
+            examples=["smtp://user:password@mail.example.com:587"],
+        )
     )
-
+    mail_from: Annotated[str, AfterValidator(_mail_from)] = Field(
+        default="Ringback <ringback@localhost>",
+        validation_alias="RINGBACK_MAIL_FROM",
+        description="Sender address of e-mails.",
+    )
     smtp_tls: Literal["offered", "required", "off"] = Field(
         default="offered",
         description="STARTTLS on smtp://: if the server offers it, always, or never.",
     )
     smtp_connections: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=20,
-        description="Connections to the mail server; each sends one mail at a time.",
+        description="Connections to the mail server; each sends one e-mail at a time.",
     )
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = Field(
-        default=60.0, description="Timeout of one e-mail, in seconds, connecting included."
+        default=60.0, description="Seconds for sending one e-mail, including the connection."
+    )
+    sms_url: Annotated[Annotated[str, AfterValidator(_sms_url)] | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        validation_alias="RINGBACK_SMS_URL",
+        description="URL of the SMS gateway; messages are sent to URL/v1/send/ID. Without it, SMS"
+        " stay in their queue.",
+        examples=["https://sms.example.com"],
+    )
+    sms_key: Annotated[SecretStr | None, EMPTY_IS_NONE, AfterValidator(_sms_key)] = Field(
+        default=None,
+        validation_alias="RINGBACK_SMS_KEY",
+        validate_default=True,
+        description="Key that signs the JWT for the SMS gateway (HS256).",
+        examples=["the-gateways-key"],
     )
     sms_requests: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=20, description="Requests in flight to the SMS gateway."
     )
     sms_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0,
-        description="Timeout of one request to the SMS gateway, in seconds, response included.",
+        description="Seconds for one request to the SMS gateway, including its whole response.",
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=500,
-        description="Prefetch of each worker and channel: messages in progress.",
+        default=500, description="Messages of each channel in flight in one worker."
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Consecutive failures that open a channel's circuit breaker."
+        default=5, description="Failures in a row that open a channel's circuit breaker."
     )
     give_up_after: Annotated[float, Field(gt=0)] = Field(
         default=86_400.0, description="Seconds after which a message is dead-lettered; 24 hours."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=4_194_304,
-        description="Largest message in bytes; a larger one is dead-lettered; 4 MiB.",
+        default=4_194_304, description="Maximum size of a message; a larger one is dead-lettered."
     )

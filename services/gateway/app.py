@@ -25,8 +25,9 @@ from shared.process.command import Service
 from shared.process.metrics import add_routes
 from shared.process.run import CLOSE_RESERVE, Process
 from shared.registry import SERVICES
-from shared.security.tickets import Tickets, public_keys
-from shared.settings import Settings, load
+from shared.security.settings import SecuritySettings
+from shared.security.tickets import TicketVerifier
+from shared.settings import load
 from shared.topology import EVENTS, topology
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 async def start(process: Process) -> None:
     """Construct the gateway and start it."""
-    settings = load(GatewaySettings, "gateway")
+    settings = load(GatewaySettings)
     amqp_url, name = process.settings.amqp_url, f"ringback gateway {socket.gethostname()}"
     whole = topology(process.settings.queue_type)
     rpc_client = RpcClient(amqp_url, name=name, health=process.health)
@@ -42,7 +43,9 @@ async def start(process: Process) -> None:
         amqp_url, name=f"{name}, events", topology=whole.only((EVENTS,)), health=process.health
     )
     process.health.expect(PING.service)
-    authenticator = Authenticator(_tickets(process.settings), anonymous=settings.anonymous)
+    authenticator = Authenticator(
+        TicketVerifier.of(load(SecuritySettings)), anonymous=settings.anonymous
+    )
     deps = Dependencies(
         ServiceClient(rpc_client, timeout=settings.request_timeout), publisher, settings
     )
@@ -65,8 +68,8 @@ async def start(process: Process) -> None:
     process.stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(
         runner,
-        process.settings.http_host,
-        process.settings.http_port,
+        settings.http_host,
+        settings.http_port,
         reuse_port=_one_of_many(),
     )
     await site.start()
@@ -92,15 +95,6 @@ def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> we
     return web.route(route.method, route.path, handle)
 
 
-def _tickets(settings: Settings) -> Tickets:
-    key = settings.ticket_key
-    file = settings.ticket_jwks_file
-    return Tickets(
-        None if key is None else key.get_secret_value(),
-        None if file is None else public_keys(file),
-    )
-
-
 def _registry() -> CollectorRegistry:
     """Return the metrics of this process, or of all workers."""
     if not _one_of_many():
@@ -115,4 +109,4 @@ def _one_of_many() -> bool:
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
-SERVICE = Service(SERVICES["gateway"], GatewaySettings, start)
+SERVICE = Service(SERVICES["gateway"], (GatewaySettings, SecuritySettings), start)

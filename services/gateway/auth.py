@@ -10,7 +10,7 @@ from services.gateway.middleware import CLIENT_ID
 from shared.amqp.rpc import RequestContext
 from shared.contracts.headers import traceparent
 from shared.http.problem import ProblemError
-from shared.security.tickets import InvalidTicketError, Tickets
+from shared.security.tickets import InvalidTicketError, TicketVerifier
 
 TICKET: Final = istr("X-Service-Ticket")
 AUTHORIZATION: Final = istr("Authorization")
@@ -20,8 +20,8 @@ _CHALLENGE: Final = 'Bearer realm="ringback"'
 class Authenticator:
     """Authenticates requests; `anonymous` is whether requests without a ticket are accepted."""
 
-    def __init__(self, tickets: Tickets, *, anonymous: bool) -> None:
-        self._tickets = tickets
+    def __init__(self, verifier: TicketVerifier, *, anonymous: bool) -> None:
+        self._verifier = verifier
         self._anonymous = anonymous
 
     def authenticate(self, request: web.Request) -> RequestContext:
@@ -45,7 +45,7 @@ class Authenticator:
         if len(tickets) > 1:
             raise _invalid("The request has more than one service ticket.")
         try:
-            client_id = request[CLIENT_ID] = self._tickets.verify(tickets[0])
+            client_id = request[CLIENT_ID] = self._verifier.verify(tickets[0])
         except InvalidTicketError as error:
             raise _invalid(str(error)) from None
         return RequestContext(client_id, trace)

@@ -1,31 +1,38 @@
-"""Settings of the gateway. Its address is set by `http_host` and `http_port`."""
+"""The settings of the gateway."""
 
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.settings import TableSettings
 
 
-class GatewaySettings(BaseSettings):
-    """`RINGBACK_GATEWAY_…`, or the table [gateway]."""
+class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
+    """The table `[gateway]` of ringback.toml."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="RINGBACK_GATEWAY_", extra="forbid", hide_input_in_errors=True, frozen=True
+    http_host: str = Field(
+        default="127.0.0.1",
+        validation_alias="RINGBACK_HTTP_HOST",
+        description="Address of the HTTP interface.",
     )
-
+    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8080,
+        validation_alias="RINGBACK_HTTP_PORT",
+        description="Port of the HTTP interface; 0 chooses a free one.",
+    )
     anonymous: bool = Field(
-        default=True, description="Whether requests without a service ticket are accepted."
+        default=True, description="Whether clients without a service ticket are served."
     )
     request_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
-        default=10.0, description="Timeout of a request to a service, in seconds; then 504."
+        default=10.0, description="Seconds to wait for the response of a service; then 504."
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
-        default=1_048_576, description="Maximum size of a body in bytes (1 MiB); above it, 413."
+        default=1_048_576, description="Maximum size of a request body; a larger one gets 413."
     )
     max_batch_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
-        default=8_388_608, description="Maximum size of a batch in bytes (8 MiB); above it, 413."
+        default=8_388_608, description="Maximum size of a batch. RabbitMQ accepts 8 MiB."
     )
     example_url: Annotated[str, Field(min_length=1)] = Field(
         default="https://example.com/webhook",
-        description="URL that the examples at /docs/ call; `ringback up` sets a sandbox inbox.",
+        description="URL in the examples at /docs/. `ringback up` sets it to the sandbox.",
     )

@@ -31,8 +31,8 @@ async def start(process: Process) -> None:
     Raises:
         InvalidRulesError: the rules file has errors.
     """
-    settings = load(IngestionSettings, "ingestion")
-    event_rules = rules.load(process.settings.rules_file)
+    settings = load(IngestionSettings)
+    event_rules = rules.load(settings.rules_file)
     name = f"ringback ingestion {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
     tables = topology(process.settings.queue_type).only(
@@ -71,4 +71,4 @@ async def start(process: Process) -> None:
     process.on_drain(outbox.drain)
 
 
-SERVICE = Service(SERVICES["ingestion"], IngestionSettings, start)
+SERVICE = Service(SERVICES["ingestion"], (IngestionSettings,), start)

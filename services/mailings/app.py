@@ -48,7 +48,7 @@ SCHEMA = Schema.of("services.mailings")
 
 async def start(process: Process) -> None:
     """Construct the service and start it."""
-    settings = load(MailingsSettings, "mailings")
+    settings = load(MailingsSettings)
     name = f"ringback mailings {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
     tables = topology(process.settings.queue_type).only(
@@ -80,8 +80,8 @@ async def start(process: Process) -> None:
     store = Store(database)
     expansion = ExpansionWorker(
         store,
-        Sources(client, process.settings.sources),
-        TemplateLoader(process.settings.templates_dir),
+        Sources(client, settings.sources),
+        TemplateLoader(settings.templates_dir),
         ThrottledPublisher(publisher, depth, clock),
         clock=clock,
         settings=settings,
@@ -138,4 +138,4 @@ async def start(process: Process) -> None:
         process.on_drain(drain)
 
 
-SERVICE = Service(SERVICES["mailings"], MailingsSettings, start)
+SERVICE = Service(SERVICES["mailings"], (MailingsSettings,), start)

@@ -1,11 +1,41 @@
 """The settings of mailings."""
 
-from typing import Annotated
+import re
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+from yarl import URL
 
-from shared.settings import EMPTY_IS_NONE
+from shared.settings import EMPTY_IS_NONE, TableSettings
+
+
+def _split_sources(value: Any) -> Any:
+    """Parse a text such as `auth, api:8080, movies=https://…`, as in the environment."""
+    if not isinstance(value, str):
+        return value
+    pairs = (part.strip().partition("=") for part in value.split(",") if part.strip())
+    return {host.strip(): url.strip() for host, _, url in pairs}
+
+
+def _check_sources(value: dict[str, str]) -> dict[str, str]:
+    for host, url in value.items():
+        if not re.fullmatch(
+            r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", host
+        ):
+            raise ValueError(f"{host!r} is not a host such as auth or api.example.com:8080")
+        if url and not _is_http_url(url):
+            raise ValueError(f"{host}: {url!r} is not a URL such as http://10.0.0.7:8000")
+    return {host.lower(): url.rstrip("/") for host, url in value.items()}
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = URL(text)
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
 
 
 def _unsubscribe_url(value: str) -> str:
@@ -18,13 +48,25 @@ def _unsubscribe_url(value: str) -> str:
     return value
 
 
-class MailingsSettings(BaseSettings):
-    """The table `[mailings]` of ringback.toml, and `RINGBACK_MAILINGS_…`."""
+class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
+    """The table `[mailings]` of ringback.toml."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="RINGBACK_MAILINGS_", extra="forbid", hide_input_in_errors=True, frozen=True
+    sources: Annotated[
+        dict[str, str], NoDecode, BeforeValidator(_split_sources), AfterValidator(_check_sources)
+    ] = Field(
+        default_factory=dict,
+        validation_alias="RINGBACK_SOURCES",
+        description="Hosts that user lists and template data may come from, separated by commas."
+        " HOST=URL gives the address of a host.",
+        examples=["auth, movies=http://10.0.0.7:8000"],
     )
-
+    templates_dir: Annotated[Path | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        validation_alias="RINGBACK_TEMPLATES_DIR",
+        description="Directory of templates in addition to the shipped ones. They replace shipped"
+        " templates of the same name.",
+        examples=["/etc/ringback/templates"],
+    )
     product: Annotated[str, Field(min_length=1, max_length=100)] = Field(
         default="Ringback", description="The name of your product in messages."
     )
@@ -36,7 +78,7 @@ class MailingsSettings(BaseSettings):
         examples=["https://example.com/unsubscribe?user={user_id}&kind={kind}"],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=500, description="Messages in flight from each queue for one worker."
+        default=500, description="Messages from each queue in flight in one worker."
     )
     concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
         default=4, description="Postings that one worker expands at a time."

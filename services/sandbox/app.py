@@ -97,7 +97,7 @@ async def _http_server(app: web.Application, host: str, port: int) -> AsyncItera
 
 async def start(process: Process) -> None:
     """Run the sandbox for as long as the process lasts."""
-    settings = load(SandboxSettings, "sandbox")
+    settings = load(SandboxSettings)
     urls = await process.stack.enter_async_context(serving(settings, process.settings.amqp_url))
     logger.info("sandbox started at %s, mail server at %s", urls.http, urls.smtp)
 
@@ -106,4 +106,4 @@ async def _healthz(_request: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
-SERVICE = Service(SERVICES["sandbox"], SandboxSettings, start)
+SERVICE = Service(SERVICES["sandbox"], (SandboxSettings,), start)

@@ -34,7 +34,8 @@ from shared.process.command import Service
 from shared.process.run import Process
 from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
-from shared.security.tickets import Tickets
+from shared.security.settings import SecuritySettings
+from shared.security.tickets import TicketIssuer, TicketVerifier
 from shared.settings import load
 from shared.topology import (
     CALLBACKS,
@@ -60,14 +61,16 @@ async def start(process: Process) -> None:
     Raises:
         MissingSecretsKeyError: no key is configured that encrypts secrets.
     """
-    settings = load(SchedulerSettings, "scheduler")
-    if process.settings.secrets_key is None:
+    settings = load(SchedulerSettings)
+    security = load(SecuritySettings)
+    if security.secrets_key is None:
         raise MissingSecretsKeyError(
             "Cannot start the scheduler: RINGBACK_SECRETS_KEY is not set, so secrets cannot be"
             " encrypted. Create a key with `openssl rand -base64 32`."
         )
-    cipher = SecretCipher.of(process.settings.secrets_key.get_secret_value())
-    tickets = Tickets.of(process.settings)
+    cipher = SecretCipher.of(security.secrets_key.get_secret_value())
+    key, verifier = security.ticket_key, TicketVerifier.of(security)
+    issuer = TicketIssuer(key.get_secret_value()) if key else None
     name = f"ringback scheduler {socket.gethostname()}"
     url, health = process.settings.amqp_url, process.health
     declared = topology(process.settings.queue_type).only(
@@ -89,7 +92,7 @@ async def start(process: Process) -> None:
     store, clock, facts = Store(database), DatabaseClock(), FactPublisher(publisher)
     dispatcher = Dispatcher(
         store,
-        NotificationPublisher(publisher, amqp, cipher, tickets),
+        NotificationPublisher(publisher, amqp, cipher, issuer),
         facts,
         clock,
         batch=settings.batch,
@@ -124,7 +127,7 @@ async def start(process: Process) -> None:
         ConsumerSpec(
             queue=SCHEDULES,
             read=partial(handlers.read, max_bytes=settings.max_message_bytes),
-            handle=Handler(intake, operations, tickets, anonymous=settings.anonymous).handle,
+            handle=Handler(intake, operations, verifier, anonymous=settings.anonymous).handle,
             report=handlers.report,
         )
     )
@@ -157,4 +160,4 @@ async def start(process: Process) -> None:
         process.on_drain(drain)
 
 
-SERVICE = Service(SERVICES["scheduler"], SchedulerSettings, start)
+SERVICE = Service(SERVICES["scheduler"], (SchedulerSettings, SecuritySettings), start)

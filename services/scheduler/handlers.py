@@ -23,7 +23,7 @@ from shared.contracts.schedules import (
     callback_id_of_message,
 )
 from shared.errors import ContractViolationError, PermanentError
-from shared.security.tickets import Tickets
+from shared.security.tickets import TicketVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ class Handler:
     """Executes commands."""
 
     def __init__(
-        self, intake: Intake, operations: Operations, tickets: Tickets, *, anonymous: bool
+        self, intake: Intake, operations: Operations, verifier: TicketVerifier, *, anonymous: bool
     ) -> None:
         self._intake = intake
         self._operations = operations
-        self._tickets = tickets
+        self._verifier = verifier
         self._anonymous = anonymous
 
     async def handle(self, message: Message, command: Command) -> None:
@@ -90,7 +90,7 @@ class Handler:
         }
         ticket = headers.get(TICKET_HEADER.lower())
         if ticket is not None:
-            return self._tickets.verify(ticket if isinstance(ticket, str) else "")
+            return self._verifier.verify(ticket if isinstance(ticket, str) else "")
         if not self._anonymous:
             raise PermanentError(f"a service ticket is required in the header {TICKET_HEADER}")
         return ANONYMOUS

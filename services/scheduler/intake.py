@@ -149,7 +149,7 @@ class Intake:
 
     def _encrypted_secret(self, command: ScheduleCallback) -> bytes | None:
         secret = command.hmac_secret
-        return None if secret is None else self._cipher.seal(dumps(secret))
+        return None if secret is None else self._cipher.encrypt(dumps(secret))
 
     async def _insert(self, new: list[NewCallback]) -> list[CreateResult]:
         results: dict[int, CreateResult] = {}

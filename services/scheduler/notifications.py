@@ -17,7 +17,7 @@ from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError
 from shared.contracts import headers
 from shared.contracts.callback import SEND_CALLBACK
 from shared.security.encryption import SecretCipher
-from shared.security.tickets import Tickets
+from shared.security.tickets import TicketIssuer
 from shared.topology import CALLBACKS
 
 
@@ -29,12 +29,16 @@ class NotificationPublisher:
     """
 
     def __init__(
-        self, publisher: Publisher, amqp: Publisher | None, cipher: SecretCipher, tickets: Tickets
+        self,
+        publisher: Publisher,
+        amqp: Publisher | None,
+        cipher: SecretCipher,
+        issuer: TicketIssuer | None,
     ) -> None:
         self._publisher = publisher
         self._amqp = amqp
         self._cipher = cipher
-        self._tickets = tickets
+        self._issuer = issuer
 
     async def ready(self) -> None:
         """Wait until the broker accepts messages."""
@@ -88,8 +92,9 @@ class NotificationPublisher:
         own_headers[headers.OWNER] = headers.SCHEDULER
         own_headers[headers.DISPATCH] = callback.dispatch
         properties.headers = own_headers
-        secret = None if claim.secret is None else self._cipher.open(claim.secret)
-        signed = callback.client_id and self._tickets.can_sign
-        ticket = self._tickets.own(callback.client_id) if signed else None
+        secret = None if claim.secret is None else self._cipher.decrypt(claim.secret)
+        ticket = None
+        if callback.client_id and self._issuer:
+            ticket = self._issuer.own(callback.client_id)
         body = send_callback(content, dispatch, secret=secret, ticket=ticket)
         return self._publisher.publish(OutgoingMessage(CALLBACKS, properties, body))

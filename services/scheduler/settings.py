@@ -1,53 +1,53 @@
-"""What can be set about the scheduler."""
+"""The settings of the scheduler."""
 
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
+
+from shared.settings import TableSettings
 
 
 def _names(value: Any) -> Any:
-    """Accept a comma-separated text, as the environment gives it, besides a list."""
+    """Parse a comma-separated text, as in the environment, or a list."""
     if isinstance(value, str):
         return tuple(name for part in value.split(",") if (name := part.strip()))
     return value
 
 
-class SchedulerSettings(BaseSettings):
-    """The table `[scheduler]` of ringback.toml, and `RINGBACK_SCHEDULER_…`."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="RINGBACK_SCHEDULER_", extra="forbid", hide_input_in_errors=True, frozen=True
-    )
+class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
+    """The table `[scheduler]` of ringback.toml."""
 
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=2000, description="Messages in flight from each queue for one worker."
+        default=2000, description="Messages from each queue in flight in one worker."
     )
     batch: Annotated[int, Field(ge=1, le=5000)] = Field(
-        default=500, description="Events in one statement."
+        default=500, description="Scheduled callbacks in one statement."
     )
     lease: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0,
-        description="Seconds, beyond what its tries can take, after which a dispatch that nothing"
-        " was heard of is fired again.",
+        description="Seconds, in addition to the time of its attempts, after which a dispatch"
+        " without a result is repeated.",
     )
     poll: Annotated[float, Field(gt=0, le=60)] = Field(
-        default=2.0, description="Seconds between two looks for events that other workers took in."
+        default=2.0,
+        description="Seconds between two polls for scheduled callbacks of other workers.",
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
-        default=30.0, description="Days for which an event that has ended is kept, and its keys."
+        default=30.0,
+        description="Days for which a finished scheduled callback and its keys are kept.",
     )
     amqp_exchanges: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         default=(),
-        description="Exchanges that notifications by amqp may go to; none unless named.",
+        description="Exchanges that AMQP notifications may be published to; none by default.",
         examples=[["reminders", "billing.due"]],
     )
     anonymous: bool = Field(
-        default=True, description="Whether callers without a service ticket are served."
+        default=True, description="Whether clients without a service ticket are served."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=1_048_576, description="A larger message is dead at once; 1 MiB."
+        default=1_048_576, description="Maximum size of a message; a larger one is dead-lettered."
     )
     connections: Annotated[int, Field(ge=4, le=100)] = Field(
-        default=10, description="Connections to the database for one worker."
+        default=10, description="Database connections of one worker."
     )

@@ -29,7 +29,7 @@ class Service:
     """
 
     spec: ServiceSpec
-    settings: type[BaseSettings]
+    settings: tuple[type[BaseSettings], ...]
     start: Start
 
     @property
@@ -99,9 +99,7 @@ def run(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("--workers is for the consumer, which is off.")
     if workers > 1 and not service.spec.scales:
         raise click.UsageError(f"{service.name} keeps its state in memory: it runs in one process.")
-    settings = configured(
-        {service.name: service.settings}, storing=[service.name] if service.spec.schema else []
-    )
+    settings = configured(service.settings, storing=[service.name] if service.spec.schema else [])
     start = service.start if parent is None else reporting(service.start, parent)
     if workers == 1:
         return serve(service.name, start, settings, parts)

@@ -1,34 +1,49 @@
-"""What a command says of a wrong configuration: every fault at once, exit code 2."""
+"""Loads the configuration for a command: every fault is reported at once, with exit code 2."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
+from typing import TypeVar
 
 import click
 from pydantic_settings import BaseSettings
 
-from shared.settings import InvalidSettingsError, Settings, load_shared
+from shared.settings import InvalidSettingsError, Settings, load, load_shared
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class InvalidConfigurationError(click.ClickException):
-    """Names every fault of the configuration on standard error; exit code 2."""
+    """The configuration is wrong. Standard error gets every fault; the exit code is 2."""
 
     exit_code = 2
 
     def __init__(self, error: InvalidSettingsError) -> None:
         faults = "\n".join(f"  {fault}" for fault in error.faults)
-        super().__init__(f"the configuration is wrong; nothing was started.\n{faults}")
+        super().__init__(f"Cannot start: the configuration is wrong.\n{faults}")
 
 
 def configured(
-    services: Mapping[str, type[BaseSettings]] | None = None, *, storing: Collection[str] = ()
+    models: Iterable[type[BaseSettings]] = (), *, storing: Collection[str] = ()
 ) -> Settings:
-    """The shared settings, with those of these services checked as well.
+    """Return the shared settings after validating them and those of `models`.
 
-    For the services named in `storing`, a database must be configured.
+    The services named in `storing` require a database.
 
     Raises:
-        InvalidConfigurationError: with every fault of all of them.
+        InvalidConfigurationError: with every fault of all models.
     """
     try:
-        return load_shared(services or {}, storing=storing)
+        return load_shared(models, storing=storing)
+    except InvalidSettingsError as error:
+        raise InvalidConfigurationError(error) from None
+
+
+def configured_table(model: type[S]) -> S:
+    """Return the settings of one table.
+
+    Raises:
+        InvalidConfigurationError: with every fault of this model.
+    """
+    try:
+        return load(model)
     except InvalidSettingsError as error:
         raise InvalidConfigurationError(error) from None

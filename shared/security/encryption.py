@@ -1,6 +1,7 @@
-"""Sealing: secrets as they lie in the database, under AES-256-GCM.
+"""Encryption at rest: secrets are stored in the database under AES-256-GCM.
 
-A sealed secret is one byte for the form, 4 bytes that name the key, a nonce of 12 and the rest.
+An encrypted secret is one byte for the format, 4 bytes that identify the key, a nonce of 12 bytes
+and the ciphertext.
 """
 
 import base64
@@ -16,69 +17,69 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from shared.errors import RingbackError
 
 KEY_BYTES: Final = 32
-_FORM: Final = b"\x01"
-_NAME_BYTES: Final = 4
-_HEAD_BYTES: Final = len(_FORM) + _NAME_BYTES
-# What NIST SP 800-38D recommends for GCM. Random ones: one key is good for 2**32 secrets.
+_FORMAT: Final = b"\x01"
+_KEY_ID_BYTES: Final = 4
+_HEADER_BYTES: Final = len(_FORMAT) + _KEY_ID_BYTES
+# NIST SP 800-38D recommends 12 bytes for GCM. Random nonces allow 2**32 secrets for one key.
 _NONCE_BYTES: Final = 12
 
 
 class DecryptionError(RingbackError):
-    """A sealed secret can't be opened: its key is not configured, or the bytes were changed."""
+    """A secret cannot be decrypted: its key is not configured, or its bytes were changed."""
 
 
 class SecretCipher:
-    """Seals under the first of its keys, and opens what was sealed under any of them."""
+    """Encrypts with the first of its keys, and decrypts with any of them."""
 
-    def __init__(self, parse_keys: Sequence[bytes]) -> None:
-        self._ciphers = {_name(key): AESGCM(key) for key in parse_keys}
-        self._first = _name(parse_keys[0])
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
+        self._first = _key_id(keys[0])
 
     @classmethod
     def of(cls, text: str) -> "SecretCipher":
-        """From the setting `secrets_key`.
+        """Return the cipher for the setting `secrets_key`.
 
         Raises:
-            ValueError: see `keys`.
+            ValueError: see `parse_keys`.
         """
         return cls(parse_keys(text))
 
-    def seal(self, text: str) -> bytes:
-        """The text, unreadable without the key, and different each time."""
-        head = _FORM + self._first
+    def encrypt(self, text: str) -> bytes:
+        """Return the encrypted text. It is different each time."""
+        header = _FORMAT + self._first
         nonce = os.urandom(_NONCE_BYTES)
-        return head + nonce + self._ciphers[self._first].encrypt(nonce, text.encode(), head)
+        return header + nonce + self._ciphers[self._first].encrypt(nonce, text.encode(), header)
 
-    def open(self, sealed: bytes) -> str:
-        """The text that was sealed.
+    def decrypt(self, encrypted: bytes) -> str:
+        """Return the text that was encrypted.
 
         Raises:
-            DecryptionError: the key is not among ours, or the bytes are not as they were sealed.
+            DecryptionError: its key is not configured, or its bytes were changed.
         """
-        head, rest = sealed[:_HEAD_BYTES], sealed[_HEAD_BYTES:]
-        if len(sealed) < _HEAD_BYTES + _NONCE_BYTES or not head.startswith(_FORM):
-            raise DecryptionError("a sealed secret is damaged: it has not the form of one")
-        name = head[len(_FORM) :]
-        if name not in self._ciphers:
-            ours = ", ".join(map(bytes.hex, self._ciphers))
+        header, rest = encrypted[:_HEADER_BYTES], encrypted[_HEADER_BYTES:]
+        if len(encrypted) < _HEADER_BYTES + _NONCE_BYTES or not header.startswith(_FORMAT):
+            raise DecryptionError("cannot decrypt a secret: its format is not known")
+        key_id = header[len(_FORMAT) :]
+        if key_id not in self._ciphers:
+            configured = ", ".join(map(bytes.hex, self._ciphers))
             raise DecryptionError(
-                f"a secret was sealed under the key {name.hex()}, which is not configured: add it"
-                f" to RINGBACK_SECRETS_KEY, which now has {ours}"
+                f"cannot decrypt a secret: its key {key_id.hex()} is not configured. Add it to"
+                f" RINGBACK_SECRETS_KEY, which has {configured}"
             )
         try:
-            text = self._ciphers[name].decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], head)
+            text = self._ciphers[key_id].decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], header)
         except InvalidTag:
-            raise DecryptionError("a sealed secret is damaged: its bytes were changed") from None
+            raise DecryptionError("cannot decrypt a secret: its bytes were changed") from None
         return text.decode()
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:
-    """Keys from base64, separated by commas.
+    """Return the keys in a comma-separated list of base64.
 
     Raises:
-        ValueError: one of them is not 32 bytes in base64; the text does not hold it.
+        ValueError: a key is not 32 bytes in base64; never with its text.
     """
-    found = []
+    keys = []
     for number, part in enumerate(text.split(","), start=1):
         try:
             key = base64.b64decode(part.strip(), validate=True)
@@ -86,13 +87,13 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
             key = b""
         if len(key) != KEY_BYTES:
             raise ValueError(
-                f"key {number} must be {KEY_BYTES} bytes in base64; make one: openssl rand -base64"
-                f" {KEY_BYTES}"
+                f"key {number} must be {KEY_BYTES} bytes in base64. Make one with"
+                f" `openssl rand -base64 {KEY_BYTES}`"
             )
-        found.append(key)
-    return tuple(found)
+        keys.append(key)
+    return tuple(keys)
 
 
-def _name(key: bytes) -> bytes:
-    """What tells keys apart without telling anything of them."""
-    return hashlib.sha256(b"ringback " + key).digest()[:_NAME_BYTES]
+def _key_id(key: bytes) -> bytes:
+    """Return an identifier that distinguishes keys and reveals nothing about them."""
+    return hashlib.sha256(b"ringback " + key).digest()[:_KEY_ID_BYTES]

@@ -16,7 +16,7 @@ import pytest
 from deploy.local.install import Installation
 from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
-from shared.security.tickets import Tickets
+from shared.security.tickets import TicketVerifier
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
 
@@ -172,7 +172,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         # A ticket is signed with the key that the services were given.
         ticket = await ringback("ticket", "shop", amqp_url=None)
         given = it.environment("callback")
-        assert Tickets(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
+        assert TicketVerifier(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
         assert SecretCipher.of(given["RINGBACK_SECRETS_KEY"])
 
         services = it.children

@@ -14,9 +14,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pydantic_settings import BaseSettings
 
-from services.cli.run import load_service
+from services.cli.run import settings_models
+from services.sandbox.settings import SandboxSettings
 from shared.registry import BROKER, DATABASE, SERVICES
-from shared.settings import PREFIX, Settings, load_shared
+from shared.settings import PREFIX, Settings, load_shared, variable_of
 
 CHECKOUT = Path(__file__).parents[2]
 DOCKERFILE = (CHECKOUT / "deploy/docker/Dockerfile").read_text()
@@ -57,13 +58,13 @@ def environment(name: str) -> dict[str, str]:
     return {key: value for key, value in given.items() if key.startswith(PREFIX)}
 
 
-def models(name: str) -> dict[str, type[BaseSettings]]:
-    return {name: load_service(name).settings} if name in RUNNING else {}
+def models(name: str) -> list[type[BaseSettings]]:
+    return settings_models([name]) if name in RUNNING else []
 
 
-def variables(model: type[BaseSettings]) -> set[str]:
-    """What sets it in the environment."""
-    return {f"{model.model_config['env_prefix']}{field}".upper() for field in model.model_fields}
+def variables(*models: type[BaseSettings]) -> set[str]:
+    """Return the environment variables of these settings."""
+    return {variable_of(model, name) for model in models for name in model.model_fields}
 
 
 def test_every_service_of_ringback_is_there() -> None:
@@ -103,8 +104,7 @@ def test_a_container_has_no_rights_it_does_not_need(name: str) -> None:
 def test_settings_exist_and_their_values_are_right(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {variable for service in RUNNING for variable in variables(models(service)[service])}
-    assert set(environment(name)) <= known | variables(Settings)
+    assert set(environment(name)) <= variables(Settings, *settings_models())
     for key, value in environment(name).items():
         monkeypatch.setenv(key, value)
     load_shared(models(name))
@@ -123,7 +123,7 @@ def test_health_is_asked_where_the_service_answers(name: str) -> None:
     if path == "/readyz":
         assert int(port) == SERVICES[name].metrics_port
     else:
-        assert (int(port), path) == (models(name)[name].model_fields["port"].default, "/healthz")
+        assert (int(port), path) == (SandboxSettings.model_fields["port"].default, "/healthz")
     # Not only Docker asks there: a person does too.
     assert port in {published.rpartition(":")[2] for published in RUNNING[name]["ports"]}
 

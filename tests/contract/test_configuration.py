@@ -6,28 +6,13 @@ from pathlib import Path
 
 import pytest
 from joserfc.jwk import ECKey
-from pydantic_settings import BaseSettings
 
-from services.callback.settings import CallbackSettings
 from services.cli.config import as_toml
-from services.delivery.settings import DeliverySettings
-from services.gateway.settings import GatewaySettings
-from services.ingestion.settings import IngestionSettings
-from services.mailings.settings import MailingsSettings
-from services.sandbox.settings import SandboxSettings
-from services.scheduler.settings import SchedulerSettings
+from services.cli.run import settings_models
 from shared.settings import InvalidSettingsError, load_shared
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
-SERVICES: dict[str, type[BaseSettings]] = {
-    "callback": CallbackSettings,
-    "gateway": GatewaySettings,
-    "scheduler": SchedulerSettings,
-    "ingestion": IngestionSettings,
-    "mailings": MailingsSettings,
-    "delivery": DeliverySettings,
-    "sandbox": SandboxSettings,
-}
+MODELS = settings_models()
 
 
 def test_the_example_is_up_to_date() -> None:
@@ -41,7 +26,7 @@ def test_every_line_of_the_example_can_be_used_as_it_stands(tmp_path: Path) -> N
     text = re.sub(r"(?m)^#(?=\w+ = )", "", EXAMPLE.read_text())
     file.write_text(text.replace("/etc/ringback/jwks.json", str(jwks)))
 
-    settings = load_shared(SERVICES, file=file)
+    settings = load_shared(MODELS, file=file)
 
     assert settings.metrics_port == 9101  # the example of what has no default
 
@@ -58,7 +43,7 @@ def test_every_fault_of_every_model_is_named_at_once(
     monkeypatch.setenv("RINGBACK_CALLBACK_SECRETS", '{"a": "canary", "b": 7}')
 
     with pytest.raises(InvalidSettingsError) as caught:
-        load_shared(SERVICES, file=file)
+        load_shared(MODELS, file=file)
 
     named = "\n".join(caught.value.faults)
     for place in (
@@ -67,7 +52,7 @@ def test_every_fault_of_every_model_is_named_at_once(
         "RINGBACK_AMQP_URL",
         "[callback] prefetch",
         "RINGBACK_CALLBACK_SECRETS",
-        "'mailer'",
+        "[mailer]",
         "[sandbox] port",
     ):
         assert place in named

@@ -35,7 +35,7 @@ from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
 from shared.security.encryption import SecretCipher
-from shared.security.tickets import Tickets
+from shared.security.tickets import TicketIssuer
 
 SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
 TICKET_KEY = "a-ticket-key-of-32-characters-xx"
@@ -84,12 +84,12 @@ class Scheduler:
         self.broker = ListBroker()
         self.clock = DatabaseClock()
         self.cipher = SecretCipher.of(SECRETS_KEY)
-        self.tickets = Tickets(TICKET_KEY)
+        self.issuer = TicketIssuer(TICKET_KEY)
         broker: Any = self.broker
         facts = FactPublisher(broker)
         self.dispatcher = Dispatcher(
             self.store,
-            NotificationPublisher(broker, broker, self.cipher, self.tickets),
+            NotificationPublisher(broker, broker, self.cipher, self.issuer),
             facts,
             self.clock,
             batch=given["batch"],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.delivery.settings import DeliverySettings
-from shared.settings import InvalidSettingsError, Settings, load, load_shared
+from shared.settings import InvalidSettingsError, load, load_shared
 
 URL = "https://sms.example.com"
 
@@ -19,7 +19,7 @@ def faults(monkeypatch: pytest.MonkeyPatch, **given: str) -> str:
     for name, value in given.items():
         monkeypatch.setenv(f"RINGBACK_{name}", value)
     with pytest.raises(InvalidSettingsError) as caught:
-        load_shared({"delivery": DeliverySettings})
+        load_shared([DeliverySettings])
     return "\n".join(caught.value.faults)
 
 
@@ -33,7 +33,7 @@ def test_e6_a_gateway_needs_a_key(monkeypatch: pytest.MonkeyPatch, key: dict[str
 def test_e6_a_gateway_with_a_key_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGBACK_SMS_URL", f"{URL}/")
     monkeypatch.setenv("RINGBACK_SMS_KEY", "k")
-    settings = load(Settings)
+    settings = load(DeliverySettings)
     assert settings.sms_url == URL
     assert settings.sms_key is not None
     assert repr(settings.sms_key) != "k"
@@ -55,3 +55,13 @@ def test_every_invalid_setting_of_delivery_is_named(monkeypatch: pytest.MonkeyPa
     )
     for name in ("DELIVERY_SMTP_TLS", "DELIVERY_SMTP_CONNECTIONS", "SMTP_URL"):
         assert f"RINGBACK_{name}" in text
+
+
+def test_a_setting_with_its_own_variable_is_in_the_table_of_the_service(tmp_path: Path) -> None:
+    file = tmp_path / "ringback.toml"
+    file.write_text(f'[delivery]\nsms_url = "{URL}"\nsms_key = "k"\n')
+    assert load(DeliverySettings, file=file).sms_url == URL
+
+    file.write_text('[delivery]\nsmtp_url = "mail:25"\n')
+    with pytest.raises(InvalidSettingsError, match=r"\[delivery\] smtp_url: must look like smtp"):
+        load(DeliverySettings, file=file)

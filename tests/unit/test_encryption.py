@@ -1,4 +1,4 @@
-"""Secrets as they lie in the database."""
+"""Encryption of the secrets in the database."""
 
 import base64
 import os
@@ -12,27 +12,27 @@ from shared.security.encryption import DecryptionError, SecretCipher, parse_keys
 
 OLD, NEW = os.urandom(32), os.urandom(32)
 OLD_TEXT, NEW_TEXT = (base64.b64encode(key).decode() for key in (OLD, NEW))
-SEAL = SecretCipher([OLD])
+CIPHER = SecretCipher([OLD])
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_what_was_sealed_comes_back(text: str) -> None:
-    assert SEAL.open(SEAL.seal(text)) == text
+def test_decrypting_returns_the_text(text: str) -> None:
+    assert CIPHER.decrypt(CIPHER.encrypt(text)) == text
 
 
-def test_sealed_twice_is_not_the_same() -> None:
-    assert SEAL.seal("canary") != SEAL.seal("canary")
-    assert b"canary" not in SEAL.seal("canary")
+def test_encrypting_twice_gives_different_bytes() -> None:
+    assert CIPHER.encrypt("canary") != CIPHER.encrypt("canary")
+    assert b"canary" not in CIPHER.encrypt("canary")
 
 
 # Row 31
-def test_row_31_keys_rotate_the_first_seals_and_all_open() -> None:
-    before = SecretCipher.of(OLD_TEXT).seal("secret")
+def test_row_31_with_several_keys_the_first_encrypts_and_all_decrypt() -> None:
+    before = SecretCipher.of(OLD_TEXT).encrypt("secret")
     rotating = SecretCipher.of(f"{NEW_TEXT}, {OLD_TEXT}")
-    assert rotating.open(before) == "secret"
-    assert SecretCipher.of(NEW_TEXT).open(rotating.seal("secret")) == "secret"
-    with pytest.raises(DecryptionError, match="not configured: add it to RINGBACK_SECRETS_KEY"):
-        SecretCipher.of(NEW_TEXT).open(before)
+    assert rotating.decrypt(before) == "secret"
+    assert SecretCipher.of(NEW_TEXT).decrypt(rotating.encrypt("secret")) == "secret"
+    with pytest.raises(DecryptionError, match=r"not configured\. Add it to RINGBACK_SECRETS_KEY"):
+        SecretCipher.of(NEW_TEXT).decrypt(before)
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,25 @@ class Damage:
 @pytest.mark.parametrize(
     "damage",
     [
-        Damage(0, "has not the form of one"),
-        Damage(1, "which is not configured"),
+        Damage(0, "its format is not known"),
+        Damage(1, "is not configured"),
         Damage(5, "its bytes were changed"),
         Damage(17, "its bytes were changed"),
         Damage(-1, "its bytes were changed"),
     ],
 )
-def test_a_changed_byte_is_noticed_wherever_it_is(damage: Damage) -> None:
-    sealed = bytearray(SEAL.seal("canary"))
-    sealed[damage.at] ^= 1
+def test_a_changed_byte_is_an_error(damage: Damage) -> None:
+    encrypted = bytearray(CIPHER.encrypt("canary"))
+    encrypted[damage.at] ^= 1
     with pytest.raises(DecryptionError, match=damage.error) as caught:
-        SEAL.open(bytes(sealed))
+        CIPHER.decrypt(bytes(encrypted))
     assert "canary" not in str(caught.value)
 
 
 @pytest.mark.parametrize("length", range(35))
-def test_a_sealed_secret_cut_short_is_noticed(length: int) -> None:
+def test_a_truncated_secret_is_an_error(length: int) -> None:
     with pytest.raises(DecryptionError):
-        SEAL.open(SEAL.seal("canary")[:length])
+        CIPHER.decrypt(CIPHER.encrypt("canary")[:length])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_sealed_secret_cut_short_is_noticed(length: int) -> None:
     ],
     ids=["no base64", "empty", "too short", "the second", "an empty second", "cut off"],
 )
-def test_a_wrong_key_is_named_by_its_place_and_not_told(text: str, number: int) -> None:
+def test_an_invalid_key_is_reported_by_its_position_only(text: str, number: int) -> None:
     with pytest.raises(ValueError, match=f"key {number} must be 32 bytes in base64") as caught:
         parse_keys(text)
     assert "canary" not in str(caught.value)

@@ -6,8 +6,10 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
+from shared.security.settings import SecuritySettings
 from shared.settings import InvalidSettingsError, Settings, load, load_shared
 from shared.topology import QueueType
 
@@ -25,9 +27,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def faults(file: Path, service: bool = True) -> list[str]:  # noqa: FBT001, FBT002 - reads well
+def faults(file: Path, model: type[BaseSettings] = CallbackSettings) -> list[str]:
     with pytest.raises(InvalidSettingsError) as caught:
-        load(CallbackSettings, "callback", file=file) if service else load(Settings, file=file)
+        load(model, file=file)
     assert CANARY not in str(caught.value)
     assert CANARY not in repr(caught.value.__cause__)
     return list(caught.value.faults)
@@ -35,7 +37,7 @@ def faults(file: Path, service: bool = True) -> list[str]:  # noqa: FBT001, FBT0
 
 # H7
 def test_h7_everything_has_a_default(file: Path) -> None:
-    shared, own = load(Settings, file=file), load(CallbackSettings, "callback", file=file)
+    shared, own = load(Settings, file=file), load(CallbackSettings, file=file)
     assert shared.amqp_url == "amqp://guest:guest@127.0.0.1:5672/"
     assert (shared.log_level, shared.log_format) == ("INFO", "json")
     assert shared.queue_type is QueueType.QUORUM
@@ -52,7 +54,7 @@ def test_h7_the_environment_goes_over_the_file(file: Path, monkeypatch: pytest.M
     monkeypatch.setenv("RINGBACK_AMQP_URL", "amqps://environment/")
     monkeypatch.setenv("RINGBACK_CALLBACK_TIMEOUT", "4.5")
     monkeypatch.setenv("RINGBACK_QUEUE_TYPE", "classic")
-    shared, own = load(Settings, file=file), load(CallbackSettings, "callback", file=file)
+    shared, own = load(Settings, file=file), load(CallbackSettings, file=file)
     assert (shared.amqp_url, shared.log_level) == ("amqps://environment/", "DEBUG")
     assert shared.queue_type is QueueType.CLASSIC
     assert (own.timeout, own.prefetch) == (4.5, 7)
@@ -70,7 +72,7 @@ def test_h7_every_fault_is_named_at_once_with_its_place(
             "RINGBACK_CALLBACK_LANE_LIMIT: Input should be greater than or equal to 1",
             f"{file} [callback] prefetch: Input should be greater than or equal to 1",
             f"{file} [callback] timeout: Input should be a valid number, " + why,
-            f"{file} [callback] timeuot: there is no such setting",
+            f"{file} [callback] timeuot: this setting does not exist",
         ]
     )
 
@@ -79,12 +81,13 @@ def test_h7_every_fault_is_named_at_once_with_its_place(
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("no_such = 1", " no_such: there is no such setting"),
+        ("no_such = 1", " no_such: this setting does not exist"),
         ('amqp_url = "http://h/"', "must look like amqp://user:password@host:5672/vhost"),
         ('amqp_url = "amqp:///"', "must look like amqp://user:password@host:5672/vhost"),
         (f'amqp_url = "amqp://u:{CANARY}/x@h"', " amqp_url: "),
         (f'amqp_url = "amqp://u:{CANARY}@h:99999/"', " amqp_url: "),
         (f'amqp_url = "amqp://[{CANARY}"', " amqp_url: "),
+        (f'database_url = "mysql://u:{CANARY}@h/x"', "must look like postgresql://"),
         ('log_level = "LOUD"', " log_level: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         ('log_format = "xml"', " log_format: Input should be 'json' or 'text'"),
         ("metrics_port = 70000", " metrics_port: Input should be less than or equal to 65535"),
@@ -97,7 +100,7 @@ def test_h7_every_fault_is_named_at_once_with_its_place(
 )
 def test_h7_a_wrong_shared_setting_says_what_is_wrong(file: Path, text: str, fault: str) -> None:
     file.write_text(text)
-    [told] = faults(file, service=False)
+    [told] = faults(file, Settings)
     assert told.startswith(str(file))
     assert fault in told
 
@@ -120,16 +123,16 @@ def test_h7_the_faults_of_all_models_come_together(
 ) -> None:
     file.write_text('log_level = "LOUD"\n[calback]\ntimeout = 1\n[callback]\nprefetch = 0\n')
     with pytest.raises(InvalidSettingsError) as caught:
-        load_shared({"callback": CallbackSettings}, file=file)
+        load_shared([CallbackSettings], file=file)
     assert [fault.split(": ")[0] for fault in caught.value.faults] == [
         str(file),
         f"{file} log_level",
         f"{file} [callback] prefetch",
     ]
-    assert "'calback'" in caught.value.faults[0]
+    assert "[calback]" in caught.value.faults[0]
     monkeypatch.setenv("RINGBACK_LOG_LEVEL", "DEBUG")
     file.write_text("")
-    assert load_shared({"callback": CallbackSettings}, file=file).log_level == "DEBUG"
+    assert load_shared([CallbackSettings], file=file).log_level == "DEBUG"
 
 
 # H7
@@ -138,14 +141,12 @@ def test_h7_networks_may_be_separated_by_commas(
 ) -> None:
     expected = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
     monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS", " 10.0.0.0/8 ,fd00::/8, ")
-    assert load(CallbackSettings, "callback", file=file).allowed_networks == expected
+    assert load(CallbackSettings, file=file).allowed_networks == expected
     monkeypatch.delenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS")
     file.write_text('[callback]\nallowed_networks = ["10.0.0.0/8", "fd00::/8"]\n')
-    assert load(CallbackSettings, "callback", file=file).allowed_networks == expected
+    assert load(CallbackSettings, file=file).allowed_networks == expected
     file.write_text('[callback]\nallowed_networks = "127.0.0.1"\n')
-    assert load(CallbackSettings, "callback", file=file).allowed_networks == (
-        ip_network("127.0.0.1/32"),
-    )
+    assert load(CallbackSettings, file=file).allowed_networks == (ip_network("127.0.0.1/32"),)
 
 
 # H7
@@ -171,7 +172,7 @@ def test_secrets_have_names_and_may_be_several(file: Path, monkeypatch: pytest.M
     monkeypatch.setenv(
         "RINGBACK_CALLBACK_SECRETS", f'{{"shop": "{CANARY}", "bank": ["{CANARY}", "{CANARY}-old"]}}'
     )
-    own = load(CallbackSettings, "callback", file=file)
+    own = load(CallbackSettings, file=file)
     assert own.secrets == {"shop": CANARY, "bank": [CANARY, f"{CANARY}-old"]}
     assert CANARY not in repr(own) + str(own)
 
@@ -211,16 +212,14 @@ def test_row_31_malformed_secrets_in_the_file_are_not_told(file: Path) -> None:
     [
         ("ticket_key", f"-----BEGIN PUBLIC KEY-----{CANARY}", "must be a secret that both sides"),
         ("secrets_key", CANARY, "key 1 must be 32 bytes in base64"),
-        ("ticket_jwks_file", "/missing/jwks.json", "/missing/jwks.json can't be read"),
-        ("http_port", "65536", "less than or equal to 65535"),
-        ("database_url", f"mysql://u:{CANARY}@h/x", "must look like postgresql://"),
+        ("ticket_jwks_file", "/missing/jwks.json", "cannot read /missing/jwks.json"),
     ],
 )
 def test_row_31_a_wrong_key_is_named_at_start_and_not_told(
     file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, fault: str
 ) -> None:
     monkeypatch.setenv(f"RINGBACK_{name.upper()}", value)
-    [told] = faults(file, service=False)
+    [told] = faults(file, SecuritySettings)
     assert told.startswith(f"RINGBACK_{name.upper()}: ")
     assert fault in told
 
@@ -230,7 +229,7 @@ def test_row_31_keys_are_not_shown(file: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RINGBACK_TICKET_KEY", CANARY)
     key = base64.b64encode(CANARY.ljust(32).encode()[:32]).decode()
     monkeypatch.setenv("RINGBACK_SECRETS_KEY", f"{key},{key}")
-    settings = load(Settings, file=file)
+    settings = load(SecuritySettings, file=file)
     shown = f"{settings!r} {settings} {settings.model_dump_json()}"
     assert CANARY not in shown
     assert key not in shown
@@ -241,17 +240,17 @@ def test_keys_that_are_set_to_nothing_are_not_set(
 ) -> None:
     for name in ("TICKET_KEY", "TICKET_JWKS_FILE", "SECRETS_KEY"):
         monkeypatch.setenv(f"RINGBACK_{name}", "")
-    settings = load(Settings, file=file)
+    settings = load(SecuritySettings, file=file)
     assert (settings.ticket_key, settings.ticket_jwks_file, settings.secrets_key) == (None,) * 3
 
 
 def test_who_stores_must_have_a_database(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InvalidSettingsError, match="RINGBACK_DATABASE_URL: not set, but shop must have"
+        InvalidSettingsError, match="RINGBACK_DATABASE_URL: not set, but required by shop"
     ):
-        load_shared({}, storing=["shop"], file=file)
+        load_shared(storing=["shop"], file=file)
     file.write_text('database_url = "postgresql://u@h/x"')
-    assert load_shared({}, storing=["shop"], file=file).database_url == "postgresql://u@h/x"
+    assert load_shared(storing=["shop"], file=file).database_url == "postgresql://u@h/x"
     file.write_text("")
     monkeypatch.setenv("RINGBACK_DATABASE_URL", "postgresql://u@h/y")
-    assert load_shared({}, storing=["shop"], file=file).database_url == "postgresql://u@h/y"
+    assert load_shared(storing=["shop"], file=file).database_url == "postgresql://u@h/y"

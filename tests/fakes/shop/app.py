@@ -1,21 +1,19 @@
 """The composition root of the shop."""
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
 from shared.registry import DATABASE, ServiceSpec
+from shared.settings import TableSettings
 
 SPEC = ServiceSpec("tests.fakes.shop", 9199, (DATABASE,))
 SCHEMA = Schema.of(SPEC.module)
 
 
-class ShopSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="RINGBACK_SHOP_", extra="forbid")
-
+class ShopSettings(TableSettings, env_prefix="RINGBACK_SHOP_"):
     shelves: int = Field(default=1, ge=1)
 
 
@@ -27,4 +25,4 @@ async def start(process: Process) -> None:
     process.run(database.run())
 
 
-SERVICE = Service(SPEC, ShopSettings, start)
+SERVICE = Service(SPEC, (ShopSettings,), start)
