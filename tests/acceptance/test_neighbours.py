@@ -1,4 +1,4 @@
-"""Hostile, dead and hanging receivers, and poison: their neighbours do not notice."""
+"""Hostile, dead and hanging receivers, and poison messages, do not affect other callbacks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ from tests.fakes.sandbox import sandbox
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
-# row 28: what it does, and whether the answer counts as delivered (its status had come)
+# Row 28: the behaviour, and whether the callback counts as delivered (the status was received).
 HOSTILE = {
     "hangs on accept": (hang_on_accept, False),
     "hangs": (misbehaviour.hang, False),
@@ -37,11 +37,11 @@ HOSTILE = {
     "a long body": (misbehaviour.MALFORMED["long_body"], True),
     "garbage": (misbehaviour.send_bytes(), False),
 }
-TOTAL = 2.0
+TIMEOUT = 2.0
 
 
 @asynccontextmanager
-async def at_work(
+async def callback_service(
     amqp_url: str, directory: Path, **settings: object
 ) -> AsyncIterator[tuple[Service, Outside]]:
     given = {f"RINGBACK_CALLBACK_{name.upper()}": str(value) for name, value in settings.items()}
@@ -52,31 +52,31 @@ async def at_work(
 
 
 def resident(service: Service) -> int:
-    """Give the resident memory of the process in bytes."""
+    """Return the resident memory of the process in bytes."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
 
 
-async def test_row_28_hostile_receivers_cost_their_time_and_nothing_else(
+async def test_row_28_hostile_receivers_cost_only_their_timeout(
     amqp_url: str, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
-        service, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
+        service, publisher = await stack.enter_async_context(callback_service(amqp_url, tmp_path))
         healthy = await stack.enter_async_context(serve(respond()))
         bomb = misbehaviour.huge_body(100 << 20, gzip=True)
         hostile: dict[str, tuple[Receiver, bool]] = {
             name: (await stack.enter_async_context(serve(behaviour)), counts)
             for name, (behaviour, counts) in (HOSTILE | {"a gzip bomb": (bomb, True)}).items()
         }
-        # everything is loaded and warm before memory is measured
+        # Load all code before measuring the memory.
         await publisher.send_all(order(healthy.url) for _ in range(200))
         await until(lambda: len(healthy.requests) == 200)
         before = resident(service)
 
-        fate = {"timeout": TOTAL, "retry": {"quick_retries_count": 0}}
+        limits = {"timeout": TIMEOUT, "retry": {"quick_retries_count": 0}}
         ids = {
-            name: await publisher.send(order(receiver.url, **fate))
+            name: await publisher.send(order(receiver.url, **limits))
             for name, (receiver, _) in hostile.items()
         }
         neighbours = set(await publisher.send_all(order(healthy.url) for _ in range(200)))
@@ -88,24 +88,22 @@ async def test_row_28_hostile_receivers_cost_their_time_and_nothing_else(
             expected = "callback.delivered" if counts else "callback.dead"
             assert fact["type"] == expected, (name, fact)
             if counts:
-                assert fact["duration"] <= TOTAL + 1, name
+                assert fact["duration"] <= TIMEOUT + 1, name
         assert await service.metric("callback_duration_seconds_count") == 400 + len(hostile)
         slow = await service.metric("callback_duration_seconds_bucket", le="5.0")
         assert slow == 400 + len(hostile), "none lasted longer than five seconds"
-        # row 28 says 10 MB; facts, log lines and lanes of this test are in the figure, too
+        # Row 28 allows 10 MB, which includes facts, log lines and lanes of this test.
         assert resident(service) - before <= 10_000_000
         assert await service.is_ready()
 
 
-async def test_row_29_dead_targets_do_not_hold_up_the_healthy(
-    amqp_url: str, tmp_path: Path
-) -> None:
-    # The dead ones hang for longer than the test lasts: whatever the healthy get, they get
-    # while not one request to a dead target has ended.
+async def test_row_29_dead_targets_do_not_delay_healthy_ones(amqp_url: str, tmp_path: Path) -> None:
+    # The dead targets hang for longer than the test. All deliveries to healthy targets happen while
+    # the requests to dead targets are in flight.
     settings = {"prefetch": 200, "timeout": 300}
     async with AsyncExitStack() as stack:
         service, publisher = await stack.enter_async_context(
-            at_work(amqp_url, tmp_path, **settings)
+            callback_service(amqp_url, tmp_path, **settings)
         )
         dead = [await stack.enter_async_context(serve(hang)) for _ in range(4)]
         healthy = [await stack.enter_async_context(serve(respond())) for _ in range(20)]
@@ -120,7 +118,7 @@ async def test_row_29_dead_targets_do_not_hold_up_the_healthy(
         assert await service.metric("callback_total", status="error") == 0
 
 
-async def test_row_29_breakers_open_are_seen_and_close_again(amqp_url: str, tmp_path: Path) -> None:
+async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_path: Path) -> None:
     settings = {"breaker_failures": 3}
     back = asyncio.Event()
 
@@ -131,7 +129,7 @@ async def test_row_29_breakers_open_are_seen_and_close_again(amqp_url: str, tmp_
 
     async with AsyncExitStack() as stack:
         service, publisher = await stack.enter_async_context(
-            at_work(amqp_url, tmp_path, **settings)
+            callback_service(amqp_url, tmp_path, **settings)
         )
         target = await stack.enter_async_context(serve(down_for_a_while))
         origin = target.url.removesuffix("/hook")
@@ -143,10 +141,10 @@ async def test_row_29_breakers_open_are_seen_and_close_again(amqp_url: str, tmp_
 
         await until(opened)
         assert service.logged("breaker open", target_url=origin)
-        # while it is open, one probe at a time knocks
-        knocks = len(target.requests)
-        await until(lambda: len(target.requests) > knocks)
-        assert len(target.requests) == knocks + 1
+        # While it is open, it lets one probe at a time through.
+        probes = len(target.requests)
+        await until(lambda: len(target.requests) > probes)
+        assert len(target.requests) == probes + 1
         back.set()
         delivered = "callback.delivered"
         await until(
@@ -157,16 +155,18 @@ async def test_row_29_breakers_open_are_seen_and_close_again(amqp_url: str, tmp_
         assert await service.metric("ringback_consumed_total", outcome="deferred") > 0
 
 
-async def test_half_of_the_targets_hang_and_the_healthy_get_theirs_at_once(
+async def test_healthy_targets_are_served_at_once_while_half_of_the_targets_hang(
     amqp_url: str, tmp_path: Path
 ) -> None:
     settings = {"prefetch": 100, "timeout": 300}
     async with AsyncExitStack() as stack:
-        _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
+        _, publisher = await stack.enter_async_context(
+            callback_service(amqp_url, tmp_path, **settings)
+        )
         hanging = [await stack.enter_async_context(serve(hang)) for _ in range(10)]
         healthy = [await stack.enter_async_context(serve(respond())) for _ in range(10)]
         ledger = Ledger(amqp_url, tuple(healthy))
-        # a backlog of the hanging before the first of the healthy, six times the prefetch
+        # A backlog for hanging targets, six times the prefetch, comes before the first healthy one.
         await publisher.send_all(order(target.url) for target in hanging for _ in range(60))
         for _ in range(30):
             ledger.accept(await publisher.send_all(order(target.url) for target in healthy))
@@ -175,12 +175,14 @@ async def test_half_of_the_targets_hang_and_the_healthy_get_theirs_at_once(
         assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
 
 
-async def test_one_hanging_target_with_a_backlog_does_not_keep_a_new_one_waiting(
+async def test_a_hanging_target_with_a_backlog_does_not_delay_a_new_target(
     amqp_url: str, tmp_path: Path
 ) -> None:
     settings = {"prefetch": 100, "timeout": 300}
     async with AsyncExitStack() as stack:
-        _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
+        _, publisher = await stack.enter_async_context(
+            callback_service(amqp_url, tmp_path, **settings)
+        )
         hanging = await stack.enter_async_context(serve(hang))
         new = await stack.enter_async_context(serve(respond()))
         await publisher.send_all(order(hanging.url) for _ in range(200))
@@ -189,12 +191,12 @@ async def test_one_hanging_target_with_a_backlog_does_not_keep_a_new_one_waiting
         await publisher.fact(callback, "callback.delivered")
 
 
-async def test_a_quick_target_that_begins_to_hang_does_not_take_all_slots_with_it(
+async def test_a_fast_target_that_starts_to_hang_does_not_keep_all_slots(
     amqp_url: str, tmp_path: Path
 ) -> None:
     hanging = asyncio.Event()
 
-    async def quick_at_first(connection: ClientConnection) -> None:
+    async def fast_at_first(connection: ClientConnection) -> None:
         while True:
             await connection.request()
             if hanging.is_set():
@@ -203,8 +205,10 @@ async def test_a_quick_target_that_begins_to_hang_does_not_take_all_slots_with_i
 
     settings = {"prefetch": 200, "timeout": 300}
     async with AsyncExitStack() as stack:
-        _, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path, **settings))
-        turning = await stack.enter_async_context(serve(quick_at_first))
+        _, publisher = await stack.enter_async_context(
+            callback_service(amqp_url, tmp_path, **settings)
+        )
+        turning = await stack.enter_async_context(serve(fast_at_first))
         healthy = await stack.enter_async_context(serve(respond()))
         warm = await publisher.send_all(
             order(target.url) for target in (turning, healthy) for _ in range(150)
@@ -216,15 +220,15 @@ async def test_a_quick_target_that_begins_to_hang_does_not_take_all_slots_with_i
         await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
 
 
-async def test_row_31_a_secret_rotates_under_load(amqp_url: str, tmp_path: Path) -> None:
+async def test_row_31_a_secret_is_rotated_under_load(amqp_url: str, tmp_path: Path) -> None:
     old, new = "canary-old-secret", "canary-new-secret"
     async with AsyncExitStack() as stack:
-        service, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
+        service, publisher = await stack.enter_async_context(callback_service(amqp_url, tmp_path))
         receiver = await stack.enter_async_context(sandbox())
         url = await receiver.mailbox(secrets=[old])
         accepted = 0
-        # Who sends and who receives never switch at the same moment. The first in the list is
-        # the one that receivers who look at one X-Signature only will see.
+        # Sender and receiver never switch at the same time. Receivers that read only one
+        # X-Signature see the first secret of the list.
         for sent_with, known in (
             (old, [old]),
             ([old, new], [old]),
@@ -238,22 +242,22 @@ async def test_row_31_a_secret_rotates_under_load(amqp_url: str, tmp_path: Path)
             await receiver.webhooks(url, accepted)
         await until(lambda: len(publisher.facts) == accepted)
         assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
-        assert {fact["attempt"] for fact in publisher.facts} == {1}, "not one was refused"
+        assert {fact["attempt"] for fact in publisher.facts} == {1}, "no attempt failed"
         text = service.output + (await service.get("/metrics"))[1] + str(publisher.facts)
         assert "canary" not in text
 
 
-async def test_row_13_poison_that_kills_its_worker_is_dead_after_the_limit(
+async def test_row_13_a_message_that_kills_its_workers_is_dead_lettered_at_the_limit(
     amqp_url: str, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
-        first, publisher = await stack.enter_async_context(at_work(amqp_url, tmp_path))
+        first, publisher = await stack.enter_async_context(callback_service(amqp_url, tmp_path))
         target = await stack.enter_async_context(serve(hang))
         healthy = await stack.enter_async_context(serve(respond()))
         poison = await publisher.send(order(target.url, timeout=300))
         await until(lambda: target.requests)
         first.kill()
-        # As if nineteen more workers had died of it: taken, and the connection gone.
+        # Like nineteen more dead workers: receive the message and lose the connection.
         for _ in range(19):
             async with await aio_pika.connect(amqp_url) as connection:
                 channel = await connection.channel()

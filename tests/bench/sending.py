@@ -1,4 +1,4 @@
-"""Parts a, b and e: how fast one worker sends, while half of the targets hang, and two workers."""
+"""Parts a, b and e: one worker, one worker with hanging targets, and two workers."""
 
 import asyncio
 import os
@@ -14,38 +14,38 @@ from tests.bench.sink import Group
 from tests.bench.table import Row, Section, Verdict, at_least, at_most
 
 ROUNDS: Final = 5
-# After so many, on a busy machine, the rounds that were have to do.
+# No further round starts after so many seconds, on a busy machine.
 SECONDS: Final = 50.0
 BURST: Final = 3 * PREFETCH
-# Seconds after which a sender that crawls is stopped; its rate until then counts.
-PATIENCE: Final = 15.0
-# The open-loop feed offers this share of the rate that a backlog reaches alone, half of it healthy:
-# what hangs costs the broker more than what arrives, and shares the cores with the sender.
+# Seconds after which the measurement of a slow sender stops.
+BURST_TIMEOUT: Final = 15.0
+# The open-loop feed offers this share of the rate of a healthy backlog, half of it healthy. Hanging
+# targets cost the broker more than healthy ones, and it shares the cores with the sender.
 OFFERED: Final = 0.6
-# A larger share of the cores in use means that the machine sets the rate, not the sender.
+# Above this share of the cores in use, the machine limits the rate, not the sender.
 BUSY: Final = 0.9
 # Long enough for requests to time out (10 s) and breakers to open.
 PACED_SECONDS: Final = 15.0
 ENOUGH: Final = "at least 0.9"
-# Seconds after the last answer until all is settled: acks and facts go out every 10 ms.
+# Seconds after the last response for acks and facts, which are sent every 10 ms.
 SETTLED: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What a queued-up burst took. rate: callbacks a second. cpu: µs of the sender for each."""
+    """The cost of a burst. rate: callbacks per second. cpu: µs of the sender per callback."""
 
     rate: float
     cpu: float
 
 
 async def burst(
-    site: Site, groups: Sequence[Group], count: int, *, answers: int = 1, patience: float = 60.0
+    site: Site, groups: Sequence[Group], count: int, *, answers: int = 1, within: float = 60.0
 ) -> Burst:
-    """Queue `count` messages for each group while the sender sleeps, then let it go.
+    """Queue `count` messages for each group while the sender is stopped, then continue it.
 
-    Counts what the first group got, done when each has had so many answers; or after `patience`
-    seconds, with what was done by then.
+    Measures the first group until each of its messages had so many responses, or for `within`
+    seconds.
     """
     group = groups[0]
     before = site.seen.answered[group]
@@ -54,7 +54,7 @@ async def burst(
     cpu = site.sender.cpu()
     begin = time.monotonic()
     site.sender.signal(signal.SIGCONT)
-    complete = await site.until(group, before + count * answers, patience)
+    complete = await site.until(group, before + count * answers, within)
     end = site.seen.last_answer.value if complete else time.monotonic()
     done = (site.seen.answered[group] - before) / answers
     await asyncio.sleep(SETTLED)
@@ -102,10 +102,10 @@ async def one_worker(rig: Rig) -> Section:
 
 @dataclass(frozen=True, slots=True)
 class Paced:
-    """Healthy callbacks under a steady feed.
+    """Healthy callbacks at a constant rate.
 
-    p50, p99: seconds from publishing to arrival. busy: the share of this machine's cores in use, by
-    whatever programs.
+    p50, p99: seconds from publish to arrival. busy: the share of the machine's cores in use by all
+    programs.
     """
 
     rate: float
@@ -115,7 +115,7 @@ class Paced:
 
 
 async def paced(site: Site, groups: Sequence[Group], rate: float, seconds: float) -> Paced:
-    """Offer each group `rate` messages a second; see how the first group fares."""
+    """Publish `rate` messages a second for each group, and measure the first group."""
     before = site.seen.answered[groups[0]]
     used, total = _cores()
     begin = time.monotonic()
@@ -134,7 +134,7 @@ async def paced(site: Site, groups: Sequence[Group], rate: float, seconds: float
 
 
 def _cores() -> tuple[int, int]:
-    """Ticks that all cores were in use since the machine started, and ticks in all."""
+    """Return the busy and the total ticks of all cores since the machine started."""
     ticks = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
     idle, waiting = ticks[3:5]
     return sum(ticks) - idle - waiting, sum(ticks)
@@ -144,7 +144,7 @@ async def half_hanging(rig: Rig) -> Section:
     """Part b."""
     rows: list[Row] = []
     notes = [
-        "backlog: all is queued before the start; putting off what hangs costs CPU, too",
+        "backlog: all messages are queued before the start; deferring hanging ones costs CPU, too",
         f"paced: {OFFERED:.0%} of a backlog's rate alone; half of it healthy, half hanging",
     ]
     for contender, name in ((Contender.OURS, "ours"), (Contender.HAND_WRITTEN, "hand-written")):
@@ -200,13 +200,13 @@ async def half_hanging(rig: Rig) -> Section:
 async def _backlog(
     rig: Rig, contender: Contender, *, times: int
 ) -> tuple[list[Burst], list[Burst]]:
-    """Bursts of healthy messages alone, and of as many among those that hang."""
+    """Measure bursts of healthy messages alone, and of as many mixed with hanging ones."""
     alone, mixed = [], []
     for _ in rounds(times, SECONDS):
         async with rig.site(contender) as site:
             alone.append(await burst(site, (Group.HEALTHY,), BURST))
             both = (Group.HEALTHY, Group.HANGING)
-            mixed.append(await burst(site, both, BURST, patience=PATIENCE))
+            mixed.append(await burst(site, both, BURST, within=BURST_TIMEOUT))
     return alone, mixed
 
 
@@ -224,7 +224,7 @@ async def two_workers(rig: Rig) -> Section:
     rate = median([b.rate / a.rate for a, b in zip(one, two, strict=True)])
     cpu = median([b.cpu / a.cpu for a, b in zip(one, two, strict=True)])
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    # Two workers, the broker and the sink each want one.
+    # Two workers, the broker and the sink each need a core.
     free = cores >= 4 and load < cores
     rows = [
         Row(
@@ -244,7 +244,5 @@ async def two_workers(rig: Rig) -> Section:
             cpu,
         ),
     ]
-    notes = (
-        [] if free else [f"not judged: {cores} cores, load {load:.1f}; it takes 4 that are free"]
-    )
+    notes = [] if free else [f"not judged: {cores} cores, load {load:.1f}; 4 free cores are needed"]
     return Section("e", "--workers 2", "one worker", rows, notes)

@@ -1,7 +1,7 @@
-"""The receiver of the benchmark: many targets in one process, which costs little beside the sender.
+"""The receiver of the benchmark: many targets in one process that uses little CPU.
 
-Each target is a listening port of 127.0.0.1, so a different origin. A target behaves as its group
-says. What came is counted in memory that the benchmark shares, so that reading it costs nothing.
+Each target is a port of 127.0.0.1, hence a different origin, and behaves as its group defines.
+Counters are in memory shared with the benchmark, so that reading them costs nothing.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ GONE = b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"
 
 
 class Group(IntEnum):
-    """How a target answers."""
+    """The response of a target."""
 
     HEALTHY = 0  # 200 at once
-    HANGING = 1  # takes the request and never answers
+    HANGING = 1  # never responds
     SLOW = 2  # 200 after `delay` seconds
-    FLAKY = 3  # 500 to the first try of each message, then 200
+    FLAKY = 3  # 500 to the first attempt of each message, then 200
     GONE = 4  # 410
 
 
 class Seen:
-    """What the sink has seen; times are CLOCK_MONOTONIC, which all processes share.
+    """The counters of the sink. Times are CLOCK_MONOTONIC, which all processes share.
 
-    first, last: when message `n` first and last came, 0 for never. count: requests of a group.
-    answered: how many of them got their answer. last_answer: when the last 200 went out.
+    first, last: the times of the first and last request of message `n`, 0 for none. count: the
+    requests of a group. answered: its responses. last_answer: the time of the last 200.
     """
 
     def __init__(self, messages: int) -> None:
@@ -49,23 +49,23 @@ class Seen:
 
 
 class Sink:
-    """A running sink: its targets, and what it has seen."""
+    """A running sink with its targets and counters."""
 
     def __init__(self, seen: Seen, urls: dict[Group, list[str]]) -> None:
         self.seen = seen
         self._urls = urls
 
     def alternating(self, groups: Sequence[Group]) -> list[str]:
-        """The URLs of these groups, one of each in turn."""
+        """Return the URLs of these groups, one of each in turn."""
         each = (self._urls[group] for group in groups)
-        return [url for some in zip(*each, strict=True) for url in some]
+        return [url for urls in zip(*each, strict=True) for url in urls]
 
 
 @contextmanager
 def sink(targets: dict[Group, int], *, messages: int) -> Iterator[Sink]:
-    """A sink in a process of its own with so many targets in each group.
+    """Run a sink in another process with so many targets in each group.
 
-    It numbers messages from 0 to `messages` - 1 by the member `id` that ends their body.
+    Messages have numbers from 0 to `messages` - 1 in the last member of their body, `id`.
     """
     spawn = multiprocessing.get_context("spawn")
     seen = Seen(messages)
@@ -81,9 +81,9 @@ def sink(targets: dict[Group, int], *, messages: int) -> Iterator[Sink]:
 
 
 def _run(targets: dict[Group, int], seen: Seen, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends us
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C and stops us
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     uvloop.run(_listen(targets, seen, pipe))
 
 
@@ -99,7 +99,7 @@ async def _listen(targets: dict[Group, int], seen: Seen, pipe: Connection) -> No
         urls[group] = [f"http://127.0.0.1:{port}/hook" for port in ports]
     pipe.send(urls)
     ended = asyncio.Event()
-    loop.add_reader(pipe.fileno(), ended.set)  # nothing is sent: readable means that its user ended
+    loop.add_reader(pipe.fileno(), ended.set)  # readable means that the benchmark has ended
     await ended.wait()
 
 
@@ -108,7 +108,7 @@ def _protocol(group: Group, seen: Seen) -> Callable[[], asyncio.Protocol]:
 
 
 class _Requests(asyncio.Protocol):
-    """Reads requests of one connection: the length and the number at the body's end, no more."""
+    """Reads only the length and the number of each request of a connection."""
 
     def __init__(self, group: Group, seen: Seen) -> None:
         self._group = group
@@ -140,19 +140,19 @@ class _Requests(asyncio.Protocol):
         seen.count[group] += 1
         match group:
             case Group.HEALTHY:
-                self._answer(OK)
+                self._respond(OK)
             case Group.SLOW if seen.delay.value > 0:
-                asyncio.get_running_loop().call_later(seen.delay.value, self._answer, OK)
+                asyncio.get_running_loop().call_later(seen.delay.value, self._respond, OK)
             case Group.SLOW:
-                self._answer(OK)
+                self._respond(OK)
             case Group.FLAKY:
-                self._answer(OK if repeated else FAILED)
+                self._respond(OK if repeated else FAILED)
             case Group.GONE:
-                self._answer(GONE)
+                self._respond(GONE)
 
-    def _answer(self, answer: bytes) -> None:
+    def _respond(self, response: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(answer)
+            self._transport.write(response)
         self._seen.answered[self._group] += 1
-        if answer is OK:
+        if response is OK:
             self._seen.last_answer.value = time.monotonic()
