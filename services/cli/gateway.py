@@ -1,4 +1,4 @@
-"""How a command asks the gateway, as any client of it, and shows what it answers."""
+"""A client of the gateway for commands, and their common options and output."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ from services.gateway.settings import GatewaySettings
 from shared.process.configuration import configured_table
 from shared.settings import connectable_host
 
-# Seconds for one answer: the gateway itself waits ten for the service it asks.
-PATIENCE: Final = 30.0
-# Items in one answer; the gateway gives no more.
-LONGEST_PAGE: Final = 1000
+# Seconds. The gateway itself waits ten seconds for a service.
+REQUEST_TIMEOUT: Final = 30.0
+# The gateway's own limit.
+MAX_PAGE_SIZE: Final = 1000
 
 
 class Gateway:
-    """Where the gateway is, and who calls it."""
+    """A gateway at this URL, called with this ticket; by default as configured, without one."""
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
         if url is None:
@@ -37,46 +37,47 @@ class Gateway:
         self._base = str(base).rstrip("/")
         self._headers = {} if ticket is None else {"X-Service-Ticket": ticket}
 
-    async def ask(self, method: str, path: str, **request: Any) -> Any:
-        """The answer's JSON.
+    async def request(self, method: str, path: str, **request: Any) -> Any:
+        """Send a request and return the JSON of the response.
 
         Raises:
-            click.ClickException: no gateway answers, or it answers with a problem.
+            click.ClickException: the gateway is unreachable, or the response is a problem.
         """
-        timeout = aiohttp.ClientTimeout(total=PATIENCE)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
                 session.request(
                     method, URL(self._base + path, encoded=True), allow_redirects=False, **request
-                ) as answer,
+                ) as response,
             ):
-                text = await answer.text()
+                text = await response.text()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise click.ClickException(
-                f"no gateway answers at {self._base} ({_short(error)})."
-                " Start one with `ringback run gateway`, or say with --url where it is."
+                f"Cannot reach the gateway at {self._base}: {_short(error)}."
+                " Start one with `ringback run gateway`, or set its address with --url."
             ) from None
         try:
             content = json.loads(text)
         except ValueError:
             raise click.ClickException(
-                f"what answers at {self._base} is no gateway: status {answer.status}, no JSON."
+                f"The server at {self._base} is not a gateway: status {response.status}, no JSON."
+                " Check the address in --url."
             ) from None
-        if answer.ok:
+        if response.ok:
             return content
-        raise click.ClickException(_told(answer.status, content))
+        raise click.ClickException(_problem_text(response.status, content))
 
-    async def pages(
-        self, path: str, wanted: Mapping[str, str], limit: int
+    async def list_items(
+        self, path: str, filters: Mapping[str, str], limit: int
     ) -> tuple[list[dict[str, Any]], bool]:
-        """The first items of a list, at most so many, and whether there are more."""
+        """Return the first items of a list, at most `limit`, and whether more follow."""
         found: list[dict[str, Any]] = []
         cursor: str | None = None
         while True:
-            query = dict(wanted) | given(cursor=cursor)
-            query["limit"] = str(min(limit - len(found), LONGEST_PAGE))
-            page = await self.ask("GET", f"{path}?{URL.build(query=query).raw_query_string}")
+            query = dict(filters) | given(cursor=cursor)
+            query["limit"] = str(min(limit - len(found), MAX_PAGE_SIZE))
+            page = await self.request("GET", f"{path}?{URL.build(query=query).raw_query_string}")
             found += page["items"]
             cursor = page["next_cursor"]
             if cursor is None or len(found) >= limit:
@@ -87,39 +88,39 @@ def _short(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _told(status: int, problem: Any) -> str:
-    """A problem in words, a line for each wrong field."""
+def _problem_text(status: int, problem: Any) -> str:
+    """Return the text of a problem, with a line for each rejected field."""
     if not isinstance(problem, dict):
-        return f"the gateway answered with status {status}."
+        return f"The gateway responded with status {status}."
     lines = [f"{problem.get('detail', 'no detail')} (status {status})"]
     lines += [f"  {error['field']}: {error['message']}" for error in problem.get("errors", ())]
     return "\n".join(lines)
 
 
 def options(*own: Callable[..., Any]) -> Callable[..., Any]:
-    """Options, above those that every command which asks the gateway has."""
+    """Return a decorator that adds these options, and those of every client of the gateway."""
 
-    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(
             (
                 *own,
                 click.option(
                     "--url",
-                    help="Where the gateway is. Default: from RINGBACK_HTTP_HOST and _PORT.",
+                    help="URL of the gateway. Default: from RINGBACK_HTTP_HOST and _PORT.",
                 ),
                 click.option(
                     "--ticket",
                     envvar="RINGBACK_TICKET",
-                    help="The service ticket of the client who asks; also RINGBACK_TICKET."
-                    " Without one: the anonymous client.",
+                    help="Service ticket of the client. Without a ticket: the anonymous client.",
+                    show_envvar=True,
                 ),
-                click.option("--json", "as_json", is_flag=True, help="As JSON."),
+                click.option("--json", "as_json", is_flag=True, help="Print JSON."),
             )
         ):
             command = option(command)
         return command
 
-    return give
+    return decorate
 
 
 LIMIT: Final = click.option(
@@ -127,17 +128,17 @@ LIMIT: Final = click.option(
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="At most so many.",
+    help="Maximum number of items.",
 )
 
 
 def given(**values: str | None) -> dict[str, str]:
-    """Those that were given."""
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def quoted(key: str | None) -> str:
-    """A key as a part of a path."""
+    """Return the key, escaped for a path."""
     return quote(key or "", safe="")
 
 
@@ -148,19 +149,19 @@ def show_list(
     more: bool,
     as_json: bool,
 ) -> None:
-    """Print the items: as JSON lines, or in these columns (field, title)."""
+    """Print the items as JSON lines, or as a table; `columns` are titles by field."""
     if as_json:
         for item in found:
             click.echo(json.dumps(item, ensure_ascii=False))
         return
     for line in _table(found, columns):
         click.echo(line)
-    there_is = "there are more: see --limit" if more else "that is all"
-    click.echo(f"{len(found)} shown; {there_is}", err=True)
+    rest = "more follow, see --limit" if more else "no more follow"
+    click.echo(f"{len(found)} shown; {rest}", err=True)
 
 
 def _table(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
-    """A line each, in columns as wide as what they hold; empty columns are left out."""
+    """Return the lines of a table; columns without any value are omitted."""
     if not items:
         return []
     cells = {

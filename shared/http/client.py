@@ -1,7 +1,8 @@
-"""The guarded outgoing HTTP client: checked addresses, one deadline, bounded answers.
+"""The guarded HTTP client: checked addresses, one timeout per request, bounded responses.
 
-An address is checked twice: as a resolver's answer, and where each socket is made, which no
-spelling of a URL and no second look-up gets around. On aiohttp, whose pool and parser it uses.
+Each address is checked twice: in the resolver's result, and when the socket is created. The second
+check covers address literals and repeated look-ups. The connection pool and the response parser are
+aiohttp's.
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ if TYPE_CHECKING:
 
     from shared.http.guard import Guard, Target
 
-# Below the 5 s after which Node.js and uvicorn close an idle connection, so that a request seldom
-# meets one that is just being closed.
-_IDLE_SECONDS: Final = 4.0
-# At 8 kB each, aiohttp's limit, an answer's headers stay under 1 MB.
+# Seconds. Node.js and uvicorn close idle connections after 5 s. A shorter limit here avoids most
+# requests on a connection that is about to close.
+_KEEPALIVE_TIMEOUT: Final = 4.0
+# With aiohttp's limit of 8 kB per header, the headers of a response stay under 1 MB.
 _MAX_HEADERS: Final = 100
-# What a receiver can push into this process between two looks at its answer; kernels double it.
-_RECEIVE_BYTES: Final = 32_768
-_DETAIL_CHARACTERS: Final = 200
-# Answers that another follows; 101 is none, since nothing was asked to switch to.
+# The socket's receive buffer in bytes: how much unread data a receiver can send. Kernels double it.
+_RECEIVE_BUFFER: Final = 32_768
+_MAX_DETAIL_LENGTH: Final = 200
+# Responses that another response follows. 101 is final, since no request offers an upgrade.
 _INTERIM: Final = frozenset(range(100, 200)) - {101}
 
-# The addresses that the running `send` has opened sockets to: empty means it got a pooled
-# connection. A list, since connecting may go on in a task with a copy of the context.
+# The addresses to which the running request has opened sockets. An empty list means that it uses a
+# pooled connection. It is a list because aiohttp may connect in a task with a copied context.
 _dialled: ContextVar[list[str]] = ContextVar("_dialled")
 
 
 class RequestFailedError(TransientError):
-    """No answer came; a later try may succeed.
+    """The request got no response; a later attempt may succeed.
 
     `reason` is one word for metrics and facts: `timeout`, `dns`, `connect`, `tls`,
-    `disconnected` (before an answer) or `protocol` (the answer is no HTTP, or its headers exceed
-    the limits). `detail` is for people, and holds neither path nor query of the URL.
+    `disconnected` (before a response) or `protocol` (the response is not valid HTTP, or its headers
+    exceed the limits). `detail` is a text without the path and query of the URL.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -64,12 +65,12 @@ class RequestFailedError(TransientError):
 
 
 class ResponseTooLargeError(PermanentError):
-    """The answer has more bytes than are wanted."""
+    """The response is longer than permitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What the receiver answered: the status, `Retry-After` as sent, the body or its beginning."""
+    """A response: its status, `Retry-After` as sent, and the body or its beginning."""
 
     status: int
     retry_after: str | None
@@ -77,25 +78,25 @@ class HttpResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class _Route:
-    """What all requests of one method to one URL share: the pool's key, the first lines."""
+class _PreparedRequest:
+    """The parts that all requests with one method to one URL share: pool key and first lines."""
 
     key: aiohttp.ClientRequest
     head: bytes
 
 
 class Client:
-    """Sends requests to hostile places; one for each process, used as a context manager.
+    """An HTTP client for untrusted targets: one for each process, used as a context manager.
 
-    Limits on time and size are all on this side: it follows no redirect, keeps no cookie, heeds
-    no proxy variable, decompresses nothing. How many requests go to one target at a time is the
-    caller's business. `tls` and `resolver` replace the system's certificates and name look-up.
-    `excerpt`: bytes of an answer's body that are given. `body_timeout`: seconds to wait for it once
-    the status is known; where that decides, waiting only saves the connection.
+    It bounds the time and size of every response. It follows no redirects, stores no cookies,
+    ignores proxy variables and decompresses nothing. Callers limit the number of requests to a
+    target. `tls` and `resolver` replace the system's certificates and name look-up.
 
-    Connections, their pool, TLS, name cache and the answer's parser are aiohttp's; the request is
-    written here. `ClientSession` would spend three times as much on what no callback has: cookies,
-    redirects, proxies, middlewares, request bodies that stream.
+    `excerpt` is the number of bytes of a body that `send` returns. `send` reads the body only so
+    that the connection can be reused, for at most `body_timeout` seconds and `max_body` bytes.
+
+    Connections, pool, TLS, name cache and response parser are aiohttp's. The request is written
+    here, because `ClientSession` takes three times the CPU time (docs/decisions.md, 12).
     """
 
     _connector: aiohttp.TCPConnector
@@ -117,7 +118,7 @@ class Client:
         self._user_agent = user_agent
         self._connecting = aiohttp.ClientTimeout(
             sock_connect=connect_timeout,
-            ceil_threshold=float("inf"),  # else times above 5 s are rounded up to whole seconds
+            ceil_threshold=float("inf"),  # otherwise timeouts above 5 s are rounded up to seconds
         )
         self._dns_ttl = dns_ttl
         self._max_body = max_body
@@ -125,14 +126,14 @@ class Client:
         self._body_timeout = body_timeout
         self._tls = tls
         self._resolver = resolver
-        self._route = lru_cache(maxsize=1024)(self._new_route)
+        self._prepared = lru_cache(maxsize=1024)(self._prepare)
 
     async def __aenter__(self) -> Self:
-        # c-ares, not getaddrinfo: names that hang cost a few kB each, not a thread each.
+        # c-ares, not getaddrinfo: a look-up that hangs costs a few kB, not a thread.
         self._resolver = self._resolver or aiohttp.AsyncResolver(timeout=2.0, tries=2)
         self._connector = aiohttp.TCPConnector(
             limit=0,
-            keepalive_timeout=_IDLE_SECONDS,
+            keepalive_timeout=_KEEPALIVE_TIMEOUT,
             resolver=_CheckedResolver(self._guard, self._resolver),
             ttl_dns_cache=self._dns_ttl,
             socket_factory=self._open_socket,
@@ -156,31 +157,31 @@ class Client:
         method: str,
         headers: Mapping[str, str],
         body: bytes,
-        timeout: float,  # noqa: ASYNC109 - the deadline is part of what a request is
+        timeout: float,  # noqa: ASYNC109 - the errors name the timeout
     ) -> HttpResponse:
-        """Send one request and give the answer's status and first bytes.
+        """Send a request and return the status and the beginning of the body.
 
         `timeout`, in seconds, covers name look-up, connecting, TLS, writing, and reading the head.
-        The status decides: a body that is late, broken or over the limit is left unread.
-        A pooled connection that the receiver closed meanwhile is replaced and the request sent
-        again, so a receiver may see it twice, as it may at any retry.
+        A body that is late, broken or too long is not an error. If the receiver has closed the
+        pooled connection, the request is sent again on another one, so the receiver may get it
+        twice, as with any retry.
 
         Raises:
-            ForbiddenTargetError: the target's address may not be called.
-            RequestFailedError: no answer; worth another try.
-            ValueError: a header holds a line break.
+            ForbiddenTargetError: the address of the target is not permitted.
+            RequestFailedError: no response came; a later attempt may succeed.
+            ValueError: a header contains a line break.
         """
-        route = self._route(target.url, method)
-        request = route.head + _header_lines(headers, len(body)) + body
+        prepared = self._prepared(target.url, method)
+        request = prepared.head + _header_lines(headers, len(body)) + body
         try:
             async with asyncio.timeout(timeout):
-                connection, message, content = await self._answer(route, request)
+                connection, message, content = await self._exchange(prepared.key, request)
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
         try:
             excerpt = await self._read_excerpt(content)
         finally:
-            connection.release()  # which closes it where some of the answer is still to come
+            connection.release()  # closes it if a part of the response is still missing
         return HttpResponse(message.code, message.headers.get("Retry-After"), excerpt)
 
     async def fetch(
@@ -188,45 +189,46 @@ class Client:
         target: Target,
         headers: Mapping[str, str],
         *,
-        most: int,
+        max_bytes: int,
         timeout: float,  # noqa: ASYNC109 - as for `send`
     ) -> HttpResponse:
-        """GET, for the sake of the body: `timeout` covers the whole of it, up to `most` bytes.
+        """Send a GET request and return the whole body; `timeout` includes reading it.
 
         Raises:
-            ResponseTooLargeError: it is longer.
-            as `send`; RequestFailedError also when the body is late or broken.
+            ResponseTooLargeError: the body has more than `max_bytes` bytes.
+            ForbiddenTargetError, ValueError: as in `send`.
+            RequestFailedError: as in `send`, or the body is late or broken.
         """
-        route = self._route(target.url, "GET")
-        request = route.head + _header_lines(headers, 0)
+        prepared = self._prepared(target.url, "GET")
+        request = prepared.head + _header_lines(headers, 0)
         try:
             async with asyncio.timeout(timeout):
-                connection, message, content = await self._answer(route, request)
+                connection, message, content = await self._exchange(prepared.key, request)
                 try:
-                    body = await _whole(content, most, target)
+                    body = await _read_body(content, max_bytes, target)
                 finally:
                     connection.release()
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
         return HttpResponse(message.code, message.headers.get("Retry-After"), body)
 
-    async def _answer(
-        self, route: _Route, request: bytes
+    async def _exchange(
+        self, key: aiohttp.ClientRequest, request: bytes
     ) -> tuple[Connection, RawResponseMessage, aiohttp.StreamReader]:
-        """`_ask`, again where a pooled connection was closed meanwhile."""
+        """Send the request and read the head; repeat if a pooled connection was closed."""
         dialled: list[str] = []
         _dialled.set(dialled)
         while True:
             try:
-                return await self._ask(route.key, request)
+                return await self._exchange_once(key, request)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if dialled or isinstance(error, aiohttp.ClientConnectorError):
                     raise
 
-    async def _ask(
+    async def _exchange_once(
         self, key: aiohttp.ClientRequest, request: bytes
     ) -> tuple[Connection, RawResponseMessage, aiohttp.StreamReader]:
-        """Send the request over a pooled or new connection and read the head of the answer."""
+        """Send the request on a pooled or new connection and read the head of the response."""
         try:
             connection = await self._connector.connect(key, traces=[], timeout=self._connecting)
         except TimeoutError as error:
@@ -234,7 +236,7 @@ class Client:
         try:
             protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None:
-                raise aiohttp.ServerDisconnectedError  # noqa: TRY301 - as if it broke a bit later
+                raise aiohttp.ServerDisconnectedError  # noqa: TRY301 - as for a connection lost later
             protocol.set_response_params(
                 read_until_eof=True, auto_decompress=False, max_headers=_MAX_HEADERS
             )
@@ -247,19 +249,19 @@ class Client:
             raise
         return connection, message, content
 
-    def _new_route(self, url: URL, method: str) -> _Route:
-        # Stands for the target in the pool; its own sending is not used.
+    def _prepare(self, url: URL, method: str) -> _PreparedRequest:
+        # Only the key of the target in the pool; its own sending is not used.
         key = aiohttp.ClientRequest(method, url, loop=asyncio.get_running_loop())
         lines = (
             f"{method} {url.raw_path_qs} HTTP/1.1",
             f"Host: {key.headers['Host']}",
             f"User-Agent: {self._user_agent}",
-            "Accept-Encoding: identity",  # an excerpt of what is compressed tells nobody anything
+            "Accept-Encoding: identity",  # the excerpt of a compressed body would be unreadable
         )
-        return _Route(key, "\r\n".join(lines).encode())
+        return _PreparedRequest(key, "\r\n".join(lines).encode())
 
     async def _read_excerpt(self, content: aiohttp.StreamReader) -> bytes:
-        """Read the body, so that the connection can be used again, as far as that is cheap."""
+        """Return the beginning of the body; read a short rest so the connection can be reused."""
         if content.is_eof():
             return content.read_nowait(self._excerpt)
         excerpt = bytearray()
@@ -276,15 +278,15 @@ class Client:
         family, kind, protocol, _, address = info
         host = str(address[0])
         if not self._guard.permits(host):
-            raise ForbiddenTargetError(_refusal(host, host))
+            raise ForbiddenTargetError(_forbidden(host, host))
         _dialled.get().append(host)
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
-        return made
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        return opened
 
 
 class _CheckedResolver(AbstractResolver):
-    """Leaves out the answers that may not be called; refuses a name that has no other."""
+    """A resolver that returns only permitted addresses, and fails if a name has none."""
 
     def __init__(self, guard: Guard, resolver: AbstractResolver) -> None:
         self._guard = guard
@@ -293,51 +295,53 @@ class _CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        answers = await self._resolver.resolve(host, port, family)
-        permitted = [answer for answer in answers if self._guard.permits(answer["host"])]
+        addresses = await self._resolver.resolve(host, port, family)
+        permitted = [address for address in addresses if self._guard.permits(address["host"])]
         if not permitted:
-            raise ForbiddenTargetError(_refusal(host, answers[0]["host"]))
+            raise ForbiddenTargetError(_forbidden(host, addresses[0]["host"]))
         return permitted
 
     async def close(self) -> None:
         await self._resolver.close()
 
 
-async def _whole(content: aiohttp.StreamReader, most: int, target: Target) -> bytes:
+async def _read_body(content: aiohttp.StreamReader, max_bytes: int, target: Target) -> bytes:
     body = bytearray()
     while chunk := await content.readany():
         body += chunk
-        if len(body) > most:
-            raise ResponseTooLargeError(f"{target.origin}: the answer has more than {most} bytes")
+        if len(body) > max_bytes:
+            raise ResponseTooLargeError(
+                f"{target.origin}: the response has more than {max_bytes} bytes"
+            )
     return bytes(body)
 
 
 def _header_lines(headers: Mapping[str, str], length: int) -> bytes:
-    """The rest of a request's head: these headers, the body's length, the empty line.
+    """Return the rest of the request head: these headers, the content length, the empty line.
 
     Raises:
-        ValueError: a name or value holds a line break, which would begin a header of its own.
+        ValueError: a name or value contains a line break, which would start another header.
     """
     lines = [f"\r\n{name}: {value}" for name, value in headers.items()]
     text = "".join(lines)
     if text.count("\r") != len(lines) or text.count("\n") != len(lines) or "\0" in text:
-        raise ValueError("a header holds a line break or NUL")
+        raise ValueError("a header contains a line break or NUL")
     return f"{text}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
-def _refusal(host: str, address: str) -> str:
+def _forbidden(host: str, address: str) -> str:
     resolved = "" if host == address else f" resolves to {address}, which"
     return f"{host}{resolved} is not a public address and not in the allowed networks"
 
 
 def _failure(error: Exception, target: Target, timeout: float) -> RequestFailedError:
-    """Sort aiohttp's error; its own text may hold the whole URL, so only safe parts are used."""
+    """Classify an error of aiohttp; its text may contain the URL, so only safe parts are used."""
     where = target.origin
     match error:
         case aiohttp.ConnectionTimeoutError():
             return RequestFailedError("connect", f"{where} did not accept a connection in time")
         case TimeoutError():
-            return RequestFailedError("timeout", f"no answer from {where} within {timeout:g} s")
+            return RequestFailedError("timeout", f"no response from {where} within {timeout:g} s")
         case aiohttp.ClientConnectorDNSError():
             reason, cause = "dns", error.os_error.strerror
         case aiohttp.ClientConnectorCertificateError():
@@ -349,10 +353,10 @@ def _failure(error: Exception, target: Target, timeout: float) -> RequestFailedE
         case aiohttp.ClientOSError():
             reason, cause = "disconnected", error.strerror
         case HttpProcessingError():
-            # What follows the colon is the answer's own text, which may echo the request.
+            # The text after the colon comes from the response, which may echo the request.
             reason, cause = "protocol", error.message.partition(":")[0]
         case aiohttp.ClientPayloadError():
             reason, cause = "protocol", str(error).partition(":")[0]
         case _:
-            reason, cause = "disconnected", "closed without an answer"
-    return RequestFailedError(reason, f"{where}: {cause}"[:_DETAIL_CHARACTERS])
+            reason, cause = "disconnected", "closed without a response"
+    return RequestFailedError(reason, f"{where}: {cause}"[:_MAX_DETAIL_LENGTH])

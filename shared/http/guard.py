@@ -1,7 +1,7 @@
-"""Which addresses and URLs an outgoing request may go to. Pure: it opens nothing.
+"""The checks of URLs and addresses of outgoing requests. Pure: no IO.
 
-Callback URLs are hostile input. `parse_target` refuses what is no plain http(s) URL, `Guard`
-refuses the address that would be dialled; the client asks both, the second at every new socket.
+Callback URLs are hostile input. `parse_target` rejects everything but plain http(s) URLs. `Guard`
+decides about addresses; the client consults it for every new socket.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from shared.errors import PermanentError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_URL_LENGTH = 2048  # characters; the longest that every common server and proxy accepts
+MAX_URL_LENGTH = 2048  # characters; every common server and proxy accepts this length
 
 
 class ForbiddenTargetError(PermanentError):
-    """The target may not be called, now or later: no retry helps.
+    """The target is not permitted, now or later, so a retry is useless.
 
     The message names the host and the reason, never credentials, path or query.
     """
 
 
-# Everything of the IANA IPv4 special-purpose address registry and multicast, global or not:
-# nobody's webhook lives there. Last, the one metadata service with an ordinary public address.
+# The IANA IPv4 special-purpose address registry and multicast, including the ranges that are
+# globally reachable: no webhook has such an address. The last one is a public metadata service.
 _FORBIDDEN_V4 = tuple(
     IPv4Network(network)
     for network in (
@@ -55,7 +55,7 @@ _FORBIDDEN_V4 = tuple(
         "168.63.129.16/32",  # Azure's virtual public address: its metadata and DNS
     )
 )
-# IPv6 unicast that is routed at all; outside lie loopback, mapped, ULA, link-local, multicast, …
+# Routed IPv6 unicast. Loopback, mapped, ULA, link-local and multicast addresses are outside.
 _GLOBAL_V6 = IPv6Network("2000::/3")
 _FORBIDDEN_V6 = tuple(
     IPv6Network(network)
@@ -73,16 +73,16 @@ _ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})  # upper half of the interface i
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Permits public unicast addresses and those in `allowed_networks`; denies all else."""
+    """A check that permits public unicast addresses and those in `allowed_networks`."""
 
     allowed_networks: Sequence[IPv4Network | IPv6Network] = ()
 
     def permits(self, address: str) -> bool:
-        """Tell whether `address`, as a resolver gives it, may be dialled.
+        """Return whether a connection to this address is permitted.
 
-        IPv4 inside IPv6 (mapped, and NAT64's well-known prefix, by which an IPv6-only network
-        reaches all of IPv4) is judged as the IPv4 address it reaches. Other embeddings are
-        tunnels and are denied, as is what is no plain address at all.
+        An IPv4 address inside an IPv6 address (mapped, or with NAT64's well-known prefix) is
+        treated as the IPv4 address. Other embeddings are tunnels, and are denied. So is a text that
+        is not a plain address.
         """
         try:
             ip = ip_address(address)
@@ -113,10 +113,10 @@ def _unwrap(ip: IPv6Address) -> IPv4Address | IPv6Address:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL that passed `parse_target`, with what every request to it needs.
+    """A URL that passed `parse_target`, with its parts.
 
-    `origin` is `scheme://host:port`, lower case, the port always given: the key of lanes and the
-    only form of a URL that goes into metrics. `host` is ASCII, an IPv6 literal without brackets.
+    `origin` is `scheme://host:port` in lower case and always with the port. It is the key of lanes,
+    and the only part of a URL in metrics. `host` is ASCII; an IPv6 literal has no brackets.
     """
 
     url: URL
@@ -128,7 +128,7 @@ class Target:
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-# What the WHATWG URL standard calls "ends in a number": some resolver may take it as an address.
+# Hosts that "end in a number" (WHATWG URL standard): some resolvers treat them as addresses.
 _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
 
@@ -137,21 +137,21 @@ def parse_target(url: str) -> Target:
     """Parse and check the URL of a request.
 
     Raises:
-        ForbiddenTargetError: not http(s), no host or a malformed one, credentials inside, port 0,
-            control characters, white space, backslash, or longer than 2,048 characters.
+        ForbiddenTargetError: the URL is not http(s), has no valid host, contains credentials,
+            control characters, white space or a backslash, has port 0, or is too long.
     """
     _check_text(url)
     try:
         parsed = URL(url).with_fragment(None)
-        _ = parsed.host  # decodes an international name; fails for a broken one
+        _ = parsed.host  # decodes an international name, and fails if that is invalid
         host, port = parsed.raw_host or "", parsed.port
     except ValueError:
-        # The parser's own words may quote credentials.
+        # The parser's message may contain credentials.
         raise ForbiddenTargetError("not a valid URL; expected https://HOST[:PORT]/PATH") from None
     if parsed.scheme not in ("http", "https"):
         raise ForbiddenTargetError("URL must begin with http:// or https://")
     if not port:
-        raise ForbiddenTargetError(f"{_shown(host)}: port 0 cannot be called")
+        raise ForbiddenTargetError(f"{_shown(host)}: port 0 is not valid")
     _check_host(host)
     name = host.removesuffix(".")
     bracketed = f"[{name}]" if ":" in name else name
@@ -173,7 +173,7 @@ def _check_text(url: str) -> None:
         raise ForbiddenTargetError(
             "URL contains white space, a control character or a backslash; percent-encode it"
         )
-    # Looked for in the text, since the parser drops an empty user.
+    # Search the text, because the parser drops an empty user.
     authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
     if "@" in authority:
         raise ForbiddenTargetError(
@@ -185,7 +185,7 @@ def _check_text(url: str) -> None:
 def _check_host(host: str) -> None:
     name = host.removesuffix(".")
     if not name:
-        raise ForbiddenTargetError("URL names no host; expected https://HOST[:PORT]/PATH")
+        raise ForbiddenTargetError("URL has no host; expected https://HOST[:PORT]/PATH")
     if ":" in name or _ENDS_IN_NUMBER.fullmatch(name):
         if not _is_plain_address(host):
             raise ForbiddenTargetError(
@@ -200,7 +200,7 @@ def _is_plain_address(host: str) -> bool:
         ip = ip_address(host)
     except ValueError:
         return False
-    # A zone names an interface of this machine; no address out there has one.
+    # A zone names an interface of this machine; a public address has none.
     return isinstance(ip, IPv4Address) or ip.scope_id is None
 
 

@@ -1,4 +1,4 @@
-"""Errors over HTTP as `application/problem+json` (RFC 9457)."""
+"""HTTP errors as `application/problem+json` (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -12,29 +12,29 @@ from shared.contracts.requests import FieldError
 from shared.errors import RingbackError
 
 PROBLEM_JSON: Final = "application/problem+json"
-# A URN and no URL: there is nothing to fetch, and it is the same wherever a gateway stands.
+# A URN, not a URL: it refers to no page, and is the same on every server.
 TYPE: Final = "urn:ringback:problem:"
 
 
 class Problem(BaseModel):
-    """What went wrong, and where."""
+    """The body of an error response."""
 
     model_config = ConfigDict(frozen=True)
 
     type: str = Field(
-        description="What kind of problem it is; never changes.",
+        description="The kind of problem; stable across versions.",
         examples=["urn:ringback:problem:invalid"],
     )
     title: str = Field(description="The status in words.", examples=["Unprocessable Content"])
     status: int = Field(description="The HTTP status.", examples=[422])
-    detail: str = Field(description="What is wrong, for people.")
+    detail: str = Field(description="A description for people.")
     errors: list[FieldError] = Field(
-        default_factory=list, description="Every wrong field; left out where it is none."
+        default_factory=list, description="Every rejected field, if any."
     )
 
 
 class ProblemError(RingbackError):
-    """The request is answered with this problem and goes no further."""
+    """An error that becomes the response to the request."""
 
     def __init__(  # noqa: PLR0913 - the members of a problem
         self,
@@ -54,7 +54,7 @@ class ProblemError(RingbackError):
         self.members = members or {}
 
     def response(self) -> web.Response:
-        """The answer; `members` beside the standard ones are the problem's own."""
+        """Return the response; `members` are additional members of the problem."""
         content: dict[str, Any] = {
             "type": TYPE + self.kind,
             "title": self.status.phrase,

@@ -1,11 +1,11 @@
 # ruff: noqa: RUF001 - look-alike digits are the point
-"""Spellings of places that a callback must never reach (fault row 27).
+"""URLs that a callback must never reach (fault row 27).
 
-`{port}` stands for a port on which this machine listens, so that a hole in the guard shows as an
-accepted connection.
+`{port}` stands for a port on which this machine listens: a hole in the guard shows as an accepted
+connection.
 """
 
-# All of these lead, for some resolver or parser, to this machine.
+# For some resolver or parser, each of these leads to this machine.
 LOOPBACK = (
     "http://127.0.0.1:{port}/",
     "http://127.0.0.1.:{port}/",  # trailing dot
@@ -65,7 +65,7 @@ LOOPBACK = (
     "http://127.0.0.1:{port}?@example.com/",
 )
 
-# These are others' private places, cloud metadata, and addresses that are nobody's.
+# Private networks, cloud metadata, and unassigned addresses.
 ELSEWHERE = (
     "http://10.0.0.1/",
     "http://10.255.255.255/",
@@ -110,7 +110,7 @@ ELSEWHERE = (
     "http://[4000::1]/",  # not allocated
 )
 
-# These are no URL that may be called at all.
+# Not valid URLs of a callback.
 MALFORMED = (
     "",
     "http://",

@@ -1,4 +1,4 @@
-"""A name server for tests: answers from a table, says nothing to names it does not know."""
+"""A DNS server for tests, with a table of addresses. It never responds for unknown names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _A = 1
 
 @dataclass(slots=True)
 class NameServer:
-    """Where it listens, as `host:port`, and its table: name → the IPv4 addresses to give.
+    """Its address as `host:port`, and its table of IPv4 addresses by name.
 
-    An empty list is an answer without addresses; a name that is missing hangs, as behind a
-    firewall that drops.
+    An empty list gives a response without addresses. A query for a missing name hangs, as behind
+    a firewall that drops packets.
     """
 
     address: str
     names: dict[str, list[str]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -50,13 +50,13 @@ class _Protocol(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         name, end = _question(data)
-        self._server.asked.append(name)
+        self._server.queries.append(name)
         addresses = self._server.names.get(name)
         if addresses is None:
             return
         if int.from_bytes(data[end : end + 2]) != _A:
             addresses = []
-        # Flags: an answer, recursion available. Then one question, the answers, nothing else.
+        # Flags: response, recursion available. Then one question, the answers, nothing else.
         head = data[:2] + b"\x81\x80\0\1" + len(addresses).to_bytes(2) + b"\0\0\0\0"
         # Each answer: the question's name, type A, class IN, TTL 0, four bytes of address.
         answers = (b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(a) for a in addresses)
@@ -64,7 +64,7 @@ class _Protocol(asyncio.DatagramProtocol):
 
 
 def _question(data: bytes) -> tuple[str, int]:
-    """Give the name asked for and where it ends."""
+    """Return the queried name and its end."""
     labels, at = [], 12
     while length := data[at]:
         labels.append(data[at + 1 : at + 1 + length].decode("ascii").lower())

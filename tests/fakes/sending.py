@@ -1,4 +1,4 @@
-"""How tests send through the real HTTP client, which may call this machine here."""
+"""The real HTTP client for tests: it may call this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 LOOPBACK_NETWORKS = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-TOTAL = 1.0  # seconds for each request, unless the test says otherwise
+TIMEOUT = 1.0  # seconds for each request, unless a test sets another value
 BODY = b'{"hello": "world"}'
 
 
@@ -28,21 +28,21 @@ async def client(**options: object) -> AsyncIterator[Client]:
 
 
 async def post(
-    sender: Client, url: str, *, body: bytes = BODY, total: float = TOTAL
+    sender: Client, url: str, *, body: bytes = BODY, seconds: float = TIMEOUT
 ) -> HttpResponse:
     headers = {"Content-Type": "application/json", "X-Signature": "abc"}
-    return await sender.send(parse_target(url), "POST", headers, body, total)
+    return await sender.send(parse_target(url), "POST", headers, body, seconds)
 
 
-async def failure(sender: Client, url: str, **options: float) -> RequestFailedError:
+async def failure(sender: Client, url: str, seconds: float = TIMEOUT) -> RequestFailedError:
     with pytest.raises(RequestFailedError) as caught:
-        await post(sender, url, total=options.get("total", TOTAL))
+        await post(sender, url, seconds=seconds)
     return caught.value
 
 
 @asynccontextmanager
 async def client_of(name_server: str) -> AsyncIterator[Client]:
-    """A client that may call 127.0.0.2 only, plays that it is public, and asks `name_server`."""
+    """Yield a client that uses `name_server` and may call only 127.0.0.2, like a public address."""
     resolver = aiohttp.AsyncResolver(nameservers=[name_server], timeout=2.0, tries=1)
     guard = Guard((ip_network("127.0.0.2/32"),))
     async with Client(guard, user_agent="test", dns_ttl=0, resolver=resolver) as it:

@@ -104,7 +104,7 @@ async def test_e7_messages_lists_all_pages_and_filters_by_status(posting: Postin
     expected = [each["user_id"] for each in every if each["status"] == "skipped"]
     assert [row.split()[1] for row in rows] == expected[:1100]
     assert any(row.endswith("  sms not enabled") for row in rows)
-    assert "1100 shown; there are more" in skipped.err
+    assert "1100 shown; more follow" in skipped.err
 
 
 async def test_e7_list_prints_the_newest_first_and_filters_by_event(
@@ -120,7 +120,7 @@ async def test_e7_list_prints_the_newest_first_and_filters_by_event(
     assert title.split()[:5] == ["ID", "TEMPLATE", "STATUS", "ACCEPTED", "AT"]
     assert [row.split()[0] for row in rows] == [free, old]
     assert rows[1].split()[1] == "sms/old.md"
-    assert "2 shown; that is all" in listed.err
+    assert "2 shown; no more follow" in listed.err
     newest = await posting("list", "--limit", "2", "--json")
     assert [each["id"] for each in newest.json_lines] == [new, free]
 

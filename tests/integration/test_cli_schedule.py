@@ -69,7 +69,7 @@ async def test_s7_list_prints_columns_or_json(schedule: Command) -> None:
     assert title.split() == ["ID", "STATUS", "RUN", "AT", "ATTEMPTS", "GROUP", "EVENT"]
     assert {row.split()[0] for row in rows} == {first, second}
     assert [row.index("2030-01-01T12:00:00Z") for row in rows] == [title.index("RUN AT")] * 2
-    assert "2 shown; that is all" in listed.err
+    assert "2 shown; no more follow" in listed.err
     as_json = await schedule("list", "--group-key", "group/7 ü", "--json")
     assert [item["id"] for item in as_json.json_lines] == [second]
 
@@ -78,21 +78,21 @@ async def test_list_reads_pages_up_to_its_limit(
     schedule: Command, scheduler: FakeScheduler
 ) -> None:
     identity = await schedule.create(CALLBACK)
-    status = scheduler.kept[None][identity]
+    status = scheduler.callbacks[None][identity]
 
     def page(body: dict[str, Any]) -> dict[str, Any]:
         at = int(body.get("cursor", 0))
         items = [status] * min(body["limit"], 1000)
         return {"ok": {"items": items, "next_cursor": str(at + len(items))}}
 
-    scheduler.answers["ListCallbacks"] = page
+    scheduler.responses["ListCallbacks"] = page
     listed = await schedule("list", "--limit", "2500", "--status", "failed", "--json")
     assert len(listed.json_lines) == 2500
-    asked = [body for operation, _, body in scheduler.asked if operation == "ListCallbacks"]
+    asked = [body for operation, _, body in scheduler.requests if operation == "ListCallbacks"]
     assert [body.get("cursor") for body in asked] == [None, "1000", "2000"]
     assert {body["status"] for body in asked} == {"failed"}
     listed = await schedule("list", "--limit", "3")
-    assert "there are more" in listed.err
+    assert "more follow" in listed.err
 
 
 async def test_s9_the_ticket_selects_the_client(schedule: Command) -> None:
@@ -105,7 +105,7 @@ async def test_s9_the_ticket_selects_the_client(schedule: Command) -> None:
         await schedule("show", mine, "--ticket", ticket("x")),
     ):
         assert (stranger.code, stranger.out) == (1, "")
-        assert "there is no such callback" in stranger.err
+        assert "callback not found" in stranger.err
     refused = await schedule("list", "--ticket", "ticket-canary")
     assert refused.code == 1
     assert "ticket is not valid" in refused.err
@@ -120,7 +120,7 @@ async def test_s8_cancel_by_id_by_keys_and_by_group(
     assert cancelled.out == f"{identity}  cancelled\n"
     keys = ("--group-key", "group/7 ü", "--event-key", "?")
     assert (await schedule("cancel", *keys)).out == f"{identity}  cancelled\n"
-    assert scheduler.asked[-1][2] == {"group_key": "group/7 ü", "event_key": "?"}
+    assert scheduler.requests[-1][2] == {"group_key": "group/7 ü", "event_key": "?"}
     group = await schedule("cancel", *keys[:2])
     assert group.out == "1 cancelled\n"
     missing = await schedule("cancel", UNKNOWN)
@@ -137,22 +137,22 @@ async def test_retry_asks_for_confirmation_and_passes_its_filters_on(
     dry = await schedule("retry", "--dry-run", "--group-key", "g", "--limit", "5")
     assert (dry.code, dry.out) == (0, f"{identity}\n")
     assert "1 would be retried" in dry.err
-    assert scheduler.asked[-1][2] == {"group_key": "g", "limit": 5, "dry_run": True}
-    asked = len(scheduler.asked)
+    assert scheduler.requests[-1][2] == {"group_key": "g", "limit": 5, "dry_run": True}
+    asked = len(scheduler.requests)
     refused = await schedule("retry", given="n\n")
     assert refused.code == 1
-    assert len(scheduler.asked) == asked
+    assert len(scheduler.requests) == asked
     done = await schedule("retry", "--failed-after", "2026-11-20T00:00:00Z", "--yes", "--json")
     assert done.json_lines == [{"count": 1, "ids": [identity]}]
-    assert scheduler.asked[-1][2]["failed_after"] == "2026-11-20T00:00:00Z"
-    assert scheduler.asked[-1][2]["dry_run"] is False
+    assert scheduler.requests[-1][2]["failed_after"] == "2026-11-20T00:00:00Z"
+    assert scheduler.requests[-1][2]["dry_run"] is False
 
 
 async def test_wrong_fields_are_printed_on_a_line_each(
     schedule: Command, scheduler: FakeScheduler
 ) -> None:
     errors = [{"field": "failed_after", "message": "Input should have timezone info"}]
-    scheduler.answers["RetryCallbacks"] = lambda _: {
+    scheduler.responses["RetryCallbacks"] = lambda _: {
         "error": {"code": "invalid", "detail": "1 field is wrong", "errors": errors}
     }
     wrong = await schedule("retry", "--yes", "--failed-after", "yesterday")
@@ -165,7 +165,7 @@ async def test_wrong_fields_are_printed_on_a_line_each(
 async def test_the_error_without_a_gateway_says_what_to_do(url: str) -> None:
     failed = await ringback("schedule", "list", "--url", url, amqp_url=None)
     assert failed.code == 1
-    assert "no gateway answers" in failed.err
+    assert "Cannot reach the gateway" in failed.err
     assert "ringback run gateway" in failed.err
 
 

@@ -1,4 +1,4 @@
-"""The HTTP interface of callbacks: what callers see, and what the scheduler is asked."""
+"""The HTTP API of callbacks: its responses, and the requests that the scheduler gets."""
 
 import asyncio
 import json
@@ -36,14 +36,14 @@ async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
 
 @pytest.fixture
 async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncIterator[Caller]:
-    assert scheduler  # the gateway is ready only with one
+    assert scheduler  # without one the gateway is not ready
     async with calling(await base_url(gateway_service)) as it:
         await until(gateway_service.is_ready)
         yield it
 
 
 @pytest.mark.parametrize("path", ["/v1/callbacks", "/v1/add"])
-async def test_s1_created_and_found_again(
+async def test_s1_a_created_callback_is_found(
     call: Caller, scheduler: FakeScheduler, path: str
 ) -> None:
     created = await call("POST", path, CALLBACK)
@@ -51,7 +51,7 @@ async def test_s1_created_and_found_again(
     assert created.json.keys() == {"id", "status", "run_at"}
     assert created.headers["Location"] == f"/v1/callbacks/{created.json['id']}"
     assert created.headers["Cache-Control"] == "no-store"
-    assert scheduler.asked[-1] == (
+    assert scheduler.requests[-1] == (
         "CreateCallback",
         None,
         {"callback": CALLBACK, "idempotency_key": None},
@@ -61,58 +61,56 @@ async def test_s1_created_and_found_again(
     assert found.json["id"] == created.json["id"]
 
 
-async def test_the_body_reaches_the_scheduler_as_it_came(
+async def test_the_body_reaches_the_scheduler_unchanged(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
     context = {"text": 'ü \u2028 \\ " }, {', "number": 1.50, "big": 2**70, "none": None}
     raw = ' {"url" : "https://example.com", "context":' + json.dumps(context) + "}\n"
     assert (await call("POST", "/v1/callbacks", raw=raw)).status == 201
-    assert scheduler.asked[-1][2]["callback"]["context"] == context
+    assert scheduler.requests[-1][2]["callback"]["context"] == context
     message = scheduler.messages[-1]
     assert raw.encode() in message.body
     assert message.content_type == "application/json"
-    # The deadline goes along: nobody works for a caller that has gone.
+    # The request carries its timeout, so an abandoned request is dropped.
     assert message.expiration is not None
 
 
-async def test_idempotency_key_is_passed_on_and_a_repeat_answers_the_same(
+async def test_the_idempotency_key_is_passed_on_and_a_repeat_gets_the_same_response(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
     first = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key="order-7")
     again = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key="order-7")
     assert (first.status, again.status) == (201, 201)
     assert first.json == again.json
-    assert scheduler.asked[-1][2]["idempotency_key"] == "order-7"
-    for bad in ("", "x" * 256, "two words"):
-        refused = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key=bad)
-        assert refused.wrong_fields() == {"Idempotency-Key"}
-    many = await call("POST", "/v1/callbacks/batch", [CALLBACK], Idempotency_Key="order-7")
-    assert many.wrong_fields() == {"Idempotency-Key"}
+    assert scheduler.requests[-1][2]["idempotency_key"] == "order-7"
+    for invalid in ("", "x" * 256, "two words"):
+        rejected = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key=invalid)
+        assert rejected.rejected_fields() == {"Idempotency-Key"}
+    batch = await call("POST", "/v1/callbacks/batch", [CALLBACK], Idempotency_Key="order-7")
+    assert batch.rejected_fields() == {"Idempotency-Key"}
 
 
 @pytest.mark.parametrize("form", ["list", "object"])
-async def test_batch_has_an_answer_for_each(
+async def test_a_batch_has_a_result_for_each_callback(
     call: Caller, scheduler: FakeScheduler, form: str
 ) -> None:
     body: Any = [CALLBACK, KEYED]
-    answer = await call(
+    response = await call(
         "POST", "/v1/callbacks/batch", body if form == "list" else {"callbacks": body}
     )
-    assert answer.status == 200
-    assert [item["status"] for item in answer.json["items"]] == ["scheduled", "scheduled"]
-    assert scheduler.asked[-1] == ("CreateCallbacks", None, {"callbacks": body})
+    assert response.status == 200
+    assert [item["status"] for item in response.json["items"]] == ["scheduled", "scheduled"]
+    assert scheduler.requests[-1] == ("CreateCallbacks", None, {"callbacks": body})
 
 
-async def test_s2_lists_by_group_with_every_parameter_passed_on(
-    call: Caller, scheduler: FakeScheduler
-) -> None:
+async def test_s2_a_list_passes_every_parameter_on(call: Caller, scheduler: FakeScheduler) -> None:
     mine = call.as_client("lister")
     await mine("POST", "/v1/callbacks", KEYED)
     page = await mine("GET", "/v1/callbacks?group_key=user-7&status=scheduled&limit=1000&cursor=c")
     assert page.status == 200
     assert page.json["next_cursor"] is None
     assert [item["group_key"] for item in page.json["items"]] == ["user-7"]
-    assert scheduler.asked[-1][2] == {
+    assert scheduler.requests[-1][2] == {
         "group_key": "user-7",
         "status": "scheduled",
         "limit": 1000,
@@ -120,7 +118,7 @@ async def test_s2_lists_by_group_with_every_parameter_passed_on(
     }
     of_group = await mine("GET", "/v1/groups/user-7/callbacks?limit=5")
     assert of_group.json == page.json
-    assert scheduler.asked[-1][2] == {"group_key": "user-7", "limit": 5}
+    assert scheduler.requests[-1][2] == {"group_key": "user-7", "limit": 5}
 
 
 @pytest.mark.parametrize(
@@ -134,19 +132,21 @@ async def test_s2_lists_by_group_with_every_parameter_passed_on(
         ("id=7", "id"),
     ],
 )
-async def test_a_wrong_query_parameter_is_named(call: Caller, query: str, field: str) -> None:
-    assert (await call("GET", f"/v1/callbacks?{query}")).wrong_fields() == {field}
+async def test_an_invalid_query_parameter_is_named(call: Caller, query: str, field: str) -> None:
+    assert (await call("GET", f"/v1/callbacks?{query}")).rejected_fields() == {field}
 
 
-async def test_s8_by_id_moved_and_cancelled(call: Caller, scheduler: FakeScheduler) -> None:
+async def test_s8_a_callback_is_rescheduled_and_cancelled_by_id(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
     created = (await call("POST", "/v1/callbacks", CALLBACK)).json
     path = f"/v1/callbacks/{created['id']}"
     moved = await call("PATCH", path, {"run_at": "2031-01-01T00:00:00Z"})
     assert moved.status == 200
     assert moved.json["result"] == "rescheduled"
-    assert scheduler.asked[-1][2] == {"id": created["id"], "run_at": "2031-01-01T00:00:00Z"}
+    assert scheduler.requests[-1][2] == {"id": created["id"], "run_at": "2031-01-01T00:00:00Z"}
     await call("PATCH", path, {"delay": 60})
-    assert scheduler.asked[-1] == (
+    assert scheduler.requests[-1] == (
         "RescheduleCallback",
         None,
         {"id": created["id"], "delay": 60},
@@ -155,7 +155,7 @@ async def test_s8_by_id_moved_and_cancelled(call: Caller, scheduler: FakeSchedul
     assert (cancelled.status, cancelled.json["result"]) == (200, "cancelled")
 
 
-async def test_s8_by_keys_also_with_slashes_and_umlauts(
+async def test_s8_keys_may_contain_slashes_and_umlauts(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
     mine = call.as_client("keys")
@@ -163,67 +163,67 @@ async def test_s8_by_keys_also_with_slashes_and_umlauts(
     path = "/v1/groups/user-7/callbacks/reminder%2F1%20%C3%BC"
     keys = {"group_key": "user-7", "event_key": "reminder/1 ü"}
     assert (await mine("GET", path)).json["event_key"] == "reminder/1 ü"
-    assert scheduler.asked[-1] == ("GetCallback", "keys", keys)
+    assert scheduler.requests[-1] == ("GetCallback", "keys", keys)
     assert (await mine("PATCH", path, {"delay": 5})).status == 200
-    assert scheduler.asked[-1] == ("RescheduleCallback", "keys", keys | {"delay": 5})
+    assert scheduler.requests[-1] == ("RescheduleCallback", "keys", keys | {"delay": 5})
     assert (await mine("DELETE", path)).json["result"] == "cancelled"
-    assert scheduler.asked[-1] == ("CancelCallbacks", "keys", keys)
+    assert scheduler.requests[-1] == ("CancelCallbacks", "keys", keys)
 
 
-async def test_s8_a_whole_group_is_cancelled(call: Caller, scheduler: FakeScheduler) -> None:
+async def test_s8_a_group_is_cancelled(call: Caller, scheduler: FakeScheduler) -> None:
     mine = call.as_client("groups")
     for number in range(3):
         await mine("POST", "/v1/callbacks", CALLBACK | {"group_key": "g", "event_key": f"{number}"})
-    answer = await mine("DELETE", "/v1/groups/g/callbacks")
-    assert answer.status == 200
-    assert answer.json["counts"] == {"cancelled": 3}
-    assert scheduler.asked[-1] == ("CancelCallbacks", "groups", {"group_key": "g"})
+    response = await mine("DELETE", "/v1/groups/g/callbacks")
+    assert response.status == 200
+    assert response.json["counts"] == {"cancelled": 3}
+    assert scheduler.requests[-1] == ("CancelCallbacks", "groups", {"group_key": "g"})
 
 
 @pytest.mark.parametrize("result", ["in_flight", "already_notified", "already_failed"])
-async def test_s8_what_came_too_late_is_said(
+async def test_s8_a_cancel_or_reschedule_that_came_too_late_has_its_result(
     call: Caller, scheduler: FakeScheduler, result: str
 ) -> None:
-    said = {"ok": {"id": "x", "result": result}}
-    scheduler.answers = {"CancelCallbacks": lambda _: said, "RescheduleCallback": lambda _: said}
-    for answer in (
+    late = {"ok": {"id": "x", "result": result}}
+    scheduler.responses = dict.fromkeys(("CancelCallbacks", "RescheduleCallback"), lambda _: late)
+    for response in (
         await call("DELETE", f"/v1/callbacks/{UNKNOWN}"),
         await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1}),
     ):
-        assert (answer.status, answer.json["result"]) == (200, result)
+        assert (response.status, response.json["result"]) == (200, result)
 
 
-async def test_s8_not_found_is_404_whichever_way_the_scheduler_says_it(
+async def test_s8_not_found_is_404_as_a_result_and_as_a_failure(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
-    scheduler.answers["CancelCallbacks"] = lambda _: {"ok": {"id": "x", "result": "not_found"}}
+    scheduler.responses["CancelCallbacks"] = lambda _: {"ok": {"id": "x", "result": "not_found"}}
     assert (await call("DELETE", f"/v1/callbacks/{UNKNOWN}")).problem(404)["result"] == "not_found"
     (await call("GET", f"/v1/callbacks/{UNKNOWN}")).problem(404)
     (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1})).problem(404)
 
 
-async def test_what_can_be_no_id_is_not_found_and_nobody_is_asked(
+async def test_an_invalid_id_is_not_found_without_a_request_to_the_scheduler(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
-    asked = len(scheduler.asked)
-    for no_id in ("7", "x" * 5000, "%00", "{00000000-0000-4000-8000-00000000000}"):
-        (await call("GET", f"/v1/callbacks/{no_id}")).problem(404)
-    assert len(scheduler.asked) == asked
+    before = len(scheduler.requests)
+    for invalid in ("7", "x" * 5000, "%00", "{00000000-0000-4000-8000-00000000000}"):
+        (await call("GET", f"/v1/callbacks/{invalid}")).problem(404)
+    assert len(scheduler.requests) == before
 
 
-async def test_a_patch_that_names_another_callback_than_the_path_is_refused(call: Caller) -> None:
+async def test_a_patch_may_not_name_a_callback_in_its_body(call: Caller) -> None:
     wrong = await call(
         "PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1, "id": "y", "group_key": "g"}
     )
-    assert wrong.wrong_fields() == {"id", "group_key"}
-    assert (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", [1])).wrong_fields() == {""}
+    assert wrong.rejected_fields() == {"id", "group_key"}
+    assert (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", [1])).rejected_fields() == {""}
 
 
-async def test_failed_ones_are_started_again(call: Caller, scheduler: FakeScheduler) -> None:
-    asked = {"group_key": "g", "dry_run": True}
-    answer = await call("POST", "/v1/callbacks/retry", asked)
-    assert (answer.status, answer.json["count"]) == (200, 0 + len(answer.json["ids"]))
-    assert scheduler.asked[-1] == ("RetryCallbacks", None, asked)
+async def test_a_retry_is_passed_on(call: Caller, scheduler: FakeScheduler) -> None:
+    body = {"group_key": "g", "dry_run": True}
+    response = await call("POST", "/v1/callbacks/retry", body)
+    assert (response.status, response.json["count"]) == (200, len(response.json["ids"]))
+    assert scheduler.requests[-1] == ("RetryCallbacks", None, body)
 
 
 @pytest.mark.parametrize(
@@ -237,24 +237,24 @@ async def test_failed_ones_are_started_again(call: Caller, scheduler: FakeSchedu
         ("internal", 500),
     ],
 )
-async def test_s10_each_failure_of_the_scheduler_is_its_problem(
+async def test_s10_each_failure_of_the_scheduler_has_its_problem(
     call: Caller, scheduler: FakeScheduler, code: str, status: int
 ) -> None:
     errors = [{"field": "retry_params.base_delay", "message": "Field required"}]
-    error = {"code": code, "detail": "what is wrong", "errors": errors}
-    scheduler.answers["CreateCallback"] = lambda _: {"error": error}
-    answer = await call("POST", "/v1/callbacks", CALLBACK)
-    problem = answer.problem(status)
-    assert problem["detail"] == "what is wrong"
+    error = {"code": code, "detail": "the detail", "errors": errors}
+    scheduler.responses["CreateCallback"] = lambda _: {"error": error}
+    response = await call("POST", "/v1/callbacks", CALLBACK)
+    problem = response.problem(status)
+    assert problem["detail"] == "the detail"
     assert problem["type"] == f"urn:ringback:problem:{code}"
-    assert ("Retry-After" in answer.headers) == (status == 503)
+    assert ("Retry-After" in response.headers) == (status == 503)
     assert problem.get("errors", errors) == errors
 
 
-async def test_no_answer_in_time_is_504_and_says_that_the_outcome_is_unknown(
+async def test_no_response_in_time_is_504_with_an_unknown_outcome(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
-    scheduler.answers["CreateCallback"] = lambda _: None
+    scheduler.responses["CreateCallback"] = lambda _: None
     loop = asyncio.get_running_loop()
     started = loop.time()
     problem = (await call("POST", "/v1/callbacks", CALLBACK)).problem(504)
@@ -281,13 +281,13 @@ DEEP = "[" * 10_000 + "]" * 10_000
     ],
     ids=range(10),
 )
-async def test_row_26_what_is_no_json_is_400_with_the_position(
+async def test_row_26_invalid_json_is_400_with_the_position(
     call: Caller, scheduler: FakeScheduler, raw: Any
 ) -> None:
-    asked = len(scheduler.asked)
+    before = len(scheduler.requests)
     problem = (await call("POST", "/v1/callbacks", raw=raw)).problem(400)
     assert re.search(r"line \d+ column \d+", problem["detail"]), problem
-    assert len(scheduler.asked) == asked
+    assert len(scheduler.requests) == before
 
 
 @pytest.mark.parametrize(
@@ -298,21 +298,21 @@ async def test_row_26_what_is_no_json_is_400_with_the_position(
         {"Content_Type": "application/json", "Content_Encoding": "gzip"},
     ],
 )
-async def test_other_media_are_415(call: Caller, headers: dict[str, str]) -> None:
+async def test_other_media_types_are_415(call: Caller, headers: dict[str, str]) -> None:
     (await call("POST", "/v1/callbacks", raw=json.dumps(CALLBACK), **headers)).problem(415)
 
 
-async def test_json_with_a_charset_is_taken(call: Caller) -> None:
+async def test_json_with_a_charset_is_accepted(call: Caller) -> None:
     raw = json.dumps(CALLBACK)
     kind = "application/json; charset=utf-8"
     assert (await call("POST", "/v1/callbacks", raw=raw, Content_Type=kind)).status == 201
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_row_15_a_body_beyond_the_limit_is_413_and_nobody_is_asked(
+async def test_row_15_a_body_above_the_limit_is_413_without_a_request_to_the_scheduler(
     call: Caller, scheduler: FakeScheduler, *, chunked: bool
 ) -> None:
-    asked = len(scheduler.asked)
+    before = len(scheduler.requests)
     large = json.dumps(CALLBACK | {"context": "x" * MIB})
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -322,16 +322,18 @@ async def test_row_15_a_body_beyond_the_limit_is_413_and_nobody_is_asked(
     batch = json.dumps([CALLBACK | {"context": "x" * MIB}] * 9)
     (await call("POST", "/v1/callbacks/batch", raw=batch)).problem(413)
     assert (await call("POST", "/v1/callbacks/batch", raw=f"[{large}]")).status == 200
-    assert len(scheduler.asked) == asked + 1
+    assert len(scheduler.requests) == before + 1
 
 
-async def test_row_15_200_kb_of_headers_are_a_4xx_and_the_gateway_lives(call: Caller) -> None:
-    answer = await call("GET", "/v1/callbacks", X_Large="h" * 200_000)
-    assert 400 <= answer.status < 500
+async def test_row_15_200_kb_of_headers_are_a_4xx_and_the_gateway_keeps_working(
+    call: Caller,
+) -> None:
+    response = await call("GET", "/v1/callbacks", X_Large="h" * 200_000)
+    assert 400 <= response.status < 500
     assert (await call("GET", "/v1/callbacks")).status == 200
 
 
-async def test_unknown_paths_and_methods_are_problems_too(call: Caller) -> None:
+async def test_unknown_paths_and_methods_are_problems(call: Caller) -> None:
     (await call("GET", "/v1/nothing")).problem(404)
     (await call("GET", "/")).problem(404)
     wrong = await call("PUT", "/v1/callbacks", CALLBACK)
@@ -339,7 +341,7 @@ async def test_unknown_paths_and_methods_are_problems_too(call: Caller) -> None:
     assert set(wrong.headers["Allow"].split(",")) == {"GET", "HEAD", "POST"}
 
 
-async def test_no_origin_is_let_in(call: Caller) -> None:
+async def test_no_other_origin_is_allowed(call: Caller) -> None:
     preflight = await call(
         "OPTIONS",
         "/v1/callbacks",
@@ -347,11 +349,11 @@ async def test_no_origin_is_let_in(call: Caller) -> None:
         Access_Control_Request_Method="POST",
     )
     assert preflight.status == 405
-    answer = await call("GET", "/v1/callbacks", Origin="https://evil.example")
-    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+    response = await call("GET", "/v1/callbacks", Origin="https://evil.example")
+    assert not [name for name in response.headers if name.lower().startswith("access-control")]
 
 
-async def test_metrics_and_logs_tell_of_requests_and_hold_no_secret(
+async def test_metrics_and_logs_show_requests_without_secrets(
     call: Caller, gateway_service: Service
 ) -> None:
     secret = CALLBACK | {"hmac_secret": "hmac-canary", "context": {"x": "context-canary"}}
@@ -380,20 +382,20 @@ async def test_metrics_and_logs_tell_of_requests_and_hold_no_secret(
     assert sample in (await gateway_service.get("/metrics"))[1]
 
 
-async def test_healthz_and_readyz_name_the_broker_and_the_scheduler(
+async def test_readyz_reports_the_broker_and_the_scheduler(
     call: Caller, gateway_service: Service, scheduler: FakeScheduler
 ) -> None:
     assert (await call("GET", "/healthz")).status == 200
     report = (await call("GET", "/readyz")).json
     assert report["status"] == "ready"
-    # Mailings and ingestion need not run for a gateway to be of use.
+    # Mailings and ingestion are not required.
     assert report["parts"] == {"broker": "ok", "publisher": "ok", "scheduler": "ok"}
     assert await gateway_service.parts() == report["parts"]
-    scheduler.answers["Ping"] = lambda _: {"ok": {"status": "the database does not answer"}}
+    scheduler.responses["Ping"] = lambda _: {"ok": {"status": "the database is unreachable"}}
 
-    async def told() -> bool:
-        answer = await call("GET", "/readyz")
-        parts = answer.json["parts"]
-        return answer.status == 503 and parts["scheduler"] == "the database does not answer"
+    async def reported() -> bool:
+        response = await call("GET", "/readyz")
+        parts = response.json["parts"]
+        return response.status == 503 and parts["scheduler"] == "the database is unreachable"
 
-    await until(told)
+    await until(reported)

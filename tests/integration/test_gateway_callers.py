@@ -1,4 +1,4 @@
-"""S9 and row 33: who calls is proven, and nobody touches what is another's."""
+"""S9 and row 33: clients are authenticated, and isolated from each other."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway, ticket
+from tests.fakes.gateway import Caller, Response, base_url, calling, gateway, ticket
 from tests.fakes.scheduler import FakeScheduler, fake_scheduler
 from tests.fakes.service import Service
 from tests.fakes.waiting import until
@@ -49,20 +49,20 @@ async def test_s9_the_client_id_of_the_ticket_is_passed_on(
     signed = ticket("Shop & Söhne")
     value = signed if header == "X-Service-Ticket" else f"bearer {signed}"
     assert (await call("POST", "/v1/callbacks", CALLBACK, **{header: value})).status == 201
-    assert scheduler.asked[-1][1] == "Shop & Söhne"
+    assert scheduler.requests[-1][1] == "Shop & Söhne"
     message = scheduler.messages[-1]
     assert signed not in json.dumps(dict(message.headers))
     assert signed.encode() not in message.body
 
 
-async def test_s9_a_client_id_can_only_come_from_a_ticket(
+async def test_s9_only_a_ticket_can_set_the_client_id(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
     forged = {"x_ringback_client_id": "victim", "X_Client_Id": "victim"}
     await call("POST", "/v1/callbacks", CALLBACK, **forged)
-    assert scheduler.asked[-1][1] is None
+    assert scheduler.requests[-1][1] is None
     await call("POST", "/v1/callbacks", CALLBACK | {"client_id": "victim"}, **forged)
-    assert scheduler.asked[-1][1] is None
+    assert scheduler.requests[-1][1] is None
 
 
 OPERATIONS = [
@@ -77,35 +77,35 @@ OPERATIONS = [
 
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
 @pytest.mark.parametrize("stranger", ["stranger", None])
-async def test_s9_another_clients_event_is_not_found_by_any_operation(
+async def test_s9_no_operation_finds_the_callback_of_another_client(
     call: Caller, method: str, path: str, body: object, stranger: str | None
 ) -> None:
     owner = call.as_client("owner")
     mine = (await owner("POST", "/v1/callbacks", CALLBACK)).json["id"]
-    asked = path.replace("{id}", mine)
-    theirs = await call.as_client(stranger)(method, asked, body)
-    nobodys = await call.as_client(stranger)(
+    own = path.replace("{id}", mine)
+    theirs = await call.as_client(stranger)(method, own, body)
+    missing = await call.as_client(stranger)(
         method, path.replace("{id}", "00000000-0000-4000-8000-000000000000"), body
     )
-    # Word for word as if it did not exist.
-    assert theirs.problem(404) == nobodys.problem(404)
-    assert (await owner(method, asked, body)).status == 200
+    # The response is the same as for a callback that does not exist.
+    assert theirs.problem(404) == missing.problem(404)
+    assert (await owner(method, own, body)).status == 200
 
 
 @pytest.mark.parametrize("stranger", ["stranger", None])
-async def test_s9_lists_groups_and_retries_hold_nothing_of_another_client(
+async def test_s9_lists_groups_and_retries_exclude_callbacks_of_other_clients(
     call: Caller, stranger: str | None
 ) -> None:
     mine = (await call.as_client("owner")("POST", "/v1/callbacks", CALLBACK)).json["id"]
     theirs = call.as_client(stranger)
-    for answer in (
+    for response in (
         await theirs("GET", "/v1/callbacks"),
         await theirs("GET", "/v1/callbacks?group_key=g&event_key=e"),
         await theirs("GET", "/v1/groups/g/callbacks"),
         await theirs("DELETE", "/v1/groups/g/callbacks"),
         await theirs("POST", "/v1/callbacks/retry", {"group_key": "g"}),
     ):
-        assert mine not in answer.text
+        assert mine not in response.text
 
 
 def unsigned(client: str) -> str:
@@ -115,62 +115,62 @@ def unsigned(client: str) -> str:
     return f"{none}.{payload}."
 
 
-BAD = {
-    "no JWT": "ticket-canary",
+INVALID = {
+    "not a JWT": "ticket-canary",
     "empty": "",
     "alg none": unsigned("canary"),
     "another key": ticket("canary", key="another-key-canary-of-32-characters"),
     "expired": ticket("canary", exp=int(time.time()) - 1),
-    "no end": ticket("canary", exp=None),
-    "not yet": ticket("canary", nbf=int(time.time()) + 600),
-    "for another": ticket("canary", aud="someone-else"),
-    "our own, for a client": ticket("canary", iss="ringback", aud="canary"),
+    "no expiry": ticket("canary", exp=None),
+    "not valid yet": ticket("canary", nbf=int(time.time()) + 600),
+    "another audience": ticket("canary", aud="someone-else"),
+    "issued by Ringback for a client": ticket("canary", iss="ringback", aud="canary"),
     "no subject": ticket(""),
-    "a number for a subject": ticket("x", sub=7),
+    "a number as the subject": ticket("x", sub=7),
     "control character": ticket("canary\n"),
-    "endless": "x" * 100_000,
+    "very long": "x" * 100_000,
 }
 
 
-def refused(answer: Reply) -> str:
-    """It is a 401 that says how to do better; gives its detail."""
-    detail = str(answer.problem(401)["detail"])
-    challenge = answer.headers["WWW-Authenticate"]
+def rejected(response: Response) -> str:
+    """Check that the response is a 401 with a challenge; return its detail."""
+    detail = str(response.problem(401)["detail"])
+    challenge = response.headers["WWW-Authenticate"]
     assert challenge.startswith('Bearer realm="ringback"')
-    assert "canary" not in answer.text + challenge
+    assert "canary" not in response.text + challenge
     return detail
 
 
-@pytest.mark.parametrize("bad", BAD)
-async def test_row_33_a_bad_ticket_is_401_whatever_is_asked(
-    call: Caller, scheduler: FakeScheduler, gateway_service: Service, bad: str
+@pytest.mark.parametrize("case", INVALID)
+async def test_row_33_an_invalid_ticket_is_401(
+    call: Caller, scheduler: FakeScheduler, gateway_service: Service, case: str
 ) -> None:
-    asked = len(scheduler.asked)
-    given = BAD[bad]
-    if len(given) > 8000:  # aiohttp refuses such a header before anybody looks at it
-        answer = await call("GET", "/v1/callbacks", X_Service_Ticket=given)
-        assert 400 <= answer.status < 500
+    before = len(scheduler.requests)
+    invalid = INVALID[case]
+    if len(invalid) > 8000:  # aiohttp itself rejects such a header
+        response = await call("GET", "/v1/callbacks", X_Service_Ticket=invalid)
+        assert 400 <= response.status < 500
         return
-    answer = await call("POST", "/v1/callbacks", CALLBACK, X_Service_Ticket=given)
-    refused(answer)
-    assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
-    refused(await call("GET", "/v1/callbacks", Authorization=f"Bearer {given}"))
-    assert len(scheduler.asked) == asked
+    response = await call("POST", "/v1/callbacks", CALLBACK, X_Service_Ticket=invalid)
+    rejected(response)
+    assert 'error="invalid_token"' in response.headers["WWW-Authenticate"]
+    rejected(await call("GET", "/v1/callbacks", Authorization=f"Bearer {invalid}"))
+    assert len(scheduler.requests) == before
     assert "canary" not in gateway_service.output
 
 
 async def test_row_33_other_schemes_and_two_tickets_are_401(call: Caller) -> None:
-    refused(await call("GET", "/v1/callbacks", Authorization="Basic dXNlcjpwYXNz"))
+    rejected(await call("GET", "/v1/callbacks", Authorization="Basic dXNlcjpwYXNz"))
     both = {"X_Service_Ticket": ticket("a"), "Authorization": f"Bearer {ticket('b')}"}
-    refused(await call("GET", "/v1/callbacks", **both))
+    rejected(await call("GET", "/v1/callbacks", **both))
 
 
-async def test_no_ticket_is_needed_to_read_about_the_interface(call: Caller) -> None:
+async def test_the_api_documents_and_probes_need_no_ticket(call: Caller) -> None:
     for path in ("/openapi.json", "/asyncapi.json", "/docs/", "/healthz", "/readyz", "/metrics"):
         assert (await call("GET", path, X_Service_Ticket="bad")).status == 200
 
 
-async def test_s9_anonymous_callers_are_refused_where_that_is_set(
+async def test_s9_a_setting_rejects_anonymous_requests(
     shared_amqp_url: str, scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     settings = {"RINGBACK_GATEWAY_ANONYMOUS": "false"}
@@ -178,8 +178,8 @@ async def test_s9_anonymous_callers_are_refused_where_that_is_set(
     with gateway(tmp_path_factory.mktemp("closed"), shared_amqp_url, settings) as service:
         await service.ready()
         async with calling(await base_url(service)) as call:
-            answer = await call("GET", "/v1/callbacks")
-            assert "ticket is required" in refused(answer)
-            assert "error=" not in answer.headers["WWW-Authenticate"]
+            response = await call("GET", "/v1/callbacks")
+            assert "ticket is required" in rejected(response)
+            assert "error=" not in response.headers["WWW-Authenticate"]
             assert (await call.as_client("shop")("GET", "/v1/callbacks")).status == 200
             assert (await call("GET", "/docs/")).status == 200

@@ -1,4 +1,4 @@
-"""S10: the descriptions and Swagger UI, served without the internet."""
+"""S10: the API documents and Swagger UI, which work without internet access."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -33,7 +33,7 @@ async def test_s10_both_documents_are_served(call: Caller) -> None:
     assert (await call("GET", "/asyncapi.json")).json["asyncapi"] == "3.0.0"
 
 
-async def test_s10_swagger_ui_loads_nothing_from_elsewhere(call: Caller) -> None:
+async def test_s10_swagger_ui_loads_nothing_from_other_servers(call: Caller) -> None:
     moved = await call("GET", "/docs")
     assert (moved.status, moved.headers["Location"]) == (301, "/docs/")
     page = await call("GET", "/docs/")
@@ -45,7 +45,7 @@ async def test_s10_swagger_ui_loads_nothing_from_elsewhere(call: Caller) -> None
         assert "//" not in name
         asset = await call("GET", name if name.startswith("/") else f"/docs/{name}")
         assert asset.status == 200, name
-        # No stylesheet of Swagger UI or ours asks for a font or picture from the internet.
+        # No stylesheet loads a font or picture from another server.
         if name.endswith(".css"):
             assert not re.search(r"url\(['\"]?(?!['\"]?data:)", asset.text)
             assert "@import" not in asset.text
@@ -55,5 +55,5 @@ async def test_s10_swagger_ui_loads_nothing_from_elsewhere(call: Caller) -> None
 @pytest.mark.parametrize(
     "name", ["nothing.js", "..%2fapp.py", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "swagger-editor.css"]
 )
-async def test_nothing_else_is_served_there(call: Caller, name: str) -> None:
+async def test_no_other_file_is_served(call: Caller, name: str) -> None:
     (await call("GET", f"/docs/{name}")).problem(404)

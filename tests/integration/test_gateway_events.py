@@ -1,4 +1,4 @@
-"""E1 over HTTP: an event that is posted arrives on its exchange, or the caller knows better."""
+"""E1 over HTTP: a posted event reaches its exchange, or the response is an error."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from deploy.local.broker import Broker
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
-from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway, ticket
+from tests.fakes.gateway import Caller, Response, base_url, calling, gateway, ticket
 from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, ingestion_peers
 from tests.fakes.service import Service, running
 from tests.fakes.system import fresh_database
@@ -53,26 +53,26 @@ async def queue_of_events(amqp_url: str) -> AsyncIterator[AbstractQueue]:
 
 @pytest.fixture
 async def events(call: Caller, shared_amqp_url: str) -> AsyncIterator[AbstractQueue]:
-    """The work queue: no ingestion has ever run here, the gateway has declared it."""
+    """Yield the work queue; the gateway has declared it, and ingestion has never run."""
     assert call
     async with queue_of_events(shared_amqp_url) as it:
         yield it
 
 
-async def taken(queue: AbstractQueue) -> AbstractIncomingMessage | None:
-    """The next event in the queue; what is confirmed is there already."""
+async def next_event(queue: AbstractQueue) -> AbstractIncomingMessage | None:
+    """Return the next event of the queue, if any; confirmed events are there already."""
     return await queue.get(no_ack=True, fail=False)
 
 
 @pytest.mark.parametrize("event", KNOWN_EVENTS, ids=lambda event: event["event"])
-async def test_e1_an_event_arrives_byte_for_byte_also_before_ingestion_ever_ran(
+async def test_e1_an_event_is_queued_unchanged_before_ingestion_has_ever_run(
     call: Caller, events: AbstractQueue, event: dict[str, Any]
 ) -> None:
     raw = json.dumps(event, indent=3)[:-1] + ', "occurred_at" : "2026-11-20T15:00:00+03:00" }\n'
-    answer = await call("POST", "/v1/events", raw=raw, traceparent=TRACE)
-    assert answer.status == 202, answer.text
-    assert answer.headers["Cache-Control"] == "no-store"
-    message = await taken(events)
+    response = await call("POST", "/v1/events", raw=raw, traceparent=TRACE)
+    assert response.status == 202, response.text
+    assert response.headers["Cache-Control"] == "no-store"
+    message = await next_event(events)
     assert message
     assert message.body == raw.encode()
     assert message.exchange == "events"
@@ -82,21 +82,21 @@ async def test_e1_an_event_arrives_byte_for_byte_also_before_ingestion_ever_ran(
     assert message.headers["traceparent"] == TRACE
     assert message.timestamp
     assert abs(message.timestamp.timestamp() - time.time()) < 30
-    assert answer.json == {"id": message.message_id}
+    assert response.json == {"id": message.message_id}
 
 
 @pytest.mark.parametrize("key", [None, "order-7"])
 @pytest.mark.parametrize("event_id", [None, "e-1"])
-async def test_e3_the_answer_names_the_id_that_a_repeat_is_known_by(
+async def test_e3_the_response_has_the_id_that_identifies_a_repeat(
     call: Caller, events: AbstractQueue, key: str | None, event_id: str | None
 ) -> None:
     body = EVENT if event_id is None else EVENT | {"event_id": event_id}
     given = {} if key is None else {"Idempotency_Key": key}
-    answers = [await call("POST", "/v1/events", body, **given) for _ in range(2)]
-    messages = [await taken(events) for _ in range(2)]
+    responses = [await call("POST", "/v1/events", body, **given) for _ in range(2)]
+    messages = [await next_event(events) for _ in range(2)]
     ids = [message.message_id for message in messages if message]
     assert ids == [key, key] if key else len(set(ids)) == 2
-    assert [answer.json["id"] for answer in answers] == ([event_id] * 2 if event_id else ids)
+    assert [response.json["id"] for response in responses] == ([event_id] * 2 if event_id else ids)
 
 
 def body_with(value: str) -> str:
@@ -117,13 +117,13 @@ def body_with(value: str) -> str:
         (body_with("[" * 160 + "]" * 160), {"details"}),
     ],
 )
-async def test_e1_and_row_26_what_is_no_event_is_422_with_every_wrong_field(
+async def test_e1_and_row_26_an_invalid_event_is_422_with_every_rejected_field(
     call: Caller, events: AbstractQueue, raw: str, fields: set[str] | None
 ) -> None:
-    answer = await call("POST", "/v1/events", raw=raw)
-    wanted = fields or {"from_service", "event", "details", "detials"}
-    assert answer.wrong_fields() == wanted
-    assert await taken(events) is None
+    response = await call("POST", "/v1/events", raw=raw)
+    expected = fields or {"from_service", "event", "details", "detials"}
+    assert response.rejected_fields() == expected
+    assert await next_event(events) is None
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ async def test_e1_and_row_26_what_is_no_event_is_422_with_every_wrong_field(
     ["", "{", body_with("NaN"), body_with('"\\ud800"'), body_with("[" * 10_000 + "]" * 10_000)],
     ids=range(5),
 )
-async def test_row_26_what_is_no_json_is_400(call: Caller, events: AbstractQueue, raw: str) -> None:
+async def test_row_26_invalid_json_is_400(call: Caller, events: AbstractQueue, raw: str) -> None:
     (await call("POST", "/v1/events", raw=raw)).problem(400)
-    assert await taken(events) is None
+    assert await next_event(events) is None
 
 
-async def test_row_15_and_33_too_large_other_media_and_bad_tickets_publish_nothing(
+async def test_row_15_and_33_rejected_requests_publish_nothing(
     call: Caller, events: AbstractQueue
 ) -> None:
     large = json.dumps(EVENT | {"details": {"x": "x" * MIB}})
@@ -146,44 +146,44 @@ async def test_row_15_and_33_too_large_other_media_and_bad_tickets_publish_nothi
     expired = ticket("shop", exp=int(time.time()) - 1)
     (await call("POST", "/v1/events", EVENT, Authorization=f"Bearer {expired}")).problem(401)
     wrong = await call("POST", "/v1/events", EVENT, Idempotency_Key="two words")
-    assert wrong.wrong_fields() == {"Idempotency-Key"}
+    assert wrong.rejected_fields() == {"Idempotency-Key"}
     (await call("GET", "/v1/events")).problem(405)
-    assert await taken(events) is None
+    assert await next_event(events) is None
 
 
-async def test_an_events_log_line_names_it_and_holds_nothing_of_it(
+async def test_the_log_line_has_the_id_of_the_event_and_none_of_its_details(
     call: Caller, events: AbstractQueue, gateway_service: Service
 ) -> None:
-    body = EVENT | {"details": {"token": "details-canary"}, "event_id": "told-7"}
+    body = EVENT | {"details": {"token": "details-canary"}, "event_id": "logged-7"}
     mine = call.as_client("shop")
     assert (await mine("POST", "/v1/events", body, traceparent="nonsense")).status == 202
-    message = await taken(events)
+    message = await next_event(events)
     assert message
     assert "traceparent" not in message.headers
-    [line] = await until(lambda: gateway_service.logged("http request", event_id="told-7"))
+    [line] = await until(lambda: gateway_service.logged("http request", event_id="logged-7"))
     assert (line["client_id"], line["route"], line["status"]) == ("shop", "/v1/events", 202)
     assert "canary" not in gateway_service.output
 
 
 @pytest.fixture
-def ingestions_database(database_url: str) -> Iterator[str]:
-    """What ingestion needs, and nothing in it."""
+def ingestion_database(database_url: str) -> Iterator[str]:
+    """Yield the URL of an empty database for ingestion."""
     with fresh_database(database_url) as url:
         asyncio.run(migrate(url, SCHEMA))
         yield url
 
 
-async def test_e1_e3_posted_before_ingestion_ever_ran_it_is_acted_on_once(
-    tmp_path: Path, amqp_url: str, ingestions_database: str
+async def test_e1_e3_an_event_from_before_the_first_start_of_ingestion_takes_effect_once(
+    tmp_path: Path, amqp_url: str, ingestion_database: str
 ) -> None:
     async def post(call: Caller) -> str:
-        answer = await call("POST", "/v1/events", EVENT, Idempotency_Key="signup-7")
-        return str(answer.json["id"]) if answer.status == 202 else ""
+        response = await call("POST", "/v1/events", EVENT, Idempotency_Key="signup-7")
+        return str(response.json["id"]) if response.status == 202 else ""
 
     with gateway(tmp_path, amqp_url) as service:
         async with calling(await base_url(service)) as call:
             await until(lambda: post(call))
-            settings = {"RINGBACK_DATABASE_URL": ingestions_database}
+            settings = {"RINGBACK_DATABASE_URL": ingestion_database}
             with running(tmp_path, amqp_url, settings, RUN_INGESTION) as ingestion:
                 await ingestion.ready()
                 async with ingestion_peers(amqp_url) as around:
@@ -200,61 +200,61 @@ async def test_e1_e3_posted_before_ingestion_ever_ran_it_is_acted_on_once(
 
 @pytest.fixture
 async def lone(tmp_path: Path, own_broker: Broker) -> AsyncIterator[Caller]:
-    """A gateway on a broker that the test may harm."""
+    """Yield a caller of a gateway whose broker the test may stop."""
     with gateway(tmp_path, own_broker.url) as service:
         async with calling(await base_url(service)) as call:
             await until(lambda: service.logged("publisher is ready"))
             yield call
 
 
-async def post(call: Caller) -> tuple[Reply, float]:
+async def post(call: Caller) -> tuple[Response, float]:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    answer = await call("POST", "/v1/events", EVENT)
-    return answer, loop.time() - started
+    response = await call("POST", "/v1/events", EVENT)
+    return response, loop.time() - started
 
 
-async def until_taken(call: Caller) -> None:
-    async def taken_in() -> bool:
+async def until_accepted(call: Caller) -> None:
+    async def accepted() -> bool:
         return (await post(call))[0].status == 202
 
-    await until(taken_in, 30)
+    await until(accepted, 30)
 
 
-async def test_row_6_an_alarm_is_503_within_5_seconds_and_events_are_taken_when_it_is_over(
+async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(
     lone: Caller, own_broker: Broker
 ) -> None:
     memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
     own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
     try:
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return "alarm" in (await lone("GET", "/readyz")).json["parts"]["publisher"]
 
-        await until(told, 5)  # before any caller has met it
-        answer, seconds = await post(lone)
-        assert "alarm" in answer.problem(503)["detail"]
-        assert int(answer.headers["Retry-After"]) > 0
+        await until(reported, 5)  # before any request meets the alarm
+        response, seconds = await post(lone)
+        assert "alarm" in response.problem(503)["detail"]
+        assert int(response.headers["Retry-After"]) > 0
         assert seconds < 1
     finally:
         own_broker.ctl("set_vm_memory_high_watermark", memory)
-    await until_taken(lone)
+    await until_accepted(lone)
 
 
-async def test_rows_1_and_2_suspended_504_as_it_is_unknown_gone_503_as_nothing_was_done(
+async def test_rows_1_and_2_a_suspended_broker_is_504_and_a_stopped_one_is_503(
     lone: Caller, own_broker: Broker
 ) -> None:
-    await until_taken(lone)
+    await until_accepted(lone)
     own_broker.suspend()
     try:
-        answer, seconds = await post(lone)
-        problem = answer.problem(504)
+        response, seconds = await post(lone)
+        problem = response.problem(504)
         assert "unknown" in problem["detail"]
         assert "event_id or Idempotency-Key" in problem["detail"]
         assert 4 < seconds < 6.5
     finally:
         own_broker.resume()
-    await until_taken(lone)
+    await until_accepted(lone)
     await asyncio.to_thread(own_broker.sync)
     await asyncio.to_thread(own_broker.kill)
 
@@ -263,7 +263,7 @@ async def test_rows_1_and_2_suspended_504_as_it_is_unknown_gone_503_as_nothing_w
 
     await until(unavailable)
     await asyncio.to_thread(own_broker.start)
-    await until_taken(lone)
+    await until_accepted(lone)
     async with queue_of_events(own_broker.url) as queue:
-        await until_taken(lone)
-        assert await taken(queue)
+        await until_accepted(lone)
+        assert await next_event(queue)

@@ -1,4 +1,4 @@
-"""E5 over HTTP: what callers see of postings, through the real gateway and mailings."""
+"""E5 over HTTP: postings through the real gateway and mailings."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.gateway import Caller, Reply, ticket
+from tests.fakes.gateway import Caller, Response, ticket
 from tests.fakes.mailing_outside import Around, outside
 from tests.fakes.sandbox import sandbox
 from tests.fakes.system import System, fresh_database, system
@@ -51,7 +51,7 @@ async def call(services: System) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def around(services: System, shared_amqp_url: str) -> AsyncIterator[Around]:
-    """What takes the messages, and tells of them."""
+    """Yield a consumer of the messages that publishes their facts."""
     assert services
     async with outside(shared_amqp_url) as it:
         yield it
@@ -59,37 +59,37 @@ async def around(services: System, shared_amqp_url: str) -> AsyncIterator[Around
 
 @pytest.fixture
 async def nine() -> AsyncIterator[dict[str, Any]]:
-    """A posting to nine users: five get an SMS, three want none and one has no phone."""
+    """Yield a posting to nine users: five get an SMS, three opted out and one has no phone."""
     async with sandbox(users=9) as box:
         users = str(box.url / "auth/api/v1/users/")
         yield POSTING | {"receivers": users, "from_event": "nine"}
 
 
-async def given_out(call: Caller, posting: Reply) -> tuple[str, list[Any]]:
-    """Wait until all messages of a posting are given out; where it is, and its messages."""
+async def until_sending(call: Caller, posting: Response) -> tuple[str, list[Any]]:
+    """Wait until all messages of a posting are published; return its path and its messages."""
     assert posting.status == 202, posting.text
     path = posting.headers["Location"]
     await until_status(call, path, "sending")
     return path, (await call("GET", f"{path}/messages?status=created")).json["items"]
 
 
-async def until_status(call: Caller, path: str, wanted: str) -> dict[str, Any]:
-    """Wait until a posting has this status; all that is told of it."""
+async def until_status(call: Caller, path: str, status: str) -> dict[str, Any]:
+    """Wait until a posting has this status; return its progress."""
 
-    async def there() -> Any:
-        told = (await call("GET", path)).json
-        return told if told["status"] == wanted else None
+    async def reached() -> Any:
+        progress = (await call("GET", path)).json
+        return progress if progress["status"] == status else None
 
-    found: dict[str, Any] = await until(there)
+    found: dict[str, Any] = await until(reached)
     return found
 
 
-async def answered(services: System) -> float:
-    """How many requests mailings has answered."""
+async def responded(services: System) -> float:
+    """Return the number of requests that mailings has responded to."""
     return await services["mailings"].metric("ringback_requests_answered_total")
 
 
-async def test_e5_taken_in_as_it_came_sent_and_found_again(
+async def test_e5_a_posting_is_accepted_unchanged_and_its_progress_is_found(
     call: Caller, around: Around, nine: dict[str, Any]
 ) -> None:
     code = 'ü \\ " }, {'
@@ -101,20 +101,20 @@ async def test_e5_taken_in_as_it_came_sent_and_found_again(
     assert accepted.json["status"] == "accepted"
     assert accepted.headers["Location"] == f"/v1/postings/{accepted.json['id']}"
     assert accepted.headers["Cache-Control"] == "no-store"
-    path, messages = await given_out(call, accepted)
+    path, messages = await until_sending(call, accepted)
     await around.settle(accepted.json["id"], messages[1:], "sent")
     await around.settle(accepted.json["id"], messages[:1], "failed")
     found = await until_status(call, path, "done")
     assert found["id"] == accepted.json["id"]
     assert (found["template"], found["from_event"]) == ("sms/phone_confirmation.md", "nine")
-    told = {"created": 0, "sent": 4, "failed": 1, "expired": 0, "skipped": 4}
-    assert found["messages"] == told
+    counts = {"created": 0, "sent": 4, "failed": 1, "expired": 0, "skipped": 4}
+    assert found["messages"] == counts
     assert found["skipped"] == {"sms not enabled": 3, "no phone": 1}
     await around.until(5)
     assert all(f"your code is {code}. " in json.loads(m.body)["text"] for m in around.messages)
 
 
-async def test_e5_idempotency_key_a_repeat_is_the_same_posting_another_body_is_409(
+async def test_e5_a_repeat_with_the_same_key_is_the_same_posting_and_another_body_is_409(
     call: Caller,
 ) -> None:
     body = POSTING | {"from_event": "repeated"}
@@ -130,7 +130,7 @@ async def test_e5_idempotency_key_a_repeat_is_the_same_posting_another_body_is_4
 
 
 async def listed(call: Caller, query: str) -> list[str]:
-    """The ids of all postings that a query finds, page after page."""
+    """Return the ids of all postings that a query finds, page by page."""
     found: list[str] = []
     cursor = ""
     while True:
@@ -142,15 +142,17 @@ async def listed(call: Caller, query: str) -> list[str]:
         cursor = f"&cursor={page.json['next_cursor']}"
 
 
-async def test_e7_s9_postings_page_by_page_newest_first_for_whom_may_see_them(call: Caller) -> None:
+async def test_e7_s9_clients_list_their_own_and_anonymous_postings_newest_first(
+    call: Caller,
+) -> None:
     before = await listed(call, "limit=1000")
-    askers = ("shop", None, "blog", "shop", None)
-    made = []
-    for number, client in enumerate(askers):
+    clients = ("shop", None, "blog", "shop", None)
+    created = []
+    for number, client in enumerate(clients):
         body = POSTING | {"from_event": f"scan/{number // 4}"}
         accepted = await call.as_client(client)("POST", "/v1/postings", body)
-        made.append(accepted.json["id"])
-    zero, one, two, three, four = made
+        created.append(accepted.json["id"])
+    zero, one, two, three, four = created
     shop = call.as_client("shop")
     page = (await shop("GET", "/v1/postings?limit=2")).json
     assert [item["id"] for item in page["items"]] == [four, three]
@@ -163,10 +165,10 @@ async def test_e7_s9_postings_page_by_page_newest_first_for_whom_may_see_them(ca
     assert await listed(call, "from_event=scan") == []
 
 
-async def test_e5_wrong_fields_are_named_as_mailings_found_them(call: Caller) -> None:
+async def test_e5_rejected_fields_are_named(call: Caller) -> None:
     wrong = {"receivers": "ftp://x", "delivery_type": ["fax"], "colour": "red"}
-    answer = await call("POST", "/v1/postings", wrong)
-    assert answer.wrong_fields() == {"receivers", "template", "delivery_type.0", "colour"}
+    response = await call("POST", "/v1/postings", wrong)
+    assert response.rejected_fields() == {"receivers", "template", "delivery_type.0", "colour"}
 
 
 @pytest.mark.parametrize(
@@ -181,33 +183,33 @@ async def test_e5_wrong_fields_are_named_as_mailings_found_them(call: Caller) ->
     ],
     ids=range(6),
 )
-async def test_row_15_and_26_what_is_no_json_or_too_large_is_asked_of_nobody(
+async def test_row_15_and_26_invalid_json_and_large_bodies_cause_no_request(
     call: Caller, services: System, raw: str, status: int
 ) -> None:
-    before = await answered(services)
+    before = await responded(services)
     (await call("POST", "/v1/postings", raw=raw)).problem(status)
-    assert await answered(services) == before
+    assert await responded(services) == before
 
 
 @pytest.mark.parametrize("value", ['"\\u0000"', "1e999999"])
-async def test_row_26_what_no_store_takes_is_422(call: Caller, value: str) -> None:
+async def test_row_26_values_that_no_store_accepts_are_422(call: Caller, value: str) -> None:
     raw = json.dumps(POSTING).replace('"1234"', value)
-    assert (await call("POST", "/v1/postings", raw=raw)).wrong_fields() == {"template_context"}
+    assert (await call("POST", "/v1/postings", raw=raw)).rejected_fields() == {"template_context"}
 
 
-async def test_e5_messages_page_by_page_with_every_parameter_passed_on(
+async def test_e5_messages_are_listed_page_by_page(
     call: Caller, around: Around, nine: dict[str, Any]
 ) -> None:
-    path, messages = await given_out(call, await call("POST", "/v1/postings", nine))
+    path, messages = await until_sending(call, await call("POST", "/v1/postings", nine))
     *failed, sent = messages[:4]
     posting = path.rpartition("/")[2]
     await around.settle(posting, failed, "failed")
     await around.settle(posting, [sent], "sent")
 
-    async def told() -> bool:
+    async def settled() -> bool:
         return bool((await call("GET", path)).json["messages"]["sent"])
 
-    await until(told)
+    await until(settled)
     page = (await call("GET", f"{path}/messages?status=failed&limit=2")).json
     assert [item["id"] for item in page["items"]] == [each["id"] for each in failed[:2]]
     assert page["items"][0]["reason"] == "it failed"
@@ -217,7 +219,7 @@ async def test_e5_messages_page_by_page_with_every_parameter_passed_on(
     assert last["next_cursor"] is None
 
 
-@pytest.mark.parametrize("of", ["messages", "postings"])
+@pytest.mark.parametrize("resource", ["messages", "postings"])
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -231,65 +233,65 @@ async def test_e5_messages_page_by_page_with_every_parameter_passed_on(
         ("limit=1&limit=2", "limit"),
     ],
 )
-async def test_row_33_a_wrong_parameter_is_422_and_named(
-    call: Caller, of: str, query: str, field: str
+async def test_row_33_an_invalid_parameter_is_422_and_named(
+    call: Caller, resource: str, query: str, field: str
 ) -> None:
     path = "/v1/postings"
-    if of == "messages":
+    if resource == "messages":
         path = (await call("POST", path, POSTING)).headers["Location"] + "/messages"
-    assert (await call("GET", f"{path}?{query}")).wrong_fields() == {field}
+    assert (await call("GET", f"{path}?{query}")).rejected_fields() == {field}
 
 
 @pytest.mark.parametrize("stranger", ["stranger", None])
 @pytest.mark.parametrize("path", ["", "/messages"])
-async def test_s9_anothers_posting_is_not_found_word_for_word_as_if_it_were_not_there(
+async def test_s9_the_posting_of_another_client_looks_as_if_it_did_not_exist(
     call: Caller, path: str, stranger: str | None
 ) -> None:
     owner, other = call.as_client("owner"), call.as_client(stranger)
     mine = (await owner("POST", "/v1/postings", POSTING)).headers["Location"]
     theirs = await other("GET", mine + path)
-    nobodys = await other("GET", f"/v1/postings/{UNKNOWN}{path}")
-    assert theirs.problem(404) == nobodys.problem(404)
+    missing = await other("GET", f"/v1/postings/{UNKNOWN}{path}")
+    assert theirs.problem(404) == missing.problem(404)
     assert (await owner("GET", mine + path)).status == 200
 
 
-async def test_s9_and_row_33_bad_tickets_and_no_ids_are_asked_of_nobody(
+async def test_s9_and_row_33_invalid_tickets_and_ids_cause_no_request(
     call: Caller, services: System
 ) -> None:
-    before = await answered(services)
+    before = await responded(services)
     expired = ticket("shop", exp=int(time.time()) - 1)
-    for given in ("canary", expired):
-        (await call("POST", "/v1/postings", POSTING, X_Service_Ticket=given)).problem(401)
-        (await call("GET", "/v1/postings", X_Service_Ticket=given)).problem(401)
-        (await call("GET", f"/v1/postings/{UNKNOWN}", X_Service_Ticket=given)).problem(401)
-    for no_id in ("7", "x" * 5000, "%00", "..%2f"):
-        (await call("GET", f"/v1/postings/{no_id}")).problem(404)
-        (await call("GET", f"/v1/postings/{no_id}/messages")).problem(404)
-    assert await answered(services) == before
+    for invalid in ("canary", expired):
+        (await call("POST", "/v1/postings", POSTING, X_Service_Ticket=invalid)).problem(401)
+        (await call("GET", "/v1/postings", X_Service_Ticket=invalid)).problem(401)
+        (await call("GET", f"/v1/postings/{UNKNOWN}", X_Service_Ticket=invalid)).problem(401)
+    for invalid in ("7", "x" * 5000, "%00", "..%2f"):
+        (await call("GET", f"/v1/postings/{invalid}")).problem(404)
+        (await call("GET", f"/v1/postings/{invalid}/messages")).problem(404)
+    assert await responded(services) == before
 
 
-async def test_no_answer_is_504_in_time_and_a_repeat_with_the_same_key_is_one_posting(
+async def test_after_a_504_a_repeat_with_the_same_key_is_one_posting(
     call: Caller, services: System
 ) -> None:
     body = POSTING | {"from_event": "lost"}
 
-    async def ask() -> Reply:
+    async def create() -> Response:
         return await call("POST", "/v1/postings", body, Idempotency_Key="lost-7")
 
     services["mailings"].signal(signal.SIGSTOP)
     try:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        assert "unknown" in (await ask()).problem(504)["detail"]
+        assert "unknown" in (await create()).problem(504)["detail"]
         assert 1.9 < loop.time() - started < 4
     finally:
         services["mailings"].signal(signal.SIGCONT)
-    repeated = await ask()
+    repeated = await create()
     assert repeated.status == 202
     assert await listed(call, "from_event=lost") == [repeated.json["id"]]
 
 
-async def test_a_postings_log_lines_name_it_and_hold_nothing_of_it(
+async def test_the_log_lines_have_the_id_of_the_posting_and_none_of_its_content(
     call: Caller, services: System
 ) -> None:
     body = POSTING | {"template_context": {"secret_code": "code-canary"}}
@@ -298,8 +300,8 @@ async def test_a_postings_log_lines_name_it_and_hold_nothing_of_it(
     await mine("GET", f"/v1/postings/{identity}")
     lines = await until(
         lambda: (
-            len(told := services["gateway"].logged("http request", posting_id=identity)) == 2
-            and told
+            len(lines := services["gateway"].logged("http request", posting_id=identity)) == 2
+            and lines
         )
     )
     assert [line["method"] for line in lines] == ["POST", "GET"]

@@ -1,4 +1,4 @@
-"""The gateway when the broker, the scheduler or its own process are in trouble."""
+"""The gateway during faults of the broker, the services or its own process."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ import pytest
 from deploy.local.broker import Broker
 from deploy.local.daemon import free_port
 from deploy.local.database import Database
-from tests.fakes.gateway import Caller, Reply, base_url, calling, gateway
+from tests.fakes.gateway import Caller, Response, base_url, calling, gateway
 from tests.fakes.mailing import posting
 from tests.fakes.scheduler import fake_scheduler
 from tests.fakes.service import Service
@@ -32,16 +32,19 @@ async def running(
             yield service, call
 
 
-async def test_without_a_scheduler_and_mailings_503_and_readyz_says_so_of_the_scheduler(
+async def test_without_scheduler_and_mailings_requests_are_503_and_readyz_names_the_scheduler(
     tmp_path: Path, amqp_url: str
 ) -> None:
     async with running(tmp_path, amqp_url) as (service, call):
         await until(lambda: service.logged("broker is ready"))
-        asked = {"scheduler": ("/v1/callbacks", CALLBACK), "mailings": ("/v1/postings", posting())}
-        for name, (path, body) in asked.items():
-            answer = await call("POST", path, body)
-            assert f"{name}: no service consumes these requests" in answer.problem(503)["detail"]
-            assert int(answer.headers["Retry-After"]) > 0
+        requests = {
+            "scheduler": ("/v1/callbacks", CALLBACK),
+            "mailings": ("/v1/postings", posting()),
+        }
+        for name, (path, body) in requests.items():
+            response = await call("POST", path, body)
+            assert f"{name}: no service consumes these requests" in response.problem(503)["detail"]
+            assert int(response.headers["Retry-After"]) > 0
         report = await call("GET", "/readyz")
         assert report.status == 503
         assert report.json["parts"]["broker"] == "ok"
@@ -50,7 +53,7 @@ async def test_without_a_scheduler_and_mailings_503_and_readyz_says_so_of_the_sc
         assert (await call("GET", "/healthz")).status == 200
 
 
-async def test_row_1_broker_killed_503_at_once_and_served_again_when_it_is_back(
+async def test_row_1_a_stopped_broker_is_503_until_it_is_back(
     tmp_path: Path, own_broker: Broker
 ) -> None:
     async with running(tmp_path, own_broker.url) as (service, call):
@@ -59,18 +62,16 @@ async def test_row_1_broker_killed_503_at_once_and_served_again_when_it_is_back(
             assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
         own_broker.kill()
         await until(lambda: service.logged("broker is not ready"))
-        answer = await call("POST", "/v1/callbacks", CALLBACK)
-        answer.problem(503)
-        assert "Retry-After" in answer.headers
+        response = await call("POST", "/v1/callbacks", CALLBACK)
+        response.problem(503)
+        assert "Retry-After" in response.headers
         own_broker.start()
         async with fake_scheduler(own_broker.url):
             await service.ready()
             assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
 
 
-async def test_row_2_broker_suspended_504_in_time_as_the_outcome_is_unknown(
-    tmp_path: Path, own_broker: Broker
-) -> None:
+async def test_row_2_a_suspended_broker_is_504_in_time(tmp_path: Path, own_broker: Broker) -> None:
     async with running(tmp_path, own_broker.url) as (service, call), fake_scheduler(own_broker.url):
         await service.ready()
         own_broker.suspend()
@@ -93,45 +94,43 @@ DISK = ("set_disk_free_limit", "1000GB")
 
 
 @pytest.mark.parametrize("alarm", [MEMORY, DISK], ids=["row_6_memory", "row_7_disk"])
-async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_and_passes(
+async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_until_it_clears(
     tmp_path: Path, own_broker: Broker, alarm: tuple[str, ...]
 ) -> None:
     memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
-    calm = {MEMORY[0]: (MEMORY[0], memory), DISK[0]: (DISK[0], "50MB")}[alarm[0]]
+    cleared = {MEMORY[0]: (MEMORY[0], memory), DISK[0]: (DISK[0], "50MB")}[alarm[0]]
     async with running(tmp_path, own_broker.url) as (service, call), fake_scheduler(own_broker.url):
         await service.ready()
         own_broker.ctl(*alarm)
         try:
 
-            async def told() -> bool:
+            async def reported() -> bool:
                 return "alarm" in (await call("GET", "/readyz")).json["parts"]["broker"]
 
-            await until(told, 5)  # before any caller has met it
-            answer = await call("POST", "/v1/callbacks", CALLBACK)
-            assert "alarm" in answer.problem(503)["detail"]
+            await until(reported, 5)  # before any request meets the alarm
+            response = await call("POST", "/v1/callbacks", CALLBACK)
+            assert "alarm" in response.problem(503)["detail"]
         finally:
-            own_broker.ctl(*calm)
+            own_broker.ctl(*cleared)
         await service.ready()
         assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
 
 
-async def test_row_32_sigterm_answers_what_is_in_flight_and_takes_nothing_new(
-    tmp_path: Path, amqp_url: str
-) -> None:
-    begun = asyncio.Event()
+async def test_row_32_sigterm_finishes_requests_in_flight(tmp_path: Path, amqp_url: str) -> None:
+    started = asyncio.Event()
     async with running(tmp_path, amqp_url) as (service, call), fake_scheduler(amqp_url) as it:
         await service.ready()
 
         def slow(_: object) -> None:
-            begun.set()
+            started.set()
 
-        it.answers["CreateCallback"] = slow
-        answer = asyncio.create_task(call("POST", "/v1/callbacks", CALLBACK))
-        await begun.wait()
+        it.responses["CreateCallback"] = slow
+        response = asyncio.create_task(call("POST", "/v1/callbacks", CALLBACK))
+        await started.wait()
         service.signal(signal.SIGTERM)
         await until(lambda: service.logged("stopping on SIGTERM"))
-        await it.answer_late({"ok": {"id": "late", "status": "scheduled", "run_at": "x"}})
-        assert (await answer).status == 201
+        await it.respond_late({"ok": {"id": "late", "status": "scheduled", "run_at": "x"}})
+        assert (await response).status == 201
         assert await service.exit_code() == 0
 
 
@@ -144,7 +143,7 @@ async def test_several_workers_share_the_port_and_the_metrics(
     with gateway(tmp_path, amqp_url, given, *arguments) as service:
         async with fake_scheduler(amqp_url):
             await service.ready()
-            for _ in range(20):  # a connection each, so that the kernel spreads them
+            for _ in range(20):  # one connection each, so that the kernel distributes them
                 async with calling(f"http://127.0.0.1:{port}") as call:
                     assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
             name, created = "ringback_http_requests_total", {"method": "POST", "status": "201"}
@@ -156,7 +155,9 @@ async def test_several_workers_share_the_port_and_the_metrics(
             )
 
 
-async def test_a_taken_port_ends_the_start_and_says_so(tmp_path: Path, amqp_url: str) -> None:
+async def test_a_port_in_use_is_reported_and_ends_the_process(
+    tmp_path: Path, amqp_url: str
+) -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
@@ -167,10 +168,13 @@ async def test_a_taken_port_ends_the_start_and_says_so(tmp_path: Path, amqp_url:
 
 @pytest.fixture
 def services(tmp_path: Path, amqp_url: str, own_database: Database) -> Iterator[System]:
-    """Callbacks' services on a database that the test may stop; the scheduler waits 3 s for it."""
-    patience = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
+    """Run scheduler, callback and gateway on a database that the test may stop.
+
+    The scheduler waits 3 s for the database, so the gateway's timeout is longer.
+    """
+    settings = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
     names = ("scheduler", "callback")
-    with system(tmp_path, amqp_url, own_database.url, *names, **patience) as it:
+    with system(tmp_path, amqp_url, own_database.url, *names, **settings) as it:
         yield it
 
 
@@ -181,17 +185,17 @@ async def call(services: System) -> AsyncIterator[Caller]:
         yield it
 
 
-async def test_row_19_database_gone_503_with_retry_after_and_taken_again_when_it_is_back(
+async def test_row_19_a_stopped_database_is_503_with_retry_after_until_it_is_back(
     call: Caller, services: System, own_database: Database
 ) -> None:
     assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
     own_database.stop(immediate=True)
 
     async def unavailable() -> bool:
-        answer = await call("POST", "/v1/callbacks", CALLBACK)
-        # Whoever was asked just as it went may have to say that the outcome is unknown.
-        assert answer.status in (503, 504)
-        return answer.status == 503 and int(answer.headers["Retry-After"]) > 0
+        response = await call("POST", "/v1/callbacks", CALLBACK)
+        # The outcome of a request during the stop may be unknown.
+        assert response.status in (503, 504)
+        return response.status == 503 and int(response.headers["Retry-After"]) > 0
 
     await until(unavailable)
     report = await call("GET", "/readyz")
@@ -202,25 +206,25 @@ async def test_row_19_database_gone_503_with_retry_after_and_taken_again_when_it
     assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
 
 
-async def test_a_lost_answer_is_504_and_its_repeat_with_the_same_key_creates_nothing_twice(
+async def test_after_a_lost_response_a_repeat_with_the_same_key_creates_nothing_twice(
     call: Caller, services: System
 ) -> None:
-    wish = CALLBACK | {"group_key": "once"}
+    callback = CALLBACK | {"group_key": "once"}
 
-    async def ask() -> Reply:
-        return await call("POST", "/v1/callbacks", wish, Idempotency_Key="order-7")
+    async def create() -> Response:
+        return await call("POST", "/v1/callbacks", callback, Idempotency_Key="order-7")
 
-    waiting = [asyncio.create_task(ask()) for _ in range(20)]
-    await asyncio.sleep(0)  # let them be sent, so that some are answered and some are not
+    waiting = [asyncio.create_task(create()) for _ in range(20)]
+    await asyncio.sleep(0)  # let them be sent, so that only some get a response
     services["scheduler"].signal(signal.SIGSTOP)
     lost = await asyncio.gather(*waiting)
-    (await ask()).problem(504)
-    assert {answer.status for answer in lost} <= {201, 504}
+    (await create()).problem(504)
+    assert {response.status for response in lost} <= {201, 504}
     services["scheduler"].signal(signal.SIGCONT)
     await services.ready()
-    repeated = await ask()
+    repeated = await create()
     assert repeated.status == 201
-    told = {answer.json["id"] for answer in lost if answer.status == 201}
-    assert told <= {repeated.json["id"]}
-    [kept] = (await call("GET", "/v1/groups/once/callbacks")).json["items"]
-    assert kept["id"] == repeated.json["id"]
+    created = {response.json["id"] for response in lost if response.status == 201}
+    assert created <= {repeated.json["id"]}
+    [stored] = (await call("GET", "/v1/groups/once/callbacks")).json["items"]
+    assert stored["id"] == repeated.json["id"]

@@ -1,4 +1,4 @@
-"""The HTTP client against real receivers, well-behaved and hostile (rows 28 and 30)."""
+"""The HTTP client with real receivers, well-behaved and hostile (rows 28 and 30)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from shared.http.client import HttpResponse, RequestFailedError
 from shared.http.guard import parse_target
 from tests.fakes.names import serve_names
 from tests.fakes.receivers import hang_on_accept, respond, respond_then_close, serve
-from tests.fakes.sending import BODY, TOTAL, client, client_of, failure, post
+from tests.fakes.sending import BODY, TIMEOUT, client, client_of, failure, post
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
     from tests.fakes.receivers import Behaviour, ClientConnection
 
 
-# What goes out
+# Requests
 
 
-async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> None:
+async def test_a_request_is_sent_unchanged_and_nothing_is_added() -> None:
     async with client() as sender, serve(respond(201, {"Retry-After": "7"}, b"done")) as receiver:
-        reply = await post(sender, receiver.url + "/a%2Fb?x=%20&y=1#frag")
-    assert reply == HttpResponse(201, "7", b"done")
+        response = await post(sender, receiver.url + "/a%2Fb?x=%20&y=1#frag")
+    assert response == HttpResponse(201, "7", b"done")
     (request,) = receiver.requests
     assert (request.method, request.path) == ("POST", "/hook/a%2Fb?x=%20&y=1")
     assert request.body == BODY
@@ -48,29 +48,29 @@ async def test_a_request_arrives_as_it_was_given_and_with_nothing_added() -> Non
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
-async def test_other_methods_carry_the_body_too(method: str) -> None:
+async def test_other_methods_send_the_body_too(method: str) -> None:
     async with client() as sender, serve(respond(204, body=b"")) as receiver:
-        reply = await sender.send(parse_target(receiver.url), method, {}, BODY, TOTAL)
-    assert reply == HttpResponse(204, None, b"")
+        response = await sender.send(parse_target(receiver.url), method, {}, BODY, TIMEOUT)
+    assert response == HttpResponse(204, None, b"")
     assert [(r.method, r.body) for r in receiver.requests] == [(method, BODY)]
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_is_reused() -> None:
     async with client() as sender, serve(respond()) as receiver:
         for _ in range(3):
             await post(sender, receiver.url)
     assert (receiver.accepted, len(receiver.requests)) == (1, 3)
 
 
-async def test_cookies_are_not_kept() -> None:
+async def test_cookies_are_not_stored() -> None:
     async with client() as sender, serve(respond(200, {"Set-Cookie": "a=b; Path=/"})) as receiver:
-        url = receiver.url.replace("127.0.0.1", "localhost")  # cookie jars leave out addresses
+        url = receiver.url.replace("127.0.0.1", "localhost")  # cookie jars ignore IP addresses
         await post(sender, url)
         await post(sender, url)
     assert [r.headers.get("cookie") for r in receiver.requests] == [None, None]
 
 
-async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve(respond(502)) as proxy, serve(respond(200)) as receiver:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
@@ -84,7 +84,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 
 
 def memory() -> int:
-    """Give this process's resident bytes."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:  # noqa: PTH123 - faster than Path, read often
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -143,7 +143,7 @@ HOSTILE: dict[str, tuple[Behaviour, int | str]] = {
 
 
 @pytest.mark.parametrize(("behaviour", "expected"), HOSTILE.values(), ids=HOSTILE.keys())
-async def test_row_28_a_hostile_receiver_is_over_in_time_and_small(
+async def test_row_28_a_hostile_receiver_takes_limited_time_and_memory(
     behaviour: Behaviour, expected: int | str
 ) -> None:
     async with client() as sender, serve(behaviour) as receiver:
@@ -154,11 +154,11 @@ async def test_row_28_a_hostile_receiver_is_over_in_time_and_small(
         outcomes = await asyncio.gather(
             *(post(sender, receiver.url) for _ in range(4)), return_exceptions=True
         )
-        took = loop.time() - start
+        duration = loop.time() - start
         done.set()
-        # Both ends live in this process; what the receiver buffers counts too.
+        # Client and receiver run in this process, so buffers of the receiver count too.
         assert await growth <= 10_000_000
-        assert took < TOTAL + 1
+        assert duration < TIMEOUT + 1
     for outcome in outcomes:
         if isinstance(outcome, HttpResponse):
             assert outcome.status == expected
@@ -169,23 +169,23 @@ async def test_row_28_a_hostile_receiver_is_over_in_time_and_small(
             assert len(str(outcome)) < 300
 
 
-async def test_the_excerpt_is_the_body_as_sent_up_to_its_limit() -> None:
+async def test_the_excerpt_is_the_beginning_of_the_body() -> None:
     body = bytes(range(256)) * 100
     async with client() as sender, serve(respond(500, body=body)) as receiver:
         assert (await post(sender, receiver.url)).body == body[:1024]
-        # All of it came within max_body, so the connection is used again.
+        # The body is below max_body, so the connection is reused.
         assert (await post(sender, receiver.url)).body == body[:1024]
     assert receiver.accepted == 1
 
 
-async def test_a_packed_body_stays_packed() -> None:
+async def test_a_compressed_body_is_not_decompressed() -> None:
     headers = {"Content-Encoding": "gzip"}
-    packed = gzip.compress(b"hello")
-    async with client() as sender, serve(respond(200, headers, packed)) as receiver:
-        assert (await post(sender, receiver.url)).body == packed
+    compressed = gzip.compress(b"hello")
+    async with client() as sender, serve(respond(200, headers, compressed)) as receiver:
+        assert (await post(sender, receiver.url)).body == compressed
 
 
-async def test_a_body_over_the_limit_ends_the_connection_instead_of_being_drained() -> None:
+async def test_a_body_over_the_limit_closes_the_connection() -> None:
     async def a_little_too_much(connection: ClientConnection) -> None:
         await connection.request()
         await connection.write(
@@ -194,13 +194,13 @@ async def test_a_body_over_the_limit_ends_the_connection_instead_of_being_draine
         await misbehaviour.hang(connection)
 
     async with client(max_body=10_000) as sender, serve(a_little_too_much) as receiver:
-        async with asyncio.timeout(0.8):  # less than a slow body is waited for
+        async with asyncio.timeout(0.8):  # less than body_timeout
             assert (await post(sender, receiver.url)).status == 200
         async with asyncio.timeout(5):
             await receiver.closed_by_client.wait()
 
 
-async def test_a_body_that_comes_after_the_head_is_read() -> None:
+async def test_a_body_that_arrives_after_the_head_is_read() -> None:
     async def two_parts(connection: ClientConnection) -> None:
         while True:
             await connection.request()
@@ -214,7 +214,7 @@ async def test_a_body_that_comes_after_the_head_is_read() -> None:
     assert receiver.accepted == 1
 
 
-async def test_what_follows_an_answer_is_not_taken_for_the_next_answer() -> None:
+async def test_data_after_a_response_is_not_taken_for_the_next_response() -> None:
     async with client() as sender, serve(misbehaviour.MALFORMED["long_body"]) as receiver:
         assert [(await post(sender, receiver.url)).status for _ in range(2)] == [200, 200]
     assert receiver.accepted == 2
@@ -224,28 +224,28 @@ async def test_what_follows_an_answer_is_not_taken_for_the_next_answer() -> None
 async def test_a_large_body_to_a_receiver_that_reads_nothing_times_out() -> None:
     async with client() as sender, serve(hang_on_accept) as receiver:
         with pytest.raises(RequestFailedError, match="timeout"):
-            await post(sender, receiver.url, body=b"x" * 32_000_000, total=0.5)
+            await post(sender, receiver.url, body=b"x" * 32_000_000, seconds=0.5)
 
 
-async def test_long_limits_are_exact_too() -> None:
-    # aiohttp by itself ends times above 5 s at a whole second of the loop's clock.
+async def test_long_timeouts_are_exact() -> None:
+    # By default aiohttp rounds timeouts above 5 s up to a whole second of the loop's clock.
     async with client() as sender, serve(misbehaviour.hang) as receiver:
         loop = asyncio.get_running_loop()
         start = loop.time()
         total = 5 + (0.2 - start) % 1
-        await failure(sender, receiver.url, total=total)
+        await failure(sender, receiver.url, seconds=total)
         assert loop.time() - start == pytest.approx(total, abs=0.4)
 
 
-async def test_a_slow_body_is_waited_for_briefly_once_the_status_is_known() -> None:
+async def test_send_waits_only_briefly_for_a_slow_body() -> None:
     async with client() as sender, serve(misbehaviour.drip_body()) as receiver:
         async with asyncio.timeout(3):
-            assert (await post(sender, receiver.url, total=60)).status == 200
+            assert (await post(sender, receiver.url, seconds=60)).status == 200
 
 
-async def test_row_28_receivers_that_hang_take_nothing_from_the_others() -> None:
+async def test_row_28_receivers_that_hang_do_not_affect_others() -> None:
     async with client() as sender, serve(misbehaviour.hang) as dead, serve(respond()) as alive:
-        hanging = [asyncio.create_task(post(sender, dead.url, total=20)) for _ in range(200)]
+        hanging = [asyncio.create_task(post(sender, dead.url, seconds=20)) for _ in range(200)]
         async with asyncio.timeout(5):
             await until(lambda: len(dead.requests) == 200)
             for _ in range(100):
@@ -254,12 +254,12 @@ async def test_row_28_receivers_that_hang_take_nothing_from_the_others() -> None
         for task in hanging:
             task.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
-        # A cancelled request takes its connection with it.
+        # A cancelled request closes its connection.
         async with asyncio.timeout(5):
             await dead.closed_by_client.wait()
 
 
-async def test_names_that_hang_take_nothing_from_the_others() -> None:
+async def test_name_lookups_that_hang_do_not_affect_others() -> None:
     async with (
         serve(respond(), host="127.0.0.2") as alive,
         serve_names({"alive.test": ["127.0.0.2"]}) as server,
@@ -269,27 +269,27 @@ async def test_names_that_hang_take_nothing_from_the_others() -> None:
         urls = [f"http://dead{number}.test:{port}" for number in range(100)]
         hanging = [asyncio.create_task(failure(sender, url)) for url in urls]
         async with asyncio.timeout(5):
-            await until(lambda: len(set(server.asked)) == 100)
+            await until(lambda: len(set(server.queries)) == 100)
             assert (await post(sender, f"http://alive.test:{port}")).status == 200
         assert not any(task.done() for task in hanging)
         assert {failed.reason for failed in await asyncio.gather(*hanging)} == {"timeout"}
 
 
-async def test_a_name_is_asked_once_within_its_time_to_live() -> None:
+async def test_a_name_is_looked_up_once_within_its_time_to_live() -> None:
     async with serve(respond_then_close, host="127.0.0.2") as receiver:
         port = receiver.url.split(":")[2]
         async with serve_names({"once.test": ["127.0.0.2"]}) as server:
             resolver = aiohttp.AsyncResolver(nameservers=[server.address], timeout=2.0, tries=1)
             async with client(resolver=resolver, dns_ttl=60) as sender:
                 await asyncio.gather(*(post(sender, f"http://once.test:{port}") for _ in range(20)))
-            assert 1 <= len(server.asked) <= 2  # A and AAAA
+            assert 1 <= len(server.queries) <= 2  # A and AAAA
     assert receiver.accepted == 20
 
 
-# Failures by name
+# Reasons of failures
 
 
-async def test_nobody_listens() -> None:
+async def test_a_refused_connection_fails_with_the_reason_connect() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with client() as sender:
@@ -299,38 +299,38 @@ async def test_nobody_listens() -> None:
     assert "token" not in str(failed)
 
 
-async def test_a_full_backlog_counts_against_the_time_to_connect() -> None:
+async def test_a_full_backlog_fails_after_the_connect_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         with socket.create_connection(address), suppress(TimeoutError):
-            # One waits to be accepted, the next ones get no answer to their SYN.
+            # One connection waits to be accepted; the next ones get no response to their SYN.
             fillers = [socket.socket() for _ in range(3)]
             for filler in fillers:
                 filler.setblocking(False)  # noqa: FBT003 - the socket API
                 filler.connect_ex(address)
             async with client(connect_timeout=0.3) as sender:
-                failed = await failure(sender, f"http://127.0.0.1:{address[1]}/", total=5)
+                failed = await failure(sender, f"http://127.0.0.1:{address[1]}/", seconds=5)
             assert failed.reason == "connect"
             for filler in fillers:
                 filler.close()
 
 
-async def test_a_name_without_addresses_is_a_failure_of_dns() -> None:
+async def test_a_name_without_addresses_fails_with_the_reason_dns() -> None:
     async with serve_names({"empty.test": []}) as server, client_of(server.address) as sender:
         assert (await failure(sender, "http://empty.test/")).reason == "dns"
 
 
-# A pooled connection that the receiver has closed
+# Pooled connections that the receiver has closed
 
 
-async def test_a_stale_connection_is_replaced_and_the_request_sent_again() -> None:
-    async def second_request_unanswered(connection: ClientConnection) -> None:
+async def test_a_closed_pooled_connection_is_replaced_and_the_request_sent_again() -> None:
+    async def no_second_response(connection: ClientConnection) -> None:
         await connection.request()
         await connection.write(misbehaviour.response(200))
-        await connection.request()  # as if the connection were closing when this came
+        await connection.request()  # as if the connection were closing when the request came
 
-    async with client() as sender, serve(second_request_unanswered) as receiver:
-        # Three connections into the pool, all of which will break on their next request.
+    async with client() as sender, serve(no_second_response) as receiver:
+        # Put three connections into the pool; each breaks on its next request.
         await asyncio.gather(*(post(sender, receiver.url) for _ in range(3)))
         assert receiver.accepted == 3
         assert (await post(sender, receiver.url)).status == 200
@@ -338,7 +338,7 @@ async def test_a_stale_connection_is_replaced_and_the_request_sent_again() -> No
 
 
 @pytest.mark.parametrize("behaviour", [misbehaviour.close, misbehaviour.reset])
-async def test_a_fresh_connection_that_breaks_is_not_tried_again(behaviour: Behaviour) -> None:
+async def test_a_new_connection_that_breaks_is_not_retried(behaviour: Behaviour) -> None:
     async with client() as sender, serve(behaviour) as receiver:
         assert (await failure(sender, receiver.url)).reason == "disconnected"
     assert (receiver.accepted, len(receiver.requests)) == (1, 1)
@@ -361,42 +361,44 @@ def client_side() -> ssl.SSLContext:
     return context
 
 
-async def test_a_good_certificate_is_accepted() -> None:
+async def test_a_valid_certificate_is_accepted() -> None:
     tls = server_side(CA.issue_cert("127.0.0.1"))
     async with client(tls=client_side()) as sender, serve(respond(), tls=tls) as receiver:
-        assert (await post(sender, receiver.url, total=5)).status == 200
-        assert (await post(sender, receiver.url, total=5)).status == 200
+        assert (await post(sender, receiver.url, seconds=5)).status == 200
+        assert (await post(sender, receiver.url, seconds=5)).status == 200
     assert receiver.accepted == 1
 
 
-BAD_CERTIFICATES = {
+INVALID_CERTIFICATES = {
     "expired": CA.issue_cert("127.0.0.1", not_after=datetime.now(UTC) - timedelta(days=1)),
     "self-signed or unknown": trustme.CA().issue_cert("127.0.0.1"),
     "another host's": CA.issue_cert("example.com"),
 }
 
 
-@pytest.mark.parametrize("certificate", BAD_CERTIFICATES.values(), ids=BAD_CERTIFICATES.keys())
-async def test_a_bad_certificate_fails_for_now(certificate: trustme.LeafCert) -> None:
+@pytest.mark.parametrize(
+    "certificate", INVALID_CERTIFICATES.values(), ids=INVALID_CERTIFICATES.keys()
+)
+async def test_an_invalid_certificate_is_a_transient_failure(certificate: trustme.LeafCert) -> None:
     tls = server_side(certificate)
     async with client(tls=client_side()) as sender, serve(respond(), tls=tls) as receiver:
-        failed = await failure(sender, receiver.url, total=5)
+        failed = await failure(sender, receiver.url, seconds=5)
     assert failed.reason == "tls"
     assert "certificate" in failed.detail
     assert receiver.requests == []
 
 
-async def test_tls_spoken_to_a_plain_receiver_fails_for_now() -> None:
+async def test_tls_to_a_plain_http_receiver_is_a_transient_failure() -> None:
     async def plain(connection: ClientConnection) -> None:
         await connection.reader.read(100)
         await connection.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async with client() as sender, serve(plain) as receiver:
-        failed = await failure(sender, receiver.url.replace("http:", "https:"), total=5)
+        failed = await failure(sender, receiver.url.replace("http:", "https:"), seconds=5)
     assert failed.reason == "tls"
 
 
-async def test_a_tls_handshake_that_hangs_is_over_in_time() -> None:
+async def test_a_tls_handshake_that_hangs_times_out() -> None:
     async with client() as sender, serve(hang_on_accept) as receiver:
-        failed = await failure(sender, receiver.url.replace("http:", "https:"), total=0.5)
+        failed = await failure(sender, receiver.url.replace("http:", "https:"), seconds=0.5)
     assert failed.reason == "timeout"

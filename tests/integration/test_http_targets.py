@@ -1,4 +1,4 @@
-"""The HTTP client and hostile URLs and names: no packet to a denied address (row 27)."""
+"""The HTTP client with hostile URLs and names: no packet to a denied address (row 27)."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
 
 class Dialled:
-    """The addresses this process opened TCP connections to, as Python's audit events tell it."""
+    """A record of the addresses that this process connects to, from Python's audit events."""
 
     def __init__(self) -> None:
         self.addresses: list[object] = []
-        self.listening = False
-        sys.addaudithook(self._hear)
+        self.recording = False
+        sys.addaudithook(self._on_event)
 
-    def _hear(self, event: str, args: tuple[object, ...]) -> None:
-        if self.listening and event == "socket.connect":
+    def _on_event(self, event: str, args: tuple[object, ...]) -> None:
+        if self.recording and event == "socket.connect":
             self.addresses.append(args[1])
 
 
-_dialled = Dialled()  # once: an audit hook cannot be taken away
+_dialled = Dialled()  # once: an audit hook cannot be removed
 
 
 @pytest.fixture
 def dialled() -> Iterator[list[object]]:
-    _dialled.addresses, _dialled.listening = [], True
+    _dialled.addresses, _dialled.recording = [], True
     yield _dialled.addresses
-    _dialled.listening = False
+    _dialled.recording = False
 
 
 @asynccontextmanager
 async def every_local_address() -> AsyncIterator[tuple[int, list[int]]]:
-    """Listen on all of this machine's addresses, old and new; give the port and the count."""
+    """Listen on all IPv4 and IPv6 addresses; yield the port and the number of connections."""
     accepted = [0]
 
     def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +60,9 @@ async def every_local_address() -> AsyncIterator[tuple[int, list[int]]]:
 
 
 @pytest.mark.parametrize("url", LOOPBACK + ELSEWHERE + MALFORMED)
-async def test_row_27_no_spelling_gets_a_packet_out(url: str, dialled: list[object]) -> None:
+async def test_row_27_no_spelling_of_a_denied_address_sends_a_packet(
+    url: str, dialled: list[object]
+) -> None:
     async with every_local_address() as (port, accepted):
         async with Client(Guard(), user_agent="test") as sender:
             with pytest.raises(ForbiddenTargetError) as caught:
@@ -71,7 +73,7 @@ async def test_row_27_no_spelling_gets_a_packet_out(url: str, dialled: list[obje
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]"])
-async def test_the_watch_above_sees_a_connection_where_one_is_allowed(
+async def test_the_record_of_connections_notices_a_permitted_one(
     host: str, dialled: list[object]
 ) -> None:
     async with every_local_address() as (port, accepted), client() as sender:
@@ -80,7 +82,7 @@ async def test_the_watch_above_sees_a_connection_where_one_is_allowed(
     assert len(dialled) == 1
 
 
-async def test_the_refusal_names_host_address_and_remedy() -> None:
+async def test_the_error_names_the_host_the_address_and_the_setting() -> None:
     async with Client(Guard(), user_agent="test") as sender:
         with pytest.raises(
             ForbiddenTargetError, match=r"^localhost resolves to \S+, which is not a pub"
@@ -92,7 +94,7 @@ async def test_the_refusal_names_host_address_and_remedy() -> None:
             await post(sender, "http://10.0.0.1/path?token=1")
 
 
-async def test_row_27_a_name_that_turns_private_on_the_second_look_up_is_refused(
+async def test_row_27_a_name_that_resolves_to_a_private_address_later_is_denied(
     dialled: list[object],
 ) -> None:
     names = {"rebind.test": ["127.0.0.2"]}
@@ -111,7 +113,7 @@ async def test_row_27_a_name_that_turns_private_on_the_second_look_up_is_refused
     assert dialled == []
 
 
-async def test_row_27_of_mixed_answers_only_the_permitted_are_dialled(
+async def test_row_27_only_the_permitted_addresses_of_a_name_are_used(
     dialled: list[object],
 ) -> None:
     names = {"mixed.test": ["127.0.0.1", "127.0.0.2", "10.0.0.1"]}
@@ -123,7 +125,7 @@ async def test_row_27_of_mixed_answers_only_the_permitted_are_dialled(
     assert {address[0] for address in dialled if isinstance(address, tuple)} == {"127.0.0.2"}
 
 
-async def test_row_27_a_redirect_is_an_answer_not_an_order() -> None:
+async def test_row_27_redirects_are_not_followed() -> None:
     async with serve(respond()) as inside:
         headers = {"Location": inside.url}
         for status in (301, 302, 303, 307, 308):

@@ -153,7 +153,7 @@ async def test_a_repeat_with_its_idempotency_key_has_no_effect_and_another_body_
 async def test_s5_a_422_names_every_wrong_field(
     call: Caller, wrong: dict[str, Any], fields: set[str]
 ) -> None:
-    assert (await call("POST", "/v1/callbacks", wrong)).wrong_fields() >= fields
+    assert (await call("POST", "/v1/callbacks", wrong)).rejected_fields() >= fields
 
 
 @pytest.mark.parametrize("number", ["1e999999", "-1e999999"])
@@ -183,9 +183,9 @@ async def test_row_33_a_page_of_a_billion_is_a_422_and_pages_contain_each_callba
     made = await call("POST", "/v1/callbacks/batch", commands)
     assert made.status == 200
     for wrong in ("1000000000", "0", "-1", "1001"):
-        assert (await call("GET", f"/v1/callbacks?limit={wrong}")).wrong_fields() == {"limit"}
-    assert (await call("GET", "/v1/callbacks?cursor=nonsense")).wrong_fields() == {"cursor"}
-    assert (await call("GET", "/v1/callbacks?status=lost")).wrong_fields() == {"status"}
+        assert (await call("GET", f"/v1/callbacks?limit={wrong}")).rejected_fields() == {"limit"}
+    assert (await call("GET", "/v1/callbacks?cursor=nonsense")).rejected_fields() == {"cursor"}
+    assert (await call("GET", "/v1/callbacks?status=lost")).rejected_fields() == {"status"}
     seen: list[str] = []
     query = "limit=10"
     while True:
@@ -204,8 +204,8 @@ async def test_a_batch_has_a_result_for_each_callback(call: Caller) -> None:
     assert items[0]["status"] == items[2]["status"] == "scheduled"
     assert items[1]["error"]["errors"][0]["field"] == "url"
     assert items[3]["error"]["code"] == "conflict"
-    assert (await call("POST", "/v1/callbacks/batch", [])).wrong_fields() == {"callbacks"}
-    assert (await call("POST", "/v1/callbacks/batch", [LATER] * 1001)).wrong_fields() == {
+    assert (await call("POST", "/v1/callbacks/batch", [])).rejected_fields() == {"callbacks"}
+    assert (await call("POST", "/v1/callbacks/batch", [LATER] * 1001)).rejected_fields() == {
         "callbacks"
     }
 

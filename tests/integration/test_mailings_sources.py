@@ -34,11 +34,11 @@ async def around(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
 
 
 TEMPORARY: dict[str, tuple[dict[str, Any], str]] = {
-    "no response": ({"kind": "hang"}, "auth: timeout: no answer from"),
-    "a slow response": ({"kind": "delay", "seconds": 5}, "auth: timeout: no answer from"),
+    "no response": ({"kind": "hang"}, "auth: timeout: no response from"),
+    "a slow response": ({"kind": "delay", "seconds": 5}, "auth: timeout: no response from"),
     "a dripping response": (
         {"kind": "drip", "interval": 0.1, "bytes": 100},
-        "auth: timeout: no answer from",
+        "auth: timeout: no response from",
     ),
     "503": ({"kind": "fail", "status": 503}, "auth responded with 503"),
     "429": ({"kind": "fail", "status": 429}, "auth responded with 429"),

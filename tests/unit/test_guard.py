@@ -1,4 +1,4 @@
-"""The address guard and the URL check: fault row 27, traps 9 and 10."""
+"""The check of addresses and of URLs: fault row 27."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shared.http.guard import ForbiddenTargetError, Guard, parse_target
 from tests.fakes.hostile_urls import ELSEWHERE, LOOPBACK, MALFORMED
 
-LOCAL_NAMES = ("localhost", "anything.localhost")  # a resolver's business
+LOCAL_NAMES = ("localhost", "anything.localhost")  # the resolver's result is checked instead
 PUBLIC = (
     "1.1.1.1",
     "8.8.8.8",
@@ -36,7 +36,7 @@ def test_row_27_no_spelling_of_a_forbidden_address_passes(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", MALFORMED)
-def test_row_27_what_is_no_callable_url_is_refused(url: str) -> None:
+def test_row_27_an_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises(ForbiddenTargetError) as caught:
         parse_target(url.replace("{port}", "80"))
     assert "secret" not in str(caught.value)
@@ -52,7 +52,7 @@ def test_public_addresses_are_permitted(address: str) -> None:
     "address",
     ["", "localhost", "127.1", "0x7f.1", "2130706433", "\uff11.1.1.1", "1.1.1.1 ", "[::1]"],
 )
-def test_what_is_no_plain_address_is_denied(address: str) -> None:
+def test_a_text_that_is_not_a_plain_address_is_denied(address: str) -> None:
     everything = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
     assert not everything.permits(address)
 
@@ -62,7 +62,7 @@ def test_a_zone_is_denied_even_on_a_public_address() -> None:
     assert not Guard().permits("2606:4700::1111%eth0")
 
 
-def test_allowed_networks_open_exactly_themselves_also_inside_ipv6() -> None:
+def test_allowed_networks_permit_exactly_their_addresses_also_inside_ipv6() -> None:
     guard = Guard((ip_network("10.1.0.0/16"), ip_network("fd00:1::/32")))
     permitted = ("10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::a01:203", "fd00:1::5", "1.1.1.1")
     denied = (
@@ -79,11 +79,11 @@ def test_allowed_networks_open_exactly_themselves_also_inside_ipv6() -> None:
 
 @given(st.ip_addresses(v=4))
 @example(IPv4Address("168.63.129.16"))
-def test_law_all_spellings_of_an_ipv4_address_inside_ipv6_are_judged_alike(ip: IPv4Address) -> None:
+def test_law_an_ipv4_address_inside_ipv6_is_treated_as_that_address(ip: IPv4Address) -> None:
     verdict = Guard().permits(str(ip))
     assert Guard().permits(f"::ffff:{ip}") == verdict
     assert Guard().permits(f"64:ff9b::{ip}") == verdict
-    # Tunnels and what is deprecated are never followed.
+    # Tunnels and deprecated forms are always denied.
     assert not Guard().permits(f"::{ip}")
     assert not Guard().permits(f"::ffff:0:{ip}")
     assert not Guard().permits(str(IPv6Address(0x2002 << 112 | int(ip) << 80 | 1)))
@@ -91,7 +91,7 @@ def test_law_all_spellings_of_an_ipv4_address_inside_ipv6_are_judged_alike(ip: I
 
 
 @given(st.ip_addresses())
-def test_law_nothing_is_permitted_that_the_registries_call_private(
+def test_law_no_private_or_reserved_address_is_permitted(
     ip: IPv4Address | IPv6Address,
 ) -> None:
     if Guard().permits(str(ip)) and not str(ip).startswith(("64:ff9b::", "::ffff:")):
@@ -103,7 +103,7 @@ def test_law_nothing_is_permitted_that_the_registries_call_private(
 @given(st.text(max_size=40))
 @example("http://xn--a/")
 @example("http://[::1]:80:80/")
-def test_law_any_text_is_refused_or_gives_a_consistent_target(text: str) -> None:
+def test_law_any_text_is_rejected_or_gives_a_consistent_target(text: str) -> None:
     for url in (text, f"http://{text}", f"https://example.com:{text}", f"http://[{text}]/"):
         try:
             target = parse_target(url)
@@ -118,7 +118,7 @@ def test_law_any_text_is_refused_or_gives_a_consistent_target(text: str) -> None
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["{}", "0x{:x}", "0{:o}", "0x{:08X}", "{}."]))
-def test_law_a_host_that_is_one_number_is_refused(number: int, spelling: str) -> None:
+def test_law_a_host_that_is_a_number_is_rejected(number: int, spelling: str) -> None:
     with pytest.raises(ForbiddenTargetError):
         parse_target(f"http://{spelling.format(number)}/")
 
@@ -135,11 +135,11 @@ def test_law_a_host_that_is_one_number_is_refused(number: int, spelling: str) ->
         ("http://my_service.internal:81/", "http://my_service.internal:81"),
     ],
 )
-def test_the_origin_names_scheme_host_and_port(url: str, origin: str) -> None:
+def test_the_origin_consists_of_scheme_host_and_port(url: str, origin: str) -> None:
     assert parse_target(url).origin == origin
 
 
-def test_a_target_keeps_path_and_query_and_drops_the_fragment() -> None:
+def test_a_target_keeps_the_path_and_query_and_drops_the_fragment() -> None:
     target = parse_target("https://example.com/a%2Fb?x=1&y=%20#frag")
     assert str(target.url) == "https://example.com/a%2Fb?x=1&y=%20"
     assert (target.host, target.port, target.tls) == ("example.com", 443, True)
@@ -149,5 +149,5 @@ def test_the_same_url_is_parsed_once() -> None:
     assert parse_target("https://example.com/once") is parse_target("https://example.com/once")
 
 
-def test_the_tables_hold_what_the_fault_row_asks_for() -> None:
+def test_the_fault_row_has_at_least_60_urls() -> None:
     assert len({*LOOPBACK, *ELSEWHERE}) >= 60

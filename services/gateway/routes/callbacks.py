@@ -355,7 +355,7 @@ def _not_found() -> ProblemError:
     return ProblemError(
         HTTPStatus.NOT_FOUND,
         "not_found",
-        "Callback not found.",
+        "callback not found",
         members={"result": "not_found"},
     )
 

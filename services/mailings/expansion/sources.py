@@ -55,7 +55,7 @@ class Sources:
         async with self._limit:
             try:
                 reply = await self._client.fetch(
-                    target, _HEADERS, most=MAX_RESPONSE_SIZE, timeout=RESPONSE_TIMEOUT
+                    target, _HEADERS, max_bytes=MAX_RESPONSE_SIZE, timeout=RESPONSE_TIMEOUT
                 )
             except RequestFailedError as error:
                 raise SourceError(f"{host}: {error}") from None

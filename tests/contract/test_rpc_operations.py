@@ -1,0 +1,33 @@
+"""Every RPC operation that a contract declares has a handler in the service that owns it."""
+
+from collections.abc import Iterable
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from services.mailings import requests as mailings
+from services.scheduler import requests as scheduler
+from shared.contracts.posting_requests import MAILINGS_OPERATIONS
+from shared.contracts.requests import RpcOperation
+from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
+from shared.topology import REQUEST_QUEUES
+
+
+@pytest.mark.parametrize(
+    ("operations", "handled"),
+    [
+        (SCHEDULER_OPERATIONS, scheduler.Requests(Mock(), Mock(), fault=Mock(), anonymous=True)),
+        (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock())),
+    ],
+    ids=["scheduler", "mailings"],
+)
+def test_every_operation_has_a_handler(
+    operations: Iterable[RpcOperation[Any]], handled: Any
+) -> None:
+    assert handled.handlers().keys() == {operation.name for operation in operations}
+
+
+def test_every_request_queue_has_operations() -> None:
+    operations = (*SCHEDULER_OPERATIONS, *MAILINGS_OPERATIONS)
+    assert {operation.queue for operation in operations} == set(REQUEST_QUEUES)
