@@ -1,1 +1,1 @@
-"""Jinja's sandbox and its time limit, used by rules and templates."""
+"""Jinja's sandbox and its time limit, for rules and templates."""

@@ -1,7 +1,7 @@
-"""Jinja over JSON: expressions that reach nothing but the values they are given.
+"""Jinja over JSON: expressions can only use the values that they are given.
 
-No Python attributes, a chosen set of filters. What is left works in time and space that grow with
-the values and the expression.
+There are no Python attributes, and only some filters. Time and memory grow with the size of the
+values and of the expression only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,45 +13,45 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.contracts.context import json_text
 
-# Characters of a text on the way to a result; what no consumer of ours takes.
+# Characters of an intermediate text; no consumer of ours accepts a larger one.
 MAX_SIZE: Final = 1_048_576
-# Bits of a whole number; a product of larger ones takes ever longer.
-_WIDEST: Final = 4_096
+# Bits of an integer. Multiplying larger ones would take more and more time.
+_MAX_BITS: Final = 4_096
 
-# Those of Jinja's own whose time and result grow with their input alone.
-_HARMLESS: Final = (
+# Jinja's filters whose time and result grow with their input only.
+_SAFE_FILTERS: Final = (
     *("abs", "capitalize", "default", "dictsort", "first", "float", "int", "items", "last"),
     *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse"),
     *("select", "selectattr", "sort", "title", "trim", "unique", "upper", "urlencode"),
 )
-
-
 # `dict` comes first: this check is faster for it than for other mappings.
 _CONTAINERS: Final = (dict, list, str, Mapping)
 
 
 class TooLargeError(ValueError):
-    """A result would be larger than anything of use; the text holds no value."""
+    """A result is too large. The text contains no value."""
 
 
 def text(value: Any) -> str:
-    """A value as part of a text.
+    """Return a value as part of a text.
 
     Raises:
-        TypeError: null, a list or an object can't be.
-        UndefinedError: it is not there.
+        TypeError: it is null, a list or an object.
+        UndefinedError: it does not exist.
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
+    if type(value) is int:  # not a boolean; the most frequent type besides texts
+        return str(value)
+    if isinstance(value, bool | float):
         return json_text(value)
     if isinstance(value, Undefined):
-        return str(value)  # raises, and says what is missing
-    raise TypeError("null, a list or an object can't be part of a text")
+        return str(value)  # raises an error that names the missing value
+    raise TypeError("null, a list or an object cannot be part of a text")
 
 
 def join(values: Iterable[Any], separator: str = "") -> str:
-    """The filter `join`, with a bound."""
+    """Join values; the filter `join` with a size limit."""
     parts = [text(value) for value in values]
     if sum(map(len, parts)) + len(parts) * len(separator) > MAX_SIZE:
         raise TooLargeError(f"a text would be longer than {MAX_SIZE} characters")
@@ -59,21 +59,21 @@ def join(values: Iterable[Any], separator: str = "") -> str:
 
 
 class JsonEnvironment(ImmutableSandboxedEnvironment):
-    """Values are JSON: a dot reads a field of an object, never an attribute of Python's."""
+    """A Jinja sandbox for JSON. A dot reads a field of an object, never a Python attribute."""
 
     intercepted_binops = frozenset(("*", "%"))
 
     def __init__(self, **options: Any) -> None:
         super().__init__(undefined=StrictUndefined, autoescape=False, **options)
         self.globals.clear()
-        self.filters = {name: FILTERS[name] for name in _HARMLESS} | {
+        self.filters = {name: FILTERS[name] for name in _SAFE_FILTERS} | {
             "join": join,
             "string": text,
             "sum": sum,
         }
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """The field of this name."""
+        """Return a field of an object."""
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -85,13 +85,13 @@ class JsonEnvironment(ImmutableSandboxedEnvironment):
                 pass
         elif isinstance(obj, Undefined):
             return obj[argument]  # raises an error that names the missing value
-        return self.undefined(hint=f"there is no field {argument!r}")
+        return self.undefined(hint=f"the field {argument!r} does not exist")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """The result of an operator that makes too much of texts and lists."""
+        """Apply an operator to numbers only: of texts and lists it could make too much."""
         for operand in (left, right):
             if not isinstance(operand, int | float):
                 raise TypeError(f"{operator} is for numbers only")
-            if isinstance(operand, int) and operand.bit_length() > _WIDEST:
+            if isinstance(operand, int) and operand.bit_length() > _MAX_BITS:
                 raise TooLargeError("a number is too large to calculate with")
         return super().call_binop(context, operator, left, right)

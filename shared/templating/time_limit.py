@@ -1,4 +1,4 @@
-"""A bound on the time that somebody else's expression may take of this process."""
+"""A limit on the CPU time of untrusted expressions."""
 
 import signal
 from types import FrameType
@@ -6,37 +6,37 @@ from typing import Final
 
 
 class TimeLimitExceededError(Exception):
-    """The time is over."""
+    """The time limit is exceeded."""
 
 
 class TimeLimit:
-    """Ends a `with` block of Python code after so many seconds of this process's CPU time.
+    """Interrupts a `with` block of Python code after some seconds of this process's CPU time.
 
-    In the main thread only, where signals are heard; one at a time.
+    Use it only in the main thread, where Python handles signals, and one at a time.
 
     Raises:
-        TimeLimitExceededError: out of the block, wherever it is.
+        TimeLimitExceededError: in the block.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds: Final = seconds
 
     def __enter__(self) -> None:
-        global _armed  # noqa: PLW0603 - a process has one such timer
-        if signal.getsignal(signal.SIGVTALRM) is not _ring:
-            signal.signal(signal.SIGVTALRM, _ring)
-        _armed = self._seconds
+        global _active_limit  # noqa: PLW0603 - a process has only one such timer
+        if signal.getsignal(signal.SIGVTALRM) is not _interrupt:
+            signal.signal(signal.SIGVTALRM, _interrupt)
+        _active_limit = self._seconds
         signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds)
 
     def __exit__(self, *_: object) -> None:
-        global _armed  # noqa: PLW0603 - as above
-        _armed = None  # first: the signal may be on its way
+        global _active_limit  # noqa: PLW0603 - as above
+        _active_limit = None  # before the timer stops, because the signal may be pending
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-_armed: float | None = None
+_active_limit: float | None = None
 
 
-def _ring(_: int, __: FrameType | None) -> None:
-    if _armed is not None:
-        raise TimeLimitExceededError(f"takes longer than {_armed:g} s")
+def _interrupt(_: int, __: FrameType | None) -> None:
+    if _active_limit is not None:
+        raise TimeLimitExceededError(f"takes longer than {_active_limit:g} s")

@@ -1,4 +1,4 @@
-"""Part k: messages a second from one posting to 200,000 receivers, and the memory that takes."""
+"""Part k: messages per second and memory of one posting to 200,000 users."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ from tests.bench.table import Row, Section, at_least, at_most
 
 MANY: Final = 200_000
 FEW: Final = 2_000
-# Of the hand-written one: it takes long enough.
+# Users for the hand-written program, which is slow.
 BASELINE: Final = 10_000
 PAGE: Final = 500
 TEMPLATE: Final = "email/new_movies.md"
@@ -44,7 +44,7 @@ async def expansion(rig: Rig) -> Section:
         theirs, their_cpu = await _hand_written(rig, port)
     rows = [
         Row("messages", "/s", rate, theirs, rate / theirs, "at least 5,000", at_least(rate, 5000)),
-        Row("CPU of the process for a message", "µs", cpu * 1e6, their_cpu * 1e6, cpu / their_cpu),
+        Row("CPU of the process per message", "µs", cpu * 1e6, their_cpu * 1e6, cpu / their_cpu),
         Row("memory after 200,000 receivers", "MB", memory),
         Row(
             "more than after 2,000",
@@ -55,15 +55,15 @@ async def expansion(rig: Rig) -> Section:
         ),
     ]
     notes = [
-        f"{MANY:,} receivers in pages of {PAGE}: each filtered, his new_movies mail rendered, its",
-        "row written, it published and confirmed; source, broker, database, consumer on two cores",
+        f"{MANY:,} receivers in pages of {PAGE}: each filtered, a new_movies e-mail rendered, its",
+        "row stored, published and confirmed; source, broker, database, consumer on two cores",
         "hand-written: Jinja, Markdown, a publish with aio-pika for each; no rows, no checkpoints",
     ]
     return Section("k", "Expansion: one posting to many", "hand-written", rows, notes)
 
 
 async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, float]:
-    """Messages a second, MB at the end, and seconds of CPU for a message."""
+    """Return messages per second, MB at the end, and seconds of CPU per message."""
     name = f"expansion_{receivers}"
     async with _site(rig, name) as (url, link, publisher):
         database_url = rig.database.create_database(name)
@@ -79,9 +79,9 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
             },
         )
         try:
-            taken = await _taking(link)
+            received = await _receiving(link)
             await publisher.publish_all([_posting(receivers)])
-            seconds, cpu = await _until(taken, receivers, process)
+            seconds, cpu = await _until(received, receivers, process)
             memory = process.resident()
         finally:
             process.signal(signal.SIGKILL)
@@ -92,24 +92,24 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
 async def _hand_written(rig: Rig, port: int) -> tuple[float, float]:
     name = "expansion_by_hand"
     async with _site(rig, name) as (url, link, _):
-        taken = await _taking(link)
+        received = await _receiving(link)
         source_url = f"http://127.0.0.1:{port}"
         process = rig.start(("-m", f"tests.bench.{name}", source_url, str(BASELINE)), url, name)
         try:
-            seconds, cpu = await _until(taken, BASELINE, process)
+            seconds, cpu = await _until(received, BASELINE, process)
         finally:
             process.signal(signal.SIGKILL)
             process.process.wait()
     return BASELINE / seconds, cpu / BASELINE
 
 
-async def _until(taken: "Taken", receivers: int, process: Sender) -> tuple[float, float]:
-    """Seconds, and CPU seconds, from the first message to the last."""
-    while not taken.count:
+async def _until(received: "Received", receivers: int, process: Sender) -> tuple[float, float]:
+    """Return the seconds and CPU seconds from the first message to the last."""
+    while not received.count:
         process.check()
         await asyncio.sleep(0.005)
     begin, cpu = time.monotonic(), process.cpu()
-    while taken.count < receivers:
+    while received.count < receivers:
         process.check()
         await asyncio.sleep(0.02)
     return time.monotonic() - begin, process.cpu() - cpu
@@ -117,7 +117,7 @@ async def _until(taken: "Taken", receivers: int, process: Sender) -> tuple[float
 
 @asynccontextmanager
 async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnection, Publisher]]:
-    """A virtual host with all queues, and a publisher."""
+    """Provide a virtual host with all queues, and a publisher."""
     url = rig.broker.add_vhost(name)
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
     keeping = asyncio.create_task(publisher.run())
@@ -132,24 +132,24 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnectio
         rig.broker.delete_vhost(name)
 
 
-class Taken:
-    """How many messages came out of the queue."""
+class Received:
+    """The number of messages received from the queue."""
 
     def __init__(self) -> None:
         self.count = 0
 
 
-async def _taking(link: BrokerConnection) -> Taken:
-    """Consume the e-mails, as cheaply as can be."""
-    taken = Taken()
+async def _receiving(link: BrokerConnection) -> Received:
+    """Consume the e-mails with as little work as possible."""
+    received = Received()
     channel, intercepted = await link.channel(confirms=False)
 
-    def take(_: Delivery) -> None:
-        taken.count += 1
+    def receive(_: Delivery) -> None:
+        received.count += 1
 
-    intercepted.on_delivery = take
+    intercepted.on_delivery = receive
     await channel.basic_consume(CHANNELS["email"].queue, ignore_delivery, no_ack=True)
-    return taken
+    return received
 
 
 def _posting(receivers: int) -> OutgoingMessage:
@@ -170,7 +170,7 @@ def _posting(receivers: int) -> OutgoingMessage:
 
 
 def user(number: int) -> dict[str, object]:
-    """A user as the sandbox has them."""
+    """Make a user like those of the sandbox."""
     return {
         "id": f"5f0c1f6e-8d0e-4b57-9a3d-{number:012x}",
         "name": f"Anna Kim {number}",
@@ -199,7 +199,7 @@ MOVIES: Final = [
 
 @contextmanager
 def source() -> Iterator[int]:
-    """Play the source in a process of its own; its port. Pages are made once."""
+    """Serve the user list in a process of its own; the pages are made once. Yield its port."""
     context = multiprocessing.get_context("spawn")
     port = context.Queue()
     process = context.Process(target=_serve, args=(port,), daemon=True)
@@ -223,9 +223,9 @@ async def _listen(port: "multiprocessing.Queue[int]") -> None:
 
     async def users(request: web.Request) -> web.Response:
         number = int(request.query["page_number"])
-        there = (number - 1) * PAGE < int(request.match_info["count"])
+        exists = (number - 1) * PAGE < int(request.match_info["count"])
         return web.Response(
-            body=pages[number - 1] if there else b"[]", content_type="application/json"
+            body=pages[number - 1] if exists else b"[]", content_type="application/json"
         )
 
     async def movies(_: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
-"""Expansion to be measured against, as a good engineer writes it by hand for one purpose.
+"""The baseline for expansion, as a good engineer writes it for one purpose.
 
-Page after page, user after user: the settings, Jinja, Markdown, a confirmed publish; a page's
-publishes at a time. No checkpoint, no rows, no bounds, no statuses: all that is our handicap.
+For each user of each page it checks the settings, runs Jinja and Markdown, and publishes with
+confirms. It has no checkpoints, no stored messages, no limits and no statuses.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from services.mailings.rendering.loader import SHIPPED
 from tests.bench.expansion import PAGE, TEMPLATE
 
 
-async def main(source: str, receivers: int, written: str) -> None:
-    environment = jinja2.Environment(autoescape=False)  # noqa: S701 - Markdown, as most would
-    template = environment.from_string(written)
+async def main(source: str, receivers: int, template_text: str) -> None:
+    environment = jinja2.Environment(autoescape=False)  # noqa: S701 - the template is Markdown, not HTML
+    template = environment.from_string(template_text)
     subject = environment.from_string("{{ movies|length }} new movies")
     markdown = MarkdownIt()
     connection = await aio_pika.connect_robust(os.environ["RINGBACK_AMQP_URL"])
     channel = await connection.channel()
     async with aiohttp.ClientSession() as session:
-        async with session.get(f"{source}/movies/") as answer:
-            movies = await answer.json()
+        async with session.get(f"{source}/movies/") as response:
+            movies = await response.json()
         for number in range(1, receivers // PAGE + 1):
             url = f"{source}/users/{receivers}/?page_number={number}&page_size={PAGE}"
-            async with session.get(url) as answer:
-                users = await answer.json()
+            async with session.get(url) as response:
+                users = await response.json()
             messages = []
             for user in users:
                 if not (user["is_active"] and user["email_notifications"]):

@@ -60,5 +60,5 @@ def test_a_single_item_has_a_singular_subject() -> None:
     assert subjects == [
         "New on Shop: The Long Queue",
         "A new episode of Heartbeat",
-        "1 new reaction to what you wrote",
+        "1 new reaction to your reviews",
     ]

@@ -183,7 +183,7 @@ async def test_e2_an_event_whose_rule_fails_is_dead_lettered_with_rule_and_reaso
 
     dead_letter = await peers.dead_letter()
 
-    expected = "rule broken, user_event.0: user_id: there is no field 'customer'"
+    expected = "rule broken, user_event.0: user_id: the field 'customer' does not exist"
     assert dead_letter.headers["x-ringback-reason"] == expected
     await wait_for_count(service, "failed", before)
 
@@ -222,7 +222,7 @@ async def test_e2_the_command_line_checks_and_tries_rules(tmp_path: Path) -> Non
     dead = await ringback("rules", "try", str(file), str(event), amqp_url=None)
     assert dead.code == 1
     assert (
-        "dead-lettered: rule broken, user_event.0: user_id: there is no field 'customer'"
+        "dead-lettered: rule broken, user_event.0: user_id: the field 'customer' does not exist"
         in dead.err
     )
 

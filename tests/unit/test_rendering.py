@@ -188,13 +188,13 @@ def test_e5_an_error_for_every_recipient_is_found_before_anything_is_sent(
     [
         ("a\n{{ user.name }}", {}, "line 5: user.name is missing"),
         ("a\n{{ user.name }}", {"name": None}, "line 5: user.name is null"),
-        ("a\n{{ user.name.first }}", {}, "line 5: there is no field 'name'"),
+        ("a\n{{ user.name.first }}", {}, "line 5: the field 'name' does not exist"),
         (
             "{% for i in [1] %}\n{% if i > user.age %}{% endif %}{% endfor %}",
             {"age": "x"},
             "line 5",
         ),
-        ("{% if user.vip %}x{% endif %}", {}, "line 4: there is no field 'vip'"),
+        ("{% if user.vip %}x{% endif %}", {}, "line 4: the field 'vip' does not exist"),
         ("{{ 1 / user.zero }}", {"zero": 0}, "line 4: division by zero"),
         ("{{ user.long }}", {"long": "x" * 300_000}, "the message is longer than 262144 char"),
     ],

@@ -23,8 +23,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import safe_range
 from jinja2.visitor import NodeTransformer
 
-from shared.contracts.context import json_text
-from shared.templating.sandbox import JsonEnvironment
+from shared.templating.sandbox import JsonEnvironment, text
 
 PER_RECIPIENT: Final = frozenset(("user", "unsubscribe_url"))
 RESERVED: Final = PER_RECIPIENT | {"product"}
@@ -171,10 +170,8 @@ def output_text(value: Any, expression: str) -> str:
     """
     if isinstance(value, str):
         return value
-    if type(value) is int:
-        return str(value)
-    if isinstance(value, bool | float):
-        return json_text(value)
+    if isinstance(value, int | float):
+        return text(value)
     if value is None:
         raise OutputError(f"{expression} is null; use |default(…) to replace it")
     if _is_missing(value):
