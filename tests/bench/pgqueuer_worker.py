@@ -1,7 +1,7 @@
-"""What the scheduler is compared with: pgqueuer, as its documentation shows it, on asyncpg.
+"""A worker of pgqueuer on asyncpg, as its documentation shows it, for comparison.
 
-Prints `ready`, then works until it has handled as many jobs as it was told, then prints the lag of
-each, seconds from due to its handler, as JSON. Arguments: database URL, jobs, batch size.
+Prints `ready`, handles the given number of jobs, and prints their lags as JSON: seconds from the
+due time to the handler. Arguments: database URL, number of jobs, batch size.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pgqueuer.models import Job
 
 
 async def main(url: str, count: int, batch: int) -> None:
-    """Handle `count` jobs whose payload is the moment they are due (epoch seconds)."""
+    """Handle `count` jobs. The payload of a job is its due time in epoch seconds."""
     pool = await asyncpg.create_pool(url, min_size=2)
     app = PgQueuer.from_asyncpg_pool(pool)
     lags: list[float] = []
@@ -31,11 +31,11 @@ async def main(url: str, count: int, batch: int) -> None:
         if len(lags) == count:
             done.set()
 
-    working = asyncio.create_task(app.run(batch_size=batch, dequeue_timeout=timedelta(seconds=1)))
+    running = asyncio.create_task(app.run(batch_size=batch, dequeue_timeout=timedelta(seconds=1)))
     click.echo("ready")
     await done.wait()
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     click.echo(json.dumps(lags))
 
 

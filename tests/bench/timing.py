@@ -1,4 +1,4 @@
-"""Parts g and h: the scheduler, taking in and firing on time, against pgqueuer on one database."""
+"""Parts g and h: the scheduler's intake and punctuality, compared with pgqueuer."""
 
 import asyncio
 import json
@@ -33,17 +33,17 @@ from shared.topology import CALLBACKS, OUTCOMES, topology
 from tests.bench.rig import POLL, SETPRIV, Rig, Sender, StalledError, quantile
 from tests.bench.table import Row, Section, at_least, at_most
 
-# How many are scheduled for one instant, and to be taken in.
+# Callbacks due at one instant, and callbacks in the queue for the intake.
 CROWD: Final = 20_000
-# Due a second, evenly, for so many seconds.
+# Callbacks due per second, evenly spread, and for how many seconds.
 RATE: Final = 1000
 SECONDS: Final = 8
-# Rows that wait for tomorrow while the rest is measured.
+# Callbacks that are due tomorrow and stay in the table during the measurement.
 FEW, MANY = 10_000, 2_000_000
-# Seconds between the end of a feed and the first that is due.
+# Seconds between scheduling the last callback and the first due time.
 LEAD: Final = 4.0
-PATIENCE: Final = 60.0
-# pgqueuer's best of 10 (its default), 100 and 500: for a steady feed, for a crowd.
+TIMEOUT: Final = 60.0
+# pgqueuer's best batch size out of 10 (its default), 100 and 500, for each of the two loads.
 STEADY_BATCH, CROWD_BATCH = 100, 500
 CLIENTS: Final = 64
 HTTP_SECONDS: Final = 5.0
@@ -54,46 +54,46 @@ _DUE: Final = re.compile(rb'"due": ?"([0-9.]+)"')
 
 @dataclass(slots=True)
 class Arrivals:
-    """What comes to the queue `callbacks`; the bench says of each that it was delivered."""
+    """Consumer of the queue `callbacks` that reports each callback as delivered."""
 
     publisher: Publisher
-    lags: list[float] = field(default_factory=list)  # seconds from due to here
-    held: bool = False  # receivers take their time: nothing is told yet
-    _untold: list[Delivery] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)  # seconds from due time to arrival
+    paused: bool = False  # as if receivers were slow: no facts yet
+    _unreported: list[Delivery] = field(default_factory=list)
 
-    def take(self, delivery: Delivery) -> None:
+    def receive(self, delivery: Delivery) -> None:
         now = time.time()
         due = _DUE.search(delivery.body)
         if due is not None:
             self.lags.append(now - float(due[1]))
-        self._untold.append(delivery)
+        self._unreported.append(delivery)
 
     async def settle(self, channel: InterceptedChannel) -> None:
-        """Ack what came, and tell of it unless that is held back, every 10 ms."""
+        """Acknowledge the arrivals and, unless paused, publish their facts, every 10 ms."""
         acked = 0
         while True:
             await asyncio.sleep(0.01)
-            if self._untold and self._untold[-1].tag > acked:
-                acked = self._untold[-1].tag
+            if self._unreported and self._unreported[-1].tag > acked:
+                acked = self._unreported[-1].tag
                 channel.write(codec.encode_ack(channel.number, acked, multiple=True))
-            if not self.held:
-                facts = [_delivered(delivery) for delivery in self._untold]
-                self._untold = []
+            if not self.paused:
+                facts = [_delivered(delivery) for delivery in self._unreported]
+                self._unreported = []
                 await self.publisher.publish_all(
                     _facts(facts[start : start + 500]) for start in range(0, len(facts), 500)
                 )
 
     async def until(self, count: int, check: Callable[[], None]) -> None:
-        """Wait until so many have come.
+        """Wait for this many arrivals.
 
         Raises:
-            StalledError: they did not in time.
+            StalledError: they did not arrive in time.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(self.lags) < count:
             check()
             if time.monotonic() > deadline:
-                raise StalledError(f"{len(self.lags)} of {count} came in {PATIENCE:.0f} s")
+                raise StalledError(f"{len(self.lags)} of {count} arrived in {TIMEOUT:.0f} s")
             await asyncio.sleep(POLL)
 
 
@@ -131,7 +131,7 @@ def _facts(facts: list[dict[str, object]]) -> OutgoingMessage:
 
 @dataclass(slots=True)
 class Site:
-    """A scheduler at work on an empty virtual host and database, and what it sends."""
+    """A running scheduler with an empty virtual host and database, and its arrivals."""
 
     url: str
     environment: dict[str, str]
@@ -141,33 +141,35 @@ class Site:
     arrivals: Arrivals
 
     async def schedule(self, due: Sequence[float]) -> None:
-        """Publish a ScheduleCallback for each moment (epoch seconds), confirmed."""
+        """Publish a ScheduleCallback for each due time (epoch seconds), confirmed."""
         for start in range(0, len(due), BATCH):
-            await self.publisher.publish_all(_order(at) for at in due[start : start + BATCH])
+            await self.publisher.publish_all(
+                _schedule_message(at) for at in due[start : start + BATCH]
+            )
 
     async def waiting(self) -> int:
         count = await self.database.fetchval("SELECT count(*) FROM scheduler.scheduled_callbacks")
         return int(count)
 
     async def fill(self, rows: int) -> None:
-        """Let so many wait for tomorrow: copies of one that was scheduled as all are."""
+        """Fill the tables with copies of one callback, so that this many are due tomorrow."""
         if not await self.waiting():
             await self.schedule([time.time() + 86_400])
-            while not await self.waiting():  # noqa: ASYNC110 - another process fills it
+            while not await self.waiting():  # noqa: ASYNC110 - another process inserts it
                 await asyncio.sleep(POLL)
         await self.database.execute(
             """
             WITH ids AS MATERIALIZED (
                 SELECT gen_random_uuid() AS id, n FROM generate_series(1, $1::int) n
-            ), ordered AS (
+            ), requested AS (
                 INSERT INTO scheduler.callback_requests
                 SELECT (jsonb_populate_record(one, jsonb_build_object('id', id))).*
-                FROM ids, (SELECT o FROM scheduler.callback_requests o LIMIT 1) s(one)
+                FROM ids, (SELECT r FROM scheduler.callback_requests r LIMIT 1) s(one)
             )
             INSERT INTO scheduler.scheduled_callbacks
             SELECT (jsonb_populate_record(one, jsonb_build_object(
                 'id', id, 'next_at', now() + interval '1 day' + n * interval '10 ms'))).*
-            FROM ids, (SELECT e FROM scheduler.scheduled_callbacks e LIMIT 1) s(one)
+            FROM ids, (SELECT c FROM scheduler.scheduled_callbacks c LIMIT 1) s(one)
             """,
             rows - await self.waiting(),
             timeout=400,
@@ -177,14 +179,14 @@ class Site:
         await self.database.execute("CHECKPOINT", timeout=120)
 
     async def fire(self, due: Sequence[float]) -> list[float]:
-        """Schedule these moments; the lag of each, in the order they came."""
+        """Schedule callbacks for these due times; return the lags in the order of arrival."""
         before = len(self.arrivals.lags)
         await self.schedule(due)
         await self.arrivals.until(before + len(due), self.scheduler.check)
         return self.arrivals.lags[before:]
 
 
-def _order(due: float) -> OutgoingMessage:
+def _schedule_message(due: float) -> OutgoingMessage:
     body = {
         "run_at": datetime.fromtimestamp(due, UTC).isoformat(),
         "url": "http://127.0.0.1:9/hooks/bench",
@@ -226,12 +228,12 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
         async with connect(url, name="bench callbacks") as link:
             arrivals = Arrivals(publisher)
             channel, intercepted = await link.channel(confirms=False)
-            intercepted.on_delivery = arrivals.take
+            intercepted.on_delivery = arrivals.receive
             await channel.basic_consume(CALLBACKS, ignore_delivery)
             settling = asyncio.create_task(arrivals.settle(intercepted))
             site = Site(url, environment, database, publisher, scheduler, arrivals)
-            await site.fire([time.time()] * 500)  # warm
-            while await site.waiting():  # noqa: ASYNC110 - until all of them are settled
+            await site.fire([time.time()] * 500)  # warm up
+            while await site.waiting():  # noqa: ASYNC110 - another process settles them
                 await asyncio.sleep(POLL)
             yield site
             settling.cancel()
@@ -258,8 +260,8 @@ async def intake(rig: Rig) -> Section:
         site.scheduler.signal(signal.SIGCONT)
         while await site.waiting() < before + CROWD:
             site.scheduler.check()
-            if time.monotonic() > begin + PATIENCE:
-                raise StalledError("the scheduler did not take in all")
+            if time.monotonic() > begin + TIMEOUT:
+                raise StalledError("the scheduler did not insert all callbacks in time")
             await asyncio.sleep(0.02)
         rate = CROWD / (time.monotonic() - begin)
         cpu = (site.scheduler.cpu() - cpu) / CROWD * 1e6
@@ -271,14 +273,14 @@ async def intake(rig: Rig) -> Section:
         Row("over HTTP by 1,000", "/s", batch, target="10,000", verdict=at_least(batch, 10_000)),
     ]
     notes = [
-        f"over AMQP: {CROWD:,} that were queued; over HTTP: {CLIENTS} clients, one gateway",
-        "all on the same cores: broker, database, scheduler, gateway, clients",
+        f"over AMQP: {CROWD:,} queued messages; over HTTP: {CLIENTS} clients, one gateway",
+        "broker, database, scheduler, gateway and clients share the cores",
     ]
-    return Section("g", "Scheduling: what one process takes in", "", rows, notes)
+    return Section("g", "Scheduling: intake of one process", "", rows, notes)
 
 
 async def _over_http(rig: Rig, site: Site) -> tuple[float, float]:
-    """Creations a second, one at a time and a thousand at a time."""
+    """Return the callbacks created per second, one and 1,000 in a request."""
     gateway = rig.start(("-m", "services.gateway"), site.url, "gateway", site.environment)
     base = f"http://127.0.0.1:{site.environment['RINGBACK_HTTP_PORT']}"
     at = (datetime.now(UTC) + timedelta(days=1)).isoformat()
@@ -297,12 +299,12 @@ async def _over_http(rig: Rig, site: Site) -> tuple[float, float]:
 
 
 async def _ready(session: aiohttp.ClientSession, gateway: Sender) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         gateway.check()
         try:
-            async with session.get("/readyz") as answer:
-                if answer.ok:
+            async with session.get("/readyz") as response:
+                if response.ok:
                     return
         except aiohttp.ClientConnectionError:
             pass
@@ -313,7 +315,7 @@ async def _ready(session: aiohttp.ClientSession, gateway: Sender) -> None:
 async def _load(
     session: aiohttp.ClientSession, path: str, body: bytes, seconds: float, clients: int = CLIENTS
 ) -> float:
-    """Requests a second that were answered with success."""
+    """Return the successful requests per second."""
     done = 0
     begin = time.monotonic()
 
@@ -321,10 +323,10 @@ async def _load(
         nonlocal done
         while time.monotonic() - begin < seconds:
             headers = {"Content-Type": "application/json"}
-            async with session.post(path, data=body, headers=headers) as answer:
-                text = await answer.text()
-                if not answer.ok:
-                    raise StalledError(f"{path} answered {answer.status}: {text[:500]}")
+            async with session.post(path, data=body, headers=headers) as response:
+                text = await response.text()
+                if not response.ok:
+                    raise StalledError(f"{path} responded with {response.status}: {text[:500]}")
             done += 1
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -332,41 +334,43 @@ async def _load(
 
 
 @dataclass(frozen=True, slots=True)
-class Fired:
-    """p50, p99: lag in seconds under a steady feed. rate: of a crowd due at one instant, /s."""
+class Timing:
+    """p50, p99: lag in seconds with a steady load. rate: per second, all due at one instant."""
 
     p50: float
     p99: float
     rate: float
 
 
-async def _ours(site: Site) -> Fired:
+async def _measure(site: Site) -> Timing:
     begin = time.time() + LEAD + RATE * SECONDS / 5000
     steady = await site.fire([begin + n / RATE for n in range(RATE * SECONDS)])
     due = time.time() + LEAD + CROWD / 5000
-    site.arrivals.held = True
+    site.arrivals.paused = True
     crowd = await site.fire([due] * CROWD)
-    site.arrivals.held = False
+    site.arrivals.paused = False
     if min(steady + crowd) < 0:
-        raise StalledError("something fired early")
-    return Fired(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
+        raise StalledError("a callback was sent before its due time")
+    return Timing(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
 
 
-async def _theirs(rig: Rig) -> Fired:
+async def _measure_pgqueuer(rig: Rig) -> Timing:
     url = rig.database.create_database("pgqueuer")
     async with asyncpg.create_pool(url, min_size=1, max_size=2) as pool:
         queries = Queries.from_asyncpg_pool(pool)
         await queries.install()
         begin = time.time() + LEAD + 1
-        steady = await _handled(
+        steady = await _pgqueuer_lags(
             url, queries, [begin + n / RATE for n in range(RATE * SECONDS)], STEADY_BATCH
         )
-        crowd = await _handled(url, queries, [time.time() + LEAD + 1] * CROWD, CROWD_BATCH)
-    return Fired(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
+        crowd = await _pgqueuer_lags(url, queries, [time.time() + LEAD + 1] * CROWD, CROWD_BATCH)
+    return Timing(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
 
 
-async def _handled(url: str, queries: Queries, due: Sequence[float], batch: int) -> list[float]:
-    """The lags of pgqueuer's worker for jobs that are due then."""
+async def _pgqueuer_lags(
+    url: str, queries: Queries, due: Sequence[float], batch: int
+) -> list[float]:
+    """Return the lags of pgqueuer's worker for jobs with these due times."""
     worker = await asyncio.create_subprocess_exec(
         *(SETPRIV, "--pdeathsig", "KILL", "--", sys.executable),
         *("-m", "tests.bench.pgqueuer_worker", url, str(len(due)), str(batch)),
@@ -392,32 +396,32 @@ async def _handled(url: str, queries: Queries, due: Sequence[float], batch: int)
 
 async def on_time(rig: Rig) -> Section:
     """Part h."""
-    theirs = await _theirs(rig)
+    pgqueuer = await _measure_pgqueuer(rig)
     async with _site(rig, "few") as site:
         await site.fill(FEW)
-        few = await _ours(site)
+        few = await _measure(site)
     async with _site(rig, "many") as site:
         await site.fill(MANY)
-        many = await _ours(site)
+        many = await _measure(site)
     rows = [
-        Row("lag, median", "ms", few.p50 * 1e3, theirs.p50 * 1e3, few.p50 / theirs.p50),
+        Row("lag, median", "ms", few.p50 * 1e3, pgqueuer.p50 * 1e3, few.p50 / pgqueuer.p50),
         Row(
             "lag, 99 %",
             "ms",
             few.p99 * 1e3,
-            theirs.p99 * 1e3,
-            few.p99 / theirs.p99,
+            pgqueuer.p99 * 1e3,
+            few.p99 / pgqueuer.p99,
             "at most 1.0 (aim 25 ms)",
-            at_most(few.p99 / theirs.p99, 1.0),
+            at_most(few.p99 / pgqueuer.p99, 1.0),
         ),
         Row(
             f"{CROWD:,} due at one instant",
             "/s",
             few.rate,
-            theirs.rate,
-            few.rate / theirs.rate,
+            pgqueuer.rate,
+            few.rate / pgqueuer.rate,
             "at least 1.0",
-            at_least(few.rate / theirs.rate, 1.0),
+            at_least(few.rate / pgqueuer.rate, 1.0),
         ),
         Row(
             f"lag, 99 %, with {MANY:,} waiting",
@@ -439,7 +443,7 @@ async def on_time(rig: Rig) -> Section:
         ),
     ]
     notes = [
-        f"lag: due to the message in the queue `callbacks`, read; {RATE:,} due a second",
-        f"the other: pgqueuer, due to its handler; for {MANY:,} waiting: ours with {FEW:,}",
+        f"lag: from the due time to the consumer of `callbacks`; {RATE:,} are due per second",
+        f"compared with: pgqueuer, to its handler; for {MANY:,} waiting: Ringback with {FEW:,}",
     ]
-    return Section("h", "Scheduling: on time", "pgqueuer", rows, notes)
+    return Section("h", "Scheduling: punctuality", "pgqueuer", rows, notes)
