@@ -185,13 +185,13 @@ def retry_policy(command: SendCallback, *, give_up_after: float) -> RetryPolicy:
         return RetryPolicy(give_up_after=give_up_after, expires_at=expires_at)
     delays = tuple(own.delays or RetryPolicy().delays)
     retries = len(delays) if own.quick_retries_count is None else own.quick_retries_count
-    wanted = sum(
+    own_duration = sum(
         first_tier(delays[min(index, len(delays) - 1)]).seconds for index in range(retries)
     )
     return RetryPolicy(
         delays=delays,
         max_retries=retries,
         # The callback's own delays may be longer, but deferrals must end at some time.
-        give_up_after=give_up_after + 2 * wanted,
+        give_up_after=give_up_after + 2 * own_duration,
         expires_at=expires_at,
     )

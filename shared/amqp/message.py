@@ -72,7 +72,8 @@ class Message:
         """Return properties for a copy: the sender's, and our headers with these changes."""
         return replace(
             self.properties,
-            headers=headers.kept(self.properties.headers) | {headers.ID: self.id, **changes},
+            headers=headers.without_broker_headers(self.properties.headers)
+            | {headers.ID: self.id, **changes},
             message_id=message_id,
             delivery_mode=PERSISTENT,
             expiration=None,

@@ -40,8 +40,8 @@ def traceparent(headers: Mapping[str, Any] | None) -> str | None:
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
-def kept(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the headers to copy to a republished message: the sender's and Ringback's.
+def without_broker_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers to copy to a republished message: those of the sender and of Ringback.
 
     The broker's (`x-death` and similar) are removed: RabbitMQ before 4.0.1 loses messages that are
     republished with them. `CC` and `BCC` are removed, because they would route the copy.

@@ -32,14 +32,14 @@ async def test_e6_a_killed_process_loses_no_message(amqp_url: str, tmp_path: Pat
         slow = {"behaviour": {"kind": "delay", "seconds": 0.05}}
         await box.configure("/api/mails/settings", **slow)
         await box.configure("/api/sms/settings", **slow)
-        given = settings(box, RINGBACK_DELIVERY_PREFETCH=str(PREFETCH))
-        with delivery_process(tmp_path, amqp_url, given) as first:
+        environment = settings(box, RINGBACK_DELIVERY_PREFETCH=str(PREFETCH))
+        with delivery_process(tmp_path, amqp_url, environment) as first:
             await first.ready()
             await client.send(*messages)
             await until(lambda: arrived(box))
             first.kill()
             assert len(await arrived(box)) < len(expected), "killed too late"
-        with delivery_process(tmp_path, amqp_url, given) as second:
+        with delivery_process(tmp_path, amqp_url, environment) as second:
             await until(lambda: client.sent().keys() == {each["id"] for each in messages})
             assert CANARY not in second.output
         mails = await arrived(box)

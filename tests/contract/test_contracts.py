@@ -1,4 +1,4 @@
-"""The wire models: what interfaces.md promises, and a schema whose drift shows."""
+"""The wire format of callbacks and their facts: examples, and a schema that must not drift."""
 
 import json
 from datetime import UTC, datetime
@@ -98,7 +98,7 @@ def test_every_fact_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.type)
-def test_a_fact_is_closed_and_complete(fact: CallbackDelivered) -> None:
+def test_a_fact_rejects_unknown_fields_and_wrong_types(fact: CallbackDelivered) -> None:
     written = json.loads(fact.model_dump_json())
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         Facts.model_validate({"facts": [written | {"hmac_secret": "s"}]})

@@ -1,4 +1,4 @@
-"""The forms of events, postings and messages, of what is told and asked about them."""
+"""The wire format of events, postings, messages, their facts and their requests."""
 
 import json
 from collections.abc import Mapping
@@ -32,14 +32,14 @@ EXAMPLES = [
     for name, examples in WRITTEN.items()
     for which, example in examples.items()
 ]
-COMES_IN: Final[tuple[type[BaseModel], ...]] = (
+RECEIVED: Final[tuple[type[BaseModel], ...]] = (
     *MODELS.values(),
     requests.CreatePosting,
     requests.GetPosting,
     requests.ListPostings,
     requests.ListPostingMessages,
 )
-GOES_OUT: Final[tuple[type[BaseModel], ...]] = (
+SENT: Final[tuple[type[BaseModel], ...]] = (
     requests.PostingAccepted,
     requests.PostingStatus,
     requests.Postings,
@@ -48,7 +48,7 @@ GOES_OUT: Final[tuple[type[BaseModel], ...]] = (
 )
 
 AT = datetime(2026, 11, 20, 15, 0, 0, 123_000, tzinfo=UTC)
-OF_EMAIL: Final[Mapping[str, Any]] = {
+EMAIL_FIELDS: Final[Mapping[str, Any]] = {
     "at": AT,
     "message_id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
     "posting_id": "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11",
@@ -61,13 +61,13 @@ OF_SMS: Final[Mapping[str, Any]] = {
     "channel": "sms",
 }
 FACTS = (
-    MessageSent(fact_id="m/2", attempt=2, duration=0.25, **OF_EMAIL),
+    MessageSent(fact_id="m/2", attempt=2, duration=0.25, **EMAIL_FIELDS),
     MessageAttemptFailed(
         fact_id="m/1",
         attempt=1,
         error="451 try again later",
         next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
-        **OF_EMAIL,
+        **EMAIL_FIELDS,
     ),
     MessageFailed(fact_id="m-1/1", attempt=1, reason="the gateway refused it", **OF_SMS),
     MessageExpired(fact_id="m-1/2", attempt=2, reason="expired", **OF_SMS),
@@ -90,9 +90,8 @@ def test_every_example_is_read_as_it_is_written_down(golden: Golden) -> None:
     golden("message_examples", read)
 
 
-# What was once accepted is accepted by what comes later, also after a round trip.
 @pytest.mark.parametrize(("model", "example"), EXAMPLES)
-def test_what_we_write_we_read(model: type[BaseModel], example: Any) -> None:
+def test_a_written_message_is_parsed_back_unchanged(model: type[BaseModel], example: Any) -> None:
     message = model.model_validate_json(json.dumps(example))
     for written in (message.model_dump_json(), message.model_dump_json(exclude_defaults=True)):
         assert model.model_validate_json(written) == message
@@ -105,12 +104,11 @@ def test_every_field_has_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "example"), EXAMPLES)
-def test_a_message_is_closed(model: type[BaseModel], example: Any) -> None:
+def test_an_unknown_field_is_rejected(model: type[BaseModel], example: Any) -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         model.model_validate_json(json.dumps(example | {"typing_mistake": 1}))
 
 
-# E6: what would do harm further on never gets into the queue.
 @pytest.mark.parametrize(
     ("model", "field", "bad"),
     [
@@ -127,9 +125,7 @@ def test_a_message_is_closed(model: type[BaseModel], example: Any) -> None:
         (SendSms, "id", "two words"),
     ],
 )
-def test_e6_what_can_be_sent_to_nobody_is_named_by_field(
-    model: type[BaseModel], field: str, bad: Any
-) -> None:
+def test_e6_an_invalid_field_is_named(model: type[BaseModel], field: str, bad: Any) -> None:
     example = WRITTEN[model.__name__]["all"]["message"]
     with pytest.raises(ValidationError) as caught:
         model.model_validate_json(json.dumps(example | {field: bad}))
@@ -142,19 +138,18 @@ def test_the_json_of_facts_is_unchanged(golden: Golden) -> None:
     assert MessageFacts.model_validate_json(batch).facts == list(FACTS)
 
 
-def test_every_fact_has_an_example_and_none_holds_more_than_it_says() -> None:
-    kinds: Any = MessageFacts.model_json_schema()["properties"]["facts"]["items"]["discriminator"]
-    assert {fact.type for fact in FACTS} == set(kinds["mapping"])
+def test_every_fact_has_an_example_and_contains_no_private_data() -> None:
+    types: Any = MessageFacts.model_json_schema()["properties"]["facts"]["items"]["discriminator"]
+    assert {fact.type for fact in FACTS} == set(types["mapping"])
     for fact in FACTS:
-        told = json.loads(fact.model_dump_json())
-        assert not {"text", "html", "subject", "to", "phone", "user_id"} & told.keys()
+        written = json.loads(fact.model_dump_json())
+        assert not {"text", "html", "subject", "to", "phone", "user_id"} & written.keys()
         with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-            MessageFacts.model_validate({"facts": [told | {"phone": "79161234567"}]})
+            MessageFacts.model_validate({"facts": [written | {"phone": "79161234567"}]})
 
 
-def test_the_forms_are_what_they_were(golden: Golden) -> None:
+def test_the_schema_is_unchanged(golden: Golden) -> None:
     _, schema = models_json_schema(
-        [(model, "validation") for model in COMES_IN]
-        + [(model, "serialization") for model in GOES_OUT]
+        [(model, "validation") for model in RECEIVED] + [(model, "serialization") for model in SENT]
     )
     golden("message_schema", schema)

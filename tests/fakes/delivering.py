@@ -72,12 +72,12 @@ class MessageClient:
 
     async def _send(self, body: dict[str, Any], properties: dict[str, Any]) -> None:
         channel = CHANNELS["sms" if "phone" in body else "email"]
-        given: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "content_type": "application/json",
             "type": channel.type,
             "delivery_mode": 2,
         }
-        message = aio_pika.Message(json.dumps(body).encode(), **(given | properties))
+        message = aio_pika.Message(json.dumps(body).encode(), **(defaults | properties))
         await self.channel.default_exchange.publish(message, channel.queue, timeout=30)
 
     def facts_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,18 +145,20 @@ def settings(box: Sandbox, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def delivery_process(directory: Path, amqp_url: str, given: Mapping[str, str]) -> Iterator[Service]:
+def delivery_process(
+    directory: Path, amqp_url: str, environment: Mapping[str, str]
+) -> Iterator[Service]:
     """Run delivery as a process during the block; a failure shows its log."""
-    with running(directory, amqp_url, given, RUN_DELIVERY) as service:
+    with running(directory, amqp_url, environment, RUN_DELIVERY) as service:
         yield service
 
 
 @asynccontextmanager
 async def delivery_in_process(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str, given: Mapping[str, str]
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, environment: Mapping[str, str]
 ) -> AsyncIterator[Process]:
     """Run delivery in the test process, which starts faster; drain it at the end."""
-    for name, value in {**given, "RINGBACK_AMQP_URL": amqp_url}.items():
+    for name, value in {**environment, "RINGBACK_AMQP_URL": amqp_url}.items():
         monkeypatch.setenv(name, value)
     process = Process("delivery", load(Settings), Health())
     async with process.stack:

@@ -22,8 +22,10 @@ CANARY = "canary-in-bad-input"
 
 def body(**fields: Any) -> bytes:
     """Return a valid message except for these fields; None removes a field."""
-    made = order(URL, hmac_secret=CANARY) | fields
-    return json.dumps({name: value for name, value in made.items() if value is not None}).encode()
+    message = order(URL, hmac_secret=CANARY) | fields
+    return json.dumps(
+        {name: value for name, value in message.items() if value is not None}
+    ).encode()
 
 
 def payload(text: str) -> bytes:
@@ -173,8 +175,8 @@ async def test_each_dead_letter_is_one_log_line_and_one_count(
 async def test_an_invalid_message_without_an_id_is_dead_lettered_with_a_generated_one(
     publisher: Outside,
 ) -> None:
-    marker = b'"no order and no id"'
-    await publisher.send_without_message_id("no order and no id")
+    marker = b'"not a command"'
+    await publisher.send_without_message_id("not a command")
 
     async def found() -> Any:
         return [each for each in await publisher.read_dead() if each.body == marker]

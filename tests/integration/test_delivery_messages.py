@@ -196,13 +196,13 @@ async def test_m7_a_hanging_sms_gateway_does_not_slow_down_email(
 ) -> None:
     backlog = [sms() for _ in range(600)]
     async with sandbox() as box, message_client(amqp_url) as client:
-        given = settings(
+        environment = settings(
             box,
             RINGBACK_DELIVERY_PREFETCH="200",
             RINGBACK_DELIVERY_SMS_TIMEOUT="60",
             RINGBACK_SHUTDOWN_TIMEOUT="2.5",  # shorter than the hanging requests
         )
-        async with delivery_in_process(monkeypatch, amqp_url, given):
+        async with delivery_in_process(monkeypatch, amqp_url, environment):
             usual = [await seconds_to_send(client, 300) for _ in range(2)]
             await box.configure("/api/sms/settings", behaviour={"kind": "hang"})
             await client.send(*backlog)

@@ -30,8 +30,8 @@ async def send(server: MailServer) -> None:
 
 @asynccontextmanager
 async def using(url: str, **options: Any) -> AsyncIterator[MailServer]:
-    given: dict[str, Any] = {"tls": "offered", "timeout": 5.0}
-    server = MailServer(url, **given | options)
+    defaults: dict[str, Any] = {"tls": "offered", "timeout": 5.0}
+    server = MailServer(url, **defaults | options)
     try:
         yield server
     finally:
