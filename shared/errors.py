@@ -40,4 +40,4 @@ class DeferredError(RingbackError):
 
 
 class InfrastructureError(RingbackError):
-    """A store or the broker is unavailable: consumption stops until it is back, at no attempt."""
+    """A store or the broker is unavailable: handled again once it is back, not counted."""

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from services.cli.broker import settings_here, work
+from services.cli.broker import broker_settings, run_task
 from services.cli.demo import show_callbacks
 from services.cli.demo_postings import show_postings
 
@@ -17,12 +17,12 @@ sandbox, gateway, page, http, management = sys.argv[1:]
 
 
 async def _both() -> None:
-    await show_callbacks(settings_here(), sandbox, gateway)
-    await show_postings(settings_here(), sandbox, gateway)
+    await show_callbacks(broker_settings(), sandbox, gateway)
+    await show_postings(broker_settings(), sandbox, gateway)
 
 
 try:
-    work(_both())
+    run_task(_both())
 except (OSError, TimeoutError) as error:
     sys.exit(f"The demonstration did not come to its end: {error or 'it took too long'}")
 order = (

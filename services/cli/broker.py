@@ -1,4 +1,4 @@
-"""How a command reaches the broker, and says what is wrong when it does not."""
+"""Connects commands to the broker, and reports errors to the user."""
 
 import asyncio
 import logging
@@ -22,12 +22,12 @@ from shared.topology import topology
 T = TypeVar("T")
 
 NAME: Final = "ringback command"
-# Seconds that a person waits for a broker which is not there, or does not take messages.
-PATIENCE: Final = 5.0
+# Seconds until a command reports that the broker is unavailable or blocks publishing.
+BROKER_TIMEOUT: Final = 5.0
 
 
-def settings_here() -> Settings:
-    """The shared settings; without a broker in them, that of `ringback up` in this checkout."""
+def broker_settings() -> Settings:
+    """Return the shared settings. Without a broker URL, use the broker of `ringback up`."""
     settings = configured()
     if "amqp_url" in settings.model_fields_set or (url := private_broker()) is None:
         return settings
@@ -36,9 +36,9 @@ def settings_here() -> Settings:
 
 
 def private_broker() -> str | None:
-    """The URL of the private RabbitMQ of this checkout, if this is one and it runs."""
+    """Return the URL of the RabbitMQ of `ringback up` in this checkout, or None."""
     try:
-        from deploy.local.broker import Broker  # noqa: PLC0415 - not there outside a checkout
+        from deploy.local.broker import Broker  # noqa: PLC0415 - only in a checkout
         from deploy.local.stack import DIRECTORY  # noqa: PLC0415
     except ImportError:
         return None
@@ -47,9 +47,9 @@ def private_broker() -> str | None:
 
 
 def private_database() -> str | None:
-    """The URL of the private PostgreSQL of this checkout, if this is one and it runs."""
+    """Return the URL of the PostgreSQL of `ringback up` in this checkout, or None."""
     try:
-        from deploy.local.database import Database  # noqa: PLC0415 - not there outside a checkout
+        from deploy.local.database import Database  # noqa: PLC0415 - only in a checkout
         from deploy.local.stack import DIRECTORY  # noqa: PLC0415
     except ImportError:
         return None
@@ -57,17 +57,17 @@ def private_database() -> str | None:
     return database.url if database.pid else None
 
 
-def shown(url: str) -> str:
-    """A URL without its password."""
+def redacted_url(url: str) -> str:
+    """Return a URL without its password."""
     return str(censor_url(URL(url)))
 
 
-def work(task: Coroutine[Any, Any, T]) -> T:
-    """Run the command's task; errors that a person can mend become a line and exit code 1.
+def run_task(task: Coroutine[Any, Any, T]) -> T:
+    """Run the command's task. Expected errors are printed as one line, with exit code 1.
 
-    SIGINT and SIGTERM cancel it, so that it can settle what is in flight.
+    SIGINT and SIGTERM cancel the task, so that it can finish messages in flight.
     """
-    logging.basicConfig(level=logging.CRITICAL)  # the command itself says what is wrong
+    logging.basicConfig(level=logging.CRITICAL)  # the command prints errors itself
     try:
         with asyncio.Runner() as runner:
             return runner.run(_cancellable(task))
@@ -76,7 +76,7 @@ def work(task: Coroutine[Any, Any, T]) -> T:
     except RingbackError as error:
         raise click.ClickException("\n".join(getattr(error, "faults", (str(error),)))) from None
     except CONNECTION_ERRORS as error:
-        raise click.ClickException(f"the connection was lost: {describe_error(error)}") from error
+        raise click.ClickException(f"Connection lost: {describe_error(error)}") from error
 
 
 async def _cancellable(task: Coroutine[Any, Any, T]) -> T:
@@ -89,27 +89,27 @@ async def _cancellable(task: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def connection(settings: Settings) -> AsyncIterator[BrokerConnection]:
-    """A connection to the broker.
+    """Open a connection to the broker.
 
     Raises:
-        click.ClickException: there is none to be had.
+        click.ClickException: the broker is unavailable.
     """
     async with AsyncExitStack() as stack:
         try:
-            link = await stack.enter_async_context(connect(settings.amqp_url, name=NAME))
+            broker = await stack.enter_async_context(connect(settings.amqp_url, name=NAME))
         except CONNECTION_ERRORS as error:
-            url = shown(settings.amqp_url)
+            url = redacted_url(settings.amqp_url)
             raise unreachable(f"no connection to {url}: {describe_error(error)}") from None
-        yield link
+        yield broker
 
 
 @asynccontextmanager
 async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
-    """A publisher that is ready, with all queues declared.
+    """Start a publisher, and wait until it is ready and all queues are declared.
 
     Raises:
-        click.ClickException: there is no broker, or it blocks publishing.
-        TopologyMismatchError: its queues are not ours.
+        click.ClickException: the broker is unavailable, or blocks publishing.
+        TopologyMismatchError: the broker's queues differ from the topology.
     """
     health = Health()
     publisher = Publisher(
@@ -118,11 +118,13 @@ async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
     running = asyncio.create_task(publisher.run())
     ready = asyncio.create_task(publisher.ready())
     try:
-        await asyncio.wait((running, ready), timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (running, ready), timeout=BROKER_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+        )
         if running.done():
             running.result()
         if not ready.done():
-            raise unreachable((health.fault or "it does not answer").removeprefix("publisher: "))
+            raise unreachable((health.fault or "no response").removeprefix("publisher: "))
         yield publisher
     finally:
         for task in (running, ready):
@@ -130,10 +132,10 @@ async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
         await asyncio.gather(running, ready, return_exceptions=True)
 
 
-def unreachable(why: str) -> click.ClickException:
-    """What to say, and how to mend it, when the broker can't be worked with."""
+def unreachable(reason: str) -> click.ClickException:
+    """Return the error for a broker that a command cannot use."""
     return click.ClickException(
-        f"RabbitMQ can't be worked with: {why}\n"
-        "Name another with RINGBACK_AMQP_URL, or start a private one with `ringback up`;"
-        " `ringback doctor` tells more."
+        f"Cannot use RabbitMQ: {reason}\n"
+        "Set RINGBACK_AMQP_URL, start a private broker with `ringback up`,"
+        " or check the environment with `ringback doctor`."
     )

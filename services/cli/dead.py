@@ -1,4 +1,4 @@
-"""`ringback dead`: look into a dead queue, and put its messages back to work."""
+"""`ringback dead`: lists and shows dead letters, and redrives them."""
 
 import asyncio
 import json
@@ -10,30 +10,30 @@ import click
 from tqdm import tqdm
 
 from services.cli import dead_letters as letters
-from services.cli.broker import connection, publishing, settings_here, work
+from services.cli.broker import broker_settings, connection, publishing, run_task
 from services.cli.dead_letters import DeadLetter
-from services.cli.queue_browser import MOST_HELD, browse_queue
+from services.cli.queue_browser import MAX_PREFETCH, browse_queue
 from shared.amqp.connection import BrokerConnection
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError
 from shared.settings import Settings
 from shared.topology import WORK_QUEUES, dead_queue, work_queue_of
 
-# Publishes in flight; what a kill in the middle repeats at most.
-WINDOW: Final = 200
-# Seconds that an interrupted redrive waits for the confirms of what it has sent.
-LAST_CONFIRMS: Final = 5.0
+# Publishes in flight: the most that a kill during a redrive can repeat.
+MAX_IN_FLIGHT: Final = 200
+# Seconds that an interrupted redrive waits for the confirms of messages in flight.
+CONFIRM_TIMEOUT: Final = 5.0
 
 Filter = Callable[[DeadLetter], bool]
 
 
 class WorkQueue(click.ParamType[str]):
-    """The name of a work queue, given as it is or as that of its dead queue."""
+    """The name of a work queue, or of its dead-letter queue."""
 
     name = "queue"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The work queue's name."""
+        """Return the name of the work queue."""
         names = [queue.name for queue in WORK_QUEUES]
         name = work_queue_of(str(value))
         if name not in names:
@@ -43,9 +43,11 @@ class WorkQueue(click.ParamType[str]):
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--limit", type=click.IntRange(min=1), help="At most so many messages."),
-        click.option("--reason", help="Only those whose reason has this text in it."),
-        click.option("--id", "ids", multiple=True, help="Only the one with this id; repeatable."),
+        click.option("--limit", type=click.IntRange(min=1), help="Maximum number of messages."),
+        click.option("--reason", help="Only reasons that contain this text."),
+        click.option(
+            "--id", "ids", multiple=True, help="Only the message with this id. Repeatable."
+        ),
     ):
         command = option(command)
     return command
@@ -53,18 +55,18 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group
 def dead() -> None:
-    """The dead queue of a work queue: what could not be done, each with its reason.
+    """List, show and redrive dead letters.
 
-    Looking takes nothing away and leaves the order as it is. QUEUE is a work queue such as
-    `callbacks`, or its dead queue, `callbacks.dead`.
+    Listing removes nothing and keeps the order. QUEUE is a work queue such as `callbacks`, or its
+    dead-letter queue, `callbacks.dead`.
     """
 
 
 @dead.command("list")
 @click.argument("queue", type=WorkQueue())
 @_filters
-@click.option("--oldest", is_flag=True, help="Those that died first instead of last.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@click.option("--oldest", is_flag=True, help="The oldest instead of the newest.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_(  # noqa: PLR0913 - the options of the command
     queue: str,
     ids: tuple[str, ...],
@@ -74,9 +76,9 @@ def list_(  # noqa: PLR0913 - the options of the command
     oldest: bool,
     as_json: bool,
 ) -> None:
-    """List the last to die: when they did, after how many attempts, where to, and why.
+    """List the newest dead letters: time, id, attempts, target and reason.
 
-    20 of them, unless --limit says otherwise, the last at the end.
+    The limit is 20 by default. The newest one is last.
 
     \b
     Examples:
@@ -84,12 +86,12 @@ def list_(  # noqa: PLR0913 - the options of the command
       ringback dead list callbacks --oldest --limit 5
       ringback dead list callbacks --reason 'status 410' --json
     """
-    found, total = work(
-        _look(settings_here(), queue, _filter(ids, reason), limit or 20, oldest=oldest)
+    found, total = run_task(
+        _find(broker_settings(), queue, _filter(ids, reason), limit or 20, oldest=oldest)
     )
     if as_json:
         for letter in found:
-            click.echo(json.dumps(letter.line(), ensure_ascii=False))
+            click.echo(json.dumps(letter.summary(), ensure_ascii=False))
         return
     for letter in found:
         click.echo(_row(letter))
@@ -99,22 +101,24 @@ def list_(  # noqa: PLR0913 - the options of the command
 @dead.command
 @click.argument("queue", type=WorkQueue())
 @click.argument("id_", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(queue: str, id_: str, *, as_json: bool) -> None:
-    """Show the message with this ID whole: properties, headers and body, its secrets hidden.
+    """Show one message with its properties, headers and body. Secrets are hidden.
 
     \b
     Example:
       ringback dead show callbacks 7f3c…
     """
-    found, _ = work(_look(settings_here(), queue, _filter((id_,), None), 1, oldest=True))
+    found, _ = run_task(_find(broker_settings(), queue, _filter((id_,), None), 1, oldest=True))
     if not found:
-        raise click.ClickException(f"there is no message {id_!r} in {dead_queue(queue)}.")
-    everything = found[0].everything()
+        raise click.ClickException(
+            f"Cannot show message {id_!r}: it is not in {dead_queue(queue)}."
+        )
+    details = found[0].details()
     if as_json:
-        click.echo(json.dumps(everything, ensure_ascii=False))
+        click.echo(json.dumps(details, ensure_ascii=False))
         return
-    for name, value in everything.items():
+    for name, value in details.items():
         nested = isinstance(value, dict | list)
         text = json.dumps(value, indent=2, ensure_ascii=False) if nested else str(value)
         click.echo(f"{name}: {text}")
@@ -123,8 +127,8 @@ def show(queue: str, id_: str, *, as_json: bool) -> None:
 @dead.command
 @click.argument("queue", type=WorkQueue())
 @_filters
-@click.option("--dry-run", is_flag=True, help="Only list what would be put back.")
-@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--dry-run", is_flag=True, help="Only list the messages to redrive.")
+@click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"redriven": N} at the end.')
 def redrive(  # noqa: PLR0913 - the options of the command
     queue: str,
@@ -136,11 +140,11 @@ def redrive(  # noqa: PLR0913 - the options of the command
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Put messages back into their work queue, to be tried anew with the same id.
+    """Move dead letters back to their work queue, where they start again with the same id.
 
-    Each is confirmed in the work queue before it leaves the dead one: an interruption at any
-    moment, kill -9 included, loses nothing; at worst a message is delivered twice. What dies again
-    meanwhile is not put back a second time.
+    Each message leaves the dead-letter queue only after the work queue has confirmed it. An
+    interruption, even kill -9, loses nothing, but can repeat a message. Messages that are
+    dead-lettered again meanwhile are not redriven again.
 
     \b
     Examples:
@@ -148,66 +152,68 @@ def redrive(  # noqa: PLR0913 - the options of the command
       ringback dead redrive callbacks --reason 'breaker' --limit 100
       ringback dead redrive callbacks --id 7f3c… --yes
     """
-    settings = settings_here()
+    settings = broker_settings()
     wanted = _filter(ids, reason)
     if dry_run:
-        found, _ = work(_look(settings, queue, wanted, limit, oldest=True))
+        found, _ = run_task(_find(settings, queue, wanted, limit, oldest=True))
         for letter in found:
-            click.echo(json.dumps(letter.line()) if as_json else _row(letter))
-        click.echo(f"{len(found)} would be put back into {queue}", err=True)
+            click.echo(json.dumps(letter.summary()) if as_json else _row(letter))
+        click.echo(f"{len(found)} messages would be moved to {queue}", err=True)
         return
-    count = work(_count(settings, queue, wanted, limit))
+    count = run_task(_count(settings, queue, wanted, limit))
     if count and not yes:
-        click.confirm(f"Put {count} messages back into {queue}?", abort=True, err=True)
-    done = Redrive(queue, wanted, count)
+        click.confirm(f"Move {count} messages to {queue}?", abort=True, err=True)
+    moves = Redrive(queue, wanted, count)
     try:
         if count:
-            work(done.run(settings))
+            run_task(moves.run(settings))
     finally:
-        click.echo(f"{done.count} of {count} messages put back into {queue}", err=True)
+        click.echo(f"{moves.count} of {count} messages moved to {queue}", err=True)
     if as_json:
-        click.echo(json.dumps({"redriven": done.count}))
-    if done.fault is not None:
-        raise click.ClickException(f"the others stay in {dead_queue(queue)}: {done.fault}")
+        click.echo(json.dumps({"redriven": moves.count}))
+    if moves.error is not None:
+        raise click.ClickException(
+            f"Cannot redrive the other messages: {moves.error}. They stay in {dead_queue(queue)}."
+        )
 
 
 def _filter(ids: tuple[str, ...], reason: str | None) -> Filter | None:
-    """What the options let pass; None where that is everything."""
+    """Return the filter of the options, or None if they pass everything."""
     if not ids and reason is None:
         return None
     return partial(letters.matches, ids=frozenset(ids), reason=reason)
 
 
 def _row(letter: DeadLetter) -> str:
-    line = letter.line()
-    tries = "" if letter.attempts is None else f"tried {letter.attempts}x"
+    line = letter.summary()
+    attempts = "" if letter.attempts is None else f"{letter.attempts} attempts"
     reason = line["reason"].replace("\n", " ")
     at = (line["died_at"] or "?")[:19]
-    return f"{at:19}  {letter.id}  {tries:>9}  {letter.target or '-'}  {reason}"
+    return f"{at:19}  {letter.id}  {attempts:>11}  {letter.target or '-'}  {reason}"
 
 
-async def _look(
+async def _find(
     settings: Settings, queue: str, wanted: Filter | None, limit: int | None, *, oldest: bool
 ) -> tuple[list[DeadLetter], int]:
-    """The first or the last to die of the letters that are wanted, and how many there are in all.
+    """Return the oldest or newest letters that pass the filter, and the number of all.
 
-    By their time of death: each look changes a little where in the queue a message stands.
+    Sorted by time, because reading can change the order of the queue slightly.
     """
-    async with connection(settings) as link, browse_queue(link, dead_queue(queue)) as walk:
-        with tqdm(total=walk.total, unit=" messages", leave=False, disable=None) as bar:
+    async with connection(settings) as broker, browse_queue(broker, dead_queue(queue)) as browser:
+        with tqdm(total=browser.total, unit=" messages", leave=False, disable=None) as bar:
             found: list[DeadLetter] = []
-            async for delivery in walk:
+            async for delivery in browser:
                 bar.update()
-                letter = letters.read(delivery)
+                letter = letters.parse_dead_letter(delivery)
                 if wanted is None or wanted(letter):
                     found.append(letter)
                 if limit and len(found) > 2 * limit:
-                    found = _chosen(found, limit, oldest=oldest)
-    return _chosen(found, limit, oldest=oldest), walk.total
+                    found = _select(found, limit, oldest=oldest)
+    return _select(found, limit, oldest=oldest), browser.total
 
 
-def _chosen(found: list[DeadLetter], limit: int | None, *, oldest: bool) -> list[DeadLetter]:
-    """At most `limit` of them, in the order of their death."""
+def _select(found: list[DeadLetter], limit: int | None, *, oldest: bool) -> list[DeadLetter]:
+    """Return at most `limit` letters, sorted by time."""
     found = sorted(found, key=lambda letter: letter.died_at or 0)
     if limit is None:
         return found
@@ -215,72 +221,75 @@ def _chosen(found: list[DeadLetter], limit: int | None, *, oldest: bool) -> list
 
 
 async def _count(settings: Settings, queue: str, wanted: Filter | None, limit: int | None) -> int:
-    """How many letters are wanted, at most `limit`."""
+    """Return how many letters pass the filter, at most `limit`."""
     count = 0
-    async with connection(settings) as link, browse_queue(link, dead_queue(queue)) as walk:
+    async with connection(settings) as broker, browse_queue(broker, dead_queue(queue)) as browser:
         if wanted is None:
-            return min(walk.total, limit or walk.total)
-        async for delivery in walk:
-            count += wanted(letters.read(delivery))
+            return min(browser.total, limit or browser.total)
+        async for delivery in browser:
+            count += wanted(letters.parse_dead_letter(delivery))
             if count == limit:
                 break
     return count
 
 
 class Redrive:
-    """Moves letters: published, confirmed, and only then taken from the dead queue."""
+    """Moves letters: each is published, confirmed, and then removed from the dead-letter queue."""
 
-    def __init__(self, queue: str, wanted: Filter | None, most: int) -> None:
+    def __init__(self, queue: str, wanted: Filter | None, limit: int) -> None:
         self.count = 0
-        self.fault: BaseException | None = None
+        self.error: BaseException | None = None
         self._queue = queue
         self._wanted = wanted
-        self._most = most
+        self._limit = limit
 
     async def run(self, settings: Settings) -> None:
-        """Move them. When cancelled, what is in flight is still settled."""
-        with tqdm(total=self._most, unit=" messages", leave=False, disable=None) as bar:
-            async with publishing(settings) as publisher, connection(settings) as link:
-                await self._move(publisher, link, bar)
+        """Move the letters. When cancelled, wait for those in flight."""
+        with tqdm(total=self._limit, unit=" messages", leave=False, disable=None) as bar:
+            async with publishing(settings) as publisher, connection(settings) as broker:
+                await self._move(publisher, broker, bar)
 
-    async def _move(self, publisher: Publisher, link: BrokerConnection, bar: "tqdm[Any]") -> None:
-        window = asyncio.Semaphore(WINDOW)
-        flying: set[asyncio.Future[None]] = set()
-        begun = 0
-        # A margin beside the window: the broker need not wait for our acks.
-        hold = 2 * WINDOW if self._wanted is None else MOST_HELD
-        async with browse_queue(link, dead_queue(self._queue), hold=hold) as walk:
+    async def _move(self, publisher: Publisher, broker: BrokerConnection, bar: "tqdm[Any]") -> None:
+        window = asyncio.Semaphore(MAX_IN_FLIGHT)
+        in_flight: set[asyncio.Future[None]] = set()
+        started = 0
+        # Twice the messages in flight, so that the broker does not wait for acks.
+        prefetch = 2 * MAX_IN_FLIGHT if self._wanted is None else MAX_PREFETCH
+        async with browse_queue(broker, dead_queue(self._queue), prefetch=prefetch) as browser:
 
             def ended(delivery: Delivery, result: asyncio.Future[None]) -> None:
-                flying.discard(result)
+                in_flight.discard(result)
                 window.release()
                 if result.cancelled():
                     return
                 if (error := result.exception()) is not None:
-                    self.fault = error
+                    self.error = error
                     return
-                walk.take(delivery)
+                browser.remove(delivery)
                 self.count += 1
                 bar.update()
 
             try:
-                async for delivery in walk:
-                    letter = letters.read(delivery)
+                async for delivery in browser:
+                    letter = letters.parse_dead_letter(delivery)
                     if self._wanted is not None and not self._wanted(letter):
                         continue
                     await window.acquire()
-                    if self.fault is not None:
+                    if self.error is not None:
                         break
-                    copy = OutgoingMessage(self._queue, letters.revived(letter), delivery.body)
+                    copy = OutgoingMessage(
+                        self._queue, letters.redrive_properties(letter), delivery.body
+                    )
                     try:
                         result = publisher.publish(copy)
                     except UnpublishableError as error:
-                        raise click.ClickException(f"message {letter.id!r}: {error}") from None
-                    flying.add(result)
+                        text = f"Cannot redrive message {letter.id!r}: {error}."
+                        raise click.ClickException(text) from None
+                    in_flight.add(result)
                     result.add_done_callback(partial(ended, delivery))
-                    begun += 1
-                    if begun == self._most:
+                    started += 1
+                    if started == self._limit:
                         break
             finally:
-                if flying:
-                    await asyncio.wait(flying, timeout=LAST_CONFIRMS)
+                if in_flight:
+                    await asyncio.wait(in_flight, timeout=CONFIRM_TIMEOUT)

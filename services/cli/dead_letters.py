@@ -1,4 +1,4 @@
-"""A dead letter as a person sees it: pure, no IO. Secrets are never shown."""
+"""Dead letters: parsing, filtering and showing them without secrets. Pure, no IO."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from shared.clock import rfc3339
 from shared.contracts import headers
 from shared.errors import ContractViolationError
 
-# What a message takes on between its first try and its death; without it, it is as new.
-RESET: Final = frozenset(
+# The headers that a message gets after its first attempt. A redriven message starts without them.
+RESET_HEADERS: Final = frozenset(
     {
         headers.ATTEMPT,
         headers.DEFERRALS,
@@ -35,10 +35,12 @@ _SECRET: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One message of a dead queue.
+    """One message of a dead-letter queue.
 
-    died_at: epoch seconds, None if nobody noted it. attempts: None if it was never tried by us.
-    target: scheme, host and port of the callback, if it is one. body: as JSON, None if it is none.
+    died_at: epoch seconds, None if unknown.
+    attempts: None if Ringback made no attempt.
+    target: scheme, host and port of a callback.
+    body: parsed JSON, None if it is not JSON.
     """
 
     message: Message
@@ -50,12 +52,12 @@ class DeadLetter:
 
     @property
     def id(self) -> str:
-        """The logical id: the one in the body, else the message's."""
+        """The logical id: the one in the body, or else that of the message."""
         own = self.body.get("id") if isinstance(self.body, dict) else None
         return own if isinstance(own, str) and own else self.message.id
 
-    def line(self) -> dict[str, Any]:
-        """What a list tells of it."""
+    def summary(self) -> dict[str, Any]:
+        """Return the fields for a list."""
         return {
             "id": self.id,
             "died_at": None if self.died_at is None else rfc3339(self.died_at),
@@ -64,39 +66,39 @@ class DeadLetter:
             "reason": self.reason,
         }
 
-    def everything(self) -> dict[str, Any]:
-        """All there is to know of it, secrets hidden. A body that is no JSON is not shown."""
+    def details(self) -> dict[str, Any]:
+        """Return all fields, with secrets hidden. A body that is not JSON is not shown."""
         properties = self.message.properties
-        named = {
+        present = {
             name: value
             for name in Properties.__slots__
             if name != "headers" and (value := getattr(properties, name)) is not None
         }
         size = len(self.message.body)
-        unread = f"{size} bytes that are not JSON, so not shown: they may hold a secret"
-        return self.line() | {
-            "properties": named,
+        hidden = f"{size} bytes that are not JSON: not shown, because they may contain a secret"
+        return self.summary() | {
+            "properties": present,
             "headers": redacted(dict(properties.headers or {})),
-            "body": unread if self.body is None else redacted(self.body),
+            "body": hidden if self.body is None else redacted(self.body),
         }
 
 
-def read(delivery: Delivery) -> DeadLetter:
-    """The letter in a delivery, whatever is wrong with it."""
+def parse_dead_letter(delivery: Delivery) -> DeadLetter:
+    """Return the dead letter in a delivery, even if it is malformed."""
     try:
         message = parse_delivery(delivery, history=True)
     except ContractViolationError as error:
-        broken: Message = Message("", Properties(), delivery.body)
-        return DeadLetter(broken, str(error), None, None, None, None)
-    given = message.properties.headers or {}
-    died_at, why = _by_broker(given)
-    if isinstance(given.get(headers.DIED_AT), int):
-        died_at = given[headers.DIED_AT] / 1000
-    attempts = given.get(headers.ATTEMPT)
+        malformed = Message("", Properties(), delivery.body)
+        return DeadLetter(malformed, str(error), None, None, None, None)
+    values = message.properties.headers or {}
+    died_at, reason = _from_broker(values)
+    if isinstance(values.get(headers.DIED_AT), int):
+        died_at = values[headers.DIED_AT] / 1000
+    attempts = values.get(headers.ATTEMPT)
     body = _json(message.body)
     return DeadLetter(
         message,
-        str(given.get(headers.REASON) or why),
+        str(values.get(headers.REASON) or reason),
         died_at,
         attempts if isinstance(attempts, int) else None,
         _origin(body),
@@ -104,16 +106,16 @@ def read(delivery: Delivery) -> DeadLetter:
     )
 
 
-def _by_broker(given: Mapping[str, Any]) -> tuple[float | None, str]:
-    """When and why the broker itself gave a message up, by its header `x-death`, newest first."""
-    deaths = given.get("x-death")
+def _from_broker(values: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Return when and why the broker dead-lettered a message, from the header `x-death`."""
+    deaths = values.get("x-death")  # the newest first
     if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
-        return None, "unknown: it carries no reason"
+        return None, "unknown: the message has no reason"
     at, reason = deaths[0].get("time"), deaths[0].get("reason")
-    told = {"delivery_limit": ": its workers died, or let go of it, again and again"}
+    causes = {"delivery_limit": ": its workers died, or returned it, too often"}
     return (
         at.timestamp() if at is not None else None,
-        f"given up by RabbitMQ, {reason}{told.get(str(reason), '')}",
+        f"dead-lettered by RabbitMQ, {reason}{causes.get(str(reason), '')}",
     )
 
 
@@ -125,7 +127,7 @@ def _json(body: bytes) -> Any:
 
 
 def _origin(body: Any) -> str | None:
-    """Scheme, host and port; the rest of a URL may carry a token."""
+    """Return scheme, host and port: the rest of a URL can contain a token."""
     url = body.get("target_url") if isinstance(body, dict) else None
     try:
         return str(URL(url).origin()) if isinstance(url, str) else None
@@ -134,7 +136,7 @@ def _origin(body: Any) -> str | None:
 
 
 def redacted(value: Any, name: str = "") -> Any:
-    """The value with everything hidden that is a secret by its name, or stands in a URL's query."""
+    """Return the value with secrets hidden: by their names, and the query values of URLs."""
     if isinstance(value, Mapping):
         return {str(key): redacted(item, str(key)) for key, item in value.items()}
     if _SECRET.search(name) and name != "secret_ref":
@@ -147,7 +149,7 @@ def redacted(value: Any, name: str = "") -> Any:
 
 
 def _url(text: str) -> str:
-    """A URL without its user, password and query values."""
+    """Return a URL without its user, password and query values."""
     try:
         url = URL(text)
         if url.user or url.password:
@@ -160,16 +162,16 @@ def _url(text: str) -> str:
 
 
 def matches(letter: DeadLetter, *, ids: frozenset[str], reason: str | None) -> bool:
-    """Whether the letter passes the filter; an empty one lets all pass."""
+    """Return whether the letter passes the filter. An empty filter passes all."""
     if ids and letter.id not in ids and letter.message.id not in ids:
         return False
     return reason is None or reason.casefold() in letter.reason.casefold()
 
 
-def revived(letter: DeadLetter) -> Properties:
-    """Properties for a copy that starts anew: the sender's, and the same logical id."""
+def redrive_properties(letter: DeadLetter) -> Properties:
+    """Return properties for a redriven copy: the sender's, with the same logical id."""
     properties = letter.message.copy_properties({}, message_id=new_id())
-    kept = {k: v for k, v in (properties.headers or {}).items() if k not in RESET}
+    kept = {k: v for k, v in (properties.headers or {}).items() if k not in RESET_HEADERS}
     if not letter.message.id:
         del kept[headers.ID]
     return replace(properties, headers=kept)

@@ -11,7 +11,7 @@ import click
 from aiormq.abc import DeliveredMessage
 
 from services.cli.broker import connection, publishing
-from services.cli.dead_letters import read
+from services.cli.dead_letters import parse_dead_letter
 from services.cli.queue_browser import browse_queue
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection
@@ -49,11 +49,11 @@ async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> None
     )
     async with (
         asyncio.timeout(DELIVERY_TIMEOUT + 5),
-        connection(settings) as link,
+        connection(settings) as broker,
         publishing(settings) as publisher,
         aiohttp.ClientSession(sandbox) as http,
     ):
-        facts = await _consume_facts(link)
+        facts = await _consume_facts(broker)
         failing = {"behaviour": {"kind": "fail", "status": 503}, "times": 2, "per": "id"}
         async with http.put("/api/mailboxes/flaky", json=failing) as response:
             response.raise_for_status()
@@ -70,7 +70,7 @@ async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> None
             await asyncio.gather(
                 _print_delivery(http, 1, "demo", good, attempts=1),
                 _print_delivery(http, 2, "flaky", flaky, attempts=3),
-                _print_dead_letter(link, forbidden, dead),
+                _print_dead_letter(broker, forbidden, dead),
                 _schedule(http, gateway, f"{sandbox}/hooks/demo"),
             )
         finally:
@@ -93,7 +93,7 @@ def _callback(callback_id: str, url: str) -> OutgoingMessage:
     )
 
 
-async def _consume_facts(link: BrokerConnection) -> asyncio.Queue[Fact]:
+async def _consume_facts(broker: BrokerConnection) -> asyncio.Queue[Fact]:
     """Consume the facts about callbacks from now on."""
     facts: asyncio.Queue[Fact] = asyncio.Queue()
 
@@ -101,7 +101,7 @@ async def _consume_facts(link: BrokerConnection) -> asyncio.Queue[Fact]:
         for fact in Facts.model_validate_json(message.body).facts:
             facts.put_nowait(fact)
 
-    channel = await link.connection.channel(publisher_confirms=False)
+    channel = await broker.connection.channel(publisher_confirms=False)
     queue = str((await channel.queue_declare(exclusive=True)).queue)
     await channel.queue_bind(queue, OUTCOMES, "callback.#")
     await channel.basic_consume(queue, receive, no_ack=True)
@@ -180,12 +180,14 @@ def _signatures(delivery: dict[str, Any]) -> str:
     return f"signatures not valid: {'; '.join(delivery['faults'])}"
 
 
-async def _print_dead_letter(link: BrokerConnection, callback_id: str, dead: asyncio.Event) -> None:
+async def _print_dead_letter(
+    broker: BrokerConnection, callback_id: str, dead: asyncio.Event
+) -> None:
     """Wait until the callback is dead-lettered, and print the reason from its queue."""
     await dead.wait()
-    async with browse_queue(link, dead_queue(CALLBACKS)) as browser:
+    async with browse_queue(broker, dead_queue(CALLBACKS)) as browser:
         async for delivery in browser:
-            dead_letter = read(delivery)
+            dead_letter = parse_dead_letter(delivery)
             if dead_letter.id == callback_id:
                 _print(3, f"dead-lettered to {dead_queue(CALLBACKS)}: {dead_letter.reason}")
                 return

@@ -15,11 +15,11 @@ import click
 from aiormq.abc import DeliveredMessage
 
 from services.cli.broker import (
+    broker_settings,
     connection,
     private_database,
-    settings_here,
-    shown,
-    work,
+    redacted_url,
+    run_task,
 )
 from services.cli.run import settings_models
 from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
@@ -69,7 +69,7 @@ def doctor(*, as_json: bool) -> None:
       RINGBACK_AMQP_URL=amqp://me:secret@rabbit.example:5672/ ringback doctor
     """
     configured(settings_models())
-    settings = settings_here()
+    settings = broker_settings()
     healthy = True
 
     async def examine() -> None:
@@ -78,7 +78,7 @@ def doctor(*, as_json: bool) -> None:
             healthy &= finding.ok
             click.echo(json.dumps(asdict(finding)) if as_json else str(finding))
 
-    work(examine())
+    run_task(examine())
     raise SystemExit(0 if healthy else 1)
 
 
@@ -86,13 +86,13 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("settings", ok=True, detail="every value is right", mend=_advice())
     yield _python()
     try:
-        async with connection(settings) as link:
-            yield _broker(settings, link)
-            async for finding in _topology(settings, link):
+        async with connection(settings) as broker:
+            yield _broker(settings, broker)
+            async for finding in _topology(settings, broker):
                 yield finding
         # On a connection of its own: in an alarm the broker stops reading from who publishes.
-        async with connection(settings) as link:
-            async for finding in _publishing(link):
+        async with connection(settings) as broker:
+            async for finding in _publishing(broker):
                 yield finding
     except (click.ClickException, *CONNECTION_ERRORS) as error:
         why = error.message if isinstance(error, click.ClickException) else describe_error(error)
@@ -122,10 +122,10 @@ def _python() -> Finding:
         return Finding("python", ok=True, detail=f"{python}, no uvloop", mend=mend)
 
 
-def _broker(settings: Settings, link: BrokerConnection) -> Finding:
-    properties = link.connection.server_properties
+def _broker(settings: Settings, broker: BrokerConnection) -> Finding:
+    properties = broker.connection.server_properties
     product, number = _text(properties.get("product")), _text(properties.get("version"))
-    detail = f"{product} {number} at {shown(settings.amqp_url)}"
+    detail = f"{product} {number} at {redacted_url(settings.amqp_url)}"
     found = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
     if product == "RabbitMQ" and found < OLDEST_RABBITMQ:
         return Finding("broker", ok=False, detail=detail, mend="Ringback needs 3.10 or newer.")
@@ -136,7 +136,7 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-async def _publishing(link: BrokerConnection) -> AsyncIterator[Finding]:
+async def _publishing(broker: BrokerConnection) -> AsyncIterator[Finding]:
     """Let a message expire in a queue of our own: the broker notes on it when that was."""
     alarm = False
 
@@ -144,14 +144,14 @@ async def _publishing(link: BrokerConnection) -> AsyncIterator[Finding]:
         nonlocal alarm
         alarm = on
 
-    link.interceptor.on_blocked = blocked
+    broker.interceptor.on_blocked = blocked
     came: asyncio.Future[DeliveredMessage] = asyncio.get_running_loop().create_future()
 
     async def take(message: DeliveredMessage) -> None:
         if not came.done():
             came.set_result(message)
 
-    channel = await link.connection.channel()
+    channel = await broker.connection.channel()
     target = await channel.queue_declare(exclusive=True)
     lettering = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": target.queue}
     queue = await channel.queue_declare(exclusive=True, arguments={"x-message-ttl": 0, **lettering})
@@ -188,9 +188,9 @@ def _clock(whose: str, at: datetime) -> Finding:
     )
 
 
-async def _topology(settings: Settings, link: BrokerConnection) -> AsyncIterator[Finding]:
+async def _topology(settings: Settings, broker: BrokerConnection) -> AsyncIterator[Finding]:
     table = topology(settings.queue_type)
-    differences = await check(link.connection, table)
+    differences = await check(broker.connection, table)
     for difference in differences:
         what, _, mend = difference.partition(": ")
         yield Finding("topology", ok=False, detail=what, mend=mend)

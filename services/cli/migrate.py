@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from services.cli.broker import PATIENCE, private_database, work
+from services.cli.broker import BROKER_TIMEOUT, private_database, run_task
 from services.cli.run import settings_models
 from shared.postgres.connection import connect
 from shared.postgres.migrations import Migration, Schema, pending
@@ -53,7 +53,7 @@ def migrate(*, check: bool, as_json: bool) -> None:
                 click.echo(json.dumps(result))
         return clean
 
-    raise SystemExit(0 if work(all_of_them()) else 1)
+    raise SystemExit(0 if run_task(all_of_them()) else 1)
 
 
 async def migrate_all(url: str, schemas: list[Schema], tell: Callable[[str], None]) -> None:
@@ -79,7 +79,7 @@ async def _migrate(url: str, schema: Schema, tell: Callable[[str], None]) -> dic
 
 
 async def _check(url: str, schema: Schema, tell: Callable[[str], None]) -> dict[str, Any]:
-    async with connect(url, patience=PATIENCE) as connection:
+    async with connect(url, patience=BROKER_TIMEOUT) as connection:
         lacking = [str(migration) for migration in await pending(connection, schema)]
     for migration in lacking:
         tell(f"{schema.name}: pending {migration}")

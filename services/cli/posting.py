@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from services.cli.broker import work
+from services.cli.broker import run_task
 from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
 from shared.contracts.posting_requests import MessageState
 
@@ -50,7 +50,7 @@ def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> Non
       ringback posting show 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11 --json
       watch ringback posting show 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11
     """
-    status = work(Gateway(url, ticket).request("GET", f"/v1/postings/{quoted(id_)}"))
+    status = run_task(Gateway(url, ticket).request("GET", f"/v1/postings/{quoted(id_)}"))
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
         return
@@ -71,7 +71,7 @@ def list_(
       ringback posting list --from-event new-movies-2026-11-20
     """
     query = given(from_event=from_event)
-    found, more = work(Gateway(url, ticket).list_items("/v1/postings", query, limit))
+    found, more = run_task(Gateway(url, ticket).list_items("/v1/postings", query, limit))
     show_list(found, _POSTINGS, more=more, as_json=as_json)
 
 
@@ -102,7 +102,7 @@ def messages(  # noqa: PLR0913 - the options of the command
       ringback posting messages 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11 --limit 100000 --json
     """
     path = f"/v1/postings/{quoted(id_)}/messages"
-    found, more = work(Gateway(url, ticket).list_items(path, given(status=status), limit))
+    found, more = run_task(Gateway(url, ticket).list_items(path, given(status=status), limit))
     show_list(found, _MESSAGES, more=more, as_json=as_json)
 
 

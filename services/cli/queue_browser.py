@@ -1,7 +1,7 @@
-"""Walks through a queue, and gives back what is not taken.
+"""Reads the messages of a queue, and returns those that are not removed.
 
-Whoever walks to the end leaves the order as it was, up to 65,535 messages. A quorum queue puts what
-is returned behind what was returned before, so that a walk broken off changes it.
+Reading a queue to its end keeps its order, up to 65,535 messages. Stopping earlier changes the
+order, because a quorum queue appends returned messages behind those that were returned before.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from shared.amqp.connection import BrokerConnection
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 from shared.amqp.subscription import ignore_delivery
 
-# The most that AMQP lets one consumer hold.
-MOST_HELD: Final = 65_535
-# Seconds without a message after which the walk ends: another consumer holds the rest. A busy
-# broker takes a few to begin when it is to send many.
-QUIET: Final = 10.0
-# Seconds before the channel closes after acks: where many come at once, RabbitMQ's channel hands
-# them to a quorum queue bit by bit, and forgets the rest when it closes. There is no signal.
-SETTLING: Final = 0.5
-# Seconds in which the broker takes back what was not taken; 40,000 messages took it two.
-RETURN: Final = 10.0
+# AMQP's maximum for one consumer.
+MAX_PREFETCH: Final = 65_535
+# Seconds without a message after which reading ends: another consumer has the others. A busy broker
+# needs a few seconds to start a large transfer.
+IDLE_TIMEOUT: Final = 10.0
+# Seconds between the last ack and closing the channel. RabbitMQ passes many acks to a quorum queue
+# in parts, drops the rest when the channel closes, and sends no signal.
+ACK_DELAY: Final = 0.5
+# Seconds for the broker to return messages to the queue. 40,000 of them took two.
+RETURN_TIMEOUT: Final = 10.0
 
 
 class QueueBrowser:
-    """An iterator over deliveries, at most as many as there were when the walk began."""
+    """An iterator over deliveries, at most as many as were ready at the start."""
 
     def __init__(
         self,
@@ -39,77 +39,80 @@ class QueueBrowser:
         intercepted: InterceptedChannel,
         queue: str,
         total: int,
-        hold: int,
+        prefetch: int,
     ) -> None:
         self.total = total
-        self._hold = hold
+        self.removed = 0
+        self._prefetch = prefetch
         self._channel = channel
-        self._tapped = intercepted
+        self._intercepted = intercepted
         self._queue = queue
-        self._here: asyncio.Queue[Delivery] = asyncio.Queue()
-        self.taken = 0
-        self._given = 0
-        self._room = 0
-        intercepted.on_delivery = self._here.put_nowait
+        self._deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._received = 0
+        self._capacity = 0
+        intercepted.on_delivery = self._deliveries.put_nowait
 
     def __aiter__(self) -> "QueueBrowser":
         return self
 
     async def __anext__(self) -> Delivery:
-        if self._given == self.total:
+        if self._received == self.total:
             raise StopAsyncIteration
-        if self._given - self.taken >= self._room:
+        if self._received - self.removed >= self._capacity:
             await self._channel.basic_consume(self._queue, ignore_delivery)
-            self._room += self._hold
+            self._capacity += self._prefetch
         try:
-            async with asyncio.timeout(QUIET):  # 3.11's wait_for may swallow a cancellation
-                delivery = await self._here.get()
+            async with asyncio.timeout(IDLE_TIMEOUT):  # wait_for of 3.11 can miss a cancellation
+                delivery = await self._deliveries.get()
         except TimeoutError:
             raise StopAsyncIteration from None
-        self._given += 1
+        self._received += 1
         return delivery
 
-    def take(self, delivery: Delivery) -> None:
+    def remove(self, delivery: Delivery) -> None:
         """Remove the message from the queue."""
-        self.taken += 1
-        self._tapped.write(codec.encode_ack(self._tapped.number, delivery.tag, multiple=False))
+        self.removed += 1
+        channel = self._intercepted
+        channel.write(codec.encode_ack(channel.number, delivery.tag, multiple=False))
 
 
 @asynccontextmanager
 async def browse_queue(
-    link: BrokerConnection, queue: str, *, hold: int = MOST_HELD
+    broker: BrokerConnection, queue: str, *, prefetch: int = MAX_PREFETCH
 ) -> AsyncIterator[QueueBrowser]:
-    """A walk; at its end, what was not taken is back in the queue.
+    """Open a browser. When the block ends, all messages not removed are back in the queue.
 
-    `hold` is how many messages the walk expects to have given and not taken at a time.
+    `prefetch` is the number of messages that the caller reads before it removes one.
 
     Raises:
-        click.ClickException: there is no such queue.
+        click.ClickException: the queue does not exist.
     """
-    channel, intercepted = await link.channel(confirms=False)
+    channel, intercepted = await broker.channel(confirms=False)
     try:
         state = await channel.queue_declare(queue, passive=True)
     except ChannelNotFoundEntity:
         raise click.ClickException(
-            f"the queue {queue!r} is not there: `ringback topology declare` makes it."
+            f"Cannot read the queue {queue!r}: it does not exist."
+            " Declare it with `ringback topology declare`."
         ) from None
-    walk = QueueBrowser(channel, intercepted, queue, state.message_count or 0, min(hold, MOST_HELD))
-    await channel.basic_qos(prefetch_count=min(hold, MOST_HELD))
+    prefetch = min(prefetch, MAX_PREFETCH)
+    browser = QueueBrowser(channel, intercepted, queue, state.message_count or 0, prefetch)
+    await channel.basic_qos(prefetch_count=prefetch)
     try:
-        yield walk
+        yield browser
     finally:
-        if walk.taken:
-            await asyncio.sleep(SETTLING)
+        if browser.removed:
+            await asyncio.sleep(ACK_DELAY)
         await channel.close()
-        await _returned(link, queue, walk.total - walk.taken)
+        await _wait_until_returned(broker, queue, browser.total - browser.removed)
 
 
-async def _returned(link: BrokerConnection, queue: str, count: int) -> None:
-    """Wait until so many messages are ready in the queue, or for `RETURN` seconds."""
-    channel = await link.connection.channel(publisher_confirms=False)
+async def _wait_until_returned(broker: BrokerConnection, queue: str, count: int) -> None:
+    """Wait until `count` messages are ready in the queue, at most `RETURN_TIMEOUT` seconds."""
+    channel = await broker.connection.channel(publisher_confirms=False)
     with suppress(TimeoutError):
-        async with asyncio.timeout(RETURN):
-            while (  # noqa: ASYNC110 - the broker gives no signal
+        async with asyncio.timeout(RETURN_TIMEOUT):
+            while (  # noqa: ASYNC110 - the broker sends no signal
                 (await channel.queue_declare(queue, passive=True)).message_count or 0
             ) < count:
                 await asyncio.sleep(0.02)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from services.cli.broker import work
+from services.cli.broker import run_task
 from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
 from shared.contracts.schedule_requests import MAX_PAGE_SIZE
 from shared.contracts.schedules import Status
@@ -61,7 +61,7 @@ def list_(  # noqa: PLR0913 - the options of the command
       ringback schedule list --ticket "$(ringback ticket shop)" --json
     """
     wanted = given(group_key=group_key, event_key=event_key, status=status)
-    found, more = work(Gateway(url, ticket).list_items("/v1/callbacks", wanted, limit))
+    found, more = run_task(Gateway(url, ticket).list_items("/v1/callbacks", wanted, limit))
     show_list(found, _COLUMNS, more=more, as_json=as_json)
 
 
@@ -85,7 +85,7 @@ def show(  # noqa: PLR0913 - the options of the command
       ringback schedule show --group-key user-7 --event-key reminder-1
     """
     path = _path(id_, group_key, event_key)
-    status = work(Gateway(url, ticket).request("GET", path))
+    status = run_task(Gateway(url, ticket).request("GET", path))
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
         return
@@ -119,7 +119,7 @@ def cancel(  # noqa: PLR0913 - the options of the command
     """
     whole = id_ is None and event_key is None and group_key is not None
     path = f"/v1/groups/{quoted(group_key)}/callbacks" if whole else None
-    response = work(
+    response = run_task(
         Gateway(url, ticket).request("DELETE", path or _path(id_, group_key, event_key))
     )
     if as_json:
@@ -177,7 +177,7 @@ def retry(  # noqa: PLR0913 - the options of the command
         what = "these" if wanted else "all"
         click.confirm(f"Retry {what} failed callbacks?", abort=True, err=True)
     wanted |= {"limit": limit, "dry_run": dry_run}
-    response = work(Gateway(url, ticket).request("POST", "/v1/callbacks/retry", json=wanted))
+    response = run_task(Gateway(url, ticket).request("POST", "/v1/callbacks/retry", json=wanted))
     if as_json:
         click.echo(json.dumps(response))
         return

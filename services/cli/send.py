@@ -14,7 +14,7 @@ import click
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from services.cli.broker import publishing, settings_here, work
+from services.cli.broker import broker_settings, publishing, run_task
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
@@ -75,7 +75,7 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
         raise click.ClickException(
             f"Cannot send: the input is not valid. Nothing was published.\n{lines}"
         )
-    settings = settings_here()
+    settings = broker_settings()
     # tqdm.write prints a line above the progress bar.
     write = tqdm.write if sys.stdout.isatty() else click.echo
 
@@ -83,7 +83,7 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
         ids = {"id": document.id, "message_id": document.message_id}
         write(json.dumps(ids) if as_json else document.id)
 
-    work(_send(settings, type_, documents, confirmed))
+    run_task(_send(settings, type_, documents, confirmed))
 
 
 def parse(data: bytes, message_type: MessageType) -> tuple[list[Document], list[str]]:

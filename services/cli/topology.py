@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from services.cli.broker import connection, settings_here, shown, work
+from services.cli.broker import broker_settings, connection, redacted_url, run_task
 from shared.amqp import declare as declaring
 from shared.process.configuration import configured
 from shared.settings import Settings
@@ -55,12 +55,12 @@ def declare() -> None:
 
     Exit code 1 if an exchange or queue exists with other properties. Each difference is named.
     """
-    settings = settings_here()
+    settings = broker_settings()
     table = build_topology(settings.queue_type)
-    work(_declare(settings, table))
+    run_task(_declare(settings, table))
     click.echo(
         f"{len(table.exchanges)} exchanges and {len(table.queues)} queues"
-        f" exist at {shown(settings.amqp_url)}"
+        f" exist at {redacted_url(settings.amqp_url)}"
     )
 
 
@@ -71,14 +71,14 @@ def check(*, as_object: bool) -> None:
 
     Exit code 1 if the broker differs.
     """
-    settings = settings_here()
-    differences = work(_check(settings))
+    settings = broker_settings()
+    differences = run_task(_check(settings))
     if as_object:
         click.echo(json.dumps({"differences": differences}, indent=2))
     elif differences:
         click.echo("\n".join(differences))
     else:
-        click.echo(f"no differences at {shown(settings.amqp_url)}")
+        click.echo(f"no differences at {redacted_url(settings.amqp_url)}")
     raise SystemExit(1 if differences else 0)
 
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from services.callback.settings import CallbackSettings
 from services.cli import demo
-from services.cli.broker import connection, shown, work
+from services.cli.broker import connection, redacted_url, run_task
 from services.cli.demo_postings import show_postings
 from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
@@ -69,7 +69,7 @@ def up(*, without_sandbox: bool) -> None:
     """
     names = [name for name in SERVICES if not (without_sandbox and name == SANDBOX)]
     settings = configured(settings_models(names))
-    sys.exit(work(_up(settings, names)))
+    sys.exit(run_task(_up(settings, names)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ async def _serve(
 ) -> int:
     """Run the services until a signal comes or one of them ends; the exit code."""
     settings = settings.model_copy(update={"amqp_url": stack.amqp_url})
-    _line("RabbitMQ", stack.amqp_url if stack.broker else shown(stack.amqp_url))
+    _line("RabbitMQ", stack.amqp_url if stack.broker else redacted_url(stack.amqp_url))
     _line(
         "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
     )

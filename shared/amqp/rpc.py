@@ -1,4 +1,4 @@
-"""What RPC clients and servers share: the context of a request, and how it travels.
+"""The parts that RPC clients and servers share: the context of a request, and its encoding.
 
 A request is a message of type OPERATION to a request queue, with the property `expiration`: its
 timeout in milliseconds. The response arrives by direct reply-to, on the channel of the request.

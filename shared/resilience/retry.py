@@ -70,7 +70,7 @@ def decide(  # noqa: PLR0913 - each is an input of the decision
     error: TransientError,
     chance: float,
 ) -> Retry | GiveUp:
-    """Decide what follows when attempt number `attempt` (1 is the first) has failed at `now`.
+    """Decide how to continue after attempt number `attempt` (1 is the first) has failed at `now`.
 
     `chance` is a random number in [0, 1). The tier is at least as long as the policy's delay and
     the error's `retry_after`, up to the longest of the queue's tiers.

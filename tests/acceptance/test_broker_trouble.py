@@ -14,8 +14,8 @@ import pytest
 
 from deploy.local.broker import Broker
 from services.sandbox.misbehaviour import hang, response
+from tests.fakes.broker_client import CALLBACKS, BrokerClient, broker_client, send_callback
 from tests.fakes.ledger import Ledger
-from tests.fakes.outside import CALLBACKS, Outside, order, outside
 from tests.fakes.receivers import ClientConnection, Receiver, respond, serve
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -33,13 +33,13 @@ class Setup:
     ledger: Ledger
     targets: list[Receiver]
 
-    async def send(self, publisher: Outside, count: int) -> None:
+    async def send(self, publisher: BrokerClient, count: int) -> None:
         """Publish callbacks, spread over the receivers, and record the confirmed ones."""
         urls = [target.url for target in self.targets]
         retry = {"delays": [1], "quick_retries_count": 20}
         self.ledger.accept(
             await publisher.send_all(
-                order(urls[number % len(urls)], retry=retry) for number in range(count)
+                send_callback(urls[number % len(urls)], retry=retry) for number in range(count)
             )
         )
 
@@ -71,7 +71,7 @@ async def running_setup(broker: Broker, directory: Path) -> AsyncIterator[Setup]
 
 
 async def in_the_middle(
-    it: Setup, publisher: Outside, fault: Callable[[], None], count: int = 300
+    it: Setup, publisher: BrokerClient, fault: Callable[[], None], count: int = 300
 ) -> None:
     """Publish messages, and inject the fault when a third of them is delivered."""
     await it.send(publisher, count)
@@ -83,7 +83,7 @@ async def test_row_1_broker_killed_in_the_middle_of_1000_messages(
     own_broker: Broker, tmp_path: Path
 ) -> None:
     async with running_setup(own_broker, tmp_path) as it:
-        async with outside(own_broker.url) as publisher:
+        async with broker_client(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await in_the_middle(it, publisher, own_broker.kill, 1000)
         assert len(it.ledger.delivered) < 1000, "killed after the last delivery"
@@ -123,9 +123,9 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
         await connection.write(response(200))
 
     async with running_setup(broker, directory) as it, serve(respond_while_suspended) as late:
-        async with outside(broker.url) as publisher:
+        async with broker_client(broker.url) as publisher:
             # This response arrives during the suspension, so a publish waits for its confirm.
-            await publisher.send(order(late.url))
+            await publisher.send(send_callback(late.url))
             await until(lambda: late.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await in_the_middle(it, publisher, broker.suspend)
@@ -148,9 +148,9 @@ async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
     settings = {"RINGBACK_SHUTDOWN_TIMEOUT": "4"}
     with running(tmp_path, own_broker.url, settings) as service:
         await service.ready()
-        async with outside(own_broker.url) as publisher, serve(respond(500)) as target:
-            await publisher.send(order(target.url))
-            await publisher.send(order(target.url))
+        async with broker_client(own_broker.url) as publisher, serve(respond(500)) as target:
+            await publisher.send(send_callback(target.url))
+            await publisher.send(send_callback(target.url))
             await until(lambda: len(target.requests) == 2)
             await asyncio.to_thread(own_broker.suspend)
             service.signal(signal.SIGTERM)
@@ -161,7 +161,7 @@ async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
 
 async def test_row_3_broker_restarted_gracefully(own_broker: Broker, tmp_path: Path) -> None:
     async with running_setup(own_broker, tmp_path) as it:
-        async with outside(own_broker.url) as publisher:
+        async with broker_client(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await in_the_middle(it, publisher, own_broker.stop)
         await asyncio.to_thread(own_broker.start)
@@ -184,14 +184,17 @@ async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
     own_broker: Broker, tmp_path: Path, name: str
 ) -> None:
     raise_alarm, end_alarm = ALARMS[name]
-    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+    async with (
+        running_setup(own_broker, tmp_path) as it,
+        broker_client(own_broker.url) as publisher,
+    ):
         try:
             await it.send(publisher, 20)
             await it.ledger.complete()
             gate = asyncio.Event()
             async with serve(_gated(gate)) as target:
                 ids = await publisher.send_all(
-                    order(target.url, retry={"delays": [1]}) for _ in range(4)
+                    send_callback(target.url, retry={"delays": [1]}) for _ in range(4)
                 )
                 await until(lambda: len(target.requests) == len(ids))
                 await asyncio.to_thread(own_broker.ctl, *raise_alarm)
@@ -223,7 +226,10 @@ def _gated(gate: asyncio.Event) -> Any:
 
 
 async def test_row_8_a_deleted_queue_is_redeclared(own_broker: Broker, tmp_path: Path) -> None:
-    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+    async with (
+        running_setup(own_broker, tmp_path) as it,
+        broker_client(own_broker.url) as publisher,
+    ):
         await it.send(publisher, 20)
         await it.ledger.complete()
         await publisher.channel.queue_delete(CALLBACKS)
@@ -242,7 +248,10 @@ async def test_row_8_a_deleted_queue_is_redeclared(own_broker: Broker, tmp_path:
 
 
 async def test_a_deleted_tier_is_redeclared(own_broker: Broker, tmp_path: Path) -> None:
-    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+    async with (
+        running_setup(own_broker, tmp_path) as it,
+        broker_client(own_broker.url) as publisher,
+    ):
         await publisher.channel.queue_delete("callbacks.retry.1s")
         await it.send(publisher, 20)
         await it.ledger.complete()
@@ -254,7 +263,10 @@ async def test_a_deleted_tier_is_redeclared(own_broker: Broker, tmp_path: Path) 
 async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
     own_broker: Broker, tmp_path: Path
 ) -> None:
-    async with running_setup(own_broker, tmp_path) as it, outside(own_broker.url) as publisher:
+    async with (
+        running_setup(own_broker, tmp_path) as it,
+        broker_client(own_broker.url) as publisher,
+    ):
         # A quorum queue detects late that it is full, and that it has room again.
         small = '{"max-length":2}'
         own_broker.ctl("set_policy", "small", r"^callbacks\.retry\.", small, "--apply-to", "queues")
@@ -291,13 +303,13 @@ async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_rede
         async with AsyncExitStack() as stack:
             service = stack.enter_context(running(tmp_path, own_broker.url))
             await service.ready()
-            publisher = await stack.enter_async_context(outside(own_broker.url))
+            publisher = await stack.enter_async_context(broker_client(own_broker.url))
             target = await stack.enter_async_context(serve(hangs_first))
-            callback = await publisher.send(order(target.url, timeout=60))
+            callback = await publisher.send(send_callback(target.url, timeout=60))
             await until(lambda: len(target.requests) == 2, 40)
             await publisher.fact(callback, "callback.delivered")
             release.set()  # the first attempt ends now, and its ack is stale
-            again = await publisher.send(order(target.url))
+            again = await publisher.send(send_callback(target.url))
             await publisher.fact(again, "callback.delivered")
             assert [request.headers["webhook-id"] for request in target.requests] == [
                 callback,
@@ -320,6 +332,6 @@ async def test_a_service_that_starts_without_a_broker_connects_when_it_appears(
         await until(lambda: service.logged("consumer is not ready"))
         await asyncio.to_thread(own_broker.start)
         await service.ready(30)
-        async with outside(own_broker.url) as publisher, serve(hang) as target:
-            await publisher.send(order(target.url))
+        async with broker_client(own_broker.url) as publisher, serve(hang) as target:
+            await publisher.send(send_callback(target.url))
             await until(lambda: target.requests)

@@ -8,7 +8,7 @@ import pytest
 
 from services.sandbox.misbehaviour import response
 from tests.acceptance.crashing import POINTS
-from tests.fakes.outside import order, outside
+from tests.fakes.broker_client import broker_client, send_callback
 from tests.fakes.receivers import ClientConnection, serve
 from tests.fakes.service import running
 from tests.fakes.waiting import until
@@ -37,12 +37,12 @@ async def test_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
         crash = ("-m", "tests.acceptance.crashing", point)
         dying = stack.enter_context(running(tmp_path, amqp_url, arguments=crash))
         await until(lambda: dying.logged("consumer is ready"))
-        publisher = await stack.enter_async_context(outside(amqp_url))
-        without_id = order(target.url)
+        publisher = await stack.enter_async_context(broker_client(amqp_url))
+        without_id = send_callback(target.url)
         del without_id["id"]
         await publisher.send_without_message_id(without_id)
         ids = await publisher.send_all(
-            order(target.url, id=f"{kind}-{number}", retry={"delays": [1]})
+            send_callback(target.url, id=f"{kind}-{number}", retry={"delays": [1]})
             for number in range(5)
             for kind in KINDS
         )
@@ -55,7 +55,7 @@ async def test_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
             await until(
                 lambda: {f["callback_id"] for f in publisher.facts if f["type"] in ends} >= set(ids)
             )
-            letters = await publisher.read_dead()
+            letters = await publisher.read_dead_letters()
             dead = {str(letter.headers["x-ringback-id"]) for letter in letters}
             for callback in ids:
                 kind, _, _ = callback.rpartition("-")

@@ -10,8 +10,8 @@ import aio_pika
 
 from services.sandbox import misbehaviour
 from services.sandbox.misbehaviour import hang
+from tests.fakes.broker_client import CALLBACKS, BrokerClient, broker_client, send_callback
 from tests.fakes.ledger import Ledger
-from tests.fakes.outside import CALLBACKS, Outside, order, outside
 from tests.fakes.receivers import ClientConnection, Receiver, hang_on_accept, respond, serve
 from tests.fakes.sandbox import sandbox
 from tests.fakes.service import Service, running
@@ -43,11 +43,11 @@ TIMEOUT = 2.0
 @asynccontextmanager
 async def callback_service(
     amqp_url: str, directory: Path, **settings: object
-) -> AsyncIterator[tuple[Service, Outside]]:
+) -> AsyncIterator[tuple[Service, BrokerClient]]:
     given = {f"RINGBACK_CALLBACK_{name.upper()}": str(value) for name, value in settings.items()}
     with running(directory, amqp_url, given) as service:
         await service.ready()
-        async with outside(amqp_url) as publisher:
+        async with broker_client(amqp_url) as publisher:
             yield service, publisher
 
 
@@ -70,16 +70,16 @@ async def test_row_28_hostile_receivers_cost_only_their_timeout(
             for name, (behaviour, counts) in (HOSTILE | {"a gzip bomb": (bomb, True)}).items()
         }
         # Load all code before measuring the memory.
-        await publisher.send_all(order(healthy.url) for _ in range(200))
+        await publisher.send_all(send_callback(healthy.url) for _ in range(200))
         await until(lambda: len(healthy.requests) == 200)
         before = resident(service)
 
         limits = {"timeout": TIMEOUT, "retry": {"quick_retries_count": 0}}
         ids = {
-            name: await publisher.send(order(receiver.url, **limits))
+            name: await publisher.send(send_callback(receiver.url, **limits))
             for name, (receiver, _) in hostile.items()
         }
-        neighbours = set(await publisher.send_all(order(healthy.url) for _ in range(200)))
+        neighbours = set(await publisher.send_all(send_callback(healthy.url) for _ in range(200)))
         await until(lambda: neighbours <= {f["callback_id"] for f in publisher.facts})
         await until(lambda: set(ids.values()) <= {f["callback_id"] for f in publisher.facts})
 
@@ -109,8 +109,8 @@ async def test_row_29_dead_targets_do_not_delay_healthy_ones(amqp_url: str, tmp_
         healthy = [await stack.enter_async_context(serve(respond())) for _ in range(20)]
         ledger = Ledger(amqp_url, tuple(healthy))
         for _ in range(20):
-            await publisher.send_all(order(target.url) for target in dead for _ in range(5))
-            ledger.accept(await publisher.send_all(order(target.url) for target in healthy))
+            await publisher.send_all(send_callback(target.url) for target in dead for _ in range(5))
+            ledger.accept(await publisher.send_all(send_callback(target.url) for target in healthy))
         await until(lambda: ledger.accepted <= ledger.delivered.keys(), 60)
         assert all(target.requests for target in dead)
         assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
@@ -134,7 +134,9 @@ async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_p
         target = await stack.enter_async_context(serve(down_for_a_while))
         origin = target.url.removesuffix("/hook")
         retry = {"delays": [1], "quick_retries_count": 50}
-        ids = set(await publisher.send_all(order(target.url, retry=retry) for _ in range(30)))
+        ids = set(
+            await publisher.send_all(send_callback(target.url, retry=retry) for _ in range(30))
+        )
 
         async def opened() -> bool:
             return await service.metric("ringback_breaker_open", target_url=origin) == 1
@@ -167,9 +169,9 @@ async def test_healthy_targets_are_served_at_once_while_half_of_the_targets_hang
         healthy = [await stack.enter_async_context(serve(respond())) for _ in range(10)]
         ledger = Ledger(amqp_url, tuple(healthy))
         # A backlog for hanging targets, six times the prefetch, comes before the first healthy one.
-        await publisher.send_all(order(target.url) for target in hanging for _ in range(60))
+        await publisher.send_all(send_callback(target.url) for target in hanging for _ in range(60))
         for _ in range(30):
-            ledger.accept(await publisher.send_all(order(target.url) for target in healthy))
+            ledger.accept(await publisher.send_all(send_callback(target.url) for target in healthy))
         await until(lambda: ledger.accepted <= ledger.delivered.keys(), 60)
         assert sum(len(target.requests) for target in hanging) >= 10
         assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
@@ -185,9 +187,9 @@ async def test_a_hanging_target_with_a_backlog_does_not_delay_a_new_target(
         )
         hanging = await stack.enter_async_context(serve(hang))
         new = await stack.enter_async_context(serve(respond()))
-        await publisher.send_all(order(hanging.url) for _ in range(200))
+        await publisher.send_all(send_callback(hanging.url) for _ in range(200))
         await until(lambda: hanging.requests)
-        callback = await publisher.send(order(new.url))
+        callback = await publisher.send(send_callback(new.url))
         await publisher.fact(callback, "callback.delivered")
 
 
@@ -211,12 +213,12 @@ async def test_a_fast_target_that_starts_to_hang_does_not_keep_all_slots(
         turning = await stack.enter_async_context(serve(fast_at_first))
         healthy = await stack.enter_async_context(serve(respond()))
         warm = await publisher.send_all(
-            order(target.url) for target in (turning, healthy) for _ in range(150)
+            send_callback(target.url) for target in (turning, healthy) for _ in range(150)
         )
         await until(lambda: len(publisher.facts) == len(warm))
         hanging.set()
-        await publisher.send_all(order(turning.url) for _ in range(600))
-        ids = set(await publisher.send_all(order(healthy.url) for _ in range(20)))
+        await publisher.send_all(send_callback(turning.url) for _ in range(600))
+        ids = set(await publisher.send_all(send_callback(healthy.url) for _ in range(20)))
         await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
 
 
@@ -238,7 +240,7 @@ async def test_row_31_a_secret_is_rotated_under_load(amqp_url: str, tmp_path: Pa
         ):
             await receiver.configure_mailbox(url, secrets=known)
             accepted += 100
-            await publisher.send_all(order(url, hmac_secret=sent_with) for _ in range(100))
+            await publisher.send_all(send_callback(url, hmac_secret=sent_with) for _ in range(100))
             await receiver.webhooks(url, accepted)
         await until(lambda: len(publisher.facts) == accepted)
         assert {fact["type"] for fact in publisher.facts} == {"callback.delivered"}
@@ -254,7 +256,7 @@ async def test_row_13_a_message_that_kills_its_workers_is_dead_lettered_at_the_l
         first, publisher = await stack.enter_async_context(callback_service(amqp_url, tmp_path))
         target = await stack.enter_async_context(serve(hang))
         healthy = await stack.enter_async_context(serve(respond()))
-        poison = await publisher.send(order(target.url, timeout=300))
+        poison = await publisher.send(send_callback(target.url, timeout=300))
         await until(lambda: target.requests)
         first.kill()
         # Like nineteen more dead workers: receive the message and lose the connection.
@@ -265,12 +267,12 @@ async def test_row_13_a_message_that_kills_its_workers_is_dead_lettered_at_the_l
                 await until(partial(queue.get, fail=False))
         second = stack.enter_context(running(tmp_path, amqp_url))
         await until(lambda: len(target.requests) == 2, 30)
-        ids = set(await publisher.send_all(order(healthy.url) for _ in range(20)))
+        ids = set(await publisher.send_all(send_callback(healthy.url) for _ in range(20)))
         await until(lambda: ids <= {f["callback_id"] for f in publisher.facts})
         second.kill()
         third = stack.enter_context(running(tmp_path, amqp_url))
         await third.ready()
-        letter = await publisher.letter(poison)
+        letter = await publisher.dead_letter(poison)
         assert letter.headers["x-first-death-reason"] == "delivery_limit"
-        after = await publisher.send(order(healthy.url))
+        after = await publisher.send(send_callback(healthy.url))
         await publisher.fact(after, "callback.delivered")

@@ -65,7 +65,7 @@ async def expansion(rig: Rig) -> Section:
 async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, float]:
     """Return messages per second, MB at the end, and seconds of CPU per message."""
     name = f"expansion_{receivers}"
-    async with _site(rig, name) as (url, link, publisher):
+    async with _site(rig, name) as (url, broker, publisher):
         database_url = rig.database.create_database(name)
         await migrate(database_url, SCHEMA)
         process = rig.start(
@@ -79,7 +79,7 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
             },
         )
         try:
-            received = await _receiving(link)
+            received = await _receiving(broker)
             await publisher.publish_all([_posting(receivers)])
             seconds, cpu = await _until(received, receivers, process)
             memory = process.resident()
@@ -91,8 +91,8 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
 
 async def _hand_written(rig: Rig, port: int) -> tuple[float, float]:
     name = "expansion_by_hand"
-    async with _site(rig, name) as (url, link, _):
-        received = await _receiving(link)
+    async with _site(rig, name) as (url, broker, _):
+        received = await _receiving(broker)
         source_url = f"http://127.0.0.1:{port}"
         process = rig.start(("-m", f"tests.bench.{name}", source_url, str(BASELINE)), url, name)
         try:
@@ -122,10 +122,10 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnectio
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
     keeping = asyncio.create_task(publisher.run())
     try:
-        async with connect(url, name="bench") as link:
-            await declare(link.connection, topology())
+        async with connect(url, name="bench") as broker:
+            await declare(broker.connection, topology())
             await publisher.ready()
-            yield url, link, publisher
+            yield url, broker, publisher
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
@@ -139,10 +139,10 @@ class Received:
         self.count = 0
 
 
-async def _receiving(link: BrokerConnection) -> Received:
+async def _receiving(broker: BrokerConnection) -> Received:
     """Consume the e-mails with as little work as possible."""
     received = Received()
-    channel, intercepted = await link.channel(confirms=False)
+    channel, intercepted = await broker.channel(confirms=False)
 
     def receive(_: Delivery) -> None:
         received.count += 1

@@ -38,9 +38,9 @@ async def ingestion(rig: Rig) -> Section:
     for start in range(0, COUNT, BATCH):
         await publisher.publish_all(_event(start + number) for number in range(BATCH))
     wanted = sum(1 for number in range(COUNT) if not _is_duplicate(number))
-    async with connect(url, name="bench") as link:
-        await declare(link.connection, tables)
-        channel = await link.connection.channel(publisher_confirms=False)
+    async with connect(url, name="bench") as broker:
+        await declare(broker.connection, tables)
+        channel = await broker.connection.channel(publisher_confirms=False)
         process = rig.start(
             ("-m", "services.ingestion"),
             url,

@@ -89,8 +89,8 @@ class _Countdown:
 
 
 async def _publish_ours(url: str) -> float:
-    async with connect(url, name="bench") as link:
-        channel = await link.connection.channel(publisher_confirms=False)
+    async with connect(url, name="bench") as broker:
+        channel = await broker.connection.channel(publisher_confirms=False)
         await channel.queue_declare(QUEUE, durable=True, arguments=QUORUM)
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
     keeping = asyncio.create_task(publisher.run())
@@ -109,8 +109,8 @@ async def _publish_ours(url: str) -> float:
 
 
 async def _consume_ours(url: str) -> float:
-    async with connect(url, name="bench") as link:
-        channel, intercepted = await link.channel(confirms=False)
+    async with connect(url, name="bench") as broker:
+        channel, intercepted = await broker.channel(confirms=False)
         await channel.basic_qos(prefetch_count=PREFETCH)
 
         async def publish(_: list[OutgoingMessage]) -> None:

@@ -141,8 +141,8 @@ async def _until(world: _World, process: Sender, target: int) -> int:
 
 async def _fill(url: str, backlog: int, emails: int) -> None:
     tables = topology()
-    async with connect(url, name="bench") as link:
-        await declare(link.connection, tables)
+    async with connect(url, name="bench") as broker:
+        await declare(broker.connection, tables)
     publisher = Publisher(url, name="bench", topology=tables, health=Health())
     keeping = asyncio.create_task(publisher.run())
     await publisher.ready()

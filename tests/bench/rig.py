@@ -239,10 +239,10 @@ class Rig:
         url = self.broker.add_vhost(name)
         health = Health()
         tables = topology().only((CALLBACKS,))
-        async with connect(url, name="bench") as link:
-            await declare(link.connection, tables)
+        async with connect(url, name="bench") as broker:
+            await declare(broker.connection, tables)
             if facts_bound:
-                channel = await link.connection.channel(publisher_confirms=False)
+                channel = await broker.connection.channel(publisher_confirms=False)
                 await channel.queue_declare(
                     FACTS_QUEUE, durable=True, arguments={"x-queue-type": "quorum"}
                 )

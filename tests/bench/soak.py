@@ -93,8 +93,8 @@ async def _dead_letters(site: Site, numbers: Sequence[int]) -> dict[str, str]:
         table = codec.decode_properties(delivery.header).headers or {}
         reasons[table[headers.ID]] = table[headers.REASON]
 
-    async with connect(site.url, name="bench") as link:
-        channel, intercepted = await link.channel(confirms=False)
+    async with connect(site.url, name="bench") as broker:
+        channel, intercepted = await broker.channel(confirms=False)
         intercepted.on_delivery = record
         await channel.basic_consume(dead_queue(CALLBACKS), ignore_delivery, no_ack=True)
         deadline = time.monotonic() + DEAD_LETTER_TIMEOUT

@@ -217,17 +217,17 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
     if migrated:
         raise StalledError("`ringback migrate` failed")
     tables = topology()
-    async with connect(url, name="bench") as link:
-        await declare(link.connection, tables)
+    async with connect(url, name="bench") as broker:
+        await declare(broker.connection, tables)
     publisher = Publisher(url, name="bench feed", topology=tables, health=Health())
     keeping = asyncio.create_task(publisher.run())
     scheduler = rig.start(("-m", "services.scheduler"), url, f"{name}-scheduler", environment)
     database = await asyncpg.connect(database_url)
     try:
         await publisher.ready()
-        async with connect(url, name="bench callbacks") as link:
+        async with connect(url, name="bench callbacks") as broker:
             arrivals = Arrivals(publisher)
-            channel, intercepted = await link.channel(confirms=False)
+            channel, intercepted = await broker.channel(confirms=False)
             intercepted.on_delivery = arrivals.receive
             await channel.basic_consume(CALLBACKS, ignore_delivery)
             settling = asyncio.create_task(arrivals.settle(intercepted))

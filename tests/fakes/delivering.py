@@ -118,8 +118,8 @@ class MessageClient:
 @asynccontextmanager
 async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
     """Declare the topology and yield a client that receives all facts about messages."""
-    async with connect(amqp_url, name="test") as link:
-        await declare(link.connection, topology())
+    async with connect(amqp_url, name="test") as broker:
+        await declare(broker.connection, topology())
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel(on_return_raises=True)
         client = MessageClient(channel)

@@ -85,8 +85,8 @@ class IngestionPeers:
         """Publish an event without a message_id, which aio-pika always adds."""
         raw = json.dumps(body).encode()
         bare = codec.Properties(content_type="application/json", type="Event")
-        async with connect(self.url, name="raw") as link:
-            _, intercepted = await link.channel(confirms=True)
+        async with connect(self.url, name="raw") as broker:
+            _, intercepted = await broker.channel(confirms=True)
             confirmed = asyncio.Event()
             intercepted.on_confirm = lambda *_: confirmed.set()
             intercepted.write(
@@ -134,8 +134,8 @@ class IngestionPeers:
 @asynccontextmanager
 async def ingestion_peers(amqp_url: str) -> AsyncIterator[IngestionPeers]:
     """Connect, declare the topology, and consume all postings."""
-    async with connect(amqp_url, name="test") as link:
-        await declare(link.connection, topology())
+    async with connect(amqp_url, name="test") as broker:
+        await declare(broker.connection, topology())
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)

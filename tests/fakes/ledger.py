@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.fakes.outside import identities, outside
+from tests.fakes.broker_client import broker_client, identities
 from tests.fakes.receivers import Receiver
 from tests.fakes.waiting import until
 
@@ -37,8 +37,8 @@ class Ledger:
         """Return ids that are neither delivered nor dead-lettered: in flight or lost."""
         missing = self.accepted - self.delivered.keys() - self.dead
         if missing:
-            async with outside(self.amqp_url) as reader:
-                for letter in await reader.read_dead():
+            async with broker_client(self.amqp_url) as reader:
+                for letter in await reader.read_dead_letters():
                     self.dead |= identities(letter)
         return missing - self.dead
 

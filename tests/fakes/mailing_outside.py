@@ -107,8 +107,8 @@ class Around:
 @asynccontextmanager
 async def outside(amqp_url: str, *, consuming: bool = True) -> AsyncIterator[Around]:
     """Connect, and declare the topology."""
-    async with connect(amqp_url, name="test") as link:
-        await declare(link.connection, topology())
+    async with connect(amqp_url, name="test") as broker:
+        await declare(broker.connection, topology())
     client = RpcClient(amqp_url, name="test", health=Health())
     running = asyncio.create_task(client.run())
     connection = await aio_pika.connect(amqp_url)

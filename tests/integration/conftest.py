@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.fakes.outside import Outside, outside
+from tests.fakes.broker_client import BrokerClient, broker_client
 from tests.fakes.sandbox import Sandbox, sandbox
 from tests.fakes.service import Service, running
 
@@ -37,10 +37,10 @@ def service(shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-async def publisher(service: Service, shared_amqp_url: str) -> AsyncIterator[Outside]:
+async def publisher(service: Service, shared_amqp_url: str) -> AsyncIterator[BrokerClient]:
     """An outside program, connected to the module's service."""
     assert not service.exited(), service.output
-    async with outside(shared_amqp_url) as it:
+    async with broker_client(shared_amqp_url) as it:
         yield it
 
 

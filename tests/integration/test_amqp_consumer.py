@@ -1,4 +1,4 @@
-"""The consumer against a real broker: what each error of a handler does to its message."""
+"""The consumer and a real broker: the outcome of each error of a handler."""
 
 import asyncio
 import logging
@@ -28,9 +28,9 @@ from shared.errors import (
     TransientError,
 )
 from shared.process.health import Health
-from shared.resilience.retry import RetryPolicy
-from shared.topology import CALLBACKS, topology
-from tests.fakes.outside import Outside, outside, reason
+from shared.resilience.retry import BUG_POLICY, RetryPolicy
+from shared.topology import CALLBACKS, POSTINGS, topology
+from tests.fakes.broker_client import BrokerClient, broker_client, reason
 from tests.fakes.waiting import until
 
 Handler = Callable[[Message, str], Awaitable[str]]
@@ -39,12 +39,12 @@ Handler = Callable[[Message, str], Awaitable[str]]
 @asynccontextmanager
 async def consuming(
     url: str, handle: Handler, *, prefetch: int = 100, **others: Any
-) -> AsyncIterator[tuple[Consumer[str, str], Outside]]:
-    """Consume `callbacks` in this process; the handler gets the body as text."""
+) -> AsyncIterator[tuple[Consumer[str, str], BrokerClient]]:
+    """Consume `callbacks` in this process. The handler gets the body as text."""
     health = Health()
     tables = topology()
     publisher = Publisher(url, name="test publisher", topology=tables, health=health)
-    work: dict[str, Any] = {
+    spec: dict[str, Any] = {
         "queue": CALLBACKS,
         "read": lambda message: message.body.decode(),
         "handle": handle,
@@ -52,7 +52,7 @@ async def consuming(
         "report": lambda *_: None,
     }
     consumer: Consumer[str, str] = Consumer(
-        ConsumerSpec(**(work | others)),
+        ConsumerSpec(**(spec | others)),
         url=url,
         name="test consumer",
         topology=tables,
@@ -64,7 +64,7 @@ async def consuming(
     tasks = [asyncio.create_task(part.run()) for part in (publisher, consumer)]
     try:
         await until(lambda: health.ready)
-        async with outside(url) as it:
+        async with broker_client(url) as it:
             yield consumer, it
     finally:
         for task in tasks:
@@ -76,13 +76,13 @@ def counted(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, {"queue": CALLBACKS} | labels) or 0.0
 
 
-async def test_row_13_a_handler_bug_climbs_the_tiers_and_neighbours_do_not_notice(
+async def test_row_13_a_handler_bug_is_retried_and_does_not_affect_other_messages(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tries: list[tuple[str, int]] = []
+    attempts: list[tuple[str, int]] = []
 
     async def handle(message: Message, body: str) -> str:
-        tries.append((message.id, message.attempt))
+        attempts.append((message.id, message.attempt))
         if body == "poison" and message.attempt < 3:
             raise ZeroDivisionError("a bug of ours")
         return "fine"
@@ -94,19 +94,23 @@ async def test_row_13_a_handler_bug_climbs_the_tiers_and_neighbours_do_not_notic
         await publisher.send(b"poison", message_id="poison")
         for number in range(10):
             await publisher.send(b"good", message_id=f"after-{number}")
-        await until(lambda: ("poison", 3) in tries)
-    assert Counter(tries).most_common(1)[0][1] == 1, "each try once"
-    assert [name for name, _ in tries if name != "poison"] == [
+        await until(lambda: ("poison", 3) in attempts)
+    assert Counter(attempts).most_common(1)[0][1] == 1, "each attempt once"
+    assert [name for name, _ in attempts if name != "poison"] == [
         f"{when}-{number}" for when in ("before", "after") for number in range(10)
     ]
     assert counted("ringback_handler_bugs_total") - bugs == 2
-    told = [record for record in caplog.records if record.message == "bug in a handler"]
-    assert len(told) == 2
-    assert all(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in told)
-    assert tries.index(("poison", 1)) < tries.index(("after-9", 1)) < tries.index(("poison", 2))
+    errors = [record for record in caplog.records if record.message == "bug in a handler"]
+    assert len(errors) == 2
+    assert all(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in errors)
+    assert (
+        attempts.index(("poison", 1))
+        < attempts.index(("after-9", 1))
+        < attempts.index(("poison", 2))
+    )
 
 
-async def test_a_bug_that_never_ends_is_dead_with_its_reason_when_tries_are_spent(
+async def test_a_permanent_bug_is_dead_lettered_when_attempts_are_exhausted(
     amqp_url: str,
 ) -> None:
     async def handle(_: Message, __: str) -> str:
@@ -115,22 +119,22 @@ async def test_a_bug_that_never_ends_is_dead_with_its_reason_when_tries_are_spen
     policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=1)}
     async with consuming(amqp_url, handle, **policy) as (_, publisher):
         await publisher.send(b"poison", message_id="poison")
-        letter = await publisher.letter("poison")
+        letter = await publisher.dead_letter("poison")
     assert reason(letter).startswith("gave up after 2 attempts: internal error")
 
 
 @pytest.mark.parametrize("error", [ContractViolationError("no"), PermanentError("no")])
-async def test_a_permanent_error_is_dead_at_once(amqp_url: str, error: Exception) -> None:
+async def test_a_permanent_error_is_dead_lettered_at_once(amqp_url: str, error: Exception) -> None:
     async def handle(_: Message, __: str) -> str:
         raise error
 
     async with consuming(amqp_url, handle) as (_, publisher):
         await publisher.send(b"body", message_id="m")
-        letter = await publisher.letter("m")
+        letter = await publisher.dead_letter("m")
     assert (reason(letter), letter.body) == ("no", b"body")
 
 
-async def test_a_transient_error_waits_as_long_as_it_asks_for(amqp_url: str) -> None:
+async def test_a_transient_error_waits_for_the_requested_delay(amqp_url: str) -> None:
     async def handle(_: Message, __: str) -> str:
         raise TransientError("later", retry_after=4)
 
@@ -139,13 +143,26 @@ async def test_a_transient_error_waits_as_long_as_it_asks_for(amqp_url: str) -> 
         await until(lambda: queued(publisher, "callbacks.retry.5s", 1))
 
 
+async def test_a_queue_without_retries_on_purpose_retries_bugs_in_its_own_tiers(
+    amqp_url: str,
+) -> None:
+    async def handle(_: Message, __: str) -> str:
+        raise KeyError("colour")
+
+    own: dict[str, Any] = {"queue": POSTINGS, "policy": lambda _: BUG_POLICY}
+    async with consuming(amqp_url, handle, **own) as (_, publisher):
+        message = aio_pika.Message(b"body", message_id="m")
+        await publisher.channel.default_exchange.publish(message, routing_key=POSTINGS)
+        await until(lambda: queued(publisher, f"{POSTINGS}.retry.5s", 1))
+
+
 async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
     seen: list[tuple[int, int]] = []
 
     async def handle(message: Message, _: str) -> str:
         seen.append((message.attempt, message.deferrals))
         if len(seen) == 1:
-            raise DeferredError("no place", delay=1)
+            raise DeferredError("lane full", delay=1)
         if len(seen) == 2:
             raise TransientError("failed")
         return "fine"
@@ -156,32 +173,32 @@ async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
     assert seen == [(1, 0), (1, 1), (2, 0)]
 
 
-async def test_lost_infrastructure_holds_the_message_and_stops_the_taking(
+async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.amqp.consumer.INFRASTRUCTURE_RETRY_DELAY", 0.05)
     store_is_back = asyncio.Event()
-    tries: Counter[str] = Counter()
+    attempts: Counter[str] = Counter()
 
     async def handle(message: Message, _: str) -> str:
-        tries[message.id] += 1
+        attempts[message.id] += 1
         assert message.attempt == 1
         if not store_is_back.is_set():
-            raise InfrastructureError("the store is gone")
+            raise InfrastructureError("the store is unavailable")
         return "fine"
 
     async with consuming(amqp_url, handle, prefetch=2) as (_, publisher):
         for name in ("one", "two", "three"):
             await publisher.send(b"body", message_id=name)
-        await until(lambda: tries["one"] > 2 and tries["two"] > 2)
-        assert tries["three"] == 0, "no more than the prefetch is taken meanwhile"
+        await until(lambda: attempts["one"] > 2 and attempts["two"] > 2)
+        assert attempts["three"] == 0, "no more than the prefetch is consumed"
         store_is_back.set()
-        await until(lambda: tries["three"] == 1)
+        await until(lambda: attempts["three"] == 1)
         await until(lambda: queued(publisher, CALLBACKS, 0))
-        assert not await publisher.read_dead()
+        assert not await publisher.read_dead_letters()
 
 
-async def test_a_bug_outside_of_the_handler_ends_in_the_dead_queue_after_the_limit(
+async def test_a_bug_outside_of_the_handler_is_dead_lettered_at_the_delivery_limit(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handle(_: Message, __: str) -> str:
@@ -195,13 +212,13 @@ async def test_a_bug_outside_of_the_handler_ends_in_the_dead_queue_after_the_lim
     async with consuming(amqp_url, handle, read=read) as (_, publisher):
         await publisher.send(b"poison", message_id="poison")
         await publisher.send(b"good", message_id="good")
-        letter = await publisher.letter("poison")
+        letter = await publisher.dead_letter("poison")
     assert letter.body == b"poison"
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
 
-async def test_everything_is_acked_once_whatever_the_order_of_ending(amqp_url: str) -> None:
-    # Settling in batches must ack exactly what has ended: what is still running stays unacked.
+async def test_messages_that_finish_in_any_order_are_acked_once(amqp_url: str) -> None:
+    # Batches of acks must contain only finished messages. Those in progress stay unacknowledged.
     ended: Counter[str] = Counter()
     hold = asyncio.Event()
 
@@ -220,7 +237,7 @@ async def test_everything_is_acked_once_whatever_the_order_of_ending(amqp_url: s
             await publisher.send(body, message_id=name)
         await until(lambda: len(ended) == 497)
         await consumer.drain(0.1)
-    # The consumer is gone without having finished three: exactly those come again.
+    # The consumer left three unfinished: exactly these are delivered again.
     assert max(ended.values()) == 1
     again: list[str] = []
 
@@ -252,7 +269,7 @@ async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
         )
 
     async with consuming(amqp_url, handle, report=report, prefetch=2000) as (_, publisher):
-        # a queue that takes no more facts: its refusal must hold back the acks
+        # This queue refuses facts, which must delay the acks.
         full = await publisher.channel.declare_queue(
             "full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
         )
@@ -261,7 +278,7 @@ async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
         names = {f"m-{number}" for number in range(1200)}
         await asyncio.gather(*(publisher.send(b"body", message_id=name) for name in names))
         await until(lambda: len(publisher.fact_messages) > 2)
-    async with outside(amqp_url) as listener:
+    async with broker_client(amqp_url) as listener:
         await until(lambda: queued(listener, CALLBACKS, 1200))
         await listener.channel.queue_delete("full")
         async with consuming(amqp_url, handle, report=report, prefetch=2000) as (consumer, _):
@@ -271,14 +288,14 @@ async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
         assert max(len(message.body) for message in listener.fact_messages) < 1 << 20
 
 
-async def test_a_header_that_is_no_utf_8_is_no_harm(amqp_url: str) -> None:
-    # aio-pika can't send such a thing; other clients can.
+async def test_a_header_that_is_not_utf_8_is_dead_lettered_with_its_message(amqp_url: str) -> None:
+    # aio-pika cannot send such a header, but other clients can.
     async def handle(_: Message, __: str) -> str:
         raise PermanentError("no")
 
     async with consuming(amqp_url, handle) as (_, publisher):
-        async with connect(amqp_url, name="raw") as link:
-            _, intercepted = await link.channel(confirms=True)
+        async with connect(amqp_url, name="raw") as broker:
+            _, intercepted = await broker.channel(confirms=True)
             confirmed = asyncio.Event()
             intercepted.on_confirm = lambda *_: confirmed.set()
             properties = codec.Properties(
@@ -295,10 +312,10 @@ async def test_a_header_that_is_no_utf_8_is_no_harm(amqp_url: str) -> None:
             )
             intercepted.write(frames.replace(b"PLACEHOLDER", b"\xff\xfePLACEHOLD"))
             await asyncio.wait_for(confirmed.wait(), 10)
-        letter = await publisher.letter("strange")
+        letter = await publisher.dead_letter("strange")
     assert letter.body == b"body"
     assert reason(letter).startswith("no")
 
 
-async def queued(publisher: Outside, queue: str, count: int) -> bool:
+async def queued(publisher: BrokerClient, queue: str, count: int) -> bool:
     return await publisher.length(queue) == count

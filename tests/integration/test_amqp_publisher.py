@@ -1,4 +1,4 @@
-"""A publish ends in one of three ways, and only one of them permits to ack what it follows from."""
+"""A publish ends confirmed, refused or unknown. Only a confirm allows the ack of its cause."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from shared.amqp.publisher import (
 )
 from shared.process.health import Health
 from shared.topology import topology
-from tests.fakes.outside import CALLBACKS, DEAD, outside
+from tests.fakes.broker_client import CALLBACKS, DEAD, broker_client
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
@@ -42,21 +42,21 @@ def outgoing(queue: str = CALLBACKS, body: bytes = b"body", **headers: object) -
     return OutgoingMessage(queue, Properties(message_id=new_id(), headers=headers or None), body)
 
 
-async def test_confirmed_many_at_once_bodies_whole(amqp_url: str) -> None:
+async def test_many_concurrent_publishes_are_confirmed_with_whole_bodies(amqp_url: str) -> None:
     sizes = [0, 1, 131_064, 131_065, 1_000_000, *range(2000)]
     async with publishing(amqp_url) as publisher:
         await publisher.publish_all(outgoing(body=b"b" * size) for size in sizes)
-        async with outside(amqp_url) as it:
+        async with broker_client(amqp_url) as it:
             queue = await it.channel.get_queue(CALLBACKS)
-            came = []
+            received = []
             for _ in sizes:
                 message = await queue.get(no_ack=True)
                 assert message is not None
-                came.append(len(message.body))
-    assert came == sizes
+                received.append(len(message.body))
+    assert received == sizes
 
 
-async def test_refused_where_no_queue_is_bound_and_only_that_one(amqp_url: str) -> None:
+async def test_only_the_message_without_a_queue_is_refused(amqp_url: str) -> None:
     async with publishing(amqp_url) as publisher:
         good, lost, other = (
             publisher.publish(outgoing()),
@@ -68,7 +68,7 @@ async def test_refused_where_no_queue_is_bound_and_only_that_one(amqp_url: str) 
             await lost
 
 
-async def test_trap_1_publishes_with_one_message_id_are_never_taken_for_confirmed(
+async def test_trap_1_a_returned_message_is_never_confirmed_by_another_with_its_id(
     amqp_url: str,
 ) -> None:
     async with publishing(amqp_url) as publisher:
@@ -81,16 +81,16 @@ async def test_trap_1_publishes_with_one_message_id_are_never_taken_for_confirme
     assert isinstance(results[1], PublishRefusedError)
 
 
-async def test_row_9_what_was_deleted_is_declared_again_and_the_next_publish_arrives(
+async def test_row_9_a_deleted_queue_is_declared_again_and_the_next_publish_arrives(
     amqp_url: str,
 ) -> None:
-    async with publishing(amqp_url) as publisher, outside(amqp_url) as it:
+    async with publishing(amqp_url) as publisher, broker_client(amqp_url) as it:
         await it.channel.queue_delete(DEAD)
         with pytest.raises(PublishRefusedError):
             await publisher.publish(outgoing(DEAD))
 
         async def arrives() -> bool:
-            # RabbitMQ may leave a publish unanswered while it makes the queue again
+            # RabbitMQ may not confirm a publish while the queue is created
             try:
                 await publisher.publish(outgoing(DEAD))
             except (PublishRefusedError, PublishUnknownError):
@@ -100,7 +100,7 @@ async def test_row_9_what_was_deleted_is_declared_again_and_the_next_publish_arr
         await until(arrives, 45)
 
 
-async def test_row_15_headers_beyond_a_frame_are_an_error_and_no_lost_connection(
+async def test_row_15_headers_larger_than_a_frame_are_an_error_and_keep_the_connection(
     amqp_url: str,
 ) -> None:
     async with publishing(amqp_url) as publisher:
@@ -109,7 +109,7 @@ async def test_row_15_headers_beyond_a_frame_are_an_error_and_no_lost_connection
         await publisher.publish(outgoing())
 
 
-async def test_row_2_unknown_within_5_seconds_when_the_broker_is_suspended(
+async def test_row_2_a_publish_to_a_suspended_broker_is_unknown_within_5_seconds(
     own_broker: Broker,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -133,10 +133,10 @@ async def test_row_2_unknown_within_5_seconds_when_the_broker_is_suspended(
         await until(confirmed, 30)
 
 
-async def test_row_2_missed_heartbeats_end_the_connection_and_not_the_service(
+async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
     own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # aiormq cancels whoever waits on such a connection; 40 s of it are in the acceptance lane
+    # aiormq cancels tasks that wait on such a connection. The acceptance tests suspend for 40 s.
     monkeypatch.setattr("shared.amqp.connection.HEARTBEAT", 1)
     health = Health()
     publisher = Publisher(own_broker.url, name="test", topology=topology(), health=health)
@@ -152,7 +152,7 @@ async def test_row_2_missed_heartbeats_end_the_connection_and_not_the_service(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_unknown_at_once_when_the_connection_breaks(own_broker: Broker) -> None:
+async def test_a_publish_is_unknown_at_once_when_the_connection_breaks(own_broker: Broker) -> None:
     async with publishing(own_broker.url) as publisher:
         own_broker.suspend()
         pending = publisher.publish(outgoing())
@@ -171,7 +171,7 @@ async def test_unknown_at_once_when_the_connection_breaks(own_broker: Broker) ->
         (DEAD, {"x-queue-type": "quorum", "x-max-length": 5}),
     ],
 )
-async def test_row_14_a_queue_with_other_arguments_ends_the_start_and_is_named(
+async def test_row_14_a_queue_with_other_arguments_is_named_and_stops_the_start(
     amqp_url: str, tmp_path: Path, queue: str, arguments: dict[str, Any]
 ) -> None:
     async with await aio_pika.connect(amqp_url) as connection:
@@ -179,8 +179,8 @@ async def test_row_14_a_queue_with_other_arguments_ends_the_start_and_is_named(
         await channel.declare_queue(queue, durable=True, arguments=arguments)
     with running(tmp_path, amqp_url) as service:
         assert await service.exit_code() == 1
-        told = [line for line in service.lines if line["level"] == "CRITICAL"]
-        assert told
-        assert all(f"'{queue}'" in line["message"] for line in told)
-        assert all("inequivalent arg" in line["message"] for line in told)
+        errors = [line for line in service.lines if line["level"] == "CRITICAL"]
+        assert errors
+        assert all(f"'{queue}'" in line["message"] for line in errors)
+        assert all("inequivalent arg" in line["message"] for line in errors)
         assert "Traceback" not in service.output

@@ -11,7 +11,7 @@ import aio_pika
 import aiormq
 import pytest
 
-from tests.fakes.outside import CALLBACKS, Outside, order, reason
+from tests.fakes.broker_client import CALLBACKS, BrokerClient, reason, send_callback
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import Service
 from tests.fakes.waiting import until
@@ -22,7 +22,7 @@ CANARY = "canary-in-bad-input"
 
 def body(**fields: Any) -> bytes:
     """Return a valid message except for these fields; None removes a field."""
-    message = order(URL, hmac_secret=CANARY) | fields
+    message = send_callback(URL, hmac_secret=CANARY) | fields
     return json.dumps(
         {name: value for name, value in message.items() if value is not None}
     ).encode()
@@ -99,12 +99,12 @@ BAD_PROPERTIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", BAD_BODIES)
 async def test_row_26_an_invalid_body_is_dead_lettered_at_once_and_other_messages_are_delivered(
-    service: Service, publisher: Outside, receiver: Sandbox, name: str
+    service: Service, publisher: BrokerClient, receiver: Sandbox, name: str
 ) -> None:
     raw, expected = BAD_BODIES[name]
     label = f"bad-{abs(hash(name))}"
     url = await receiver.mailbox()
-    before = await publisher.send(order(url))
+    before = await publisher.send(send_callback(url))
     await publisher.send(
         raw,
         message_id=label,
@@ -112,9 +112,9 @@ async def test_row_26_an_invalid_body_is_dead_lettered_at_once_and_other_message
         timestamp=datetime(2026, 1, 2, tzinfo=UTC),
         headers={"tenant": "acme", "x-request-id": "r-1"},
     )
-    after = await publisher.send(order(url))
+    after = await publisher.send(send_callback(url))
 
-    letter = await publisher.letter(label)
+    letter = await publisher.dead_letter(label)
     assert letter.body == raw
     assert expected in reason(letter)
     assert len(reason(letter)) <= 1000
@@ -134,29 +134,29 @@ async def test_row_26_an_invalid_body_is_dead_lettered_at_once_and_other_message
 
 
 async def test_row_15_20_mib_are_refused_by_rabbitmq_4_and_dead_lettered_on_3(
-    publisher: Outside,
+    publisher: BrokerClient,
 ) -> None:
     raw = payload(json.dumps("x" * (20 << 20)))
     # RabbitMQ 4 accepts at most 16 MiB
     with suppress(aiormq.exceptions.ChannelPreconditionFailed):
         await publisher.send(raw, message_id="row-15")
-        assert "bytes" in reason(await publisher.letter("row-15"))
+        assert "bytes" in reason(await publisher.dead_letter("row-15"))
 
 
 @pytest.mark.parametrize("name", BAD_PROPERTIES)
 async def test_a_message_with_invalid_properties_is_dead_lettered_at_once(
-    publisher: Outside, name: str
+    publisher: BrokerClient, name: str
 ) -> None:
     label = f"props-{abs(hash(name))}"
     await publisher.send(body(), message_id=label, **BAD_PROPERTIES[name])
-    letter = await publisher.letter(label)
+    letter = await publisher.dead_letter(label)
     (wrong,) = BAD_PROPERTIES[name]
     assert wrong in reason(letter)
     assert letter.body.startswith(b'{"id"')
 
 
 async def test_each_dead_letter_is_one_log_line_and_one_count(
-    service: Service, publisher: Outside
+    service: Service, publisher: BrokerClient
 ) -> None:
     def dead() -> Any:
         return service.metric("ringback_consumed_total", queue=CALLBACKS, outcome="dead")
@@ -173,13 +173,13 @@ async def test_each_dead_letter_is_one_log_line_and_one_count(
 
 
 async def test_an_invalid_message_without_an_id_is_dead_lettered_with_a_generated_one(
-    publisher: Outside,
+    publisher: BrokerClient,
 ) -> None:
     marker = b'"not a command"'
     await publisher.send_without_message_id("not a command")
 
     async def found() -> Any:
-        return [each for each in await publisher.read_dead() if each.body == marker]
+        return [each for each in await publisher.read_dead_letters() if each.body == marker]
 
     (letter,) = await until(found)
     assert letter.message_id is None
@@ -193,12 +193,12 @@ def large_headers(size: int) -> dict[str, Any]:
 
 
 async def test_row_15_a_message_whose_headers_leave_no_room_is_dead_lettered_and_reported(
-    service: Service, publisher: Outside, receiver: Sandbox
+    service: Service, publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     # frame_max is 131,072 bytes: the message just fits, a copy with our headers does not
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
-    callback = await publisher.send(order(url), headers=large_headers(130_920))
-    letter = await publisher.letter(callback)
+    callback = await publisher.send(send_callback(url), headers=large_headers(130_920))
+    letter = await publisher.dead_letter(callback)
     assert "headers" in reason(letter)
     assert json.loads(letter.body)["id"] == callback
     fact = await publisher.fact(callback, "callback.dead")
@@ -208,7 +208,7 @@ async def test_row_15_a_message_whose_headers_leave_no_room_is_dead_lettered_and
 
 
 async def test_row_15_the_broker_refuses_200_kb_of_headers(
-    service: Service, shared_amqp_url: str, publisher: Outside, receiver: Sandbox
+    service: Service, shared_amqp_url: str, publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     connection = await aio_pika.connect(shared_amqp_url)
     channel = await connection.channel()
@@ -217,7 +217,7 @@ async def test_row_15_the_broker_refuses_200_kb_of_headers(
         await channel.default_exchange.publish(message, routing_key=CALLBACKS, timeout=5)
     await connection.close()
     url = await receiver.mailbox()
-    await publisher.send(order(url))
+    await publisher.send(send_callback(url))
     await receiver.webhooks(url)
     assert await service.is_ready()
 
@@ -237,11 +237,11 @@ def strange_headers() -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("name", "headers"), list(strange_headers()))
 async def test_unusual_headers_do_no_harm(
-    service: Service, publisher: Outside, receiver: Sandbox, name: str, headers: dict[str, Any]
+    service: Service, publisher: BrokerClient, receiver: Sandbox, name: str, headers: dict[str, Any]
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
     callback = await publisher.send(
-        order(url, retry={"delays": [1], "quick_retries_count": 1000}), headers=headers
+        send_callback(url, retry={"delays": [1], "quick_retries_count": 1000}), headers=headers
     )
     hooks = await receiver.webhooks(url, 2)
     assert [hook["webhook_id"] for hook in hooks] == [callback] * 2, name
@@ -250,17 +250,19 @@ async def test_unusual_headers_do_no_harm(
     assert not service.logged("bug")
 
 
-async def test_a_message_with_a_user_id_is_retried(publisher: Outside, receiver: Sandbox) -> None:
+async def test_a_message_with_a_user_id_is_retried(
+    publisher: BrokerClient, receiver: Sandbox
+) -> None:
     # RabbitMQ closes a channel that publishes with the user_id of another user
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
-    callback = await publisher.send(order(url, retry={"delays": [1]}), user_id="guest")
+    callback = await publisher.send(send_callback(url, retry={"delays": [1]}), user_id="guest")
     assert len(await receiver.webhooks(url, 2)) == 2
     await publisher.fact(callback, "callback.delivered")
 
 
 async def test_an_expiration_is_not_copied_to_the_tiers(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
-    callback = await publisher.send(order(url, retry={"delays": [1]}), expiration=30)
+    callback = await publisher.send(send_callback(url, retry={"delays": [1]}), expiration=30)
     await publisher.fact(callback, "callback.delivered")

@@ -12,7 +12,14 @@ from standardwebhooks import Webhook
 
 from services.sandbox.misbehaviour import hang
 from shared.topology import TIERS
-from tests.fakes.outside import CALLBACKS, SECRET, Outside, identities, order, reason
+from tests.fakes.broker_client import (
+    CALLBACKS,
+    SECRET,
+    BrokerClient,
+    identities,
+    reason,
+    send_callback,
+)
 from tests.fakes.receivers import respond, serve
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import Service
@@ -45,7 +52,7 @@ HOSTILE_HEADERS: dict[str, Any] = {
 
 
 async def test_h1_the_documented_message_arrives_as_one_signed_request(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
     await publisher.send(
@@ -68,10 +75,10 @@ async def test_h1_the_documented_message_arrives_as_one_signed_request(
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 async def test_h1_other_methods_are_sent(
-    publisher: Outside, receiver: Sandbox, method: str
+    publisher: BrokerClient, receiver: Sandbox, method: str
 ) -> None:
     url = await receiver.mailbox()
-    await publisher.send(order(url, target_method=method))
+    await publisher.send(send_callback(url, target_method=method))
     (hook,) = await receiver.webhooks(url)
     assert (hook["method"], hook["verified"]) == (method, True)
 
@@ -88,22 +95,22 @@ async def test_h1_other_methods_are_sent(
     ],
 )
 async def test_h1_the_body_is_the_output_of_json_dumps(
-    publisher: Outside, receiver: Sandbox, payload: Any
+    publisher: BrokerClient, receiver: Sandbox, payload: Any
 ) -> None:
     url = await receiver.mailbox()
-    await publisher.send(order(url, payload=payload))
+    await publisher.send(send_callback(url, payload=payload))
     (hook,) = await receiver.webhooks(url)
     assert hook["body"] == json.dumps(payload, sort_keys=True)
     assert hook["verified"]
 
 
 async def test_h2_both_signatures_are_verified_independently(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     await receiver.configure_mailbox(url, secrets=[secret])
-    await publisher.send(order(url, hmac_secret=secret))
+    await publisher.send(send_callback(url, hmac_secret=secret))
     (hook,) = await receiver.webhooks(url)
     assert hook["matched"] == ["x-signature", "webhook-signature"]
     assert hook["faults"] == []
@@ -112,10 +119,10 @@ async def test_h2_both_signatures_are_verified_independently(
     Webhook(secret).verify(body, headers)
 
 
-async def test_h2_each_secret_of_a_list_signs(publisher: Outside) -> None:
+async def test_h2_each_secret_of_a_list_signs(publisher: BrokerClient) -> None:
     secrets = ["old-secret", "new-secret"]
     async with serve(respond()) as target:
-        await publisher.send(order(target.url, hmac_secret=secrets))
+        await publisher.send(send_callback(target.url, hmac_secret=secrets))
         await until(lambda: target.requests)
     request = target.requests[0]
     # A receiver that knows only one of the secrets can verify the request.
@@ -125,9 +132,11 @@ async def test_h2_each_secret_of_a_list_signs(publisher: Outside) -> None:
 
 
 @pytest.mark.parametrize("secret", ["old-secret-canary", "new-canary"])
-async def test_h2_secret_ref_names_a_configured_secret(publisher: Outside, secret: str) -> None:
+async def test_h2_secret_ref_names_a_configured_secret(
+    publisher: BrokerClient, secret: str
+) -> None:
     async with serve(respond()) as target:
-        body = order(target.url, secret_ref="rotating")
+        body = send_callback(target.url, secret_ref="rotating")
         del body["hmac_secret"]
         await publisher.send(body)
         await until(lambda: target.requests)
@@ -135,7 +144,7 @@ async def test_h2_secret_ref_names_a_configured_secret(publisher: Outside, secre
 
 
 async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
     forged = {
@@ -151,7 +160,7 @@ async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
         "X-Order": "kept",
         "Authorization": "Bearer kept",
     }
-    callback = await publisher.send(order(url, headers=forged))
+    callback = await publisher.send(send_callback(url, headers=forged))
     (hook,) = await receiver.webhooks(url)
     assert hook["verified"]
     assert hook["webhook_id"] == callback
@@ -161,12 +170,12 @@ async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
 
 
 async def test_h3_a_callback_that_fails_twice_is_retried_through_the_tiers(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=2)
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     callback = await publisher.send(
-        order(url, retry={"delays": [1], "quick_retries_count": 2}),
+        send_callback(url, retry={"delays": [1], "quick_retries_count": 2}),
         headers={**HOSTILE_HEADERS, "traceparent": trace, "x-tenant": "kept"},
         message_id="never-seen-by-the-receiver",
         app_id="shop",
@@ -191,16 +200,16 @@ async def test_h3_a_callback_that_fails_twice_is_retried_through_the_tiers(
     due = [datetime.fromisoformat(fact["next_at"]).timestamp() for fact in facts[:2]]
     assert all(abs(at - when) < 2 for at, when in zip(received[1:], due, strict=True))
     assert not [
-        letter for letter in await publisher.read_dead() if callback in str(letter.headers)
+        letter for letter in await publisher.read_dead_letters() if callback in str(letter.headers)
     ], "a copy must not be routed by the sender's CC"
 
 
 async def test_h3_the_copy_in_a_tier_has_no_broker_header(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     callback = await publisher.send(
-        order(url, retry={"delays": [60]}), headers=HOSTILE_HEADERS, app_id="shop"
+        send_callback(url, retry={"delays": [60]}), headers=HOSTILE_HEADERS, app_id="shop"
     )
     await publisher.fact(callback, "callback.attempt_failed")
     tier = await publisher.channel.get_queue("callbacks.retry.1m")
@@ -214,15 +223,15 @@ async def test_h3_the_copy_in_a_tier_has_no_broker_header(
 
 
 async def test_h3_a_message_with_exhausted_attempts_is_dead_lettered_unchanged(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
-    body = order(url, retry=QUICK)
+    body = send_callback(url, retry=QUICK)
     sent_at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     callback = await publisher.send(
         body, message_id="original", app_id="shop", timestamp=sent_at, headers={"tenant": "acme"}
     )
-    letter = await publisher.letter(callback)
+    letter = await publisher.dead_letter(callback)
     assert reason(letter) == ("gave up after 2 attempts: the receiver responded with 500")
     assert json.loads(letter.body) == body
     assert (letter.type, letter.content_type) == ("SendCallback", "application/json")
@@ -235,19 +244,19 @@ async def test_h3_a_message_with_exhausted_attempts_is_dead_lettered_unchanged(
     ]
 
 
-async def test_h3_a_refused_connection_is_retried(publisher: Outside) -> None:
+async def test_h3_a_refused_connection_is_retried(publisher: BrokerClient) -> None:
     async with serve(respond()) as target:
         pass  # its port is closed
-    callback = await publisher.send(order(target.url, retry=QUICK))
-    letter = await publisher.letter(callback)
+    callback = await publisher.send(send_callback(target.url, retry=QUICK))
+    letter = await publisher.dead_letter(callback)
     assert reason(letter).startswith("gave up after 2 attempts: connect: ")
 
 
 async def test_a_message_without_an_id_gets_one_before_the_first_attempt(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
-    body = order(url, retry=QUICK)
+    body = send_callback(url, retry=QUICK)
     del body["id"]
     await publisher.send_without_message_id(body)
     hooks = await receiver.webhooks(url, 2)
@@ -257,10 +266,10 @@ async def test_a_message_without_an_id_gets_one_before_the_first_attempt(
 
 
 async def test_an_unusual_message_id_is_replaced_by_the_same_id_on_every_attempt(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
-    body = order(url, retry=QUICK)
+    body = send_callback(url, retry=QUICK)
     del body["id"]
     await publisher.send(body, message_id="smuggled\r\nX-Evil: ja, ö")
     hooks = await receiver.webhooks(url, 2)
@@ -272,12 +281,12 @@ async def test_an_unusual_message_id_is_replaced_by_the_same_id_on_every_attempt
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_row_30_retry_after_is_honoured(
-    publisher: Outside, receiver: Sandbox, status: int
+    publisher: BrokerClient, receiver: Sandbox, status: int
 ) -> None:
     url = await receiver.mailbox(
         behaviour={"kind": "fail", "status": status, "retry_after": 30}, times=1
     )
-    callback = await publisher.send(order(url, retry=QUICK))
+    callback = await publisher.send(send_callback(url, retry=QUICK))
     fact = await publisher.fact(callback, "callback.attempt_failed")
     wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
     tier = next(tier.seconds for tier in TIERS if tier.seconds >= 30)
@@ -287,30 +296,34 @@ async def test_row_30_retry_after_is_honoured(
 
 @pytest.mark.parametrize("absurd", ["99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
 async def test_row_30_a_very_long_retry_after_is_limited(
-    publisher: Outside, receiver: Sandbox, absurd: str
+    publisher: BrokerClient, receiver: Sandbox, absurd: str
 ) -> None:
     url = await receiver.mailbox(
         behaviour={"kind": "fail", "status": 429, "retry_after": absurd}, times=1
     )
-    callback = await publisher.send(order(url, retry=QUICK))
+    callback = await publisher.send(send_callback(url, retry=QUICK))
     fact = await publisher.fact(callback, "callback.attempt_failed")
     wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
     assert timedelta(seconds=3599) <= wait <= timedelta(seconds=5401)
 
 
 @pytest.mark.parametrize("nonsense", ["soon", "-5", "1e9", "١٢"])
-async def test_row_30_an_invalid_retry_after_is_ignored(publisher: Outside, nonsense: str) -> None:
+async def test_row_30_an_invalid_retry_after_is_ignored(
+    publisher: BrokerClient, nonsense: str
+) -> None:
     async with serve(respond(429, {"Retry-After": nonsense.encode().decode("latin-1")})) as target:
-        callback = await publisher.send(order(target.url, retry=QUICK))
+        callback = await publisher.send(send_callback(target.url, retry=QUICK))
         fact = await publisher.fact(callback, "callback.attempt_failed")
     wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
     assert wait <= timedelta(seconds=1.6)
 
 
-async def test_row_30_410_is_dead_lettered_at_once(publisher: Outside, receiver: Sandbox) -> None:
+async def test_row_30_410_is_dead_lettered_at_once(
+    publisher: BrokerClient, receiver: Sandbox
+) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 410})
-    callback = await publisher.send(order(url))
-    letter = await publisher.letter(callback)
+    callback = await publisher.send(send_callback(url))
+    letter = await publisher.dead_letter(callback)
     assert "410" in reason(letter)
     await publisher.fact(callback, "callback.dead")
     assert len(publisher.facts_of(callback)) == 1
@@ -319,63 +332,65 @@ async def test_row_30_410_is_dead_lettered_at_once(publisher: Outside, receiver:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_row_30_a_redirect_is_a_failure_and_is_not_followed(
-    publisher: Outside, receiver: Sandbox, status: int
+    publisher: BrokerClient, receiver: Sandbox, status: int
 ) -> None:
     async with serve(respond()) as elsewhere:
         url = await receiver.mailbox(
             behaviour={"kind": "redirect", "status": status, "location": elsewhere.url}
         )
-        callback = await publisher.send(order(url, retry={"quick_retries_count": 0}))
-        letter = await publisher.letter(callback)
+        callback = await publisher.send(send_callback(url, retry={"quick_retries_count": 0}))
+        letter = await publisher.dead_letter(callback)
         assert str(status) in reason(letter)
         assert elsewhere.accepted == 0
 
 
 async def test_a_message_that_would_expire_before_its_retry_is_dead_lettered(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     soon = datetime.now(UTC) + timedelta(seconds=3)
-    callback = await publisher.send(order(url, expires_at=soon.isoformat(), retry={"delays": [5]}))
-    letter = await publisher.letter(callback)
+    callback = await publisher.send(
+        send_callback(url, expires_at=soon.isoformat(), retry={"delays": [5]})
+    )
+    letter = await publisher.dead_letter(callback)
     assert reason(letter).startswith("expired after 1 attempts")
     assert len(await receiver.webhooks(url)) == 1
 
 
-async def test_an_expired_message_is_not_sent(publisher: Outside, receiver: Sandbox) -> None:
+async def test_an_expired_message_is_not_sent(publisher: BrokerClient, receiver: Sandbox) -> None:
     url = await receiver.mailbox()
-    callback = await publisher.send(order(url, expires_at="2020-01-01T00:00:00Z"))
-    letter = await publisher.letter(callback)
+    callback = await publisher.send(send_callback(url, expires_at="2020-01-01T00:00:00Z"))
+    letter = await publisher.dead_letter(callback)
     assert reason(letter).startswith("expired at 2020-01-01")
-    marker = await publisher.send(order(url))
+    marker = await publisher.send(send_callback(url))
     assert [hook["webhook_id"] for hook in await receiver.webhooks(url)] == [marker]
 
 
 async def test_quick_retries_count_0_means_one_attempt(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
-    callback = await publisher.send(order(url, retry={"quick_retries_count": 0}))
-    letter = await publisher.letter(callback)
+    callback = await publisher.send(send_callback(url, retry={"quick_retries_count": 0}))
+    letter = await publisher.dead_letter(callback)
     assert "gave up after 1 attempts" in reason(letter)
 
 
-async def test_the_timeout_of_a_message_ends_the_attempt(publisher: Outside) -> None:
+async def test_the_timeout_of_a_message_ends_the_attempt(publisher: BrokerClient) -> None:
     async with serve(hang) as target:
         started = time.monotonic()
         callback = await publisher.send(
-            order(target.url, timeout=0.3, retry={"quick_retries_count": 0})
+            send_callback(target.url, timeout=0.3, retry={"quick_retries_count": 0})
         )
-        letter = await publisher.letter(callback)
+        letter = await publisher.dead_letter(callback)
         assert time.monotonic() - started < 5, "not the default of ten seconds"
     assert "no answer" in reason(letter)
 
 
 async def test_facts_are_published_in_batches_in_their_documented_form(
-    publisher: Outside, receiver: Sandbox
+    publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
-    ids = set(await publisher.send_all(order(url) for _ in range(200)))
+    ids = set(await publisher.send_all(send_callback(url) for _ in range(200)))
     await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
     # The service is shared, so ignore late facts of earlier tests.
     facts = [fact for fact in publisher.facts if fact["callback_id"] in ids]
@@ -388,10 +403,10 @@ async def test_facts_are_published_in_batches_in_their_documented_form(
 
 
 async def test_all_messages_are_acknowledged(
-    service: Service, publisher: Outside, receiver: Sandbox
+    service: Service, publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
-    await publisher.send_all(order(url) for _ in range(50))
+    await publisher.send_all(send_callback(url) for _ in range(50))
     await receiver.webhooks(url, 50)
 
     async def consumed() -> bool:
@@ -408,11 +423,11 @@ async def test_all_messages_are_acknowledged(
     [(500, {"quick_retries_count": 0}, False), (500, QUICK, False), (410, QUICK, True)],
 )
 async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a_dead_letter(
-    publisher: Outside, receiver: Sandbox, status: int, retry: dict[str, Any], *, final: bool
+    publisher: BrokerClient, receiver: Sandbox, status: int, retry: dict[str, Any], *, final: bool
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": status})
     owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 2}
-    callback = await publisher.send(order(url, retry=retry), headers=owned)
+    callback = await publisher.send(send_callback(url, retry=retry), headers=owned)
     fact = await publisher.fact(callback, "callback.dispatch_failed")
     assert (fact["final"], fact["owner"], fact["dispatch"]) == (final, "scheduler", 2)
     assert {fact["dispatch"] for fact in publisher.facts_of(callback)} == {2}
@@ -421,11 +436,13 @@ async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a
         for message in publisher.fact_messages
         if callback in message.body.decode()
     } <= {"callback.attempt_failed.scheduler", "callback.dispatch_failed.scheduler"}
-    assert not [each for each in await publisher.read_dead() if callback in identities(each)]
+    assert not [
+        each for each in await publisher.read_dead_letters() if callback in identities(each)
+    ]
 
 
 async def test_an_unreadable_message_of_the_scheduler_ends_in_a_failed_dispatch(
-    publisher: Outside,
+    publisher: BrokerClient,
 ) -> None:
     owned = {"x-ringback-owner": "scheduler", "x-ringback-id": "owned-nonsense"}
     await publisher.send(b"nonsense", headers=owned)
@@ -433,22 +450,26 @@ async def test_an_unreadable_message_of_the_scheduler_ends_in_a_failed_dispatch(
     assert fact["final"] is True
 
 
-async def test_s6_forms_and_queries_are_url_encoded(publisher: Outside, receiver: Sandbox) -> None:
+async def test_s6_forms_and_queries_are_url_encoded(
+    publisher: BrokerClient, receiver: Sandbox
+) -> None:
     url = await receiver.mailbox()
     payload = {"name": "Zoë", "count": 3}
-    await publisher.send(order(url, payload=payload, format="form"))
+    await publisher.send(send_callback(url, payload=payload, format="form"))
     (form,) = await receiver.webhooks(url)
     assert form["headers"]["content-type"] == "application/x-www-form-urlencoded"
     assert (form["body"], form["verified"]) == ("count=3&name=Zo%C3%AB", True)
-    await publisher.send(order(url, payload=payload, format="query", target_method="GET"))
+    await publisher.send(send_callback(url, payload=payload, format="query", target_method="GET"))
     query = (await receiver.webhooks(url, count=2))[-1]
     assert (query["method"], query["body"]) == ("GET", "")
     assert query["path"].endswith("?count=3&name=Zo%C3%AB")
 
 
-async def test_an_unsigned_callback_has_no_signature(publisher: Outside, receiver: Sandbox) -> None:
+async def test_an_unsigned_callback_has_no_signature(
+    publisher: BrokerClient, receiver: Sandbox
+) -> None:
     url = await receiver.mailbox()
-    unsigned = order(url, unsigned=True)
+    unsigned = send_callback(url, unsigned=True)
     del unsigned["hmac_secret"]
     await publisher.send(unsigned)
     (hook,) = await receiver.webhooks(url)

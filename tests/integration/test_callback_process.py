@@ -16,7 +16,7 @@ import aio_pika
 import pytest
 
 from services.sandbox.misbehaviour import hang, response
-from tests.fakes.outside import CALLBACKS, DEAD, Outside, order, outside
+from tests.fakes.broker_client import CALLBACKS, DEAD, BrokerClient, broker_client, send_callback
 from tests.fakes.receivers import ClientConnection, respond, serve
 from tests.fakes.sandbox import sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
@@ -32,15 +32,15 @@ async def test_h4_the_metrics_have_the_documented_names_and_values(
     async with AsyncExitStack() as stack:
         service = stack.enter_context(running(tmp_path, amqp_url, settings))
         await service.ready()
-        publisher = await stack.enter_async_context(outside(amqp_url))
+        publisher = await stack.enter_async_context(broker_client(amqp_url))
         targets = [await stack.enter_async_context(serve(respond())) for _ in range(5)]
         failing = await stack.enter_async_context(serve(respond(500)))
         for target in targets:
-            await publisher.send(order(target.url + "/a-token-in-the-path"))
+            await publisher.send(send_callback(target.url + "/a-token-in-the-path"))
             await until(partial(len, target.requests))
-        await publisher.send(order(failing.url, retry={"delays": [1]}))
-        no_base64 = await publisher.send(order(targets[0].url, hmac_secret="whsec_*"))
-        unknown = order(targets[0].url, secret_ref="nobody")
+        await publisher.send(send_callback(failing.url, retry={"delays": [1]}))
+        no_base64 = await publisher.send(send_callback(targets[0].url, hmac_secret="whsec_*"))
+        unknown = send_callback(targets[0].url, secret_ref="nobody")
         del unknown["hmac_secret"]
         for callback in (no_base64, await publisher.send(unknown)):
             await publisher.fact(callback, "callback.dead")
@@ -69,10 +69,11 @@ async def test_h5_logs_are_json_one_line_for_each_attempt(amqp_url: str, tmp_pat
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with running(tmp_path, amqp_url) as service:
         await service.ready()
-        async with outside(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
             url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
             callback = await publisher.send(
-                order(url, client_id="shop", retry={"delays": [1]}), headers={"traceparent": trace}
+                send_callback(url, client_id="shop", retry={"delays": [1]}),
+                headers={"traceparent": trace},
             )
             await publisher.fact(callback, "callback.delivered")
         lines = [line for line in service.lines if line.get("callback_id") == callback]
@@ -118,7 +119,7 @@ async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_pat
     async with AsyncExitStack() as stack:
         service = stack.enter_context(running(tmp_path, amqp_url, settings))
         await service.ready()
-        publisher = await stack.enter_async_context(outside(amqp_url))
+        publisher = await stack.enter_async_context(broker_client(amqp_url))
         good = await stack.enter_async_context(serve(respond(body=CANARIES["body"].encode())))
         bad = await stack.enter_async_context(serve(refuse))
         garbled = await stack.enter_async_context(serve(_garbled))
@@ -129,21 +130,21 @@ async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_pat
             "retry": {"delays": [1]},
         }
         tail = f"/{CANARIES['path']}?token={CANARIES['query']}"
-        by_name = order(good.url + tail, **common, secret_ref="billing")
+        by_name = send_callback(good.url + tail, **common, secret_ref="billing")
         del by_name["hmac_secret"]
-        wrong = order("http://10.0.0.1" + tail, **common)
+        wrong = send_callback("http://10.0.0.1" + tail, **common)
         ids = await publisher.send_all(
             [
-                order(good.url + tail, **common),
+                send_callback(good.url + tail, **common),
                 by_name,
-                order(bad.url + tail, **common),
-                order(garbled.url + tail, **common),
-                order("http://127.0.0.1:9" + tail, **common),
-                order("http://no-such-host.invalid" + tail, **common, timeout=1),
-                order("http://[" + tail, **common),
+                send_callback(bad.url + tail, **common),
+                send_callback(garbled.url + tail, **common),
+                send_callback("http://127.0.0.1:9" + tail, **common),
+                send_callback("http://no-such-host.invalid" + tail, **common, timeout=1),
+                send_callback("http://[" + tail, **common),
                 wrong,
                 wrong | {"timeout": "canary-secret"},
-                order(good.url, **common | {"hmac_secret": "whsec_!" + CANARIES["secret"]}),
+                send_callback(good.url, **common | {"hmac_secret": "whsec_!" + CANARIES["secret"]}),
             ]
         )
         done = ("callback.delivered", "callback.dead")
@@ -153,7 +154,7 @@ async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_pat
         await until(lambda: len([f for f in publisher.facts if f["type"] in done]) == len(ids))
         metrics = (await service.get("/metrics"))[1]
         facts = json.dumps(publisher.facts)
-        reasons = str([letter.headers for letter in await publisher.read_dead()])
+        reasons = str([letter.headers for letter in await publisher.read_dead_letters()])
         service.signal(signal.SIGTERM)
         assert await service.exit_code() == 0
         for name, canary in CANARIES.items():
@@ -207,9 +208,9 @@ async def test_h6_only_the_consumer_part_can_run(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=(*command, "--consumer")) as service:
         await until(lambda: service.logged("consumer is ready"))
-        async with outside(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
             url = await receiver.mailbox()
-            await publisher.send(order(url))
+            await publisher.send(send_callback(url))
             await receiver.webhooks(url)
         assert not service.logged("metrics on port")
         service.signal(signal.SIGINT)
@@ -220,9 +221,9 @@ async def test_h6_both_parts_run_with_two_workers(amqp_url: str, tmp_path: Path)
     arguments = (*ALONE, "--consumer", "--metrics", "--workers", "2")
     with running(tmp_path, amqp_url, arguments=arguments) as service:
         await service.ready()
-        async with outside(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
             url = await receiver.mailbox()
-            await publisher.send_all(order(url) for _ in range(100))
+            await publisher.send_all(send_callback(url) for _ in range(100))
             await receiver.webhooks(url, 100)
 
             async def counted() -> bool:
@@ -269,26 +270,26 @@ async def test_h7_settings_come_from_the_file_and_the_environment(
     settings = {"RINGBACK_CALLBACK_TIMEOUT": "0.4", "RINGBACK_CALLBACK_MAX_MESSAGE_BYTES": "2000"}
     with running(tmp_path, amqp_url, settings) as service:
         await service.ready()
-        async with outside(amqp_url) as publisher, serve(hang) as target:
+        async with broker_client(amqp_url) as publisher, serve(hang) as target:
             # the timeout is from the environment; give_up_after, from the file, is before the retry
-            callback = await publisher.send(order(target.url))
-            letter = await publisher.letter(callback)
+            callback = await publisher.send(send_callback(target.url))
+            letter = await publisher.dead_letter(callback)
             assert "within 0.4 s" in str(letter.headers["x-ringback-reason"])
             assert "1 attempts in 1 seconds" in str(letter.headers["x-ringback-reason"])
-            large = await publisher.send(order(target.url, payload="x" * 2000))
-            letter = await publisher.letter(large)
+            large = await publisher.send(send_callback(target.url, payload="x" * 2000))
+            letter = await publisher.dead_letter(large)
             assert "2000" in str(letter.headers["x-ringback-reason"])
 
 
 async def test_classic_queues_work(amqp_url: str, tmp_path: Path) -> None:
     with running(tmp_path, amqp_url, {"RINGBACK_QUEUE_TYPE": "classic"}) as service:
         await service.ready()
-        async with outside(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
             url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
-            callback = await publisher.send(order(url, retry={"delays": [1]}))
+            callback = await publisher.send(send_callback(url, retry={"delays": [1]}))
             await publisher.fact(callback, "callback.delivered")
             bad = await publisher.send(b"no JSON", message_id="bad")
-            assert (await publisher.letter("bad")).message_id == "bad", bad
+            assert (await publisher.dead_letter("bad")).message_id == "bad", bad
             arguments: dict[str, Any] = {
                 "x-queue-type": "classic",
                 "x-dead-letter-exchange": "",
@@ -327,15 +328,15 @@ async def test_readyz_fails_without_a_broker_and_names_what_is_missing(tmp_path:
 @asynccontextmanager
 async def outside_and_service(
     amqp_url: str, directory: Path, settings: Mapping[str, str]
-) -> AsyncIterator[tuple[Outside, Service]]:
+) -> AsyncIterator[tuple[BrokerClient, Service]]:
     with running(directory, amqp_url, settings) as service:
         await service.ready()
-        async with outside(amqp_url) as publisher:
+        async with broker_client(amqp_url) as publisher:
             yield publisher, service
 
 
-async def in_flight(publisher: Outside, target_url: str, count: int) -> list[str]:
-    ids = await publisher.send_all(order(target_url) for _ in range(count))
+async def in_flight(publisher: BrokerClient, target_url: str, count: int) -> list[str]:
+    ids = await publisher.send_all(send_callback(target_url) for _ in range(count))
     return list(ids)
 
 
@@ -357,7 +358,7 @@ async def test_row_32_sigterm_waits_for_attempts_in_flight(amqp_url: str, tmp_pa
             await until(lambda: service.logged("stopping on SIGTERM"))
             assert (await service.get("/readyz"))[0] == 503
             # this process must not consume new messages
-            await publisher.send(order(target.url))
+            await publisher.send(send_callback(target.url))
             finish.set()
             assert await service.exit_code() == 0
             assert len(target.requests) == 4
@@ -395,5 +396,5 @@ async def test_row_32_a_second_signal_stops_at_once(amqp_url: str, tmp_path: Pat
         await until(lambda: ready_messages(publisher, 1))
 
 
-async def ready_messages(publisher: Outside, count: int) -> bool:
+async def ready_messages(publisher: BrokerClient, count: int) -> bool:
     return await publisher.length(CALLBACKS) == count

@@ -1,4 +1,4 @@
-"""`ringback dead`: looking changes nothing, and putting back loses nothing."""
+"""`ringback dead`: listing changes nothing, and a redrive loses nothing."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from deploy.local.broker import Broker
 from services.cli import dead_letters as letters
 from services.cli.queue_browser import browse_queue
 from shared.amqp.connection import connect
+from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ringback, start
-from tests.fakes.outside import order
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
@@ -30,18 +30,20 @@ async def channel(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
         yield await connection.channel()
 
 
-async def bury(
+async def dead_letter(
     channel: aio_pika.abc.AbstractChannel,
     ids: Iterable[str],
     reason: str = "status 410",
     died_at: int = DIED_AT,
 ) -> None:
-    """Put messages into the dead queue as the callback sender does."""
+    """Publish messages to the dead-letter queue, as the callback sender does."""
     await asyncio.gather(
         *(
             channel.default_exchange.publish(
                 aio_pika.Message(
-                    json.dumps(order("http://u:p@example.com:81/t?x=1", id=identity)).encode(),
+                    json.dumps(
+                        send_callback("http://u:p@example.com:81/t?x=1", id=identity)
+                    ).encode(),
                     content_type="application/json",
                     type="SendCallback",
                     message_id=f"m-{identity}",
@@ -65,19 +67,19 @@ async def bury(
     )
 
 
-async def taken(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[Any]:
-    """Take all messages of a queue; in order."""
+async def consume_all(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[Any]:
+    """Consume all messages of a queue, and return them in order."""
     count = await length(channel, queue)
     messages: asyncio.Queue[Any] = asyncio.Queue()
     found = await channel.get_queue(queue)
     tag = await found.consume(messages.put, no_ack=True)
-    took = [await asyncio.wait_for(messages.get(), 20) for _ in range(count)]
+    messages_in_order = [await asyncio.wait_for(messages.get(), 20) for _ in range(count)]
     await found.cancel(tag)
-    return took
+    return messages_in_order
 
 
 async def ids(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[str]:
-    return [json.loads(message.body)["id"] for message in await taken(channel, queue)]
+    return [json.loads(message.body)["id"] for message in await consume_all(channel, queue)]
 
 
 async def length(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
@@ -85,12 +87,12 @@ async def length(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
     return declared.declaration_result.message_count or 0
 
 
-async def test_list_tells_when_why_where_to_and_after_how_many_tries(
+async def test_list_shows_time_id_attempts_target_and_reason(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    await bury(channel, ["c"], died_at=DIED_AT + 2000)
-    await bury(channel, ["a", "b"])
-    await bury(channel, ["d"], reason="not JSON", died_at=DIED_AT + 3000)
+    await dead_letter(channel, ["c"], died_at=DIED_AT + 2000)
+    await dead_letter(channel, ["a", "b"])
+    await dead_letter(channel, ["d"], reason="not JSON", died_at=DIED_AT + 3000)
 
     two = ("--limit", "2", "--json")
     first = await ringback("dead", "list", "callbacks", "--oldest", *two, amqp_url=amqp_url)
@@ -110,25 +112,25 @@ async def test_list_tells_when_why_where_to_and_after_how_many_tries(
     assert line.split()[:2] == ["2026-11-18T11:06:43", "d"]
 
 
-async def test_looking_any_number_of_times_changes_nothing(
+async def test_reading_a_queue_many_times_changes_nothing(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    """RabbitMQ 4 drops what was delivered 20 times, unless told otherwise."""
-    there = [f"c{n}" for n in range(300)]
-    await bury(channel, there)
+    """RabbitMQ 4 drops a message after 20 deliveries, unless the queue has another limit."""
+    expected = [f"c{n}" for n in range(300)]
+    await dead_letter(channel, expected)
 
-    async with connect(amqp_url, name="test") as link:
+    async with connect(amqp_url, name="test") as broker:
         for _ in range(30):
-            async with browse_queue(link, "callbacks.dead") as walk:
-                assert [letters.read(each).id async for each in walk] == there
+            async with browse_queue(broker, "callbacks.dead") as browser:
+                assert [letters.parse_dead_letter(each).id async for each in browser] == expected
 
-    assert await ids(channel, "callbacks.dead") == there
+    assert await ids(channel, "callbacks.dead") == expected
 
 
 async def test_show_hides_every_secret(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    body = order(
+    body = send_callback(
         f"http://user:{CANARY}@example.com/path?key={CANARY}",
         id="me",
         hmac_secret=[CANARY, CANARY],
@@ -157,7 +159,7 @@ async def test_show_hides_every_secret(
     assert none.code == 1
 
 
-async def test_the_broker_s_own_reason_is_told(
+async def test_list_shows_the_broker_s_own_reason(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
     message = aio_pika.Message(b"{}", message_id="poison")
@@ -175,26 +177,28 @@ async def test_the_broker_s_own_reason_is_told(
     assert line["died_at"]
 
 
-async def test_what_is_put_back_starts_anew_under_its_old_id(
+async def test_redriven_messages_start_again_with_the_same_id(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    await bury(channel, ["a", "b", "c", "d"])
+    await dead_letter(channel, ["a", "b", "c", "d"])
     select = ("--id", "b", "--id", "c")
 
     dry = await ringback(
         "dead", "redrive", "callbacks", *select, "--dry-run", "--json", amqp_url=amqp_url
     )
-    asked = await ringback("dead", "redrive", "callbacks", *select, amqp_url=amqp_url, given="n\n")
+    declined = await ringback(
+        "dead", "redrive", "callbacks", *select, amqp_url=amqp_url, given="n\n"
+    )
     assert await length(channel, "callbacks.dead") == 4
     done = await ringback(
         "dead", "redrive", "callbacks", *select, "--yes", "--json", amqp_url=amqp_url
     )
 
     assert [line["id"] for line in dry.json_lines] == ["b", "c"]
-    assert asked.code == 1
+    assert declined.code == 1
     assert done.json_lines == [{"redriven": 2}]
     assert await ids(channel, "callbacks.dead") == ["a", "d"]
-    back = await taken(channel, "callbacks")
+    back = await consume_all(channel, "callbacks")
     assert [json.loads(message.body)["id"] for message in back] == ["b", "c"]
     message = back[0]
     assert dict(message.headers) == {
@@ -205,14 +209,14 @@ async def test_what_is_put_back_starts_anew_under_its_old_id(
     assert (message.type, message.app_id) == ("SendCallback", "somebody")
 
 
-async def test_what_dies_again_is_not_put_back_again(
+async def test_messages_dead_lettered_again_are_not_redriven_again(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel, tmp_path: Path
 ) -> None:
-    await bury(channel, [f"c{n}" for n in range(200)])
+    await dead_letter(channel, [f"c{n}" for n in range(200)])
     with running(tmp_path, amqp_url, {"RINGBACK_CALLBACK_ALLOWED_NETWORKS": ""}) as service:
         await service.ready()
 
-        # Its user part makes the target forbidden: each dies at once.
+        # The user in the URL is forbidden, so each is dead-lettered at once.
         output = await ringback(
             "dead", "redrive", "callbacks", "--yes", "--json", amqp_url=amqp_url
         )
@@ -222,70 +226,70 @@ async def test_what_dies_again_is_not_put_back_again(
 
 
 @pytest.mark.parametrize("chosen", [(), ("--reason", "410")])
-async def test_kill_9_in_the_middle_of_a_redrive_loses_nothing(
+async def test_kill_9_during_a_redrive_loses_nothing(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel, chosen: tuple[str, ...]
 ) -> None:
-    there = {f"c{n}" for n in range(3000)}
-    await bury(channel, there)
+    expected = {f"c{n}" for n in range(3000)}
+    await dead_letter(channel, expected)
     command = await start("dead", "redrive", "callbacks", "--yes", *chosen, amqp_url=amqp_url)
 
     await until(lambda: length(channel, "callbacks"))
     command.kill()
     await command.wait()
-    await until(lambda: unlocked(channel, len(there)))
+    await until(lambda: returned(channel, len(expected)))
 
-    assert await length(channel, "callbacks.dead") > 0, "it was over before the kill"
+    assert await length(channel, "callbacks.dead") > 0, "the redrive ended before the kill"
     back, left = await ids(channel, "callbacks"), set(await ids(channel, "callbacks.dead"))
-    assert {*back, *left} == there
+    assert {*back, *left} == expected
     assert len(back) == len(set(back))
     assert len(left & set(back)) <= 200  # those in flight are repeated
 
-    await bury(channel, left)
+    await dead_letter(channel, left)
     again = await ringback("dead", "redrive", "callbacks", "--yes", *chosen, amqp_url=amqp_url)
     assert again.code == 0
     assert set(await ids(channel, "callbacks")) == left
     assert await length(channel, "callbacks.dead") == 0
 
 
-async def test_what_the_work_queue_refuses_stays_dead(own_broker: Broker) -> None:
-    """A message leaves the dead queue only when the work queue has confirmed it."""
-    there = {f"c{n}" for n in range(300)}
+async def test_messages_refused_by_the_work_queue_stay_dead_lettered(own_broker: Broker) -> None:
+    """A message leaves the dead-letter queue only after the work queue has confirmed it."""
+    expected = {f"c{n}" for n in range(300)}
     await ringback("topology", "declare", amqp_url=own_broker.url)
     own_broker.ctl("set_policy", "short", "^callbacks$", '{"max-length": 50}')
     async with await aio_pika.connect(own_broker.url) as connection:
         channel = await connection.channel()
-        await bury(channel, there)
+        await dead_letter(channel, expected)
 
         output = await ringback("dead", "redrive", "callbacks", "--yes", amqp_url=own_broker.url)
 
         assert output.code == 1
-        assert "the others stay in callbacks.dead: the broker refused" in output.err
+        assert "Cannot redrive the other messages: the broker refused" in output.err
         back, left = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
         assert 50 <= len(back) < 300
-        assert {*back, *left} == there
+        assert {*back, *left} == expected
 
 
-async def unlocked(channel: aio_pika.abc.AbstractChannel, count: int) -> bool:
-    """Whether the broker has taken back what the killed command held."""
+async def returned(channel: aio_pika.abc.AbstractChannel, count: int) -> bool:
+    """Return whether the broker has the messages of the killed command back."""
     return await length(channel, "callbacks") + await length(channel, "callbacks.dead") >= count
 
 
-async def test_ctrl_c_in_the_middle_settles_what_is_in_flight(
+async def test_ctrl_c_during_a_redrive_finishes_messages_in_flight(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    there = sorted(f"c{n}" for n in range(3000))
-    await bury(channel, there)
+    expected = sorted(f"c{n}" for n in range(3000))
+    await dead_letter(channel, expected)
     command = await start("dead", "redrive", "callbacks", "--yes", amqp_url=amqp_url)
 
     await until(lambda: length(channel, "callbacks"))
     command.send_signal(2)
-    _, said = await command.communicate()
-    await until(lambda: unlocked(channel, len(there)))
+    _, stderr = await command.communicate()
+    await until(lambda: returned(channel, len(expected)))
 
     assert command.returncode == 1
     back, left = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
-    assert f"{len(back)} of 3000 messages put back" in said.decode()
-    assert left, "it was over before Ctrl-C"
-    assert {*back, *left} == set(there)
+    assert f"{len(back)} of 3000 messages moved" in stderr.decode()
+    assert left, "the redrive ended before Ctrl-C"
+    assert {*back, *left} == set(expected)
     assert len(back) == len(set(back))
-    assert len(back + left) - len(there) <= 20, "acks were lost"
+    assert len(back + left) - len(expected) <= 20, "acks were lost"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.broker_client import broker_client, send_callback
 from tests.fakes.command import ringback
-from tests.fakes.outside import order, outside
 from tests.fakes.sandbox import sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
 from tests.fakes.waiting import until
@@ -29,9 +29,9 @@ async def test_workers_share_the_queue_and_their_metrics_are_summed(
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
         assert set(await service.parts()) == {"worker 1", "worker 2"}
-        async with outside(amqp_url) as it, sandbox() as receiver:
+        async with broker_client(amqp_url) as it, sandbox() as receiver:
             box = await receiver.mailbox()
-            await it.send_all(order(box) for _ in range(60))
+            await it.send_all(send_callback(box) for _ in range(60))
             await receiver.webhooks(box, count=60)
 
             async def total() -> bool:
@@ -50,9 +50,9 @@ async def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
-        async with outside(amqp_url) as it, sandbox() as receiver:
+        async with broker_client(amqp_url) as it, sandbox() as receiver:
             box = await receiver.mailbox()
-            await it.send_all(order(box) for _ in range(20))
+            await it.send_all(send_callback(box) for _ in range(20))
             await receiver.webhooks(box, count=20)
 
             async def counted() -> bool:
@@ -75,7 +75,7 @@ async def test_a_worker_that_fails_ends_them_all_with_its_exit_code(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
-        async with outside(amqp_url) as it:
+        async with broker_client(amqp_url) as it:
             # On their next connection they find a queue that is not theirs.
             await it.channel.queue_delete("callbacks.dead")
             await it.channel.declare_queue("callbacks.dead", durable=True)

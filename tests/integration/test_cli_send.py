@@ -7,8 +7,8 @@ import aio_pika
 import pytest
 
 from deploy.local.broker import Broker
+from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ringback, start
-from tests.fakes.outside import order
 from tests.fakes.waiting import until
 
 CANARY = "secret-canary"
@@ -16,7 +16,7 @@ CANARY = "secret-canary"
 
 def lines(count: int) -> str:
     return "".join(
-        json.dumps(order("http://example.com/", id=f"c{n}")) + "\n" for n in range(count)
+        json.dumps(send_callback("http://example.com/", id=f"c{n}")) + "\n" for n in range(count)
     )
 
 
@@ -34,7 +34,7 @@ async def consume_all(
 
 
 async def test_a_document_is_published_byte_for_byte(amqp_url: str) -> None:
-    text = json.dumps(order("http://example.com/", id="mine"), indent=2)
+    text = json.dumps(send_callback("http://example.com/", id="mine"), indent=2)
 
     output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=text)
 
@@ -48,7 +48,7 @@ async def test_a_document_is_published_byte_for_byte(amqp_url: str) -> None:
 
 
 async def test_a_message_without_an_id_gets_its_message_id(amqp_url: str) -> None:
-    body = order("http://example.com/")
+    body = send_callback("http://example.com/")
     del body["id"]
 
     output = await ringback(

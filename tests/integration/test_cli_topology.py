@@ -9,7 +9,7 @@ from deploy.local.broker import Broker
 from tests.fakes.command import ringback
 
 
-async def test_check_names_what_is_missing_and_declare_mends_it(amqp_url: str) -> None:
+async def test_check_names_everything_missing_and_declare_creates_it(amqp_url: str) -> None:
     before = await ringback("topology", "check", "--json", amqp_url=amqp_url)
     declared = await ringback("topology", "declare", amqp_url=amqp_url)
     after = await ringback("topology", "check", amqp_url=amqp_url)
@@ -38,7 +38,7 @@ async def test_a_queue_with_other_arguments_is_named_with_the_difference(
     assert "'callbacks.retry.5s' exists with other properties" in output.out + output.err
 
 
-async def test_doctor_finds_everything_well(amqp_url: str, database_url: str) -> None:
+async def test_doctor_finds_no_fault_when_all_is_set_up(amqp_url: str, database_url: str) -> None:
     await ringback("topology", "declare", amqp_url=amqp_url)
     await ringback("migrate", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url)
 
@@ -67,7 +67,7 @@ async def test_doctor_names_each_fault_and_its_remedy(amqp_url: str) -> None:
     assert "canary" not in output.out + output.err
 
 
-async def test_doctor_tells_of_an_alarm(own_broker: Broker) -> None:
+async def test_doctor_reports_an_alarm(own_broker: Broker) -> None:
     own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
     try:
         output = await ringback("doctor", amqp_url=own_broker.url)

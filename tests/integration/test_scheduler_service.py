@@ -17,9 +17,9 @@ from shared.contracts.requests import Failure
 from shared.contracts.schedules import callback_id_of_message
 from shared.process.health import Health
 from shared.security.tickets import TicketIssuer
+from tests.fakes.broker_client import SECRET
 from tests.fakes.callback_service import Arrival, FakeCallbackService, fake_callback_service
 from tests.fakes.command import ringback
-from tests.fakes.outside import SECRET
 from tests.fakes.sandbox import sandbox
 from tests.fakes.scheduling import SECRETS_KEY, TICKET_KEY, URL, connected
 from tests.fakes.service import Service, running

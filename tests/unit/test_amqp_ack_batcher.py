@@ -125,13 +125,13 @@ def test_exactly_the_finished_deliveries_are_acked_once(
         it = Acks()
         broker, batcher = it.broker, it.batcher
         open_, done, requeued, last = list[int](), list[int](), list[int](), 0
-        for more, nth, what, flushes in history:
-            open_ += range(last + 1, last + 1 + more)
+        for new, nth, how, flushes in history:
+            open_ += range(last + 1, last + 1 + new)
             broker.outstanding |= set(open_)
-            last += more
+            last += new
             if open_ and nth is not None:
                 tag = open_.pop(nth % len(open_))
-                if what == "done":
+                if how == "done":
                     batcher.done(tag)
                     done.append(tag)
                 else:

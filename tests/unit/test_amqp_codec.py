@@ -197,7 +197,7 @@ def test_any_header_bytes_are_decoded_or_a_violation(kind: int, value: bytes) ->
     except ValueError as error:
         assert "not encodable" in str(error)  # noqa: PT017 - either way is right
     else:
-        # pamqp narrows some values (a double, a moment's milliseconds), so only names are equal.
+        # pamqp rounds some values (doubles, milliseconds), so only names are compared.
         assert (again.headers or {}).keys() == (properties.headers or {}).keys()
 
 

@@ -14,20 +14,20 @@ from shared.amqp.message import Message, parse_delivery
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def came(**properties: Any) -> Message:
+def parsed(**properties: Any) -> Message:
     header = codec.encode_properties(Properties(**properties), 2)
     return parse_delivery(Delivery(1, redelivered=False, header=header, body=b"{}"))
 
 
 def test_a_first_delivery_is_the_first_attempt() -> None:
-    for message in (came(), came(headers={}), came(headers={"tenant": 7})):
+    for message in (parsed(), parsed(headers={}), parsed(headers={"tenant": 7})):
         assert (message.id, message.attempt, message.deferrals) == ("", 1, 0)
         assert (message.first_at, message.not_before) == (0, 0)
         assert message.body == b"{}"
 
 
 def test_our_headers_carry_the_progress_of_a_message() -> None:
-    message = came(
+    message = parsed(
         message_id="fresh",
         headers={
             "x-ringback-id": "id-1",
@@ -46,17 +46,17 @@ def test_our_headers_carry_the_progress_of_a_message() -> None:
 )
 def test_header_values_that_are_not_valid_are_ignored(value: Any) -> None:
     names = ("attempt", "first-at", "not-before", "deferrals")
-    message = came(headers={f"x-ringback-{name}": value for name in names})
+    message = parsed(headers={f"x-ringback-{name}": value for name in names})
     assert (message.attempt, message.deferrals) == (1, 0)
     assert (message.first_at, message.not_before) == (0, 0)
 
 
-# H3: what is counted up from any header can be carried by the next copy.
+# H3: the next copy can carry any count, incremented.
 @settings(max_examples=30)
 @given(st.integers(0, 2**63 - 1))
 def test_h3_every_attempt_count_can_be_incremented(number: int) -> None:
     names = ("attempt", "first-at", "not-before", "deferrals")
-    message = came(headers={f"x-ringback-{name}": number for name in names})
+    message = parsed(headers={f"x-ringback-{name}": number for name in names})
     changes = {
         "x-ringback-attempt": message.attempt,
         "x-ringback-deferrals": message.deferrals + 1,
@@ -74,20 +74,20 @@ def test_h3_every_attempt_count_can_be_incremented(number: int) -> None:
     [("order-7", "order-7"), ("i" * 255, "i" * 255), ("", "")],
 )
 def test_a_plain_id_is_kept(given_id: str, plain: str) -> None:
-    assert came(message_id=given_id).id == plain
+    assert parsed(message_id=given_id).id == plain
 
 
 @pytest.mark.parametrize("given_id", ["two words", "línea", "a\r\nX-Injected: 1", "\0"])
 def test_any_other_id_is_hashed_to_a_header_value(given_id: str) -> None:
-    message = came(message_id=given_id)
+    message = parsed(message_id=given_id)
     assert message.id.isascii()
     assert message.id.isalnum()
-    assert message.id == came(message_id=given_id).id != came(message_id=given_id + "2").id
+    assert message.id == parsed(message_id=given_id).id != parsed(message_id=given_id + "2").id
 
 
 # Logs and requests carry it on.
 @pytest.mark.parametrize(
-    ("given_trace", "told"),
+    ("given_trace", "expected"),
     [
         (TRACE, TRACE),
         (None, None),
@@ -99,13 +99,13 @@ def test_any_other_id_is_hashed_to_a_header_value(given_id: str) -> None:
         ("", None),
     ],
 )
-def test_only_a_valid_trace_context_is_passed_on(given_trace: Any, told: str | None) -> None:
-    assert came(headers={"traceparent": given_trace}).traceparent == told
-    assert came().traceparent is None
+def test_only_a_valid_trace_context_is_passed_on(given_trace: Any, expected: str | None) -> None:
+    assert parsed(headers={"traceparent": given_trace}).traceparent == expected
+    assert parsed().traceparent is None
 
 
 def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
-    message = came(
+    message = parsed(
         content_type="application/json",
         type="SendCallback",
         message_id="m-1",
@@ -115,7 +115,7 @@ def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
         reply_to="answers",
         priority=3,
         expiration="1000",  # it would let the copy expire in its tier
-        user_id="shop",  # the broker takes only the publisher's own
+        user_id="shop",  # the broker accepts only the publisher's own
         delivery_mode=1,
         headers={"tenant": 7, "traceparent": TRACE, "x-death": [{"count": 1}], "CC": ["audit"]},
     )
@@ -152,5 +152,5 @@ def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
 def test_only_known_services_own_messages(
     owner: Any, dispatch: Any, expected: tuple[str | None, int | None]
 ) -> None:
-    message = came(headers={"x-ringback-owner": owner, "x-ringback-dispatch": dispatch})
+    message = parsed(headers={"x-ringback-owner": owner, "x-ringback-dispatch": dispatch})
     assert (message.owner, message.dispatch) == expected

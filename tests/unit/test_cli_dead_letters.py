@@ -1,4 +1,4 @@
-"""What is shown of a dead letter, whatever stands in it."""
+"""Dead letters are shown without secrets."""
 
 import json
 from typing import Any
@@ -29,14 +29,14 @@ def test_no_secret_is_shown_at_any_depth(before: Any, name: str, depth: int) -> 
 
 
 @given(JSON)
-def test_what_is_no_secret_is_shown_as_it_is(value: Any) -> None:
+def test_other_values_are_shown_unchanged(value: Any) -> None:
     body = {"payload": {"plain": "text", "number": 7}, "secret_ref": "billing"}
 
     assert redacted(body) == body
     json.dumps(redacted(value))  # anything can be shown
 
 
-def test_a_url_keeps_its_path_and_loses_its_user_and_query_values() -> None:
+def test_a_url_is_shown_without_its_user_and_query_values() -> None:
     url = f"https://me:{CANARY}@example.com/a/b?key={CANARY}&x"
 
     shown = redacted(url)
@@ -45,5 +45,5 @@ def test_a_url_keeps_its_path_and_loses_its_user_and_query_values() -> None:
     assert "example.com/a/b?key=" in shown
 
 
-def test_a_broken_url_is_not_shown() -> None:
+def test_a_malformed_url_is_not_shown() -> None:
     assert redacted(f"http://[{CANARY}") == HIDDEN

@@ -90,8 +90,8 @@ def lifetime(
 
 # H3
 def test_h3_attempts_climb_the_tiers_and_stay_on_the_longest() -> None:
-    taken = [after(attempt) for attempt in range(1, len(TIERS) + 5)]
-    assert [retry.tier for retry in taken if isinstance(retry, Retried)] == [
+    decisions = [after(attempt) for attempt in range(1, len(TIERS) + 5)]
+    assert [retry.tier for retry in decisions if isinstance(retry, Retried)] == [
         *TIERS,
         *[LONGEST] * 4,
     ]
@@ -183,7 +183,7 @@ def test_h3_attempts_continue_exactly_until_give_up_after(seed: int, give_up_aft
     attempts, reason = lifetime(
         RetryPolicy(give_up_after=give_up_after), chance=random.Random(seed)
     )
-    # What is left of a jitter below the shortest tier is waited out in it.
+    # The rest of the jitter is waited out in the shortest tier.
     assert attempts[-1] <= NOW + give_up_after + SHORTEST.seconds
     following = LONGEST if len(attempts) > len(TIERS) else TIERS[len(attempts) - 1]
     assert attempts[-1] + 1.5 * following.seconds > NOW + give_up_after

@@ -94,9 +94,9 @@ class QueueDepth:
             raise QueueDepthUnknownError("the broker does not respond") from None
         return count
 
-    async def _serve(self, link: BrokerConnection) -> None:
-        await declare(link.connection, self._topology)  # a missing queue would close the channel
-        self._channel, _ = await link.channel(confirms=False)
+    async def _serve(self, broker: BrokerConnection) -> None:
+        await declare(broker.connection, self._topology)  # a missing queue would close the channel
+        self._channel, _ = await broker.channel(confirms=False)
         self._health.up("depths")
         try:
             await wait_until_lost(self._channel)

@@ -1,4 +1,4 @@
-"""A request is answered, known not to be done, or of unknown outcome; never anything between."""
+"""RPC: a request gets a response, or had no effect, or its effect is unknown."""
 
 import asyncio
 import json
@@ -26,58 +26,58 @@ TOPOLOGY = Topology((), (Queue(QUEUE, {"x-queue-type": "classic"}),), ())
 
 
 async def echo(by: RequestContext, body: bytes) -> Any:
-    return {"by": list(by), "said": json.loads(body)}
+    return {"by": list(by), "echo": json.loads(body)}
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[RpcClient]:
-    requester = RpcClient(url, name="context", health=Health())
-    task = asyncio.create_task(requester.run())
+async def rpc_client(url: str) -> AsyncIterator[RpcClient]:
+    client = RpcClient(url, name="test client", health=Health())
+    task = asyncio.create_task(client.run())
     try:
-        await asyncio.wait_for(requester.ready(), 30)
-        yield requester
+        await asyncio.wait_for(client.ready(), 30)
+        yield client
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
-async def answering(
+async def rpc_server(
     url: str, handlers: Mapping[str, Handler], prefetch: int = 100
 ) -> AsyncIterator[tuple[RpcServer, Health]]:
     health = Health()
-    responder = RpcServer(
+    server = RpcServer(
         QUEUE,
         handlers,
         url=url,
-        name="answerer",
+        name="test server",
         topology=TOPOLOGY,
         prefetch=prefetch,
         health=health,
     )
-    task = asyncio.create_task(responder.run())
+    task = asyncio.create_task(server.run())
     try:
         await until(lambda: health.ready, 30)
-        yield responder, health
+        yield server, health
         assert not task.done()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def ask(
-    requester: RpcClient,
+async def request(
+    client: RpcClient,
     operation: str = "Echo",
-    said: Any = 1,
+    value: Any = 1,
     timeout: float = 10,  # noqa: ASYNC109 - as of the function that is tested
-    by: RequestContext = ANONYMOUS,
+    context: RequestContext = ANONYMOUS,
 ) -> Any:
-    body = json.dumps(said).encode()
-    return await requester.request(QUEUE, operation, body, context=by, timeout=timeout)
+    body = json.dumps(value).encode()
+    return await client.request(QUEUE, operation, body, context=context, timeout=timeout)
 
 
 async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
-    """Whether the queue has so many consumers and waiting requests."""
+    """Return whether the queue has so many consumers and ready requests."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         queue = await (await connection.channel()).declare_queue(QUEUE, passive=True)
@@ -85,18 +85,18 @@ async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
     return (found.consumer_count, found.message_count) == (consumers, messages)
 
 
-async def test_many_at_once_each_gets_its_own_answer_in_any_order(amqp_url: str) -> None:
+async def test_concurrent_requests_get_their_own_responses_in_any_order(amqp_url: str) -> None:
     async def slow_if_even(_: RequestContext, body: bytes) -> Any:
         number = json.loads(body)[0]
         await asyncio.sleep(0.05 if number % 2 == 0 else 0)
         return {"number": number, "size": len(body)}
 
-    async with answering(amqp_url, {"Echo": slow_if_even}), asking(amqp_url) as context:
+    async with rpc_server(amqp_url, {"Echo": slow_if_even}), rpc_client(amqp_url) as client:
         # Larger than a frame, too: the body comes in pieces.
-        said = [[number, "x" * (200_000 if number % 50 == 0 else 10)] for number in range(300)]
-        answers = await asyncio.gather(*(ask(context, said=one) for one in said))
-    assert [answer["number"] for answer in answers] == list(range(300))
-    assert answers[50]["size"] > 200_000
+        values = [[number, "x" * (200_000 if number % 50 == 0 else 10)] for number in range(300)]
+        responses = await asyncio.gather(*(request(client, value=one) for one in values))
+    assert [response["number"] for response in responses] == list(range(300))
+    assert responses[50]["size"] > 200_000
 
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -111,11 +111,11 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         RequestContext("shop", TRACE),
     ],
 )
-async def test_s9_the_client_id_and_the_trace_are_passed_on_and_none_is_none(
+async def test_s9_the_client_id_and_the_trace_context_reach_the_handler(
     amqp_url: str, by: RequestContext
 ) -> None:
-    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as context:
-        assert (await ask(context, by=by))["by"] == list(by)
+    async with rpc_server(amqp_url, {"Echo": echo}), rpc_client(amqp_url) as client:
+        assert (await request(client, context=by))["by"] == list(by)
 
 
 async def test_failures_are_values_and_errors_become_failures(
@@ -150,28 +150,28 @@ async def test_failures_are_values_and_errors_become_failures(
         "Endless": endless,
         "Echo": echo,
     }
-    async with answering(amqp_url, handlers), asking(amqp_url) as context:
-        assert await ask(context, "Invalid") == wrong
-        assert await ask(context, "Lost") == Failure(
+    async with rpc_server(amqp_url, handlers), rpc_client(amqp_url) as client:
+        assert await request(client, "Invalid") == wrong
+        assert await request(client, "Lost") == Failure(
             code=FailureCode.UNAVAILABLE, detail="the database does not answer"
         )
         internal = Failure(code=FailureCode.INTERNAL, detail="internal error")
         with caplog.at_level(logging.ERROR):
-            assert await ask(context, "Bug") == internal
-            assert await ask(context, "Unspeakable") == internal
+            assert await request(client, "Bug") == internal
+            assert await request(client, "Unspeakable") == internal
         assert [record.exc_info is not None for record in caplog.records] == [True, True]
-        assert (await ask(context, "Endless")).code == FailureCode.INVALID
-        assert (await ask(context, "Nonsense")).code == FailureCode.UNAVAILABLE
-        assert (await ask(context, said="still here"))["said"] == "still here"
+        assert (await request(client, "Endless")).code == FailureCode.INVALID
+        assert (await request(client, "Nonsense")).code == FailureCode.UNAVAILABLE
+        assert (await request(client, value="still here"))["echo"] == "still here"
 
 
-async def test_unavailable_where_nobody_has_declared_the_queue(amqp_url: str) -> None:
-    async with asking(amqp_url) as context:
+async def test_a_request_to_a_missing_queue_is_unavailable(amqp_url: str) -> None:
+    async with rpc_client(amqp_url) as client:
         with pytest.raises(UnavailableError, match="no service consumes"):
-            await ask(context)
+            await request(client)
 
 
-async def test_unavailable_at_once_when_too_many_wait_already(
+async def test_a_request_beyond_the_limit_in_flight_is_unavailable_at_once(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.amqp.rpc_client.MAX_IN_FLIGHT", 2)
@@ -180,17 +180,17 @@ async def test_unavailable_at_once_when_too_many_wait_already(
     async def wait(_: RequestContext, __: bytes) -> Any:
         await go.wait()
 
-    async with answering(amqp_url, {"Wait": wait}), asking(amqp_url) as context:
-        waiting = [asyncio.create_task(ask(context, "Wait")) for _ in range(2)]
+    async with rpc_server(amqp_url, {"Wait": wait}), rpc_client(amqp_url) as client:
+        waiting = [asyncio.create_task(request(client, "Wait")) for _ in range(2)]
         await asyncio.sleep(0)  # they run as far as their requests
         with pytest.raises(UnavailableError, match="2 requests are waiting"):
-            await ask(context, "Wait")
+            await request(client, "Wait")
         go.set()
         await asyncio.gather(*waiting)
-        await ask(context, "Wait")
+        await request(client, "Wait")
 
 
-async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_is_dropped(
+async def test_a_request_is_dropped_from_the_queue_at_its_timeout(
     amqp_url: str,
 ) -> None:
     seen: list[int] = []
@@ -198,17 +198,17 @@ async def test_no_answer_in_time_and_what_waits_in_the_queue_past_its_deadline_i
     async def note(_: RequestContext, body: bytes) -> Any:
         seen.append(json.loads(body))
 
-    async with answering(amqp_url, {"Note": note}):
+    async with rpc_server(amqp_url, {"Note": note}):
         pass
-    async with asking(amqp_url) as context:
+    async with rpc_client(amqp_url) as client:
         with pytest.raises(NoResponseError, match=r"within 0\.2 s"):
-            await ask(context, "Note", 1, timeout=0.2)
-        async with answering(amqp_url, {"Note": note}):
-            await ask(context, "Note", 2)
+            await request(client, "Note", 1, timeout=0.2)
+        async with rpc_server(amqp_url, {"Note": note}):
+            await request(client, "Note", 2)
     assert seen == [2]
 
 
-async def test_a_handler_past_the_deadline_is_cancelled_and_leaves_its_place(
+async def test_a_handler_is_cancelled_at_the_timeout_and_frees_its_slot(
     amqp_url: str,
 ) -> None:
     cancelled = asyncio.Event()
@@ -220,14 +220,14 @@ async def test_a_handler_past_the_deadline_is_cancelled_and_leaves_its_place(
             cancelled.set()
 
     handlers = {"Hang": hang, "Echo": echo}
-    async with answering(amqp_url, handlers, prefetch=1), asking(amqp_url) as context:
+    async with rpc_server(amqp_url, handlers, prefetch=1), rpc_client(amqp_url) as client:
         with pytest.raises(NoResponseError):
-            await ask(context, "Hang", timeout=0.3)
+            await request(client, "Hang", timeout=0.3)
         await asyncio.wait_for(cancelled.wait(), 5)
-        assert (await ask(context))["said"] == 1
+        assert (await request(client))["echo"] == 1
 
 
-async def test_no_more_run_at_once_than_the_prefetch(amqp_url: str) -> None:
+async def test_concurrent_handlers_are_limited_by_the_prefetch(amqp_url: str) -> None:
     running = most = 0
 
     async def count(_: RequestContext, __: bytes) -> Any:
@@ -237,50 +237,52 @@ async def test_no_more_run_at_once_than_the_prefetch(amqp_url: str) -> None:
         await asyncio.sleep(0.02)
         running -= 1
 
-    async with answering(amqp_url, {"Count": count}, prefetch=3), asking(amqp_url) as context:
-        await asyncio.gather(*(ask(context, "Count") for _ in range(20)))
+    async with rpc_server(amqp_url, {"Count": count}, prefetch=3), rpc_client(amqp_url) as client:
+        await asyncio.gather(*(request(client, "Count") for _ in range(20)))
     assert most == 3
 
 
-async def test_a_request_whose_service_dies_over_it_is_answered_by_another(amqp_url: str) -> None:
+async def test_another_server_handles_the_request_of_one_that_dies(amqp_url: str) -> None:
     begun = asyncio.Event()
 
     async def hang(_: RequestContext, __: bytes) -> Any:
         begun.set()
         await asyncio.Event().wait()
 
-    async with asking(amqp_url) as context:
-        async with answering(amqp_url, {"Echo": hang}):
-            answer = asyncio.create_task(ask(context))
+    async with rpc_client(amqp_url) as client:
+        async with rpc_server(amqp_url, {"Echo": hang}):
+            response = asyncio.create_task(request(client))
             await begun.wait()
-        async with answering(amqp_url, {"Echo": echo}):
-            assert (await answer)["said"] == 1
+        async with rpc_server(amqp_url, {"Echo": echo}):
+            assert (await response)["echo"] == 1
 
 
-async def test_drained_answers_what_is_in_flight_and_takes_nothing_more(amqp_url: str) -> None:
+async def test_a_draining_server_finishes_only_requests_in_progress(
+    amqp_url: str,
+) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
     async def wait(_: RequestContext, __: bytes) -> Any:
         begun.set()
         await go.wait()
-        return "answered"
+        return "responded"
 
-    async with asking(amqp_url) as context:
-        async with answering(amqp_url, {"Wait": wait, "Echo": echo}) as (responder, _):
-            first = asyncio.create_task(ask(context, "Wait"))
+    async with rpc_client(amqp_url) as client:
+        async with rpc_server(amqp_url, {"Wait": wait, "Echo": echo}) as (server, _):
+            first = asyncio.create_task(request(client, "Wait"))
             await begun.wait()
-            draining = asyncio.create_task(responder.drain(10))
+            draining = asyncio.create_task(server.drain(10))
             await until(lambda: queued(amqp_url, consumers=0, messages=0))
-            second = asyncio.create_task(ask(context))
+            second = asyncio.create_task(request(client))
             await until(lambda: queued(amqp_url, consumers=0, messages=1))
             go.set()
             await draining
-            assert await first == "answered"
-        async with answering(amqp_url, {"Echo": echo}):
-            assert (await second)["said"] == 1
+            assert await first == "responded"
+        async with rpc_server(amqp_url, {"Echo": echo}):
+            assert (await second)["echo"] == 1
 
 
-async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_it(
+async def test_another_server_handles_requests_that_a_drained_one_did_not_finish(
     amqp_url: str,
 ) -> None:
     begun = asyncio.Event()
@@ -289,18 +291,18 @@ async def test_drained_what_does_not_end_in_time_goes_back_and_another_answers_i
         begun.set()
         await asyncio.Event().wait()
 
-    async with asking(amqp_url) as context:
-        async with answering(amqp_url, {"Echo": hang}) as (responder, _):
-            answer = asyncio.create_task(ask(context))
+    async with rpc_client(amqp_url) as client:
+        async with rpc_server(amqp_url, {"Echo": hang}) as (server, _):
+            response = asyncio.create_task(request(client))
             await begun.wait()
-            await responder.drain(0.1)
-            await asyncio.sleep(0.1)  # an ack, were there one, would be written now
-        async with answering(amqp_url, {"Echo": echo}):
-            assert (await answer)["said"] == 1
+            await server.drain(0.1)
+            await asyncio.sleep(0.1)  # long enough for an ack
+        async with rpc_server(amqp_url, {"Echo": echo}):
+            assert (await response)["echo"] == 1
 
 
-async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url: str) -> None:
-    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as context:
+async def test_messages_that_are_not_valid_requests_are_dropped(amqp_url: str) -> None:
+    async with rpc_server(amqp_url, {"Echo": echo}), rpc_client(amqp_url) as client:
         connection = await aio_pika.connect(amqp_url)
         async with connection:
             channel = await connection.channel()
@@ -308,28 +310,28 @@ async def test_what_is_no_request_of_ours_is_dropped_and_answers_go_on(amqp_url:
             for properties in ({}, {"reply_to": "aimed-at"}):
                 message = aio_pika.Message(b"1", type="Echo", **properties)  # type: ignore[arg-type]
                 await channel.default_exchange.publish(message, routing_key=QUEUE)
-            assert (await ask(context))["said"] == 1
+            assert (await request(client))["echo"] == 1
             assert await aimed.get(fail=False) is None
             left = await channel.declare_queue(QUEUE, passive=True)
             assert left.declaration_result.message_count == 0
 
 
-async def test_the_queue_is_declared_again_when_somebody_deletes_it(amqp_url: str) -> None:
-    async with answering(amqp_url, {"Echo": echo}), asking(amqp_url) as context:
+async def test_a_deleted_queue_is_declared_again(amqp_url: str) -> None:
+    async with rpc_server(amqp_url, {"Echo": echo}), rpc_client(amqp_url) as client:
         connection = await aio_pika.connect(amqp_url)
         async with connection:
             await (await connection.channel()).queue_delete(QUEUE)
 
-        async def answered() -> bool:
+        async def responded() -> bool:
             try:
-                return bool(await ask(context, timeout=1))
+                return bool(await request(client, timeout=1))
             except (UnavailableError, NoResponseError):
                 return False
 
-        await until(answered, 30)
+        await until(responded, 30)
 
 
-async def test_row_1_broker_killed_unknown_at_once_then_unavailable_then_answers_again(
+async def test_row_1_a_killed_broker_makes_requests_unknown_then_unavailable_until_it_returns(
     own_broker: Broker,
 ) -> None:
     begun = asyncio.Event()
@@ -339,27 +341,27 @@ async def test_row_1_broker_killed_unknown_at_once_then_unavailable_then_answers
         await asyncio.Event().wait()
 
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(answering(own_broker.url, {"Hang": hang, "Echo": echo}))
-        context = await stack.enter_async_context(asking(own_broker.url))
-        pending = asyncio.create_task(ask(context, "Hang"))
+        await stack.enter_async_context(rpc_server(own_broker.url, {"Hang": hang, "Echo": echo}))
+        client = await stack.enter_async_context(rpc_client(own_broker.url))
+        pending = asyncio.create_task(request(client, "Hang"))
         await begun.wait()
         own_broker.kill()
         with pytest.raises(NoResponseError, match="connection was lost"):
             await asyncio.wait_for(pending, 3)
         with pytest.raises(UnavailableError, match="not connected"):
-            await ask(context)
+            await request(client)
         own_broker.start()
 
-        async def answered() -> bool:
+        async def responded() -> bool:
             try:
-                return bool(await ask(context, timeout=2))
+                return bool(await request(client, timeout=2))
             except (UnavailableError, NoResponseError):
                 return False
 
-        await until(answered, 30)
+        await until(responded, 30)
 
 
-async def test_row_2_broker_suspended_unknown_in_time_and_a_repeat_is_harmless(
+async def test_row_2_a_suspended_broker_makes_requests_unknown_in_time(
     own_broker: Broker,
 ) -> None:
     done: Counter[str] = Counter()
@@ -369,40 +371,40 @@ async def test_row_2_broker_suspended_unknown_in_time_and_a_repeat_is_harmless(
         done[name] += 1
         return done[name]
 
-    async with answering(own_broker.url, {"Once": once}), asking(own_broker.url) as context:
+    async with rpc_server(own_broker.url, {"Once": once}), rpc_client(own_broker.url) as client:
         own_broker.suspend()
         loop = asyncio.get_running_loop()
         started = loop.time()
         with pytest.raises(NoResponseError):
-            await ask(context, "Once", "order 7", timeout=1)
+            await request(client, "Once", "order 7", timeout=1)
         assert loop.time() - started < 2
         own_broker.resume()
 
-        async def answered() -> Any:
+        async def responded() -> Any:
             try:
-                return await ask(context, "Once", "order 7", timeout=2)
+                return await request(client, "Once", "order 7", timeout=2)
             except (UnavailableError, NoResponseError):
                 return None
 
         # Whether the first one was done is unknown: the repeat is its first or its second time.
-        assert await until(answered, 30) in (1, 2)
+        assert await until(responded, 30) in (1, 2)
 
 
-async def test_row_6_memory_alarm_unavailable_within_5_seconds_and_answers_again_after_it(
+async def test_row_6_requests_are_unavailable_during_a_memory_alarm(
     own_broker: Broker,
 ) -> None:
     health = Health()
-    requester = RpcClient(own_broker.url, name="context", health=health)
-    task = asyncio.create_task(requester.run())
-    async with answering(own_broker.url, {"Echo": echo}):
-        await asyncio.wait_for(requester.ready(), 30)
+    client = RpcClient(own_broker.url, name="test client", health=health)
+    task = asyncio.create_task(client.run())
+    async with rpc_server(own_broker.url, {"Echo": echo}):
+        await asyncio.wait_for(client.ready(), 30)
         before = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
         own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
         try:
 
             async def refused() -> bool:
                 try:
-                    await ask(requester, timeout=1)
+                    await request(client, timeout=1)
                 except NoResponseError:
                     return False
                 except UnavailableError as error:
@@ -413,7 +415,7 @@ async def test_row_6_memory_alarm_unavailable_within_5_seconds_and_answers_again
             assert "alarm" in str(health.report()["parts"])
         finally:
             own_broker.ctl("set_vm_memory_high_watermark", before)
-        await asyncio.wait_for(requester.ready(), 30)
-        assert (await ask(requester))["said"] == 1
+        await asyncio.wait_for(client.ready(), 30)
+        assert (await request(client))["echo"] == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

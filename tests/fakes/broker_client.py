@@ -1,4 +1,4 @@
-"""A program outside of Ringback that talks to it over AMQP alone, with plain aio-pika."""
+"""A client of Ringback that uses only AMQP, through aio-pika."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ from shared.amqp import codec
 from shared.amqp.connection import connect
 from tests.fakes.waiting import until
 
-# Literals on purpose: these names are promised to programs that never see our code.
+# Literals on purpose: these names are part of the public interface.
 CALLBACKS = "callbacks"
 DEAD = "callbacks.dead"
 SECRET = "your-secret-key"
 
 
-def order(target_url: str, **fields: Any) -> dict[str, Any]:
-    """Make the body of a SendCallback: the documented example, with a fresh id."""
+def send_callback(target_url: str, **fields: Any) -> dict[str, Any]:
+    """Return the body of a SendCallback: the documented example with a new id."""
     return {
         "id": f"cb-{uuid4().hex}",
         "target_url": target_url,
@@ -32,18 +32,18 @@ def order(target_url: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-class Outside:
-    """One connection: publishes orders, reads the dead queue, listens to the facts."""
+class BrokerClient:
+    """One connection that publishes callbacks, reads dead letters and consumes facts."""
 
     def __init__(self, url: str, channel: AbstractChannel) -> None:
         self.channel = channel
         self._url = url
         self.facts: list[dict[str, Any]] = []
         self.fact_messages: list[AbstractIncomingMessage] = []
-        self.dead: list[AbstractIncomingMessage] = []
+        self.dead_letters: list[AbstractIncomingMessage] = []
 
     async def send(self, body: Any, **properties: Any) -> str:
-        """Publish to the queue `callbacks`, confirmed; gives the id in the body, if any."""
+        """Publish to `callbacks` with a confirm, and return the id in the body, if any."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         given: dict[str, Any] = {
             "content_type": "application/json",
@@ -55,11 +55,11 @@ class Outside:
         return str(body.get("id")) if isinstance(body, Mapping) else ""
 
     async def send_without_message_id(self, body: Any) -> None:
-        """Publish, confirmed, as clients do that give no message_id; aio-pika always makes one."""
+        """Publish with a confirm, but without a message_id. aio-pika always sets one."""
         raw = json.dumps(body).encode()
         bare = codec.Properties(content_type="application/json", type="SendCallback")
-        async with connect(self._url, name="raw") as link:
-            _, intercepted = await link.channel(confirms=True)
+        async with connect(self._url, name="raw") as broker:
+            _, intercepted = await broker.channel(confirms=True)
             confirmed = asyncio.Event()
             intercepted.on_confirm = lambda *_: confirmed.set()
             intercepted.write(
@@ -70,33 +70,33 @@ class Outside:
             await asyncio.wait_for(confirmed.wait(), 30)
 
     async def send_all(self, bodies: Iterable[Any]) -> list[str]:
-        """Publish many at once; all are confirmed."""
+        """Publish concurrently, and wait for all confirms."""
         return list(await asyncio.gather(*(self.send(body) for body in bodies)))
 
     async def length(self, queue: str) -> int:
-        """How many messages are ready in a queue."""
+        """Return the number of ready messages in a queue."""
         declared = await self.channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0
 
-    async def read_dead(self) -> list[AbstractIncomingMessage]:
-        """Take what is new in the dead queue, and give all that was ever found in it."""
+    async def read_dead_letters(self) -> list[AbstractIncomingMessage]:
+        """Consume the dead-letter queue, and return all dead letters so far."""
         queue = await self.channel.get_queue(DEAD)
         while message := await queue.get(no_ack=True, fail=False):
-            self.dead.append(message)
-        return self.dead
+            self.dead_letters.append(message)
+        return self.dead_letters
 
-    async def letter(self, callback_id: str, within: float = 20.0) -> AbstractIncomingMessage:
+    async def dead_letter(self, callback_id: str, within: float = 20.0) -> AbstractIncomingMessage:
         """Wait for the dead letter of a callback."""
 
         async def found() -> AbstractIncomingMessage | None:
-            letters = await self.read_dead()
+            letters = await self.read_dead_letters()
             return next((each for each in letters if callback_id in identities(each)), None)
 
         letter: AbstractIncomingMessage = await until(found, within)
         return letter
 
     def facts_of(self, callback_id: str) -> list[dict[str, Any]]:
-        """Give the facts about a callback that have come so far, in order."""
+        """Return the facts about a callback so far, in order."""
         return [fact for fact in self.facts if fact["callback_id"] == callback_id]
 
     async def fact(self, callback_id: str, kind: str, within: float = 20.0) -> dict[str, Any]:
@@ -106,13 +106,14 @@ class Outside:
         )
         return found[0]
 
-    def heard(self, message: AbstractIncomingMessage) -> None:
+    def record(self, message: AbstractIncomingMessage) -> None:
+        """Record the facts in a message."""
         self.fact_messages.append(message)
         self.facts.extend(json.loads(message.body)["facts"])
 
 
 def identities(letter: AbstractIncomingMessage) -> set[str]:
-    """Every name that a dead letter is known by."""
+    """Return all ids of a dead letter."""
     names = {str(letter.message_id), str(letter.headers.get("x-ringback-id"))}
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         names.add(str(json.loads(letter.body)["id"]))
@@ -120,22 +121,22 @@ def identities(letter: AbstractIncomingMessage) -> set[str]:
 
 
 def reason(letter: AbstractIncomingMessage) -> str:
-    """Give why it is dead."""
+    """Return the reason of a dead letter."""
     return str(letter.headers["x-ringback-reason"])
 
 
 @asynccontextmanager
-async def outside(amqp_url: str) -> AsyncIterator[Outside]:
-    """Connect, once the service has declared what it needs, and listen to all facts."""
+async def broker_client(amqp_url: str) -> AsyncIterator[BrokerClient]:
+    """Connect, and consume all facts. The exchange `outcomes` must exist."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
-        it = Outside(amqp_url, channel)
+        client = BrokerClient(amqp_url, channel)
         facts = await channel.declare_queue(exclusive=True)
         await facts.bind("outcomes", "#")
 
-        async def hear(message: AbstractIncomingMessage) -> None:
-            it.heard(message)
+        async def receive(message: AbstractIncomingMessage) -> None:
+            client.record(message)
 
-        await facts.consume(hear, no_ack=True)
-        yield it
+        await facts.consume(receive, no_ack=True)
+        yield client
