@@ -86,7 +86,7 @@ def test_preview_uses_the_given_data(here: Path) -> None:
     [
         (("email/offer.md",), "email/offer.md line 2: n is missing in the context"),
         (("email/no.md",), "email/no.md: does not exist; available: email/email_conf"),
-        (("sms/phone_confirmation.md", "--channel", "email"), "an e-mail needs a subject"),
+        (("sms/phone_confirmation.md", "--channel", "email"), "email needs a subject"),
         (("email/offer.md", "--context", "bad.json"), "--context: bad.json is not valid JSON"),
         (("email/welcome.md", "--out", "no/x.html"), "Cannot write no/x.html: No such file"),
     ],

@@ -100,7 +100,7 @@ def test_e5_the_error_for_an_unknown_template_lists_the_available_ones(tmp_path:
 
 def test_e5_an_sms_template_without_a_subject_cannot_be_sent_as_an_email() -> None:
     with pytest.raises(
-        InvalidTemplateError, match=r"sms/phone_confirmation.md: an e-mail needs a subject"
+        InvalidTemplateError, match=r"sms/phone_confirmation.md: email needs a subject"
     ):
         TemplateLoader(None).get("sms/phone_confirmation.md", "email")
 

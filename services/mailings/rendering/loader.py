@@ -88,8 +88,8 @@ class TemplateLoader:
         again.
 
         Raises:
-            InvalidTemplateError: the template is missing, unreadable or invalid, or is an e-mail
-                without a subject.
+            InvalidTemplateError: the template is missing, unreadable or invalid, or has no subject
+                although the channel needs one.
         """
         try:
             _NAME.validate_python(name)
@@ -105,7 +105,7 @@ class TemplateLoader:
             raise InvalidTemplateError(name, f"does not exist; available: {available}")
         if FORMATS[channel].has_html and not template.has_subject:
             raise InvalidTemplateError(
-                template.name, "an e-mail needs a subject; add one to the front matter"
+                template.name, f"{channel} needs a subject; add one to the front matter"
             )
         return template
 
