@@ -9,8 +9,13 @@ from typing import IO, Any
 import click
 from pydantic import ValidationError
 
-from services.ingestion.domain import EventOutcome, ReceivedEvent, content_id, decide
-from services.ingestion.outbox import ROUTES
+from services.ingestion.domain import (
+    MESSAGE_TYPE_OF,
+    EventOutcome,
+    ReceivedEvent,
+    content_id,
+    decide,
+)
 from services.ingestion.rules import CompiledRule, InvalidRulesError, load, load_by_name
 from services.ingestion.settings import IngestionSettings
 from shared.contracts.context import field_errors
@@ -110,12 +115,12 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
         raise click.ClickException(f"The event would be dead-lettered: {error}") from None
     commands = []
     for command in decision.commands:
-        type_, exchange, routing_key = ROUTES[command.kind]
+        message_type = MESSAGE_TYPE_OF[command.kind]
         commands.append(
             {
-                "type": type_,
-                "exchange": exchange,
-                "routing_key": routing_key,
+                "type": message_type.name,
+                "exchange": message_type.exchange,
+                "routing_key": message_type.routing_key,
                 "id": str(command.id),
                 "body": json.loads(command.body),
             }

@@ -9,7 +9,12 @@ from typing import Any, Final, Protocol
 from uuid import UUID, uuid5
 
 from shared.clock import rfc3339
+from shared.contracts.callback import SEND_CALLBACK
 from shared.contracts.events import Event
+from shared.contracts.message_types import MESSAGE_TYPES, MessageType
+from shared.contracts.postings import POSTING
+from shared.contracts.schedules import SCHEDULE_CALLBACK
+from shared.contracts.user_events import USER_EVENT
 from shared.errors import PermanentError
 
 _NAMESPACE: Final = UUID("3b6f5a52-7f5e-4c53-8d0a-6a2f0f1c9a77")
@@ -22,6 +27,14 @@ class Kind(StrEnum):
     SCHEDULE = "schedule"
     CALLBACK = "callback"
     USER_EVENT = "user_event"
+
+
+MESSAGE_TYPE_OF: Final[Mapping[Kind, MessageType]] = {
+    Kind.POSTING: MESSAGE_TYPES[POSTING],
+    Kind.SCHEDULE: MESSAGE_TYPES[SCHEDULE_CALLBACK],
+    Kind.CALLBACK: MESSAGE_TYPES[SEND_CALLBACK],
+    Kind.USER_EVENT: MESSAGE_TYPES[USER_EVENT],
+}
 
 
 class EventOutcome(StrEnum):

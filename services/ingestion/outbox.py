@@ -3,40 +3,20 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from services.ingestion import metrics
-from services.ingestion.domain import Kind
+from services.ingestion.domain import MESSAGE_TYPE_OF
 from services.ingestion.store import PendingCommand, Store
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts import headers
-from shared.contracts.callback import SEND_CALLBACK
-from shared.contracts.postings import POSTING
-from shared.contracts.schedules import SCHEDULE_CALLBACK
-from shared.contracts.user_events import USER_EVENT
 from shared.errors import InfrastructureError
-from shared.topology import (
-    CALLBACKS,
-    POSTING_KEY,
-    POSTINGS,
-    SCHEDULE,
-    SCHEDULES,
-    USER_EVENT_KEY,
-    USER_EVENTS,
-)
 
 logger = logging.getLogger(__name__)
 
-# Message type, exchange and routing key of each kind of command.
-ROUTES: Final[Mapping[Kind, tuple[str, str, str]]] = {
-    Kind.POSTING: (POSTING, POSTINGS, POSTING_KEY),
-    Kind.SCHEDULE: (SCHEDULE_CALLBACK, SCHEDULES, SCHEDULE),
-    Kind.CALLBACK: (SEND_CALLBACK, "", CALLBACKS),
-    Kind.USER_EVENT: (USER_EVENT, USER_EVENTS, USER_EVENT_KEY),
-}
 # Seconds. Longer than the timeouts of a publish (5 s) and of the statement after it (4.5 s), and
 # short enough that the commands of a dead process are published within 30 s.
 LEASE: Final = 15.0
@@ -149,21 +129,21 @@ class Outbox:
 
 def command_message(pending: PendingCommand) -> OutgoingMessage:
     """Build the message of a command, with a new message_id and the command's own id."""
-    kind, exchange, routing_key = ROUTES[pending.command.kind]
+    message_type = MESSAGE_TYPE_OF[pending.command.kind]
     message_headers = {headers.ID: str(pending.command.id)}
     if pending.traceparent is not None:
         message_headers[headers.TRACEPARENT] = pending.traceparent
     return OutgoingMessage(
-        routing_key,
+        message_type.routing_key,
         Properties(
             content_type="application/json",
             headers=message_headers,
             delivery_mode=PERSISTENT,
             message_id=new_id(),
             timestamp=int(pending.created_at),
-            type=kind,
+            type=message_type.name,
             app_id="ringback",
         ),
         pending.command.body,
-        exchange=exchange,
+        exchange=message_type.exchange,
     )

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final
 from jinja2 import nodes
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from services.ingestion.domain import VARIABLES, Kind, RuleError, Rules
+from services.ingestion.domain import MESSAGE_TYPE_OF, VARIABLES, Kind, RuleError, Rules
 from services.ingestion.expressions import (
     Expression,
     ExpressionFailedError,
@@ -29,23 +29,13 @@ from services.ingestion.expressions import (
     compile_condition,
     parse_value,
 )
-from shared.contracts.callback import SendCallback
 from shared.contracts.context import field_errors, json_text
 from shared.contracts.durations import Duration, seconds
 from shared.contracts.events import Word, Words
-from shared.contracts.postings import Posting
-from shared.contracts.schedules import ScheduleCallback
-from shared.contracts.user_events import UserEvent
 from shared.errors import RingbackError
 from shared.templating.sandbox import MAX_SIZE
 
 SHIPPED: Final = resources.files("services.ingestion").joinpath("rules.toml")
-MODELS: Final[Mapping[Kind, type[BaseModel]]] = {
-    Kind.POSTING: Posting,
-    Kind.SCHEDULE: ScheduleCallback,
-    Kind.CALLBACK: SendCallback,
-    Kind.USER_EVENT: UserEvent,
-}
 MAX_FAULTS: Final = 10
 _NAME: Final = TypeAdapter(Word)
 
@@ -126,7 +116,7 @@ class CompiledRule:
             if len(text) > MAX_SIZE:
                 raise RuleError(f"{where}: larger than {MAX_SIZE} characters")
             body = text.encode()
-            MODELS[template.kind].model_validate_json(body)
+            MESSAGE_TYPE_OF[template.kind].model.model_validate_json(body)
         except ValidationError as error:
             named = [f"{f.field}: {f.message}".removeprefix(": ") for f in field_errors(error)]
             raise RuleError(f"{where}: {'; '.join(named[:MAX_FAULTS])}") from None
@@ -214,7 +204,8 @@ def _faults(name: str, table: Any) -> Iterator[tuple[str, str]]:
 
 
 def _command_faults(where: str, kind: Kind, command: Table) -> Iterator[tuple[str, str]]:
-    fields = MODELS[kind].model_fields
+    model = MESSAGE_TYPE_OF[kind].model
+    fields = model.model_fields
     if "hmac_secret" in command:
         yield f"{where}.hmac_secret", "use secret_ref instead, which names a configured secret"
     wrong = set()
@@ -231,7 +222,7 @@ def _command_faults(where: str, kind: Kind, command: Table) -> Iterator[tuple[st
         k: v for k, v in command.items() if k not in wrong and (_constant(v) or k not in fields)
     }
     try:
-        MODELS[kind].model_validate_json(json_text(constant))
+        model.model_validate_json(json_text(constant))
     except ValidationError as error:
         for fault in field_errors(error):
             key = fault.field.partition(".")[0]

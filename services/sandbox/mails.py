@@ -28,7 +28,7 @@ _MAX_LINE: Final = 998
 _CHUNK: Final = 64 * 1024
 _OK: Final = "250 2.0.0 OK"
 _MAX_SHOWN: Final = 1024 * 1024
-"""Characters shown of each part of a mail; more than the default ``max_body``."""
+"""Characters shown of each part of a mail: as many as the default ``max_body`` has bytes."""
 
 
 class MailServer:

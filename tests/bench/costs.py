@@ -58,7 +58,7 @@ async def _watch(site: Site) -> tuple[int, float]:
     in_flight, resident = 0, 0.0
     end = time.monotonic() + WATCHED
     while time.monotonic() < end:
-        in_flight = max(in_flight, seen.count[Group.SLOW] - seen.answered[Group.SLOW])
+        in_flight = max(in_flight, seen.count[Group.SLOW] - seen.responses[Group.SLOW])
         resident = max(resident, site.sender.resident())
         await asyncio.sleep(0.02)
     return in_flight, resident
@@ -79,10 +79,10 @@ async def tier(rig: Rig) -> Section:
         for _ in rounds(ROUNDS, SECONDS):
             for contender, site in sites.items():
                 direct[contender].append(await burst(site, (Group.HEALTHY,), BURST))
-                retried[contender].append(await burst(site, (Group.FLAKY,), BURST, answers=2))
+                retried[contender].append(await burst(site, (Group.FLAKY,), BURST, responses=2))
         for contender, site in sites.items():
             numbers = await site.pace((Group.HEALTHY,), CALM_RATE, CALM_SECONDS)
-            wanted = site.seen.answered[Group.FLAKY]
+            wanted = site.seen.responses[Group.FLAKY]
             again = await site.pace((Group.FLAKY,), CALM_RATE, CALM_SECONDS)
             complete = await site.until(Group.FLAKY, wanted + 2 * len(again), 20)
             if not complete:

@@ -178,7 +178,7 @@ class Site:
     async def until(self, group: Group, answered: int, seconds: float) -> bool:
         """Wait until the group sent this many responses; return whether it did in time."""
         deadline = time.monotonic() + seconds
-        while self.seen.answered[group] < answered:
+        while self.seen.responses[group] < answered:
             if time.monotonic() > deadline:
                 return False
             self.sender.check()
@@ -187,7 +187,7 @@ class Site:
 
     async def warm_up(self, group: Group = Group.HEALTHY, count: int = WARM_UP) -> None:
         """Deliver some callbacks, and let their facts be published."""
-        wanted = self.seen.answered[group] + count
+        wanted = self.seen.responses[group] + count
         await self.feed((group,), count)
         if not await self.until(group, wanted, 30):
             raise StalledError(

@@ -40,7 +40,7 @@ class Burst:
 
 
 async def burst(
-    site: Site, groups: Sequence[Group], count: int, *, answers: int = 1, within: float = 60.0
+    site: Site, groups: Sequence[Group], count: int, *, responses: int = 1, within: float = 60.0
 ) -> Burst:
     """Queue `count` messages for each group while the sender is stopped, then continue it.
 
@@ -48,15 +48,15 @@ async def burst(
     seconds.
     """
     group = groups[0]
-    before = site.seen.answered[group]
+    before = site.seen.responses[group]
     site.sender.signal(signal.SIGSTOP)
     await site.feed(groups, count * len(groups))
     cpu = site.sender.cpu()
     begin = time.monotonic()
     site.sender.signal(signal.SIGCONT)
-    complete = await site.until(group, before + count * answers, within)
-    end = site.seen.last_answer.value if complete else time.monotonic()
-    done = (site.seen.answered[group] - before) / answers
+    complete = await site.until(group, before + count * responses, within)
+    end = site.seen.last_response.value if complete else time.monotonic()
+    done = (site.seen.responses[group] - before) / responses
     await asyncio.sleep(SETTLED)
     return Burst(rate=done / (end - begin), cpu=(site.sender.cpu() - cpu) / max(done, 1) * 1e6)
 
@@ -116,13 +116,13 @@ class Paced:
 
 async def paced(site: Site, groups: Sequence[Group], rate: float, seconds: float) -> Paced:
     """Publish `rate` messages a second for each group, and measure the first group."""
-    before = site.seen.answered[groups[0]]
+    before = site.seen.responses[groups[0]]
     used, total = _cores()
     begin = time.monotonic()
     numbers = await site.pace(groups, rate * len(groups), seconds)
     await asyncio.sleep(SETTLED)
     passed = time.monotonic() - begin - SETTLED
-    done = site.seen.answered[groups[0]] - before
+    done = site.seen.responses[groups[0]] - before
     waits = [site.wait(number) for number in numbers[:: len(groups)]]
     used_then, total_then = _cores()
     return Paced(

@@ -36,15 +36,15 @@ class Seen:
     """The counters of the sink. Times are CLOCK_MONOTONIC, which all processes share.
 
     first, last: the times of the first and last request of message `n`, 0 for none. count: the
-    requests of a group. answered: its responses. last_answer: the time of the last 200.
+    requests of a group. responses: those of a group. last_response: the time of the last 200.
     """
 
     def __init__(self, messages: int) -> None:
         self.first = multiprocessing.RawArray("d", messages)
         self.last = multiprocessing.RawArray("d", messages)
         self.count = multiprocessing.RawArray("q", len(Group))
-        self.answered = multiprocessing.RawArray("q", len(Group))
-        self.last_answer = multiprocessing.RawValue("d", 0.0)
+        self.responses = multiprocessing.RawArray("q", len(Group))
+        self.last_response = multiprocessing.RawValue("d", 0.0)
         self.delay = multiprocessing.RawValue("d", 0.0)
 
 
@@ -153,6 +153,6 @@ class _Requests(asyncio.Protocol):
     def _respond(self, response: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(response)
-        self._seen.answered[self._group] += 1
+        self._seen.responses[self._group] += 1
         if response is OK:
-            self._seen.last_answer.value = time.monotonic()
+            self._seen.last_response.value = time.monotonic()

@@ -72,7 +72,7 @@ async def _watch(site: Site, seconds: float) -> list[Sample]:
     while (passed := time.monotonic() - begin) < seconds:
         site.sender.check()
         if len(samples) % 30 == 0:
-            delivered = site.seen.answered[Group.HEALTHY] + site.seen.answered[Group.FLAKY] // 2
+            delivered = site.seen.responses[Group.HEALTHY] + site.seen.responses[Group.FLAKY] // 2
             click.echo(
                 f"{passed / 60:6.1f}  {site.sender.resident():11.1f}  {site.sender.cpu():5.1f}"
                 f"  {delivered:9,}"
