@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ async def start(process: Process) -> None:
     process.run(publisher.run())
     drains: list[Drain] = []
     for channel in CHANNELS.values():
-        sender = await SENDERS[channel.name](process, settings)
+        sender = await SENDERS[channel.name](process.stack, settings)
         if sender is None:
             continue
         # Each channel has its own lanes and connection, so that a slow one does not affect others.
@@ -91,7 +92,9 @@ async def start(process: Process) -> None:
     process.on_drain(drain)
 
 
-async def _email(process: Process, settings: DeliverySettings) -> ChannelSender[SendEmail] | None:
+async def _email(
+    stack: AsyncExitStack, settings: DeliverySettings
+) -> ChannelSender[SendEmail] | None:
     url = settings.smtp_url
     if url is None:
         logger.warning("RINGBACK_SMTP_URL is not set: messages wait in messages.email")
@@ -99,7 +102,7 @@ async def _email(process: Process, settings: DeliverySettings) -> ChannelSender[
     server = MailServer(
         url.get_secret_value(), tls=settings.smtp_tls, timeout=settings.smtp_timeout
     )
-    process.stack.push_async_callback(server.close)
+    stack.push_async_callback(server.close)
     mime = MimeBuilder(settings.mail_from)
 
     async def send(message_id: str, command: SendEmail, check: Callable[[], None]) -> None:
@@ -109,12 +112,12 @@ async def _email(process: Process, settings: DeliverySettings) -> ChannelSender[
     return ChannelSender(server.origin, settings.smtp_connections, send)
 
 
-async def _sms(process: Process, settings: DeliverySettings) -> ChannelSender[SendSms] | None:
+async def _sms(stack: AsyncExitStack, settings: DeliverySettings) -> ChannelSender[SendSms] | None:
     url, key = settings.sms_url, settings.sms_key
     if url is None or key is None:  # settings with only one of them are invalid
         logger.warning("RINGBACK_SMS_URL is not set: messages wait in messages.sms")
         return None
-    client = await process.stack.enter_async_context(gateway_client(timeout=settings.sms_timeout))
+    client = await stack.enter_async_context(gateway_client(timeout=settings.sms_timeout))
     tokens = TokenSource(key.get_secret_value(), CLOCK)
     gateway = SmsGateway(url, client, tokens, CLOCK, timeout=settings.sms_timeout)
     return ChannelSender(gateway.origin, settings.sms_requests, gateway.send)
@@ -122,7 +125,7 @@ async def _sms(process: Process, settings: DeliverySettings) -> ChannelSender[Se
 
 # The sender of each channel; a factory returns None if its channel is not configured.
 SENDERS: Final[
-    Mapping[str, Callable[[Process, DeliverySettings], Awaitable[ChannelSender[Any] | None]]]
+    Mapping[str, Callable[[AsyncExitStack, DeliverySettings], Awaitable[ChannelSender[Any] | None]]]
 ] = {"email": _email, "sms": _sms}
 
 
