@@ -14,6 +14,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from deploy.local import daemon, stack
 from deploy.local.broker import Broker
 from deploy.local.database import Database
 from deploy.local.install import Installation, rabbitmq
@@ -27,6 +28,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="test against RabbitMQ 4 from Debian 13 in a chroot (needs root and debootstrap)",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_local_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide the data, logs and keys of a `ringback up` in this checkout from all tests."""
+    directory = tmp_path_factory.mktemp("local")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RINGBACK_LOCAL_DIRECTORY", str(directory))
+        patch.setattr(daemon, "LOCAL_DIRECTORY", directory)
+        patch.setattr(stack, "DIRECTORY", directory / "stack")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 #!/opt/ringback/bin/python
-"""`demo SANDBOX GATEWAY PAGE HTTP MANAGEMENT`: what `docker compose up` shows once all runs.
+"""`demo SANDBOX GATEWAY PAGE HTTP MANAGEMENT`: the demonstration of `docker compose up`.
 
-SANDBOX and GATEWAY are where containers find them; PAGE and HTTP where a person does, and
-MANAGEMENT, that of RabbitMQ.
+SANDBOX and GATEWAY are URLs for containers. PAGE (the sandbox), HTTP (the gateway) and MANAGEMENT
+(RabbitMQ) are URLs for people.
 """
 
 import sys
@@ -24,22 +24,22 @@ async def _both() -> None:
 try:
     run_task(_both())
 except (OSError, TimeoutError) as error:
-    sys.exit(f"The demonstration did not come to its end: {error or 'it took too long'}")
-order = (
+    sys.exit(f"Cannot finish the demonstration: {error or 'it took too long'}")
+command = (
     f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
     ' "payload": {"hello": "me"}}'
 )
-# A command a line: `up` puts the container's name before each.
+# One line per command, because `up` prefixes each line with the name of the container.
 click.echo(f"""
 Where to look:
-  try the HTTP interface  {http}docs/
-  sandbox, what came      {page}
-  e-mails, SMS            {page}mails, {page}sms
-  RabbitMQ                {management} (user ringback)
+  HTTP API, to try    {http}docs/
+  sandbox, webhooks   {page}
+  e-mails, SMS        {page}mails, {page}sms
+  RabbitMQ            {management} (user ringback)
 
-Send one of your own, in another terminal:
-  echo '{order}' | docker compose exec -T callback ringback send SendCallback
-and see it at {page}?mailbox=mine . What is dead:
+Send a callback of your own in another terminal:
+  echo '{command}' | docker compose exec -T callback ringback send SendCallback
+It arrives at {page}?mailbox=mine . List the dead letters:
   docker compose exec callback ringback dead list callbacks
 
 Everything runs. Ctrl-C stops it.""")

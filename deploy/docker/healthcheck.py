@@ -1,20 +1,20 @@
 #!/usr/local/bin/python
-"""`healthcheck PORT PATH`: exit code 0 if this container answers 200 there, else 1.
+"""`healthcheck PORT PATH`: exit code 0 if this container responds 200, otherwise 1.
 
-Prints the answer, which `docker inspect` shows: `/readyz` says what is not ready, and why.
+Prints the response, which `docker inspect` shows. `/readyz` says which part is not ready, and why.
 """
 
 import http.client
 import sys
 
-SECONDS = 3
+TIMEOUT = 3  # seconds
 
-# Not urllib, which would ask a proxy that Docker put into the environment.
-connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=SECONDS)
+# Not urllib, which would use a proxy from the environment.
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=TIMEOUT)
 try:
     connection.request("GET", sys.argv[2])
-    answer = connection.getresponse()
-    print(answer.read().decode())  # noqa: T201 - for docker inspect
+    response = connection.getresponse()
+    print(response.read().decode())  # noqa: T201 - for docker inspect
 except OSError as error:
     sys.exit(str(error))
-sys.exit(answer.status != http.client.OK)
+sys.exit(response.status != http.client.OK)

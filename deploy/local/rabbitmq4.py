@@ -1,4 +1,4 @@
-"""A RabbitMQ 4 for the tests of a machine that has an older one: Debian 13's, in a chroot.
+"""RabbitMQ 4 from Debian 13 in a chroot, for tests on a machine with an older RabbitMQ.
 
 Needs root, debootstrap and unshare (Linux).
 """
@@ -12,9 +12,8 @@ from deploy.local.daemon import CHECKOUT, LocalStackError
 from deploy.local.install import Installation
 
 SUITE = "trixie"  # Debian 13: RabbitMQ 4.0
-# Runs a command in the chroot "$1", with this machine's /proc and /dev, and with the folder "$2",
-# where the nodes live, under its own name. The mounts are in a namespace of the command's own, so
-# they end with it, however it ends. It all becomes the command by exec: the PID stays the same.
+# Runs a command in the chroot "$1" with /proc, /dev and the directory "$2" of this machine. The
+# mounts are in the command's own namespace, so they end with it. exec keeps the PID.
 ENTER = """
 root=$1 shared=$2; shift 2
 mkdir -p "$shared" "$root$shared"
@@ -26,12 +25,12 @@ exec chroot "$root" "$@"
 
 
 def rabbitmq4(shared: Path) -> Installation:
-    """Debian 13's RabbitMQ for nodes below `shared`; some minutes the first time.
+    """Return Debian 13's RabbitMQ for nodes below `shared`. The first time takes minutes.
 
-    The chroot is kept in RINGBACK_RABBITMQ4_ROOT, or else below .ringback/.
+    The chroot stays in RINGBACK_RABBITMQ4_ROOT, by default in .ringback/.
 
     Raises:
-        LocalStackError: it can't be made here; says why.
+        LocalStackError: the chroot cannot be created.
     """
     root = Path(
         os.environ.get("RINGBACK_RABBITMQ4_ROOT", CHECKOUT / ".ringback" / "rabbitmq4")
@@ -51,12 +50,13 @@ def rabbitmq4(shared: Path) -> Installation:
 def _make(root: Path, installation: Installation) -> None:
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise LocalStackError(
-            "RabbitMQ 4 in a chroot needs root and debootstrap: sudo apt-get install debootstrap"
+            "Cannot create a chroot: that needs root and debootstrap. Install it:"
+            " sudo apt-get install debootstrap"
         )
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     _run("debootstrap", "--variant=minbase", SUITE, str(root))
-    # In there, no package may start a service.
+    # No package may start a service in the chroot.
     policy = root / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
@@ -78,5 +78,7 @@ def _run(*argv: str) -> None:
         text=True,
     )
     if done.returncode != 0:
-        said = "\n".join(done.stdout.splitlines()[-15:])
-        raise LocalStackError(f"making the chroot for RabbitMQ 4: {argv[0]} failed:\n{said}")
+        output = "\n".join(done.stdout.splitlines()[-15:])
+        raise LocalStackError(
+            f"Cannot create the chroot for RabbitMQ 4: {argv[0]} failed.\n{output}"
+        )

@@ -1,10 +1,10 @@
-"""The broker and the database of one checkout, as `ringback up` uses them.
+"""The broker and the database of `ringback up`.
 
     with start() as stack:
         ...  # stack.amqp_url, stack.database_url
 
-What is configured (`RINGBACK_AMQP_URL`, `RINGBACK_DATABASE_URL`) is used as it is; what is not is
-started here and stopped at the end. Data stays for the next start, which is quicker.
+Configured servers (`RINGBACK_AMQP_URL`, `RINGBACK_DATABASE_URL`) are used as they are. The others
+are private: they start here and stop at the end. Their data stays for the next start.
 """
 
 import os
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.broker import Broker
-from deploy.local.daemon import CHECKOUT, FileLock, LocalStackError
+from deploy.local.daemon import LOCAL_DIRECTORY, FileLock, LocalStackError
 from deploy.local.database import Database
 
-DIRECTORY = CHECKOUT / ".ringback" / "stack"
+DIRECTORY = LOCAL_DIRECTORY / "stack"
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What the services connect to, and the private servers behind it, if they are private."""
+    """The URLs of the broker and the database, and the private servers."""
 
     amqp_url: str
     database_url: str
@@ -32,16 +32,16 @@ class Stack:
 
     @property
     def management_url(self) -> str | None:
-        """The page of RabbitMQ's management plugin (user and password `guest`), if ours."""
+        """Return the management page of the private broker (user and password `guest`), or None."""
         return self.broker.management_url if self.broker else None
 
     @property
     def environment(self) -> dict[str, str]:
-        """What to set for a process that shall use this stack."""
+        """Return the environment variables for a process that uses this stack."""
         return {"RINGBACK_AMQP_URL": self.amqp_url, "RINGBACK_DATABASE_URL": self.database_url}
 
     def stop(self) -> None:
-        """Stop the private servers, both at once."""
+        """Stop the private servers in parallel."""
         with ThreadPoolExecutor() as pool:
             stops = [pool.submit(server.stop) for server in (self.broker, self.database) if server]
         for stop in stops:
@@ -52,12 +52,12 @@ class Stack:
 def start(
     directory: Path = DIRECTORY, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Stack]:
-    """Start what `environment` does not name, and stop it at the end.
+    """Start the servers that `environment` does not name, and stop them at the end.
 
-    Servers that an earlier stack left running, because it was killed, are taken over.
+    Servers that still run, because the process before was killed, are used.
 
     Raises:
-        LocalStackError: another process has this stack in use, or a server does not start.
+        LocalStackError: another process uses this stack, or a server does not start.
     """
     with reserve(directory):
         stack = start_servers(directory, environment)
@@ -70,7 +70,7 @@ def start(
 def start_servers(
     directory: Path = DIRECTORY, environment: Mapping[str, str] = os.environ
 ) -> Stack:
-    """As `start`, but what it starts runs on until its `stop` is called, here or elsewhere."""
+    """Like `start`, but the servers run until `stop` is called by any process."""
     amqp_url = environment.get("RINGBACK_AMQP_URL")
     database_url = environment.get("RINGBACK_DATABASE_URL")
     broker = None if amqp_url else Broker(directory / "broker")
@@ -79,8 +79,8 @@ def start_servers(
     try:
         with ThreadPoolExecutor() as pool:
             starts = [pool.submit(server.start) for server in (broker, database) if server]
-        for begun in starts:
-            begun.result()
+        for started in starts:
+            started.result()
     except BaseException:
         stack.stop()
         raise
@@ -94,18 +94,18 @@ def start_servers(
 
 @contextmanager
 def reserve(directory: Path = DIRECTORY) -> Iterator[None]:
-    """Keep others from starting or stopping the stack in `directory` meanwhile.
+    """Prevent other processes from starting or stopping the stack in `directory`.
 
     Raises:
-        LocalStackError: another process has it in use.
+        LocalStackError: another process uses it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / "in-use")
     if lock.acquire() is None:
         raise LocalStackError(
-            f"Ringback already runs in this checkout, as process {lock.holder()}. End that one"
-            " first (Ctrl-C in its terminal), or use its servers, which `python -m deploy.local"
-            " status` shows."
+            f"Cannot start: Ringback already runs in {directory.parent}, as process"
+            f" {lock.holder()}. Stop it first (Ctrl-C in its terminal), or use its servers:"
+            " `python -m deploy.local status`."
         )
     try:
         lock.write(os.getpid())

@@ -1,7 +1,7 @@
-"""Servers that end with the process that uses them, even when that is killed with -9.
+"""Servers that end with the process that uses them, even if it is killed with SIGKILL.
 
-`python -m deploy.local.watchdog DIRECTORY` removes it when its standard input ends. The user of
-the directory holds the other end of that pipe, which the kernel closes however the user ends.
+`python -m deploy.local.watchdog DIRECTORY` removes the directory when its standard input ends. The
+process that uses the directory holds the other end of that pipe, which the kernel closes.
 """
 
 import os
@@ -12,19 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.local.daemon import CHECKOUT, FileLock, remove
+from deploy.local.daemon import CHECKOUT, FileLock, one_at_a_time, remove
 
 THROWAWAYS = CHECKOUT / ".ringback" / "throwaway"
 
 
 @contextmanager
 def throwaway(name: str) -> Iterator[Path]:
-    """A directory for brokers and databases that vanish with this block or this process."""
-    remove_abandoned()
+    """Yield a directory for servers. It is removed with this context or this process."""
     directory = THROWAWAYS / f"{name}-{os.getpid()}"
-    directory.mkdir(parents=True)
     lock = FileLock(directory / "in-use")
-    lock.acquire()
+    # Nobody removes the directory between its creation and the lock.
+    with one_at_a_time(THROWAWAYS.with_suffix(".lock")):
+        _remove_abandoned()
+        directory.mkdir(parents=True)
+        lock.acquire()
     argv = [sys.executable, "-m", "deploy.local.watchdog", str(directory)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True, cwd=CHECKOUT):
         yield directory
@@ -32,7 +34,12 @@ def throwaway(name: str) -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Remove throwaway directories whose user and watchdog both ended, as in a power cut."""
+    """Remove directories whose process and watchdog both ended, for example in a power failure."""
+    with one_at_a_time(THROWAWAYS.with_suffix(".lock")):
+        _remove_abandoned()
+
+
+def _remove_abandoned() -> None:
     for directory in THROWAWAYS.glob("*"):
         if FileLock(directory / "in-use").holder() is None:
             remove(directory)

@@ -1,4 +1,4 @@
-"""`ringback doctor`: is everything there that Ringback needs? Says how to mend what is not."""
+"""`ringback doctor`: checks everything that Ringback needs, and says how to fix it."""
 
 import asyncio
 import json
@@ -32,37 +32,37 @@ from shared.security.settings import SecuritySettings
 from shared.settings import DATABASE_URL, Settings, load
 from shared.topology import topology
 
-OLDEST_RABBITMQ: Final = (3, 10)
-OLDEST_POSTGRESQL: Final = 15
-# Seconds that a clock may be off. Receivers refuse a signature that is five minutes old or ahead,
-# and expiry is compared across machines; NTP keeps a clock within a fraction of one.
-SKEW: Final = 5.0
-# Characters. RFC 7518, 3.2: a key for HS256 is as long as its hash, or longer.
-SHORTEST_KEY: Final = 32
-# Seconds to wait for an answer.
-PATIENCE: Final = 5.0
+MIN_RABBITMQ: Final = (3, 10)
+MIN_POSTGRESQL: Final = 15
+# Seconds between two clocks. Receivers reject signatures that are 5 minutes old or ahead. Expiry is
+# compared across machines. NTP keeps clocks within a fraction of a second.
+MAX_SKEW: Final = 5.0
+# Characters. RFC 7518, 3.2: a key for HS256 is at least as long as its hash.
+MIN_KEY_LENGTH: Final = 32
+# Seconds to wait for a response.
+TIMEOUT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `mend` says what to do about a fault, or what could be better."""
+    """A line of the report. `fix` says what to do about an error, or what could be better."""
 
     check: str
     ok: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        mend = f"\n         {self.mend}" if self.mend else ""
-        return f"{'ok   ' if self.ok else 'FAULT'}  {self.check}: {self.detail}{mend}"
+        fix = f"\n         {self.fix}" if self.fix else ""
+        return f"{'ok   ' if self.ok else 'ERROR'}  {self.check}: {self.detail}{fix}"
 
 
 @click.command
-@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 def doctor(*, as_json: bool) -> None:
-    """Check settings, Python, broker, topology, database, migrations, clocks; say how to mend each.
+    """Check settings, Python, broker, topology, database, migrations and clocks.
 
-    Changes nothing. Exit code 1 if there is a fault.
+    Says how to fix each error. Changes nothing. Exit code 1 if there is an error.
 
     \b
     Example:
@@ -83,33 +83,33 @@ def doctor(*, as_json: bool) -> None:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    yield Finding("settings", ok=True, detail="every value is right", mend=_advice())
+    yield Finding("settings", ok=True, detail="all values are valid", fix=_advice())
     yield _python()
     try:
         async with connection(settings) as broker:
             yield _broker(settings, broker)
             async for finding in _topology(settings, broker):
                 yield finding
-        # On a connection of its own: in an alarm the broker stops reading from who publishes.
+        # A separate connection: during an alarm the broker stops reading from publishers.
         async with connection(settings) as broker:
             async for finding in _publishing(broker):
                 yield finding
     except (click.ClickException, *CONNECTION_ERRORS) as error:
-        why = error.message if isinstance(error, click.ClickException) else describe_error(error)
-        first, _, mend = why.partition("\n")
-        yield Finding("broker", ok=False, detail=first, mend=mend)
+        reason = error.message if isinstance(error, click.ClickException) else describe_error(error)
+        first, _, fix = reason.partition("\n")
+        yield Finding("broker", ok=False, detail=first, fix=fix)
     async for finding in _database(settings):
         yield finding
 
 
 def _advice() -> str:
-    """On a ticket key that can be guessed."""
+    """Return a warning if the ticket key is too short."""
     key = load(SecuritySettings).ticket_key
-    if key is None or len(key.get_secret_value()) >= SHORTEST_KEY:
+    if key is None or len(key.get_secret_value()) >= MIN_KEY_LENGTH:
         return ""
     return (
-        f"Could be safer: RINGBACK_TICKET_KEY has fewer than {SHORTEST_KEY} characters; make one:"
-        " openssl rand -base64 32"
+        f"Warning: RINGBACK_TICKET_KEY has fewer than {MIN_KEY_LENGTH} characters. Make a longer"
+        " one: openssl rand -base64 32"
     )
 
 
@@ -118,8 +118,8 @@ def _python() -> Finding:
     try:
         return Finding("python", ok=True, detail=f"{python}, uvloop {version('uvloop')}")
     except PackageNotFoundError:
-        mend = "Could be faster: pip install 'ringback[fast]' adds uvloop."
-        return Finding("python", ok=True, detail=f"{python}, no uvloop", mend=mend)
+        fix = "To make it faster, install uvloop: pip install 'ringback[fast]'"
+        return Finding("python", ok=True, detail=f"{python}, no uvloop", fix=fix)
 
 
 def _broker(settings: Settings, broker: BrokerConnection) -> Finding:
@@ -127,8 +127,8 @@ def _broker(settings: Settings, broker: BrokerConnection) -> Finding:
     product, number = _text(properties.get("product")), _text(properties.get("version"))
     detail = f"{product} {number} at {redacted_url(settings.amqp_url)}"
     found = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
-    if product == "RabbitMQ" and found < OLDEST_RABBITMQ:
-        return Finding("broker", ok=False, detail=detail, mend="Ringback needs 3.10 or newer.")
+    if product == "RabbitMQ" and found < MIN_RABBITMQ:
+        return Finding("broker", ok=False, detail=detail, fix="Ringback needs 3.10 or newer.")
     return Finding("broker", ok=True, detail=detail)
 
 
@@ -137,7 +137,7 @@ def _text(value: Any) -> str:
 
 
 async def _publishing(broker: BrokerConnection) -> AsyncIterator[Finding]:
-    """Let a message expire in a queue of our own: the broker notes on it when that was."""
+    """Check publishing and the broker's clock: a message expires in a queue of this check."""
     alarm = False
 
     def blocked(on: bool) -> None:  # noqa: FBT001 - a callback's signature
@@ -145,46 +145,50 @@ async def _publishing(broker: BrokerConnection) -> AsyncIterator[Finding]:
         alarm = on
 
     broker.interceptor.on_blocked = blocked
-    came: asyncio.Future[DeliveredMessage] = asyncio.get_running_loop().create_future()
+    received: asyncio.Future[DeliveredMessage] = asyncio.get_running_loop().create_future()
 
-    async def take(message: DeliveredMessage) -> None:
-        if not came.done():
-            came.set_result(message)
+    async def receive(message: DeliveredMessage) -> None:
+        if not received.done():
+            received.set_result(message)
 
     channel = await broker.connection.channel()
     target = await channel.queue_declare(exclusive=True)
-    lettering = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": target.queue}
-    queue = await channel.queue_declare(exclusive=True, arguments={"x-message-ttl": 0, **lettering})
-    await channel.basic_consume(str(target.queue), take, no_ack=True)
+    dead_lettering = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": target.queue}
+    queue = await channel.queue_declare(
+        exclusive=True, arguments={"x-message-ttl": 0, **dead_lettering}
+    )
+    await channel.basic_consume(str(target.queue), receive, no_ack=True)
     try:
-        async with asyncio.timeout(PATIENCE):
-            # Twice: an alarm stops a connection only after its first message.
+        async with asyncio.timeout(TIMEOUT):
+            # Twice, because an alarm blocks a connection only after its first message.
             await channel.basic_publish(b"", routing_key=str(queue.queue))
             await channel.basic_publish(b"", routing_key=str(queue.queue))
-            message = await came
+            message = await received
     except TimeoutError:
         yield Finding(
             "publishing",
             ok=False,
-            detail="an alarm is on: the broker blocks publishing" if alarm else "no confirm came",
-            mend="Free memory or disk space on the broker, see `rabbitmqctl status`; Ringback goes"
-            " on by itself then.",
+            detail="the broker blocks publishing: an alarm is on" if alarm else "no confirmation",
+            fix="Free memory or disk space on the broker, see `rabbitmqctl status`. Ringback then"
+            " continues by itself.",
         )
         return
-    yield Finding("publishing", ok=True, detail="confirmed; no alarm is on")
+    yield Finding("publishing", ok=True, detail="confirmed, no alarm")
     deaths: Any = (message.header.properties.headers or {})["x-death"]
-    yield _clock("the broker", deaths[0]["time"])
+    yield _clock("broker", deaths[0]["time"])
 
 
-def _clock(whose: str, at: datetime) -> Finding:
+def _clock(server: str, at: datetime) -> Finding:
     skew = at.timestamp() - time.time()
-    if abs(skew) <= SKEW:
-        return Finding("clock", ok=True, detail=f"{whose}'s and ours agree within {SKEW:.0f} s")
+    if abs(skew) <= MAX_SKEW:
+        return Finding(
+            "clock", ok=True, detail=f"{server} and this machine agree within {MAX_SKEW:.0f} s"
+        )
     return Finding(
         "clock",
         ok=False,
-        detail=f"{whose}'s is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} ours",
-        mend="Run NTP on both machines; `timedatectl` shows whether it is on.",
+        detail=f"{server} is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine",
+        fix="Run NTP on both machines. `timedatectl` shows whether it is on.",
     )
 
 
@@ -192,52 +196,50 @@ async def _topology(settings: Settings, broker: BrokerConnection) -> AsyncIterat
     table = topology(settings.queue_type)
     differences = await check(broker.connection, table)
     for difference in differences:
-        what, _, mend = difference.partition(": ")
-        yield Finding("topology", ok=False, detail=what, mend=mend)
+        what, _, fix = difference.partition(": ")
+        yield Finding("topology", ok=False, detail=what, fix=fix)
     if not differences:
-        yield Finding(
-            "topology", ok=True, detail=f"all {len(table.queues)} queues are as they should be"
-        )
+        yield Finding("topology", ok=True, detail=f"all {len(table.queues)} queues are correct")
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     url = settings.database_url or private_database()
     schemas = [Schema.of(spec.module) for spec in SERVICES.values() if spec.schema]
     if url is None:
-        needing = ", ".join(schema.name for schema in schemas)
+        requiring = ", ".join(schema.name for schema in schemas)
         yield Finding(
             "database",
-            ok=not schemas,
-            detail=f"none configured; {f'needed by {needing}' if needing else 'none is needed'}",
-            mend=f"Set {DATABASE_URL}." if needing else "",
+            ok=False,
+            detail=f"not configured, but required by {requiring}",
+            fix=f"Set {DATABASE_URL}.",
         )
         return
     try:
-        async with connect(url, patience=PATIENCE) as connected:
+        async with connect(url, statement_timeout=TIMEOUT) as connected:
             number = connected.get_server_version()
             detail = f"PostgreSQL {number.major}.{number.minor} at {without_password(url)}"
-            if number.major < OLDEST_POSTGRESQL:
-                mend = f"Ringback needs {OLDEST_POSTGRESQL} or newer."
-                yield Finding("database", ok=False, detail=detail, mend=mend)
+            if number.major < MIN_POSTGRESQL:
+                fix = f"Ringback needs {MIN_POSTGRESQL} or newer."
+                yield Finding("database", ok=False, detail=detail, fix=fix)
             else:
                 yield Finding("database", ok=True, detail=detail)
-            yield _clock("the database", await connected.fetchval("SELECT clock_timestamp()"))
+            yield _clock("database", await connected.fetchval("SELECT clock_timestamp()"))
             for schema in schemas:
                 yield await _migrations(connected, schema)
     except StoreConnectionLostError as error:
-        mend = f"Start PostgreSQL there, or set {DATABASE_URL}."
-        yield Finding("database", ok=False, detail=str(error), mend=mend)
+        fix = f"Start PostgreSQL there, or set {DATABASE_URL}."
+        yield Finding("database", ok=False, detail=str(error), fix=fix)
 
 
 async def _migrations(connected: Any, schema: Schema) -> Finding:
     try:
-        lacking = await pending(connected, schema)
+        waiting = await pending(connected, schema)
     except SchemaMismatchError as error:
         first, *others = (fault.partition(": ") for fault in error.faults)
         more = f" (and {len(others)} more)" if others else ""
-        return Finding("migrations", ok=False, detail=first[0] + more, mend=first[2])
-    if lacking:
-        detail = f"{schema.name} lacks {', '.join(map(str, lacking))}"
-        return Finding("migrations", ok=False, detail=detail, mend="Run `ringback migrate`.")
+        return Finding("migrations", ok=False, detail=first[0] + more, fix=first[2])
+    if waiting:
+        detail = f"{schema.name} lacks {', '.join(map(str, waiting))}"
+        return Finding("migrations", ok=False, detail=detail, fix="Run `ringback migrate`.")
     last = schema.migrations[-1]
     return Finding("migrations", ok=True, detail=f"{schema.name} is up to date, {last}")

@@ -1,4 +1,4 @@
-"""`ringback run`: one service in this process, or in several."""
+"""`ringback run`: starts one service."""
 
 import sys
 from collections.abc import Iterable
@@ -31,9 +31,9 @@ def settings_models(names: Iterable[str] = SERVICES) -> list[type[BaseSettings]]
 def run(service: str, **chosen: Any) -> None:
     """Start one SERVICE and serve until SIGTERM or Ctrl-C.
 
-    --consumer alone does only the work, --metrics alone serves only metrics; with neither, both.
-    On the first signal it finishes what is in flight, at most for RINGBACK_SHUTDOWN_TIMEOUT; a
-    second one stops it at once.
+    --consumer alone runs only the consumers, --metrics alone serves only metrics. Without either,
+    both run. The first signal finishes work in flight within RINGBACK_SHUTDOWN_TIMEOUT. A second
+    signal stops at once.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`ringback ticket`: a service ticket to try the interfaces with."""
+"""`ringback ticket`: prints a service ticket, for development."""
 
 import json
 import time
@@ -20,14 +20,14 @@ from shared.security.tickets import TicketIssuer
     type=click.FloatRange(1, 10 * 365 * 86_400),
     default=3600.0,
     show_default=True,
-    help="Seconds that it is good for.",
+    help="Lifetime in seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As a JSON object, with its end.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with the expiry.")
 def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
     """Print a service ticket for CLIENT_ID, signed with RINGBACK_TICKET_KEY.
 
-    Without such a key, with that of `ringback up` in this checkout. Whoever has the ticket is this
-    client, until it expires.
+    Without that variable, the key of `ringback up` in this checkout signs it. Anyone who has the
+    ticket can act as this client until it expires.
 
     \b
     Examples:
@@ -41,22 +41,22 @@ def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
         signed = TicketIssuer(key).issue(client_id, lifetime=expires_in)
     except PermanentError as error:
         raise click.ClickException(str(error)) from None
-    until = rfc3339(time.time() + expires_in)
-    body = {"ticket": signed, "client_id": client_id, "expires_at": until}
+    expires_at = rfc3339(time.time() + expires_in)
+    body = {"ticket": signed, "client_id": client_id, "expires_at": expires_at}
     click.echo(json.dumps(body) if as_json else signed)
 
 
 def _development_key() -> str:
     try:
-        from deploy.local.daemon import CHECKOUT  # noqa: PLC0415 - not there outside a checkout
+        from deploy.local.daemon import LOCAL_DIRECTORY  # noqa: PLC0415 - only in a checkout
 
-        key = development_ticket_key(CHECKOUT)
+        key = development_ticket_key(LOCAL_DIRECTORY)
     except ImportError:
         key = None
     if key is None:
         raise click.ClickException(
-            "there is no key to sign with: set RINGBACK_TICKET_KEY to that of the gateway, or let"
-            " `ringback up` make one for this checkout"
+            "Cannot sign a ticket: RINGBACK_TICKET_KEY is not set. Set it to the key of the"
+            " gateway, or run `ringback up`, which creates a key."
         )
     click.echo("Signed with the key of `ringback up` in this checkout.", err=True)
     return key

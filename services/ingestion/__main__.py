@@ -1,7 +1,7 @@
 """`python -m services.ingestion` runs only ingestion, like `ringback run ingestion`."""
 
 from services.ingestion.app import SERVICE
-from shared.process.command import alone
+from shared.process.command import service_command
 
 if __name__ == "__main__":
-    alone(SERVICE)(prog_name=f"python -m {SERVICE.spec.module}")
+    service_command(SERVICE)(prog_name=f"python -m {SERVICE.spec.module}")

@@ -1,1 +1,1 @@
-"""PostgreSQL: a pool that never waits without a bound, named queries, migrations."""
+"""PostgreSQL: a connection pool with bounded waits, named queries, migrations."""

@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL, and which of its errors mean that the database is the trouble."""
+"""Connections to PostgreSQL, and the errors that mean that the database is unavailable."""
 
 import re
 from collections.abc import AsyncIterator
@@ -9,48 +9,50 @@ import asyncpg
 
 from shared.errors import InfrastructureError
 
-# Seconds to connect: a server that is there takes milliseconds.
+# Seconds to connect: a server that runs takes milliseconds.
 CONNECT_TIMEOUT: Final = 3.0
 
-# Errors that say nothing about the statement: the same one may succeed later.
+# Errors that are not about the statement: the same statement can succeed later.
 DATABASE_ERRORS: Final = (
     OSError,
     TimeoutError,
-    asyncpg.InternalClientError,  # a connection that was ended between two statements
+    asyncpg.InternalClientError,  # a connection was closed between two statements
     asyncpg.PostgresConnectionError,
-    asyncpg.InsufficientResourcesError,  # disk, memory or connections used up
-    asyncpg.OperatorInterventionError,  # shutting down, starting up, terminated, out of time
-    asyncpg.PostgresSystemError,  # reading or writing its files failed
+    asyncpg.InsufficientResourcesError,  # out of disk, memory or connections
+    asyncpg.OperatorInterventionError,  # shutdown, startup, termination, timeout
+    asyncpg.PostgresSystemError,  # file system errors
     asyncpg.InternalServerError,
     asyncpg.TransactionRollbackError,  # deadlock
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby, after a fail-over
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,  # there is no such database
+    asyncpg.InvalidCatalogNameError,  # the database does not exist
 )
-# Those of a connection that is being opened or taken from the pool.
+# Errors while a connection is opened or acquired.
 CONNECT_ERRORS: Final = (*DATABASE_ERRORS, asyncpg.InterfaceError)
 
 
 class StoreConnectionLostError(InfrastructureError):
-    """The database is gone, too slow, or full. Whether the last statement took effect is unknown.
+    """The database is unavailable, too slow, or full. The effect of the last statement is unknown.
 
-    So repeat only what may be repeated.
+    Repeat only idempotent statements.
     """
 
 
 @asynccontextmanager
-async def connect(url: str, *, patience: float | None) -> AsyncIterator[Any]:
-    """A connection (`asyncpg.Connection`) outside any pool, for rare work.
+async def connect(url: str, *, statement_timeout: float | None) -> AsyncIterator[Any]:
+    """Open a connection (`asyncpg.Connection`) outside the pool.
 
-    It waits `patience` seconds for each statement; None: as long as it takes.
+    `statement_timeout` is in seconds; None is unlimited.
 
     Raises:
-        StoreConnectionLostError: there is none to be had, or it was lost.
+        StoreConnectionLostError: the connection cannot be opened, or was lost.
     """
     try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, command_timeout=patience)
+        connection = await asyncpg.connect(
+            url, timeout=CONNECT_TIMEOUT, command_timeout=statement_timeout
+        )
     except CONNECT_ERRORS as error:
         raise StoreConnectionLostError(
             f"no connection to {without_password(url)}: {describe_error(error)}"
@@ -66,20 +68,20 @@ async def connect(url: str, *, patience: float | None) -> AsyncIterator[Any]:
 
 
 def describe_error(error: BaseException) -> str:
-    """What is wrong with the database, in words a person can act on; never with a secret."""
+    """Return a description of a database error and what to do; never with a secret."""
     match error:
         case asyncpg.DiskFullError():
-            return f"the database's disk is full, free space on its server ({error})"
+            return f"the disk of the database is full; free space on its server ({error})"
         case asyncpg.TooManyConnectionsError():
-            return f"{error}: raise max_connections, or run fewer workers"
+            return f"{error}; raise max_connections, or run fewer workers"
         case asyncpg.ReadOnlySQLTransactionError():
-            return f"{error}: name the primary server, this one is read-only"
+            return f"{error}; this server is read-only, so configure the primary one"
         case asyncpg.QueryCanceledError() | TimeoutError():
-            return "it does not answer in time"
+            return "timeout"
         case _:
             return str(error) or type(error).__name__
 
 
 def without_password(url: str) -> str:
-    """The URL without its password, and without the query, which may hold one."""
+    """Return the URL without its password and its query, which can contain a password."""
     return re.sub(r"//([^:/@]*):.*@", r"//\1:******@", url.partition("?")[0])

@@ -1,7 +1,7 @@
-"""Migrations: how a service's schema came to be, in files `sql/migrations/0001_name.sql`.
+"""Migrations of a service's schema, in files `sql/migrations/0001_name.sql`.
 
-They are numbered from 1 without a gap and go forward only. Each is one transaction, together with
-its line in the schema's table `migrations`, which keeps a checksum: an applied file never changes.
+They are numbered from 1 without a gap, and forward-only. Each one is a transaction together with
+its row in the schema's table `migrations`. The row has a checksum: an applied file never changes.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _SCHEMA: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step, `sql`, of a schema's history."""
+    """One step of a schema's history."""
 
     number: int
     name: str
@@ -33,44 +33,43 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the file, however its lines end."""
+        """Return the SHA-256 of the file, for any line endings."""
         return hashlib.sha256("\n".join(self.sql.splitlines()).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a service owns in the database: a schema of its name, made by its migrations."""
+    """A service's schema in the database: its name and its migrations."""
 
     name: str
     migrations: tuple[Migration, ...]
 
     @classmethod
     def of(cls, package: str) -> "Schema":
-        """That of a service's package: `Schema.of("services.scheduler")` is named `scheduler`.
+        """Return the schema of a package: `Schema.of("services.scheduler")` is `scheduler`.
 
         Raises:
-            ValueError: its migrations are not named or numbered as they must be.
+            ValueError: a migration has an invalid name or number.
         """
         return cls(package.rpartition(".")[2], migrations(package))
 
     def __post_init__(self) -> None:
         if not _SCHEMA.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is no name for a schema")
+            raise ValueError(f"{self.name!r} is not a valid schema name")
 
 
 class SchemaOutdatedError(RingbackError):
-    """The schema lacks migrations that this code needs."""
+    """The schema lacks migrations."""
 
     def __init__(self, schema: Schema, missing: tuple[Migration, ...]) -> None:
         names = ", ".join(map(str, missing))
         super().__init__(
-            f"the database's schema {schema.name} is not up to date, it lacks {names}:"
-            " run `ringback migrate`"
+            f"Cannot use the schema {schema.name}: it lacks {names}. Run `ringback migrate`."
         )
 
 
 class SchemaMismatchError(RingbackError):
-    """The schema's history is not the one this code knows; `faults` names each difference."""
+    """The applied migrations differ from the files; `faults` names each difference."""
 
     def __init__(self, faults: tuple[str, ...]) -> None:
         super().__init__("\n".join(faults))
@@ -78,14 +77,14 @@ class SchemaMismatchError(RingbackError):
 
 
 class MigrationError(RingbackError):
-    """PostgreSQL refused a migration. It was rolled back; those before it stay."""
+    """PostgreSQL rejected a migration. It was rolled back; the migrations before it stay."""
 
 
 def migrations(package: str) -> tuple[Migration, ...]:
-    """The migrations of a service's package, in order.
+    """Return the migrations of a service's package, in order.
 
     Raises:
-        ValueError: a file is named or numbered otherwise than it must be.
+        ValueError: a file has an invalid name or number.
     """
     folder = resources.files(package).joinpath("sql", "migrations")
     return ordered(
@@ -94,16 +93,16 @@ def migrations(package: str) -> tuple[Migration, ...]:
 
 
 def ordered(files: Mapping[str, str]) -> tuple[Migration, ...]:
-    """Migrations from files, by their names.
+    """Return the migrations in these files, in order.
 
     Raises:
-        ValueError: a name is wrong, a number is there twice or left out, or there is no file.
+        ValueError: a name is invalid, a number is missing or not unique, or `files` is empty.
     """
     found = []
     for file, sql in sorted(files.items()):
         match = _FILE.fullmatch(file)
         if match is None:
-            raise ValueError(f"{file!r} is no migration; name it like 0001_first.sql")
+            raise ValueError(f"{file!r} is not a valid migration name; name it like 0001_first.sql")
         found.append(Migration(int(match[1]), match[2], sql))
     numbers = [migration.number for migration in found]
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
@@ -112,25 +111,27 @@ def ordered(files: Mapping[str, str]) -> tuple[Migration, ...]:
 
 
 def missing(schema: Schema, applied: Mapping[int, tuple[str, str]]) -> tuple[Migration, ...]:
-    """The migrations that are not among the applied ones, given as number: (name, checksum).
+    """Return the migrations that are not applied. `applied` maps number to (name, checksum).
 
     Raises:
-        SchemaMismatchError: what was applied is not the beginning of what this code knows.
+        SchemaMismatchError: the applied migrations differ from the files.
     """
     known = {migration.number: migration for migration in schema.migrations}
     faults = []
     for number, (name, checksum) in sorted(applied.items()):
         label = f"migration {number:04}_{name} of the schema {schema.name}"
         if number not in known:
-            faults.append(f"{label} is newer than this Ringback: run a newer one")
+            faults.append(f"{label} is newer than this version: run a newer Ringback")
         elif known[number].name != name:
-            faults.append(f"{label} is named {known[number]} in this Ringback: it must not change")
+            faults.append(
+                f"{label} is named {known[number]} in this version: do not rename migrations"
+            )
         elif known[number].checksum != checksum:
-            faults.append(f"{label} was changed after it was applied: put the file back as it was")
+            faults.append(f"{label} was changed after it was applied: restore the file")
     lacking = tuple(each for each in schema.migrations if each.number not in applied)
     faults += [
-        f"migration {each} of the schema {schema.name} was left out, but later ones were applied:"
-        " restore the table of migrations"
+        f"migration {each} of the schema {schema.name} was not applied, but later ones were:"
+        " restore the table `migrations`"
         for each in lacking
         if applied and each.number < max(applied)
     ]
@@ -140,11 +141,11 @@ def missing(schema: Schema, applied: Mapping[int, tuple[str, str]]) -> tuple[Mig
 
 
 async def pending(connection: Any, schema: Schema) -> tuple[Migration, ...]:
-    """The migrations that a database lacks; changes nothing.
+    """Return the migrations that are not applied in a database; change nothing.
 
     Raises:
-        SchemaMismatchError: its history is another, or we may not read it.
-        one of DATABASE_ERRORS: the database is in trouble.
+        SchemaMismatchError: the applied migrations differ, or cannot be read.
+        DATABASE_ERRORS: the database is unavailable.
     """
     table = f"{schema.name}.migrations"
     try:
@@ -154,38 +155,38 @@ async def pending(connection: Any, schema: Schema) -> tuple[Migration, ...]:
     except DATABASE_ERRORS:
         raise
     except asyncpg.PostgresError as error:
-        raise SchemaMismatchError((f"the schema {schema.name} can't be read: {error}",)) from error
+        raise SchemaMismatchError((f"Cannot read the schema {schema.name}: {error}",)) from error
     return missing(schema, {row["number"]: (row["name"], row["checksum"]) for row in rows})
 
 
 async def migrate(
     url: str, schema: Schema, *, applied: Callable[[Migration], None] = lambda _: None
 ) -> None:
-    """Bring a schema up to date. Of several at once, each migration is applied by one.
+    """Apply the missing migrations. Several processes can do so at the same time.
 
-    `applied` hears of each migration once it is committed.
+    `applied` is called after each committed migration.
 
     Raises:
-        SchemaMismatchError: its history is another; nothing was done.
-        MigrationError: PostgreSQL refused one; the error names it.
-        StoreConnectionLostError: the database is gone or full.
+        SchemaMismatchError: the applied migrations differ; nothing was changed.
+        MigrationError: PostgreSQL rejected a migration.
+        StoreConnectionLostError: the database is unavailable or full.
     """
-    async with connect(url, patience=None) as connection:
+    async with connect(url, statement_timeout=None) as connection:
         while (migration := await _next(connection, schema)) is not None:
             applied(migration)
 
 
 async def _next(connection: Any, schema: Schema) -> Migration | None:
-    """Apply the next migration; None if there is none."""
+    """Apply the next migration and return it; None if the schema is up to date."""
     async with connection.transaction():
-        # Held to the transaction's end, so that whoever waits here sees what we have done.
+        # The lock is held until the commit, so the next process sees this migration.
         await connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"ringback {schema.name}"
         )
-        todo = await pending(connection, schema)
-        if not todo:
+        waiting = await pending(connection, schema)
+        if not waiting:
             return None
-        migration = todo[0]
+        migration = waiting[0]
         try:
             await connection.execute(
                 f"""CREATE SCHEMA IF NOT EXISTS {schema.name};
@@ -208,6 +209,6 @@ async def _next(connection: Any, schema: Schema) -> Migration | None:
             raise
         except asyncpg.PostgresError as error:
             raise MigrationError(
-                f"migration {migration} of the schema {schema.name} was refused: {error}"
+                f"Cannot apply migration {migration} of the schema {schema.name}: {error}"
             ) from error
     return migration

@@ -1,4 +1,4 @@
-"""A pool of connections to PostgreSQL in which nobody waits without a bound.
+"""A pool of connections to PostgreSQL in which every wait is bounded.
 
 A connection keeps no state between two uses: no session settings, no LISTEN, no session locks.
 """
@@ -28,37 +28,36 @@ __all__ = ["Database", "StoreConnectionLostError"]
 logger = logging.getLogger(__name__)
 
 PART: Final = "database"
-# Connections for one process: a few more than a database of some cores works on at a time.
+# Connections of one process: more than a database with a few cores can use at the same time.
 POOL_SIZE: Final = 8
-# Seconds that a caller waits for a connection, also while the database starts again.
+# Seconds that a caller waits for a connection, for example while the database restarts.
 ACQUIRE_TIMEOUT: Final = 3.0
-# Seconds for one statement; then the server breaks it off. Below the 5 s in which the pool must be
-# whole again when a backend hangs. A transaction may `SET LOCAL statement_timeout`.
+# Seconds until the server cancels a statement. If a backend hangs, the pool must recover in 5 s. A
+# transaction may `SET LOCAL statement_timeout`.
 STATEMENT_TIMEOUT: Final = 4.0
-# Seconds after that until we take the server for dead and the connection for lost.
+# Seconds after STATEMENT_TIMEOUT until the connection counts as lost.
 GRACE: Final = 0.5
-# Seconds to give a connection back, or to roll back, before it is thrown away.
+# Seconds to release a connection or to roll back; then the connection is closed.
 RELEASE_TIMEOUT: Final = 0.5
-# Seconds after which the server gives up a transaction whose client does nothing: one that is
-# suspended or unreachable would keep its rows locked.
+# Seconds after which the server aborts an idle transaction. A client that is suspended or
+# unreachable would keep its rows locked.
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 10
-# Seconds between two rounds in which every idle connection is asked, and for its answer.
+# Seconds between two probes of all idle connections, and for the response to a probe.
 WATCH_INTERVAL: Final = 2.0
 PROBE_TIMEOUT: Final = 1.0
-# Seconds: the longest wait between two tries to connect. Many services come back at once, so it is
-# random; short, since recovery is within 5 s.
+# Maximum seconds between two attempts to connect. Recovery must take less than 5 s. The backoff is
+# random, because many services reconnect at the same time.
 MAX_BACKOFF: Final = 2.0
-# Seconds after the last write that found the disk full, in which the database is not ready.
+# Seconds for which the database is not ready after a write found the disk full.
 MAX_TIME_FULL: Final = 5.0
 
 
 class Database:
-    """One pool, kept whole by `run`; `database` in `health`.
+    """A connection pool that `run` maintains. Its part in `health` is `database`.
 
-    `schema` is what must be up to date in it. A lost, slow or full database raises
-    StoreConnectionLostError within ACQUIRE_TIMEOUT, or
-    STATEMENT_TIMEOUT and a bit for each statement; it is
-    found again by itself.
+    Every use needs an up-to-date `schema`. If the database is lost, slow or full, each call raises
+    StoreConnectionLostError after at most ACQUIRE_TIMEOUT plus STATEMENT_TIMEOUT. The pool
+    reconnects by itself.
     """
 
     def __init__(
@@ -76,18 +75,18 @@ class Database:
         self._size = size
         self._schema = schema
         self._pool: Any = None
-        self._works = asyncio.Event()
-        self._look = asyncio.Event()
+        self._available = asyncio.Event()
+        self._probe_now = asyncio.Event()
         self._full_until = 0.0
         self._fault = "not connected yet"
         health.expect(PART)
 
     async def run(self) -> None:
-        """Connect, and keep the pool whole until cancelled.
+        """Connect, and replace lost connections until cancelled.
 
         Raises:
             SchemaOutdatedError: the schema lacks migrations.
-            SchemaMismatch: the schema's history is another than this code's.
+            SchemaMismatchError: the applied migrations differ from the files.
         """
         self._pool = await asyncpg.create_pool(
             self._url,
@@ -95,7 +94,7 @@ class Database:
             max_size=self._size,
             timeout=CONNECT_TIMEOUT,
             command_timeout=STATEMENT_TIMEOUT + GRACE,
-            reset=_nothing_to_reset,
+            reset=_skip_reset,
             server_settings={
                 "application_name": self._name,
                 "statement_timeout": f"{STATEMENT_TIMEOUT * 1000:.0f}",
@@ -104,28 +103,28 @@ class Database:
         )
         try:
             while True:
-                await self._until_it_works()
-                self._look.clear()
+                await self._restore()
+                self._probe_now.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(WATCH_INTERVAL):
-                        await self._look.wait()
+                        await self._probe_now.wait()
         finally:
-            self._works.clear()
+            self._available.clear()
             self._pool.terminate()
 
     async def ready(self) -> None:
-        """Wait until the database works and its schema is up to date."""
-        await self._works.wait()
+        """Wait until the database is available and its schema is up to date."""
+        await self._available.wait()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
-        """A transaction on a connection (`asyncpg.Connection`); rolled back when the body raises.
+        """Begin a transaction on a connection (`asyncpg.Connection`). An exception rolls it back.
 
         Raises:
-            StoreConnectionLostError: the database is unavailable. If it is raised at the end,
-                it is unknown whether the transaction was committed.
+            StoreConnectionLostError: the database is unavailable. If the commit raises it, it is
+                unknown whether the transaction was committed.
         """
-        async with self._used(begin=True) as (connection, transaction):
+        async with self._use(begin=True) as (connection, transaction):
             try:
                 yield connection
             except BaseException:
@@ -134,33 +133,33 @@ class Database:
             await transaction.commit()
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        """The rows (`asyncpg.Record`) of one statement, which is a transaction of its own.
+        """Execute a statement as a transaction, and return its rows (`asyncpg.Record`).
 
         Raises:
-            StoreConnectionLostError: the database is lost, slow or full; the effect is unknown.
+            StoreConnectionLostError: the database is unavailable; the effect is unknown.
         """
-        async with self._used() as (connection, _):
+        async with self._use() as (connection, _):
             rows: list[Any] = await connection.fetch(sql, *args)
         return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Any:
-        """As `fetch`, the first row only; None if there is none."""
-        async with self._used() as (connection, _):
+        """Execute like `fetch`, and return the first row, or None."""
+        async with self._use() as (connection, _):
             return await connection.fetchrow(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """As `fetch`, without rows; PostgreSQL's word for what was done, such as `UPDATE 3`."""
-        async with self._used() as (connection, _):
+        """Execute like `fetch`, and return PostgreSQL's command tag, such as `UPDATE 3`."""
+        async with self._use() as (connection, _):
             status: str = await connection.execute(sql, *args)
         return status
 
     @asynccontextmanager
-    async def _used(self, *, begin: bool = False) -> AsyncIterator[tuple[Any, Any]]:
+    async def _use(self, *, begin: bool = False) -> AsyncIterator[tuple[Any, Any]]:
         connection, transaction = await self._acquire(begin=begin)
         try:
             yield connection, transaction
         except DATABASE_ERRORS as error:
-            if not isinstance(error, asyncpg.PostgresError):  # it was not the server that spoke
+            if not isinstance(error, asyncpg.PostgresError):  # the error is not from the server
                 _discard(connection)
             raise self._lost(error) from error
         except asyncpg.InterfaceError as error:
@@ -171,35 +170,35 @@ class Database:
             await self._release(connection)
 
     async def _acquire(self, *, begin: bool) -> tuple[Any, Any]:
-        """A connection and its transaction, begun if wanted; another if it is found to be lost."""
+        """Acquire a connection with its transaction. `begin` begins it on a working one."""
         try:
             async with asyncio.timeout(ACQUIRE_TIMEOUT):
                 while True:
-                    await self._works.wait()
+                    await self._available.wait()
                     try:
                         connection = await self._pool.acquire()
                     except CONNECT_ERRORS as error:
-                        self._doubt(error)
+                        self._mark_unavailable(error)
                         continue
                     transaction = connection.transaction()
-                    if not begin or await self._begun(connection, transaction):
+                    if not begin or await self._begin(connection, transaction):
                         return connection, transaction
         except TimeoutError:
-            if self._works.is_set():
+            if self._available.is_set():
                 raise StoreConnectionLostError(
                     f"all {self._size} connections to the database are in use"
                 ) from None
             raise StoreConnectionLostError(self._fault) from None
 
-    async def _begun(self, connection: Any, transaction: Any) -> bool:
-        """Begin a transaction; False if the connection is lost. Nothing was done on it yet."""
+    async def _begin(self, connection: Any, transaction: Any) -> bool:
+        """Begin a transaction; return False if the connection is lost. Retrying is safe."""
         begun = False
         try:
             async with asyncio.timeout(PROBE_TIMEOUT):
                 await transaction.start()
             begun = True
         except CONNECT_ERRORS:
-            self._look.set()
+            self._probe_now.set()
         finally:
             if not begun:
                 _discard(connection)
@@ -211,25 +210,25 @@ class Database:
         except CONNECT_ERRORS:
             _discard(connection)
 
-    def _doubt(self, error: BaseException) -> None:
-        """No connection can be made: nobody tries any more until we have seen it work."""
+    def _mark_unavailable(self, error: BaseException) -> None:
+        """Make callers wait for `_restore` instead of connecting themselves."""
         self._fault = f"no connection to {without_password(self._url)}: {describe_error(error)}"
-        self._works.clear()
-        self._look.set()
+        self._available.clear()
+        self._probe_now.set()
 
     def _lost(self, error: BaseException) -> StoreConnectionLostError:
-        """What to raise for an error of a connection in use."""
+        """Return the error to raise when a connection in use fails."""
         if isinstance(error, asyncpg.DiskFullError):
             self._full_until = asyncio.get_running_loop().time() + MAX_TIME_FULL
             self._health.down(PART, describe_error(error))
-        self._look.set()
+        self._probe_now.set()
         return StoreConnectionLostError(describe_error(error))
 
-    async def _until_it_works(self) -> None:
-        """Replace idle connections that do not answer, and if none does, try until one does."""
+    async def _restore(self) -> None:
+        """Replace idle connections that do not respond. If all fail, retry until one responds."""
 
-        def tell(details: Any) -> None:
-            self._doubt(details["exception"])
+        def report(details: Any) -> None:
+            self._mark_unavailable(details["exception"])
             self._health.down(PART, self._fault)
 
         @backoff.on_exception(
@@ -237,28 +236,28 @@ class Database:
             CONNECT_ERRORS,
             factor=0.1,
             max_value=MAX_BACKOFF,
-            on_backoff=tell,
+            on_backoff=report,
             logger=None,
         )
-        async def ask() -> None:
-            await self._probe(first=not self._works.is_set())
+        async def probe() -> None:
+            await self._probe(first=not self._available.is_set())
 
         idle = self._pool.get_idle_size()
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(self._probe(first=False) for _ in range(idle)), return_exceptions=True
         )
-        if not self._works.is_set() or (None not in answers and self._room()):
-            await ask()
-        self._works.set()
+        if not self._available.is_set() or (None not in results and self._has_free_connection()):
+            await probe()
+        self._available.set()
         if asyncio.get_running_loop().time() >= self._full_until:
             self._health.up(PART)
 
-    def _room(self) -> bool:
-        """Whether a connection can be had without waiting for whoever works."""
+    def _has_free_connection(self) -> bool:
+        """Return whether a connection can be acquired without waiting."""
         return bool(self._pool.get_idle_size() or self._pool.get_size() < self._size)
 
     async def _probe(self, *, first: bool) -> None:
-        """Ask the next connection; one that does not answer is thrown away."""
+        """Probe the next connection, and close it if it does not respond."""
         async with asyncio.timeout(CONNECT_TIMEOUT + PROBE_TIMEOUT):
             connection = await self._pool.acquire()
             try:
@@ -285,17 +284,17 @@ async def _roll_back(connection: Any, transaction: Any) -> None:
 
 
 def _discard(connection: Any) -> None:
-    """Throw it away without a word to the server; its place in the pool is free then."""
-    with suppress(asyncpg.InterfaceError):  # the pool has done so
+    """Close a connection without notifying the server. Its place in the pool becomes free."""
+    with suppress(asyncpg.InterfaceError):  # the pool has closed it
         connection.terminate()
 
 
 def _closed(connection: Any) -> bool:
     try:
         return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # the pool has thrown it away
+    except asyncpg.InterfaceError:  # the pool has closed it
         return True
 
 
-async def _nothing_to_reset(_: Any) -> None:
-    """Spares each use the trip that would reset what nobody sets."""
+async def _skip_reset(_: Any) -> None:
+    """Skip asyncpg's reset, which costs a round trip: no connection has session state."""

@@ -1,7 +1,7 @@
-"""Named queries: a service's SQL stands in `sql/queries.sql` of its package.
+"""Named queries: the SQL of a service is in `sql/queries.sql` of its package.
 
-Each query begins with a line `-- name: claim`; other comments may stand anywhere. A query may
-refer to tables by their full name only, `scheduler.events`: no search path is set.
+Each query begins with a line `-- name: claim`. Tables need their full name, such as
+`ingestion.events`, because no search path is set.
 """
 
 import re
@@ -15,30 +15,30 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def queries(package: str) -> Mapping[str, str]:
-    """The queries of a service, by name: `queries("services.scheduler")["claim"]`.
+    """Return the queries of a service by name: `queries("services.scheduler")["claim"]`.
 
     Raises:
-        ValueError: the file can't be understood; says where.
+        ValueError: the file is not valid. The text says where.
     """
     file = resources.files(package).joinpath("sql", "queries.sql")
-    return parsed(file.read_text(encoding="utf-8"), source=f"{package} sql/queries.sql")
+    return parse(file.read_text(encoding="utf-8"), source=f"{package} sql/queries.sql")
 
 
-def parsed(text: str, *, source: str) -> Mapping[str, str]:
-    """The queries in a text.
+def parse(text: str, *, source: str) -> Mapping[str, str]:
+    """Return the queries in a text.
 
     Raises:
-        ValueError: a name is wrong or there twice, a query is empty, or one has no name.
+        ValueError: a name is invalid, missing or not unique, or a query is empty.
     """
     before, *parts = _HEADING.split(text)
     if _code(before):
-        raise ValueError(f"{source}: the first query has no line `-- name: …` above it")
+        raise ValueError(f"{source}: the first query has no line `-- name: …`")
     found: dict[str, str] = {}
     for name, sql in zip(parts[::2], parts[1::2], strict=True):
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{source}: {name!r} is no name; write it like_this")
+            raise ValueError(f"{source}: {name!r} is not a valid name; write it like_this")
         if name in found:
-            raise ValueError(f"{source}: there are two queries named {name}")
+            raise ValueError(f"{source}: two queries are named {name}")
         if not _code(sql):
             raise ValueError(f"{source}: the query {name} is empty")
         found[name] = sql.strip()
@@ -46,5 +46,5 @@ def parsed(text: str, *, source: str) -> Mapping[str, str]:
 
 
 def _code(sql: str) -> str:
-    """What is left without comment lines."""
+    """Return the text without comment lines."""
     return "".join(line for line in sql.splitlines() if not line.lstrip().startswith("--")).strip()

@@ -1,1 +1,1 @@
-"""What makes a service a process: lifecycle, logs, metrics, health."""
+"""The process of a service: lifecycle, logs, metrics, health."""

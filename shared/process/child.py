@@ -1,7 +1,7 @@
-"""A service in a child process: it tells its parent how it is, and ends when its parent is gone.
+"""A service in a child process, which reports its health to its parent and ends with it.
 
-Parent and child share a socket pair. The child writes its health on it, a JSON line per change;
-when the parent ends in whatever way, kill -9 included, the child reads the end and stops.
+Parent and child share a socket pair. The child writes its health, a JSON line for each change. When
+the parent ends, even by SIGKILL, the child reads the end of the stream and stops.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Start = Callable[[Process], Awaitable[None]]
 
 
 class Child:
-    """A running child process. `fault` is why it is not ready, None while it is."""
+    """A running child process. `fault` is the reason why it is not ready, or None if it is."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -31,16 +31,16 @@ class Child:
         self.fault: str | None = STARTING
 
     async def wait(self) -> int:
-        """Its exit code, once it has ended; minus the signal that killed it."""
+        """Wait for its end and return its exit code, or minus the signal that killed it."""
         return await self._process.wait()
 
     def terminate(self) -> None:
-        """Tell it to drain and stop; told again, it stops at once."""
+        """Make it drain and stop. A second call makes it stop at once."""
         with suppress(ProcessLookupError):
             self._process.terminate()
 
-    async def end(self, grace: float) -> None:
-        """Tell it to stop, and kill it after `grace` seconds."""
+    async def stop(self, grace: float) -> None:
+        """Make it drain and stop, and kill it after `grace` seconds."""
         if self._process.returncode is not None:
             return
         self.terminate()
@@ -62,11 +62,11 @@ async def running(
     changed: Callable[[Child], None],
     output: IO[bytes] | None = None,
 ) -> AsyncIterator[Child]:
-    """A child process for as long as the context lasts; then it has `grace` seconds to end.
+    """Run a child process for as long as the context lasts, then stop it within `grace` seconds.
 
-    `argv` gets the option --parent-fd, which belongs to `reporting`. `changed` hears of every
-    change of `fault`. Without `output` the child writes where we do. It is in a session of its own,
-    so that Ctrl-C reaches it only through us.
+    `argv` gets the option --parent-fd for `reporting`. `changed` is called after every change of
+    `fault`. Without `output`, the child writes to the output of the parent. It has its own session,
+    so Ctrl-C reaches only the parent.
     """
     ours, theirs = socket.socketpair()
     try:
@@ -88,16 +88,16 @@ async def running(
         theirs.close()
     child = Child(process)
     reader, writer = await asyncio.open_unix_connection(sock=ours)
-    listening = asyncio.create_task(_listen(reader, child, changed))
+    reports = asyncio.create_task(_read_reports(reader, child, changed))
     try:
         yield child
     finally:
-        await child.end(grace)
-        listening.cancel()
+        await child.stop(grace)
+        reports.cancel()
         writer.close()
 
 
-async def _listen(
+async def _read_reports(
     reader: asyncio.StreamReader, child: Child, changed: Callable[[Child], None]
 ) -> None:
     while line := await reader.readline():
@@ -106,33 +106,33 @@ async def _listen(
 
 
 def reporting(start: Start, parent_fd: int) -> Start:
-    """Let the service that `start` begins tell its parent how it is, and end with it."""
+    """Return a `start` that also reports the health to the parent and stops when it is gone."""
 
-    async def begin(process: Process) -> None:
+    async def start_and_report(process: Process) -> None:
         channel = socket.socket(fileno=parent_fd)
         channel.setblocking(False)  # noqa: FBT003 - the socket's own signature
         loop = asyncio.get_running_loop()
-        told: list[str | None] = [STARTING]
+        reported: str | None = STARTING
 
-        def tell() -> None:
-            fault = process.health.fault
-            if fault != told[0]:
-                told[0] = fault
-                with suppress(OSError):  # a parent that is gone is noticed below
-                    channel.send(json.dumps({"fault": fault}).encode() + b"\n")
+        def report() -> None:
+            nonlocal reported
+            if process.health.fault != reported:
+                reported = process.health.fault
+                with suppress(OSError):  # the parent is gone, which `parent_gone` handles
+                    channel.send(json.dumps({"fault": reported}).encode() + b"\n")
 
-        def gone() -> None:
+        def parent_gone() -> None:
             loop.remove_reader(channel)
             if process.stopping.is_set():
                 os._exit(128 + signal.SIGTERM)  # as on a second signal
-            logger.warning("the parent process is gone: stopping")
+            logger.warning("parent process ended: stopping")
             process.stopping.set()
 
         await start(process)
         process.stack.callback(channel.close)
-        loop.add_reader(channel, gone)
+        loop.add_reader(channel, parent_gone)
         process.stack.callback(loop.remove_reader, channel)
-        process.health.on_change = tell
-        tell()
+        process.health.on_change = report
+        report()
 
-    return begin
+    return start_and_report

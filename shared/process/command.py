@@ -1,4 +1,4 @@
-"""The command line of a service: `ringback run NAME` and `python -m services.NAME` are the same."""
+"""The command that runs a service: `ringback run NAME` or `python -m services.NAME`."""
 
 import sys
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Service:
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of `run`."""
+    """Add the options of `run` to a command."""
     for option in (
         click.option("--parent-fd", "parent", type=int, hidden=True),
         click.option(
@@ -47,36 +47,39 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1, 64),
             default=1,
             show_default=True,
-            help="Processes that consume side by side, watched over by one that serves the metrics"
-            " of all.",
+            help="Number of consumer processes. One more process serves their metrics.",
         ),
         click.option(
             "--metrics-port",
             type=click.IntRange(0, 65535),
-            help="Where /metrics, /healthz and /readyz listen; 0 takes a free port. Default:"
-            f" RINGBACK_METRICS_PORT, else {_DEFAULT_PORTS}.",
+            help="Port of /metrics, /healthz and /readyz; 0 chooses a free one. Default:"
+            f" RINGBACK_METRICS_PORT, otherwise {_DEFAULT_PORTS}.",
         ),
-        click.option("--metrics/--no-metrics", default=None, help="Serve metrics and health."),
-        click.option("--consumer/--no-consumer", default=None, help="Do the service's work."),
+        click.option(
+            "--metrics/--no-metrics", default=None, help="Serve metrics and health checks."
+        ),
+        click.option(
+            "--consumer/--no-consumer", default=None, help="Run the service's consumers and loops."
+        ),
     ):
         command = option(command)
     return command
 
 
-def alone(service: Service) -> click.Command:
-    """The command that runs this one service, for `python -m`."""
+def service_command(service: Service) -> click.Command:
+    """Return the command of one service, for `python -m`."""
 
     @options
-    def run_alone(**chosen: Any) -> None:
+    def command(**chosen: Any) -> None:
         sys.exit(run(service, **chosen))
 
     return click.command(
         service.name,
         help=f"Run the service {service.name} until SIGTERM or Ctrl-C.\n\n"
-        "--consumer alone does only the work, --metrics alone serves only metrics; with neither,"
-        " both.\n\n"
+        "--consumer alone runs only the consumers, --metrics alone serves only metrics. Without"
+        " either, both run.\n\n"
         f"\b\nExample:\n  python -m {service.spec.module} --consumer --metrics --workers 2",
-    )(run_alone)
+    )(command)
 
 
 def run(  # noqa: PLR0913 - the options of the command
@@ -88,35 +91,39 @@ def run(  # noqa: PLR0913 - the options of the command
     workers: int,
     parent: int | None,
 ) -> int:
-    """Run a service until it is told to stop; the exit code.
+    """Run a service until a signal, and return the exit code.
 
     Raises:
-        click.UsageError: the options do not go together.
-        WrongConfiguration: names every fault.
+        click.UsageError: the options conflict.
+        InvalidConfigurationError: the configuration is wrong.
     """
     parts = chosen_parts(consumer=consumer, metrics=metrics, metrics_port=metrics_port)
     if workers > 1 and not parts.consumer:
-        raise click.UsageError("--workers is for the consumer, which is off.")
+        raise click.UsageError("--workers needs the consumer, which is off.")
     if workers > 1 and not service.spec.scales:
-        raise click.UsageError(f"{service.name} keeps its state in memory: it runs in one process.")
+        raise click.UsageError(
+            f"{service.name} has its state in memory, so it cannot run in several processes."
+        )
     settings = configured(service.settings, storing=[service.name] if service.spec.schema else [])
     start = service.start if parent is None else reporting(service.start, parent)
     if workers == 1:
         return serve(service.name, start, settings, parts)
     with TemporaryDirectory(prefix="ringback-metrics-") as directory:
         argv = [sys.executable, "-m", service.spec.module, "--consumer"]
-        team = Workers(argv, workers, Path(directory))
-        start = team.start if parent is None else reporting(team.start, parent)
-        return serve(service.name, start, settings, parts, registry=team.registry)
+        worker_processes = Workers(argv, workers, Path(directory))
+        start = (
+            worker_processes.start if parent is None else reporting(worker_processes.start, parent)
+        )
+        return serve(service.name, start, settings, parts, registry=worker_processes.registry)
 
 
 def chosen_parts(
     *, consumer: bool | None, metrics: bool | None, metrics_port: int | None = None
 ) -> Parts:
-    """Each flag alone starts only that part; none of them, both; `--no-…` switches one off.
+    """Return the parts to run: those that a flag names, otherwise both, without `--no-…`.
 
     Raises:
-        click.UsageError: nothing is left to run.
+        click.UsageError: both parts are off.
     """
     named = bool(consumer or metrics)
     parts = Parts(
@@ -125,5 +132,5 @@ def chosen_parts(
         metrics_port=metrics_port,
     )
     if not parts.consumer and not parts.metrics:
-        raise click.UsageError("With both --no-consumer and --no-metrics nothing is left to run.")
+        raise click.UsageError("Nothing to run: both --no-consumer and --no-metrics are given.")
     return parts

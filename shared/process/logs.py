@@ -1,4 +1,4 @@
-"""Logs for people and for Loki: one JSON object a line on standard error."""
+"""Logs on standard error: one JSON object per line, or text."""
 
 import json
 import logging
@@ -14,10 +14,10 @@ _OWN: Final = frozenset(RESERVED_ATTRS) | {"message", "asctime"}
 
 
 class _Json(BaseJsonFormatter):
-    """`timestamp`, `level`, `message`, `service`, then the context given as `extra`.
+    """JSON with `timestamp`, `level`, `message`, `service`, and the fields given as `extra`.
 
-    Fields and serialising are our own choice of what the library offers: a line for each try is
-    written on the hot path, and this takes a third of the default's time.
+    Every attempt logs a line, so this overrides two methods of the library to take a third of its
+    time.
     """
 
     def __init__(self, service: str) -> None:
@@ -37,12 +37,12 @@ class _Json(BaseJsonFormatter):
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
         try:
             return to_json(log_data, inf_nan_mode="strings", fallback=str).decode()
-        except PydanticSerializationError:  # half a surrogate pair, or bytes that are no text
+        except PydanticSerializationError:  # an unpaired surrogate, or bytes that are not UTF-8
             return json.dumps({name: str(value) for name, value in log_data.items()})
 
 
 class _Text(logging.Formatter):
-    """For reading along: time, level, service, message, then the context as `name=value`."""
+    """Text: time, level, service, message, then the fields as `name=value`."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def configure(service: str, *, level: str, form: str) -> None:
-    """Log from `level` on to standard error, as `json` or `text`."""
+    """Log to standard error from `level` up, as `json` or `text`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(service) if form == "json" else _Text(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # What no formatter shows is not collected (the logging HOWTO names these switches).
+    # Skip what no formatter shows. The logging HOWTO names these switches.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001
-    # aiormq tells of every lost connection what our own log says once, and debugs every frame.
+    # aiormq logs lost connections, which our log reports once, and every frame at DEBUG.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The small HTTP server beside a service: /metrics, /healthz and /readyz."""
+"""The HTTP server of /metrics, /healthz and /readyz."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,9 +11,9 @@ Ready = Callable[[], tuple[bool, object]]
 
 
 def add_routes(app: web.Application, *, ready: Ready, registry: CollectorRegistry) -> None:
-    """Serve /metrics, /healthz and /readyz.
+    """Add /metrics, /healthz and /readyz to `app`.
 
-    `ready` gives whether the process is ready, and what `/readyz` says of it.
+    `ready` returns whether the process is ready, and the body of `/readyz`.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -32,7 +32,7 @@ def add_routes(app: web.Application, *, ready: Ready, registry: CollectorRegistr
 async def serving(
     host: str, port: int, *, ready: Ready, registry: CollectorRegistry = REGISTRY
 ) -> AsyncIterator[int]:
-    """Serve them while the context lasts; gives the port, which is chosen freely for port 0.
+    """Serve for as long as the context lasts, and yield the port. Port 0 chooses a free one.
 
     Raises:
         OSError: the port is taken.

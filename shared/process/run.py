@@ -1,4 +1,4 @@
-"""The lifecycle of a service: start, serve until told to stop, drain, exit."""
+"""The lifecycle of a service: start, serve until a signal, drain, exit."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ with suppress(ImportError):  # the extra `fast` may not be installed
 
 logger = logging.getLogger(__name__)
 
-# Seconds of the shutdown timeout kept for the last acks and for closing connections.
+# Seconds of the shutdown timeout that are kept for the last acks and for closing connections.
 CLOSE_RESERVE: Final = 2.0
 
 Drain = Callable[[float], Awaitable[None]]
@@ -33,7 +33,7 @@ Drain = Callable[[float], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Which parts of a service run in this process, and where its metrics listen."""
+    """The parts of a service that run in this process, and the port of the metrics."""
 
     consumer: bool = True
     metrics: bool = True
@@ -41,7 +41,7 @@ class Parts:
 
 
 class Process:
-    """One running service: what `start` in its app.py builds upon."""
+    """A running service. `start` in its app.py gets it and adds the parts."""
 
     def __init__(self, name: str, settings: Settings, health: Health) -> None:
         self.name = name
@@ -53,17 +53,17 @@ class Process:
         self._drains: list[Drain] = []
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run this as long as the process. Should it end by itself, the process ends, with 1."""
+        """Run `work` for as long as the process. If it ends by itself, the process exits with 1."""
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(lambda _: self.stopping.set())
         self._tasks.append(task)
 
     def on_drain(self, drain: Drain) -> None:
-        """On stopping, call this with the seconds it may take."""
+        """Call `drain` when the process stops, with the seconds it may take."""
         self._drains.append(drain)
 
     async def stop(self) -> int:
-        """Drain and end all tasks; the exit code: 0 if none had ended before or failed now."""
+        """Drain, cancel all tasks, and return the exit code: 0 if no task has ended or failed."""
         self.health.drain()
         grace = self.settings.shutdown_timeout
         failed = [task for task in self._tasks if task.done()]
@@ -72,7 +72,9 @@ class Process:
                 for drain in () if failed else self._drains:
                     await drain(max(grace - CLOSE_RESERVE, 0.0))
         except TimeoutError:
-            logger.warning("not drained within %g s; the rest goes back to its queue", grace)
+            logger.warning(
+                "not drained within %g s; remaining messages return to their queue", grace
+            )
         failed += [t for t in self._tasks if t not in failed and t.done() and t.exception()]
         for task in self._tasks:
             task.cancel()
@@ -81,7 +83,7 @@ class Process:
 
 
 def _explain(task: asyncio.Task[None]) -> int:
-    """Log why the task ended; the exit code for it."""
+    """Log why the task ended, and return the exit code for it."""
     error = None if task.cancelled() else task.exception()
     if isinstance(error, RingbackError):
         for fault in getattr(error, "faults", (str(error),)):
@@ -99,7 +101,7 @@ async def _serve(
 ) -> int:
     loop = asyncio.get_running_loop()
 
-    def told(number: int) -> None:
+    def stop(number: int) -> None:
         if process.stopping.is_set():
             logger.warning("second signal: stopping at once")
             os._exit(128 + number)
@@ -107,7 +109,7 @@ async def _serve(
         process.stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told, number)
+        loop.add_signal_handler(number, stop, number)
     async with process.stack as stack:
         if parts.consumer:
             await start(process)
@@ -121,7 +123,7 @@ async def _serve(
                 )
             )
             logger.info("metrics on port %d", port, extra={"port": port})
-        # What lives now lives long: the collector need not look through it again and again.
+        # Objects that exist now are long-lived, so the garbage collector skips them.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
@@ -145,10 +147,10 @@ def serve(
     parts: Parts,
     registry: CollectorRegistry = REGISTRY,
 ) -> int:
-    """Run one service in this process until SIGTERM or SIGINT; the exit code.
+    """Run a service in this process until SIGTERM or SIGINT, and return the exit code.
 
-    A second signal stops at once. 1, or the `exit_code` of the error, when a part failed; 1 when a
-    port is taken.
+    A second signal stops at once. If a part fails or a port is taken, the exit code is that of the
+    error, by default 1.
     """
     logs.configure(name, level=settings.log_level, form=settings.log_format)
     process = Process(name, settings, Health())
@@ -156,5 +158,5 @@ def serve(
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_serve(process, start, parts, registry))
     except (OSError, RingbackError) as error:
-        logger.critical("can't start: %s", error)
+        logger.critical("cannot start: %s", error)
         return getattr(error, "exit_code", 1)

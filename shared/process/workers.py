@@ -1,7 +1,7 @@
-"""Several worker processes of one service under one parent, which serves their common metrics.
+"""Worker processes of one service, with a parent that serves their combined metrics.
 
-A worker that is killed is started again after a second; one that ends by itself with an error ends
-them all. The parent is ready when every worker is.
+A killed worker is restarted after a second. If a worker exits with an error, all others stop. The
+parent is ready when every worker is.
 """
 
 import asyncio
@@ -22,29 +22,29 @@ from shared.settings import PREFIX
 
 logger = logging.getLogger(__name__)
 
-# Seconds: a worker that can't live is not started in a tight loop.
+# Seconds until a killed worker is restarted, to avoid a tight loop.
 RESTART_DELAY: Final = 1.0
-# The workers' part of the time to shut down: they are done before their parent's time is over.
-SHARE: Final = 0.9
+# Share of the shutdown timeout for the workers, so that they stop before their parent.
+SHUTDOWN_SHARE: Final = 0.9
 
 
 class WorkerFailedError(RingbackError):
-    """A worker ended by itself with an error; its parent ends with the same exit code."""
+    """A worker exited with an error. Its parent exits with the same code."""
 
     def __init__(self, part: str, exit_code: int) -> None:
-        super().__init__(f"{part} ended with exit code {exit_code}: ending the others, too")
+        super().__init__(f"{part} ended with exit code {exit_code}: stopping all workers")
         self.exit_code = exit_code
 
 
 class Workers:
-    """The workers of one service: `count` processes of `argv`, their metrics in `directory`."""
+    """`count` worker processes that run `argv`, with their metrics in `directory`."""
 
     def __init__(self, argv: Sequence[str], count: int, directory: Path) -> None:
         self.registry = CollectorRegistry()
         MultiProcessCollector(self.registry, path=str(directory))  # type: ignore[no-untyped-call]
         self._restarts = Counter(
             "ringback_worker_restarts",
-            "Workers that were killed and started again.",
+            "Workers that were killed and restarted.",
             registry=self.registry,
         )
         self._argv = argv
@@ -53,7 +53,7 @@ class Workers:
         self._alive: set[Child] = set()
 
     async def start(self, process: Process) -> None:
-        """Start them and keep them running as long as the process."""
+        """Start the workers, and restart killed ones for as long as the process runs."""
         for number in range(1, self._count + 1):
             process.health.expect(f"worker {number}")
             process.run(self._keep(f"worker {number}", process))
@@ -63,7 +63,7 @@ class Workers:
         grace = process.settings.shutdown_timeout
         environment = os.environ | {
             "PROMETHEUS_MULTIPROC_DIR": str(self._directory),
-            f"{PREFIX}SHUTDOWN_TIMEOUT": str(grace * SHARE),
+            f"{PREFIX}SHUTDOWN_TIMEOUT": str(grace * SHUTDOWN_SHARE),
         }
 
         def changed(child: Child) -> None:
@@ -86,13 +86,13 @@ class Workers:
                 raise WorkerFailedError(part, code)
             if process.stopping.is_set():
                 return
-            how = f"killed by {signal.Signals(-code).name}" if code else "stopped from outside"
-            process.health.down(part, f"{how}; starting it again")
+            how = f"killed by {signal.Signals(-code).name}" if code else "stopped by a signal"
+            process.health.down(part, f"{how}; restarting it")
             self._restarts.inc()
             await asyncio.sleep(RESTART_DELAY)
 
     async def _drain(self, _: float) -> None:
-        """Pass the signal on and wait for all; the process bounds the time."""
+        """Stop all workers and wait for them. The caller has the timeout."""
         for child in self._alive:
             child.terminate()
         await asyncio.gather(*[child.wait() for child in self._alive])

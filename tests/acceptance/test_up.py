@@ -1,4 +1,4 @@
-"""`ringback up` as a newcomer sees it: callbacks, e-mails, an SMS; and all is gone after."""
+"""`ringback up`: the demonstration, failures, and a clean stop."""
 
 import asyncio
 import json
@@ -23,40 +23,46 @@ from tests.fakes.waiting import until
 EVERYTHING_RUNS = "Everything runs."
 
 
+@pytest.fixture(autouse=True)
+def _own_directory(stack_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep data, logs and keys apart from those of a `ringback up` in this checkout."""
+    monkeypatch.setenv("RINGBACK_LOCAL_DIRECTORY", str(stack_directory / "up"))
+
+
 class Up:
-    """A running `ringback up` and what it has said so far."""
+    """A running `ringback up` and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.said = ""
+        self.output = ""
 
     async def until(self, text: str, within: float = 120.0) -> str:
-        """Read on until this is said; gives all that was."""
+        """Read until this text appears; return the whole output."""
         assert self.process.stdout
         async with asyncio.timeout(within):
-            while text not in self.said:
+            while text not in self.output:
                 line = await self.process.stdout.readline()
-                assert line, f"it ended and never said {text!r}:\n{self.said}"
-                self.said += line.decode()
-        return self.said
+                assert line, f"it ended without {text!r}:\n{self.output}"
+                self.output += line.decode()
+        return self.output
 
     async def end(self, number: signal.Signals) -> int:
-        """Send a signal; gives the exit code."""
+        """Send a signal; return the exit code."""
         assert self.process.stdout
         self.process.send_signal(number)
         async with asyncio.timeout(60):
-            self.said += (await self.process.stdout.read()).decode()
+            self.output += (await self.process.stdout.read()).decode()
             return await self.process.wait()
 
     @property
     def children(self) -> list[int]:
-        """Give the PIDs of its services."""
+        """Return the PIDs of its services."""
         pid = self.process.pid
         tasks = Path(f"/proc/{pid}/task").glob("*/children")
         return [int(each) for task in tasks for each in task.read_text().split()]
 
     def service(self, name: str) -> int:
-        """Give the PID of one of its services."""
+        """Return the PID of a service."""
         for pid in self.children:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"run" in command and name.encode() in command:
@@ -64,13 +70,13 @@ class Up:
         raise AssertionError(f"{name} does not run")
 
     def environment(self, name: str) -> dict[str, str]:
-        """Give what one of its services was given."""
+        """Return the environment of a service."""
         text = Path(f"/proc/{self.service(name)}/environ").read_text()
         return dict(each.split("=", 1) for each in text.split("\0") if each)
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Those that still run."""
+    """Return the PIDs that still run."""
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
@@ -79,7 +85,7 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services", "up"),
         *arguments,
-        env={"PATH": os.environ["PATH"], **settings},
+        env={name: os.environ[name] for name in ("PATH", "RINGBACK_LOCAL_DIRECTORY")} | settings,
         cwd=ROOT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -89,7 +95,7 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
     try:
         yield running
     except BaseException:
-        print(running.said)  # noqa: T201 - pytest shows it with the failure
+        print(running.output)  # noqa: T201 - pytest shows it with the failure
         raise
     finally:
         if process.returncode is None:
@@ -98,18 +104,18 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
 
 
 async def schedule_as_it_says(said: str) -> None:
-    """Schedule a callback in the words of `ringback up`, and find it in the list."""
-    wish = re.search(r"curl (\S+) --json '(.+)'", said)
-    docs = re.search(r"try the HTTP interface +(\S+)", said)
+    """Schedule a callback with the printed command, and find it in the list."""
+    schedule = re.search(r"curl (\S+) --json '(.+)'", said)
+    docs = re.search(r"HTTP API, to try +(\S+)", said)
     list_it = re.search(r"(schedule list --url \S+)", said)
-    assert wish
+    assert schedule
     assert docs
     assert list_it
     json_body = {"Content-Type": "application/json"}
     async with (
         aiohttp.ClientSession() as http,
         http.get(docs[1]) as page,
-        http.post(wish[1], data=wish[2], headers=json_body) as answer,
+        http.post(schedule[1], data=schedule[2], headers=json_body) as answer,
     ):
         assert page.status == 200
         assert answer.status == 201, await answer.text()
@@ -119,7 +125,7 @@ async def schedule_as_it_says(said: str) -> None:
 
 
 async def test_the_first_five_minutes(installation: Installation) -> None:
-    """Everything private: what `make run` shows, a message of one's own, and Ctrl-C."""
+    """Run the demonstration on private servers, send a callback, and press Ctrl-C."""
     assert installation
     async with up() as it:
         said = await it.until(EVERYTHING_RUNS)
@@ -148,7 +154,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", said)
         assert re.search(r"8  posting \S+: expired, nothing was sent", said)
 
-        # Its own words, typed into another terminal.
+        # The printed commands work in another terminal.
         export = re.search(r"export RINGBACK_AMQP_URL=(\S+)", said)
         order = re.search(r"echo '(.+)' \| .*ringback.* send SendCallback", said)
         assert export
@@ -164,12 +170,12 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
 
         await schedule_as_it_says(said)
 
-        # Without the export, a command in this checkout finds the private broker by itself.
+        # Without the export, a command finds the private broker.
         found = await ringback("dead", "list", "callbacks", amqp_url=None)
         assert "169.254.169.254" in found.out
         assert amqp_url in found.err
 
-        # A ticket is signed with the key that the services were given.
+        # A ticket is signed with the key of the services.
         ticket = await ringback("ticket", "shop", amqp_url=None)
         given = it.environment("callback")
         assert TicketVerifier(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
@@ -178,19 +184,19 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
         services = it.children
         assert len(services) >= 2
         assert await it.end(signal.SIGINT) == 0
-        assert it.said.rstrip().endswith("Stopped.")
+        assert it.output.rstrip().endswith("Stopped.")
         assert not alive(services)
         checked = await ringback("topology", "check", amqp_url=amqp_url)
         assert checked.code == 1, "the private broker still runs"
 
 
-async def test_a_service_that_dies_ends_everything_and_shows_its_log(
+async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
     amqp_url: str, database_url: str
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     async with up("--without-sandbox", **settings) as it:
         await it.until(EVERYTHING_RUNS)
-        assert "sandbox" not in it.said
+        assert "sandbox" not in it.output
 
         os.kill(it.service("callback"), signal.SIGKILL)
 
@@ -199,13 +205,13 @@ async def test_a_service_that_dies_ends_everything_and_shows_its_log(
         assert await asyncio.wait_for(it.process.wait(), 30) == 1
 
 
-async def test_side_by_side_with_what_has_the_default_ports(
+async def test_up_uses_free_ports_if_the_default_ports_are_taken(
     amqp_url: str, database_url: str
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     taken = []
     for port in (8025, 8080, 8090, 9101, 9103, 9109):
-        with suppress(OSError):  # somebody else has it, which is as good
+        with suppress(OSError):  # already taken
             taken.append(await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port))
     try:
         async with up(**settings) as it:
@@ -219,7 +225,7 @@ async def test_side_by_side_with_what_has_the_default_ports(
             server.close()
 
 
-async def test_services_do_not_outlive_a_kill_9(amqp_url: str, database_url: str) -> None:
+async def test_services_stop_after_a_kill_9_of_up(amqp_url: str, database_url: str) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     async with up("--without-sandbox", **settings) as it:
         await it.until(EVERYTHING_RUNS)

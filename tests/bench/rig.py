@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.local.broker import Broker
-from deploy.local.daemon import CHECKOUT, trouble
+from deploy.local.daemon import CHECKOUT, failure_lines
 from deploy.local.database import Database
 from deploy.local.watchdog import throwaway
 from shared.amqp.codec import Properties
@@ -105,7 +105,7 @@ class Sender:
             StalledError: it ended; the text contains the end of its log.
         """
         if self.process.poll() is not None:
-            raise StalledError(f"a sender ended; its log says:\n{trouble(self.log)}")
+            raise StalledError(f"a sender ended; its log says:\n{failure_lines(self.log)}")
 
 
 @dataclass(slots=True)
@@ -191,7 +191,7 @@ class Site:
         await self.feed((group,), count)
         if not await self.until(group, wanted, 30):
             raise StalledError(
-                f"no deliveries in 30 s; the sender's log:\n{trouble(self.sender.log)}"
+                f"no deliveries in 30 s; the sender's log:\n{failure_lines(self.sender.log)}"
             )
         await asyncio.sleep(0.5)
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml and the image, as far as they can be judged without Docker."""
+"""docker-compose.yml and the image, as far as they can be tested without Docker."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ HEALTHCHECK = CHECKOUT / "deploy/docker/healthcheck.py"
 
 
 def as_compose_reads_it(text: str) -> Any:
-    """The file as it is for someone who set nothing: `${NAME:-default}` is its default."""
+    """Parse the file without variables: `${NAME:-default}` is its default."""
     return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
 
 
@@ -40,20 +40,20 @@ PROVIDERS = {BROKER: {"rabbitmq"}, DATABASE: {"postgres", "migrate"}}
 
 
 def instructions(keyword: str) -> list[str]:
-    """The arguments of every such instruction of the Dockerfile, with its lines joined."""
+    """Return the arguments of every such instruction of the Dockerfile."""
     joined = DOCKERFILE.replace("\\\n", " ")
     return [line.split(maxsplit=1)[1] for line in joined.splitlines() if line.startswith(keyword)]
 
 
 def image_environment() -> dict[str, str]:
-    """What the last stage of the image sets."""
+    """Return the environment of the last stage of the image."""
     last_stage = DOCKERFILE.replace("\\\n", " ").split("\nFROM ")[-1]
     found = re.findall(r"^ENV (.*)$", last_stage, re.MULTILINE)
     return dict(pair.split("=", 1) for line in found for pair in shlex.split(line))
 
 
 def environment(name: str) -> dict[str, str]:
-    """The settings of Ringback that a container runs with."""
+    """Return the settings of Ringback in a container."""
     given = image_environment() | CONTAINERS[name].get("environment", {})
     return {key: value for key, value in given.items() if key.startswith(PREFIX)}
 
@@ -67,7 +67,7 @@ def variables(*models: type[BaseSettings]) -> set[str]:
     return {variable_of(model, name) for model in models for name in model.model_fields}
 
 
-def test_every_service_of_ringback_is_there() -> None:
+def test_every_service_has_a_container() -> None:
     assert set(RUNNING) == set(SERVICES)
     assert all(RUNNING[name]["command"] == ["run", name] for name in RUNNING)
 
@@ -79,7 +79,7 @@ def test_broker_and_database_are_pinned_to_a_release() -> None:
     assert set(images) == {"rabbitmq", "postgres"}
 
 
-def test_the_image_stands_on_one_python_of_a_named_debian() -> None:
+def test_the_image_is_based_on_one_python_and_debian_version() -> None:
     stages = {stage.split(" AS ")[0] for stage in instructions("FROM")}
     assert len(stages) == 1
     assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", stages.pop())
@@ -92,7 +92,7 @@ def test_the_image_does_not_run_as_root() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_container_has_no_rights_it_does_not_need(name: str) -> None:
+def test_containers_run_with_minimal_rights(name: str) -> None:
     container = OURS[name]
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
@@ -101,9 +101,7 @@ def test_a_container_has_no_rights_it_does_not_need(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_settings_exist_and_their_values_are_right(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_exist_and_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(environment(name)) <= variables(Settings, *settings_models())
     for key, value in environment(name).items():
         monkeypatch.setenv(key, value)
@@ -111,25 +109,25 @@ def test_settings_exist_and_their_values_are_right(
 
 
 @pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - ONE_SHOT))
-def test_what_serves_has_a_healthcheck_and_comes_back(name: str) -> None:
+def test_servers_have_a_healthcheck_and_restart(name: str) -> None:
     assert CONTAINERS[name]["healthcheck"]["test"][0] == "CMD"
     assert CONTAINERS[name]["restart"] == "unless-stopped"
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_health_is_asked_where_the_service_answers(name: str) -> None:
+def test_the_healthcheck_uses_the_port_of_the_service(name: str) -> None:
     _, command, port, path = RUNNING[name]["healthcheck"]["test"]
     assert command == "healthcheck"
     if path == "/readyz":
         assert int(port) == SERVICES[name].metrics_port
     else:
         assert (int(port), path) == (SandboxSettings.model_fields["port"].default, "/healthz")
-    # Not only Docker asks there: a person does too.
+    # People use this port, too.
     assert port in {published.rpartition(":")[2] for published in RUNNING[name]["ports"]}
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_whom_a_container_waits_for_can_be_healthy_or_come_to_its_end(name: str) -> None:
+def test_a_dependency_of_a_container_is_healthy_or_completed(name: str) -> None:
     for other, how in CONTAINERS[name].get("depends_on", {}).items():
         if other in ONE_SHOT:
             assert how == {"condition": "service_completed_successfully"}
@@ -150,7 +148,7 @@ def test_migrate_waits_for_the_database() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_work_in_flight_is_finished_before_docker_kills(name: str) -> None:
+def test_the_stop_grace_period_exceeds_the_shutdown_timeout(name: str) -> None:
     grace = float(OURS[name]["stop_grace_period"].removesuffix("s"))
     assert grace > Settings.model_fields["shutdown_timeout"].default
 
@@ -161,7 +159,7 @@ def test_ports_are_published_on_loopback_only(name: str) -> None:
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", published)
 
 
-def test_callbacks_reach_the_receivers_and_neither_broker_nor_database() -> None:
+def test_callbacks_can_reach_receivers_but_not_the_broker_or_the_database() -> None:
     [pool] = COMPOSE["networks"]["hooks"]["ipam"]["config"]
     assert ip_network(pool["subnet"]).is_private
     assert environment("callback")["RINGBACK_CALLBACK_ALLOWED_NETWORKS"] == pool["subnet"]
@@ -170,23 +168,23 @@ def test_callbacks_reach_the_receivers_and_neither_broker_nor_database() -> None
     assert not on_it & set(THEIRS)
 
 
-def test_data_outlives_the_containers() -> None:
+def test_data_is_in_volumes() -> None:
     volumes = {name: container["volumes"] for name, container in THEIRS.items()}
     assert volumes == {
         "rabbitmq": ["rabbitmq:/var/lib/rabbitmq"],
         "postgres": ["postgres:/var/lib/postgresql/data"],
     }
     assert set(COMPOSE["volumes"]) == set(volumes)
-    # RabbitMQ looks for it under its host's name, which would be new for each container.
+    # RabbitMQ stores data under its host name, which is random without this setting.
     assert THEIRS["rabbitmq"]["hostname"]
 
 
-def test_no_secret_is_baked_into_the_image() -> None:
+def test_the_image_contains_no_secret() -> None:
     assert not re.search(r"password|secret|[_-]key|token", DOCKERFILE, re.IGNORECASE)
     assert not instructions("ARG")
 
 
-def test_all_that_the_image_is_built_from_goes_to_docker_and_nothing_else() -> None:
+def test_docker_gets_exactly_the_sources_of_the_image() -> None:
     from_here = [args for args in instructions("COPY") if "--from=" not in args]
     sources = {
         word for args in from_here for word in args.split()[:-1] if not word.startswith("--")
@@ -202,7 +200,7 @@ def test_all_that_the_image_is_built_from_goes_to_docker_and_nothing_else() -> N
 
 
 async def healthcheck(port: int) -> tuple[int | None, str]:
-    """Run it as Docker does; its exit code, and all it prints."""
+    """Run it like Docker; return its exit code and its output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, HEALTHCHECK, str(port), "/readyz"),
         stdout=asyncio.subprocess.PIPE,
@@ -213,7 +211,7 @@ async def healthcheck(port: int) -> tuple[int | None, str]:
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
-async def test_healthcheck_tells_by_its_exit_code_and_shows_the_answer(
+async def test_healthcheck_exits_with_the_status_and_prints_the_response(
     status: int, expected: int
 ) -> None:
     async def readyz(_: web.Request) -> web.Response:
@@ -228,7 +226,7 @@ async def test_healthcheck_tells_by_its_exit_code_and_shows_the_answer(
     assert "the broker is away" in printed
 
 
-async def test_healthcheck_fails_where_nothing_listens() -> None:
+async def test_healthcheck_fails_if_nothing_listens() -> None:
     async with TestServer(web.Application(), host="127.0.0.1") as server:
         port = server.port
     assert port

@@ -1,4 +1,4 @@
-"""config.example.toml: made from the settings, and right."""
+"""config.example.toml is generated from the settings and valid."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def test_the_example_is_up_to_date() -> None:
     assert EXAMPLE.read_text() == as_toml(), "run: ringback config example > config.example.toml"
 
 
-def test_every_line_of_the_example_can_be_used_as_it_stands(tmp_path: Path) -> None:
+def test_every_line_of_the_example_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "ringback.toml"
     jwks = tmp_path / "jwks.json"
     jwks.write_text(json.dumps({"keys": [ECKey.generate_key("P-256", private=False).as_dict()]}))
@@ -28,10 +28,10 @@ def test_every_line_of_the_example_can_be_used_as_it_stands(tmp_path: Path) -> N
 
     settings = load_shared(MODELS, file=file)
 
-    assert settings.metrics_port == 9101  # the example of what has no default
+    assert settings.metrics_port == 9101  # the example of a setting without a default
 
 
-def test_every_fault_of_every_model_is_named_at_once(
+def test_all_faults_of_all_models_are_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "ringback.toml"

@@ -1,4 +1,4 @@
-"""The command `ringback` as its own process, as people type it."""
+"""The command `ringback` in its own process."""
 
 import asyncio
 import json
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# The second variable hides the servers of a `ringback up` in this checkout.
+KEPT = ("PATH", "RINGBACK_LOCAL_DIRECTORY")
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a command that has ended said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -27,12 +29,12 @@ class Output:
 async def start(
     *arguments: str, amqp_url: str | None, **settings: str
 ) -> asyncio.subprocess.Process:
-    """Start it with no other settings than these."""
+    """Start a command with only these settings."""
     broker = {} if amqp_url is None else {"RINGBACK_AMQP_URL": amqp_url}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services"),
         *arguments,
-        env={"PATH": os.environ["PATH"], **broker, **settings},
+        env={name: os.environ[name] for name in KEPT} | broker | settings,
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -43,7 +45,7 @@ async def start(
 async def ringback(
     *arguments: str, amqp_url: str | None, given: str | bytes = b"", **settings: str
 ) -> Output:
-    """Run it to its end."""
+    """Run a command to its end."""
     process = await start(*arguments, amqp_url=amqp_url, **settings)
     data = given.encode() if isinstance(given, str) else given
     async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""A service as its own process, started as people start it, seen only from outside."""
+"""A service in its own process, started by its command."""
 
 import json
 import os
@@ -24,7 +24,7 @@ START_SECONDS = 30.0
 
 
 class Service:
-    """One running process. Its log is a file, so that it never waits for a reader."""
+    """A running service. Its log is a file, so it never blocks on a reader."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Service:
         settings: Mapping[str, str] | None = None,
         arguments: Sequence[str] = RUN_CALLBACK,
     ) -> None:
-        """Start it in a directory of its own, with no other settings than these."""
+        """Start it in `directory` with only these settings."""
         self._log = directory / f"service-{uuid4().hex[:8]}.log"
         self._lines: list[dict[str, Any]] = []
         self._read_up_to = 0
@@ -55,7 +55,7 @@ class Service:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What it has logged so far. Every line it writes must be one JSON object."""
+        """Return its log lines so far. Every line must be one JSON object."""
         with self._log.open("rb") as log:
             log.seek(self._read_up_to)
             for line in log:
@@ -67,11 +67,11 @@ class Service:
 
     @property
     def output(self) -> str:
-        """All that it wrote, as it stands."""
+        """Return its whole output."""
         return self._log.read_text()
 
     def logged(self, message: str, **context: Any) -> list[dict[str, Any]]:
-        """Give the log lines that hold this text and these fields."""
+        """Return the log lines with this text and these fields."""
         return [
             line
             for line in self.lines
@@ -79,13 +79,13 @@ class Service:
         ]
 
     async def port(self) -> int:
-        """Wait for its metrics port."""
+        """Wait for its metrics port and return it."""
         await until(lambda: self.exited() or self.logged("metrics on port"), START_SECONDS)
         assert self.logged("metrics on port"), self.output
         return int(self.logged("metrics on port")[-1]["port"])
 
     async def ready(self, within: float = START_SECONDS) -> "Service":
-        """Wait until /readyz says so."""
+        """Wait until /readyz returns 200."""
         await until(self.is_ready, within)
         return self
 
@@ -94,18 +94,18 @@ class Service:
         return (await self.get("/readyz"))[0] == 200
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Ask its HTTP server; status and text."""
+        """Request a path of its HTTP server; return status and text."""
         url = f"http://127.0.0.1:{await self.port()}{path}"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return response.status, await response.text()
 
     async def parts(self) -> dict[str, str]:
-        """Give what /readyz says of each part."""
+        """Return the state of each part in /readyz."""
         parts: dict[str, str] = json.loads((await self.get("/readyz"))[1])["parts"]
         return parts
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Give one sample's value; 0 while there is none."""
+        """Return the sum of the samples with these labels, or 0."""
         text = (await self.get("/metrics"))[1]
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
         return sum(
@@ -119,12 +119,12 @@ class Service:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it with kill -9."""
+        """Kill it with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     async def exit_code(self, within: float = START_SECONDS) -> int:
-        """Wait until it has ended by itself."""
+        """Wait until it ends by itself, and return its exit code."""
         await until(self.exited, within)
         assert self.process.returncode is not None
         return self.process.returncode
@@ -137,7 +137,7 @@ def running(
     settings: Mapping[str, str] | None = None,
     arguments: Sequence[str] = RUN_CALLBACK,
 ) -> Iterator[Service]:
-    """Run the callback service for the length of the block; its log is shown where that fails."""
+    """Run a service for as long as the context lasts. An exception shows its log."""
     service = Service(directory, amqp_url, settings, arguments)
     try:
         yield service

@@ -16,15 +16,15 @@ from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
-# 32 bytes, as everybody may know.
+# 32 bytes, public.
 SECRETS_KEY = "cmluZ2JhY2stcmluZ2JhY2stcmluZ2JhY2stcmluZ2I="
 
 
 class System(dict[str, Service]):
-    """The running services, by their names."""
+    """The running services by name."""
 
     async def ready(self) -> "System":
-        """Wait until all are: a gateway without a scheduler when it reaches the broker."""
+        """Wait until all are ready. A gateway without a scheduler is ready with its broker."""
         for name, service in self.items():
             if name == "gateway" and "scheduler" not in self:
                 await until(lambda: self["gateway"].logged("broker is ready"))
@@ -34,7 +34,7 @@ class System(dict[str, Service]):
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[Caller]:
-        """An anonymous caller of its gateway."""
+        """Yield an anonymous client of its gateway."""
         async with calling(await base_url(self["gateway"])) as call:
             yield call
 
@@ -43,7 +43,7 @@ class System(dict[str, Service]):
 def system(
     directory: Path, amqp_url: str, database_url: str, *names: str, **settings: str
 ) -> Iterator[System]:
-    """Run a gateway and these services, on a database that is brought up to date for them first."""
+    """Migrate the database, and run a gateway and these services."""
     given = {
         "RINGBACK_DATABASE_URL": database_url,
         "RINGBACK_TICKET_KEY": TICKET_KEY,
@@ -66,7 +66,7 @@ def system(
 
 @contextmanager
 def fresh_database(database_url: str) -> Iterator[str]:
-    """A database of one's own on the same server: a scheduler fires all that lies in its own."""
+    """Yield a new database on the same server, because a scheduler dispatches all its rows."""
     name = f"fresh_{uuid4().hex[:12]}"
     asyncio.run(_execute(database_url, f'CREATE DATABASE "{name}"'))
     try:

@@ -308,8 +308,8 @@ async def test_a_metrics_port_in_use_is_reported_and_the_exit_code_is_1(
         arguments = ("-m", "services", "run", "callback", "--metrics-port", str(port))
         with running(tmp_path, amqp_url, arguments=arguments) as service:
             assert await service.exit_code() == 1
-            assert service.logged("can't start")
-            assert str(port) in service.logged("can't start")[0]["message"]
+            assert service.logged("cannot start")
+            assert str(port) in service.logged("cannot start")[0]["message"]
 
 
 async def test_readyz_fails_without_a_broker_and_names_what_is_missing(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ async def test_workers_share_the_queue_and_their_metrics_are_summed(
         assert await service.exit_code() == 0
 
 
-async def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
+async def test_a_killed_worker_is_restarted_and_its_counts_stay(
     amqp_url: str, tmp_path: Path
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
@@ -70,7 +70,7 @@ async def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
             assert await service.metric("callback_total", status="success") >= 20
 
 
-async def test_a_worker_that_fails_ends_them_all_with_its_exit_code(
+async def test_a_failed_worker_stops_all_others_with_its_exit_code(
     amqp_url: str, tmp_path: Path
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
@@ -86,7 +86,7 @@ async def test_a_worker_that_fails_ends_them_all_with_its_exit_code(
         assert service.logged("callbacks.dead", level="CRITICAL")
 
 
-async def test_workers_do_not_outlive_a_killed_parent(amqp_url: str, tmp_path: Path) -> None:
+async def test_workers_stop_after_a_kill_of_their_parent(amqp_url: str, tmp_path: Path) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
         orphans = children(service)
@@ -94,7 +94,7 @@ async def test_workers_do_not_outlive_a_killed_parent(amqp_url: str, tmp_path: P
         service.kill()
 
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
-        assert len(service.logged("the parent process is gone")) == 2
+        assert len(service.logged("parent process ended")) == 2
 
 
 @pytest.mark.parametrize("argument", ["--consumer", "--no-metrics"])
@@ -108,23 +108,23 @@ async def test_the_consumer_alone_serves_no_metrics(
         assert await service.exit_code() == 0
 
 
-async def test_the_metrics_alone_need_no_broker(tmp_path: Path) -> None:
+async def test_metrics_alone_do_not_need_a_broker(tmp_path: Path) -> None:
     with running(tmp_path, "amqp://127.0.0.1:1/", arguments=(*ALONE, "--metrics")) as service:
         await service.ready()
         assert await service.parts() == {}
 
 
-async def test_the_sandbox_is_a_service_like_any_other(tmp_path: Path) -> None:
+async def test_the_sandbox_runs_as_a_service(tmp_path: Path) -> None:
     arguments = ("-m", "services.sandbox", "--metrics-port", "0")
     settings = {"RINGBACK_SANDBOX_PORT": "0", "RINGBACK_SANDBOX_SMTP_PORT": "0"}
     with running(tmp_path, "amqp://127.0.0.1:1/", settings, arguments) as service:
         await service.ready()
-        assert service.logged("sandbox at http://127.0.0.1:")
+        assert service.logged("sandbox started at http://127.0.0.1:")
         service.signal(signal.SIGTERM)
         assert await service.exit_code() == 0
 
 
-async def test_wrong_configuration_is_named_whole_before_anything_connects() -> None:
+async def test_all_faults_of_the_configuration_are_reported_before_anything_connects() -> None:
     knocks = 0
 
     def knocked(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

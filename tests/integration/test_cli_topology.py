@@ -61,9 +61,9 @@ async def test_doctor_names_each_fault_and_its_remedy(amqp_url: str) -> None:
     )
 
     assert output.code == 1
-    assert "FAULT  topology: queue 'callbacks' is missing" in output.out
+    assert "ERROR  topology: queue 'callbacks' is missing" in output.out
     assert "`ringback topology declare`" in output.out
-    assert "FAULT  database: no connection to postgresql://me:" in output.out
+    assert "ERROR  database: no connection to postgresql://me:" in output.out
     assert "canary" not in output.out + output.err
 
 
@@ -75,4 +75,4 @@ async def test_doctor_reports_an_alarm(own_broker: Broker) -> None:
         own_broker.ctl("set_vm_memory_high_watermark", "0.4")
 
     assert output.code == 1
-    assert "FAULT  publishing: an alarm is on" in output.out
+    assert "ERROR  publishing: the broker blocks publishing: an alarm is on" in output.out

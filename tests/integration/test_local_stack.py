@@ -1,4 +1,4 @@
-"""The private broker and database: restart, ruins of an earlier run, killed users, clear errors."""
+"""The private broker and database: restarts, interrupted starts and stops, clear errors."""
 
 import asyncio
 import os
@@ -14,7 +14,14 @@ import pytest
 
 from deploy.local import install, stack
 from deploy.local.broker import Broker
-from deploy.local.daemon import LocalStackError, remove, wait_until
+from deploy.local.daemon import (
+    FileLock,
+    LocalStackError,
+    free_port,
+    remove,
+    reserved_ports,
+    wait_until,
+)
 from deploy.local.database import Database
 from deploy.local.install import Installation
 from deploy.local.stack import Stack
@@ -43,12 +50,12 @@ async def query(url: str, sql: str) -> object:
 
 
 def listening_on(port: int) -> set[str]:
-    """The local addresses, as /proc shows them, on which somebody listens at `port`."""
+    """Return the local addresses that listen on `port`, in the format of /proc."""
     table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     return set(re.findall(rf": ([0-9A-F]+):{port:04X} \S+ 0A ", table))
 
 
-async def test_a_killed_broker_comes_back_with_its_messages_at_its_url(own_broker: Broker) -> None:
+async def test_a_killed_broker_restarts_with_its_messages_and_url(own_broker: Broker) -> None:
     url = own_broker.url
     await publish(url, "kept")
     own_broker.sync()
@@ -67,7 +74,7 @@ async def test_a_suspended_broker_is_silent_until_it_is_resumed(own_broker: Brok
     await asyncio.wait_for(publish(own_broker.url, "later"), 10)
 
 
-async def test_each_vhost_is_a_world_of_its_own(broker: Broker) -> None:
+async def test_vhosts_are_isolated(broker: Broker) -> None:
     first, second = broker.add_vhost("a/b c"), broker.add_vhost("other")
     await publish(first, "here")
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
@@ -87,18 +94,18 @@ def test_all_servers_listen_on_loopback_only(broker: Broker, database: Database)
         assert addresses <= {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1, ::1
 
 
-def test_ruins_of_an_earlier_start_are_cleared_and_strangers_left_alone(
+def test_an_interrupted_start_is_cleaned_up_without_killing_other_processes(
     stack_directory: Path, installation: Installation
 ) -> None:
-    # A path longer than a Unix socket's may be (108), with blanks in it.
+    # The path has spaces and is longer than the limit of a Unix socket (108).
     directory = stack_directory / " ".join(["a long name"] * 12)
-    with subprocess.Popen(["/bin/sleep", "600"]) as stranger:
+    with subprocess.Popen(["/bin/sleep", "600"]) as other_process:
         broker, database = Broker(directory / "b", installation), Database(directory / "d")
         for made in (broker.directory / "data", database.directory / "data.unfinished"):
             made.mkdir(parents=True)
             (made / "half").write_text("written")
         for lock in (broker.directory / "node.lock", database.directory / "server.lock"):
-            lock.write_text(str(stranger.pid))
+            lock.write_text(str(other_process.pid))
         assert (broker.pid, database.pid) == (None, None)
         try:
             database.start()
@@ -106,25 +113,25 @@ def test_ruins_of_an_earlier_start_are_cleared_and_strangers_left_alone(
             broker.stop()
             database.stop()
             assert (broker.pid, database.pid) == (None, None)
-            assert stranger.poll() is None
+            assert other_process.poll() is None
         finally:
-            stranger.kill()
+            other_process.kill()
             remove(directory)
 
 
-def test_a_broker_that_does_not_start_says_why(
+def test_a_broker_that_does_not_start_reports_its_log(
     stack_directory: Path, installation: Installation
 ) -> None:
     broker = Broker(stack_directory / "bad", installation, {"no.such.setting": "1"})
-    with pytest.raises(LocalStackError, match=r"(?s)ended at once.*no\.such\.setting"):
+    with pytest.raises(LocalStackError, match=r"(?s)it ended.*no\.such\.setting"):
         broker.start()
     assert broker.pid is None
 
 
-async def test_a_database_survives_a_crash_and_a_directory_its_user_cannot_enter(
+async def test_a_database_in_a_directory_that_its_user_cannot_enter_survives_a_crash(
     tmp_path: Path,
 ) -> None:
-    # pytest makes tmp_path for its user alone, so as root this is like a checkout under /root.
+    # Only root can enter tmp_path, so for root this is like a checkout under /root.
     database = Database(tmp_path / "database")
     try:
         database.start()
@@ -153,7 +160,7 @@ def test_configured_servers_are_used_as_they_are(tmp_path: Path) -> None:
             pass
 
 
-def test_the_next_start_takes_over_what_a_killed_one_left_running(stack_directory: Path) -> None:
+def test_a_start_uses_the_servers_of_a_killed_process(stack_directory: Path) -> None:
     directory = stack_directory / "taken-over"
     code = f"""
 import signal
@@ -173,7 +180,58 @@ with start(Path({str(directory)!r}), {{"RINGBACK_AMQP_URL": "amqp://there/"}}) a
     assert second.database.pid is None
 
 
-def test_servers_end_with_a_session_that_is_killed() -> None:
+def test_a_start_completes_a_stop_whose_process_was_killed(
+    stack_directory: Path, installation: Installation
+) -> None:
+    broker = Broker(stack_directory / "half-stopped", installation)
+    broker.start()
+    first = broker.pid
+    code = f"""
+from pathlib import Path
+from deploy.local.broker import Broker
+Broker(Path({str(broker.directory)!r})).stop()
+"""
+    try:
+        with subprocess.Popen([sys.executable, "-c", code]) as stop:
+            assert wait_until((broker.directory / "node.stopping").exists, 20)
+            stop.kill()
+        broker.start()
+        assert broker.pid not in (first, None)
+    finally:
+        broker.kill()
+        remove(broker.directory)
+
+
+def test_a_probe_of_a_lock_does_not_prevent_its_acquisition(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "lock")
+    code = f"""
+from pathlib import Path
+from deploy.local.daemon import FileLock
+print(flush=True)
+while True:
+    FileLock(Path({str(lock.path)!r})).holder()
+"""
+    lock.acquire()
+    lock.release()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as probe:
+        assert probe.stdout is not None
+        probe.stdout.readline()
+        for _ in range(200):
+            assert lock.acquire() is not None
+            lock.release()
+        probe.kill()
+
+
+def test_two_stacks_do_not_reserve_the_same_port() -> None:
+    port = free_port()
+    with reserved_ports() as first, reserved_ports() as second:
+        assert first(port) == port
+        assert second(port) != port
+    with reserved_ports() as third:
+        assert third(port) == port
+
+
+def test_throwaway_servers_end_with_a_killed_process() -> None:
     code = """
 import signal
 from deploy.local.database import Database
@@ -194,7 +252,7 @@ with throwaway("killed") as directory:
     assert database.pid is None
 
 
-def test_where_rabbitmq_cannot_be_installed_the_error_says_what_to_type(
+def test_if_rabbitmq_cannot_be_installed_the_error_says_what_to_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(install, "SCRIPT_FOLDERS", ())

@@ -22,23 +22,23 @@ def ticket(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["ticket", *arguments])
 
 
-def test_keys_are_made_once_and_nobody_else_may_read_them(tmp_path: Path) -> None:
+def test_keys_are_created_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
     assert development_ticket_key(tmp_path) is None
     made = development_keys(SecuritySettings(), tmp_path)
     assert development_keys(SecuritySettings(), tmp_path) == made
     assert development_ticket_key(tmp_path) == made["RINGBACK_TICKET_KEY"]
     assert SecretCipher.of(made["RINGBACK_SECRETS_KEY"])
-    files = list((tmp_path / ".ringback" / "keys").iterdir())
+    files = list((tmp_path / "keys").iterdir())
     assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
 
 
-def test_what_is_configured_is_left_alone(tmp_path: Path) -> None:
+def test_configured_keys_are_not_replaced(tmp_path: Path) -> None:
     configured = SecuritySettings(ticket_key=SecretStr(KEY))
     assert set(development_keys(configured, tmp_path)) == {"RINGBACK_SECRETS_KEY"}
 
 
 # S9
-def test_s9_a_ticket_to_try_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s9_the_ticket_command_prints_a_valid_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGBACK_TICKET_KEY", KEY)
     assert TicketVerifier(KEY).verify(ticket("shop").stdout.strip()) == "shop"
     body = json.loads(ticket("shop", "--expires-in", "60", "--json").stdout)
@@ -46,21 +46,21 @@ def test_s9_a_ticket_to_try_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert body["client_id"] == "shop"
 
 
-def test_a_client_id_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_client_id_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGBACK_TICKET_KEY", KEY)
     result = ticket("x" * 256)
     assert result.exit_code == 1
     assert "1 to 255 characters" in result.output
 
 
-def test_without_a_key_that_of_ringback_up_signs_or_none(
+def test_without_a_configured_key_the_key_of_ringback_up_signs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("RINGBACK_TICKET_KEY", raising=False)
-    monkeypatch.setattr(daemon, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(daemon, "LOCAL_DIRECTORY", tmp_path)
     missing = ticket("shop")
     assert missing.exit_code == 1
-    assert "set RINGBACK_TICKET_KEY" in missing.output
+    assert "RINGBACK_TICKET_KEY is not set" in missing.output
 
     made = development_keys(SecuritySettings(), tmp_path)
     result = ticket("shop")

@@ -94,7 +94,7 @@ def test_h5_the_timestamp_is_rfc_3339_in_utc(
 
 
 # H5
-def test_h5_an_exception_stays_within_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_h5_an_exception_is_on_the_line_of_its_message(capsys: pytest.CaptureFixture[str]) -> None:
     lines = configured(capsys)
     try:
         int("first\nsecond")
@@ -127,7 +127,7 @@ anything = st.one_of(
 @example(message="half a pair: \ud800", value=b"\xff")
 @example(message="half a pair: \ud800", value=float("inf"))
 @example(message="not a number", value=[float("nan"), float("-inf")])
-def test_h5_whatever_is_logged_is_one_json_object_a_line(
+def test_h5_every_log_line_is_one_json_object(
     capsys: pytest.CaptureFixture[str], message: object, value: object
 ) -> None:
     lines = configured(capsys)
@@ -145,14 +145,14 @@ def test_h5_whatever_is_logged_is_one_json_object_a_line(
 
 
 # H5, H7
-def test_h5_h7_only_the_wanted_levels_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_h5_h7_lower_levels_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     lines = configured(capsys, level="WARNING")
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.CRITICAL):
         logger.log(level, "a line")
     assert [line["level"] for line in lines.parsed()] == ["WARNING", "CRITICAL"]
 
 
-def test_the_libraries_tell_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_do_not_log_what_our_log_reports(capsys: pytest.CaptureFixture[str]) -> None:
     lines = configured(capsys)
     logging.getLogger("aiormq.connection").error("lost")
     logging.getLogger("aiohttp.access").info("GET /metrics")
@@ -160,7 +160,7 @@ def test_the_libraries_tell_nothing_twice(capsys: pytest.CaptureFixture[str]) ->
 
 
 # H7
-def test_h7_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_h7_the_text_format_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     lines = configured(capsys, form="text")
     logger.info("callback delivered", extra={"callback_id": "id-1", "attempt": 2, "none": None})
     assert re.fullmatch(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.postgres.queries import parsed
+from shared.postgres.queries import parse
 
 TEXT = """-- What the shop asks.
 
@@ -16,8 +16,8 @@ SELECT count(*) FROM shop.orders
 """
 
 
-def test_each_query_has_its_name() -> None:
-    found = parsed(TEXT, source="shop")
+def test_queries_have_names() -> None:
+    found = parse(TEXT, source="shop")
     assert set(found) == {"claim", "count_2"}
     assert found["count_2"] == "SELECT count(*) FROM shop.orders"
     assert found["claim"].startswith("-- Those that are due.\nUPDATE shop.orders")
@@ -28,13 +28,13 @@ def test_each_query_has_its_name() -> None:
     ("text", "fault"),
     [
         ("SELECT 1\n" + TEXT, "the first query has no line"),
-        ("-- name: a\nSELECT 1\n-- name: a\nSELECT 2", "two queries named a"),
+        ("-- name: a\nSELECT 1\n-- name: a\nSELECT 2", "two queries are named a"),
         ("-- name: a\n-- nothing\n\n-- name: b\nSELECT 1", "the query a is empty"),
-        ("-- name: Get it\nSELECT 1", "'Get it' is no name"),
-        ("-- name: \nSELECT 1", "'' is no name"),
+        ("-- name: Get it\nSELECT 1", "'Get it' is not a valid name"),
+        ("-- name: \nSELECT 1", "'' is not a valid name"),
     ],
 )
-def test_a_file_that_can_not_be_understood_says_where(text: str, fault: str) -> None:
+def test_an_invalid_file_is_reported_with_its_place(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault) as caught:
-        parsed(text, source="the shop's queries")
+        parse(text, source="the shop's queries")
     assert "the shop's queries" in str(caught.value)

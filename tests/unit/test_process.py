@@ -1,4 +1,4 @@
-"""The life of a process: readiness part by part, draining within its grace, exit codes. Row 32."""
+"""The lifecycle of a process: readiness by part, draining within the grace, exit codes. Row 32."""
 
 import asyncio
 import gc
@@ -20,8 +20,8 @@ from shared.settings import Settings
 QUIET = Parts(metrics=False)
 
 
-class ToldError(RingbackError):
-    """An error whose faults a person has to mend."""
+class FaultsError(RingbackError):
+    """An error with several faults."""
 
     faults = ("queue a differs", "queue b differs")
 
@@ -36,7 +36,7 @@ async def for_ever() -> None:
 
 @pytest.fixture
 def _as_before() -> Iterator[None]:
-    """What `serve` changes in its process: logging, signals, the collector's habits."""
+    """Restore what `serve` changes in its process: logging, signals, garbage collection."""
     root, threshold = logging.getLogger(), gc.get_threshold()
     handlers, level = root.handlers[:], root.level
     switches = ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
@@ -51,7 +51,7 @@ def _as_before() -> Iterator[None]:
     gc.set_threshold(*threshold)
 
 
-def test_every_part_must_be_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_is_ready_when_every_part_is(caplog: pytest.LogCaptureFixture) -> None:
     changes = []
     with caplog.at_level(logging.INFO):
         health = Health()
@@ -79,7 +79,7 @@ def test_every_part_must_be_up(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_who_drains_is_never_ready_again() -> None:
+def test_a_draining_process_is_never_ready_again() -> None:
     health = Health()
     health.expect("consumer")
     health.drain()
@@ -89,7 +89,7 @@ def test_who_drains_is_never_ready_again() -> None:
 
 
 # Row 32
-async def test_row_32_stopping_drains_first_and_then_ends_the_tasks() -> None:
+async def test_row_32_stopping_drains_and_then_cancels_the_tasks() -> None:
     it = process(grace=5.0)
     seen: list[object] = []
 
@@ -111,7 +111,7 @@ async def test_row_32_stopping_drains_first_and_then_ends_the_tasks() -> None:
 
 
 # Row 32
-async def test_row_32_a_drain_that_hangs_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+async def test_row_32_a_hanging_drain_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     it = process(grace=0.01)
 
     async def hang(_: float) -> None:
@@ -127,14 +127,14 @@ async def test_row_32_a_drain_that_hangs_is_cut_off(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("error", "lines"),
     [
-        (ToldError("2 queues differ"), ["queue a differs", "queue b differs"]),
+        (FaultsError("2 queues differ"), ["queue a differs", "queue b differs"]),
         (RingbackError("no such vhost"), ["no such vhost"]),
         (KeyError("bug"), ["a part of the service ended unexpectedly"]),
         (None, ["a part of the service ended unexpectedly"]),
     ],
     ids=["faults", "error", "bug", "end"],
 )
-async def test_a_part_that_ends_by_itself_ends_the_process_and_is_explained(
+async def test_a_part_that_ends_by_itself_stops_the_process_and_is_logged(
     caplog: pytest.LogCaptureFixture, error: Exception | None, lines: list[str]
 ) -> None:
     it, drained = process(), []
@@ -154,13 +154,13 @@ async def test_a_part_that_ends_by_itself_ends_the_process_and_is_explained(
     assert await it.stop() == 1
     assert [record.getMessage() for record in caplog.records] == lines
     assert ("KeyError: 'bug'" in caplog.text) == isinstance(error, KeyError)
-    assert drained == []  # nothing to drain onto: what is in flight goes back to its queue
+    assert drained == []  # messages in flight return to their queue
 
 
 # Row 32, H6
 @pytest.mark.usefixtures("_as_before")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_row_32_a_signal_ends_a_service_with_0_after_its_drain(
+def test_row_32_a_signal_drains_a_service_and_it_exits_with_0(
     capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     seen = []
@@ -185,9 +185,9 @@ def test_row_32_a_signal_ends_a_service_with_0_after_its_drain(
 @pytest.mark.usefixtures("_as_before")
 @pytest.mark.parametrize(
     ("failure", "told"),
-    [(OSError("address already in use"), "can't start: address already in use"), (None, "ended")],
+    [(OSError("address already in use"), "cannot start: address already in use"), (None, "ended")],
 )
-def test_a_service_that_cannot_go_on_ends_with_1(
+def test_a_service_that_fails_exits_with_1(
     capsys: pytest.CaptureFixture[str], failure: OSError | None, told: str
 ) -> None:
     async def start(it: Process) -> None:
@@ -229,7 +229,7 @@ def test_row_32_a_second_signal_stops_at_once() -> None:
     assert "second signal: stopping at once" in ended.stderr
 
 
-def test_the_clock_tells_seconds_and_a_readable_utc() -> None:
+def test_the_clock_returns_seconds_and_formats_utc() -> None:
     clock = SystemClock()
     before = clock.monotonic()
     assert before <= clock.monotonic()

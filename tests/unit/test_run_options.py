@@ -27,6 +27,6 @@ def test_a_flag_alone_starts_only_that_part(
     assert (parts.consumer, parts.metrics) == runs
 
 
-def test_nothing_to_run_is_wrong_usage() -> None:
+def test_running_no_part_is_wrong_usage() -> None:
     with pytest.raises(click.UsageError):
         chosen_parts(consumer=False, metrics=False)

@@ -1,4 +1,4 @@
-"""H7: the environment over the file, every fault named at once, no secret told."""
+"""H7: the environment overrides the file, all faults are reported, no secret is shown."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ CANARY = "c4n4ry"
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty file for settings, and an environment without any."""
+    """Return an empty settings file, with no settings in the environment."""
     for name in list(os.environ):
         if name.startswith("RINGBACK_"):
             monkeypatch.delenv(name)
@@ -47,7 +47,7 @@ def test_h7_everything_has_a_default(file: Path) -> None:
 
 
 # H7
-def test_h7_the_environment_goes_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h7_the_environment_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(
         'amqp_url = "amqp://file/"\nlog_level = "DEBUG"\n[callback]\ntimeout = 3\nprefetch = 7\n'
     )
@@ -61,7 +61,7 @@ def test_h7_the_environment_goes_over_the_file(file: Path, monkeypatch: pytest.M
 
 
 # H7
-def test_h7_every_fault_is_named_at_once_with_its_place(
+def test_h7_all_faults_are_reported_at_once_with_their_places(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text('[callback]\ntimeout = "soon"\nprefetch = 0\ntimeuot = 5\n')
@@ -98,15 +98,15 @@ def test_h7_every_fault_is_named_at_once_with_its_place(
         ("log_level = 'INFO'\nlog_level = 'INFO'", "Cannot overwrite a value (at "),
     ],
 )
-def test_h7_a_wrong_shared_setting_says_what_is_wrong(file: Path, text: str, fault: str) -> None:
+def test_h7_an_invalid_shared_setting_is_explained(file: Path, text: str, fault: str) -> None:
     file.write_text(text)
-    [told] = faults(file, Settings)
-    assert told.startswith(str(file))
-    assert fault in told
+    [reported] = faults(file, Settings)
+    assert reported.startswith(str(file))
+    assert fault in reported
 
 
 # H7
-def test_h7_a_file_that_is_no_text_is_named(file: Path) -> None:
+def test_h7_a_file_that_is_not_text_is_reported(file: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     assert str(file) in faults(file)[0]
 
@@ -118,7 +118,7 @@ def test_h7_a_service_must_be_a_table(file: Path) -> None:
 
 
 # H7
-def test_h7_the_faults_of_all_models_come_together(
+def test_h7_faults_of_several_models_are_reported_together(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text('log_level = "LOUD"\n[calback]\ntimeout = 1\n[callback]\nprefetch = 0\n')
@@ -153,7 +153,7 @@ def test_h7_networks_may_be_separated_by_commas(
 @pytest.mark.parametrize(
     "value", ["10.0.0.1/8", "everything", "10.0.0.0/8;fd00::/8", "10.0.0.0/33"]
 )
-def test_h7_a_wrong_network_is_told_with_the_right_form(
+def test_h7_an_invalid_network_is_reported_with_the_valid_format(
     file: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS", value)
@@ -168,7 +168,9 @@ def test_h7_networks_are_a_list_or_a_text(file: Path) -> None:
 
 
 # H2, H7
-def test_secrets_have_names_and_may_be_several(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_has_a_name_and_one_or_more_values(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(
         "RINGBACK_CALLBACK_SECRETS", f'{{"shop": "{CANARY}", "bank": ["{CANARY}", "{CANARY}-old"]}}'
     )
@@ -188,14 +190,14 @@ def test_secrets_have_names_and_may_be_several(file: Path, monkeypatch: pytest.M
         f'{{"shop": ["{CANARY}", 5]}}',
     ],
 )
-def test_row_31_malformed_secrets_are_not_told(
+def test_row_31_malformed_secrets_are_not_shown(
     file: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("RINGBACK_CALLBACK_SECRETS", value)
     assert any("secrets" in fault.lower() for fault in faults(file))
 
 
-def test_row_31_malformed_secrets_in_the_file_are_not_told(file: Path) -> None:
+def test_row_31_malformed_secrets_in_the_file_are_not_shown(file: Path) -> None:
     for text in (
         f'[callback.secrets]\nshop = ["{CANARY}", 5]\n',
         f'[callback]\nsecrets = "{CANARY}"\n',
@@ -215,13 +217,13 @@ def test_row_31_malformed_secrets_in_the_file_are_not_told(file: Path) -> None:
         ("ticket_jwks_file", "/missing/jwks.json", "cannot read /missing/jwks.json"),
     ],
 )
-def test_row_31_a_wrong_key_is_named_at_start_and_not_told(
+def test_row_31_an_invalid_key_is_reported_but_not_shown(
     file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, fault: str
 ) -> None:
     monkeypatch.setenv(f"RINGBACK_{name.upper()}", value)
-    [told] = faults(file, SecuritySettings)
-    assert told.startswith(f"RINGBACK_{name.upper()}: ")
-    assert fault in told
+    [reported] = faults(file, SecuritySettings)
+    assert reported.startswith(f"RINGBACK_{name.upper()}: ")
+    assert fault in reported
 
 
 # Row 31
@@ -235,16 +237,16 @@ def test_row_31_keys_are_not_shown(file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert key not in shown
 
 
-def test_keys_that_are_set_to_nothing_are_not_set(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_keys_are_not_set(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TICKET_KEY", "TICKET_JWKS_FILE", "SECRETS_KEY"):
         monkeypatch.setenv(f"RINGBACK_{name}", "")
     settings = load(SecuritySettings, file=file)
     assert (settings.ticket_key, settings.ticket_jwks_file, settings.secrets_key) == (None,) * 3
 
 
-def test_who_stores_must_have_a_database(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_stores_data_needs_a_database(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         InvalidSettingsError, match="RINGBACK_DATABASE_URL: not set, but required by shop"
     ):

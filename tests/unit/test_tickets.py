@@ -101,7 +101,7 @@ def test_s9_a_ticket_names_its_client() -> None:
     ("key", "algorithm"),
     [(RSA, "RS256"), (EC, "ES256"), (ED, "EdDSA"), (ED, "Ed25519")],
 )
-def test_s9_public_keys_check_tickets_beside_the_secret(key: Key, algorithm: str) -> None:
+def test_s9_public_keys_and_the_secret_both_check_tickets(key: Key, algorithm: str) -> None:
     checking = verifier(RSA, EC, ED)
     assert checking.verify(signed(GOOD, key, alg=algorithm)) == "shop"
     assert checking.verify(signed(GOOD)) == "shop"
@@ -109,7 +109,7 @@ def test_s9_public_keys_check_tickets_beside_the_secret(key: Key, algorithm: str
 
 
 # S9
-def test_s9_of_several_keys_of_a_kind_the_kid_says_which() -> None:
+def test_s9_the_kid_selects_one_of_several_keys() -> None:
     other = RSAKey.generate_key(2048, {"kid": "other"})
     checking = verifier(RSA, other)
     assert checking.verify(signed(GOOD, other, alg="RS256", kid="other")) == "shop"
@@ -118,7 +118,7 @@ def test_s9_of_several_keys_of_a_kind_the_kid_says_which() -> None:
 
 
 # Row 33
-def test_row_33_the_public_key_is_no_shared_secret() -> None:
+def test_row_33_a_public_key_is_not_used_as_a_shared_secret() -> None:
     stranger = RSA.as_pem(private=False)
     swapped = by_hand({"alg": "HS256", "kid": "rsa"}, json.dumps(GOOD), stranger)
     assert "no configured key matches" in refusal(swapped, verifier(RSA, secret=None))
@@ -127,14 +127,14 @@ def test_row_33_the_public_key_is_no_shared_secret() -> None:
 
 # Row 33
 @pytest.mark.parametrize("algorithm", ["none", "None", "HS384", "RS256", "ES256", "", None, 5, []])
-def test_row_33_an_alg_that_does_not_belong_to_the_key_is_refused(algorithm: Any) -> None:
+def test_row_33_an_alg_of_another_key_type_is_rejected(algorithm: Any) -> None:
     refusal(by_hand({"alg": algorithm}, json.dumps(GOOD)), verifier(RSA, EC))
     unsigned = by_hand({"alg": algorithm}, json.dumps(GOOD)).rpartition(".")[0] + "."
     refusal(unsigned, verifier(RSA, EC))
 
 
 # Row 33
-def test_row_33_another_signature_is_refused() -> None:
+def test_row_33_a_wrong_signature_is_rejected() -> None:
     assert "bad_signature" in refusal(signed(GOOD, OctKey.import_key(SECRET + "x")))
     head, _, mac = signed(GOOD).split(".")
     body = (
@@ -169,13 +169,13 @@ def test_row_33_another_signature_is_refused() -> None:
         ({"sub": "x" * 256}, "1 to 255 characters"),
     ],
 )
-def test_row_33_claims_that_do_not_fit_are_refused(change: dict[str, Any], why: str) -> None:
+def test_row_33_invalid_claims_are_rejected(change: dict[str, Any], why: str) -> None:
     assert why in refusal(by_hand({"alg": "HS256"}, json.dumps(GOOD | change)))
 
 
 # Row 33
 @pytest.mark.parametrize("claim", ["exp", "aud", "sub"])
-def test_row_33_claims_that_are_left_out_are_missed(claim: str) -> None:
+def test_row_33_missing_claims_are_rejected(claim: str) -> None:
     refusal(signed({key: value for key, value in GOOD.items() if key != claim}))
 
 
@@ -201,16 +201,16 @@ def test_row_33_claims_that_are_left_out_are_missed(claim: str) -> None:
         "a.b.c.d.e",
     ],
 )
-def test_row_33_what_is_no_ticket_is_refused(text: str) -> None:
+def test_row_33_malformed_tickets_are_rejected(text: str) -> None:
     refusal(text, verifier(RSA))
 
 
-def test_without_any_key_every_ticket_is_bad() -> None:
+def test_without_a_key_every_ticket_is_invalid() -> None:
     assert "no configured key matches" in refusal(signed(GOOD), verifier(secret=None))
 
 
 # S9
-def test_s9_ringbacks_own_ticket_is_for_the_client_and_opens_no_door_of_ours() -> None:
+def test_s9_ringbacks_own_ticket_is_for_the_client_and_not_valid_for_ringback() -> None:
     own = issuer().own("shop")
     claims = jwt.decode(own, OctKey.import_key(SECRET), algorithms=["HS256"]).claims
     assert (claims["iss"], claims["aud"]) == ("ringback", "shop")
@@ -220,7 +220,7 @@ def test_s9_ringbacks_own_ticket_is_for_the_client_and_opens_no_door_of_ours() -
 
 
 # S9
-def test_s9_an_own_ticket_is_kept_while_it_is_good_for_long_enough() -> None:
+def test_s9_an_own_ticket_is_reused_while_it_is_valid_long_enough() -> None:
     clock = SetClock()
     signing = issuer(clock)
     first = signing.own("shop")
@@ -234,7 +234,7 @@ def test_s9_an_own_ticket_is_kept_while_it_is_good_for_long_enough() -> None:
     assert signing.own("bank") not in (first, second)
 
 
-def test_own_tickets_are_kept_for_the_clients_of_late_only() -> None:
+def test_own_tickets_are_cached_for_recent_clients_only() -> None:
     clock = SetClock()
     signing = issuer(clock)
     first = signing.own("shop")
@@ -245,7 +245,7 @@ def test_own_tickets_are_kept_for_the_clients_of_late_only() -> None:
 
 
 @pytest.mark.parametrize("client", ["", "a\nb", "x" * 256])
-def test_no_ticket_is_issued_that_would_be_refused(client: str) -> None:
+def test_no_ticket_is_issued_for_an_invalid_client_id(client: str) -> None:
     with pytest.raises(InvalidTicketError):
         issuer().issue(client, lifetime=60)
 
@@ -276,9 +276,7 @@ def test_keys_come_from_the_settings(tmp_path: Path) -> None:
         (5, "is not a valid JWKS"),
     ],
 )
-def test_a_jwks_file_that_can_not_check_tickets_is_refused(
-    tmp_path: Path, keys: Any, fault: str
-) -> None:
+def test_a_jwks_with_unusable_keys_is_rejected(tmp_path: Path, keys: Any, fault: str) -> None:
     file = tmp_path / "jwks.json"
     file.write_text(json.dumps({"keys": keys}))
     with pytest.raises(ValueError, match=fault) as caught:
@@ -287,7 +285,7 @@ def test_a_jwks_file_that_can_not_check_tickets_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'"canary"'])
-def test_a_file_that_is_no_jwks_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_jwks_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "jwks.json"
     file.write_bytes(content)
     with pytest.raises(ValueError, match="is not a valid JWKS") as caught:
@@ -295,6 +293,6 @@ def test_a_file_that_is_no_jwks_is_refused(tmp_path: Path, content: bytes) -> No
     assert "canary" not in str(caught.value)
 
 
-def test_a_jwks_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_jwks_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot read .*missing.json: No such file"):
         public_keys(tmp_path / "missing.json")

@@ -1,5 +1,5 @@
-from shared.process.command import alone
+from shared.process.command import service_command
 from tests.fakes.shop.app import SERVICE
 
 if __name__ == "__main__":
-    alone(SERVICE)(prog_name=f"python -m {SERVICE.spec.module}")
+    service_command(SERVICE)(prog_name=f"python -m {SERVICE.spec.module}")
