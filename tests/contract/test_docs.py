@@ -1,9 +1,13 @@
 """The docs are correct where a test can check it: links, and the code that readers copy."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
+
+from shared.registry import SERVICES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
@@ -33,3 +37,20 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"`((?:services|shared|tests|deploy|docs)/[\w./-]+)`", page.read_text())
 
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_page_of_metrics_lists_every_metric() -> None:
+    for service in SERVICES.values():
+        import_module(f"{service.module}.app")
+    metrics = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in REGISTRY.collect()
+        if not family.name.startswith(("python_", "process_"))
+    }
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    listed = set(
+        re.findall(r"(?m)^\| `(\w+)(?:{[\w,]+})?` \| (?:counter|gauge|histogram) \|", page)
+    )
+
+    # The parent process of workers registers one more.
+    assert metrics | {"ringback_worker_restarts_total"} == listed
