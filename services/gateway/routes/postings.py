@@ -181,7 +181,7 @@ async def list_posting_messages(
 def _posting_id(request: web.Request) -> str:
     posting_id = parse_uuid(request.match_info["id"])
     if posting_id is None:
-        raise ProblemError(HTTPStatus.NOT_FOUND, "not_found", "posting not found")
+        raise ProblemError(HTTPStatus.NOT_FOUND, "not_found", "the posting does not exist")
     request[POSTING_ID] = posting_id
     return posting_id
 
