@@ -54,3 +54,12 @@ def test_the_page_of_metrics_lists_every_metric() -> None:
 
     # The parent process of workers registers one more.
     assert metrics | {"ringback_worker_restarts_total"} == listed
+
+
+def test_the_index_links_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    linked = {(ROOT / "docs" / path).resolve() for path, _ in _LINK.findall(index) if path}
+
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - linked == {
+        ROOT / "docs" / "README.md"
+    }

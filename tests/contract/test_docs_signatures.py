@@ -137,6 +137,6 @@ def test_go_verifies_signatures(tmp_path: Path) -> None:
     cases, expected = _cases()
     (tmp_path / "cases.json").write_text(json.dumps(cases))
 
-    output = subprocess.check_output([str(GO), "test", "-v", "."], cwd=tmp_path, timeout=300)
+    output = subprocess.check_output([str(GO), "test", "-v", "."], cwd=tmp_path, timeout=150)
 
     assert json.loads(output.splitlines()[1]) == expected

@@ -1,0 +1,117 @@
+"""The promises of Ringback by number, and the tests that carry a number in name or comment."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Final
+
+LANES: Final = ("acceptance", "integration", "contract", "unit")
+PROMISES: Final = {
+    "S1": "A callback is scheduled with a time and a URL; everything else is optional.",
+    "S2": "Callbacks are grouped and listed by `group_key`.",
+    "S3": "`event_key` is unique in its group. A used key is rejected with 409.",
+    "S4": "`context` is any JSON, or a string that contains JSON, and is returned unchanged.",
+    "S5": "Quick and main retries follow `retry_params`. Invalid ones are rejected with 422.",
+    "S6": "`notify_scheme` selects transport (http, amqp) and format.",
+    "S7": "The status of a callback comes with attempts, last error and next time.",
+    "S8": "A callback is cancelled and rescheduled by id, keys or group, in every phase.",
+    "S9": "Service tickets identify clients. Clients are isolated from each other.",
+    "S10": "OpenAPI describes the HTTP interface, and Swagger UI works without internet.",
+    "S11": "An accepted callback fires at least once, never early, always under the same id.",
+    "H1": "SendCallback messages are sent as HTTP requests in the documented format.",
+    "H2": "Requests are signed with HMAC-SHA256, by every configured secret.",
+    "H3": "Failed attempts are retried through tiers; exhausted ones are dead-lettered.",
+    "H4": "Prometheus metrics have their fixed names and bounded labels.",
+    "H5": "Logs are one JSON object per line, without secrets.",
+    "H6": "Consumer and metrics run alone or together.",
+    "H7": "Settings come from environment and file. All errors are reported at once.",
+    "E1": "Producers publish events over AMQP and HTTP. New events need configuration only.",
+    "E2": "Rules turn events into commands.",
+    "E3": "A duplicate event has no effect. A stale event is counted and not acted on.",
+    "E4": "Only users who enabled channel and kind get a message.",
+    "E5": "A posting renders a template for every user of a list.",
+    "E6": "E-mails and SMS are sent by their channel, and never after their expiry.",
+    "E7": "A posting survives a restart: nobody is left out, and ids stay the same.",
+    "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",
+    "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
+    "row 1": "The broker is killed: nothing is lost, and services recover.",
+    "row 2": "The broker is suspended: publishes end as unknown within 5 s.",
+    "row 3": "The broker restarts gracefully: nothing is lost.",
+    "row 6": "Memory alarm: 503 within 5 s, and work continues afterwards.",
+    "row 7": "Disk alarm: as with a memory alarm.",
+    "row 8": "A deleted queue is declared again, and its consumer recovers.",
+    "row 9": "A removed binding is declared again.",
+    "row 11": "A full tier delays retries and loses nothing.",
+    "row 12": "A handler slower than the consumer timeout causes one redelivery.",
+    "row 13": "A poison message is dead-lettered after a limit, without affecting others.",
+    "row 14": "A queue with other arguments ends the start with an error that names it.",
+    "row 15": "Too large headers and bodies are rejected and never forwarded.",
+    "row 16": "The scheduler dies between confirm and settlement: one repeat, same id.",
+    "row 17": "The scheduler dies between claim and publish: the callback fires after its lease.",
+    "row 18": "A process suspended beyond its lease settles nothing.",
+    "row 19": "PostgreSQL restarts: nothing is lost.",
+    "row 20": "A suspended database backend is replaced, and the pool recovers.",
+    "row 22": "A transaction that idles does not slow down claims.",
+    "row 23": "Two schedulers never claim the same callback.",
+    "row 24": "The database's clock decides. A skipped local time fires once that day.",
+    "row 25": "The database's disk is full: no write is reported as stored.",
+    "row 26": "NUL, surrogates, NaN, huge numbers and deep nesting are rejected at once.",
+    "row 27": "No packet is sent to a forbidden address.",
+    "row 28": "Hostile receivers are bounded in time and memory.",
+    "row 29": "Dead targets do not affect healthy ones.",
+    "row 30": "`Retry-After`, 410, redirects and TLS errors are handled as documented.",
+    "row 31": "Secrets rotate under load, and appear in no log, error or fact.",
+    "row 32": "SIGTERM drains within the grace period. The rest is requeued without an attempt.",
+    "row 33": "Bad tickets, foreign ids and absurd page sizes get 401, 404 or 422.",
+}
+
+_IN_NAME: Final = re.compile(
+    r"(?<=_)(?:([shem])(\d{1,2})(?:_to_\1(\d+))?|(rows?)_(\d+)(?:_(?:and_)?(\d+))?)(?=_)"
+)
+_IN_COMMENT: Final = re.compile(
+    r"\b(?:([SHEM])(\d{1,2})|[Rr]ows? (\d+)(?:(?:,| and| to) (\d+))?)\b"
+)
+
+
+def promised_tests(root: Path) -> dict[str, list[str]]:
+    """Return the tests of each number, as `file::name`; those of whole processes first."""
+    found: dict[str, list[str]] = {}
+    for lane in LANES:
+        for file in sorted((root / "tests" / lane).glob("test_*.py")):
+            text = file.read_text()
+            for name, comments in _tests(text):
+                for number in sorted(_numbers(name, comments)):
+                    test = f"{file.relative_to(root)}::{name}"
+                    found.setdefault(number, []).append(test)
+    return found
+
+
+def _tests(text: str) -> list[tuple[str, str]]:
+    """Return each test's name, with the comments above and in it."""
+    lines = text.splitlines()
+    tests = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not node.name.startswith("test_"):
+            continue
+        first = min([node.lineno, *(each.lineno for each in node.decorator_list)]) - 1
+        while first > 0 and lines[first - 1].startswith("#"):
+            first -= 1
+        body = lines[first : node.end_lineno]
+        tests.append((node.name, "\n".join(line.partition("#")[2] for line in body)))
+    return tests
+
+
+def _numbers(name: str, comments: str) -> set[str]:
+    numbers = set()
+    for letter, start, end, row, one, two in _IN_NAME.findall(name.removeprefix("test")):
+        if row:
+            # `row_15_200_kb` is row 15; only `rows_…` and `…_and_…` name two.
+            both = two and (row == "rows" or f"{one}_and_{two}" in name)
+            numbers |= {f"row {one}", *([f"row {two}"] if both else [])}
+        else:
+            numbers |= {f"{letter.upper()}{n}" for n in range(int(start), int(end or start) + 1)}
+    for letter, number, one, two in _IN_COMMENT.findall(comments):
+        numbers |= {f"{letter}{number}"} if letter else {f"row {n}" for n in (one, two) if n}
+    return numbers
