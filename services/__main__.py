@@ -13,7 +13,7 @@ COMMANDS: Final = {
     "posting": "Show how far a posting is, and list its messages, through the gateway.",
     "rules": "Check and try the rules that say what follows from events.",
     "template": "List, check and preview the templates of messages.",
-    "dead": "Look into a dead queue, and put messages back.",
+    "dead": "List, show and redrive dead letters.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
     "migrate": "Bring the database's schemas up to date.",
     "ticket": "Print a service ticket to try the interfaces with.",

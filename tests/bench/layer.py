@@ -116,14 +116,14 @@ async def _consume_ours(url: str) -> float:
         async def publish(_: list[OutgoingMessage]) -> None:
             raise AssertionError("unexpected facts")
 
-        settlement = AckBatcher(intercepted, publish)
-        settling = asyncio.create_task(settlement.run(0.01))
+        acks = AckBatcher(intercepted, publish)
+        flushing = asyncio.create_task(acks.run(0.01))
         tasks: set[asyncio.Task[None]] = set()
         countdown = _Countdown()
 
         async def handle(delivery: Delivery) -> None:
             decode_properties(delivery.header)
-            settlement.done(delivery.tag)
+            acks.done(delivery.tag)
             countdown.one()
 
         def take(delivery: Delivery) -> None:
@@ -134,8 +134,8 @@ async def _consume_ours(url: str) -> float:
         intercepted.on_delivery = take
         await channel.basic_consume(QUEUE, ignore_delivery)
         spent = await countdown.cpu()
-        await settlement.flush()
-        settling.cancel()
+        await acks.flush()
+        flushing.cancel()
         await channel.close()  # the response follows the acks
         return spent
 
