@@ -7,30 +7,30 @@ import click
 
 COMMANDS: Final = {
     "run": "Start one service.",
-    "up": "Start everything on this machine and show the first callbacks.",
-    "send": "Publish messages, validated and confirmed.",
+    "up": "Start everything on this machine, with a demonstration.",
+    "send": "Validate messages and publish them with confirms.",
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
-    "posting": "Show how far a posting is, and list its messages, through the gateway.",
-    "rules": "Check and try the rules that say what follows from events.",
+    "posting": "List postings, and show their progress and messages, through the gateway.",
+    "rules": "Check and try rules: what follows from an event.",
     "template": "List, check and preview the templates of messages.",
     "dead": "List, show and redrive dead letters.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
-    "migrate": "Bring the database's schemas up to date.",
-    "ticket": "Print a service ticket to try the interfaces with.",
+    "migrate": "Migrate the schemas of the database.",
+    "ticket": "Print a service ticket, for trying the interfaces.",
     "doctor": "Check broker, database, migrations, topology and clock.",
-    "config": "Write an example of the configuration.",
+    "config": "Print an example configuration.",
 }
 
 
 class Commands(click.Group):
-    """The commands by name, each imported from its module only when it is used."""
+    """The commands by name. A command is imported only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """All names, in the order of use."""
+        """Return all names in the usual order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command, imported now; None if there is none of this name."""
+        """Import and return a command, or return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(f"services.cli.{cmd_name}"), cmd_name)
@@ -38,19 +38,19 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The list for --help, which imports none of them."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.command(
     cls=Commands,
-    epilog="`ringback COMMAND --help` explains each, with examples. Configuration: environment"
+    epilog="`ringback COMMAND --help` explains a command, with examples. Configuration: environment"
     " variables RINGBACK_…, over ringback.toml; see config.example.toml.",
 )
 @click.version_option(package_name="ringback")
 def main() -> None:
-    """Ringback calls you back: signed HTTP callbacks from RabbitMQ, nothing lost.
+    """Signed webhooks, scheduled callbacks and notifications on RabbitMQ.
 
     \b
     First steps:
