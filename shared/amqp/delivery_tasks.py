@@ -31,13 +31,18 @@ class DeliveryTasks:
     ) -> None:
         """Process each delivery in a task, until the subscription is lost.
 
+        After `stop` it returns at once: a draining consumer would requeue each message until the
+        delivery limit dead-letters it.
+
         `started` is called once messages are consumed, and `ended` with the tag of each delivery
         and the error of its task. It is not called for a cancelled task: the delivery stays
         unacknowledged, so the broker delivers it again.
 
         Raises:
-            one of CONNECTION_ERRORS: always, with the reason.
+            one of CONNECTION_ERRORS: the subscription was lost.
         """
+        if self.draining:
+            return
         loop = asyncio.get_running_loop()
 
         def start(delivery: Delivery) -> None:
@@ -54,6 +59,8 @@ class DeliveryTasks:
         self._subscription = subscription
         started()
         try:
+            if self.draining:  # since `start` was called
+                await subscription.stop()
             await subscription.run(idle=lambda: not (self._tasks or self.draining))
         finally:
             self._subscription = None

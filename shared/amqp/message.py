@@ -19,6 +19,8 @@ from shared.topology import Tier
 PERSISTENT: Final = 2
 # Counts and times of ours are smaller. A larger one could overflow an AMQP header.
 _MAX_NUMBER: Final = 1 << 53
+# A count that a sender sets stays at most here, so that the next copy can carry it incremented.
+_MAX_COUNT: Final = _MAX_NUMBER - 2
 _PLAIN_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 M = TypeVar("M")
@@ -95,10 +97,10 @@ def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message:
         _plain(ours.get(headers.ID) or properties.message_id),
         properties,
         delivery.body,
-        attempt=_number(ours, headers.ATTEMPT) + 1,
+        attempt=_count(ours, headers.ATTEMPT) + 1,
         first_at=_number(ours, headers.FIRST_AT) / 1000,
         not_before=_number(ours, headers.NOT_BEFORE) / 1000,
-        deferrals=_number(ours, headers.DEFERRALS),
+        deferrals=_count(ours, headers.DEFERRALS),
         owner=_owner(ours.get(headers.OWNER)),
     )
 
@@ -120,6 +122,11 @@ def _number(ours: Mapping[str, Any], name: str) -> int:
     """Return a numeric header of ours, or 0 if it is not valid: any sender can set it."""
     value = ours.get(name)
     return value if isinstance(value, int) and 0 < value < _MAX_NUMBER else 0
+
+
+def _count(ours: Mapping[str, Any], name: str) -> int:
+    """Return a count of ours, limited so that its increment is a valid header."""
+    return min(_number(ours, name), _MAX_COUNT)
 
 
 @dataclass(frozen=True, slots=True)

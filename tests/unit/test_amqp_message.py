@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.amqp import codec
@@ -51,10 +51,14 @@ def test_header_values_that_are_not_valid_are_ignored(value: Any) -> None:
     assert (message.first_at, message.not_before) == (0, 0)
 
 
-# H3: the next copy can carry any count, incremented.
+# H3: the next copy carries the count incremented, so attempts never start again.
 @settings(max_examples=30)
 @given(st.integers(0, 2**63 - 1))
-def test_h3_every_attempt_count_can_be_incremented(number: int) -> None:
+@example(2**53 - 3)
+@example(2**53 - 2)
+@example(2**53 - 1)
+@example(2**53)
+def test_h3_an_attempt_count_is_never_reset(number: int) -> None:
     names = ("attempt", "first-at", "not-before", "deferrals")
     message = parsed(headers={f"x-ringback-{name}": number for name in names})
     changes = {
@@ -65,7 +69,8 @@ def test_h3_every_attempt_count_can_be_incremented(number: int) -> None:
     }
     copy = codec.encode_properties(message.copy_properties(changes, message_id="fresh"), 2)
     again = parse_delivery(Delivery(2, redelivered=False, header=copy, body=b"{}"))
-    assert again.attempt == message.attempt + 1
+    assert again.attempt == min(message.attempt + 1, 2**53 - 1)
+    assert again.deferrals == min(message.deferrals + 1, 2**53 - 2)
     assert again.first_at == pytest.approx(message.first_at, abs=0.002)
 
 
