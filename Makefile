@@ -7,7 +7,7 @@ PYTHON := $(VENV)/bin/python
 # bootstrap.sh creates this file last. It runs again only if one of its inputs is newer.
 READY  := $(VENV)/ready
 # These run in two processes, each with its own broker and database. The acceptance tests measure
-# times, so they run alone.
+# durations, so they run alone.
 SIDE_BY_SIDE := tests/unit tests/contract tests/integration
 
 help:  ## show this list
@@ -16,7 +16,7 @@ help:  ## show this list
 run: $(READY)  ## start everything on this machine and show a demonstration (Ctrl-C stops it)
 	@exec $(VENV)/bin/ringback up
 
-test: $(READY)  ## run the tests against a private broker and database; a part of them: make test T=tests/unit
+test: $(READY)  ## run the tests against a private broker and database; some of them: make test T=tests/unit
 ifdef T
 	$(PYTHON) -m pytest $(T)
 else
@@ -33,7 +33,7 @@ lint: $(READY)  ## check style, format, types and import rules
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(READY)  ## measure the speed in comparison with hand-written programs
+bench: $(READY)  ## measure the speed against hand-written programs
 	$(PYTHON) -m tests.bench
 
 soak: $(READY)  ## check memory for ten minutes under load, then run the slow tests

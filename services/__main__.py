@@ -6,18 +6,18 @@ from typing import Final
 import click
 
 COMMANDS: Final = {
-    "run": "Start one service.",
+    "run": "Run one service.",
     "up": "Start everything on this machine, with a demonstration.",
     "send": "Validate messages and publish them with confirms.",
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
     "posting": "List postings, and show their progress and messages, through the gateway.",
-    "rules": "Check and try rules: what follows from an event.",
-    "template": "List, check and preview the templates of messages.",
+    "rules": "Check the rules for events, and try them on an event.",
+    "template": "List, check and preview message templates.",
     "dead": "List, show and redrive dead letters.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
-    "migrate": "Migrate the schemas of the database.",
-    "ticket": "Print a service ticket, for trying the interfaces.",
-    "doctor": "Check broker, database, migrations, topology and clock.",
+    "migrate": "Apply the database migrations.",
+    "ticket": "Print a service ticket, for development.",
+    "doctor": "Check settings, broker, topology, database, migrations and clocks.",
     "config": "Print an example configuration.",
 }
 
@@ -45,18 +45,18 @@ class Commands(click.Group):
 
 @click.command(
     cls=Commands,
-    epilog="`ringback COMMAND --help` explains a command, with examples. Configuration: environment"
-    " variables RINGBACK_…, over ringback.toml; see config.example.toml.",
+    epilog="`ringback COMMAND --help` explains a command, with examples. Configuration comes from"
+    " ringback.toml and from environment variables RINGBACK_…, which override the file.",
 )
 @click.version_option(package_name="ringback")
 def main() -> None:
-    """Signed webhooks, scheduled callbacks and notifications on RabbitMQ.
+    """Webhook delivery, scheduled callbacks and notifications on RabbitMQ and PostgreSQL.
 
     \b
     First steps:
-      ringback up               a private RabbitMQ, all services, a receiver to watch
-      ringback send SendCallback order.json
-      ringback dead list callbacks
+      ringback up                             start everything, with a demonstration
+      ringback send SendCallback order.json   send a webhook
+      ringback dead list callbacks            list webhooks that failed for good
     """
 
 

@@ -27,14 +27,14 @@ PREFIX: Final = "RINGBACK_"
 FILE: Final = Path("ringback.toml")
 DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
 DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
-# Each service has a table; the keys of `[security]` are for several services.
+# Each service has a table. Several services use the keys of `[security]`.
 TABLES: Final = frozenset({*SERVICES, "security"})
 
 S = TypeVar("S", bound=BaseSettings)
 
 
 class InvalidSettingsError(Exception):
-    """The configuration is wrong; each of `faults` names a setting and what it must look like."""
+    """The configuration is not valid; each of `faults` names a setting and its expected form."""
 
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
@@ -72,11 +72,11 @@ class Settings(BaseSettings):
         examples=[DATABASE_EXAMPLE],
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Lowest level that is logged."
+        default="INFO", description="Lowest log level that is written."
     )
     log_format: Literal["json", "text"] = Field(
         default="json",
-        description="Log format: json writes one object per line, text is for reading.",
+        description="Log format: `json` writes one object per line, `text` is for people.",
     )
     metrics_host: str = Field(
         default="127.0.0.1", description="Address of /metrics, /healthz and /readyz."
@@ -88,11 +88,12 @@ class Settings(BaseSettings):
     )
     shutdown_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=25.0,
-        description="Seconds to finish work in flight after SIGTERM. Kubernetes kills after 30.",
+        description="Time to finish work in flight after SIGTERM, in seconds. Kubernetes allows"
+        " 30.",
     )
     queue_type: QueueType = Field(
         default=QueueType.QUORUM,
-        description="Type of all queues. classic has no at-least-once dead-lettering.",
+        description="Type of all queues. `classic` queues dead-letter at most once.",
     )
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Creates .venv with everything that Ringback needs. `make` runs it when one of its inputs has changed.
-# Installs Debian's venv package if Python lacks it and that is possible.
+# If Python lacks venv, it installs Debian's venv package where possible.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -17,7 +17,7 @@ find_python() {
     say 'Cannot find Python 3.11 or newer. Install it:'
     say '  Debian 12+, Ubuntu 24.04+:  sudo apt-get install python3 python3-venv'
     say '  macOS:                      brew install python@3.13'
-    say 'or name yours:                make PYTHON=/path/to/python3'
+    say 'or specify its path:          make PYTHON=/path/to/python3'
     return 1
 }
 
@@ -39,7 +39,7 @@ install_venv() {
     say "Cannot create a virtual environment with $1: venv or ensurepip is missing, and $package"
     say 'could not be installed. Install it and try again:'
     say "  Debian, Ubuntu:  sudo apt-get install $package"
-    say '  others:          a Python that has venv, named as  make PYTHON=/path/to/python3'
+    say '  others:          use a Python that has venv:  make PYTHON=/path/to/python3'
     return 1
 }
 
@@ -57,7 +57,7 @@ os.execvp("sh", ["sh", "deploy/local/bootstrap.sh"])'
 fi
 ready=.venv/ready
 if [ "$ready" -nt requirements.lock ] && [ "$ready" -nt pyproject.toml ] && [ "$ready" -nt deploy/local/bootstrap.sh ]
-then exit; fi  # the other command has done it
+then exit; fi  # another command has done it
 
 # pip is there only if the environment is complete.
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then

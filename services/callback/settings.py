@@ -39,31 +39,35 @@ class CallbackSettings(TableSettings, env_prefix="RINGBACK_CALLBACK_"):
     secrets: dict[str, Secret | Secrets] = Field(
         default_factory=dict,
         repr=False,
-        description="Secrets by the name that `secret_ref` gives; in the environment as JSON.",
+        description="Secrets by name, for `secret_ref`. In the environment: a JSON object.",
         examples=[{"billing": "a-secret", "rotating": ["the-new-one", "the-old-one"]}],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=1000, description="Messages in flight in one worker."
+        default=1000, description="Maximum number of messages in flight in one worker."
     )
     timeout: Annotated[float, Field(gt=0, le=300)] = Field(
-        default=10.0, description="Seconds for one attempt, including the connection."
+        default=10.0, description="Timeout of one attempt, including the connection, in seconds."
     )
     connect_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
-        default=5.0, description="Seconds of the timeout in which a connection must be made."
+        default=5.0,
+        description="Timeout of connecting, within the timeout of the attempt, in seconds.",
     )
     give_up_after: Annotated[float, Field(gt=0)] = Field(
-        default=86_400.0, description="Seconds after which a callback is dead-lettered; 24 hours."
+        default=86_400.0, description="Time after which a callback is dead-lettered, in seconds."
     )
     lane_limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        default=100, description="Requests in flight to one target (scheme, host, port)."
+        default=100,
+        description="Maximum number of requests in flight to one target (scheme, host, port).",
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Failures in a row that open a target's circuit breaker."
+        default=5, description="Number of failures in a row that open a target's circuit breaker."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=1_048_576, description="Maximum size of a message; a larger one is dead-lettered."
+        default=1_048_576,
+        description="Maximum size of a message in bytes. Larger ones are dead-lettered.",
     )
     max_targets: Annotated[int, Field(ge=0)] = Field(
         default=200,
-        description="Distinct values of the metric label target_url; further ones are `other`.",
+        description="Maximum number of values of the metric label target_url. Others become"
+        " `other`.",
     )

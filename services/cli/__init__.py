@@ -1,1 +1,1 @@
-"""The commands of `ringback`, a module each. It stands above the services and starts them."""
+"""The commands of `ringback`, one module each. The CLI imports the services and starts them."""

@@ -65,7 +65,7 @@ def dead() -> None:
 @dead.command("list")
 @click.argument("queue", type=WorkQueue())
 @_filters
-@click.option("--oldest", is_flag=True, help="The oldest instead of the newest.")
+@click.option("--oldest", is_flag=True, help="List the oldest instead of the newest.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_(  # noqa: PLR0913 - the options of the command
     queue: str,
@@ -78,7 +78,7 @@ def list_(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """List the newest dead letters: time, id, attempts, target and reason.
 
-    The limit is 20 by default. The newest one is last.
+    The default limit is 20. The newest message comes last.
 
     \b
     Examples:
@@ -103,7 +103,7 @@ def list_(  # noqa: PLR0913 - the options of the command
 @click.argument("id_", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(queue: str, id_: str, *, as_json: bool) -> None:
-    """Show one message with its properties, headers and body. Secrets are hidden.
+    """Show one dead letter with its properties, headers and body. Secrets are hidden.
 
     \b
     Example:
@@ -140,11 +140,11 @@ def redrive(  # noqa: PLR0913 - the options of the command
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Move dead letters back to their work queue, where they start again with the same id.
+    """Move dead letters back to their work queue, with the same ids and fresh attempts.
 
-    Each message leaves the dead-letter queue only after the work queue has confirmed it. An
-    interruption, even kill -9, loses nothing, but can repeat a message. Messages that are
-    dead-lettered again meanwhile are not redriven again.
+    Each message leaves the dead-letter queue only after the broker has confirmed it in the work
+    queue. An interruption, even kill -9, loses nothing, but can repeat a message. Messages that are
+    dead-lettered again during the redrive are not redriven again.
 
     \b
     Examples:

@@ -36,7 +36,7 @@ async def show_postings(settings: Settings, sandbox: str, gateway: str) -> None:
     click.echo(
         "\nDemonstration, part 2: events become e-mails and SMS\n"
         "  5  the event user_signed_up: a welcome e-mail\n"
-        "  6  the event new_movies: an e-mail to every subscriber\n"
+        "  6  the event new_movies: one e-mail for each subscriber\n"
         "  7  a posting: a confirmation code by SMS, valid for 120 seconds\n"
         f"  8  the same posting, {EXPIRED_AGE} seconds old: it must not be sent\n"
     )

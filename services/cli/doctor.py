@@ -34,8 +34,9 @@ from shared.topology import topology
 
 MIN_RABBITMQ: Final = (3, 10)
 MIN_POSTGRESQL: Final = 15
-# Seconds between two clocks. Receivers reject signatures that are 5 minutes old or ahead. Expiry is
-# compared across machines. NTP keeps clocks within a fraction of a second.
+# Largest difference between two clocks, in seconds. Receivers reject timestamps that differ by more
+# than 5 minutes, and expiry is compared across machines. NTP keeps clocks within a fraction of a
+# second.
 MAX_SKEW: Final = 5.0
 # Characters. RFC 7518, 3.2: a key for HS256 is at least as long as its hash.
 MIN_KEY_LENGTH: Final = 32
@@ -62,7 +63,8 @@ class Finding:
 def doctor(*, as_json: bool) -> None:
     """Check settings, Python, broker, topology, database, migrations and clocks.
 
-    Says how to fix each error. Changes nothing. Exit code 1 if there is an error.
+    The report says how to fix each error. Nothing is changed. The exit code is 1 if there is an
+    error.
 
     \b
     Example:
@@ -108,7 +110,7 @@ def _advice() -> str:
     if key is None or len(key.get_secret_value()) >= MIN_KEY_LENGTH:
         return ""
     return (
-        f"Warning: RINGBACK_TICKET_KEY has fewer than {MIN_KEY_LENGTH} characters. Make a longer"
+        f"Warning: RINGBACK_TICKET_KEY has fewer than {MIN_KEY_LENGTH} characters. Create a longer"
         " one: openssl rand -base64 32"
     )
 
@@ -168,7 +170,7 @@ async def _publishing(broker: BrokerConnection) -> AsyncIterator[Finding]:
         yield Finding(
             "publishing",
             ok=False,
-            detail="the broker blocks publishing: an alarm is on" if alarm else "no confirmation",
+            detail="the broker blocks publishing: an alarm is on" if alarm else "no confirm",
             fix="Free memory or disk space on the broker, see `rabbitmqctl status`. Ringback then"
             " continues by itself.",
         )

@@ -17,15 +17,15 @@ from shared.registry import SERVICES
 
 @click.command
 @click.option(
-    "--check", is_flag=True, help="Change nothing. Exit code 1 if a migration is pending."
+    "--check", is_flag=True, help="Change nothing; exit with 1 if a migration is pending."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each schema.")
 def migrate(*, check: bool, as_json: bool) -> None:
     """Apply the migrations of every service to the database.
 
-    Each migration is one transaction. Run this before services of a new version start. It is safe
-    to run several times or in several places. Exit code 1 if a migration failed; the migrations
-    before it stay.
+    Each migration is one transaction. Run this command before you start services of a new version.
+    It is safe to run it several times or in several places. The exit code is 1 if a migration
+    failed. The migrations before it stay applied.
 
     \b
     Examples:

@@ -10,7 +10,7 @@ from services.cli.broker import run_task
 from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
 from shared.contracts.posting_requests import MessageState
 
-# Characters of the bars together.
+# Total length of the bars, in characters.
 _WIDTH: Final = 40
 _POSTINGS: Final = {
     "id": "ID",
@@ -34,7 +34,7 @@ _MESSAGES: Final = {
 def posting() -> None:
     """Show postings and their messages.
 
-    A client of the HTTP gateway. It shows the postings that the client of the ticket can see.
+    The commands use the HTTP gateway. They show the postings that the ticket's client can see.
     """
 
 
@@ -42,7 +42,7 @@ def posting() -> None:
 @click.argument("id_", metavar="ID")
 @options()
 def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> None:
-    """Show the progress of a posting, with its messages by state.
+    """Show the progress of a posting, with its messages counted by status.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> Non
 
 
 @posting.command("list")
-@options(click.option("--from-event", help="Only postings of this event."), LIMIT)
+@options(click.option("--from-event", help="Only postings that this event caused."), LIMIT)
 def list_(
     from_event: str | None, limit: int, *, url: str | None, ticket: str | None, as_json: bool
 ) -> None:
@@ -81,7 +81,7 @@ def list_(
     click.option(
         "--status",
         type=click.Choice([state.value for state in MessageState]),
-        help="Only messages in this state.",
+        help="Only messages with this status.",
     ),
     LIMIT,
 )
@@ -129,7 +129,7 @@ def progress_lines(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _bars(counts: Mapping[str, int]) -> Iterator[str]:
-    """Return a bar per state. A state with messages has at least one character."""
+    """Return a bar per status. A status with messages has at least one character."""
     total = sum(counts.values())
     digits = len(str(max(counts.values(), default=0)))
     for name, count in counts.items():

@@ -40,10 +40,10 @@ def rules() -> None:
 @click.argument("file", type=FILE, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def check(file: Path | None, *, as_json: bool) -> None:
-    """Check the rules in FILE and list every fault.
+    """Check the rules in FILE and list every error.
 
-    FILE defaults to RINGBACK_RULES_FILE. Without faults, the rules in FILE and the shipped rules
-    that it does not replace are listed. The exit code is 1 if there are faults.
+    FILE defaults to RINGBACK_RULES_FILE. Without errors, the command lists the rules in FILE and
+    the shipped rules that FILE does not replace. The exit code is 1 if there are errors.
 
     \b
     Examples:
@@ -85,7 +85,7 @@ def check(file: Path | None, *, as_json: bool) -> None:
 @click.argument("event", type=click.File("rb"))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
-    """Show the commands that the rules in FILE and the shipped rules create for EVENT.
+    """Show the commands that FILE and the shipped rules create for EVENT.
 
     Nothing is published or stored. EVENT is a file with the body of an event, or - for standard
     input. The exit code is 1, with the reason, if the event would be dead-lettered.

@@ -1,4 +1,4 @@
-"""`ringback run`: starts one service."""
+"""`ringback run`: runs one service."""
 
 import sys
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ def settings_models(names: Iterable[str] = SERVICES) -> list[type[BaseSettings]]
 @click.argument("service", type=click.Choice(list(SERVICES)))
 @options
 def run(service: str, **chosen: Any) -> None:
-    """Start one SERVICE and serve until SIGTERM or Ctrl-C.
+    """Run one SERVICE until SIGTERM or Ctrl-C.
 
     --consumer alone runs only the consumers, --metrics alone serves only metrics. Without either,
-    both run. The first signal finishes work in flight within RINGBACK_SHUTDOWN_TIMEOUT. A second
-    signal stops at once.
+    both run. After the first signal, the service finishes work in flight within
+    RINGBACK_SHUTDOWN_TIMEOUT. A second signal stops it at once.
 
     \b
     Examples:

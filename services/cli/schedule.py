@@ -27,7 +27,7 @@ _EVENT_KEY: Final = click.option("--event-key", help="Key of the callback within
 def schedule() -> None:
     """List, show, cancel and retry scheduled callbacks.
 
-    The command uses the HTTP gateway. It sees the callbacks of one client: that of the ticket.
+    The commands use the HTTP gateway. They see only the callbacks of the ticket's client.
     """
 
 
@@ -109,8 +109,8 @@ def cancel(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Cancel one callback by ID or by keys, or a whole group by --group-key alone.
 
-    Prints the result: cancelled; in_flight (the current dispatch continues, no main retry
-    follows); already_notified; already_failed.
+    Prints the result: cancelled, in_flight, already_notified or already_failed. With in_flight,
+    the current dispatch continues, and no main retry follows.
 
     \b
     Examples:
@@ -145,7 +145,7 @@ def cancel(  # noqa: PLR0913 - the options of the command
         help="Maximum number of callbacks.",
     ),
     click.option("--dry-run", is_flag=True, help="Only list the callbacks."),
-    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+    click.option("--yes", is_flag=True, help="Do not prompt for confirmation."),
 )
 def retry(  # noqa: PLR0913 - the options of the command
     id_: str | None,
@@ -191,8 +191,8 @@ def _path(id_: str | None, group_key: str | None, event_key: str | None) -> str:
     """Return the path of one callback, by ID or by both keys."""
     if id_ is not None:
         if group_key is not None or event_key is not None:
-            raise click.UsageError("Give either ID or the keys.")
+            raise click.UsageError("Specify either ID or the keys.")
         return f"/v1/callbacks/{quoted(id_)}"
     if group_key is None or event_key is None:
-        raise click.UsageError("Give ID, or --group-key and --event-key.")
+        raise click.UsageError("Specify ID, or --group-key and --event-key.")
     return f"/v1/groups/{quoted(group_key)}/callbacks/{quoted(event_key)}"

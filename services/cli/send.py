@@ -1,4 +1,4 @@
-"""`ringback send`: validate messages and publish them with confirmation."""
+"""`ringback send`: validates messages and publishes them with confirms."""
 
 import asyncio
 import codecs
@@ -45,11 +45,12 @@ class Document:
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each message.")
 def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
-    """Publish the message in FILE, or several as JSON lines. FILE defaults to standard input.
+    """Publish the message in FILE, or one message per line. FILE defaults to standard input.
 
     All messages are validated first. If one is not valid, every wrong field is listed with its
-    line, and nothing is published. The id of a message is printed when the broker has confirmed it.
-    After an interruption, send the messages without a printed id again; some may arrive twice.
+    line, and nothing is published. The command prints the id of each message that the broker has
+    confirmed. After an interruption, send the messages without a printed id again. Some may arrive
+    twice.
 
     \b
     Examples:
@@ -127,7 +128,7 @@ async def _send(
     documents: Sequence[Document],
     confirmed: Callable[[Document], None],
 ) -> None:
-    """Publish all messages; publish unconfirmed ones again when the broker is back."""
+    """Publish all messages; publish unconfirmed ones again after reconnecting."""
     with tqdm(
         total=len(documents), unit=" messages", leave=False, disable=_quiet(documents)
     ) as bar:

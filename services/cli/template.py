@@ -34,8 +34,8 @@ def template() -> None:
 def list_(*, as_json: bool) -> None:
     """List the shipped templates and those in RINGBACK_TEMPLATES_DIR.
 
-    Shows the kind of notification, the channels and the variables of a posting. Variables in
-    brackets are optional. Variables with a star are fetched from a URL.
+    For each template, the command prints its kind, its channels and the variables of a posting.
+    Variables in brackets are optional. Variables with a star are fetched from a URL.
     """
     loader = TemplateLoader(configured_table(MailingsSettings).templates_dir)
     rows = []
@@ -60,10 +60,10 @@ def list_(*, as_json: bool) -> None:
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def check(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Check templates, by default all, and print each error with its line.
+    """Check templates, all by default, and print each error with its line.
 
-    Shipped templates are also rendered with their sample. The exit code is 1 if a template is
-    invalid.
+    Shipped templates are also rendered with sample data. The exit code is 1 if a template is not
+    valid.
 
     \b
     Examples:
@@ -100,9 +100,9 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
     help="A JSON object with the variables of the posting. A fetched variable contains the data"
     " itself. Default for shipped templates: a sample.",
 )
-@click.option("--user", type=click.File("rb"), help="A user as JSON. Default: a sample.")
+@click.option("--user", type=click.File("rb"), help="A user as a JSON object. Default: a sample.")
 @click.option(
-    "--channel", type=click.Choice([*CHANNELS]), help="Default: the folder of the template."
+    "--channel", type=click.Choice([*CHANNELS]), help="Channel. Default: that of the folder."
 )
 @click.option("--out", type=FILE, help="The file to write. Default: NAME.html or NAME.txt.")
 def preview(

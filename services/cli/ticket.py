@@ -26,8 +26,8 @@ from shared.security.tickets import TicketIssuer
 def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
     """Print a service ticket for CLIENT_ID, signed with RINGBACK_TICKET_KEY.
 
-    Without that variable, the key of `ringback up` in this checkout signs it. Anyone who has the
-    ticket can act as this client until it expires.
+    Without that variable, it is signed with the key of `ringback up` in this checkout. Anyone who
+    has the ticket can act as this client until it expires.
 
     \b
     Examples:

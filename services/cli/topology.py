@@ -21,7 +21,7 @@ _DEFAULT_EXCHANGE: Final = "default exchange"
 
 @click.group
 def topology() -> None:
-    """Print, declare or check all exchanges and queues.
+    """Show, declare or check all exchanges, queues and retry tiers.
 
     Services declare the queues they need when they start. These commands inspect a broker, or
     prepare it beforehand. shared/topology.py declares everything in one table.
@@ -53,7 +53,8 @@ def show(form: str | None) -> None:
 def declare() -> None:
     """Declare everything that is missing. Existing queues stay as they are.
 
-    Exit code 1 if an exchange or queue exists with other properties. Each difference is named.
+    The exit code is 1 if an exchange or queue exists with other properties. Each difference is
+    printed.
     """
     settings = broker_settings()
     table = build_topology(settings.queue_type)
@@ -69,7 +70,7 @@ def declare() -> None:
 def check(*, as_object: bool) -> None:
     """Compare the broker with the table, and print each difference. Declares nothing.
 
-    Exit code 1 if the broker differs.
+    The exit code is 1 if the broker differs.
     """
     settings = broker_settings()
     differences = run_task(_check(settings))

@@ -46,28 +46,31 @@ SMTP_PORT: Final = variable_of(SandboxSettings, "smtp_port")
 HTTP_PORT: Final = variable_of(GatewaySettings, "http_port")
 # The APIs that the sandbox simulates, by the hosts in the URLs of rules and templates.
 APIS: Final = ("auth", "fastapi", "activity_api")
-# Log lines that are shown of a service that ended.
+# Number of log lines shown when a service has ended.
 LOG_LINES: Final = 20
 
 
 @click.command
-@click.option("--without-sandbox", is_flag=True, help="Start no sandbox and no demonstration.")
+@click.option(
+    "--without-sandbox", is_flag=True, help="Start without the sandbox and the demonstration."
+)
 def up(*, without_sandbox: bool) -> None:
     """Start everything on this machine, show a demonstration, and serve until Ctrl-C.
 
-    Starts a private RabbitMQ and PostgreSQL, declares the queues, runs the migrations, and starts
-    all services and the sandbox, which shows what it receives. Data, logs and keys are below
-    .ringback/. If a default port is taken, a free one is used.
+    The command starts a private RabbitMQ and PostgreSQL, declares the queues and applies the
+    migrations. Then it starts all services and the sandbox, which shows what it receives. Data,
+    logs and keys are in .ringback/. If a default port is taken, a free one is used.
 
-    RINGBACK_AMQP_URL and RINGBACK_DATABASE_URL replace the private servers with your own.
-    RINGBACK_LOCAL_DIRECTORY replaces .ringback/.
+    Set RINGBACK_AMQP_URL and RINGBACK_DATABASE_URL to use your own servers, and
+    RINGBACK_LOCAL_DIRECTORY to use another directory.
 
     \b
     Examples:
       ringback up
       RINGBACK_AMQP_URL=amqp://guest:guest@127.0.0.1:5672/ ringback up --without-sandbox
 
-    Exit code 0 after Ctrl-C or SIGTERM. Exit code 1 if a service ended; its log is shown.
+    The exit code is 0 after Ctrl-C or SIGTERM. It is 1 if a service ended; the end of its log is
+    shown.
     """
     names = [name for name in SERVICES if not (without_sandbox and name == SANDBOX)]
     settings = configured(settings_models(names))
@@ -274,7 +277,7 @@ def _show_ready(name: str, url: str) -> None:
 
 
 def _describe_end(service: RunningService, code: int) -> str:
-    how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+    how = f"with exit code {code}" if code >= 0 else f"after {signal.Signals(-code).name}"
     lines = service.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
     return "\n".join([f"\n{service.name} ended {how}. The end of {service.log}:", *lines])
 

@@ -55,7 +55,7 @@ class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
         Field(
             default=None,
             validation_alias="RINGBACK_SMTP_URL",
-            description="URL of the mail server; smtps:// is TLS from the start. Without it,"
+            description="URL of the mail server; smtps:// uses TLS from the start. Without it,"
             " e-mails stay in their queue.",
             examples=["smtp://user:password@mail.example.com:587"],
         )
@@ -67,20 +67,23 @@ class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
     )
     smtp_tls: Literal["offered", "required", "off"] = Field(
         default="offered",
-        description="STARTTLS on smtp://: if the server offers it, always, or never.",
+        description="Use of STARTTLS on smtp://: if `offered`, always (`required`), or never"
+        " (`off`).",
     )
     smtp_connections: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=20,
-        description="Connections to the mail server; each sends one e-mail at a time.",
+        description="Maximum number of connections to the mail server. Each sends one e-mail at a"
+        " time.",
     )
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = Field(
-        default=60.0, description="Seconds for sending one e-mail, including the connection."
+        default=60.0,
+        description="Timeout of sending one e-mail, including the connection, in seconds.",
     )
     sms_url: Annotated[Annotated[str, AfterValidator(_sms_url)] | None, EMPTY_IS_NONE] = Field(
         default=None,
         validation_alias="RINGBACK_SMS_URL",
-        description="URL of the SMS gateway; messages are sent to URL/v1/send/ID. Without it, SMS"
-        " stay in their queue.",
+        description="URL of the SMS gateway. Requests go to URL/v1/send/ID. Without it, SMS stay in"
+        " their queue.",
         examples=["https://sms.example.com"],
     )
     sms_key: Annotated[SecretStr | None, EMPTY_IS_NONE, AfterValidator(_sms_key)] = Field(
@@ -91,21 +94,23 @@ class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
         examples=["the-gateways-key"],
     )
     sms_requests: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=20, description="Requests in flight to the SMS gateway."
+        default=20, description="Maximum number of requests in flight to the SMS gateway."
     )
     sms_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0,
-        description="Seconds for one request to the SMS gateway, including its whole response.",
+        description="Timeout of a request to the SMS gateway, including the response, in seconds.",
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=500, description="Messages of each channel in flight in one worker."
+        default=500,
+        description="Maximum number of messages in flight of each channel in one worker.",
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Failures in a row that open a channel's circuit breaker."
+        default=5, description="Number of failures in a row that open a channel's circuit breaker."
     )
     give_up_after: Annotated[float, Field(gt=0)] = Field(
-        default=86_400.0, description="Seconds after which a message is dead-lettered; 24 hours."
+        default=86_400.0, description="Time after which a message is dead-lettered, in seconds."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=4_194_304, description="Maximum size of a message; a larger one is dead-lettered."
+        default=4_194_304,
+        description="Maximum size of a message in bytes. Larger ones are dead-lettered.",
     )

@@ -13,24 +13,26 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     http_host: str = Field(
         default="127.0.0.1",
         validation_alias="RINGBACK_HTTP_HOST",
-        description="Address of the HTTP interface.",
+        description="Address of the HTTP API.",
     )
     http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8080,
         validation_alias="RINGBACK_HTTP_PORT",
-        description="Port of the HTTP interface; 0 chooses a free one.",
+        description="Port of the HTTP API; 0 chooses a free one.",
     )
     anonymous: bool = Field(
         default=True, description="Whether clients without a service ticket are served."
     )
     request_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
-        default=10.0, description="Seconds to wait for the response of a service; then 504."
+        default=10.0,
+        description="Timeout of a request to another service, in seconds. Then the status is 504.",
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
-        default=1_048_576, description="Maximum size of a request body; a larger one gets 413."
+        default=1_048_576,
+        description="Maximum size of a request body in bytes. Larger ones are rejected with 413.",
     )
     max_batch_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
-        default=8_388_608, description="Maximum size of a batch. RabbitMQ accepts 8 MiB."
+        default=8_388_608, description="Maximum size of a batch in bytes, at most 8 MiB."
     )
     example_url: Annotated[str, Field(min_length=1)] = Field(
         default="https://example.com/webhook",

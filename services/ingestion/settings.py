@@ -18,14 +18,16 @@ class IngestionSettings(TableSettings, env_prefix="RINGBACK_INGESTION_"):
         examples=["/etc/ringback/rules.toml"],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=2000, description="Events in flight in one worker."
+        default=2000, description="Maximum number of events in flight in one worker."
     )
     batch: Annotated[int, Field(ge=1, le=5000)] = Field(
-        default=500, description="Events in one transaction, and commands in one publish."
+        default=500,
+        description="Maximum number of events in one transaction, and of commands in one publish.",
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
-        default=7.0, description="Days for which a repeated event is recognised."
+        default=7.0, description="Time for which repeated events are recognised, in days."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=262_144, description="Maximum size of an event; a larger one is dead-lettered."
+        default=262_144,
+        description="Maximum size of an event in bytes. Larger ones are dead-lettered.",
     )

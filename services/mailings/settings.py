@@ -56,8 +56,9 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
     ] = Field(
         default_factory=dict,
         validation_alias="RINGBACK_SOURCES",
-        description="Hosts that user lists and template data may come from, separated by commas."
-        " HOST=URL gives the address of a host.",
+        description="Hosts that user lists and template data may be fetched from, separated by"
+        " commas."
+        " HOST=URL sets the URL of a host.",
         examples=["auth, movies=http://10.0.0.7:8000"],
     )
     templates_dir: Annotated[Path | None, EMPTY_IS_NONE] = Field(
@@ -68,32 +69,34 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         examples=["/etc/ringback/templates"],
     )
     product: Annotated[str, Field(min_length=1, max_length=100)] = Field(
-        default="Ringback", description="The name of your product in messages."
+        default="Ringback", description="Name of your product in messages."
     )
     unsubscribe_url: Annotated[
         Annotated[str, AfterValidator(_unsubscribe_url)] | None, EMPTY_IS_NONE
     ] = Field(
         default=None,
-        description="URL for one-click unsubscribe from a kind of e-mail. Default: none.",
+        description="URL for one-click unsubscribe from a kind of e-mail.",
         examples=["https://example.com/unsubscribe?user={user_id}&kind={kind}"],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=500, description="Messages from each queue in flight in one worker."
+        default=500,
+        description="Maximum number of messages in flight from each queue in one worker.",
     )
     concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=4, description="Postings that one worker expands at a time."
+        default=4, description="Number of postings that one worker expands at a time."
     )
     max_waiting: Annotated[int, Field(ge=100)] = Field(
         default=20_000,
-        description="Messages in a queue and its tiers at which expansion pauses.",
+        description="Number of messages in a channel's queue and tiers at which expansion pauses.",
     )
     max_receivers: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
-        default=2_000_000, description="Users on a list. A posting to a longer list fails."
+        default=2_000_000,
+        description="Maximum number of users on a list. A posting to a longer list fails.",
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
-        default=30.0, description="Days for which an ended posting is kept."
+        default=30.0, description="Retention of ended postings, in days."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=1_048_576,
-        description="Bytes of a message. A larger one is dead-lettered.",
+        description="Maximum size of a message in bytes. Larger ones are dead-lettered.",
     )

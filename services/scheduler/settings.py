@@ -19,35 +19,38 @@ class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
     """The table `[scheduler]` of ringback.toml."""
 
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
-        default=2000, description="Messages from each queue in flight in one worker."
+        default=2000,
+        description="Maximum number of messages in flight from each queue in one worker.",
     )
     batch: Annotated[int, Field(ge=1, le=5000)] = Field(
-        default=500, description="Scheduled callbacks in one statement."
+        default=500, description="Maximum number of scheduled callbacks in one statement."
     )
     lease: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0,
-        description="Seconds, in addition to the time of its attempts, after which a dispatch"
-        " without a result is repeated.",
+        description="Time after which a dispatch without a result is repeated, in seconds. The time"
+        " of"
+        " its attempts is added.",
     )
     poll: Annotated[float, Field(gt=0, le=60)] = Field(
         default=2.0,
-        description="Seconds between two polls for scheduled callbacks of other workers.",
+        description="Interval of polls for scheduled callbacks of other workers, in seconds.",
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
         default=30.0,
-        description="Days for which a finished scheduled callback and its keys are kept.",
+        description="Retention of finished scheduled callbacks and their keys, in days.",
     )
     amqp_exchanges: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         default=(),
-        description="Exchanges that AMQP notifications may be published to; none by default.",
+        description="Exchanges that AMQP notifications may be published to. Default: none.",
         examples=[["reminders", "billing.due"]],
     )
     anonymous: bool = Field(
         default=True, description="Whether clients without a service ticket are served."
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=1_048_576, description="Maximum size of a message; a larger one is dead-lettered."
+        default=1_048_576,
+        description="Maximum size of a message in bytes. Larger ones are dead-lettered.",
     )
     connections: Annotated[int, Field(ge=4, le=100)] = Field(
-        default=10, description="Database connections of one worker."
+        default=10, description="Maximum number of database connections of one worker."
     )

@@ -34,8 +34,9 @@ class SecuritySettings(TableSettings, env_prefix="RINGBACK_SECURITY_"):
     ] = Field(
         default=None,
         validation_alias="RINGBACK_TICKET_KEY",
-        description="Key that checks clients' service tickets and signs Ringback's own (HS256):"
-        " 32 random characters or more.",
+        description="Key that verifies clients' service tickets and signs Ringback's own (HS256),"
+        " at"
+        " least 32 random characters.",
         examples=["a-secret-of-32-random-characters"],
     )
     ticket_jwks_file: Annotated[
@@ -43,7 +44,8 @@ class SecuritySettings(TableSettings, env_prefix="RINGBACK_SECURITY_"):
     ] = Field(
         default=None,
         validation_alias="RINGBACK_TICKET_JWKS_FILE",
-        description="File of public keys that also check clients' tickets (RS256, ES256, EdDSA).",
+        description="JWKS file of public keys that also verify clients' tickets (RS256, ES256,"
+        " EdDSA).",
         examples=["/etc/ringback/jwks.json"],
     )
     secrets_key: Annotated[
@@ -51,7 +53,8 @@ class SecuritySettings(TableSettings, env_prefix="RINGBACK_SECURITY_"):
     ] = Field(
         default=None,
         validation_alias="RINGBACK_SECRETS_KEY",
-        description="Key that encrypts secrets in the database: 32 bytes in base64. Several are"
-        " separated by commas: the first encrypts, all decrypt.",
+        description="Key that encrypts secrets in the database, 32 bytes in base64. Separate"
+        " several"
+        " keys by commas: the first encrypts, all decrypt.",
         examples=["MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="],
     )

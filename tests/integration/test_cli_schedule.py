@@ -127,7 +127,7 @@ async def test_s8_cancel_by_id_by_keys_and_by_group(
     assert missing.code == 1
     wrong = await schedule("cancel")
     assert wrong.code == 2
-    assert "Give ID" in wrong.err
+    assert "Specify ID" in wrong.err
 
 
 async def test_retry_asks_for_confirmation_and_passes_its_filters_on(
