@@ -149,7 +149,7 @@ class Broker:
 
     def suspend(self) -> None:
         """Suspend with SIGSTOP: sockets stay open, nothing responds."""
-        self._node.send_signal(signal.SIGSTOP)
+        self._node.suspend()
 
     def resume(self) -> None:
         """Resume with SIGCONT after `suspend`."""

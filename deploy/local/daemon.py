@@ -31,6 +31,7 @@ LOCAL_DIRECTORY = Path(
 PORT_LOCKS = Path(tempfile.gettempdir()) / f"ringback-ports-{os.geteuid()}"
 CLEAN_ADVICE = "To delete its data and start again: `python -m deploy.local clean`."
 POLL_INTERVAL = 0.02  # seconds
+STOP_TIMEOUT = 10.0  # seconds for all threads of a suspended process to stop
 
 
 class LocalStackError(Exception):
@@ -220,6 +221,16 @@ class Daemon:
             with suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(pid, number)
 
+    def suspend(self) -> None:
+        """Send SIGSTOP, and wait until all its threads have stopped.
+
+        The kernel stops the other threads only after one of them has received the signal. On a busy
+        machine, they run on for tens of milliseconds.
+        """
+        self.send_signal(signal.SIGSTOP)
+        if pid := self.pid:
+            wait_until(lambda: _all_stopped(pid), STOP_TIMEOUT)
+
     def wait_gone(self, seconds: float) -> bool:
         """Wait until it and its children have ended; return whether they did within `seconds`."""
         return wait_until(lambda: self.pid is None, seconds)
@@ -254,6 +265,16 @@ class Daemon:
             raise LocalStackError(
                 f"Cannot stop PID {self.pid}: it does not end. Its log is {self.log}."
             )
+
+
+def _all_stopped(pid: int) -> bool:
+    """Return whether no thread of a process runs; without Linux's /proc, always true."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            state = thread.read_text().rpartition(")")[2].split()[0]
+            if state not in "TtZX":  # stopped, traced, or ended
+                return False
+    return True
 
 
 def remove(directory: Path) -> None:

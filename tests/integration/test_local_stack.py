@@ -15,6 +15,7 @@ import pytest
 from deploy.local import install, stack
 from deploy.local.broker import Broker
 from deploy.local.daemon import (
+    Daemon,
     FileLock,
     LocalStackError,
     free_port,
@@ -72,6 +73,31 @@ async def test_a_suspended_broker_is_silent_until_it_is_resumed(own_broker: Brok
         await asyncio.wait_for(publish(own_broker.url, "later"), 1)
     own_broker.resume()
     await asyncio.wait_for(publish(own_broker.url, "later"), 10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_no_thread_of_a_suspended_process_runs_on_a_busy_machine(tmp_path: Path) -> None:
+    """Its main thread has the lowest priority, so the signal reaches it late."""
+    script = (
+        "import os, threading, time\n"
+        "def spin():\n"
+        "    while True: pass\n"
+        "for _ in range(4): threading.Thread(target=spin, daemon=True).start()\n"
+        "os.nice(19)\n"
+        "print('started', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    daemon = Daemon(tmp_path / "busy.lock", tmp_path / "busy.log")
+    daemon.start([sys.executable, "-c", script], env={})
+    try:
+        assert wait_until(lambda: "started" in daemon.log.read_text(), 10)
+        for _ in range(20):
+            daemon.suspend()
+            tasks = Path(f"/proc/{daemon.pid}/task").glob("*/stat")
+            assert {task.read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
+            daemon.send_signal(signal.SIGCONT)
+    finally:
+        daemon.kill()
 
 
 async def test_vhosts_are_isolated(broker: Broker) -> None:
