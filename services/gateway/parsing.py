@@ -26,7 +26,7 @@ async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
     """Return the body, as bytes and parsed; at most `max_bytes` long.
 
     Raises:
-        ProblemError: 415, 413, 408, or or 400 with the position of the first error.
+        ProblemError: 415, 413, 408, or 400 with the position of the first error.
     """
     if request.content_type != JSON:
         raise ProblemError(

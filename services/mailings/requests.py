@@ -83,7 +83,7 @@ class Requests:
 
     async def _list(self, context: RequestContext, command: ListPostings) -> Response:
         try:
-            before = decode_cursor(command.cursor) if command.cursor else END
+            before = END if command.cursor is None else decode_cursor(command.cursor)
         except ValueError:
             return INVALID_CURSOR
         async with self._reads:

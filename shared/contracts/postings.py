@@ -23,7 +23,7 @@ def _url(url: str) -> str:
 
 def _unique(channels: list[str]) -> list[str]:
     if len(set(channels)) != len(channels):
-        raise ValueError("names a way twice")
+        raise ValueError("names a channel twice")
     return channels
 
 
