@@ -5,6 +5,7 @@ A client's ticket has `aud` ringback, the client id as `sub`, and `exp`. Ringbac
 """
 
 import math
+import re
 import unicodedata
 import warnings
 from collections import OrderedDict
@@ -29,6 +30,7 @@ CACHE_SIZE: Final = 10_000
 # each half longer by jitter, take 2 h.
 TICKET_LIFETIME: Final = 10_800.0
 
+_NOT_VISIBLE: Final = re.compile("[^ -~]")
 _ALL_ALGORITHMS: Final = tuple(name for names in ALGORITHMS.values() for name in names)
 
 
@@ -156,13 +158,18 @@ def _secret_key(key: str) -> OctKey:
 
 def _timestamp(claims: dict[str, Any], name: str) -> float:
     value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not -math.inf < value < math.inf  # not math.isfinite: it raises for huge integers
+    ):
         raise InvalidTicketError(f"the ticket's {name} must be a number of seconds")
     return value
 
 
 def _reason(error: BaseException) -> str:
-    """Return a short description that never contains the ticket."""
+    """Return a short description in visible ASCII, as it becomes part of an HTTP header."""
     if isinstance(error, JoseError):
-        return error.description or error.error
+        # It may quote a value of the ticket's header, with any characters.
+        return _NOT_VISIBLE.sub("?", error.description or error.error)
     return str(error) if type(error) is ValueError else "it is not a JWT"

@@ -1,5 +1,7 @@
 """E5: one template and the context of one posting, for many recipients."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -270,3 +272,24 @@ def test_e5_markdown_is_converted_once_for_recipients_with_the_same_shape(
         bound.render({"name": f"Ann {number}", "vip": number > 5}, unsubscribe_url=None)
 
     assert len(converted) == 2
+
+
+def test_e5_a_template_frees_its_context_and_shapes_without_a_garbage_collection() -> None:
+    bound = bind("{{ x }} {{ user.name }}", x="large")
+    bound.render({"name": "Bob"}, unsubscribe_url=None)
+    reference = weakref.ref(bound)
+    gc.disable()
+    try:
+        del bound
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", ["_output", "no_such_filter"])
+def test_e5_map_cannot_call_internal_filters_and_its_error_does_not_quote_the_name(
+    name: str,
+) -> None:
+    with pytest.raises(InvalidTemplateError, match="the filter does not exist") as caught:
+        bind('{{ ["a"]|map(x, "b")|first }}', x=name)
+    assert name not in str(caught.value)

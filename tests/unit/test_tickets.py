@@ -194,6 +194,7 @@ def test_row_33_missing_claims_are_rejected(claim: str) -> None:
         by_hand({"alg": "HS256"}, "{"),
         by_hand({"alg": "HS256"}, "[" * 3000),
         by_hand({"alg": "HS256"}, '{"exp": 1e999999}'),
+        by_hand({"alg": "HS256"}, f'{{"exp": {"9" * 4000}}}'),
         by_hand({"alg": "HS256", "crit": ["x"], "x": 1}, json.dumps(GOOD)),
         by_hand({"alg": "HS256", "b64": False, "crit": ["b64"]}, json.dumps(GOOD)),
         by_hand({"alg": "HS256", "kid": 5}, "5"),
@@ -203,6 +204,15 @@ def test_row_33_missing_claims_are_rejected(claim: str) -> None:
 )
 def test_row_33_malformed_tickets_are_rejected(text: str) -> None:
     refusal(text, verifier(RSA))
+
+
+# A response quotes the reason in a header, and the HTTP server rejects control characters there.
+@pytest.mark.parametrize("algorithm", ["HS256\r\nX-Injected: y", "\x00", "\u2028", "\ud800"])
+def test_row_33_a_reason_quotes_only_visible_characters_of_a_ticket(algorithm: str) -> None:
+    for header in ({"alg": algorithm}, {"alg": "HS256", "crit": [algorithm]}):
+        reason = refusal(by_hand(header, json.dumps(GOOD)))
+        assert reason.isascii()
+        assert reason.isprintable()
 
 
 def test_without_a_key_every_ticket_is_invalid() -> None:

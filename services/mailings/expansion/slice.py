@@ -25,8 +25,8 @@ SLICE_DURATION: Final = 1.0
 LEASE: Final = 15.0
 # Recipients whose messages are added at a time: a page of the usual size.
 BATCH_SIZE: Final = 500
-# Recipients composed before other tasks of this process run: some milliseconds.
-COMPOSE_BATCH: Final = 50
+# Seconds of composing before other tasks of this process run. A large message alone takes longer.
+COMPOSE_DURATION: Final = 0.01
 
 
 class SliceDeferredError(Exception):
@@ -170,7 +170,7 @@ class ExpansionSlice:
             for start in range(0, len(recipients), BATCH_SIZE)
         ] or [[]]
         for batch in batches:
-            rows, messages = await _compose(composer, batch)
+            rows, messages = await compose(composer, batch, self._clock)
             new = await self._add(number, rows)
             users = {each.id for each in batch if each.error is None}
             ids = [row.id for row in rows if row.user_id in users]
@@ -237,14 +237,17 @@ def log_context(claim: Claim) -> dict[str, object]:
     return {"posting_id": str(claim.id), "from_event": claim.posting.from_event}
 
 
-async def _compose(
-    composer: Composer, recipients: Sequence[Recipient]
+async def compose(
+    composer: Composer, recipients: Sequence[Recipient], clock: Clock
 ) -> tuple[list[MessageRow], list[ReadyMessage]]:
+    """Compose the messages of recipients, and let other tasks run every few milliseconds."""
     rows: list[MessageRow] = []
     messages: list[ReadyMessage] = []
-    for place, recipient in enumerate(recipients):
-        if place % COMPOSE_BATCH == 0:
+    pause_at = clock.monotonic()
+    for recipient in recipients:
+        if clock.monotonic() >= pause_at:
             await asyncio.sleep(0)
+            pause_at = clock.monotonic() + COMPOSE_DURATION
         for row, message in composer.compose(recipient):
             rows.append(row)
             if message is not None:

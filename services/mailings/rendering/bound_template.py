@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from jinja2 import Environment, TemplateRuntimeError
@@ -17,7 +17,7 @@ from services.mailings.rendering.compiler import (
     rendering_variables,
     trial_variables,
 )
-from services.mailings.rendering.formats import FORMATS, Rendered
+from services.mailings.rendering.formats import FORMATS, Format, Rendered
 from services.mailings.rendering.loader import SHIPPED, InvalidTemplateError, Template
 from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, parse_markdown
 from services.mailings.rendering.placeholder import (
@@ -110,9 +110,12 @@ class BoundTemplate:
         self._name = template.name
         self._compiled = template.compiled
         self._format = FORMATS[channel]
-        self._is_markdown = self._format.has_html or template.is_markdown
+        is_markdown = self._format.has_html or template.is_markdown
         self._context = {**context, "product": product}
-        self._shape = lru_cache(MAX_SHAPES)(self._convert)
+        # The cache has no reference to `self`: a cycle would keep the context and the shapes in
+        # memory until the garbage collector runs, which is rare.
+        convert = partial(_convert, self._format, is_markdown=is_markdown, product=product)
+        self._shape = lru_cache(MAX_SHAPES)(convert)
         for name in sorted(RESERVED & context.keys()):
             raise InvalidTemplateError(template.name, f"{name} cannot be set in the context")
         for name, line in self._compiled.required.items():
@@ -163,26 +166,6 @@ class BoundTemplate:
             raise _too_large(self._format.max_size)
         return text
 
-    def _convert(self, subject: str, body: str, unsubscribe: str) -> _Shape:
-        """Convert texts with placeholders."""
-        if not self._is_markdown:
-            return _Shape(_EMPTY, in_line(body), None)
-        document = parse_markdown(body)
-        if not self._format.has_html:
-            return _Shape(_EMPTY, in_text(document.text), None)
-        subject = " ".join(subject.split())
-        text = document.text
-        if unsubscribe:
-            text += f"\n\n---\nUnsubscribe{URL_BEGINS}{unsubscribe}{URL_ENDS}"
-        html = _FRAME.render(
-            subject=subject,
-            opening=document.opening,
-            product=self._context["product"],
-            content=document.html.strip(),
-            unsubscribe=unsubscribe,
-        )
-        return _Shape(in_line(subject), in_text(text + "\n"), in_html(html))
-
     def _try(self) -> None:
         """Run the template without a recipient, with all their conditions false, then true.
 
@@ -211,6 +194,29 @@ class BoundTemplate:
         if isinstance(error, _SAFE_ERRORS):
             return InvalidTemplateError(self._name, str(error), line)
         return InvalidTemplateError(self._name, type(error).__name__, line)
+
+
+def _convert(  # noqa: PLR0913 - the first three are bound once, the others are texts of a message
+    format_: Format, subject: str, body: str, unsubscribe: str, *, is_markdown: bool, product: str
+) -> _Shape:
+    """Convert texts with placeholders."""
+    if not is_markdown:
+        return _Shape(_EMPTY, in_line(body), None)
+    document = parse_markdown(body)
+    if not format_.has_html:
+        return _Shape(_EMPTY, in_text(document.text), None)
+    subject = " ".join(subject.split())
+    text = document.text
+    if unsubscribe:
+        text += f"\n\n---\nUnsubscribe{URL_BEGINS}{unsubscribe}{URL_ENDS}"
+    html = _FRAME.render(
+        subject=subject,
+        opening=document.opening,
+        product=product,
+        content=document.html.strip(),
+        unsubscribe=unsubscribe,
+    )
+    return _Shape(in_line(subject), in_text(text + "\n"), in_html(html))
 
 
 def _one_line(text: str) -> str:

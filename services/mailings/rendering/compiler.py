@@ -68,6 +68,12 @@ class _Environment(JsonEnvironment):
         found = super().getitem(obj, argument)
         return self.undefined(hint="the item does not exist") if _is_missing(found) else found
 
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the filter that a template names in an argument, such as `map("lower")`."""
+        if name.startswith("_") or name not in self.filters:
+            raise TemplateRuntimeError("the filter does not exist")
+        return super().call_filter(name, *args, **kwargs)
+
 
 def _is_missing(value: Any) -> bool:
     return isinstance(value, Undefined)
