@@ -383,7 +383,7 @@ async def test_the_timeout_of_a_message_ends_the_attempt(publisher: BrokerClient
         )
         letter = await publisher.dead_letter(callback)
         assert time.monotonic() - started < 5, "not the default of ten seconds"
-    assert "no answer" in reason(letter)
+    assert "no response" in reason(letter)
 
 
 async def test_facts_are_published_in_batches_in_their_documented_form(

@@ -163,7 +163,7 @@ async def test_a_port_in_use_is_reported_and_ends_the_process(
         port = server.sockets[0].getsockname()[1]
         with gateway(tmp_path, amqp_url, {"RINGBACK_HTTP_PORT": str(port)}) as service:
             assert await service.exit_code() == 1
-            assert service.logged("can't start")
+            assert service.logged("cannot start")
 
 
 @pytest.fixture
