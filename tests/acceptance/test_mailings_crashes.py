@@ -4,12 +4,12 @@ import asyncio
 from pathlib import Path
 
 from deploy.local.database import Database
-from tests.fakes.mailing import emptied, posting
-from tests.fakes.mailing_outside import Around, outside
-from tests.fakes.sandbox import sandbox
+from tests.fakes.mailing import empty_mailings, posting
+from tests.fakes.mailings_client import MailingsClient, mailings_client
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import running
 
-HASTY = ("-m", "tests.acceptance.hasty_mailings")
+HASTY = ("-m", "tests.acceptance.short_lease_mailings")
 USERS = 20_000
 FEWER = 6_000
 PAGE = 500
@@ -33,7 +33,7 @@ def is_enabled(user: dict[str, object]) -> bool:
     )
 
 
-async def wait_until_all_have_it(around: Around, users: int, *, repeats: int) -> None:
+async def wait_until_all_have_it(around: MailingsClient, users: int, *, repeats: int) -> None:
     """Wait until exactly the users who enabled it have it, each with one id."""
     directory = around.directory(users)
     enabled = {user["id"] for user in directory if is_enabled(user)}
@@ -46,8 +46,8 @@ async def wait_until_all_have_it(around: Around, users: int, *, repeats: int) ->
 async def test_e7_two_kills_skip_no_recipient_and_change_no_id(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
-    await emptied(own_database.url)
-    async with sandbox(users=USERS) as users, outside(amqp_url) as around:
+    await empty_mailings(own_database.url)
+    async with running_sandbox(users=USERS) as users, mailings_client(amqp_url) as around:
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
             "RINGBACK_SOURCES": f"auth={users.url}auth",
@@ -72,8 +72,8 @@ async def test_e7_two_kills_skip_no_recipient_and_change_no_id(
 async def test_row_19_a_database_restart_skips_no_recipient(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
-    await emptied(own_database.url)
-    async with sandbox(users=FEWER) as users, outside(amqp_url) as around:
+    await empty_mailings(own_database.url)
+    async with running_sandbox(users=FEWER) as users, mailings_client(amqp_url) as around:
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
             "RINGBACK_SOURCES": f"auth={users.url}auth",

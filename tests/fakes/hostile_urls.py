@@ -66,7 +66,7 @@ LOOPBACK = (
 )
 
 # Private networks, cloud metadata, and unassigned addresses.
-ELSEWHERE = (
+NOT_PUBLIC = (
     "http://10.0.0.1/",
     "http://10.255.255.255/",
     "http://172.16.0.1/",

@@ -60,7 +60,7 @@ def signed_up(**fields: Any) -> dict[str, Any]:
     return {**KNOWN_EVENTS[0], "event_id": uuid4().hex, **fields}
 
 
-class IngestionPeers:
+class IngestionClient:
     """Publishes events, consumes postings, and reads dead letters, on one connection."""
 
     def __init__(self, url: str, channel: AbstractChannel) -> None:
@@ -132,14 +132,14 @@ class IngestionPeers:
 
 
 @asynccontextmanager
-async def ingestion_peers(amqp_url: str) -> AsyncIterator[IngestionPeers]:
+async def ingestion_client(amqp_url: str) -> AsyncIterator[IngestionClient]:
     """Connect, declare the topology, and consume all postings."""
     async with connect(amqp_url, name="test") as broker:
         await declare(broker.connection, topology())
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
-        it = IngestionPeers(amqp_url, channel)
+        it = IngestionClient(amqp_url, channel)
         queue = await channel.get_queue("postings")
 
         async def consume(message: AbstractIncomingMessage) -> None:
@@ -150,6 +150,6 @@ async def ingestion_peers(amqp_url: str) -> AsyncIterator[IngestionPeers]:
         yield it
 
 
-async def send_all(to: IngestionPeers, bodies: list[dict[str, Any]]) -> None:
+async def send_all(to: IngestionClient, bodies: list[dict[str, Any]]) -> None:
     """Publish many events at the same time, and wait for all confirmations."""
     await asyncio.gather(*(to.send(body) for body in bodies))

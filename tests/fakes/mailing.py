@@ -67,7 +67,7 @@ def posting(**fields: Any) -> dict[str, Any]:
     }
 
 
-class Lists:
+class UserLists:
     """Serves paged user lists by name, or the response for a name and page in `responses`."""
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class Lists:
 
 
 @asynccontextmanager
-async def lists() -> AsyncIterator[Lists]:
+async def user_lists() -> AsyncIterator[UserLists]:
     """Serve user lists for the duration of the block."""
-    it = Lists()
+    it = UserLists()
     app = web.Application()
     app.router.add_get("/lists/{name}/", it.page)
     runner = web.AppRunner(app)
@@ -231,7 +231,7 @@ def counts(status: PostingStatus) -> Counter[str]:
     return Counter({state.value: count for state, count in status.messages.items() if count})
 
 
-async def emptied(database_url: str) -> str:
+async def empty_mailings(database_url: str) -> str:
     """Migrate a database, delete the data of mailings, and return its URL."""
     await migrate(database_url, SCHEMA)
     connection = await asyncpg.connect(database_url)
@@ -258,7 +258,7 @@ def fact(
 
 
 @asynccontextmanager
-async def mailings(
+async def running_mailings(
     database_url: str,
     sources: dict[str, str],
     *,

@@ -29,7 +29,7 @@ def rendered(
     return bind(body, **options).render(user or {}, unsubscribe_url=url)
 
 
-class Shown(HTMLParser):
+class ParsedHtml(HTMLParser):
     """The elements, links and text of an HTML document."""
 
     def __init__(self, html: str) -> None:

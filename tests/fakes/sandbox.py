@@ -71,7 +71,9 @@ class Sandbox:
 
 
 @asynccontextmanager
-async def sandbox(amqp_url: str = "amqp://127.0.0.1:1/", **settings: Any) -> AsyncIterator[Sandbox]:
+async def running_sandbox(
+    amqp_url: str = "amqp://127.0.0.1:1/", **settings: Any
+) -> AsyncIterator[Sandbox]:
     """Run a sandbox for the length of the block; its producers publish to that broker."""
     async with (
         serving(SandboxSettings(port=0, smtp_port=0, **settings), amqp_url) as urls,

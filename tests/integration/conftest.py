@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.fakes.broker_client import BrokerClient, broker_client
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import Service, running
 
 SECRETS = '{"billing": "billing-secret-canary", "rotating": ["old-secret-canary", "new-canary"]}'
@@ -47,5 +47,5 @@ async def publisher(service: Service, shared_amqp_url: str) -> AsyncIterator[Bro
 @pytest.fixture
 async def receiver() -> AsyncIterator[Sandbox]:
     """Start a sandbox for one test."""
-    async with sandbox() as it:
+    async with running_sandbox() as it:
         yield it

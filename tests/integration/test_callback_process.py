@@ -18,7 +18,7 @@ import pytest
 from services.sandbox.misbehaviour import hang, response
 from tests.fakes.broker_client import CALLBACKS, DEAD, BrokerClient, broker_client, send_callback
 from tests.fakes.receivers import ClientConnection, respond, serve
-from tests.fakes.sandbox import sandbox
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
 from tests.fakes.waiting import until
 
@@ -69,7 +69,7 @@ async def test_h5_logs_are_json_one_line_for_each_attempt(amqp_url: str, tmp_pat
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with running(tmp_path, amqp_url) as service:
         await service.ready()
-        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, running_sandbox() as receiver:
             url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
             callback = await publisher.send(
                 send_callback(url, client_id="shop", retry={"delays": [1]}),
@@ -208,7 +208,7 @@ async def test_h6_only_the_consumer_part_can_run(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=(*command, "--consumer")) as service:
         await until(lambda: service.logged("consumer is ready"))
-        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, running_sandbox() as receiver:
             url = await receiver.mailbox()
             await publisher.send(send_callback(url))
             await receiver.webhooks(url)
@@ -221,7 +221,7 @@ async def test_h6_both_parts_run_with_two_workers(amqp_url: str, tmp_path: Path)
     arguments = (*ALONE, "--consumer", "--metrics", "--workers", "2")
     with running(tmp_path, amqp_url, arguments=arguments) as service:
         await service.ready()
-        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, running_sandbox() as receiver:
             url = await receiver.mailbox()
             await publisher.send_all(send_callback(url) for _ in range(100))
             await receiver.webhooks(url, 100)
@@ -284,7 +284,7 @@ async def test_h7_settings_come_from_the_file_and_the_environment(
 async def test_classic_queues_work(amqp_url: str, tmp_path: Path) -> None:
     with running(tmp_path, amqp_url, {"RINGBACK_QUEUE_TYPE": "classic"}) as service:
         await service.ready()
-        async with broker_client(amqp_url) as publisher, sandbox() as receiver:
+        async with broker_client(amqp_url) as publisher, running_sandbox() as receiver:
             url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
             callback = await publisher.send(send_callback(url, retry={"delays": [1]}))
             await publisher.fact(callback, "callback.delivered")

@@ -10,8 +10,8 @@ import pytest
 from services.sandbox.users import Directory
 from tests.fakes.command import Output, ringback
 from tests.fakes.gateway import Caller, base_url, ticket
-from tests.fakes.mailing_outside import outside
-from tests.fakes.sandbox import sandbox
+from tests.fakes.mailings_client import mailings_client
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
 
@@ -73,11 +73,11 @@ async def posting(services: System) -> AsyncIterator[PostingCommand]:
 async def test_e7_show_prints_the_progress_of_a_posting(
     posting: PostingCommand, shared_amqp_url: str
 ) -> None:
-    async with sandbox(users=9) as box:  # five of them get an SMS
+    async with running_sandbox(users=9) as box:  # five of them get an SMS
         id_ = await posting.create(receivers=f"{box.url}{ALL}")
         await posting.until(id_, "sending")
     published = (await posting.get(f"{id_}/messages?status=created"))["items"]
-    async with outside(shared_amqp_url, consuming=False) as around:
+    async with mailings_client(shared_amqp_url, consuming=False) as around:
         await around.settle(id_, published, "sent")
     await posting.until(id_, "done")
     shown = await posting("show", id_)
@@ -91,7 +91,7 @@ async def test_e7_show_prints_the_progress_of_a_posting(
 
 
 async def test_e7_messages_lists_all_pages_and_filters_by_status(posting: PostingCommand) -> None:
-    async with sandbox(users=USERS) as box:
+    async with running_sandbox(users=USERS) as box:
         id_ = await posting.create(receivers=f"{box.url}{ALL}")
         await posting.until(id_, "sending")
     every = (await posting("messages", id_, "--limit", "9999", "--json")).json_lines

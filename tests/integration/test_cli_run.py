@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.broker_client import broker_client, send_callback
 from tests.fakes.command import ringback
-from tests.fakes.sandbox import sandbox
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
 from tests.fakes.waiting import until
 
@@ -29,7 +29,7 @@ async def test_workers_share_the_queue_and_their_metrics_are_summed(
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
         assert set(await service.parts()) == {"worker 1", "worker 2"}
-        async with broker_client(amqp_url) as it, sandbox() as receiver:
+        async with broker_client(amqp_url) as it, running_sandbox() as receiver:
             box = await receiver.mailbox()
             await it.send_all(send_callback(box) for _ in range(60))
             await receiver.webhooks(box, count=60)
@@ -50,7 +50,7 @@ async def test_a_killed_worker_is_restarted_and_its_counts_stay(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
-        async with broker_client(amqp_url) as it, sandbox() as receiver:
+        async with broker_client(amqp_url) as it, running_sandbox() as receiver:
             box = await receiver.mailbox()
             await it.send_all(send_callback(box) for _ in range(20))
             await receiver.webhooks(box, count=20)

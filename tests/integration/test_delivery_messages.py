@@ -16,7 +16,7 @@ from tests.fakes.delivering import (
     settings,
     sms,
 )
-from tests.fakes.sandbox import sandbox
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.waiting import until
 
 
@@ -33,7 +33,7 @@ async def test_e6_an_email_arrives_with_all_its_headers(
         unsubscribe_url=f"https://shop.example.com/u?t={CANARY}",
     )
     trace = "0af7651916cd43dd8448eb211c80319c"
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         with caplog.at_level(logging.INFO):
             async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
                 await client.send(
@@ -63,7 +63,7 @@ async def test_e6_an_sms_reaches_the_gateway_with_a_valid_token(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     message = sms()
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
             await client.send(message)
             fact = await client.fact(message, "sent")
@@ -80,7 +80,7 @@ async def test_e6_a_temporary_refusal_is_retried_and_a_permanent_one_dead_letter
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     later, never, refused = email(), email(to=f"{CANARY}@gone.example.org"), sms()
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         greylisted = {"behaviour": {"kind": "fail", "status": 451}, "at": "data", "times": 1}
         await box.configure("/api/mails/settings", **greylisted)
         await box.configure(
@@ -110,7 +110,7 @@ async def test_e6_a_duplicate_is_not_sent_again(
 ) -> None:
     message = email()
     before = counted("ringback_message_repeats_total", channel="email")
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.3})
         async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
             await client.send(message, message)  # at the same time: the second one is deferred
@@ -131,7 +131,7 @@ async def test_e6_expired_messages_are_not_sent(
         sms(),
     )
     waiting = sms(expires_at=seconds_from_now(1.5))
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.7})
         # The SMS `waiting` fails first, and expires before its next attempt.
         await box.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
@@ -154,7 +154,7 @@ async def test_e6_an_invalid_message_is_dead_lettered_with_every_error_named(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     wrong = email(to="nobody", subject="a\nBcc: evil@example.org", colour="red")
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
             await client.send(wrong, headers={"x-ringback-id": wrong["id"]})
             await client.fact(wrong, "failed")
@@ -168,7 +168,7 @@ async def test_e6_messages_of_a_channel_that_is_not_configured_wait(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     text, mail = sms(), email()
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         only_email = settings(box, RINGBACK_SMS_URL="", RINGBACK_SMS_KEY="")
         async with delivery_in_process(monkeypatch, amqp_url, only_email) as process:
             await client.send(text, mail)
@@ -195,7 +195,7 @@ async def test_m7_a_hanging_sms_gateway_does_not_slow_down_email(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     backlog = [sms() for _ in range(600)]
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         environment = settings(
             box,
             RINGBACK_DELIVERY_PREFETCH="200",

@@ -17,7 +17,7 @@ from shared.contracts.messages import SendSms
 from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.delivering import SMS_KEY
 from tests.fakes.receivers import respond, serve
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 
 NOW = 1_800_000_000.0
 MESSAGE = SendSms(phone="79001234567", text="Ваш код 1234")
@@ -50,7 +50,7 @@ async def gateway(
 
 @pytest.fixture
 async def box() -> AsyncIterator[Sandbox]:
-    async with sandbox() as it:
+    async with running_sandbox() as it:
         yield it
 
 

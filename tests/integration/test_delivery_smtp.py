@@ -12,7 +12,7 @@ import trustme
 from services.delivery.domain import ProviderError
 from services.delivery.smtp import MailServer
 from shared.errors import ExpiredError, PermanentError, TransientError
-from tests.fakes.sandbox import sandbox
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.smtp import USER, Script, mail_server
 
 SENDER, TO = "news@shop.example.com", "c4n4ry@example.org"
@@ -83,7 +83,7 @@ async def test_e6_responses_about_the_connection_are_provider_errors(
 async def test_e6_a_server_that_closes_or_hangs_is_a_provider_error(
     at: str, behaviour: str
 ) -> None:
-    async with sandbox() as box, using(str(box.smtp), timeout=0.4) as server:
+    async with running_sandbox() as box, using(str(box.smtp), timeout=0.4) as server:
         await box.configure("/api/mails/settings", behaviour={"kind": behaviour}, at=at, times=2)
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:

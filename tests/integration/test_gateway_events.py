@@ -16,7 +16,7 @@ from deploy.local.broker import Broker
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
 from tests.fakes.gateway import Caller, Response, base_url, calling, gateway, ticket
-from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, ingestion_peers
+from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, ingestion_client
 from tests.fakes.service import Service, running
 from tests.fakes.system import fresh_database
 from tests.fakes.waiting import until
@@ -186,7 +186,7 @@ async def test_e1_e3_an_event_from_before_the_first_start_of_ingestion_takes_eff
             settings = {"RINGBACK_DATABASE_URL": ingestion_database}
             with running(tmp_path, amqp_url, settings, RUN_INGESTION) as ingestion:
                 await ingestion.ready()
-                async with ingestion_peers(amqp_url) as around:
+                async with ingestion_client(amqp_url) as around:
                     await post(call)
                     await around.posting("signup-7")
 

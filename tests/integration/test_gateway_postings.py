@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.gateway import Caller, Response, ticket
-from tests.fakes.mailing_outside import Around, outside
-from tests.fakes.sandbox import sandbox
+from tests.fakes.mailings_client import MailingsClient, mailings_client
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
 
@@ -50,17 +50,17 @@ async def call(services: System) -> AsyncIterator[Caller]:
 
 
 @pytest.fixture
-async def around(services: System, shared_amqp_url: str) -> AsyncIterator[Around]:
+async def around(services: System, shared_amqp_url: str) -> AsyncIterator[MailingsClient]:
     """Yield a consumer of the messages that publishes their facts."""
     assert services
-    async with outside(shared_amqp_url) as it:
+    async with mailings_client(shared_amqp_url) as it:
         yield it
 
 
 @pytest.fixture
 async def nine() -> AsyncIterator[dict[str, Any]]:
     """Yield a posting to nine users: five get an SMS, three opted out and one has no phone."""
-    async with sandbox(users=9) as box:
+    async with running_sandbox(users=9) as box:
         users = str(box.url / "auth/api/v1/users/")
         yield POSTING | {"receivers": users, "from_event": "nine"}
 
@@ -90,7 +90,7 @@ async def responded(services: System) -> float:
 
 
 async def test_e5_a_posting_is_accepted_unchanged_and_its_progress_is_found(
-    call: Caller, around: Around, nine: dict[str, Any]
+    call: Caller, around: MailingsClient, nine: dict[str, Any]
 ) -> None:
     code = 'ü \\ " }, {'
     context = {"secret_code": code, "text": '\u2028 " }, {', "number": 1.50, "big": 2**70}
@@ -198,7 +198,7 @@ async def test_row_26_values_that_no_store_accepts_are_422(call: Caller, value: 
 
 
 async def test_e5_messages_are_listed_page_by_page(
-    call: Caller, around: Around, nine: dict[str, Any]
+    call: Caller, around: MailingsClient, nine: dict[str, Any]
 ) -> None:
     path, messages = await until_sending(call, await call("POST", "/v1/postings", nine))
     *failed, sent = messages[:4]

@@ -18,7 +18,7 @@ import trustme
 from services.sandbox import misbehaviour
 from shared.http.client import HttpResponse, RequestFailedError
 from shared.http.guard import parse_target
-from tests.fakes.names import serve_names
+from tests.fakes.dns_server import serve_names
 from tests.fakes.receivers import hang_on_accept, respond, respond_then_close, serve
 from tests.fakes.sending import BODY, TIMEOUT, client, client_of, failure, post
 from tests.fakes.waiting import until

@@ -12,8 +12,8 @@ import pytest
 
 from shared.http.client import Client
 from shared.http.guard import ForbiddenTargetError, Guard
-from tests.fakes.hostile_urls import ELSEWHERE, LOOPBACK, MALFORMED
-from tests.fakes.names import serve_names
+from tests.fakes.dns_server import serve_names
+from tests.fakes.hostile_urls import LOOPBACK, MALFORMED, NOT_PUBLIC
 from tests.fakes.receivers import respond, serve
 from tests.fakes.sending import client, client_of, failure, post
 
@@ -59,7 +59,7 @@ async def every_local_address() -> AsyncIterator[tuple[int, list[int]]]:
             yield listener.getsockname()[1], accepted
 
 
-@pytest.mark.parametrize("url", LOOPBACK + ELSEWHERE + MALFORMED)
+@pytest.mark.parametrize("url", LOOPBACK + NOT_PUBLIC + MALFORMED)
 async def test_row_27_no_spelling_of_a_denied_address_sends_a_packet(
     url: str, dialled: list[object]
 ) -> None:

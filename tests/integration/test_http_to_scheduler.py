@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.routes.callbacks import batch_example, callback_examples
 from tests.fakes.gateway import Caller
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
 
@@ -42,7 +42,7 @@ async def call(services: System) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Sandbox]:
-    async with sandbox() as it:
+    async with running_sandbox() as it:
         yield it
 
 

@@ -15,8 +15,8 @@ from tests.fakes.command import ringback
 from tests.fakes.ingesting import (
     KNOWN_EVENTS,
     RUN_INGESTION,
-    IngestionPeers,
-    ingestion_peers,
+    IngestionClient,
+    ingestion_client,
     signed_up,
 )
 from tests.fakes.service import Service, running
@@ -48,9 +48,9 @@ def service(
 
 
 @pytest.fixture
-async def peers(service: Service, shared_amqp_url: str) -> AsyncIterator[IngestionPeers]:
+async def peers(service: Service, shared_amqp_url: str) -> AsyncIterator[IngestionClient]:
     assert not service.exited(), service.output
-    async with ingestion_peers(shared_amqp_url) as it:
+    async with ingestion_client(shared_amqp_url) as it:
         yield it
 
 
@@ -63,7 +63,7 @@ async def wait_for_count(service: Service, outcome: str, more_than: float) -> No
 
 @pytest.mark.parametrize("event", KNOWN_EVENTS, ids=lambda event: event["event"])
 async def test_e1_e2_every_known_event_publishes_its_posting(
-    peers: IngestionPeers, event: dict[str, Any]
+    peers: IngestionClient, event: dict[str, Any]
 ) -> None:
     body = signed_up(**event)
     await peers.send(body, headers={"traceparent": TRACE})
@@ -84,7 +84,7 @@ async def test_e1_e2_every_known_event_publishes_its_posting(
 
 @pytest.mark.parametrize("by", ["event_id", "message_id", "content"])
 async def test_e3_a_duplicate_event_has_no_effect(
-    peers: IngestionPeers, service: Service, by: str
+    peers: IngestionClient, service: Service, by: str
 ) -> None:
     body = signed_up()
     event_id = body["event_id"]
@@ -109,7 +109,7 @@ async def test_e3_a_duplicate_event_has_no_effect(
 
 
 async def test_e3_a_stale_event_is_counted_and_has_no_effect(
-    peers: IngestionPeers, service: Service
+    peers: IngestionClient, service: Service
 ) -> None:
     now = datetime.now(UTC)
     old = [
@@ -150,7 +150,7 @@ async def test_e3_a_stale_event_is_counted_and_has_no_effect(
     ids=range(12),
 )
 async def test_row_26_an_invalid_event_is_dead_lettered_at_once_with_its_reason(
-    peers: IngestionPeers, service: Service, body: bytes, properties: dict[str, Any], reason: str
+    peers: IngestionClient, service: Service, body: bytes, properties: dict[str, Any], reason: str
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="invalid")
     await peers.send(body, **properties)
@@ -163,7 +163,7 @@ async def test_row_26_an_invalid_event_is_dead_lettered_at_once_with_its_reason(
 
 
 async def test_e1_an_unknown_event_is_dead_lettered_and_counted(
-    peers: IngestionPeers, service: Service
+    peers: IngestionClient, service: Service
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="unknown")
     await peers.send(signed_up(event="user_left"))
@@ -176,7 +176,7 @@ async def test_e1_an_unknown_event_is_dead_lettered_and_counted(
 
 
 async def test_e2_an_event_whose_rule_fails_is_dead_lettered_with_rule_and_reason(
-    peers: IngestionPeers, service: Service
+    peers: IngestionClient, service: Service
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="failed")
     await peers.send(signed_up(from_service="shop", event="paid"))
@@ -189,7 +189,7 @@ async def test_e2_an_event_whose_rule_fails_is_dead_lettered_with_rule_and_reaso
 
 
 async def test_e1_ringback_send_publishes_events(
-    peers: IngestionPeers, shared_amqp_url: str
+    peers: IngestionClient, shared_amqp_url: str
 ) -> None:
     body = signed_up()
     output = await ringback("send", "Event", amqp_url=shared_amqp_url, given=json.dumps(body))

@@ -13,15 +13,15 @@ from shared.amqp.publisher import OutgoingMessage
 from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.mailing import (
     FakeBroker,
-    Lists,
     Mailings,
+    UserLists,
     counts,
-    emptied,
+    empty_mailings,
     fact,
-    lists,
-    mailings,
     posting,
+    running_mailings,
     user,
+    user_lists,
 )
 from tests.fakes.waiting import until
 
@@ -61,26 +61,28 @@ POINTS = {
 
 @pytest.fixture
 async def url(database_url: str) -> str:
-    return await emptied(database_url)
+    return await empty_mailings(database_url)
 
 
 @pytest.fixture
-async def users() -> AsyncIterator[Lists]:
-    async with lists() as it:
+async def users() -> AsyncIterator[UserLists]:
+    async with user_lists() as it:
         it.users["all"] = [user(number) for number in range(35)]
         yield it
 
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_e7_an_interruption_repeats_at_most_one_page_and_skips_no_recipient(
-    url: str, users: Lists, point: str, monkeypatch: pytest.MonkeyPatch
+    url: str, users: UserLists, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FakeBroker()
-    async with mailings(url, {"auth": users.url}, broker=broker, store=FailingStore) as first:
+    async with running_mailings(
+        url, {"auth": users.url}, broker=broker, store=FailingStore
+    ) as first:
         id_ = await first.post(posting(receivers=PAGES, delivery_type=["email"]))
         monkeypatch.setattr(FailingStore, "at", point)
         await first.expansion.run_once(1)
-    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
         assert await second.expansion.run_once(1) == 0, (
             "the lease of the first process has not expired"
         )
@@ -95,17 +97,19 @@ async def test_e7_an_interruption_repeats_at_most_one_page_and_skips_no_recipien
 
 
 async def test_e7_a_message_settled_before_the_repeat_is_not_sent_again(
-    url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
+    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FakeBroker()
     monkeypatch.setattr(FailingStore, "at", "before the checkpoint")
-    async with mailings(url, {"auth": users.url}, broker=broker, store=FailingStore) as first:
+    async with running_mailings(
+        url, {"auth": users.url}, broker=broker, store=FailingStore
+    ) as first:
         id_ = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)
         await first.settle(*(fact(id_, number) for number in range(8, 18)))
         # The rest of the second page is repeated. A user who left the list gets nothing more.
         users.users["all"][18:20] = [user(98), user(18)]
-    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
         await second.make_due(id_)
         status = await second.expand(id_)
         skipped = await second.store.messages(id_, id_.__class__(int=0), None, 1000)
@@ -118,15 +122,17 @@ async def test_e7_a_message_settled_before_the_repeat_is_not_sent_again(
 
 
 async def test_e7_a_fully_settled_page_is_not_taken_for_an_endless_list(
-    url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
+    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FakeBroker()
     monkeypatch.setattr(FailingStore, "at", "before the checkpoint")
-    async with mailings(url, {"auth": users.url}, broker=broker, store=FailingStore) as first:
+    async with running_mailings(
+        url, {"auth": users.url}, broker=broker, store=FailingStore
+    ) as first:
         id_ = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)
         await first.settle(*(fact(id_, number) for number in range(20)))
-    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
         await second.make_due(id_)
         status = await second.expand(id_)
     assert (status.status, counts(status)["sent"]) == ("sending", 20)
@@ -148,12 +154,12 @@ class Gated(FakeBroker):
         await self.open.wait()
 
 
-async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, users: Lists) -> None:
+async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, users: UserLists) -> None:
     gated, broker = Gated(), FakeBroker()
     sources = {"auth": users.url}
     async with (
-        mailings(url, sources, broker=gated) as stale,
-        mailings(url, sources, broker=broker) as other,
+        running_mailings(url, sources, broker=gated) as stale,
+        running_mailings(url, sources, broker=broker) as other,
     ):
         id_ = await stale.post(posting(receivers=PAGES))
         suspended = asyncio.create_task(stale.expansion.run_once(1))
@@ -169,7 +175,7 @@ async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, users:
 
 
 async def test_row_18_a_slice_that_resumes_after_its_lease_expired_writes_nothing(
-    url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
+    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale_broker, broker = FakeBroker(), FakeBroker()
     sources = {"auth": users.url}
@@ -183,8 +189,8 @@ async def test_row_18_a_slice_that_resumes_after_its_lease_expired_writes_nothin
 
     users.responses["all", 2] = second_page
     async with (
-        mailings(url, sources, broker=stale_broker) as stale,
-        mailings(url, sources, broker=broker) as other,
+        running_mailings(url, sources, broker=stale_broker) as stale,
+        running_mailings(url, sources, broker=broker) as other,
     ):
         id_ = await stale.post(posting(receivers=PAGES))
         suspended = asyncio.create_task(stale.expansion.run_once(1))
@@ -206,7 +212,7 @@ async def _pages(it: Mailings, id_: UUID, pages: int) -> bool:
 
 
 async def test_a_long_slice_renews_its_lease(
-    url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
+    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (
         "services.mailings.expansion.worker.LEASE",
@@ -214,7 +220,7 @@ async def test_a_long_slice_renews_its_lease(
     ):
         monkeypatch.setattr(module, 0.6)
     gated = Gated()
-    async with mailings(url, {"auth": users.url}, broker=gated) as it:
+    async with running_mailings(url, {"auth": users.url}, broker=gated) as it:
         id_ = await it.post(posting(receivers=PAGES))
         slow = asyncio.create_task(it.expand(id_))
         await until(lambda: len(gated.sent) == 10)
@@ -227,15 +233,15 @@ async def test_a_long_slice_renews_its_lease(
 
 
 async def test_two_processes_share_postings_and_repeat_nothing(
-    url: str, users: Lists, monkeypatch: pytest.MonkeyPatch
+    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
     users.users["all"] = [user(number) for number in range(95)]
     broker = FakeBroker()
     sources = {"auth": users.url}
     async with (
-        mailings(url, sources, broker=broker) as one,
-        mailings(url, sources, broker=broker) as two,
+        running_mailings(url, sources, broker=broker) as one,
+        running_mailings(url, sources, broker=broker) as two,
     ):
         ids = [await one.post(posting(receivers=PAGES)) for _ in range(6)]
         claimed: list[int] = []
@@ -252,18 +258,18 @@ async def test_two_processes_share_postings_and_repeat_nothing(
 
 
 async def test_row_32_a_slice_ends_with_its_page_when_the_process_drains(
-    url: str, users: Lists
+    url: str, users: UserLists
 ) -> None:
     users.users["all"] = [user(number) for number in range(500)]
     broker = FakeBroker()
-    async with mailings(url, {"auth": users.url}, broker=broker) as it:
+    async with running_mailings(url, {"auth": users.url}, broker=broker) as it:
         id_ = await it.post(posting(receivers=PAGES))
         running = asyncio.create_task(it.expansion.run_once(1))
         await until(lambda: broker.sent)
         await it.expansion.drain(5.0)
         await running
         assert await it.expansion.run_once(1) == 0
-    async with mailings(url, {"auth": users.url}, broker=broker) as second:
+    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
         before = await second.status(id_)
         assert before.status == "expanding"
         status = await second.expand(id_)

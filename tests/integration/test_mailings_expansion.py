@@ -9,24 +9,33 @@ import pytest
 
 from services.mailings.expansion import slice as slice_module
 from shared.contracts.messages import SendEmail, SendSms
-from tests.fakes.mailing import Lists, Mailings, counts, emptied, lists, mailings, posting, user
-from tests.fakes.sandbox import sandbox
+from tests.fakes.mailing import (
+    Mailings,
+    UserLists,
+    counts,
+    empty_mailings,
+    posting,
+    running_mailings,
+    user,
+    user_lists,
+)
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.waiting import until
 
 
 @pytest.fixture
 async def url(database_url: str) -> str:
-    return await emptied(database_url)
+    return await empty_mailings(database_url)
 
 
 @pytest.fixture
-async def around(url: str) -> AsyncIterator[tuple[Mailings, Lists]]:
-    async with lists() as users, mailings(url, {"auth": users.url}) as it:
+async def around(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
+    async with user_lists() as users, running_mailings(url, {"auth": users.url}) as it:
         yield it, users
 
 
 async def test_e5_a_posting_becomes_one_message_per_recipient_and_channel(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [user(1), user(2, phone="+7 (900) 000-00-02"), user(3, email=None)]
@@ -92,13 +101,13 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 async def test_e5_every_published_example_reaches_the_users_who_enabled_it(
     url: str, example: dict[str, Any], form: str
 ) -> None:
-    async with sandbox(users=1100) as outside:
+    async with running_sandbox(users=1100) as outside:
         sources = {"auth": f"{outside.url}auth", "fastapi": f"{outside.url}fastapi"}
         all_users = await users_of(outside)
         channel = example["delivery_type"][0]
         subscribers = [each for each in all_users if wanted(each, channel, "new_movies")]
         receivers = example["receivers"].replace(UUID_OF_NOBODY, subscribers[0]["id"])
-        async with mailings(url, sources) as it:
+        async with running_mailings(url, sources) as it:
             id_ = await it.post(example | {"receivers": f"{receivers}&form={form}"})
             status = await it.expand(id_)
             sent = it.broker.bodies(id_)
@@ -135,7 +144,7 @@ def wanted(each: dict[str, Any], channel: str, kind: str) -> bool:
     )
 
 
-async def test_e5_a_single_user_is_a_page_of_one(around: tuple[Mailings, Lists]) -> None:
+async def test_e5_a_single_user_is_a_page_of_one(around: tuple[Mailings, UserLists]) -> None:
     it, users = around
     users.responses["all", 1] = lambda: user(1)
     status = await it.expand(await it.post(posting()))
@@ -144,7 +153,7 @@ async def test_e5_a_single_user_is_a_page_of_one(around: tuple[Mailings, Lists])
 
 
 async def test_e5_a_page_shorter_than_page_size_is_the_last(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [user(number) for number in range(20)]
@@ -157,7 +166,7 @@ async def test_e5_a_page_shorter_than_page_size_is_the_last(
 
 
 async def test_a_user_who_is_listed_several_times_gets_one_message(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [user(1), user(1), user(2), user(1), user(3)]
@@ -167,7 +176,7 @@ async def test_a_user_who_is_listed_several_times_gets_one_message(
     assert (status.status, status.receivers, counts(status)["created"]) == ("sending", 5, 3)
 
 
-async def test_a_large_page_is_added_in_batches(around: tuple[Mailings, Lists]) -> None:
+async def test_a_large_page_is_added_in_batches(around: tuple[Mailings, UserLists]) -> None:
     it, users = around
     users.users["all"] = [user(number) for number in range(1300)]
     id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=5000"))
@@ -177,7 +186,7 @@ async def test_a_large_page_is_added_in_batches(around: tuple[Mailings, Lists]) 
 
 
 async def test_an_invalid_user_is_skipped_with_a_reason(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [
@@ -207,7 +216,7 @@ INVALID_PAGES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", INVALID_PAGES)
 async def test_an_invalid_page_fails_the_posting_with_a_reason(
-    around: tuple[Mailings, Lists], kind: str
+    around: tuple[Mailings, UserLists], kind: str
 ) -> None:
     it, users = around
     response, reason = INVALID_PAGES[kind]
@@ -221,7 +230,7 @@ async def test_an_invalid_page_fails_the_posting_with_a_reason(
 
 
 async def test_a_list_that_repeats_the_same_page_fails_the_posting(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.responses["all", 0] = lambda: [user(number) for number in range(5)]
@@ -233,9 +242,9 @@ async def test_a_list_that_repeats_the_same_page_fails_the_posting(
 
 
 async def test_a_list_longer_than_the_maximum_fails_the_posting(url: str) -> None:
-    async with sandbox() as outside:
+    async with running_sandbox() as outside:
         sources = {"auth": f"{outside.url}auth"}
-        async with mailings(url, sources, max_receivers=450) as it:
+        async with running_mailings(url, sources, max_receivers=450) as it:
             endless = "http://auth/api/v1/users/?endless=True&page_size=100"
             status = await it.expand(await it.post(posting(receivers=endless)))
     assert (status.status, status.receivers) == ("failed", 400)
@@ -243,7 +252,7 @@ async def test_a_list_longer_than_the_maximum_fails_the_posting(url: str) -> Non
 
 
 async def test_a_template_error_fails_the_posting_before_anything_is_sent(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     for broken in (
@@ -261,7 +270,7 @@ async def test_a_template_error_fails_the_posting_before_anything_is_sent(
 
 
 async def test_the_data_of_a_template_is_fetched_once(
-    around: tuple[Mailings, Lists], monkeypatch: pytest.MonkeyPatch
+    around: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)  # one page per slice
     it, users = around
@@ -279,7 +288,7 @@ async def test_the_data_of_a_template_is_fetched_once(
     assert all("Stalker" in each["text"] for each in it.broker.bodies(id_))
 
 
-async def test_nothing_is_published_after_expires_in(around: tuple[Mailings, Lists]) -> None:
+async def test_nothing_is_published_after_expires_in(around: tuple[Mailings, UserLists]) -> None:
     it, users = around
     users.users["all"] = [user(number) for number in range(19)]
 
@@ -304,7 +313,7 @@ async def test_nothing_is_published_after_expires_in(around: tuple[Mailings, Lis
 
 
 async def test_small_postings_do_not_wait_for_a_huge_one(
-    around: tuple[Mailings, Lists], monkeypatch: pytest.MonkeyPatch
+    around: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
     it, users = around
@@ -321,7 +330,7 @@ async def test_small_postings_do_not_wait_for_a_huge_one(
 
 
 async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [user(1)]
@@ -345,7 +354,7 @@ async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
 
 
 async def test_a_refused_message_is_published_again_with_the_same_id(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [user(number) for number in range(5)]

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from tests.fakes.mailing import RUN_MAILINGS, emptied, fact, posting
-from tests.fakes.mailing_outside import Around, outside
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.mailing import RUN_MAILINGS, empty_mailings, fact, posting
+from tests.fakes.mailings_client import MailingsClient, mailings_client
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
@@ -18,13 +18,13 @@ PAGED = "http://auth/api/v1/users/?is_active=True&email_notifications=True&page_
 
 @pytest.fixture
 async def users() -> AsyncIterator[Sandbox]:
-    async with sandbox(users=8000) as it:
+    async with running_sandbox(users=8000) as it:
         yield it
 
 
 @pytest.fixture
 async def url(database_url: str) -> str:
-    return await emptied(database_url)
+    return await empty_mailings(database_url)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_e5_a_posting_on_the_queue_is_expanded_and_settled_by_facts(
         for each in await users.get("/auth/api/v1/users/", page_size=50)
         if each["email"] and each["is_active"] and each["email_notifications"] and each["phone"]
     )
-    async with outside(amqp_url) as around:
+    async with mailings_client(amqp_url) as around:
         id_ = await around.post(
             posting(
                 receivers=f"http://auth/api/v1/users/{someone['id']}/",
@@ -92,14 +92,14 @@ async def test_e5_a_posting_on_the_queue_is_expanded_and_settled_by_facts(
         assert secret not in logged
 
 
-async def _dead_letter(around: Around) -> object:
+async def _dead_letter(around: MailingsClient) -> object:
     queue = await around.channel.get_queue("postings.dead", ensure=False)
     return await queue.get(no_ack=True, fail=False)
 
 
 async def test_expansion_pauses_while_the_queue_is_full(service: Service, amqp_url: str) -> None:
     await service.ready()
-    async with outside(amqp_url, consuming=False) as around:
+    async with mailings_client(amqp_url, consuming=False) as around:
         id_ = await around.post(posting(receivers=PAGED))
         deepest = 0
 

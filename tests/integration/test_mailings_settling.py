@@ -14,26 +14,26 @@ from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import Failure
 from shared.errors import ContractViolationError
 from tests.fakes.mailing import (
-    Lists,
     Mailings,
+    UserLists,
     counts,
-    emptied,
+    empty_mailings,
     fact,
-    lists,
-    mailings,
     posting,
+    running_mailings,
     user,
+    user_lists,
 )
 
 
 @pytest.fixture
 async def url(database_url: str) -> str:
-    return await emptied(database_url)
+    return await empty_mailings(database_url)
 
 
 @pytest.fixture
-async def around(url: str) -> AsyncIterator[tuple[Mailings, Lists]]:
-    async with lists() as users, mailings(url, {"auth": users.url}) as it:
+async def around(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
+    async with user_lists() as users, running_mailings(url, {"auth": users.url}) as it:
         users.users["all"] = [user(number) for number in range(4)]
         yield it, users
 
@@ -43,7 +43,7 @@ async def request(it: Mailings, operation: str, client_id: str | None = None, **
 
 
 async def test_facts_settle_messages_and_the_last_fact_completes_the_posting(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, _ = around
     id_ = await it.post(posting())
@@ -66,7 +66,7 @@ async def test_facts_settle_messages_and_the_last_fact_completes_the_posting(
 
 
 async def test_facts_that_arrive_during_expansion_are_all_counted(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, users = around
     users.users["all"] = [user(number) for number in range(400)]
@@ -88,7 +88,7 @@ async def test_facts_that_arrive_during_expansion_are_all_counted(
     assert (status.status, counts(status)["sent"], counts(status)["created"]) == ("done", 400, 0)
 
 
-async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, Lists]) -> None:
+async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, UserLists]) -> None:
     it, users = around
     users.users["all"][3] = user(3, email=None)
     id_ = await it.post(posting())
@@ -117,7 +117,7 @@ async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, Li
 
 
 async def test_a_posting_of_a_client_is_visible_to_that_client_only(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, _ = around
     own = await request(it, "CreatePosting", "shop", posting=posting())
@@ -134,7 +134,7 @@ async def test_a_posting_of_a_client_is_visible_to_that_client_only(
 
 
 async def test_postings_are_listed_newest_first_by_client_and_event(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, _ = around
     made = [
@@ -153,7 +153,7 @@ async def test_postings_are_listed_newest_first_by_client_and_event(
 
 
 async def test_a_request_repeated_with_its_idempotency_key_changes_nothing(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, _ = around
     key = {"idempotency_key": "k-1"}
@@ -172,7 +172,7 @@ async def test_a_request_repeated_with_its_idempotency_key_changes_nothing(
 
 
 async def test_a_repeated_posting_changes_nothing_and_a_different_one_with_its_id_is_rejected(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, _ = around
     id_ = await it.post(posting())
@@ -183,7 +183,9 @@ async def test_a_repeated_posting_changes_nothing_and_a_different_one_with_its_i
     assert len(it.broker.sent) == 4
 
 
-async def test_the_context_of_an_ended_posting_is_deleted(around: tuple[Mailings, Lists]) -> None:
+async def test_the_context_of_an_ended_posting_is_deleted(
+    around: tuple[Mailings, UserLists],
+) -> None:
     it, _ = around
     body = posting(
         delivery_type=["sms"],
@@ -200,7 +202,7 @@ async def test_the_context_of_an_ended_posting_is_deleted(around: tuple[Mailings
 
 
 async def test_retention_deletes_old_postings_with_their_messages(
-    around: tuple[Mailings, Lists],
+    around: tuple[Mailings, UserLists],
 ) -> None:
     it, _ = around
     old, young = await it.post(posting()), await it.post(posting())

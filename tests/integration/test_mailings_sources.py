@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from services.mailings.expansion import sources
-from tests.fakes.mailing import Mailings, emptied, mailings, posting
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.mailing import Mailings, empty_mailings, posting, running_mailings
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.waiting import until
 
 USERS = "http://auth/api/v1/users/?page_size=100"
@@ -16,12 +16,12 @@ USERS = "http://auth/api/v1/users/?page_size=100"
 
 @pytest.fixture
 async def url(database_url: str) -> str:
-    return await emptied(database_url)
+    return await empty_mailings(database_url)
 
 
 @pytest.fixture
 async def around(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
-    async with sandbox(users=250) as outside:
+    async with running_sandbox(users=250) as outside:
         hosts = {
             "auth": f"{outside.url}auth",
             "fastapi": f"{outside.url}fastapi",
@@ -29,7 +29,7 @@ async def around(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
             "nowhere.invalid": "",
             "localhost": "",
         }
-        async with mailings(url, hosts) as it:
+        async with running_mailings(url, hosts) as it:
             yield it, outside
 
 

@@ -9,14 +9,14 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 
 USERS = "/auth/api/v1/users/"
 
 
 @pytest.fixture
 async def box() -> AsyncIterator[Sandbox]:
-    async with sandbox(users=1000) as it:
+    async with running_sandbox(users=1000) as it:
         yield it
 
 
@@ -88,7 +88,7 @@ async def test_movies_series_and_reviews_link_to_each_other(box: Sandbox) -> Non
 
 
 async def test_links_begin_with_the_configured_url() -> None:
-    async with sandbox(url="http://sandbox:8090/") as box:
+    async with running_sandbox(url="http://sandbox:8090/") as box:
         [movie, *_] = await box.get("/fastapi/api/v1/movies/")
     assert movie["url"].startswith("http://sandbox:8090/fastapi/")
 
@@ -150,7 +150,7 @@ async def events(amqp_url: str) -> AsyncIterator[Queue]:
 async def test_e1_a_producer_publishes_its_event(
     amqp_url: str, events: Queue, producer: str, event: str, field: str
 ) -> None:
-    async with sandbox(amqp_url) as box:
+    async with running_sandbox(amqp_url) as box:
         async with box.session.post(f"/api/producers/{producer}") as response:
             assert response.status == 201, await response.text()
             [returned] = (await response.json())["events"]
@@ -166,7 +166,7 @@ async def test_e1_a_producer_publishes_its_event(
 
 
 async def test_e3_given_fields_are_published_in_every_event(amqp_url: str, events: Queue) -> None:
-    async with sandbox(amqp_url) as box:
+    async with running_sandbox(amqp_url) as box:
         request = {"count": 1200, "event_id": "same", "occurred_at": "2020-01-01T00:00:00Z"}
         async with box.session.post("/api/producers/auth", json=request) as response:
             assert response.status == 201
@@ -176,7 +176,7 @@ async def test_e3_given_fields_are_published_in_every_event(amqp_url: str, event
 
 
 async def test_a_button_publishes_and_the_page_shows_it(amqp_url: str, events: Queue) -> None:
-    async with sandbox(amqp_url) as box:
+    async with running_sandbox(amqp_url) as box:
         async with box.session.post("/producers/cinema_scanner") as response:
             assert (response.status, response.url.path) == (200, "/producers")
             assert "confirmed" in await response.text()
@@ -193,14 +193,14 @@ async def fault(box: Sandbox) -> str:
 
 
 async def test_an_unavailable_broker_is_reported_without_the_password() -> None:
-    async with sandbox("amqp://user:canary@127.0.0.1:1/") as box:
+    async with running_sandbox("amqp://user:canary@127.0.0.1:1/") as box:
         detail = await fault(box)
     assert "Cannot connect to RabbitMQ at amqp://user:" in detail
     assert "canary" not in detail
 
 
 async def test_a_missing_exchange_is_reported_with_the_command_to_run(amqp_url: str) -> None:
-    async with sandbox(amqp_url) as box:
+    async with running_sandbox(amqp_url) as box:
         assert "no exchange 'events'" in await fault(box)
 
 
@@ -208,7 +208,7 @@ async def test_a_missing_queue_is_reported(amqp_url: str) -> None:
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         await channel.declare_exchange("events", "topic", durable=True)
-        async with sandbox(amqp_url) as box:
+        async with running_sandbox(amqp_url) as box:
             assert "no queue is bound" in await fault(box)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.waiting import until
 
 TIMEOUT = 5
@@ -16,7 +16,7 @@ TIMEOUT = 5
 
 @pytest.fixture
 async def box() -> AsyncIterator[Sandbox]:
-    async with sandbox(max_body=100_000) as it:
+    async with running_sandbox(max_body=100_000) as it:
         yield it
 
 
@@ -218,7 +218,7 @@ async def test_e6_a_hang_for_one_client_does_not_affect_the_others(box: Sandbox,
 
 async def test_the_mail_server_stops_without_waiting_for_hangs() -> None:
     async with asyncio.timeout(TIMEOUT):
-        async with sandbox() as box:
+        async with running_sandbox() as box:
             await box.configure("/api/mails/settings", behaviour={"kind": "hang"}, at="hello")
             reader, writer = await connect(box)
             writer.write(b"EHLO me\r\n")

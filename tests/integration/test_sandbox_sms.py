@@ -10,14 +10,14 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 
 KEY = "a-test-key-of-at-least-32-characters"
 
 
 @pytest.fixture
 async def box() -> AsyncIterator[Sandbox]:
-    async with sandbox(sms_key=KEY) as it:
+    async with running_sandbox(sms_key=KEY) as it:
         yield it
 
 

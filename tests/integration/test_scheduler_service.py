@@ -20,7 +20,7 @@ from shared.security.tickets import TicketIssuer
 from tests.fakes.broker_client import SECRET
 from tests.fakes.callback_service import Arrival, FakeCallbackService, fake_callback_service
 from tests.fakes.command import ringback
-from tests.fakes.sandbox import sandbox
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.scheduling import SECRETS_KEY, TICKET_KEY, URL, connected
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -253,7 +253,7 @@ async def test_a_callback_reaches_the_receiver_through_the_callback_service(
 ) -> None:
     with running(tmp_path, shared_amqp_url) as callback:
         await callback.ready()
-        async with sandbox() as receiver:
+        async with running_sandbox() as receiver:
             url = await receiver.mailbox()
             due = time.time() + 1
             command = {"url": url, "run_at": in_seconds(1), "hmac_secret": SECRET, "context": 1}

@@ -10,7 +10,7 @@ from services.mailings.rendering import bound_template
 from services.mailings.rendering.bound_template import MAX_SHAPES, RenderingError
 from services.mailings.rendering.loader import InvalidTemplateError
 from services.mailings.rendering.markdown import Document, parse_markdown
-from tests.fakes.rendering import Shown, bind, rendered
+from tests.fakes.rendering import ParsedHtml, bind, rendered
 
 EVIL = "Salt & Pepper <Director's Cut> **x** [a](javascript:alert(1)) <script>"
 EXPRESSIONS = ["user.x", "x", "x|trim", "user.x ~ ''"]
@@ -23,7 +23,7 @@ def test_e5_values_are_never_parsed_as_markdown_or_html(expression: str) -> None
     )
 
     assert message.html is not None
-    shown = Shown(message.html)
+    shown = ParsedHtml(message.html)
     assert shown.words.count(EVIL) == 2
     assert {"script", "strong"} & {tag for tag, _ in shown.elements} == set()
     assert shown.links == []
@@ -52,7 +52,7 @@ def test_e5_a_value_used_as_a_link_must_be_an_absolute_url(
     message = rendered(f"See **[this]({{{{ {expression} }}}})** now", {"x": value}, x=value)
 
     assert message.html is not None
-    assert Shown(message.html).links == ([link] if link else [])
+    assert ParsedHtml(message.html).links == ([link] if link else [])
     assert "<strong>" in message.html
     assert ("</a>" in message.html) == (link is not None)
     assert message.text == (f"See this <{link}> now\n" if link else "See this now\n")
@@ -65,7 +65,7 @@ def test_e5_a_value_within_a_url_is_percent_encoded() -> None:
 
     part = "..%2F%3F%26%23%2F%40"
     assert message.html is not None
-    assert Shown(message.html).links == [
+    assert ParsedHtml(message.html).links == [
         f"https://a.example/{part}/%C3%A9%22%20onerror%3D%27?q={part}"
     ]
     assert "<img" not in message.html
@@ -100,8 +100,8 @@ def test_e5_an_unsubscribe_url_adds_a_link(body: str, links: int) -> None:
 
     assert with_url.html is not None
     assert without.html is not None
-    assert Shown(with_url.html).links == ["https://u.example/?a=1&b=2"] * links
-    assert Shown(without.html).links == []
+    assert ParsedHtml(with_url.html).links == ["https://u.example/?a=1&b=2"] * links
+    assert ParsedHtml(without.html).links == []
     assert "Unsubscribe" not in without.html + without.text
 
 

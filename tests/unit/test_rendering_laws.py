@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
 from services.mailings.rendering.formats import Rendered
 from services.mailings.rendering.placeholder import clean
-from tests.fakes.rendering import Shown, bind
+from tests.fakes.rendering import ParsedHtml, bind
 
 # The places of a value. Each is used with a value of the user, of the posting, and of both.
 PLACES = """# {v}
@@ -52,7 +52,7 @@ def test_e5_a_value_never_changes_the_structure_of_a_message(value: str) -> None
     harmless = "VALUE"
     one = bind(EVERYWHERE, x=harmless).render({"x": harmless}, unsubscribe_url=None)
     two = bind(EVERYWHERE, x=value).render({"x": value}, unsubscribe_url=None)
-    expected, shown = Shown(one.html or ""), Shown(two.html or "")
+    expected, shown = ParsedHtml(one.html or ""), ParsedHtml(two.html or "")
     value = clean(value)
 
     # The three links that consist of a value are either all present or all absent.

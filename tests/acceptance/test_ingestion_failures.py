@@ -17,8 +17,8 @@ from shared.postgres.migrations import migrate
 from tests.acceptance.crashing_ingestion import POINTS
 from tests.fakes.ingesting import (
     RUN_INGESTION,
-    IngestionPeers,
-    ingestion_peers,
+    IngestionClient,
+    ingestion_client,
     send_all,
     signed_up,
 )
@@ -37,7 +37,7 @@ def ids(bodies: Iterable[dict[str, Any]]) -> set[str]:
 
 
 async def wait_for_postings(
-    peers: IngestionPeers, bodies: list[dict[str, Any]], within: float = 30.0
+    peers: IngestionClient, bodies: list[dict[str, Any]], within: float = 30.0
 ) -> None:
     """Wait for the posting of each event, and check that no event has two different ids."""
     wanted = ids(bodies)
@@ -45,12 +45,12 @@ async def wait_for_postings(
     assert {event: len(found) for event, found in peers.ids().items()} == dict.fromkeys(wanted, 1)
 
 
-def repeats(peers: IngestionPeers) -> int:
+def repeats(peers: IngestionClient) -> int:
     return sum(found.total() - 1 for found in peers.ids().values())
 
 
 @asynccontextmanager
-async def event_stream(peers: IngestionPeers) -> AsyncIterator[list[dict[str, Any]]]:
+async def event_stream(peers: IngestionClient) -> AsyncIterator[list[dict[str, Any]]]:
     """Publish each event twice during the block, and yield the list of confirmed events."""
     confirmed: list[dict[str, Any]] = []
     stop = asyncio.Event()
@@ -77,7 +77,7 @@ async def test_e3_a_kill_at_any_point_loses_no_event_and_changes_no_id(
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
     bodies = new_events(30)
-    async with ingestion_peers(amqp_url) as peers:
+    async with ingestion_client(amqp_url) as peers:
         with running(tmp_path, amqp_url, settings, (*CRASHING, point)) as dying:
             while not dying.exited():
                 await send_all(peers, bodies + bodies)
@@ -96,7 +96,7 @@ async def test_row_19_a_database_restart_loses_no_event(
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    async with ingestion_peers(amqp_url) as peers:
+    async with ingestion_client(amqp_url) as peers:
         with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
             await it.ready()
             async with event_stream(peers) as confirmed:
@@ -121,12 +121,12 @@ async def test_row_1_a_killed_broker_loses_no_command(
         await asyncio.to_thread(
             own_broker.sync
         )  # otherwise its queues may be empty after the restart
-        async with ingestion_peers(own_broker.url) as before:
+        async with ingestion_client(own_broker.url) as before:
             await send_all(before, bodies)
             assert len(before.ids()) < len(bodies), "killed too late to prove anything"
             await asyncio.to_thread(own_broker.kill)
         await asyncio.to_thread(own_broker.start)
-        async with ingestion_peers(own_broker.url) as after:
+        async with ingestion_client(own_broker.url) as after:
             after.postings.extend(before.postings)
             await wait_for_postings(after, bodies)
         assert not it.logged("bug")
@@ -137,7 +137,7 @@ async def test_row_32_a_stop_under_load_leaves_an_empty_outbox(
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    async with ingestion_peers(amqp_url) as peers:
+    async with ingestion_client(amqp_url) as peers:
         with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
             await it.ready()
             async with event_stream(peers) as confirmed:

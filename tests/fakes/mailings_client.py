@@ -21,7 +21,7 @@ from tests.fakes.mailing import fact
 from tests.fakes.waiting import until
 
 
-class Around:
+class MailingsClient:
     """A client on one connection.
 
     ids: the ids of the messages to each user.
@@ -105,7 +105,9 @@ class Around:
 
 
 @asynccontextmanager
-async def outside(amqp_url: str, *, consuming: bool = True) -> AsyncIterator[Around]:
+async def mailings_client(
+    amqp_url: str, *, consuming: bool = True
+) -> AsyncIterator[MailingsClient]:
     """Connect, and declare the topology."""
     async with connect(amqp_url, name="test") as broker:
         await declare(broker.connection, topology())
@@ -113,7 +115,7 @@ async def outside(amqp_url: str, *, consuming: bool = True) -> AsyncIterator[Aro
     running = asyncio.create_task(client.run())
     connection = await aio_pika.connect(amqp_url)
     async with connection:
-        it = Around(await connection.channel(on_return_raises=True), client)
+        it = MailingsClient(await connection.channel(on_return_raises=True), client)
         if consuming:
             await it.consume()
         await client.ready()

@@ -13,7 +13,7 @@ from services.sandbox.misbehaviour import hang
 from tests.fakes.broker_client import CALLBACKS, BrokerClient, broker_client, send_callback
 from tests.fakes.ledger import Ledger
 from tests.fakes.receivers import ClientConnection, Receiver, hang_on_accept, respond, serve
-from tests.fakes.sandbox import sandbox
+from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
@@ -226,7 +226,7 @@ async def test_row_31_a_secret_is_rotated_under_load(amqp_url: str, tmp_path: Pa
     old, new = "canary-old-secret", "canary-new-secret"
     async with AsyncExitStack() as stack:
         service, publisher = await stack.enter_async_context(callback_service(amqp_url, tmp_path))
-        receiver = await stack.enter_async_context(sandbox())
+        receiver = await stack.enter_async_context(running_sandbox())
         url = await receiver.mailbox(secrets=[old])
         accepted = 0
         # Sender and receiver never switch at the same time. Receivers that read only one

@@ -13,7 +13,7 @@ from tests.fakes.delivering import (
     settings,
     sms,
 )
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.waiting import until
 
 PREFETCH = 100
@@ -28,7 +28,7 @@ async def arrived(box: Sandbox) -> Counter[str]:
 async def test_e6_a_killed_process_loses_no_message(amqp_url: str, tmp_path: Path) -> None:
     messages = [email() for _ in range(300)] + [sms() for _ in range(100)]
     expected = {f"<{each['id']}@shop.example.com>" for each in messages if "to" in each}
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         slow = {"behaviour": {"kind": "delay", "seconds": 0.05}}
         await box.configure("/api/mails/settings", **slow)
         await box.configure("/api/sms/settings", **slow)
@@ -55,7 +55,7 @@ async def test_e6_a_stopped_process_finishes_attempts_in_flight_and_repeats_none
 ) -> None:
     messages = [email() for _ in range(200)]
     expiring = sms(expires_at=seconds_from_now(5))
-    async with sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as box, message_client(amqp_url) as client:
         await box.configure("/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"})
         await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.1})
         with delivery_process(tmp_path, amqp_url, settings(box)) as first:

@@ -9,9 +9,9 @@ from services.ingestion.app import SCHEMA
 from services.sandbox.users import Directory
 from shared.postgres.migrations import migrate
 from tests.acceptance.test_mailings_crashes import HASTY, is_enabled
-from tests.fakes.mailing import emptied
-from tests.fakes.mailing_outside import outside
-from tests.fakes.sandbox import Sandbox, sandbox
+from tests.fakes.mailing import empty_mailings
+from tests.fakes.mailings_client import mailings_client
+from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
@@ -41,10 +41,13 @@ async def published_twice(box: Sandbox) -> str:
 async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mailings_is_killed(
     amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    await emptied(database_url)
+    await empty_mailings(database_url)
     await migrate(database_url, SCHEMA)
     wanted = sum(wants_new_movies(user) for user in map(Directory(USERS).user, range(USERS)))
-    async with sandbox(amqp_url, users=USERS) as box, outside(amqp_url, consuming=False) as around:
+    async with (
+        running_sandbox(amqp_url, users=USERS) as box,
+        mailings_client(amqp_url, consuming=False) as around,
+    ):
         data_host = f"{box.url.host}:{box.url.port}"
         settings = {
             "RINGBACK_DATABASE_URL": database_url,
