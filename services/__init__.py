@@ -1,1 +1,1 @@
-"""The services, a package each, and `cli`, which starts them."""
+"""The services, one package each, and `cli`, which starts them."""

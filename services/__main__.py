@@ -34,7 +34,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(f"services.cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command)  # noqa: S101 - each module has one of its name
+        assert isinstance(command, click.Command)  # noqa: S101 - each module defines the command of its name
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -54,9 +54,9 @@ def main() -> None:
 
     \b
     First steps:
-      ringback up                             start everything, with a demonstration
-      ringback send SendCallback order.json   send a webhook
-      ringback dead list callbacks            list webhooks that failed for good
+      ringback up                                start everything, with a demonstration
+      ringback send SendCallback callback.json   send a webhook
+      ringback dead list callbacks               list webhooks that failed for good
     """
 
 

@@ -1,1 +1,1 @@
-"""Messaging and process: what every service stands on. No business rule; never imports services."""
+"""Messaging, storage and processes: the base of every service, without business rules."""

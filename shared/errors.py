@@ -40,4 +40,4 @@ class DeferredError(RingbackError):
 
 
 class InfrastructureError(RingbackError):
-    """A store or the broker is unavailable: handled again once it is back, not counted."""
+    """A store or the broker is unavailable: retried until it recovers, not counted."""

@@ -1,7 +1,7 @@
 """The registry of services and of channels. Pure data.
 
-A service is declared here once: its module, its port and what it depends on. So is a channel (a way
-to send a message); its renderer is in services/mailings, its sender is in services/delivery.
+Each service is declared here once: its module, its port and its dependencies. So is each channel, a
+kind of delivery; its renderer is in services/mailings, its sender in services/delivery.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ DATABASE: Final = "database"
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """A service, as the commands, the settings and the deployment know it.
+    """A service, as the commands, the settings and the deployment see it.
 
     module: its package; `app.py` in it holds `SERVICE`.
     metrics_port: the default port of /metrics, /healthz and /readyz.
@@ -63,7 +63,7 @@ def _unchanged(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A way to send a message to a recipient.
+    """A kind of delivery to a recipient.
 
     name: the name in `delivery_type`, in facts and in metrics.
     contract: the message that delivery consumes. Its class name is the AMQP type.

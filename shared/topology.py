@@ -3,7 +3,7 @@
 A work queue `Q` has a dead-letter queue `Q.dead` and one tier queue per delay: `Q.retry.5s`, …
 A tier holds a message for its fixed TTL and then dead-letters it back to `Q`. No message in a tier
 has its own expiration: it would wait behind the head of the queue. All dead-lettering is at least
-once. That needs quorum queues and `x-overflow: reject-publish`; without these RabbitMQ silently
+once. That requires quorum queues and `x-overflow: reject-publish`. Without these, RabbitMQ silently
 falls back to at most once.
 """
 
@@ -26,7 +26,7 @@ MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 
 # x-delivery-limit: how often a message can return unacknowledged, because its worker died, before
-# it is dead-lettered. 20 is the default of RabbitMQ 4; 3.10 has none.
+# it is dead-lettered. 20 is the default of RabbitMQ 4; 3.10 has no default.
 DELIVERY_LIMIT: Final = 20
 
 # In a dead-letter queue each `ringback dead list` is a delivery, and RabbitMQ 4 would drop a
@@ -43,7 +43,7 @@ class QueueType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One retry delay: its name in the names of queues, and its TTL in seconds."""
+    """One retry delay: its suffix in queue names, and its TTL in seconds."""
 
     name: str
     seconds: int
@@ -177,11 +177,11 @@ def topology(queue_type: QueueType = QueueType.QUORUM) -> Topology:
 
 def _queues(work: WorkQueue, queue_type: QueueType) -> Iterator[Queue]:
     base: dict[str, str | int] = {"x-queue-type": queue_type.value}
-    lettering: dict[str, str | int] = {"x-dead-letter-exchange": ""}
+    dead_lettering: dict[str, str | int] = {"x-dead-letter-exchange": ""}
     work_limit: dict[str, str | int] = {}
     dead_limit: dict[str, str | int] = {}
     if queue_type is QueueType.QUORUM:
-        lettering |= {
+        dead_lettering |= {
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
@@ -190,14 +190,14 @@ def _queues(work: WorkQueue, queue_type: QueueType) -> Iterator[Queue]:
     dead = dead_queue(work.name)
     yield Queue(
         work.name,
-        base | lettering | work_limit | {"x-dead-letter-routing-key": dead},
+        base | dead_lettering | work_limit | {"x-dead-letter-routing-key": dead},
         dead_letters_to=dead,
     )
     for tier in work.tiers:
         yield Queue(
             tier_queue(work.name, tier),
             base
-            | lettering
+            | dead_lettering
             | {"x-dead-letter-routing-key": work.name, "x-message-ttl": tier.seconds * 1000},
             dead_letters_to=work.name,
         )

@@ -42,4 +42,4 @@ Send a callback of your own in another terminal:
 It arrives at {page}?mailbox=mine . List the dead letters:
   docker compose exec callback ringback dead list callbacks
 
-Everything runs. Ctrl-C stops it.""")
+Everything is running. Press Ctrl-C to stop.""")

@@ -1,4 +1,4 @@
-"""The composition root of the callback sender: the only place that constructs things."""
+"""The composition root of the callback sender: the only module that constructs objects."""
 
 import asyncio
 import socket
@@ -47,18 +47,18 @@ async def start(process: Process) -> None:
         observe=breaker_observer(labels.label),
     )
     sender = CallbackSender(client, lanes, labels, settings, clock)
-    tables = topology(process.settings.queue_type).only((CALLBACKS,))
+    declared = topology(process.settings.queue_type).only((CALLBACKS,))
     name = f"ringback callback {socket.gethostname()}"
     publisher = Publisher(
         process.settings.amqp_url,
         name=f"{name} publisher",
-        topology=tables,
+        topology=declared,
         health=process.health,
     )
     consumer = Consumer(
         ConsumerSpec(
             queue=CALLBACKS,
-            read=partial(
+            parse=partial(
                 parse_message,
                 models={SEND_CALLBACK: SendCallback},
                 max_bytes=settings.max_message_bytes,
@@ -71,7 +71,7 @@ async def start(process: Process) -> None:
         ),
         url=process.settings.amqp_url,
         name=f"{name} consumer",
-        topology=tables,
+        topology=declared,
         publisher=publisher,
         prefetch=settings.prefetch,
         clock=clock,

@@ -134,11 +134,11 @@ def signed_headers(
     headers: CIMultiDict[str] = CIMultiDict()
     prefix = f"{callback_id}.{timestamp}.".encode()
     standard = []
-    for each in keys:
-        digest = each.plain.copy()
+    for key in keys:
+        digest = key.plain.copy()
         digest.update(body)
         headers.add("X-Signature", digest.hexdigest())
-        digest = each.standard.copy()
+        digest = key.standard.copy()
         digest.update(prefix)
         digest.update(body)
         standard.append("v1," + b64encode(digest.digest()).decode())
@@ -161,7 +161,7 @@ def allowed_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_response(status: int, retry_after: str | None, *, now: float) -> None:
-    """Return if the receiver accepted the callback (2xx).
+    """Check that the receiver accepted the callback (2xx).
 
     Raises:
         PermanentError: 410, the receiver refuses for good.
@@ -178,7 +178,7 @@ def check_response(status: int, retry_after: str | None, *, now: float) -> None:
 
 
 def retry_policy(command: SendCallback, *, give_up_after: float) -> RetryPolicy:
-    """Return how the callback is retried: by its own `retry`, or else through all tiers."""
+    """Return the retry policy of a callback: its own `retry`, or else all tiers."""
     expires_at = command.expires_at.timestamp() if command.expires_at else None
     own = command.retry
     if own is None:
@@ -191,7 +191,7 @@ def retry_policy(command: SendCallback, *, give_up_after: float) -> RetryPolicy:
     return RetryPolicy(
         delays=delays,
         max_retries=retries,
-        # The callback's own delays may be longer, but deferrals must end at some time.
+        # The callback's own delays may take longer, but deferrals must end.
         give_up_after=give_up_after + 2 * own_duration,
         expires_at=expires_at,
     )

@@ -40,7 +40,7 @@ class Delivered:
 
 
 class CallbackSender:
-    """Sends callbacks; all messages of a worker share one."""
+    """Sends callbacks; each worker has one."""
 
     def __init__(
         self,

@@ -178,7 +178,7 @@ def redrive(  # noqa: PLR0913 - the options of the command
 
 
 def _filter(ids: tuple[str, ...], reason: str | None) -> Filter | None:
-    """Return the filter of the options, or None if they pass everything."""
+    """Return the filter of the options, or None without a filter."""
     if not ids and reason is None:
         return None
     return partial(letters.matches, ids=frozenset(ids), reason=reason)
@@ -195,7 +195,7 @@ def _row(letter: DeadLetter) -> str:
 async def _find(
     settings: Settings, queue: str, wanted: Filter | None, limit: int | None, *, oldest: bool
 ) -> tuple[list[DeadLetter], int]:
-    """Return the oldest or newest letters that pass the filter, and the number of all.
+    """Return the oldest or newest letters that pass the filter, and the total number of letters.
 
     Sorted by time, because reading can change the order of the queue slightly.
     """
@@ -221,7 +221,7 @@ def _select(found: list[DeadLetter], limit: int | None, *, oldest: bool) -> list
 
 
 async def _count(settings: Settings, queue: str, wanted: Filter | None, limit: int | None) -> int:
-    """Return how many letters pass the filter, at most `limit`."""
+    """Return the number of letters that pass the filter, at most `limit`."""
     count = 0
     async with connection(settings) as broker, browse_queue(broker, dead_queue(queue)) as browser:
         if wanted is None:

@@ -111,7 +111,7 @@ async def _consume_facts(broker: BrokerConnection) -> asyncio.Queue[Fact]:
 async def _print_facts(
     facts: asyncio.Queue[Fact], flaky: str, forbidden: str, dead: asyncio.Event
 ) -> None:
-    """Print the failed attempts of one callback, and notice when the other is dead-lettered."""
+    """Print the failed attempts of `flaky`, and set `dead` when `forbidden` is dead-lettered."""
     while True:
         fact = await facts.get()
         if isinstance(fact, CallbackAttemptFailed) and fact.callback_id == flaky:
@@ -134,7 +134,7 @@ async def _print_delivery(
 
 
 async def _schedule(http: aiohttp.ClientSession, gateway: str, url: str) -> None:
-    """Schedule a callback, and print how precisely it was delivered."""
+    """Schedule a callback, and print how late it was delivered."""
     command = {
         "url": url,
         "delay": SCHEDULE_DELAY,
@@ -161,7 +161,7 @@ async def _schedule(http: aiohttp.ClientSession, gateway: str, url: str) -> None
 async def _delivery(
     http: aiohttp.ClientSession, number: int, mailbox: str, callback_id: str, *, attempts: int
 ) -> dict[str, Any]:
-    """Wait until the sandbox has received so many attempts, and return the last one."""
+    """Wait until the sandbox has received `attempts` attempts, and return the last one."""
     query: dict[str, Any] = {"mailbox": mailbox, "webhook_id": callback_id, "count": attempts}
     query["timeout"] = DELIVERY_TIMEOUT
     async with http.get("/api/deliveries/wait", params=query) as response:

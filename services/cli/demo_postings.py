@@ -18,7 +18,7 @@ from shared.contracts.postings import POSTING, Posting
 from shared.settings import Settings
 from shared.topology import POSTING_KEY, POSTINGS
 
-# Seconds: some 1,200 e-mails on a slow machine.
+# Seconds: about 1,200 e-mails on a slow machine.
 POSTING_TIMEOUT: Final = 60
 # Seconds between two requests for the status of a posting.
 POLL_INTERVAL: Final = 0.2
@@ -127,10 +127,10 @@ def _confirmation(user_id: str) -> dict[str, Any]:
 
 
 async def _publish_event(
-    outside: aiohttp.ClientSession, producer: str, **given: Any
+    outside: aiohttp.ClientSession, producer: str, **fields: Any
 ) -> dict[str, Any]:
-    """Let a producer of the sandbox publish an event, and return the event."""
-    async with outside.post(f"/api/producers/{producer}", json=given) as response:
+    """Make a producer of the sandbox publish an event, and return the event."""
+    async with outside.post(f"/api/producers/{producer}", json=fields) as response:
         published = json.loads(await response.text())
         if not response.ok:
             raise click.ClickException(

@@ -1,4 +1,4 @@
-"""`ringback doctor`: checks everything that Ringback needs, and says how to fix it."""
+"""`ringback doctor`: checks everything that Ringback needs, and explains how to fix it."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ TIMEOUT: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A line of the report. `fix` says what to do about an error, or what could be better."""
+    """A line of the report. `fix` explains how to resolve an error, or suggests an improvement."""
 
     check: str
     ok: bool
@@ -198,8 +198,8 @@ async def _topology(settings: Settings, broker: BrokerConnection) -> AsyncIterat
     table = topology(settings.queue_type)
     differences = await check(broker.connection, table)
     for difference in differences:
-        what, _, fix = difference.partition(": ")
-        yield Finding("topology", ok=False, detail=what, fix=fix)
+        fault, _, fix = difference.partition(": ")
+        yield Finding("topology", ok=False, detail=fault, fix=fix)
     if not differences:
         yield Finding("topology", ok=True, detail=f"all {len(table.queues)} queues are correct")
 

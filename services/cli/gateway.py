@@ -20,7 +20,7 @@ MAX_PAGE_SIZE: Final = 1000
 
 
 class Gateway:
-    """A gateway at this URL, called with this ticket; by default as configured, without one."""
+    """A client of one gateway, by default the configured one; without a ticket it is anonymous."""
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
         if url is None:
@@ -75,7 +75,7 @@ class Gateway:
         found: list[dict[str, Any]] = []
         cursor: str | None = None
         while True:
-            query = dict(filters) | given(cursor=cursor)
+            query = dict(filters) | without_none(cursor=cursor)
             query["limit"] = str(min(limit - len(found), MAX_PAGE_SIZE))
             page = await self.request("GET", f"{path}?{URL.build(query=query).raw_query_string}")
             found += page["items"]
@@ -132,7 +132,7 @@ LIMIT: Final = click.option(
 )
 
 
-def given(**values: str | None) -> dict[str, str]:
+def without_none(**values: str | None) -> dict[str, str]:
     """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 

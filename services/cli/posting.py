@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from services.cli.broker import run_task
-from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
+from services.cli.gateway import LIMIT, Gateway, options, quoted, show_list, without_none
 from shared.contracts.posting_requests import MessageState
 
 # Total length of the bars, in characters.
@@ -70,7 +70,7 @@ def list_(
       ringback posting list --limit 5
       ringback posting list --from-event new-movies-2026-11-20
     """
-    query = given(from_event=from_event)
+    query = without_none(from_event=from_event)
     found, more = run_task(Gateway(url, ticket).list_items("/v1/postings", query, limit))
     show_list(found, _POSTINGS, more=more, as_json=as_json)
 
@@ -102,12 +102,13 @@ def messages(  # noqa: PLR0913 - the options of the command
       ringback posting messages 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11 --limit 100000 --json
     """
     path = f"/v1/postings/{quoted(id_)}/messages"
-    found, more = run_task(Gateway(url, ticket).list_items(path, given(status=status), limit))
+    filters = without_none(status=status)
+    found, more = run_task(Gateway(url, ticket).list_items(path, filters, limit))
     show_list(found, _MESSAGES, more=more, as_json=as_json)
 
 
 def progress_lines(status: Mapping[str, Any]) -> Iterator[str]:
-    """Return the progress of a posting as lines of text."""
+    """Yield the progress of a posting as lines of text."""
     fields = {
         "id": status["id"],
         "status": status["status"],
@@ -124,7 +125,7 @@ def progress_lines(status: Mapping[str, Any]) -> Iterator[str]:
     counts = {state.value: status["messages"].get(state, 0) for state in MessageState}
     yield ""
     yield from _bars(counts)
-    for reason, count in sorted(status["skipped"].items(), key=lambda each: -each[1]):
+    for reason, count in sorted(status["skipped"].items(), key=lambda item: -item[1]):
         yield f"  {count} {reason}"
 
 

@@ -1,4 +1,4 @@
-"""Reads the messages of a queue, and returns those that are not removed.
+"""Reads the messages of a queue, and puts back those that are not removed.
 
 Reading a queue to its end keeps its order, up to 65,535 messages. Stopping earlier changes the
 order, because a quorum queue appends returned messages behind those that were returned before.
@@ -20,8 +20,8 @@ from shared.amqp.subscription import ignore_delivery
 
 # AMQP's maximum for one consumer.
 MAX_PREFETCH: Final = 65_535
-# Seconds without a message after which reading ends: another consumer has the others. A busy broker
-# needs a few seconds to start a large transfer.
+# Seconds without a message after which reading ends: another consumer holds the others. A busy
+# broker needs a few seconds to start a large transfer.
 IDLE_TIMEOUT: Final = 10.0
 # Seconds between the last ack and closing the channel. RabbitMQ passes many acks to a quorum queue
 # in parts, drops the rest when the channel closes, and sends no signal.

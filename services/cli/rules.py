@@ -1,4 +1,4 @@
-"""`ringback rules`: check the rules, and try them on an event without publishing anything."""
+"""`ringback rules`: checks rules, and tries them on an event without publishing anything."""
 
 import json
 import time
@@ -64,14 +64,14 @@ def check(file: Path | None, *, as_json: bool) -> None:
                 "source": rule.source,
                 "from_service": rule.from_service,
                 "event": rule.event,
-                "commands": [each.label for each in rule.templates],
+                "commands": [template.label for template in rule.templates],
             }
             for rule in loaded.values()
         ]
         click.echo(json.dumps({"rules": listed, "faults": faults}))
     else:
         for rule in loaded.values():
-            commands = ", ".join(each.kind for each in rule.templates) or "no commands"
+            commands = ", ".join(template.kind for template in rule.templates) or "no commands"
             event = f"{rule.from_service}.{rule.event}"
             click.echo(f"{rule.name} ({rule.source}): {event} -> {commands}")
         for fault in faults:
@@ -103,9 +103,7 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
     try:
         model = Event.model_validate_json(event.read())
     except ValidationError as error:
-        faults = (
-            f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)
-        )
+        faults = map(str, field_errors(error))
         raise click.ClickException(f"The event is not valid.\n{_lines(faults)}") from None
     at = model.occurred_at.timestamp() if model.occurred_at else None
     received = ReceivedEvent(model, model.event_id or content_id(model), at)
@@ -130,8 +128,8 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
         click.echo(json.dumps(shown))
         return
     click.echo(f"event {received.id}: {OUTCOMES[decision.outcome]}")
-    for each in commands:
-        click.echo(_as_text(each))
+    for shown_command in commands:
+        click.echo(_as_text(shown_command))
 
 
 def _lines(faults: Iterable[str]) -> str:

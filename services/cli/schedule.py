@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 
 from services.cli.broker import run_task
-from services.cli.gateway import LIMIT, Gateway, given, options, quoted, show_list
+from services.cli.gateway import LIMIT, Gateway, options, quoted, show_list, without_none
 from shared.contracts.schedule_requests import MAX_PAGE_SIZE
 from shared.contracts.schedules import Status
 
@@ -60,7 +60,7 @@ def list_(  # noqa: PLR0913 - the options of the command
       ringback schedule list --group-key user-7 --status failed --limit 1000
       ringback schedule list --ticket "$(ringback ticket shop)" --json
     """
-    wanted = given(group_key=group_key, event_key=event_key, status=status)
+    wanted = without_none(group_key=group_key, event_key=event_key, status=status)
     found, more = run_task(Gateway(url, ticket).list_items("/v1/callbacks", wanted, limit))
     show_list(found, _COLUMNS, more=more, as_json=as_json)
 
@@ -170,12 +170,12 @@ def retry(  # noqa: PLR0913 - the options of the command
       ringback schedule retry 5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11
       ringback schedule retry --group-key user-7 --failed-after 2026-11-20T00:00:00Z --yes
     """
-    wanted: dict[str, Any] = given(
+    wanted: dict[str, Any] = without_none(
         id=id_, group_key=group_key, failed_after=failed_after, failed_before=failed_before
     )
     if not (dry_run or yes or id_):
-        what = "these" if wanted else "all"
-        click.confirm(f"Retry {what} failed callbacks?", abort=True, err=True)
+        selection = "these" if wanted else "all"
+        click.confirm(f"Retry {selection} failed callbacks?", abort=True, err=True)
     wanted |= {"limit": limit, "dry_run": dry_run}
     response = run_task(Gateway(url, ticket).request("POST", "/v1/callbacks/retry", json=wanted))
     if as_json:

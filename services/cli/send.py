@@ -22,7 +22,7 @@ from shared.contracts.context import field_errors
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
 from shared.settings import Settings
 
-# Publishes in flight: enough to hide the round trip, few enough to repeat.
+# Publishes in flight: enough to hide the round trip, and few enough to send again.
 MAX_IN_FLIGHT: Final = 500
 MAX_FAULTS_SHOWN: Final = 50
 # Seconds to wait for a lost broker. Its restart takes ten.
@@ -101,7 +101,7 @@ def parse(data: bytes, message_type: MessageType) -> tuple[list[Document], list[
             model = message_type.model.model_validate_json(body)
         except ValidationError as error:
             where = f"line {line}: " if len(parts) > 1 else ""
-            faults += [where + fault for fault in _faults(error)]
+            faults += [f"{where}{fault}" for fault in field_errors(error)]
         else:
             message_id = new_id()
             logical_id = message_type.logical_id(model, message_id)
@@ -116,10 +116,6 @@ def _split(data: bytes) -> list[tuple[int, bytes]]:
     if len(lines) > 1 and not (lines[0][1].startswith(b"{") and lines[0][1].endswith(b"}")):
         return [(lines[0][0], data.strip())]
     return lines
-
-
-def _faults(error: ValidationError) -> list[str]:
-    return [f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)]
 
 
 async def _send(

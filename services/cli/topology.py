@@ -14,7 +14,7 @@ from shared.topology import CALLBACKS, Queue, Topology, dead_queue, work_queue_o
 from shared.topology import topology as build_topology
 
 TTL: Final = "x-message-ttl"
-# The work queue that the picture shows with its tiers and its dead-letter queue.
+# The work queue that the diagram shows with its tiers and its dead-letter queue.
 TYPICAL: Final = CALLBACKS
 _DEFAULT_EXCHANGE: Final = "default exchange"
 
@@ -23,7 +23,7 @@ _DEFAULT_EXCHANGE: Final = "default exchange"
 def topology() -> None:
     """Show, declare or check all exchanges, queues and retry tiers.
 
-    Services declare the queues they need when they start. These commands inspect a broker, or
+    Services declare the queues that they need when they start. These commands inspect a broker, or
     prepare it beforehand. shared/topology.py declares everything in one table.
     """
 
@@ -38,7 +38,7 @@ def show(form: str | None) -> None:
     Examples:
       ringback topology show
       ringback topology show --json | jq '.queues[].name'
-      ringback topology show --mermaid      the picture in docs/topology.md
+      ringback topology show --mermaid      the diagram in docs/topology.md
     """
     table = build_topology(configured().queue_type)
     if form == "json":

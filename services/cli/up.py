@@ -165,7 +165,7 @@ async def _serve(
             await cleanup.enter_async_context(_service(name, environment, reserve, settings))
             for name in sorted(names, key=lambda name: name != SANDBOX)
         ]
-        ends = {asyncio.create_task(each.child.wait()): each for each in started}
+        ends = {asyncio.create_task(service.child.wait()): service for service in started}
         stop = asyncio.create_task(stopping.wait())
         introduction = asyncio.create_task(_introduce(settings, stack, started, environment))
         cleanup.callback(introduction.cancel)
@@ -174,9 +174,9 @@ async def _serve(
         stop.cancel()
         if stopping.is_set():
             return 0
-        for task, each in ends.items():
+        for task, service in ends.items():
             if task.done():
-                click.echo(_describe_end(each, task.result()), err=True)
+                click.echo(_describe_end(service, task.result()), err=True)
         return 1
 
 
@@ -299,7 +299,7 @@ async def _introduce(
         try:
             await demo.show_callbacks(settings, sandbox, gateway)
             await show_postings(settings, sandbox, gateway)
-        except Exception as error:  # noqa: BLE001 - the services run, whatever the reason
+        except Exception as error:  # noqa: BLE001 - the services keep running in any case
             reason = str(error) or f"it took too long ({type(error).__name__})"
             click.echo(f"Cannot finish the demonstration: {reason}")
     places = {"HTTP API, to try": f"{gateway}/docs/", "HTTP gateway": gateway}
@@ -312,11 +312,11 @@ async def _introduce(
         places["RabbitMQ (guest, guest)"] = stack.management_url
     places |= {f"{service.name} log": str(service.log) for service in services}
     click.echo("\nWhere to look:")
-    for what, where in places.items():
-        click.echo(f"  {what:<24} {where}")
+    for name, address in places.items():
+        click.echo(f"  {name:<24} {address}")
     if sandbox:
         click.echo(_next_steps(stack.amqp_url if stack.broker else None, sandbox, gateway))
-    click.echo("Everything runs. Ctrl-C stops it.")
+    click.echo("Everything is running. Press Ctrl-C to stop.")
 
 
 def _next_steps(private_url: str | None, sandbox: str, gateway: str) -> str:

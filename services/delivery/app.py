@@ -1,4 +1,4 @@
-"""The composition root of delivery: the only place that constructs things."""
+"""The composition root of delivery: the only module that constructs objects."""
 
 import asyncio
 import logging
@@ -35,12 +35,15 @@ CLOCK = SystemClock()
 async def start(process: Process) -> None:
     """Construct and start delivery; messages of a channel that is not configured wait."""
     settings = load(DeliverySettings)
-    tables = topology(process.settings.queue_type).only(
+    declared = topology(process.settings.queue_type).only(
         channel.queue for channel in CHANNELS.values()
     )
     name = f"ringback delivery {socket.gethostname()}"
     publisher = Publisher(
-        process.settings.amqp_url, name=f"{name} publisher", topology=tables, health=process.health
+        process.settings.amqp_url,
+        name=f"{name} publisher",
+        topology=declared,
+        health=process.health,
     )
     process.run(publisher.run())
     drains: list[Drain] = []
@@ -51,8 +54,8 @@ async def start(process: Process) -> None:
         # Each channel has its own lanes and connection, so that a slow one does not affect others.
         lanes = Lanes(
             max_in_flight=sender.concurrency,
-            # Lanes give targets that have not answered yet half of the slots. Here, one target is
-            # entitled to all of the prefetch window.
+            # Lanes limit unproven targets to half of the slots. Here, the only target may use the
+            # whole prefetch window.
             prefetch=2 * settings.prefetch,
             max_failures=settings.breaker_failures,
             clock=asyncio.get_running_loop().time,
@@ -60,7 +63,7 @@ async def start(process: Process) -> None:
         )
         spec: ConsumerSpec[Any, Sent] = ConsumerSpec(
             queue=channel.queue,
-            read=partial(
+            parse=partial(
                 parse_message,
                 models={channel.type: channel.contract},
                 max_bytes=settings.max_message_bytes,
@@ -75,7 +78,7 @@ async def start(process: Process) -> None:
             spec,
             url=process.settings.amqp_url,
             name=f"{name} {channel.queue}",
-            topology=tables,
+            topology=declared,
             publisher=publisher,
             prefetch=settings.prefetch,
             clock=CLOCK,
@@ -87,7 +90,7 @@ async def start(process: Process) -> None:
         drains.append(consumer.drain)
 
     async def drain(grace: float) -> None:
-        await asyncio.gather(*(each(grace) for each in drains))
+        await asyncio.gather(*(drain_one(grace) for drain_one in drains))
 
     process.on_drain(drain)
 

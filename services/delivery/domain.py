@@ -1,4 +1,4 @@
-"""What a provider's response means and how long a message is retried: pure functions, no IO."""
+"""The meaning of a provider's responses, and the retry policy: pure functions, no IO."""
 
 import re
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def smtp_error(code: int, text: str, step: str) -> TransientError | PermanentErr
 
 
 def check_sms_response(status: int, retry_after: str | None, body: bytes, *, now: float) -> None:
-    """Return if the SMS gateway accepted the message: 200 and a JSON object whose `code` is 0.
+    """Check that the SMS gateway accepted the message: 200 and a JSON object whose `code` is 0.
 
     The errors contain only numbers of the response.
 
@@ -78,12 +78,12 @@ def check_sms_response(status: int, retry_after: str | None, body: bytes, *, now
 
 
 def retry_policy(command: RenderedMessage, *, give_up_after: float) -> RetryPolicy:
-    """Return how the message is retried: through all tiers, until it expires or time runs out."""
+    """Return the retry policy: through all tiers, until the message expires or time runs out."""
     return RetryPolicy(give_up_after=give_up_after, expires_at=_expiry(command))
 
 
 def check_expiry(command: RenderedMessage, now: Callable[[], float]) -> None:
-    """Return if the message may still be sent.
+    """Check that the message may still be sent.
 
     Raises:
         ExpiredError: `expires_at` has passed.

@@ -1,6 +1,6 @@
 """Sends a message through its channel and reports the outcome.
 
-All channels share this code. A `ChannelSender` contains what differs.
+All channels share this code. A `ChannelSender` holds the differences.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=RenderedMessage)
 
-# Ids of sent messages that are remembered. A crashed publisher or a lost connection repeats
-# messages within this number. They take about 30 MB for each channel.
+# Ids of sent messages that are remembered. Repeats after a crash of the publisher or a lost
+# connection are within this number. The ids take about 30 MB for each channel.
 MAX_REMEMBERED: Final = 100_000
 # Seconds that a message waits here for a place in the lane before it goes to a tier. The messages
 # of a channel have one target, so they block no other target, and a backlog must not circle through

@@ -22,7 +22,8 @@ from shared.version import VERSION
 
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "ringback"
-# Seconds that a token is valid, and seconds before its end when it is replaced: clocks differ.
+# Seconds that a token is valid, and seconds before its expiry when it is replaced, because clocks
+# differ.
 TOKEN_LIFETIME: Final = 300
 TOKEN_MARGIN: Final = 60
 # Bytes of a response: 100 times the longest one that contains `{"code": 0, …}`.
@@ -32,7 +33,7 @@ _ANY_ADDRESS: Final = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 class TokenSource:
-    """Bearer tokens (JWT) for the gateway; each one is reused until shortly before its end."""
+    """Bearer tokens (JWT) for the gateway; each one is reused until shortly before it expires."""
 
     def __init__(self, key: str, clock: Clock) -> None:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The composition root of the gateway: the only place that constructs its parts."""
+"""The composition root of the gateway: the only module that constructs objects."""
 
 import logging
 import os
@@ -37,10 +37,13 @@ async def start(process: Process) -> None:
     """Construct the gateway and start it."""
     settings = load(GatewaySettings)
     amqp_url, name = process.settings.amqp_url, f"ringback gateway {socket.gethostname()}"
-    whole = topology(process.settings.queue_type)
+    declared = topology(process.settings.queue_type)
     rpc_client = RpcClient(amqp_url, name=name, health=process.health)
     publisher = Publisher(
-        amqp_url, name=f"{name}, events", topology=whole.only((EVENTS,)), health=process.health
+        amqp_url,
+        name=f"{name}, events",
+        topology=declared.only((EVENTS,)),
+        health=process.health,
     )
     process.health.expect(PING.service)
     authenticator = Authenticator(
@@ -52,7 +55,7 @@ async def start(process: Process) -> None:
     app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
     routes = all_routes(settings.example_url)
     app.add_routes(_bound(route, authenticator, deps) for route in routes)
-    app.add_routes(docs_page.routes(document(routes, ABOUT), asyncapi(whole)))
+    app.add_routes(docs_page.routes(document(routes, ABOUT), asyncapi(declared)))
     add_routes(
         app,
         ready=lambda: (process.health.ready, process.health.report()),

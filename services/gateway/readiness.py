@@ -1,7 +1,7 @@
 """Health checks that the gateway runs every second: of the scheduler, and of the event publisher.
 
 RabbitMQ reports an alarm only to connections that publish. The regular messages on both
-connections reveal an alarm before a client's request meets it.
+connections detect an alarm before a client's request fails.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ CHECK_INTERVAL: Final = 1.0
 # Seconds. A scheduler under load responds within a few hundredths.
 PING_TIMEOUT: Final = 2.0
 
-# To no queue: the broker confirms and drops it.
+# It reaches no queue: the broker confirms and drops it.
 _EMPTY: Final = OutgoingMessage("", Properties(), b"", mandatory=False)
 
 

@@ -1,11 +1,11 @@
-"""The composition root of ingestion: the only place that constructs things."""
+"""The composition root of ingestion: the only module that constructs objects."""
 
 import socket
 from datetime import timedelta
 from functools import partial
 
 from services.ingestion import rules
-from services.ingestion.handlers import Handler, identity, read, report
+from services.ingestion.handlers import Handler, identity, parse_event, report
 from services.ingestion.outbox import Outbox
 from services.ingestion.retention import Retention
 from services.ingestion.settings import IngestionSettings
@@ -35,30 +35,30 @@ async def start(process: Process) -> None:
     event_rules = rules.load(settings.rules_file)
     name = f"ringback ingestion {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
-    tables = topology(process.settings.queue_type).only(
+    declared = topology(process.settings.queue_type).only(
         (EVENTS, POSTINGS, SCHEDULES, CALLBACKS, USER_EVENTS)
     )
     database = Database(
-        process.settings.database_url or "",  # start-up checks that it is set
+        process.settings.database_url or "",  # start-up has checked that it is set
         name=name,
         health=health,
         schema=SCHEMA,
     )
-    publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
+    publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
     store = Store(database)
     outbox = Outbox(store, publisher, batch=settings.batch, monotonic=clock.monotonic)
     handler = Handler(event_rules, store, outbox, clock, batch=settings.batch)
     consumer = Consumer(
         ConsumerSpec(
             queue=EVENTS,
-            read=partial(read, max_bytes=settings.max_message_bytes),
+            parse=partial(parse_event, max_bytes=settings.max_message_bytes),
             identity=identity,
             handle=handler.handle,
             report=report,
         ),
         url=url,
         name=f"{name} consumer",
-        topology=tables,
+        topology=declared,
         publisher=publisher,
         prefetch=settings.prefetch,
         clock=clock,

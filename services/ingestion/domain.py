@@ -1,4 +1,4 @@
-"""What follows from an event: pure functions of the event, the rules and the time."""
+"""The outcome and commands of an event: pure functions of the event, the rules and the time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The Jinja expressions of rules. They can access only the event's JSON.
 
-There are no statements, calls or Python attributes, and only safe filters. Evaluation takes time
-and memory in proportion to the event and the expression. A timeout stops the rest.
+Statements, calls and Python attributes are not available, and only safe filters are. Evaluation
+takes time and memory in proportion to the event and the expression. A timeout stops slow ones.
 """
 
 from collections.abc import Iterable, Mapping

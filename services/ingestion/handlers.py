@@ -1,4 +1,4 @@
-"""Handles events: parses and decides them, and stores their commands in batches."""
+"""Handles events: parses them, applies the rules, and stores the commands in batches."""
 
 import logging
 from typing import Final
@@ -34,8 +34,8 @@ _COUNTERS: Final = {
 }
 
 
-def read(message: Message, *, max_bytes: int) -> ReceivedEvent:
-    """Parse a message to an event. Its id is its own, that of the message, or that of its content.
+def parse_event(message: Message, *, max_bytes: int) -> ReceivedEvent:
+    """Parse a message into an event. Its id is its own, the message's, or a hash of the content.
 
     Raises:
         ContractViolationError: it is not a valid event; names every wrong field, but no value.
@@ -87,7 +87,7 @@ class Handler:
         first = {event.key: event for event in reversed(events)}
         lease = self._outbox.available_lease()
         new = await self._store.accept(list(first.values()), lease=lease)
-        self._outbox.add([each for key in new for each in first[key].commands], lease)
+        self._outbox.add([command for key in new for command in first[key].commands], lease)
         return [
             EventOutcome.ACCEPTED
             if event.key in new and event is first[event.key]

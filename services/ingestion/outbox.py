@@ -54,10 +54,10 @@ class Outbox:
         return LEASE if len(self._held) < MAX_HELD_BATCHES * self._batch else 0.0
 
     def add(self, commands: Sequence[PendingCommand], lease: float) -> None:
-        """Publish these committed commands, which have a lease of so many seconds."""
+        """Publish these committed commands, which have a lease of `lease` seconds."""
         if lease and commands:
-            # Half of the lease is for the publication. A command that has not been started by
-            # then is left to the process that claims it when the lease expires.
+            # Half of the lease is for the publish. If a command has not been started by then,
+            # another process claims and publishes it when the lease expires.
             until = self._monotonic() + lease / 2
             self._held.extend((until, command) for command in commands)
             self._empty.clear()
@@ -107,18 +107,18 @@ class Outbox:
 
     async def _publish(self, batch: Sequence[PendingCommand]) -> None:
         results = await asyncio.gather(
-            *(self._publisher.publish(command_message(each)) for each in batch),
+            *(self._publisher.publish(command_message(pending)) for pending in batch),
             return_exceptions=True,
         )
         confirmed, failed = [], []
         reason: BaseException | None = None
-        for each, result in zip(batch, results, strict=True):
+        for pending, result in zip(batch, results, strict=True):
             if result is None:
-                confirmed.append(each.command.id)
-                metrics.PUBLISHED[each.command.kind].inc()
+                confirmed.append(pending.command.id)
+                metrics.PUBLISHED[pending.command.kind].inc()
             else:
-                failed.append(each.command.id)
-                metrics.UNPUBLISHED[each.command.kind].inc()
+                failed.append(pending.command.id)
+                metrics.UNPUBLISHED[pending.command.kind].inc()
                 reason = result
         if confirmed:
             await self._store.delete(confirmed)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds. Short, so that each round has little to delete.
 PRUNE_INTERVAL: Final = 60.0
-# Keys deleted in one statement, which takes some 20 ms and blocks no other statement.
+# Keys deleted in one statement, which takes about 20 ms and blocks no other statement.
 PRUNE_BATCH: Final = 2000
 
 
@@ -33,7 +33,7 @@ class Retention:
             await asyncio.sleep(PRUNE_INTERVAL)
 
     async def run_once(self) -> int:
-        """Delete all old keys and return how many there were."""
+        """Delete all old keys and return the number deleted."""
         total = 0
         while deleted := await self._store.prune(self._age, PRUNE_BATCH):
             total += deleted

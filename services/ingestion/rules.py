@@ -107,7 +107,10 @@ class CompiledRule:
         Raises:
             RuleError: a value is missing, or a command violates its contract.
         """
-        return [(each.label, each.kind, self._body(each, values)) for each in self.templates]
+        return [
+            (template.label, template.kind, self._body(template, values))
+            for template in self.templates
+        ]
 
     def _body(self, template: CommandTemplate, values: Mapping[str, Any]) -> bytes:
         where = f"rule {self.name}, {template.label}"
@@ -118,8 +121,8 @@ class CompiledRule:
             body = text.encode()
             MESSAGE_TYPE_OF[template.kind].model.model_validate_json(body)
         except ValidationError as error:
-            named = [f"{f.field}: {f.message}".removeprefix(": ") for f in field_errors(error)]
-            raise RuleError(f"{where}: {'; '.join(named[:MAX_FAULTS])}") from None
+            faults = map(str, field_errors(error)[:MAX_FAULTS])
+            raise RuleError(f"{where}: {'; '.join(faults)}") from None
         except (ExpressionFailedError, ValueError, RecursionError) as error:
             raise RuleError(f"{where}: {error}") from None
         return body
@@ -217,7 +220,7 @@ def _command_faults(where: str, kind: Kind, command: Table) -> Iterator[tuple[st
             yield ".".join((where, *path)), str(error)
     missing = [key for key, f in fields.items() if f.is_required() and key not in command]
     yield from ((f"{where}.{key}", "Field required") for key in missing)
-    # Constant values are validated now, values from the event when there is one.
+    # Constant values are validated now. Values from an event are validated when it is handled.
     constant = {
         k: v for k, v in command.items() if k not in wrong and (_constant(v) or k not in fields)
     }

@@ -35,7 +35,7 @@ class AcceptedEvent:
 
 
 class Store:
-    """The tables of ingestion; several processes may use them at a time."""
+    """The tables of ingestion; several processes may use them at the same time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -45,16 +45,16 @@ class Store:
 
         Claims the commands of new events for `lease` seconds. Ignores events with known keys.
         """
-        commands = [(event.key, each) for event in events for each in event.commands]
+        commands = [(event.key, pending) for event in events for pending in event.commands]
         rows = await self._database.fetch(
             SQL["accept"],
             [event.key for event in events],
             [key for key, _ in commands],
-            [each.command.id for _, each in commands],
-            [each.command.kind.value for _, each in commands],
-            [each.command.body for _, each in commands],
-            [each.traceparent for _, each in commands],
-            [datetime.fromtimestamp(each.created_at, UTC) for _, each in commands],
+            [pending.command.id for _, pending in commands],
+            [pending.command.kind.value for _, pending in commands],
+            [pending.command.body for _, pending in commands],
+            [pending.traceparent for _, pending in commands],
+            [datetime.fromtimestamp(pending.created_at, UTC) for _, pending in commands],
             lease,
         )
         return {row["key"] for row in rows}
@@ -79,6 +79,6 @@ class Store:
         await self._database.execute(SQL["release"], ids, after)
 
     async def prune(self, age: timedelta, limit: int) -> int:
-        """Delete at most `limit` keys older than `age`, and return how many there were."""
+        """Delete at most `limit` keys older than `age`, and return the number deleted."""
         status = await self._database.execute(SQL["prune"], age.total_seconds(), limit)
         return int(status.removeprefix("DELETE "))

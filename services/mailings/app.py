@@ -1,4 +1,4 @@
-"""The composition root of mailings: the only place that constructs things."""
+"""The composition root of mailings: the only module that constructs objects."""
 
 import socket
 from datetime import timedelta
@@ -51,7 +51,7 @@ async def start(process: Process) -> None:
     settings = load(MailingsSettings)
     name = f"ringback mailings {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
-    tables = topology(process.settings.queue_type).only(
+    declared = topology(process.settings.queue_type).only(
         (
             POSTINGS,
             MAILINGS_OUTCOMES,
@@ -60,19 +60,19 @@ async def start(process: Process) -> None:
         )
     )
     database = Database(
-        process.settings.database_url or "",  # the service does not start without one
+        process.settings.database_url or "",  # start-up has checked that it is set
         name=name,
         health=health,
         schema=SCHEMA,
     )
-    publisher = Publisher(url, name=f"{name} publisher", topology=tables, health=health)
+    publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
     client = await process.stack.enter_async_context(
         Client(ANYWHERE, user_agent=f"Ringback/{VERSION}")
     )
     depth = QueueDepth(
         url,
         name=f"{name} depths",
-        topology=tables,
+        topology=declared,
         health=health,
         max_waiting=settings.max_waiting,
         monotonic=clock.monotonic,
@@ -94,7 +94,7 @@ async def start(process: Process) -> None:
             spec,
             url=url,
             name=f"{name} {spec.queue}",
-            topology=tables,
+            topology=declared,
             publisher=publisher,
             prefetch=settings.prefetch,
             clock=clock,
@@ -104,7 +104,7 @@ async def start(process: Process) -> None:
     postings = consumer(
         ConsumerSpec(
             queue=POSTINGS,
-            read=partial(
+            parse=partial(
                 parse_message, models={POSTING: Posting}, max_bytes=settings.max_message_bytes
             ),
             handle=Handler(intake, clock).handle,
@@ -114,7 +114,7 @@ async def start(process: Process) -> None:
     outcomes = consumer(
         ConsumerSpec(
             queue=MAILINGS_OUTCOMES,
-            read=partial(parse_message, models={FACTS: MessageFacts}, max_bytes=MAX_BYTES),
+            parse=partial(parse_message, models={FACTS: MessageFacts}, max_bytes=MAX_BYTES),
             handle=settler.handle,
             report=settlement.report,
         )
@@ -124,7 +124,7 @@ async def start(process: Process) -> None:
         Requests(intake, store, clock).handlers(),
         url=url,
         name=f"{name} requests",
-        topology=tables,
+        topology=declared,
         prefetch=settings.prefetch,
         health=health,
     )

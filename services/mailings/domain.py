@@ -1,4 +1,4 @@
-"""Recipients, message ids and states of postings: pure."""
+"""Recipients, message ids and states of postings: pure functions, no IO."""
 
 import re
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ def parse_page(value: Any, size: int) -> Page:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The recipient gets no message, and the reason."""
+    """The reason why a recipient gets no message."""
 
     reason: str
 
@@ -162,7 +162,7 @@ class Recipient:
 
 
 def address(user: Mapping[str, Any], channel: Channel, kind: str) -> str | Skip:
-    """Return a user's address on a channel, unless they have not enabled this kind of message."""
+    """Return a user's address on a channel, or the reason why the user gets no message."""
     if user.get("is_active", True) is not True:
         return Skip("inactive")
     if user.get(channel.opt_in) is not True:

@@ -81,8 +81,8 @@ class Intake:
         return PostingAccepted(id=posting.id, status=known[1])
 
     async def _accept(self, postings: list[NewPosting]) -> list[bool]:
-        first = {each.id: each for each in reversed(postings)}
+        first = {posting.id: posting for posting in reversed(postings)}
         new = await self._store.accept(list(first.values()))
         if new:
             self._wake()
-        return [each.id in new and each is first[each.id] for each in postings]
+        return [posting.id in new and posting is first[posting.id] for posting in postings]

@@ -12,14 +12,14 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two runs.
 INTERVAL: Final = 60.0
-# Messages deleted in one statement, which takes some 20 ms.
+# Messages deleted in one statement, which takes about 20 ms.
 BATCH_SIZE: Final = 2000
 # Postings deleted in one run.
 MAX_POSTINGS: Final = 1000
 
 
 class Retention:
-    """Deletes postings some time after `age` has passed since their end."""
+    """Deletes postings that ended longer ago than `age`."""
 
     def __init__(self, store: Store, age: timedelta) -> None:
         self._store = store

@@ -46,7 +46,7 @@ class Settler:
         await self._batches.add(facts)
 
     async def _settle(self, batch: list[MessageFacts]) -> list[None]:
-        changes = [change for each in batch for fact in each.facts if (change := _change(fact))]
+        changes = [change for facts in batch for fact in facts.facts if (change := _change(fact))]
         if changes:
             changed, done = await self._store.settle(changes)
             for channel, status in changed:
@@ -59,7 +59,7 @@ class Settler:
 
 
 def _change(fact: MessageFact) -> MessageChange | None:
-    """Return the change that a fact makes; None if it is final for no message of a posting."""
+    """Return the change that a fact makes; None if it settles no message of a posting."""
     try:
         ids = UUID(fact.posting_id or ""), UUID(fact.message_id)
     except ValueError:

@@ -26,7 +26,7 @@ from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 
 SQL: Final = queries("services.mailings")
-# The most frequent reasons for skipping, as many as a status shows.
+# Reasons for skipping in a status: the most frequent ones.
 MAX_REASONS: Final = 100
 
 
@@ -96,7 +96,7 @@ class DonePosting(NamedTuple):
 
 
 class Store:
-    """The schema `mailings`, which several processes may use at a time."""
+    """The schema `mailings`, which several processes may use at the same time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -105,13 +105,13 @@ class Store:
         """Store postings with different ids, and return the ids that are new."""
         rows = await self._database.fetch(
             SQL["accept"],
-            [each.id for each in postings],
-            [each.client_id for each in postings],
-            [each.fingerprint for each in postings],
-            [each.posting.model_dump_json(exclude_none=True) for each in postings],
-            [each.posting.from_event for each in postings],
-            [each.traceparent for each in postings],
-            [each.expires_at for each in postings],
+            [posting.id for posting in postings],
+            [posting.client_id for posting in postings],
+            [posting.fingerprint for posting in postings],
+            [posting.posting.model_dump_json(exclude_none=True) for posting in postings],
+            [posting.posting.from_event for posting in postings],
+            [posting.traceparent for posting in postings],
+            [posting.expires_at for posting in postings],
         )
         return {row["id"] for row in rows}
 
@@ -133,7 +133,7 @@ class Store:
             else ()
         )
         return PostingStatus(
-            **_progress(row), skipped={each["reason"]: each["count"] for each in skipped}
+            **_progress(row), skipped={row["reason"]: row["count"] for row in skipped}
         )
 
     async def postings(
@@ -143,7 +143,7 @@ class Store:
         before: tuple[datetime, UUID],
         limit: int,
     ) -> list[PostingProgress]:
-        """Return postings that a client can see, newest first, accepted before the given one."""
+        """Return postings that a client can see, newest first, accepted before this position."""
         rows = await self._database.fetch(SQL["postings"], client_id, from_event, *before, limit)
         return [PostingProgress(**_progress(row)) for row in rows]
 
@@ -292,7 +292,7 @@ class Store:
         return [row["id"] for row in rows]
 
     async def delete(self, posting_id: UUID, limit: int) -> bool:
-        """Delete up to `limit` messages, or the empty posting; return whether it is gone."""
+        """Delete up to `limit` messages, then the posting; return whether the posting is gone."""
         status = await self._database.execute(SQL["delete_messages"], posting_id, limit)
         if status != "DELETE 0":
             return False
@@ -346,4 +346,4 @@ def _differences(changes: Sequence[tuple[Any, MessageChange]]) -> list[list[Any]
         of_posting[row["status"]] -= 1
         of_posting[change.status] += 1
     ids = sorted(counts)
-    return [ids, *([counts[each][state] for each in ids] for state in _COUNTED)]
+    return [ids, *([counts[id_][state] for id_ in ids] for state in _COUNTED)]

@@ -126,7 +126,7 @@ async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
             connection = await aio_pika.connect(amqp_url)
     except (AMQPError, OSError, TimeoutError) as error:
         raise NotPublishedError(
-            f"Cannot connect to RabbitMQ at {shown}: {_described(error)}."
+            f"Cannot connect to RabbitMQ at {shown}: {_describe(error)}."
         ) from None
     try:
         async with connection:
@@ -148,7 +148,7 @@ async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
         ) from None
     except (AMQPError, OSError, TimeoutError) as error:
         raise NotPublishedError(
-            f"RabbitMQ at {shown} did not confirm all events: {_described(error)}. "
+            f"RabbitMQ at {shown} did not confirm all events: {_describe(error)}. "
             "Some of them may have been published."
         ) from None
 
@@ -167,7 +167,7 @@ async def _publish_one(exchange: aio_pika.abc.AbstractExchange, event: dict[str,
     await exchange.publish(message, routing_key=key, timeout=_BROKER_TIMEOUT)
 
 
-def _described(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """Return an error's text, or its type if it has none."""
     return str(error) or type(error).__name__
 

@@ -50,7 +50,7 @@ SCHEMA = Schema.of("services.scheduler")
 
 
 class MissingSecretsKeyError(RingbackError):
-    """No key is configured that encrypts secrets in the database."""
+    """The key that encrypts secrets in the database is not configured."""
 
     exit_code = 2
 
@@ -59,7 +59,7 @@ async def start(process: Process) -> None:
     """Construct the scheduler and start its tasks.
 
     Raises:
-        MissingSecretsKeyError: no key is configured that encrypts secrets.
+        MissingSecretsKeyError: the key that encrypts secrets is not configured.
     """
     settings = load(SchedulerSettings)
     security = load(SecuritySettings)
@@ -77,7 +77,7 @@ async def start(process: Process) -> None:
         (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS)
     )
     database = Database(
-        process.settings.database_url or "",  # a missing URL stops the start earlier
+        process.settings.database_url or "",  # start-up has checked that it is set
         name=name,
         health=health,
         size=settings.connections,
@@ -126,7 +126,7 @@ async def start(process: Process) -> None:
     schedules = consumer(
         ConsumerSpec(
             queue=SCHEDULES,
-            read=partial(handlers.read, max_bytes=settings.max_message_bytes),
+            parse=partial(handlers.parse_command, max_bytes=settings.max_message_bytes),
             handle=Handler(intake, operations, verifier, anonymous=settings.anonymous).handle,
             report=handlers.report,
         )
@@ -134,7 +134,7 @@ async def start(process: Process) -> None:
     outcomes = consumer(
         ConsumerSpec(
             queue=SCHEDULER_OUTCOMES,
-            read=partial(parse_message, models={FACTS: Facts}, max_bytes=MAX_BYTES),
+            parse=partial(parse_message, models={FACTS: Facts}, max_bytes=MAX_BYTES),
             handle=settler.handle,
             report=settlement.report,
         )

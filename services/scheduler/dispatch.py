@@ -25,7 +25,7 @@ NextState = Callable[[ScheduledCallback, datetime], Step]
 logger = logging.getLogger(__name__)
 
 # Seconds between two claims, unless a claim was full. Callbacks that fall due in between share one
-# statement and one round of confirms. It is short against the aim of 25 ms.
+# statement and one round of confirms. It is short compared with the target lag of 25 ms.
 MIN_CLAIM_INTERVAL: Final = 0.004
 # Seconds until a callback that the broker did not confirm is due again.
 RETRY_DELAY: Final = 1.0
@@ -35,7 +35,7 @@ MAX_BATCHES_IN_FLIGHT: Final = 4
 LATE_COMMIT_MARGIN: Final = timedelta(seconds=1)
 # Seconds between two claims that scan the whole index.
 FULL_SCAN_INTERVAL: Final = 5.0
-# Seconds that facts wait at most while due callbacks queue up. Leases are far longer.
+# Maximum seconds that facts wait while due callbacks queue up. Leases are far longer.
 MAX_SETTLEMENT_DELAY: Final = 2.0
 # Bytes of contexts in one claim. Callbacks with large contexts are claimed in smaller batches, so
 # memory stays bounded. The first batch is small because the sizes are not known yet.
@@ -76,7 +76,7 @@ class Dispatcher:
         self._no_backlog.set()
 
     async def wait_for_backlog(self) -> None:
-        """Wait at most 2 s while due callbacks queue up: dispatches go before settlements."""
+        """Wait at most 2 s while due callbacks queue up: they go before settlements."""
         with suppress(TimeoutError):
             async with asyncio.timeout(MAX_SETTLEMENT_DELAY):
                 await self._no_backlog.wait()

@@ -1,6 +1,6 @@
 """The life of a scheduled callback: pure functions from one state to the next.
 
-Each function returns the new state and, if clients should learn of it, a `Transition`.
+Each function returns the new state and, if the change must be reported, a `Transition`.
 """
 
 import math
@@ -25,7 +25,7 @@ FINAL_STATUSES: Final = frozenset({Status.NOTIFIED, Status.FAILED, Status.CANCEL
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a callback does after a failed dispatch, a misfire or an occurrence.
+    """The rules of a callback for failed dispatches, misfires and recurrence.
 
     base_delay: seconds before the first main retry; each further delay is `growth` times the last.
     grace: a first dispatch that is more seconds late is skipped; None to dispatch it anyway.
@@ -115,7 +115,7 @@ def main_delay(rules: Rules, retries: int) -> float:
 
 
 def max_quick_delay(count: int) -> float:
-    """Return the seconds that `count` quick retries wait at most in the tiers, with jitter."""
+    """Return the maximum seconds that `count` quick retries wait in the tiers, with jitter."""
     delays = [tier.seconds for tier in TIERS]
     total = sum(delays[:count]) + max(count - len(delays), 0) * delays[-1]
     return total * (1 + JITTER)
@@ -191,7 +191,7 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
     *,
     final: bool,
 ) -> Step:
-    """Plan a main retry, or fail if no attempt can succeed (`final`) or `stop_at` comes first."""
+    """Plan a main retry, or fail if no attempt can succeed (`final`) or `stop_at` is earlier."""
     if not callback.in_flight or dispatch != callback.dispatch:
         return callback, None
     callback = replace(_with_attempts(callback, dispatch, attempt), last_error=reason)
@@ -212,7 +212,7 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
         dispatch_attempts=0,
         next_attempt_at=None,
         main_retries=callback.main_retries + 1,
-        # A callback without any attempt never expires: its time starts again.
+        # A callback without any attempt never expires: the time until `stop_at` starts again.
         stop_at=None if expired else callback.stop_at,
     )
     return callback, Transition(callback, Status.RETRYING, reason, next_at)

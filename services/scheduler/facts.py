@@ -38,7 +38,7 @@ class FactPublisher:
 
     async def publish(self, transitions: Sequence[Transition], now: datetime) -> None:
         """Publish facts, and repeat until they are confirmed."""
-        facts = [_fact(each, now) for each in transitions]
+        facts = [_fact(transition, now) for transition in transitions]
         while facts:
             try:
                 await self._publisher.publish_all(fact_messages(facts))

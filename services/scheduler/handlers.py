@@ -37,7 +37,7 @@ _MODELS: Final[Mapping[str, type[Command]]] = {
 }
 
 
-def read(message: Message, *, max_bytes: int) -> Command:
+def parse_command(message: Message, *, max_bytes: int) -> Command:
     """Return the command in a message.
 
     Raises:

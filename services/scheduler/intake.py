@@ -159,7 +159,7 @@ class Intake:
             results.update(
                 zip(
                     (index for index, _ in distinct),
-                    await self._insert_distinct([each for _, each in distinct]),
+                    await self._insert_distinct([callback for _, callback in distinct]),
                     strict=True,
                 )
             )
@@ -169,17 +169,19 @@ class Intake:
         inserted = await self._store.insert(new)
         if inserted.due:
             self._dispatch(inserted.due)
-        later = [each.next_at for each in inserted.callbacks.values() if not each.in_flight]
+        later = [
+            callback.next_at for callback in inserted.callbacks.values() if not callback.in_flight
+        ]
         if later:
             self._wake_at(min(later))
         metrics.CREATED.inc(len(inserted.callbacks))
-        others = [each.id for each in new if each.id not in inserted.callbacks]
+        others = [request.id for request in new if request.id not in inserted.callbacks]
         existing = await self._store.existing(others) if others else {}
         return [
             CallbackCreated(id=callback.id, status=callback.status, run_at=callback.run_at)
-            if (callback := inserted.callbacks.get(each.id))
-            else _result_of_repeat(each, existing.get(each.id))
-            for each in new
+            if (callback := inserted.callbacks.get(request.id))
+            else _result_of_repeat(request, existing.get(request.id))
+            for request in new
         ]
 
 
@@ -189,14 +191,14 @@ def _split_distinct(
     """Return the callbacks that share neither id nor keys with an earlier one, and the rest."""
     seen: set[object] = set()
     distinct, rest = [], []
-    for index, each in new:
-        unique: list[object] = [each.id]
-        if each.event_key is not None:
-            unique.append((each.client_id, each.group_key, each.event_key))
+    for index, request in new:
+        unique: list[object] = [request.id]
+        if request.event_key is not None:
+            unique.append((request.client_id, request.group_key, request.event_key))
         if seen.isdisjoint(unique):
-            distinct.append((index, each))
+            distinct.append((index, request))
         else:
-            rest.append((index, each))
+            rest.append((index, request))
         seen.update(unique)
     return distinct, rest
 

@@ -1,6 +1,6 @@
 """The bodies of notifications, joined from JSON texts.
 
-The constant part is made once, when a callback is created. A dispatch joins texts that are already
+The constant part is built once, when a callback is created. A dispatch joins texts that are already
 JSON. Building models for each dispatch would take five times as much CPU.
 """
 
@@ -30,7 +30,7 @@ class Content:
 
 
 def content(command: ScheduleCallback, client_id: str) -> Content:
-    """Return the constant part of the notifications that a command leads to."""
+    """Return the constant part of the notifications of a command."""
     scheme = command.notify_scheme
     context = json_text(command.context)
     if scheme.transport == "amqp":

@@ -35,7 +35,7 @@ from shared.pagination import END, START, Position, decode_cursor, encode_cursor
 # Callbacks of a group that are cancelled in one transaction, and the most that a response lists.
 GROUP_BATCH_SIZE: Final = 1000
 # Callbacks read at a time for a list by status, and how often. After that the page ends early, and
-# its cursor continues behind the last callback read.
+# its cursor continues after the last callback read.
 FILTER_WINDOW: Final = 2000
 MAX_FILTER_WINDOWS: Final = 10
 
@@ -53,7 +53,7 @@ CALLBACK_NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="callback
 
 
 class Operations:
-    """Executes operations. Each takes the client id first; '' is the anonymous client.
+    """Executes operations. Their first argument is the client id; '' is the anonymous client.
 
     All operations raise StoreConnectionLostError.
     wake_at: called with the next time at which a callback needs attention.
@@ -111,13 +111,13 @@ class Operations:
                 failed=failed,
             )
             rows = await self._store.statuses([id_ for _, id_ in positions[:window]])
-            for each in positions[:window]:
-                row = rows.get(each[1])
+            for found in positions[:window]:
+                row = rows.get(found[1])
                 if row is None or not _matches(row, request):
                     continue
                 items.append(_status(row))
                 if len(items) == request.limit:
-                    return items, each if each != positions[-1] else None
+                    return items, found if found != positions[-1] else None
             if len(positions) <= window:
                 return items, None
             position = positions[window - 1]

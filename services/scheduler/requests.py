@@ -57,7 +57,7 @@ class Requests:
     """Responds to requests.
 
     fault: returns why the scheduler is not ready, or None.
-    anonymous: whether callers without a ticket are served.
+    anonymous: whether clients without a ticket are served.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class Retention:
                 await asyncio.sleep(ROUND_INTERVAL)
 
     async def run_once(self) -> list[str]:
-        """Do one round, and return the dropped partitions."""
+        """Run one round, and return the dropped partitions."""
         await self._partitions.create()
         expired = await self._partitions.expired(self._retention)
         for name in expired:

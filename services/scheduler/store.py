@@ -57,7 +57,7 @@ class ExistingCallback:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A callback leased until `callback.next_at`, with all that its dispatch needs.
+    """A callback leased until `callback.next_at`, with everything that its dispatch needs.
 
     now: when it was claimed.
     """
@@ -86,11 +86,11 @@ class Store:
     async def insert(self, new: Sequence[NewCallback]) -> Inserted:
         """Insert the callbacks whose id and keys are free.
 
-        One call must not hold the same id or keys twice: only one of them would be inserted.
+        One call must not contain the same id or keys twice: only one of them would be inserted.
         """
         columns = zip(*map(_insert_values, new), strict=True)
         rows = await self._database.fetch(SQL["insert"], *map(list, columns))
-        by_id = {each.id: each for each in new}
+        by_id = {request.id: request for request in new}
         callbacks = {}
         due = []
         for row in rows:
@@ -152,7 +152,7 @@ class Store:
     async def next_due(
         self, within: float, *, after: datetime = BEGINNING
     ) -> tuple[datetime | None, datetime]:
-        """Return the next due time after `after`, if within so many seconds, and the time now."""
+        """Return the next due time after `after`, within `within` seconds, and the current time."""
         row = await self._database.fetchrow(SQL["next_due"], after, within)
         return row["next_at"], row["now"]
 

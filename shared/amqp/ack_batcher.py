@@ -29,8 +29,8 @@ class AckBatcher:
         self._tags: list[int] = []
         self._facts: list[BaseModel] = []
         self._pending = asyncio.Event()
-        self._low = 1  # all tags below are finished
-        self._finished: set[int] = set()  # and so are these above
+        self._low = 1  # all tags below it are finished
+        self._finished: set[int] = set()  # and these above it are, too
         self._flushing = asyncio.Lock()
 
     def done(self, tag: int, fact: BaseModel | None = None) -> None:

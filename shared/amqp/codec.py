@@ -34,7 +34,7 @@ NACK: Final = 60 << 16 | 120
 METHOD_ID: Final = Struct(">I")
 TAG_AND_FLAG: Final = Struct(">QB")
 CONTENT_HEADER: Final = Struct(">HHQH")  # class, weight, body size, property flags
-_SETTLE: Final = Struct(">BHIIQBB")  # a whole ack or nack frame
+_ACK_FRAME: Final = Struct(">BHIIQBB")  # a whole ack or nack frame
 _TIMESTAMP: Final = Struct(">Q")
 _LONG: Final = Struct(">I")
 _SIGNED: Final = Struct(">q")
@@ -98,7 +98,7 @@ def _table(data: bytes, at: int, *, history: bool = True) -> tuple[int, dict[str
     return end, table
 
 
-def _encoded_table(table: Mapping[str, Any]) -> bytes:
+def _encode_table(table: Mapping[str, Any]) -> bytes:
     parts: list[bytes] = []
     for name, value in table.items():
         raw = name.encode()
@@ -201,7 +201,7 @@ def encode_properties(properties: Properties, body_size: int) -> bytes:
             parts.append(_TIMESTAMP.pack(value))
         else:
             try:
-                parts.append(_encoded_table(value))
+                parts.append(_encode_table(value))
             except _MALFORMED as error:
                 raise ValueError(f"the headers are not encodable: {error}") from error
     parts[0] = CONTENT_HEADER.pack(60, 0, body_size, flags)
@@ -248,9 +248,9 @@ def encode_publish(  # noqa: PLR0913 - the parts of a publish
 
 def encode_ack(channel: int, tag: int, *, multiple: bool) -> bytes:
     """Encode a basic.ack frame; `multiple` acknowledges everything up to `tag`."""
-    return _SETTLE.pack(METHOD, channel, 13, ACK, tag, multiple, 0xCE)
+    return _ACK_FRAME.pack(METHOD, channel, 13, ACK, tag, multiple, 0xCE)
 
 
 def encode_requeue(channel: int, tag: int) -> bytes:
     """Encode a basic.nack frame that returns the delivery to its queue."""
-    return _SETTLE.pack(METHOD, channel, 13, NACK, tag, 2, 0xCE)
+    return _ACK_FRAME.pack(METHOD, channel, 13, NACK, tag, 2, 0xCE)

@@ -133,9 +133,9 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def run_until_first_ends(*works: Coroutine[Any, Any, None]) -> None:
+async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
     """Run all until the first one ends, cancel the others, and raise the first one's error."""
-    tasks = [asyncio.create_task(work) for work in works]
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

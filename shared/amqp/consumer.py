@@ -1,8 +1,8 @@
 """Consumes a work queue: passes each message to a handler and acts on the outcome.
 
 Only this module acknowledges, requeues, defers, retries and dead-letters. Copies, dead letters and
-facts are confirmed by the broker before the message is acknowledged. A crash can therefore repeat
-work, but lose nothing.
+facts are confirmed by the broker before the message is acknowledged. So a crash can repeat
+work, but it loses nothing.
 """
 
 import asyncio
@@ -153,7 +153,7 @@ class Consumer(Generic[M, R]):
             acks.lost = True
 
     async def _process(self, acks: AckBatcher, delivery: Delivery) -> None:
-        """Take one delivery through all steps: parse, wait, identify, handle, follow up, ack."""
+        """Process one delivery: parse, wait, identify, handle, follow up, acknowledge."""
         message: Message | None = None
         model: M | None = None
         try:
@@ -163,7 +163,7 @@ class Consumer(Generic[M, R]):
                 await self._publish_copy(message, tier_queue(self._spec.queue, tier), {}, acks)
                 acks.done(delivery.tag)
                 return
-            model = self._spec.read(message)
+            model = self._spec.parse(message)
             message.id = self._spec.identity(model) or message.id
             if not message.id:
                 # All attempts must carry the same id, even after a crash. So the message gets its
@@ -188,11 +188,11 @@ class Consumer(Generic[M, R]):
         acks.done(delivery.tag, self._spec.report(message, model, outcome))
 
     def _tier_before_attempt(self, message: Message) -> Tier | None:
-        """Return the tier in which the message waits on, or None if its next attempt is due."""
+        """Return the tier in which the message keeps waiting, or None if its attempt is due."""
         if not message.not_before:
             return None
         remaining = message.not_before - self._clock.now()
-        # Ringback never sets a longer wait: the header is a sender's and not valid.
+        # Ringback never sets a longer wait, so this header is from the sender and is ignored.
         if not 0 < remaining <= self._tiers[-1].seconds * (1 + JITTER):
             return None
         return next_hop(remaining, random.random(), self._tiers)  # noqa: S311 - not a secret
@@ -301,7 +301,7 @@ class Consumer(Generic[M, R]):
         """Publish a fresh copy of the message.
 
         Raises:
-            UnpublishableError: its headers are not encodable, or leave no space for ours.
+            UnpublishableError: its headers are not encodable, or too large with Ringback's own.
         """
         properties = message.copy_properties(changes, message_id=new_id())
         await self._publish(OutgoingMessage(queue, properties, message.body), acks)

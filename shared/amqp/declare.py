@@ -1,4 +1,4 @@
-"""Declares the topology, and names the queues that exist with other arguments."""
+"""Declares the topology, and reports queues that exist with other arguments."""
 
 import asyncio
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ class DeliveryTasks:
             self._subscription = None
 
     async def stop(self) -> None:
-        """Consume nothing more, on this connection or a later one."""
+        """Stop consuming, on this connection and on later ones."""
         self.draining = True
         if self._subscription is not None:
             await self._subscription.stop()

@@ -1,4 +1,4 @@
-"""Flow control of clients that publish: a publisher and an RPC client can send, or know why not."""
+"""Flow control of the publisher and the RPC client: whether they can send, and why not."""
 
 import asyncio
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ from shared.resilience.retry import BUG_POLICY, RetryPolicy
 from shared.topology import Tier
 
 PERSISTENT: Final = 2
-# Counts and times of ours are smaller. A larger one could overflow an AMQP header.
+# Ringback's own counts and times are smaller. A larger one could overflow an AMQP header.
 _MAX_NUMBER: Final = 1 << 53
 # A count that a sender sets stays at most here, so that the next copy can carry it incremented.
 _MAX_COUNT: Final = _MAX_NUMBER - 2
@@ -32,11 +32,11 @@ R_co = TypeVar("R_co", covariant=True)
 class Message:
     """A delivery in the consumer.
 
-    id: the logical id, the same in all attempts. Empty until one is found or created.
+    id: the logical id, the same in all attempts. Empty until it is known.
     attempt: the number of this attempt, from 1.
     first_at: epoch seconds of the first attempt, 0 before it.
     not_before: epoch seconds of the next attempt, 0 for now.
-    deferrals: how often it was deferred since the last attempt.
+    deferrals: the number of deferrals since the last attempt.
     owner: the service that gets a fact instead of a dead letter, usually None.
     """
 
@@ -147,7 +147,7 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Postponed without an attempt. The message comes back after `tier`."""
+    """Postponed without an attempt. The message returns after `tier`."""
 
     tier: Tier
     reason: str
@@ -186,25 +186,25 @@ def _retry_bugs(_: Any) -> RetryPolicy:
 
 
 def _finish_work() -> None:
-    """Let handlers finish what they have begun."""
+    """Let handlers finish the work that they have started."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerSpec(Generic[M, R]):
     """Describes what a service does with the messages of one queue.
 
-    read: returns the model in a message, or raises ContractViolationError.
+    parse: returns the model in a message, or raises ContractViolationError.
     handle: does the work. It returns a value on success and raises an error of shared.errors
         otherwise.
     report: logs and counts an outcome, and returns the fact to publish, if any. The model is None
-        if the message could not be read.
+        if the message could not be parsed.
     identity: returns the id that the model itself contains, if any.
     policy: returns how failed attempts of this model are retried. By default only bugs are.
     drain: makes `handle` raise InfrastructureError for work that it has not started.
     """
 
     queue: str
-    read: Callable[[Message], M]
+    parse: Callable[[Message], M]
     handle: Callable[[Message, M], Awaitable[R]]
     report: Callable[[Message, M | None, Outcome[R]], BaseModel | None]
     identity: Callable[[M], str | None] = _no_identity

@@ -40,9 +40,7 @@ def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes:
     try:
         return model.model_validate_json(message.body)
     except ValidationError as error:
-        faults = [
-            f"{each.field}: {each.message}".removeprefix(": ") for each in field_errors(error)
-        ]
+        faults = list(map(str, field_errors(error)))
         others = len(faults) - MAX_ERRORS_LISTED
         more = f" and {others} more" if others > 0 else ""
         raise ContractViolationError("; ".join(faults[:MAX_ERRORS_LISTED]) + more) from None
@@ -51,7 +49,7 @@ def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes:
 def parse_request(model: type[M], body: bytes, *, within: str = "") -> M | Failure:
     """Parse the body of a request, or return a failure with every wrong field.
 
-    `within` is a prefix to leave out of the names of fields.
+    `within` is a field to remove from the beginning of the paths.
     """
     try:
         return model.model_validate_json(body)

@@ -143,7 +143,7 @@ class Publisher:
 
         Raises (from the future, the last one from the call):
             PublishRefusedError: not published.
-            PublishUnknownError: the connection was lost, or no confirm came within 5 s.
+            PublishUnknownError: the connection was lost, or no confirm arrived within 5 s.
             UnpublishableError: it can never be published.
         """
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -22,7 +22,7 @@ from shared.errors import InfrastructureError
 from shared.process.health import Health
 
 # Requests in flight from one client. A service handles far fewer within their timeout, so more
-# would only wait in vain.
+# would only time out.
 MAX_IN_FLIGHT: Final = 5_000
 
 

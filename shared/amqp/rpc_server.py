@@ -116,7 +116,7 @@ class RpcServer:
             logger.warning("request dropped: %s", error)
             return
         reply_to = request.reply_to or ""
-        if not reply_to.startswith(REPLY_TO):  # a sender could make us write to any queue
+        if not reply_to.startswith(REPLY_TO):  # otherwise a sender could make us write to any queue
             logger.warning("request dropped: its reply_to is not a direct reply-to")
             return
         operation = request.type if request.type in self._handlers else UNKNOWN
@@ -142,7 +142,7 @@ class RpcServer:
 
     async def _handle(self, request: Properties, body: bytes) -> Any:
         handler = self._handlers.get(request.type or "")
-        if handler is None:  # from a newer version: it can be repeated after our upgrade
+        if handler is None:  # from a newer version: a repeat can succeed after an upgrade
             return Failure(
                 code=FailureCode.UNAVAILABLE, detail=f"unknown operation {request.type!r}"
             )

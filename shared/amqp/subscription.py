@@ -12,8 +12,8 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from shared.amqp.connection import BrokerConnection, run_until_first_ends, wait_until_lost
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 
-# Seconds without a delivery after which the broker is asked how many messages are ready.
-IDLE_CHECK: Final = 15.0
+# Seconds without a delivery after which the number of ready messages is checked.
+IDLE_CHECK_INTERVAL: Final = 15.0
 
 
 class Subscription:
@@ -50,7 +50,7 @@ class Subscription:
         self._last_delivery = loop.time()
 
     async def stop(self) -> None:
-        """Receive nothing more. Deliveries received before can still be acknowledged."""
+        """Stop receiving. Earlier deliveries can still be acknowledged."""
         await self._channel.basic_cancel(self._tag)
 
     async def run(self, *, idle: Callable[[], bool]) -> None:
@@ -66,11 +66,13 @@ class Subscription:
     async def _watch(self, idle: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(IDLE_CHECK)
-            if not idle() or loop.time() - self._last_delivery < IDLE_CHECK:
+            await asyncio.sleep(IDLE_CHECK_INTERVAL)
+            if not idle() or loop.time() - self._last_delivery < IDLE_CHECK_INTERVAL:
                 continue
-            state = await self._channel.queue_declare(self._queue, passive=True, timeout=IDLE_CHECK)
-            if state.message_count and loop.time() - self._last_delivery >= IDLE_CHECK:
+            state = await self._channel.queue_declare(
+                self._queue, passive=True, timeout=IDLE_CHECK_INTERVAL
+            )
+            if state.message_count and loop.time() - self._last_delivery >= IDLE_CHECK_INTERVAL:
                 raise ConnectionResetError("messages are ready, but none is delivered")
 
 

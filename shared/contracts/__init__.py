@@ -1,1 +1,1 @@
-"""Every wire model, a file per domain. Frozen, strict, and closed: an unknown field is an error."""
+"""The models of all messages, one file per domain. They are frozen and reject unknown fields."""

@@ -69,7 +69,7 @@ class Retry(BaseModel):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if self.quick_retries_count is None and self.delays is None:
-            raise ValueError("give quick_retries_count, delays, or both")
+            raise ValueError("set quick_retries_count, delays, or both")
         return self
 
 
@@ -114,13 +114,13 @@ class SendCallback(BaseModel):
     def _one_secret(self) -> Self:
         given = (self.hmac_secret is not None) + (self.secret_ref is not None) + self.unsigned
         if given != 1:
-            raise ValueError("give either hmac_secret or secret_ref (or `unsigned: true`)")
+            raise ValueError("set either hmac_secret or secret_ref (or `unsigned: true`)")
         return self
 
     @model_validator(mode="after")
     def _object_payload(self) -> Self:
         if self.format != "json" and not isinstance(self.payload, dict):
-            raise ValueError(f"format {self.format!r} needs a payload that is an object")
+            raise ValueError(f"format {self.format!r} requires a payload that is an object")
         return self
 
     @property

@@ -53,8 +53,8 @@ class Posting(BaseModel):
     delivery_type: Annotated[list[ChannelName], Field(min_length=1), AfterValidator(_unique)]
     expires_in: Duration | None = Field(
         default=None,
-        description="Time after the timestamp of the posting, after which nothing is sent, such as "
-        "`120 sec`. Units: sec, min, hour, day.",
+        description="Lifetime, counted from the timestamp of the posting, such as `120 sec`. "
+        "Units: sec, min, hour, day. After it nothing is sent.",
     )
     template_context: Annotated[dict[Variable, Any], AfterValidator(check_context)] = Field(
         default_factory=dict,

@@ -53,6 +53,9 @@ class FieldError(BaseModel):
     field: str = Field(examples=["retry_params.base_delay"])
     message: str = Field(examples=["Field required"])
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
 
 class Failure(BaseModel):
     """A request that failed. This is an expected result: handlers return it."""
@@ -67,5 +70,5 @@ class Failure(BaseModel):
 def invalid(errors: Iterable[FieldError]) -> Failure:
     """Return the failure that names these fields."""
     errors = tuple(errors)
-    detail = "; ".join(f"{each.field}: {each.message}".removeprefix(": ") for each in errors)
+    detail = "; ".join(map(str, errors))
     return Failure(code=FailureCode.INVALID, detail=detail, errors=errors)

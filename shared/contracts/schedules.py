@@ -125,7 +125,7 @@ class RetryParams(BaseModel):
 
     stop_after_delay: Seconds = Field(
         default=5 * DAY,
-        description="Seconds after the first dispatch from which on no attempt starts. Then the "
+        description="Seconds from the first dispatch until attempts stop. Then the "
         "callback is `failed`.",
     )
     quick_retries_count: Annotated[int, Field(ge=0, le=1000)] = Field(
@@ -242,7 +242,7 @@ class Repeat(BaseModel):
     @model_validator(mode="after")
     def _check_recurrence(self) -> Self:
         if (self.every is None) == (self.cron is None):
-            raise fields_error([("every", "give either every or cron")])
+            raise fields_error([("every", "set either every or cron")])
         if self.cron is None and "timezone" in self.model_fields_set:
             raise fields_error([("timezone", "is only allowed with cron")])
         return self
@@ -272,7 +272,7 @@ Delay = Annotated[
 
 def _check_due_time(run_at: datetime | None, delay: float | None) -> None:
     if run_at is not None and delay is not None:
-        raise fields_error([("delay", "give either run_at or delay")])
+        raise fields_error([("delay", "set either run_at or delay")])
 
 
 class ScheduleCallback(BaseModel):
@@ -318,11 +318,11 @@ class ScheduleCallback(BaseModel):
         _check_due_time(self.run_at, self.delay)
         faults = []
         if self.hmac_secret is not None and self.secret_ref is not None:
-            faults.append(("secret_ref", "give either hmac_secret or secret_ref"))
+            faults.append(("secret_ref", "set either hmac_secret or secret_ref"))
         if self.notify_scheme.transport == "amqp" and (self.hmac_secret or self.secret_ref):
             faults.append(("notify_scheme.transport", "notifications by amqp cannot be signed"))
         if self.retry_params is not None and _contains_retry_params(self.context):
-            faults.append(("retry_params", "give it either here or inside context"))
+            faults.append(("retry_params", "set it either here or inside context"))
         if faults:
             raise fields_error(faults)
         return self
@@ -355,13 +355,13 @@ EventKey = Annotated[Key | None, Field(description="Key of the callback within i
 
 
 def check_selector(id_: UUID | None, group_key: str | None, event_key: str | None) -> None:
-    """Check that a selector names exactly one callback, by id or by keys.
+    """Check that a selector identifies one callback, either by id or by keys.
 
     Raises:
         ValueError: it contains neither, or both.
     """
     if (id_ is None) == (event_key is None):
-        raise fields_error([("id", "give either id, or event_key with its group_key")])
+        raise fields_error([("id", "set either id, or event_key with its group_key")])
     if id_ is not None and group_key is not None:
         raise fields_error([("group_key", "is only allowed with event_key")])
 
@@ -406,5 +406,5 @@ class RescheduleCallback(BaseModel):
         check_selector(self.id, self.group_key, self.event_key)
         _check_due_time(self.run_at, self.delay)
         if self.run_at is None and self.delay is None:
-            raise fields_error([("run_at", "give either run_at or delay")])
+            raise fields_error([("run_at", "set either run_at or delay")])
         return self

@@ -42,7 +42,7 @@ _MAX_HEADERS: Final = 100
 # The socket's receive buffer in bytes: how much unread data a receiver can send. Kernels double it.
 _RECEIVE_BUFFER: Final = 32_768
 _MAX_DETAIL_LENGTH: Final = 200
-# Responses that another response follows. 101 is final, since no request offers an upgrade.
+# Interim responses, which precede the final one. 101 is final: no request offers an upgrade.
 _INTERIM: Final = frozenset(range(100, 200)) - {101}
 
 # The addresses to which the running request has opened sockets. An empty list means that it uses a
@@ -163,12 +163,12 @@ class Client:
 
         `timeout`, in seconds, covers name look-up, connecting, TLS, writing, and reading the head.
         A body that is late, broken or too long is not an error. If the receiver has closed the
-        pooled connection, the request is sent again on another one, so the receiver may get it
-        twice, as with any retry.
+        pooled connection, the request is sent again on another one. The receiver may then get
+        it twice, as with any retry.
 
         Raises:
             ForbiddenTargetError: the address of the target is not permitted.
-            RequestFailedError: no response came; a later attempt may succeed.
+            RequestFailedError: no response arrived; a later attempt may succeed.
             ValueError: a header contains a line break.
         """
         prepared = self._prepared(target.url, method)
@@ -250,7 +250,7 @@ class Client:
         return connection, message, content
 
     def _prepare(self, url: URL, method: str) -> _PreparedRequest:
-        # Only the key of the target in the pool; its own sending is not used.
+        # It is only the key of the target in the pool. It does not send the request.
         key = aiohttp.ClientRequest(method, url, loop=asyncio.get_running_loop())
         lines = (
             f"{method} {url.raw_path_qs} HTTP/1.1",
@@ -261,7 +261,7 @@ class Client:
         return _PreparedRequest(key, "\r\n".join(lines).encode())
 
     async def _read_excerpt(self, content: aiohttp.StreamReader) -> bytes:
-        """Return the beginning of the body; read a short rest so the connection can be reused."""
+        """Return the beginning of the body; read a short rest, to reuse the connection."""
         if content.is_eof():
             return content.read_nowait(self._excerpt)
         excerpt = bytearray()

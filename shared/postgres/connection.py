@@ -9,7 +9,7 @@ import asyncpg
 
 from shared.errors import InfrastructureError
 
-# Seconds to connect: a server that runs takes milliseconds.
+# Seconds to connect. A healthy server takes milliseconds.
 CONNECT_TIMEOUT: Final = 3.0
 
 # Errors that are not about the statement: the same statement can succeed later.

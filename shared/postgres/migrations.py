@@ -128,12 +128,12 @@ def missing(schema: Schema, applied: Mapping[int, tuple[str, str]]) -> tuple[Mig
             )
         elif known[number].checksum != checksum:
             faults.append(f"{label} was changed after it was applied: restore the file")
-    lacking = tuple(each for each in schema.migrations if each.number not in applied)
+    lacking = tuple(migration for migration in schema.migrations if migration.number not in applied)
     faults += [
-        f"migration {each} of the schema {schema.name} was not applied, but later ones were:"
+        f"migration {migration} of the schema {schema.name} was not applied, but later ones were:"
         " restore the table `migrations`"
-        for each in lacking
-        if applied and each.number < max(applied)
+        for migration in lacking
+        if applied and migration.number < max(applied)
     ]
     if faults:
         raise SchemaMismatchError(tuple(faults))

@@ -31,7 +31,7 @@ class Child:
         self.fault: str | None = STARTING
 
     async def wait(self) -> int:
-        """Wait for its end and return its exit code, or minus the signal that killed it."""
+        """Wait until it exits, and return its exit code, or minus the signal that killed it."""
         return await self._process.wait()
 
     def terminate(self) -> None:

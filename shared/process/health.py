@@ -26,21 +26,21 @@ class Health:
         self.on_change()
 
     def up(self, part: str) -> None:
-        """Set a part to ready."""
+        """Mark a part as ready."""
         if self._faults.get(part, "") is not None:
             logger.info("%s is ready", part, extra={"part": part})
         self._faults[part] = None
         self.on_change()
 
     def down(self, part: str, reason: str) -> None:
-        """Set a part to not ready, with a reason that a person can act on."""
+        """Mark a part as not ready, with a reason that a person can act on."""
         if self._faults.get(part) != reason:
             logger.warning("%s is not ready: %s", part, reason, extra={"part": part})
         self._faults[part] = reason
         self.on_change()
 
     def drain(self) -> None:
-        """Set the process to stopping. It is never ready again."""
+        """Mark the process as stopping. It is never ready again."""
         self._draining = True
         self.on_change()
 

@@ -139,7 +139,7 @@ class Lanes:
             return False
         limit = self._max_unproven if lane.in_flight else self._max_unproven_first
         if not lane.proven and self._unproven >= limit:
-            # Caused by other targets, so the delay does not grow.
+            # Other targets are the cause, so the delay does not grow.
             delay = min(deferral, STALL_DELAY)
             raise DeferredError("too many unproven targets", delay=delay)
         self._count_in(lane)

@@ -2,7 +2,7 @@
 
 A retry first waits in the shortest tier that covers its delay. Its jitter then passes in shorter
 tiers: the message carries the time of its next attempt (`x-ringback-not-before`), and each time it
-comes back, `next_hop` returns the next tier or None.
+returns, `next_hop` returns the next tier or None.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from shared.errors import DeferredError, TransientError
 from shared.topology import BUG_TIERS, TIERS, Tier
 
 # A delay is stretched by up to this share, evenly distributed, so that messages that failed
-# together do not come back together. A herd in the 15 s tier is spread over 7.5 s.
+# together are not retried together. A burst in the 15 s tier is spread over 7.5 s.
 JITTER: Final = 0.5
 
 

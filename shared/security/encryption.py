@@ -58,7 +58,7 @@ class SecretCipher:
         """
         header, rest = encrypted[:_HEADER_BYTES], encrypted[_HEADER_BYTES:]
         if len(encrypted) < _HEADER_BYTES + _NONCE_BYTES or not header.startswith(_FORMAT):
-            raise DecryptionError("cannot decrypt a secret: its format is not known")
+            raise DecryptionError("cannot decrypt a secret: its format is unknown")
         key_id = header[len(_FORMAT) :]
         if key_id not in self._ciphers:
             configured = ", ".join(map(bytes.hex, self._ciphers))
@@ -87,7 +87,7 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
             key = b""
         if len(key) != KEY_BYTES:
             raise ValueError(
-                f"key {number} must be {KEY_BYTES} bytes in base64. Make one with"
+                f"key {number} must be {KEY_BYTES} bytes in base64. Create one with"
                 f" `openssl rand -base64 {KEY_BYTES}`"
             )
         keys.append(key)

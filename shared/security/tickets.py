@@ -26,8 +26,8 @@ MAX_CLIENT_ID_LENGTH: Final = 255
 MAX_TICKET_LENGTH: Final = 8192
 # Clients whose ticket the issuer keeps for the next notification.
 CACHE_SIZE: Final = 10_000
-# Seconds that an own ticket is valid at least. All tiers of quick retries, one after the other and
-# each half longer by jitter, take 2 h.
+# Minimum lifetime of Ringback's own ticket, in seconds. All tiers of quick retries, one after the
+# other and each half longer by jitter, take 2 h.
 TICKET_LIFETIME: Final = 10_800.0
 
 _NOT_VISIBLE: Final = re.compile("[^ -~]")

@@ -1,7 +1,7 @@
-"""Jinja over JSON: expressions can only use the values that they are given.
+"""Jinja over JSON: expressions can only use the values passed to them.
 
-There are no Python attributes, and only some filters. Time and memory grow with the size of the
-values and of the expression only.
+Python attributes are not accessible, and only some filters are available. Time and memory depend
+only on the size of the values and of the expression.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ MAX_SIZE: Final = 1_048_576
 # Bits of an integer. Multiplying larger ones would take more and more time.
 _MAX_BITS: Final = 4_096
 
-# Jinja's filters whose time and result grow with their input only.
+# Jinja's filters whose time and result depend only on the size of their input.
 _SAFE_FILTERS: Final = (
     *("abs", "capitalize", "default", "dictsort", "first", "float", "int", "items", "last"),
     *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse"),
@@ -88,7 +88,7 @@ class JsonEnvironment(ImmutableSandboxedEnvironment):
         return self.undefined(hint=f"the field {argument!r} does not exist")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Apply an operator to numbers only: of texts and lists it could make too much."""
+        """Apply an operator to numbers only: with texts and lists the result could be huge."""
         for operand in (left, right):
             if not isinstance(operand, int | float):
                 raise TypeError(f"{operator} is for numbers only")

@@ -20,7 +20,7 @@ from shared.security.tickets import TicketVerifier
 from tests.fakes.command import ROOT, ringback
 from tests.fakes.waiting import until
 
-EVERYTHING_RUNS = "Everything runs."
+EVERYTHING_IS_RUNNING = "Everything is running."
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
     """Run the demonstration on private servers, send a callback, and press Ctrl-C."""
     assert installation
     async with up() as it:
-        said = await it.until(EVERYTHING_RUNS)
+        said = await it.until(EVERYTHING_IS_RUNNING)
 
         for service in ("RabbitMQ", "PostgreSQL", *SERVICES):
             assert re.search(rf"{service} +ready", said)
@@ -195,7 +195,7 @@ async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     async with up("--without-sandbox", **settings) as it:
-        await it.until(EVERYTHING_RUNS)
+        await it.until(EVERYTHING_IS_RUNNING)
         assert "sandbox" not in it.output
 
         os.kill(it.service("callback"), signal.SIGKILL)
@@ -215,7 +215,7 @@ async def test_up_uses_free_ports_if_the_default_ports_are_taken(
             taken.append(await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port))
     try:
         async with up(**settings) as it:
-            said = await it.until(EVERYTHING_RUNS)
+            said = await it.until(EVERYTHING_IS_RUNNING)
             for port in (8025, 8080, 8090, 9101, 9103, 9109):
                 assert f"127.0.0.1:{port}/" not in said
             assert "2  attempt 3 delivered" in said
@@ -228,7 +228,7 @@ async def test_up_uses_free_ports_if_the_default_ports_are_taken(
 async def test_services_stop_after_a_kill_9_of_up(amqp_url: str, database_url: str) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     async with up("--without-sandbox", **settings) as it:
-        await it.until(EVERYTHING_RUNS)
+        await it.until(EVERYTHING_IS_RUNNING)
         services = it.children
 
         it.process.kill()

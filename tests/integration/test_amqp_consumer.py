@@ -46,7 +46,7 @@ async def consuming(
     publisher = Publisher(url, name="test publisher", topology=tables, health=health)
     spec: dict[str, Any] = {
         "queue": CALLBACKS,
-        "read": lambda message: message.body.decode(),
+        "parse": lambda message: message.body.decode(),
         "handle": handle,
         "policy": lambda _: RetryPolicy(delays=(1,), max_retries=3),
         "report": lambda *_: None,
@@ -204,12 +204,12 @@ async def test_a_bug_outside_of_the_handler_is_dead_lettered_at_the_delivery_lim
     async def handle(_: Message, __: str) -> str:
         return "fine"
 
-    def read(message: Message) -> str:
+    def parse(message: Message) -> str:
         if message.body == b"poison":
             raise AssertionError("a bug in reading")
         return "fine"
 
-    async with consuming(amqp_url, handle, read=read) as (_, publisher):
+    async with consuming(amqp_url, handle, parse=parse) as (_, publisher):
         await publisher.send(b"poison", message_id="poison")
         await publisher.send(b"good", message_id="good")
         letter = await publisher.dead_letter("poison")

@@ -15,7 +15,7 @@ QUEUE = "watched"
 
 @pytest.fixture
 async def broker(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BrokerConnection]:
-    monkeypatch.setattr(subscription_module, "IDLE_CHECK", 0.2)
+    monkeypatch.setattr(subscription_module, "IDLE_CHECK_INTERVAL", 0.2)
     async with connect(amqp_url, name="test") as broker:
         channel = await broker.connection.channel()
         await channel.queue_declare(QUEUE, exclusive=True)

@@ -44,7 +44,7 @@ class Damage:
 @pytest.mark.parametrize(
     "damage",
     [
-        Damage(0, "its format is not known"),
+        Damage(0, "its format is unknown"),
         Damage(1, "is not configured"),
         Damage(5, "its bytes were changed"),
         Damage(17, "its bytes were changed"),

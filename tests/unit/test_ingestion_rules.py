@@ -272,7 +272,7 @@ def test_e3_ids_of_keys_and_commands_are_stable_and_unique() -> None:
         ),
         (
             RULE + "[[r.callback]]\ntarget_url = 'https://a.example'\npayload = 1",
-            ["r.callback.0: give either hmac_secret or secret_ref"],
+            ["r.callback.0: set either hmac_secret or secret_ref"],
         ),
     ],
 )

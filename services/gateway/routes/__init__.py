@@ -15,17 +15,17 @@ ABOUT: Final = Description(
     version=VERSION,
     text="Ringback calls your service back at a given time: at least once, never early, and with"
     " the same id on every retry.\n\n"
-    "**Authentication.** A service ticket in `X-Service-Ticket`, or as a bearer token, names your"
-    " client. Each client sees only its own callbacks. Without a ticket you are the anonymous"
+    "**Authentication.** A service ticket in `X-Service-Ticket`, or as a bearer token, identifies"
+    " your client. Each client sees only its own callbacks. Without a ticket you are the anonymous"
     " client, if this server allows it.\n\n"
     "**Errors** are `application/problem+json` (RFC 9457). A 422 names every rejected field. After"
     " a 503 nothing was done. After a 504 that is unknown: repeat the request with the same"
     " `Idempotency-Key`, or check the status.",
     tags={
         callbacks.TAG: "Schedule callbacks. Get, reschedule, cancel and retry them by id.",
-        groups.TAG: "The same by your own keys: `group_key` names a group, `event_key` one callback"
-        " of it.",
-        events.TAG: "Publish what has happened. Ringback's rules define the effects.",
+        groups.TAG: "The same operations by your own keys: `group_key` names a group, `event_key`"
+        " one callback in it.",
+        events.TAG: "Publish events. Ringback's rules turn them into commands.",
         postings.TAG: "Send a template to a list of users, by e-mail or SMS, and follow its"
         " progress.",
     },

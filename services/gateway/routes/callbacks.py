@@ -103,13 +103,13 @@ NEW_TIME: Final = Body(
     NewTime, {"In a minute": {"delay": 60}, "At a given time": {"run_at": _LATER}}
 )
 RESCHEDULED: Final = ok(
-    "`result` says whether the callback was rescheduled, or why not.",
+    "`result` is the outcome: rescheduled, or the reason why not.",
     RescheduleResponse,
     {"id": examples.ID, "result": "rescheduled", "run_at": _LATER},
 )
 CANCELLED: Final = ok(
-    "`result` says whether the callback was cancelled. `in_flight`: it is being delivered, and no"
-    " main retry will follow. `already_notified`, `already_failed`: it had ended before.",
+    "`result` is the outcome. `in_flight`: the callback is being delivered, and no main retry will"
+    " follow. `already_notified`, `already_failed`: it had ended before.",
     CancelResponse,
     {"id": examples.ID, "result": "cancelled"},
 )
@@ -341,7 +341,7 @@ async def _request_by_selector(
 
 
 def _selector(request: web.Request) -> dict[str, str]:
-    """Return what the path names: an id, a group, or a callback of a group by its keys."""
+    """Return the selector in the path: an id, a group, or the keys of a callback."""
     selector = dict(request.match_info)
     if "id" in selector:
         callback_id = parse_uuid(selector["id"])

@@ -3,7 +3,7 @@
 -- name: accept
 WITH new AS (
     INSERT INTO ingestion.seen_events (key)
-    SELECT key FROM unnest($1::uuid[]) AS given(key) ORDER BY key
+    SELECT key FROM unnest($1::uuid[]) AS input(key) ORDER BY key
     ON CONFLICT DO NOTHING
     RETURNING key
 ), commands AS (

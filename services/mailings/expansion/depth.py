@@ -1,4 +1,4 @@
-"""Measures how many messages wait for delivery, so that expansion can wait for a full queue."""
+"""Measures how many messages wait for delivery, so that expansion pauses while a queue is full."""
 
 import asyncio
 from collections.abc import Callable

@@ -67,7 +67,7 @@ class ThrottledPublisher:
     ) -> None:
         """Publish until all messages are confirmed. Repeats have the same logical id.
 
-        It waits for full queues before each batch but the first.
+        Before each batch but the first, it waits while a queue is full.
 
         Raises:
             PostingExpiredError: some messages may not be published.
@@ -90,7 +90,7 @@ class ThrottledPublisher:
         """Publish messages, and return those that were not confirmed."""
         now = self._clock.now()
         results = await asyncio.gather(
-            *(self._publisher.publish(outgoing(each, traceparent, now)) for each in messages),
+            *(self._publisher.publish(outgoing(message, traceparent, now)) for message in messages),
             return_exceptions=True,
         )
         failed = []

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds after which a slice ends, once its first page is done.
 SLICE_DURATION: Final = 1.0
-# Seconds after which another process continues the posting of a dead one.
+# Seconds after which another process continues a posting whose process has died.
 LEASE: Final = 15.0
 # Recipients whose messages are added at a time: a page of the usual size.
 BATCH_SIZE: Final = 500
@@ -146,14 +146,14 @@ class ExpansionSlice:
         self._receivers += len(page.items)
         if self._receivers > self._max_receivers:
             raise InvalidPostingError(
-                f"{_position(number)}: more than {self._max_receivers} receivers; does the list"
-                " end? (RINGBACK_MAILINGS_MAX_RECEIVERS)"
+                f"{_position(number)}: more than {self._max_receivers} receivers. Check"
+                " that the list ends, or raise RINGBACK_MAILINGS_MAX_RECEIVERS"
             )
         recipients: dict[str, Recipient] = {}
         for place, item in enumerate(page.items, start=1):
             recipient = Recipient.of(item, f"page {number + 1}, item {place}")
             recipients.setdefault(recipient.id, recipient)
-        if recipients and all(each.error for each in recipients.values()):
+        if recipients and all(recipient.error for recipient in recipients.values()):
             error = next(iter(recipients.values())).error
             raise InvalidPostingError(f"{_position(number)}: no item is a user: {error}")
         return list(recipients.values())
@@ -172,7 +172,7 @@ class ExpansionSlice:
         for batch in batches:
             rows, messages = await compose(composer, batch, self._clock)
             new = await self._add(number, rows)
-            users = {each.id for each in batch if each.error is None}
+            users = {recipient.id for recipient in batch if recipient.error is None}
             ids = [row.id for row in rows if row.user_id in users]
             has_new_user = has_new_user or not new.isdisjoint(ids)
             known += ids
@@ -205,11 +205,11 @@ class ExpansionSlice:
     async def _check_progress(self, number: int, ids: Sequence[UUID]) -> None:
         """Raise an error for a full page whose users were all on earlier pages.
 
-        A page that an interrupted slice has added before is no such page.
+        A page that an interrupted slice has already added is not an error.
         """
         if await self._store.known_before(self.claim, number, ids) == len(ids):
             raise InvalidPostingError(
-                f"{_position(number)}: all its users were on earlier pages; does the list end?"
+                f"{_position(number)}: all users were on earlier pages. Check that the list ends"
             )
 
     async def _publish(self, messages: Sequence[ReadyMessage]) -> None:

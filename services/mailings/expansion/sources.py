@@ -13,7 +13,7 @@ from shared.http.guard import ForbiddenTargetError, Guard, Target, parse_target
 
 # Operators configure these hosts, so every address is allowed.
 ANYWHERE: Final = Guard((IPv4Network("0.0.0.0/0"), IPv6Network("::/0")))
-# Bytes of a response: a page of 500 users has some 200 kB.
+# Bytes of a response: a page of 500 users has about 200 kB.
 MAX_RESPONSE_SIZE: Final = 8 << 20
 # Seconds for a response.
 RESPONSE_TIMEOUT: Final = 30.0
@@ -54,19 +54,19 @@ class Sources:
         host, target = self._resolve(url)
         async with self._limit:
             try:
-                reply = await self._client.fetch(
+                response = await self._client.fetch(
                     target, _HEADERS, max_bytes=MAX_RESPONSE_SIZE, timeout=RESPONSE_TIMEOUT
                 )
             except RequestFailedError as error:
                 raise SourceError(f"{host}: {error}") from None
             except (ResponseTooLargeError, ForbiddenTargetError) as error:
                 raise InvalidPostingError(f"{host}: {error}") from None
-            if reply.status in (408, 425, 429) or reply.status >= 500:  # noqa: PLR2004
-                raise SourceError(f"{host} responded with {reply.status}")
-            if not 200 <= reply.status < 300:  # noqa: PLR2004
-                raise InvalidPostingError(f"{host} responded with {reply.status}")
+            if response.status in (408, 425, 429) or response.status >= 500:  # noqa: PLR2004
+                raise SourceError(f"{host} responded with {response.status}")
+            if not 200 <= response.status < 300:  # noqa: PLR2004
+                raise InvalidPostingError(f"{host} responded with {response.status}")
             try:
-                return from_json(reply.body, allow_inf_nan=False, cache_strings="keys")
+                return from_json(response.body, allow_inf_nan=False, cache_strings="keys")
             except ValueError as error:
                 raise SourceError(f"{host}: invalid JSON: {error}") from None
 
@@ -90,8 +90,8 @@ class Sources:
                         raise InvalidPostingError(
                             f"template_context.{name}: more than {MAX_URLS} URLs"
                         )
-                    found = [_items(await self._fetch(name, url)) for url in urls]
-                    fetched[name] = [one for each in found for one in _as_list(each)]
+                    responses = [_items(await self._fetch(name, url)) for url in urls]
+                    fetched[name] = [item for data in responses for item in _as_list(data)]
                 case _:
                     raise InvalidPostingError(
                         f"template_context.{name}: must be a URL or a list of URLs"
@@ -128,5 +128,5 @@ def _items(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Return what one of several URLs adds to the list."""
+    """Return the items that one of several URLs adds to the list."""
     return value if isinstance(value, list) else [value]

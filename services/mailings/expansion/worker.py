@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 POLL_INTERVAL: Final = 1.0
 # Seconds before a posting with a full queue is checked again.
 FULL_QUEUE_DELAY: Final = 0.5
-# Seconds between the attempts to use an unavailable source: with timeouts, some ten minutes.
+# Seconds between the attempts to use an unavailable source: with timeouts, about ten minutes.
 RETRY_DELAYS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 # Seconds to wait when the broker or the database is unavailable.
 UNAVAILABLE_DELAY: Final = 1.0
@@ -208,7 +208,9 @@ class ExpansionWorker:
         }
         fetched = claim.fetched_data
         if fetched is None:
-            variables = dict.fromkeys(name for each in templates.values() for name in each.fetch)
+            variables = dict.fromkeys(
+                name for template in templates.values() for name in template.fetch
+            )
             fetched = await self._sources.fetch_data(posting.template_context, variables)
             if fetched:
                 if len(json_text(fetched)) > MAX_FETCHED_DATA:

@@ -1,4 +1,4 @@
-"""Renders one template with the context of one posting, for one recipient after the other."""
+"""Renders one template with the context of one posting, for one recipient at a time."""
 
 import re
 from collections.abc import Mapping
@@ -121,7 +121,7 @@ class BoundTemplate:
         for name, line in self._compiled.required.items():
             if name not in context:
                 raise InvalidTemplateError(template.name, f"{name} is missing in the context", line)
-        self._try()
+        self._run_trials()
 
     def render(self, recipient: Mapping[str, Any], *, unsubscribe_url: str | None) -> Rendered:
         """Return the message for a recipient.
@@ -166,7 +166,7 @@ class BoundTemplate:
             raise _too_large(self._format.max_size)
         return text
 
-    def _try(self) -> None:
+    def _run_trials(self) -> None:
         """Run the template without a recipient, with all their conditions false, then true.
 
         An error here would occur for every recipient for whom the condition holds, so the template

@@ -26,8 +26,8 @@ from jinja2.visitor import NodeTransformer
 from shared.templating.sandbox import JsonEnvironment, text
 
 PER_RECIPIENT: Final = frozenset(("user", "unsubscribe_url"))
+# Variables that every template has. The context of a posting cannot contain them.
 RESERVED: Final = PER_RECIPIENT | {"product"}
-"""Variables that every template has. The context of a posting cannot contain them."""
 
 _LOOP: Final = frozenset(
     {"index", "index0", "revindex", "revindex0", "first", "last", "length"}
@@ -45,12 +45,12 @@ class DependsOnRecipientError(TemplateRuntimeError):
     """A trial run without a recipient reached an expression that needs one."""
 
 
+# Returns the text that stands for a value. The second argument names its expression.
 Write = Callable[[Any, str], str]
-"""Return the text that stands for a value; the second argument names its expression."""
 
 
 class _Environment(JsonEnvironment):
-    # Adding texts would get around the size limit; `~` does not.
+    # Adding texts would bypass the size limit; `~` does not.
     intercepted_binops = JsonEnvironment.intercepted_binops | {"+"}
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class CompiledTemplate:
 
     def line_of(self, error: BaseException) -> int | None:
         """Return the line of the template that raised an error."""
-        templates = {each.root_render_func.__code__: each for each in (self.subject, self.body)}
+        templates = {part.root_render_func.__code__: part for part in (self.subject, self.body)}
         line = None
         traceback = error.__traceback__
         while traceback is not None:
@@ -130,9 +130,9 @@ def compile_template(subject: str, body: str) -> CompiledTemplate:
             if name.name in names:
                 used[name.name] = min(name.lineno, used.get(name.name, name.lineno))
         optional |= {
-            each.node.name
-            for each in tree.find_all((nodes.Filter, nodes.Test))
-            if each.name in _OPTIONAL and isinstance(each.node, nodes.Name)
+            use.node.name
+            for use in tree.find_all((nodes.Filter, nodes.Test))
+            if use.name in _OPTIONAL and isinstance(use.node, nodes.Name)
         }
         _Transformer().visit(tree)
         tree.set_environment(_ENVIRONMENT)
@@ -241,14 +241,14 @@ class _Transformer(NodeTransformer):
     def _part(self, part: nodes.Expr) -> nodes.Expr:
         if isinstance(part, nodes.TemplateData):
             return part
-        expression = nodes.Const(_described(part), lineno=part.lineno)
+        expression = nodes.Const(_describe(part), lineno=part.lineno)
         written = _filter(self.visit(part), "_output", expression)
         return _unless_trial(written, nodes.Const("", lineno=part.lineno))
 
 
 def _unless_trial(node: nodes.Expr, instead: nodes.Expr) -> nodes.Expr:
     """Replace an expression that mentions the recipient in a trial run."""
-    names = {each.name for each in node.find_all(nodes.Name)}
+    names = {found.name for found in node.find_all(nodes.Name)}
     if isinstance(node, nodes.Name):
         names.add(node.name)
     if not names & PER_RECIPIENT:
@@ -261,14 +261,14 @@ def _filter(node: nodes.Expr, name: str, *arguments: nodes.Expr) -> nodes.Filter
     return nodes.Filter(node, name, list(arguments), [], None, None, lineno=node.lineno)
 
 
-def _described(node: nodes.Node) -> str:
+def _describe(node: nodes.Node) -> str:
     """Return a path of names as it is written in the template, without any computed value."""
     if isinstance(node, nodes.Name):
         return node.name
     if isinstance(node, nodes.Getattr):
-        return f"{_described(node.node)}.{node.attr}"
+        return f"{_describe(node.node)}.{node.attr}"
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
-        return f"{_described(node.node)}[{node.arg.value!r}]"
+        return f"{_describe(node.node)}[{node.arg.value!r}]"
     if isinstance(node, nodes.Filter) and node.node is not None:
-        return f"{_described(node.node)}|{node.name}"
+        return f"{_describe(node.node)}|{node.name}"
     return "the expression"

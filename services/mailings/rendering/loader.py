@@ -160,12 +160,12 @@ def parse_template(name: str, content: str) -> Template:
         raise InvalidTemplateError(name, "is nested too deeply") from None
     fetch, fetch_line = front_matter.pop("fetch", ([], 0))
     used = compiled.required.keys() | compiled.optional
-    if not isinstance(fetch, list) or not all(isinstance(each, str) for each in fetch):
+    if not isinstance(fetch, list) or not all(isinstance(variable, str) for variable in fetch):
         raise InvalidTemplateError(name, "fetch must be a list of variables: [movies]", fetch_line)
-    for each in fetch:
-        if each not in used:
+    for variable in fetch:
+        if variable not in used:
             raise InvalidTemplateError(
-                name, f"fetch names {each!r}, which the template does not use", fetch_line
+                name, f"fetch names {variable!r}, which the template does not use", fetch_line
             )
     return Template(name, kind, tuple(fetch), bool(subject), compiled)
 

@@ -60,8 +60,8 @@ def _is_button(children: Sequence[Token]) -> bool:
     return (
         children[0].type == "link_open"
         and children[0].markup != "autolink"
-        and [each.type for each in children].index("link_close") == len(children) - 1
-        and not any(each.type == "image" for each in children)
+        and [child.type for child in children].index("link_close") == len(children) - 1
+        and not any(child.type == "image" for child in children)
     )
 
 

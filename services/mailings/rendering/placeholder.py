@@ -1,4 +1,4 @@
-"""Placeholders: they go through Markdown in place of values, and are replaced afterwards.
+"""Placeholders: they pass through Markdown in place of values, which replace them afterwards.
 
 A value is never parsed as Markdown or HTML, because it is inserted after the conversion.
 """
@@ -30,8 +30,8 @@ _URL_IN_TEXT: Final = re.compile(f"{URL_BEGINS}([^{URL_ENDS}]*){URL_ENDS}")
 _PLAIN_URL: Final = re.compile(r"(?:https?://|mailto:)[A-Za-z0-9._~:/?#\[\]@!$()*+,;=%&-]+")
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
+# The values of the placeholders, by number.
 Values = Sequence[str]
-"""The values of the placeholders, by number."""
 Fill = Callable[[Values], str]
 
 

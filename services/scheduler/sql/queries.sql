@@ -3,7 +3,7 @@
 -- name: insert
 -- Callbacks that are already due are inserted as dispatched. The caller publishes them after the
 -- commit. Rows are inserted in the order of their ids, so concurrent batches cannot deadlock.
-WITH given AS (
+WITH input AS (
     SELECT g.*, coalesce(g.at, now() + g.delay * interval '1 second') AS due
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[],
@@ -22,7 +22,7 @@ WITH given AS (
     SELECT
         id, client_id, group_key, event_key, now(), fingerprint, context, message,
         headers, secret, exchange, routing_key, format, lease, stop_after, rules, traceparent
-    FROM given
+    FROM input
     ORDER BY id
     ON CONFLICT DO NOTHING
     RETURNING id
@@ -42,7 +42,7 @@ SELECT
     (due <= now())::integer,
     1, 0, 0, 0,
     CASE WHEN due <= now() THEN now() + stop_after * interval '1 second' END
-FROM given
+FROM input
 WHERE id IN (SELECT id FROM inserted)
 RETURNING id, run_at, next_at, in_flight, stop_at, now() AS now
 

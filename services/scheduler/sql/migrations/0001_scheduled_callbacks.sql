@@ -1,4 +1,4 @@
--- What a client requested. A row never changes. It is deleted with the partition of
+-- The requests of clients, as received. A row never changes. It is deleted with the partition of
 -- finished_callbacks that holds its callback.
 CREATE TABLE scheduler.callback_requests (
     id uuid PRIMARY KEY,
