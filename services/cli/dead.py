@@ -186,7 +186,8 @@ def _filter(ids: tuple[str, ...], reason: str | None) -> Filter | None:
 
 def _row(letter: DeadLetter) -> str:
     line = letter.summary()
-    attempts = "" if letter.attempts is None else f"{letter.attempts} attempts"
+    count = letter.attempts
+    attempts = "" if count is None else f"{count} attempt{'' if count == 1 else 's'}"
     reason = line["reason"].replace("\n", " ")
     at = (line["died_at"] or "?")[:19]
     return f"{at:19}  {letter.id}  {attempts:>11}  {letter.target or '-'}  {reason}"

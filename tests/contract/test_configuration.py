@@ -16,7 +16,9 @@ MODELS = settings_models()
 
 
 def test_the_example_is_up_to_date() -> None:
-    assert EXAMPLE.read_text() == as_toml(), "run: ringback config example > config.example.toml"
+    assert EXAMPLE.read_text() == as_toml(), (
+        "run: .venv/bin/ringback config example > config.example.toml"
+    )
 
 
 def test_every_line_of_the_example_is_valid(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.routes import all_routes
 from tests.fakes.gateway import Caller, base_url, calling, gateway
 from tests.fakes.scheduler import FakeScheduler, fake_scheduler
 from tests.fakes.service import Service
@@ -17,6 +18,7 @@ CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
 KEYED = CALLBACK | {"group_key": "user-7", "event_key": "reminder/1 ü"}
 MIB = 1_048_576
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
+GET_PATHS = [route.path for route in all_routes("https://example.com") if route.method == "GET"]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,12 @@ async def test_s2_a_list_passes_every_parameter_on(call: Caller, scheduler: Fake
 )
 async def test_an_invalid_query_parameter_is_named(call: Caller, query: str, field: str) -> None:
     assert (await call("GET", f"/v1/callbacks?{query}")).rejected_fields() == {field}
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+async def test_every_get_route_rejects_an_unknown_query_parameter(call: Caller, path: str) -> None:
+    path = path.format(id=UNKNOWN, group_key="user-7", event_key="reminder-1")
+    assert (await call("GET", f"{path}?colour=red")).rejected_fields() == {"colour"}
 
 
 async def test_s8_a_callback_is_rescheduled_and_cancelled_by_id(
