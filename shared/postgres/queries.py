@@ -1,7 +1,7 @@
 """Named queries: the SQL of a service is in `sql/queries.sql` of its package.
 
 Each query begins with a line `-- name: claim`. Tables need their full name, such as
-`ingestion.events`, because no search path is set.
+`ingestion.outbox`, because no search path is set.
 """
 
 import re
