@@ -34,8 +34,8 @@ class RetryPolicy:
 
 
 # For queues whose handlers never retry on purpose, so only a bug is retried. A transient one passes
-# within seconds. A permanent one costs about 13 attempts and 50 trips through the broker, because
-# the jitter of the 1m tier is waited out in hops of 5s. `ringback dead redrive` retries dead letters.
+# within seconds. A permanent one costs about 13 attempts and 47 trips through the broker, because
+# the jitter of the 1m tier is waited out in hops of 5s. Redriving retries the dead letters.
 BUG_POLICY: Final = RetryPolicy(
     delays=tuple(float(tier.seconds) for tier in BUG_TIERS), give_up_after=900.0
 )
