@@ -256,6 +256,17 @@ def test_e5_equal_values_of_different_types_are_rendered_differently() -> None:
     assert message == ["1 other\n", "true other\n", "1.0 other\n", "1 text\n", "true text\n"]
 
 
+def test_a_variable_can_be_set_from_the_recipient() -> None:
+    bound = bind(
+        "{% set link = unsubscribe_url %}{% with name = user.name %}"
+        "{{ name }}: {{ link }}{% endwith %}"
+    )
+
+    message = bound.render({"name": "Ann"}, unsubscribe_url="https://a.example")
+
+    assert message.text.startswith("Ann: https://a.example\n")
+
+
 def test_e5_markdown_is_converted_once_for_recipients_with_the_same_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -91,6 +91,8 @@ def _output(context: Context, value: Any, expression: str) -> str:
 
 
 _ENVIRONMENT: Final = _Environment()
+# The recipient in a trial run. Any use of it raises DependsOnRecipientError.
+_UNKNOWN: Final = StrictUndefined(exc=DependsOnRecipientError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,8 @@ def rendering_variables(
 
 def trial_variables(context: Mapping[str, Any], *, write: Write, truth: bool) -> dict[str, Any]:
     """Return all variables for a trial run."""
-    unknown = StrictUndefined(exc=DependsOnRecipientError)
     variables = rendering_variables(
-        context, write=write, recipient=unknown, unsubscribe_url=unknown
+        context, write=write, recipient=_UNKNOWN, unsubscribe_url=_UNKNOWN
     )
     return {**variables, "_trial": True, "_truth": truth}
 
@@ -173,6 +174,7 @@ def output_text(value: Any, expression: str) -> str:
 
     Raises:
         OutputError: the value is missing, null, a list or an object.
+        DependsOnRecipientError: it is unknown in a trial run.
     """
     if isinstance(value, str):
         return value
@@ -180,6 +182,8 @@ def output_text(value: Any, expression: str) -> str:
         return text(value)
     if value is None:
         raise OutputError(f"{expression} is null; use |default(…) to replace it")
+    if value is _UNKNOWN:
+        raise DependsOnRecipientError
     if _is_missing(value):
         raise OutputError(f"{expression} is missing")
     raise OutputError(f"{expression} is a list or an object and cannot be part of a text")
