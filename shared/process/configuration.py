@@ -38,12 +38,10 @@ def configured(
 
 
 def configured_table(model: type[S]) -> S:
-    """Return the settings of one table.
+    """Return the settings of one table, after validating them and the shared settings.
 
     Raises:
-        InvalidConfigurationError: with every fault of this model.
+        InvalidConfigurationError: with every fault of both.
     """
-    try:
-        return load(model)
-    except InvalidSettingsError as error:
-        raise InvalidConfigurationError(error) from None
+    configured([model])
+    return load(model)

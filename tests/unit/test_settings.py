@@ -9,6 +9,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
+from shared.process.configuration import InvalidConfigurationError, configured_table
 from shared.security.settings import SecuritySettings
 from shared.settings import InvalidSettingsError, Settings, load, load_shared
 from shared.topology import QueueType
@@ -133,6 +134,19 @@ def test_h7_faults_of_several_models_are_reported_together(
     monkeypatch.setenv("RINGBACK_LOG_LEVEL", "DEBUG")
     file.write_text("")
     assert load_shared([CallbackSettings], file=file).log_level == "DEBUG"
+
+
+def test_a_command_that_needs_one_table_reports_the_shared_faults_too(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('log_levle = "INFO"\n[callbak]\n[callback]\nprefetch = 0\n')
+    monkeypatch.chdir(file.parent)
+
+    with pytest.raises(InvalidConfigurationError) as caught:
+        configured_table(CallbackSettings)
+
+    assert caught.value.exit_code == 2
+    assert all(each in caught.value.message for each in ("log_levle", "[callbak]", "prefetch"))
 
 
 # H7
