@@ -10,9 +10,11 @@ import struct
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
+from itertools import chain
 from typing import Protocol
 
 _CHUNK = bytes(64 * 1024)
+_PADDING = ord("s")
 _GZIP = 31  # zlib's window bits for the gzip format
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends RST, not FIN
 
@@ -91,21 +93,23 @@ async def reset_in_body(connection: Connection) -> None:
 
 def drip_headers(interval: float = 0.4) -> Misbehaviour:
     """Send one byte of the headers every `interval` seconds (slow-loris)."""
-    return _drip(b"", b"HTTP/1.1 200 OK\r\nX-Slow: " + b"s" * 1_000_000, interval)
+    return _drip(b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", 1_000_000, interval)
 
 
 def drip_body(interval: float = 0.4, status: int = 200, size: int = 1_000_000) -> Misbehaviour:
     """Send the headers at once, then one byte of the body every `interval` seconds."""
     head = response(status, {"Content-Length": str(size), "Connection": "close"})
-    return _drip(head, b"b" * size, interval)
+    return _drip(head, b"", size, interval)
 
 
-def _drip(first: bytes, rest: bytes, interval: float) -> Misbehaviour:
+def _drip(first: bytes, rest: bytes, padding: int, interval: float) -> Misbehaviour:
+    """Send `first` at once, then `rest` and so many bytes of padding, one by one."""
+
     async def drip(connection: Connection) -> None:
         await connection.request()
         if first:
             await connection.write(first)
-        for number, byte in enumerate(rest):
+        for number, byte in enumerate(chain(rest, (_PADDING for _ in range(padding)))):
             if number:
                 await asyncio.sleep(interval)
             await connection.write(bytes((byte,)))

@@ -211,6 +211,7 @@ async def test_endless_headers_never_end(url: URL, client: aiohttp.ClientSession
     ("behaviour", "first_line"),
     [
         ({"kind": "drip", "at": "headers", "interval": 0.01}, b"HTTP/1.1 200 OK\r\n"),
+        ({"kind": "drip", "interval": 0.01, "bytes": 10**15}, b"HTTP/1.1 200 OK\r\n"),
         ({"kind": "reset", "at": "start"}, b""),
         ({"kind": "reset", "at": "headers"}, b"HTTP/1.1 200 OK\r\n"),
         ({"kind": "malformed", "response": "endless_continue"}, b"HTTP/1.1 100 Continue\r\n"),
