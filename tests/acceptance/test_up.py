@@ -200,7 +200,7 @@ async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
 
         os.kill(it.service("callback"), signal.SIGKILL)
 
-        await it.until("callback ended by SIGKILL")
+        await it.until("callback ended after SIGKILL")
         await it.until("consumer is ready")  # from its log
         assert await asyncio.wait_for(it.process.wait(), 30) == 1
 
