@@ -26,7 +26,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class _Paged(BaseModel):
     """The query of every list.
 
-    ``form`` ``results`` wraps the page in ``{"results": …}``.
+    The form `results` wraps the page in `{"results": …}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,7 +36,7 @@ class _Paged(BaseModel):
 
 
 class UserQuery(_Paged):
-    """The query of the list of users. ``endless`` gives it a next page for ever."""
+    """The query of the list of users. With `endless`, the list never ends."""
 
     id: UUID | None = None
     is_active: bool | None = None
@@ -70,7 +70,7 @@ class DataApis:
             f"/fastapi/api/v1/series/{_ID}/": self.one_series,
             "/activity_api/api/v1/reviews/{id:[\\w-]{1,64}}/": self.review,
         }
-        # With and without the slash at the end: events use both forms.
+        # With and without the trailing slash: events use both forms.
         data = [
             web.get(written, self._with_behaviour(handler))
             for path, handler in apis.items()
@@ -85,17 +85,17 @@ class DataApis:
 
     async def users(self, request: web.Request) -> web.Response:
         """Return a page of users."""
-        wanted = parse(UserQuery, request.query)
+        query = parse(UserQuery, request.query)
         fields = {"is_active", "email_notifications", "sms_notifications"}
-        settings = wanted.model_dump(include=fields, exclude_none=True)
-        if wanted.id is None:
-            number, size = wanted.page_number, wanted.page_size
-            found = self._directory.page(number, size, settings, endless=wanted.endless)
-            return _page(wanted, found)
-        user_number = self._directory.number_of(wanted.id)
+        settings = query.model_dump(include=fields, exclude_none=True)
+        if query.id is None:
+            number, size = query.page_number, query.page_size
+            found = self._directory.page(number, size, settings, endless=query.endless)
+            return _page(query, found)
+        user_number = self._directory.number_of(query.id)
         user = None if user_number is None else self._directory.user(user_number)
         matches = user and all(user[name] == value for name, value in settings.items())
-        return _page(wanted, [user] if matches and wanted.page_number == 1 else [])
+        return _page(query, [user] if matches and query.page_number == 1 else [])
 
     async def user(self, request: web.Request) -> web.Response:
         """Return one user."""
@@ -106,8 +106,8 @@ class DataApis:
 
     async def movies(self, request: web.Request) -> web.Response:
         """Return a page of movies."""
-        wanted = parse(MovieQuery, request.query)
-        return _page(wanted, _cut(self._catalogue(request).movies(new=wanted.new), wanted))
+        query = parse(MovieQuery, request.query)
+        return _page(query, _slice(self._catalogue(request).movies(new=query.new), query))
 
     async def movie(self, request: web.Request) -> web.Response:
         """Return one movie."""
@@ -118,8 +118,8 @@ class DataApis:
 
     async def series(self, request: web.Request) -> web.Response:
         """Return a page of series."""
-        wanted = parse(_Paged, request.query)
-        return _page(wanted, _cut(self._catalogue(request).series(), wanted))
+        query = parse(_Paged, request.query)
+        return _page(query, _slice(self._catalogue(request).series(), query))
 
     async def one_series(self, request: web.Request) -> web.Response:
         """Return one series."""
@@ -161,11 +161,11 @@ class DataApis:
         return handle
 
     def _catalogue(self, request: web.Request) -> Catalogue:
-        return Catalogue(base(self._url, request))
+        return Catalogue(base_url(self._url, request))
 
 
-def base(url: URL | None, request: web.Request) -> str:
-    """Return the base of links to the sandbox: as configured, else that of the request."""
+def base_url(url: URL | None, request: web.Request) -> str:
+    """Return the base of links to the sandbox: the configured URL, or else that of the request."""
     return str(url or request.url.origin()).rstrip("/")
 
 
@@ -182,9 +182,9 @@ def _not_found(kind: str) -> web.HTTPNotFound:
     )
 
 
-def _cut(items: list[dict[str, Any]], wanted: _Paged) -> list[dict[str, Any]]:
-    return items[(wanted.page_number - 1) * wanted.page_size :][: wanted.page_size]
+def _slice(items: list[dict[str, Any]], query: _Paged) -> list[dict[str, Any]]:
+    return items[(query.page_number - 1) * query.page_size :][: query.page_size]
 
 
-def _page(wanted: _Paged, items: list[Any]) -> web.Response:
-    return web.json_response({"results": items} if wanted.form == "results" else items)
+def _page(query: _Paged, items: list[Any]) -> web.Response:
+    return web.json_response({"results": items} if query.form == "results" else items)

@@ -27,9 +27,9 @@ from shared.settings import load
 
 logger = logging.getLogger(__name__)
 
+# Seconds to finish requests in progress when the sandbox stops. A usual response takes
+# milliseconds; a longer one is a behaviour such as a hang.
 _STOP_TIMEOUT = 0.2
-"""Seconds that a request in progress gets when the sandbox stops. A usual response takes
-milliseconds; a longer one is a behaviour such as a hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def serving(
 ) -> AsyncIterator[SandboxUrls]:
     """Run the sandbox for as long as the context lasts. It stops without waiting for hangs.
 
-    Only the producers use ``amqp_url``.
+    Only the producers use `amqp_url`.
 
     Raises:
         OSError: cannot listen on an address.

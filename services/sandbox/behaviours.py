@@ -1,4 +1,4 @@
-"""What the receivers of the sandbox can be set to do."""
+"""The behaviours that receivers of the sandbox can simulate, and their settings."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -15,13 +15,13 @@ from pydantic import (
 
 from services.sandbox.domain import DEFAULT_SECRET, SecretKeys
 
-_FIELDS = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+# A header's value in visible ASCII, so that it cannot contain a line break.
 _HeaderValue = Annotated[str, Field(pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")]
-"""A header's value in visible ASCII, so that it cannot contain a line break."""
 
 
-def _usable(secret: SecretStr) -> SecretStr:
+def _check_secret(secret: SecretStr) -> SecretStr:
     SecretKeys.derive(secret.get_secret_value())
     return secret
 
@@ -29,10 +29,10 @@ def _usable(secret: SecretStr) -> SecretStr:
 class Fail(BaseModel):
     """A status of an application that is down (500), overloaded (429, 503) or gone (410).
 
-    ``retry_after`` is sent as given: seconds, a date, or nonsense.
+    `retry_after` is sent unchanged: seconds, a date, or nonsense.
     """
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["fail"]
     status: int = Field(500, ge=200, le=599)
     retry_after: int | _HeaderValue | None = None
@@ -41,19 +41,19 @@ class Fail(BaseModel):
 class Hang(BaseModel):
     """No response at all, until the client closes the connection."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["hang"]
     status: ClassVar[None] = None
 
 
 class Drip(BaseModel):
-    """A response sent one byte every ``interval`` seconds.
+    """A response sent one byte every `interval` seconds.
 
-    Status and headers are sent at once, then ``bytes`` bytes of body are dripped. ``at``
-    ``headers`` drips the status line and headers instead, and never gets to the body.
+    Status and headers are sent at once, then `bytes` bytes of body are dripped. `at`
+    `headers` drips the status line and headers instead, and never reaches the body.
     """
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["drip"]
     at: Literal["headers", "body"] = "body"
     interval: PositiveFloat = 0.4
@@ -66,26 +66,26 @@ class Drip(BaseModel):
 
 
 class Delay(BaseModel):
-    """The usual response, ``seconds`` later."""
+    """The usual response, `seconds` later."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["delay"]
     seconds: PositiveFloat
 
 
 class Redirect(BaseModel):
-    """A redirect to ``location``."""
+    """A redirect to `location`."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["redirect"]
     location: _HeaderValue
     status: Literal[301, 302, 303, 307, 308] = 307
 
 
 class HugeBody(BaseModel):
-    """A 200 with ``bytes`` zero bytes and no length; with ``gzip`` they are sent compressed."""
+    """A 200 with `bytes` zero bytes and no length; with `gzip` they are sent compressed."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["huge_body"]
     bytes: PositiveInt
     gzip: bool = False
@@ -95,16 +95,16 @@ class HugeBody(BaseModel):
 class Reset(BaseModel):
     """A connection reset: before the response, in its headers, or in its body."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["reset"]
     at: Literal["start", "headers", "body"] = "body"
     status: ClassVar[None] = None
 
 
 class EndlessHeaders(BaseModel):
-    """Headers without end, ``interval`` seconds apart, or at full speed."""
+    """Endless headers, `interval` seconds apart, or at full speed."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["endless_headers"]
     interval: float = Field(0, ge=0)
     status: ClassVar[None] = None
@@ -113,7 +113,7 @@ class EndlessHeaders(BaseModel):
 class Close(BaseModel):
     """A closed connection instead of a response."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["close"]
     status: ClassVar[None] = None
 
@@ -121,7 +121,7 @@ class Close(BaseModel):
 class Malformed(BaseModel):
     """A response that is not valid HTTP."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["malformed"]
     response: Literal[
         "garbage",
@@ -138,13 +138,14 @@ class Malformed(BaseModel):
 class Respond(BaseModel):
     """This body for every request: nonsense, or another application's JSON."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["respond"]
     body: Annotated[str, Field(max_length=65_536)]
     content_type: _HeaderValue = "application/json"
     status: int = Field(200, ge=200, le=599)
 
 
+# Every behaviour of a receiver over HTTP.
 Behaviour = (
     Fail
     | Hang
@@ -158,24 +159,23 @@ Behaviour = (
     | Malformed
     | Respond
 )
-"""Every behaviour of a receiver over HTTP."""
 
 _Behaviour = Annotated[Behaviour, Field(discriminator="kind")]
 
 
 class MailboxSettings(BaseModel):
-    """How a mailbox treats its webhooks.
+    """The response of a mailbox to its webhooks.
 
-    The behaviour lasts for ``times`` requests (null: until it is changed). ``per`` says whether
-    they are counted for the whole mailbox or for each ``webhook-id``. While the behaviour lasts, it
-    decides the response. Otherwise the response is 200, or 401 if ``verify`` is true and the
-    signature is missing or wrong.
+    The behaviour lasts for `times` requests (null: until it is changed). `per` selects
+    whether they are counted for the whole mailbox or for each `webhook-id`. While the behaviour
+    lasts, it decides the response. Otherwise the response is 200, or 401 if `verify` is true and
+    the signature is missing or wrong.
     """
 
-    model_config = _FIELDS
-    secrets: tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_usable)], ...] = Field(
-        (SecretStr(DEFAULT_SECRET),), max_length=10
-    )
+    model_config = _STRICT
+    secrets: tuple[
+        Annotated[SecretStr, Field(min_length=1), AfterValidator(_check_secret)], ...
+    ] = Field((SecretStr(DEFAULT_SECRET),), max_length=10)
     verify: bool = True
     behaviour: _Behaviour | None = None
     times: PositiveInt | None = None
@@ -185,15 +185,15 @@ class MailboxSettings(BaseModel):
     def _consistent(self) -> Self:
         # Not min_length: pydantic also reports it when an entry is wrong for another reason.
         if not self.secrets:
-            raise ValueError("secrets needs at least one entry; leave it out for the default")
+            raise ValueError("secrets needs at least one entry; omit it for the default")
         _check_limits(self, "times", "per")
         return self
 
 
 class ApiSettings(BaseModel):
-    """How a data API behaves, for ``times`` requests (null: until it is changed)."""
+    """The behaviour of a data API, for `times` requests (null: until it is changed)."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     behaviour: _Behaviour | None = None
     times: PositiveInt | None = None
 
@@ -203,18 +203,18 @@ class ApiSettings(BaseModel):
         return self
 
 
+# Addresses or phones with a behaviour; `*` matches any characters. Empty means everyone.
 Recipients = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=1000)]
-"""Addresses or phones with a behaviour; ``*`` matches any characters. Empty means everyone."""
 
 
 class SmsSettings(BaseModel):
-    """How the SMS gateway behaves.
+    """The behaviour of the SMS gateway.
 
-    ``to``: the phones that get the behaviour. ``per``: whether ``times`` counts all requests
+    `to`: the phones that get the behaviour. `per`: whether `times` counts all requests
     together or those of each phone.
     """
 
-    model_config = _FIELDS
+    model_config = _STRICT
     behaviour: _Behaviour | None = None
     to: Recipients = ()
     times: PositiveInt | None = None
@@ -229,7 +229,7 @@ class SmsSettings(BaseModel):
 class Refuse(BaseModel):
     """An SMTP code: 4xx refuses for now, 5xx for good."""
 
-    model_config = _FIELDS
+    model_config = _STRICT
     kind: Literal["fail"]
     status: int = Field(451, ge=400, le=599)
 
@@ -238,13 +238,13 @@ MailBehaviour = Refuse | Hang | Delay | Close
 
 
 class MailSettings(BaseModel):
-    """How the mail server behaves.
+    """The behaviour of the mail server.
 
-    ``at``: the command that gets the behaviour: ``hello``, ``rcpt``, or ``data`` when the whole
-    mail was received. ``to`` and ``per`` are the same as for the SMS gateway.
+    `at`: the command that gets the behaviour: `hello`, `rcpt`, or `data` when the whole
+    mail was received. `to` and `per` are the same as for the SMS gateway.
     """
 
-    model_config = _FIELDS
+    model_config = _STRICT
     behaviour: Annotated[MailBehaviour, Field(discriminator="kind")] | None = None
     at: Literal["hello", "rcpt", "data"] = "rcpt"
     to: Recipients = ()
@@ -254,7 +254,7 @@ class MailSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.at == "hello" and (self.to or self.per == "to"):
-            raise ValueError("a hello has no recipient: leave out to and per, or change at")
+            raise ValueError("a hello has no recipient: omit to and per, or change at")
         _check_limits(self, "at", "to", "times", "per")
         return self
 

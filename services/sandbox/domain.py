@@ -15,9 +15,9 @@ from multidict import MultiMapping
 
 DEFAULT_SECRET = "your-secret-key"  # noqa: S105 - public, so that the documented example verifies
 STANDARD_PREFIX = "whsec_"
+# Seconds that a `webhook-timestamp` may differ from the receiver's clock, as in the reference
+# libraries of Standard Webhooks.
 TOLERANCE = 300
-"""Seconds that a ``webhook-timestamp`` may differ from the receiver's clock, as in the reference
-libraries of Standard Webhooks."""
 
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 
@@ -34,7 +34,7 @@ class SecretKeys:
         """Derive the keys of a secret.
 
         Raises:
-            ValueError: it begins with ``whsec_`` but does not continue in base64.
+            ValueError: it begins with `whsec_` but does not continue in base64.
         """
         plain = secret.encode()
         if not secret.startswith(STANDARD_PREFIX):
@@ -67,7 +67,7 @@ class SignatureCheck:
 def check_signatures(
     headers: Mapping[str, str], body: bytes, keys: Sequence[SecretKeys], now: float
 ) -> SignatureCheck:
-    """Check ``X-Signature`` and the Standard Webhooks headers against any of the keys.
+    """Check `X-Signature` and the Standard Webhooks headers against any of the keys.
 
     Args:
         headers: case-insensitive, or with lower-case names.
@@ -101,8 +101,8 @@ def _fault_in_x_signature(
     if isinstance(headers, MultiMapping):
         lines = headers.getall("x-signature")
     expected = [hmac.digest(key.plain, body, "sha256").hex().encode() for key in keys]
-    for given in map(_octets, lines):
-        if any(hmac.compare_digest(given, each) for each in expected):
+    for received in map(_octets, lines):
+        if any(hmac.compare_digest(received, signature) for signature in expected):
             return None
     return "is not the lower-case hex HMAC-SHA256 of the body with a secret of this mailbox"
 
@@ -123,12 +123,12 @@ def _fault_in_webhook_signature(
             f"at most {TOLERANCE} s are allowed"
         )
     signed = b".".join((_octets(identity), timestamp.encode(), body))
-    given = [_octets(entry) for entry in headers["webhook-signature"].split(" ")]
+    received = [_octets(entry) for entry in headers["webhook-signature"].split(" ")]
     for key in keys:
         digest = hmac.digest(key.standard, signed, "sha256")
         expected = b"v1," + base64.b64encode(digest)
         # Not `any`: compare every entry, so that the duration reveals nothing.
-        if sum([hmac.compare_digest(entry, expected) for entry in given]):
+        if sum([hmac.compare_digest(entry, expected) for entry in received]):
             return None
     return "no v1 entry is the HMAC-SHA256 of id.timestamp.body with a secret of this mailbox"
 

@@ -27,9 +27,9 @@ EVENTS: dict[Producer, str] = {
 
 
 class PublishRequest(BaseModel):
-    """A request to publish ``count`` events, each about another user, movie or review.
+    """A request to publish `count` events, each about another user, movie or review.
 
-    The other fields are copied into each event; ``details`` and ``event`` replace the defaults.
+    The other fields are copied into each event; `details` and `event` replace the defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,8 +55,8 @@ class Producers:
     def events(
         self, producer: Producer, publish_request: PublishRequest, base: str, now: datetime
     ) -> Iterator[dict[str, Any]]:
-        """Create the events; URLs in them begin with ``base``."""
-        given = publish_request.model_dump(
+        """Create the events; URLs in them begin with `base`."""
+        copied = publish_request.model_dump(
             mode="json", include={"event_id", "expires_at"}, exclude_none=True
         )
         for _ in range(publish_request.count):
@@ -65,7 +65,7 @@ class Producers:
                 "event": publish_request.event or EVENTS[producer],
                 "details": publish_request.details or self._details(producer, base),
                 "occurred_at": (publish_request.occurred_at or now).isoformat(),
-                **given,
+                **copied,
             }
 
     def _details(self, producer: Producer, base: str) -> dict[str, Any]:

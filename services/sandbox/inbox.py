@@ -18,8 +18,8 @@ from services.sandbox.memory import BoundedCounter, LimitedBehaviour
 from services.sandbox.parsing import parse
 
 MAX_MESSAGES: Final = 1000
+# Bytes of all stored messages together; the oldest are dropped first.
 MAX_STORED_BYTES: Final = 32 * 1024 * 1024
-"""Bytes stored of all messages together; the oldest are dropped first."""
 MAX_SHOWN: Final = 50
 
 S = TypeVar("S", MailSettings, SmsSettings)
@@ -30,21 +30,21 @@ class ReceivedMessage:
     """One attempt to deliver a mail or an SMS, accepted or not."""
 
     number: int
+    # Unix time in seconds.
     received_at: float
-    """Unix time in seconds."""
+    # The envelope sender of a mail; the signer of an SMS request.
     sender: str
-    """The envelope sender of a mail; the signer of an SMS request."""
     to: tuple[str, ...]
+    # The `Message-ID` of a mail, with its angle brackets; the id in the path of an SMS.
     id: str | None
-    """The ``Message-ID`` of a mail, with its angle brackets; the id in the path of an SMS."""
+    # The number of this attempt with this `id`; the first is 1.
     attempt: int | None
-    """The number of this attempt with this ``id``; the first is 1."""
     accepted: bool
+    # The code of the response; None if there was no complete response.
     status: int | None
-    """The code of the response; None if there was no complete response."""
     behaviour: str | None
+    # The reason why the message was not valid, for any response.
     fault: str | None
-    """The reason why the message was not valid, whatever the response was."""
     content: bytes
 
 
@@ -64,7 +64,7 @@ class Inbox(Generic[S]):
         self._recorded = asyncio.Event()
 
     def configure(self, settings: S) -> None:
-        """Replace the settings; ``times`` counts from now."""
+        """Replace the settings; `times` counts from now."""
         self.settings = settings
         self._behaviour = LimitedBehaviour(settings.behaviour, settings.times)
 
@@ -74,14 +74,18 @@ class Inbox(Generic[S]):
         if settings.behaviour is None:
             return None
         if settings.to:
-            to = [each for each in to if any(_matches(each, pattern) for pattern in settings.to)]
+            to = [
+                address
+                for address in to
+                if any(_matches(address, pattern) for pattern in settings.to)
+            ]
             if not to:
                 return None
         return self._behaviour.next(to[0].lower() if to and settings.per == "to" else "")
 
     @property
     def times_left(self) -> int | None:
-        """For how many more messages the behaviour lasts; None if that is not one number."""
+        """How many more messages the behaviour affects; None if unlimited or `per` is `to`."""
         return None if self.settings.per == "to" else self._behaviour.remaining()
 
     def record(  # noqa: PLR0913 - the fields of a message
@@ -97,7 +101,7 @@ class Inbox(Generic[S]):
         fault: str | None = None,
         content: bytes = b"",
     ) -> None:
-        """Store a message, drop the oldest if there are too many, and wake those that wait."""
+        """Store a message, drop the oldest if there are too many, and wake all waiters."""
         self._last_number += 1
         attempt = self._attempts.add(id) if id else None
         if accepted:
@@ -134,24 +138,24 @@ class Inbox(Generic[S]):
         accepted: bool | None = None,  # noqa: FBT001 - a filter
     ) -> Iterator[ReceivedMessage]:
         """Iterate over the stored messages, newest first."""
-        for each in reversed(self._messages):
+        for message in reversed(self._messages):
             if (
-                (to is None or to in each.to)
-                and id in (None, each.id)
-                and accepted in (None, each.accepted)
+                (to is None or to in message.to)
+                and id in (None, message.id)
+                and accepted in (None, message.accepted)
             ):
-                yield each
+                yield message
 
     def message(self, number: int) -> ReceivedMessage | None:
         """Return one message, if it is still stored."""
-        return next((each for each in self._messages if each.number == number), None)
+        return next((message for message in self._messages if message.number == number), None)
 
     def count(self, key: str | None) -> int:
         """Return how many messages were accepted, in total or for one recipient or id."""
         return self.accepted if key is None else self._accepted_by[key]
 
     async def wait(self, key: str | None, count: int) -> None:
-        """Return as soon as :meth:`count` has reached ``count``."""
+        """Return as soon as `count()` has reached `count`."""
         while self.count(key) < count:
             await self._recorded.wait()
 
@@ -164,7 +168,7 @@ class Inbox(Generic[S]):
 
 
 class Filter(BaseModel):
-    """A selection of messages; a field that is left out selects all."""
+    """A selection of messages; an omitted field selects all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     to: str | None = None
@@ -186,12 +190,12 @@ class Wait(BaseModel):
     @model_validator(mode="after")
     def _one_key(self) -> Self:
         if self.to is not None and self.id is not None:
-            raise ValueError("give to or id, not both")
+            raise ValueError("set either to or id, not both")
         return self
 
 
 class InboxApi(Generic[S]):
-    """The HTTP handlers of one inbox, below one path."""
+    """The HTTP handlers of one inbox, under one path."""
 
     def __init__(
         self, path: str, inbox: Inbox[S], as_json: Callable[[ReceivedMessage], Any]
@@ -214,8 +218,8 @@ class InboxApi(Generic[S]):
 
     async def list_messages(self, request: web.Request) -> web.Response:
         """Return the stored messages that match, newest first."""
-        wanted = parse(Filter, request.query)
-        return web.json_response({"items": self._matching(wanted)})
+        query = parse(Filter, request.query)
+        return web.json_response({"items": self._matching(query)})
 
     async def show(self, request: web.Request) -> web.Response:
         """Return one message, if it is still stored."""
@@ -228,16 +232,16 @@ class InboxApi(Generic[S]):
         return web.json_response(self._as_json(message))
 
     async def wait(self, request: web.Request) -> web.Response:
-        """Respond when enough messages were accepted, or with ``complete`` false on timeout."""
-        wanted = parse(Wait, request.query)
-        key = wanted.to or wanted.id
+        """Respond when enough messages were accepted, or with `complete` false on timeout."""
+        query = parse(Wait, request.query)
+        key = query.to or query.id
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wanted.timeout):
-                await self._inbox.wait(key, wanted.count)
+            async with asyncio.timeout(query.timeout):
+                await self._inbox.wait(key, query.count)
         count = self._inbox.count(key)
-        shown = Filter(to=wanted.to, id=wanted.id, accepted=True, limit=wanted.limit)
+        shown = Filter(to=query.to, id=query.id, accepted=True, limit=query.limit)
         return web.json_response(
-            {"complete": count >= wanted.count, "count": count, "items": self._matching(shown)}
+            {"complete": count >= query.count, "count": count, "items": self._matching(shown)}
         )
 
     async def clear(self, _request: web.Request) -> web.Response:
@@ -260,9 +264,9 @@ class InboxApi(Generic[S]):
         self._inbox.configure(parse(self._settings_model, await request.read()))
         return await self.show_settings(request)
 
-    def _matching(self, wanted: Filter) -> list[Any]:
-        found = self._inbox.messages(wanted.to, wanted.id, wanted.accepted)
-        return [self._as_json(message) for message in islice(found, wanted.limit)]
+    def _matching(self, query: Filter) -> list[Any]:
+        found = self._inbox.messages(query.to, query.id, query.accepted)
+        return [self._as_json(message) for message in islice(found, query.limit)]
 
 
 def message_json(message: ReceivedMessage) -> dict[str, Any]:

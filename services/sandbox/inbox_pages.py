@@ -90,7 +90,7 @@ class InboxPages:
         return web.Response(body=body, headers=HEADERS)
 
     async def html_part(self, request: web.Request) -> web.Response:
-        """Return the HTML part, under a policy that only lets a browser show it."""
+        """Return the HTML part, under a policy that allows a browser only to show it."""
         html = part(parse_mail(self._stored(request)), "html")
         if html is None:
             raise web.HTTPNotFound
@@ -143,7 +143,7 @@ def _sms(message: ReceivedMessage) -> str:
 
 def _line(message: ReceivedMessage, path: str, title: str) -> str:
     recipients = " ".join(
-        f"<a href='{path}?to={quote(each)}'>{escape(each)}</a>" for each in message.to
+        f"<a href='{path}?to={quote(address)}'>{escape(address)}</a>" for address in message.to
     )
     tags = [tag(f"attempt {message.attempt}", "")] if message.attempt else []
     if message.accepted:

@@ -20,7 +20,7 @@ def _hash(inline: str) -> str:
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
-    # Received data is escaped. If an escape is missing, a script still cannot run.
+    # Received data is escaped. Even if an escape were missing, a script could not run.
     "Content-Security-Policy": (
         f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
         "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'self'; "

@@ -1,4 +1,4 @@
-"""The mail server: an SMTP sink that accepts everything, or behaves as it is set to."""
+"""The mail server: an SMTP sink that accepts everything, or shows the configured behaviour."""
 
 import asyncio
 import logging
@@ -27,8 +27,8 @@ _END_OF_MAIL: Final = b"\r\n.\r\n"
 _MAX_LINE: Final = 998
 _CHUNK: Final = 64 * 1024
 _OK: Final = "250 2.0.0 OK"
+# Characters shown of each part of a mail: as many as the default `max_body` has bytes.
 _MAX_SHOWN: Final = 1024 * 1024
-"""Characters shown of each part of a mail: as many as the default ``max_body`` has bytes."""
 
 
 class MailServer:
@@ -97,7 +97,7 @@ class MailServer:
     async def _misbehave(
         self, server: SMTP, at: str, envelope: Envelope | None = None, to: tuple[str, ...] = ()
     ) -> str | None:
-        """Apply the behaviour for this command; return a refusal, or None to go on as usual.
+        """Apply the behaviour for this command; return a refusal, or None to continue as usual.
 
         May never return: it is cancelled when the client closes or the server stops.
         """
@@ -239,7 +239,7 @@ def _content(envelope: Envelope) -> bytes:
 
 
 def _message_id(content: bytes) -> str | None:
-    """Return the ``Message-ID``, by a search in the headers only, without parsing the mail."""
+    """Return the `Message-ID`, from a search in the headers, without parsing the mail."""
     end = content.find(_END_OF_HEADERS)
     found = _MESSAGE_ID.search(content, 0, end + 2 if end >= 0 else len(content))
     return found[1].decode(errors="replace") if found else None
@@ -251,7 +251,7 @@ def parse_mail(message: ReceivedMessage) -> EmailMessage:
 
 
 def part(mail: EmailMessage, kind: str) -> str | None:
-    """Return the text of the ``plain`` or ``html`` part, if the mail has one."""
+    """Return the text of the `plain` or `html` part, if the mail has one."""
     try:
         found = mail.get_body((kind,))
         return None if found is None else str(found.get_content())[:_MAX_SHOWN]

@@ -4,12 +4,12 @@ from typing import Generic, TypeVar
 
 B = TypeVar("B")
 
+# Keys that are counted. A retry may follow an hour after the first attempt.
 MAX_KEYS = 10_000
-"""Keys that are counted. A retry may come an hour after the first attempt."""
 
 
 class BoundedCounter:
-    """A counter for each key. Beyond ``MAX_KEYS``, the least recently counted key is dropped."""
+    """A counter for each key. Beyond `MAX_KEYS`, the least recently counted key is dropped."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -28,7 +28,7 @@ class BoundedCounter:
 class LimitedBehaviour(Generic[B]):
     """A behaviour for a number of requests (None: for all), counted for each key.
 
-    Leave the key out to count all requests together.
+    Without a key, all requests are counted together.
     """
 
     def __init__(self, behaviour: B | None = None, times: int | None = None) -> None:
@@ -43,5 +43,5 @@ class LimitedBehaviour(Generic[B]):
         return self.behaviour if self._requests.add(key) <= self.times else None
 
     def remaining(self, key: str = "") -> int | None:
-        """Return for how many more requests it lasts; None if there is no limit."""
+        """Return the number of requests for which it still lasts; None if unlimited."""
         return None if self.times is None else max(0, self.times - self._requests[key])

@@ -1,7 +1,7 @@
 """HTTP responses that break the rules, as raw bytes. The sandbox offers them, and tests use them.
 
-Each of them reads a request from a connection and then misbehaves. Those that take arguments
-return the function that does it. When it returns, the caller closes the connection.
+Each function reads a request from a connection and then misbehaves. Functions with arguments return
+such a function. When it returns, the caller closes the connection.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Connection(Protocol):
         ...
 
     def reset(self) -> None:
-        """Close the connection with RST, as a receiver does that crashed."""
+        """Close the connection with RST, as a crashed receiver does."""
         ...
 
 
@@ -186,18 +186,19 @@ async def _long_body(connection: Connection) -> None:
     await connection.wait_closed()
 
 
+# Malformed responses, by their names in the sandbox's API.
 MALFORMED: Mapping[str, Misbehaviour] = {
     # Bytes that are not HTTP.
     "garbage": send_bytes(),
-    # Less body than the Content-Length says, then a close.
+    # A body shorter than its Content-Length, then a close.
     "short_body": send_bytes(response(200, {"Content-Length": "1000"}, b"short")),
-    # More body than the Content-Length says; the rest looks like the next response.
+    # A body longer than its Content-Length; the rest looks like the next response.
     "long_body": _long_body,
     # A reason phrase that never ends.
     "endless_status_line": _flood(b"HTTP/1.1 200 ", b"r" * 65_536),
     # One header that never ends.
     "endless_header": _flood(b"HTTP/1.1 200 OK\r\nX-Long: ", b"h" * 65_536),
-    # `100 Continue` for ever.
+    # `100 Continue` forever.
     "endless_continue": _flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2000),
     # Chunks of one byte with long extensions: little body in many bytes.
     "endless_chunks": _flood(
@@ -205,4 +206,3 @@ MALFORMED: Mapping[str, Misbehaviour] = {
         b"1;%s\r\nc\r\n" % (b"e" * 1000) * 100,
     ),
 }
-"""Malformed responses, by their names in the sandbox's API."""

@@ -28,8 +28,8 @@ _TITLES = (
     "Обратный звонок",
 )
 _GENRES = ("drama", "thriller", "comedy", "documentary", "mystery")
+# The number of new movies: the first ones of the list.
 NEW_MOVIES = 6
-"""The number of new movies: the first ones of the list."""
 _SERIES = ("Heartbeat", "The Night Shift", "Backoff", "Lanes")
 
 
@@ -41,8 +41,8 @@ class Catalogue:
 
     def movies(self, *, new: bool | None = None) -> list[dict[str, Any]]:
         """Return all movies, or only new or old ones."""
-        urls = range(len(_TITLES))
-        return [self._movie(place) for place in urls if new in (None, place < NEW_MOVIES)]
+        places = range(len(_TITLES))
+        return [self._movie(place) for place in places if new in (None, place < NEW_MOVIES)]
 
     def movie(self, identity: UUID) -> dict[str, Any] | None:
         """Return one movie, if there is one with this id."""
@@ -56,7 +56,7 @@ class Catalogue:
 
     def one_series(self, identity: UUID) -> dict[str, Any] | None:
         """Return one series, if there is one with this id."""
-        return next((each for each in self.series() if each["id"] == str(identity)), None)
+        return next((series for series in self.series() if series["id"] == str(identity)), None)
 
     def review(self, identity: str, author: str) -> dict[str, Any]:
         """Return a review by this user; every id has one."""

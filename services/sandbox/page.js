@@ -14,7 +14,7 @@ async function refresh() {
       shown = text;
     }
   } catch {
-    // The sandbox is unavailable; try again in the next round.
+    // The sandbox is unavailable. The next round loads the page again.
   }
   setTimeout(refresh, 2000);
 }

@@ -13,16 +13,16 @@ _Model = TypeVar("_Model", bound=BaseModel)
 PROBLEM = "application/problem+json"
 
 
-def parse(model: type[_Model], given: Mapping[str, str] | bytes) -> _Model:
+def parse(model: type[_Model], data: Mapping[str, str] | bytes) -> _Model:
     """Parse a JSON body or a query.
 
     Raises:
         web.HTTPUnprocessableEntity: it is not valid; names every wrong field (RFC 9457).
     """
     try:
-        if isinstance(given, bytes):
-            return model.model_validate_json(given)
-        return model.model_validate({name: value for name, value in given.items() if value})
+        if isinstance(data, bytes):
+            return model.model_validate_json(data)
+        return model.model_validate({name: value for name, value in data.items() if value})
     except ValidationError as error:
         problem = {
             "type": "about:blank",

@@ -16,18 +16,18 @@ from aiohttp import web
 from aiormq.tools import censor_url
 from yarl import URL
 
-from services.sandbox.apis import base
+from services.sandbox.apis import base_url
 from services.sandbox.events import EVENTS, EXCHANGE, TYPE, Producer, Producers, PublishRequest
 from services.sandbox.layout import HEADERS, page_html, tag, time_of_day
 from services.sandbox.parsing import PROBLEM, parse
 
+# Publications that the page shows.
 MAX_PUBLICATIONS: Final = 20
-"""Publications that the page shows."""
+# Events that the page shows of each publication.
 MAX_SHOWN_EVENTS: Final = 3
-"""Events that the page shows of each publication."""
 _MAX_IN_FLIGHT: Final = 500
+# Seconds.
 _BROKER_TIMEOUT: Final = 5.0
-"""Seconds."""
 _NAME = f"{{name:{'|'.join(get_args(Producer))}}}"
 
 
@@ -39,12 +39,12 @@ class NotPublishedError(Exception):
 class Publication:
     """A request to publish, and its result."""
 
+    # Unix time in seconds.
     at: float
-    """Unix time in seconds."""
     producer: Producer
     count: int
+    # The first `MAX_SHOWN_EVENTS` of them.
     events: tuple[dict[str, Any], ...]
-    """The first ``MAX_SHOWN_EVENTS`` of them."""
     fault: str | None
 
 
@@ -99,7 +99,7 @@ class ProducersApi:
     ) -> tuple[list[dict[str, Any]], str | None]:
         producer: Any = request.match_info["name"]
         now = datetime.now(UTC)
-        url = base(self._url, request)
+        url = base_url(self._url, request)
         events = list(self._producers.events(producer, publish_request, url, now))
         fault = None
         try:
@@ -134,7 +134,7 @@ async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
             exchange = await channel.get_exchange(EXCHANGE)
             for start in range(0, len(events), _MAX_IN_FLIGHT):
                 await asyncio.gather(
-                    *(_publish_one(exchange, each) for each in events[start:][:_MAX_IN_FLIGHT])
+                    *(_publish_one(exchange, event) for event in events[start:][:_MAX_IN_FLIGHT])
                 )
     except ChannelNotFoundEntity:
         raise NotPublishedError(

@@ -26,14 +26,14 @@ _RESETS = {
     "body": misbehaviour.reset_in_body,
 }
 
+# Every behaviour that replaces the usual response. A `Delay` only delays it.
 Replacement = (
     Fail | Hang | Drip | Redirect | HugeBody | Reset | EndlessHeaders | Close | Malformed | Respond
 )
-"""Every behaviour that replaces the usual response. A ``Delay`` only delays it."""
 
 
 class _RawConnection:
-    """The connection that a request came by, below aiohttp's responses."""
+    """The connection of a request, without aiohttp's response objects."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -54,7 +54,7 @@ class _RawConnection:
 
 
 async def respond(behaviour: Replacement, request: web.Request) -> web.Response:
-    """Respond as the behaviour says.
+    """Respond with this behaviour.
 
     May never return: it is cancelled when the client closes or the server stops.
     """

@@ -34,7 +34,7 @@ class SmsGateway:
     def __init__(self, inbox: Inbox[SmsSettings], key: str) -> None:
         self._inbox = inbox
         with warnings.catch_warnings():
-            # A short key is the user's choice: the sandbox guards nothing.
+            # A short key is the user's choice: the sandbox protects nothing.
             warnings.simplefilter("ignore", SecurityWarning)
             self._key = OctKey.import_key(key)
 

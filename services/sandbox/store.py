@@ -10,8 +10,8 @@ from services.sandbox.domain import SecretKeys, SignatureCheck
 from services.sandbox.memory import BoundedCounter, LimitedBehaviour
 
 MAX_DELIVERIES = 1000
+# Bytes stored of a delivery's body, and of its headers: 32 MB for all deliveries.
 MAX_STORED_BYTES = 16 * 1024
-"""Bytes stored of a delivery's body, and of its headers: 32 MB for all deliveries."""
 MAX_MAILBOXES = 1000
 
 
@@ -20,21 +20,21 @@ class Delivery:
     """A webhook as received, the result of the signature check, and the response."""
 
     number: int
+    # Unix time in seconds.
     received_at: float
-    """Unix time in seconds."""
     mailbox: str
     method: str
     path: str
     headers: dict[str, str]
+    # The first `MAX_STORED_BYTES` bytes.
     body: bytes
-    """The first ``MAX_STORED_BYTES`` bytes."""
     body_size: int
     webhook_id: str | None
+    # The number of this request among those with this `webhook_id`; the first is 1.
     attempt: int | None
-    """The number of this request among those with this ``webhook_id``; the first is 1."""
     signatures: SignatureCheck
+    # The status of the response; None if the behaviour never completes one.
     status: int | None
-    """The status of the response; None if the behaviour never completes one."""
     behaviour: str | None
 
 
@@ -54,9 +54,11 @@ class Mailbox:
         self.configure(self.settings)
 
     def configure(self, settings: MailboxSettings) -> None:
-        """Replace the settings; ``times`` counts from now."""
+        """Replace the settings; `times` counts from now."""
         self.settings = settings
-        self.keys = tuple(SecretKeys.derive(each.get_secret_value()) for each in settings.secrets)
+        self.keys = tuple(
+            SecretKeys.derive(secret.get_secret_value()) for secret in settings.secrets
+        )
         self.behaviour = LimitedBehaviour(settings.behaviour, settings.times)
 
     def next_behaviour(self, webhook_id: str | None) -> Behaviour | None:
@@ -65,14 +67,14 @@ class Mailbox:
 
     @property
     def times_left(self) -> int | None:
-        """For how many more requests the behaviour lasts; None if that is not one number."""
+        """How many more requests the behaviour affects; None if unlimited or `per` is `id`."""
         return None if self.settings.per == "id" else self.behaviour.remaining()
 
 
 class Store:
-    """The mailboxes, created on first use, and the last ``MAX_DELIVERIES`` deliveries.
+    """The mailboxes, created on first use, and the last `MAX_DELIVERIES` deliveries.
 
-    Beyond ``MAX_MAILBOXES``, the least recently used mailbox is dropped, with its settings.
+    Beyond `MAX_MAILBOXES`, the least recently used mailbox is dropped, with its settings.
     """
 
     def __init__(self) -> None:
@@ -82,7 +84,7 @@ class Store:
         self._recorded = asyncio.Event()
 
     def mailbox(self, name: str) -> Mailbox:
-        """Return the mailbox of that name; create it if it is new."""
+        """Return the mailbox of this name; create it if it is new."""
         box = self.mailboxes.pop(name) if name in self.mailboxes else Mailbox(name)
         self.mailboxes[name] = box
         if len(self.mailboxes) > MAX_MAILBOXES:
@@ -95,7 +97,7 @@ class Store:
         return self._last_number
 
     def record(self, delivery: Delivery) -> None:
-        """Store a delivery, drop the oldest if there are too many, and wake those that wait."""
+        """Store a delivery, drop the oldest if there are too many, and wake all waiters."""
         self._deliveries.append(delivery)
         self._recorded.set()
         self._recorded.clear()
@@ -109,14 +111,14 @@ class Store:
                 yield delivery
 
     def count(self, mailbox: str, webhook_id: str | None) -> int:
-        """Return how many webhooks a mailbox received, in total or with that id."""
+        """Return how many webhooks a mailbox received, in total or with this id."""
         if mailbox not in self.mailboxes:
             return 0
         box = self.mailboxes[mailbox]
         return box.received if webhook_id is None else box.attempts[webhook_id]
 
     async def wait(self, mailbox: str, webhook_id: str | None, count: int) -> None:
-        """Return as soon as :meth:`count` has reached ``count``."""
+        """Return as soon as `count()` has reached `count`."""
         while self.count(mailbox, webhook_id) < count:
             await self._recorded.wait()
 

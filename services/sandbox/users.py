@@ -1,8 +1,8 @@
 """The users of the user list, computed on demand.
 
-Users take no memory: each follows from their number. Whether they are active, and which
-notifications they want, follows from a repeated pattern. So a page of a filtered list is found
-without the pages before it.
+Users are not stored: each is computed from a number. A repeated pattern decides whether they are
+active, and which notifications they have enabled. So a page of a filtered list needs no earlier
+pages.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ _BAD_TIMEZONES = ("Mars/Olympus_Mons", "MSK+3", "", None)
 
 
 class Directory:
-    """Users number 0 to ``count - 1``.
+    """Users number 0 to `count - 1`.
 
     Of each hundred, about 92 are active, 80 want e-mail and 60 want SMS. About 2 have no e-mail
     address, 3 have no phone, and 2 have an unknown time zone.
@@ -96,25 +96,25 @@ class Directory:
     ) -> list[dict[str, Any]]:
         """Return a page of the users with these settings; the first page is 1.
 
-        With ``endless``, the list has no last page.
+        With `endless`, the list has no last page.
         """
-        urls = [
+        places = [
             place
             for place, settings in enumerate(self._pattern)
             if all(settings[name] == value for name, value in wanted.items())
         ]
-        if not urls:
+        if not places:
             return []
         users = []
         for nth in range((number - 1) * size, number * size):
-            each = nth // len(urls) * PATTERN_LENGTH + urls[nth % len(urls)]
-            if each >= self.count and not endless:
+            user_number = nth // len(places) * PATTERN_LENGTH + places[nth % len(places)]
+            if user_number >= self.count and not endless:
                 break
-            users.append(self.user(each))
+            users.append(self.user(user_number))
         return users
 
     def reachable(self, start: int) -> Iterator[dict[str, Any]]:
-        """Iterate without end over active users who have an e-mail address and want e-mail."""
+        """Iterate endlessly over active users who have an e-mail address and want e-mail."""
         for number in counting(start):
             user = self.user(number % self.count)
             if user["is_active"] and user["email_notifications"] and user["email"]:

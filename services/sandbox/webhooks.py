@@ -24,7 +24,7 @@ _NAME = r"{mailbox:[\w.~-]{1,64}}"
 
 
 class Filter(BaseModel):
-    """A selection of deliveries; a field that is left out selects all."""
+    """A selection of deliveries; an omitted field selects all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     mailbox: str | None = None
@@ -43,7 +43,7 @@ class Wait(BaseModel):
 
 
 class WebhookReceiver:
-    """The HTTP handlers around one store."""
+    """The HTTP handlers of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -64,7 +64,7 @@ class WebhookReceiver:
         ]
 
     async def receive(self, request: web.Request) -> web.StreamResponse:
-        """Check and record a webhook, and respond as the mailbox is set to."""
+        """Check and record a webhook, and respond with the behaviour of the mailbox."""
         mailbox = self._store.mailbox(request.match_info["mailbox"])
         try:
             body = await request.read()
@@ -134,20 +134,20 @@ class WebhookReceiver:
 
     async def list_deliveries(self, request: web.Request) -> web.Response:
         """Return the stored deliveries that match, newest first."""
-        wanted = parse(Filter, request.query)
-        return web.json_response({"items": self._matching(wanted)})
+        query = parse(Filter, request.query)
+        return web.json_response({"items": self._matching(query)})
 
     async def wait_for_deliveries(self, request: web.Request) -> web.Response:
-        """Respond when enough deliveries were received, or with ``complete`` false on timeout."""
-        wanted = parse(Wait, request.query)
+        """Respond when enough deliveries were received, or with `complete` false on timeout."""
+        query = parse(Wait, request.query)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wanted.timeout):
-                await self._store.wait(wanted.mailbox, wanted.webhook_id, wanted.count)
-        count = self._store.count(wanted.mailbox, wanted.webhook_id)
-        shown = Filter(mailbox=wanted.mailbox, webhook_id=wanted.webhook_id, limit=MAX_DELIVERIES)
+            async with asyncio.timeout(query.timeout):
+                await self._store.wait(query.mailbox, query.webhook_id, query.count)
+        count = self._store.count(query.mailbox, query.webhook_id)
+        shown = Filter(mailbox=query.mailbox, webhook_id=query.webhook_id, limit=MAX_DELIVERIES)
         return web.json_response(
             {
-                "complete": count >= wanted.count,
+                "complete": count >= query.count,
                 "count": count,
                 "items": self._matching(shown),
             }
@@ -180,13 +180,13 @@ class WebhookReceiver:
         self._store.remove(request.match_info["mailbox"])
         return web.Response(status=204)
 
-    def _matching(self, wanted: Filter) -> list[dict[str, Any]]:
-        found = self._store.deliveries(wanted.mailbox, wanted.webhook_id)
-        return [_delivery_json(delivery) for delivery in islice(found, wanted.limit)]
+    def _matching(self, query: Filter) -> list[dict[str, Any]]:
+        found = self._store.deliveries(query.mailbox, query.webhook_id)
+        return [_delivery_json(delivery) for delivery in islice(found, query.limit)]
 
 
 def _bounded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the first ``MAX_STORED_BYTES`` bytes of headers, with lower-case names."""
+    """Return the first `MAX_STORED_BYTES` bytes of headers, with lower-case names."""
     kept: dict[str, str] = {}
     room = MAX_STORED_BYTES
     for name, value in headers.items():
