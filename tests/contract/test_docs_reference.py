@@ -78,7 +78,7 @@ def test_the_page_of_guarantees_names_the_tests_of_every_promise() -> None:
         more = len(tests[number]) - len(names)
         shown = "<br>".join([*names, f"and {more} more"] if more else names)
         rows.append(f"| {number} | {promise} | {shown} |\n")
-    table = "| number | promise | tests, below `tests/` |\n|---|---|---|\n" + "".join(rows)
+    table = "| number | guarantee | tests, below `tests/` |\n|---|---|---|\n" + "".join(rows)
     head, _, _ = (ROOT / "docs" / "guarantees.md").read_text().partition("| number |")
 
     assert tests.keys() == PROMISES.keys()
