@@ -361,7 +361,9 @@ def check_selector(id_: UUID | None, group_key: str | None, event_key: str | Non
         ValueError: it contains neither, or both.
     """
     if (id_ is None) == (event_key is None):
-        raise fields_error([("id", "set either id, or event_key with its group_key")])
+        raise fields_error(
+            [("id", "set either id, or event_key and the group_key, if the callback has one")]
+        )
     if id_ is not None and group_key is not None:
         raise fields_error([("group_key", "is only allowed with event_key")])
 
