@@ -36,7 +36,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(point: str) -> None:
+def install_crash(point: str) -> None:
     """Wrap the collaborator that reaches this point."""
     when, _, what = point.partition(" the ")
     if what == "POST":
@@ -73,5 +73,5 @@ def _publisher(when: str, matches: Matching) -> type[Publisher]:
 
 
 if __name__ == "__main__":
-    arm(sys.argv[1])
+    install_crash(sys.argv[1])
     sys.exit(serve("callback", app.start, load(Settings), Parts(metrics_port=0)))

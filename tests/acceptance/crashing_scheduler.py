@@ -1,4 +1,4 @@
-"""The scheduler, killed by `kill -9` at one exact point.
+"""The scheduler, killed with SIGKILL at one exact point.
 
 `python -m tests.acceptance.crashing_scheduler POINT` runs the real scheduler with collaborators
 that kill the process when it first reaches the point.

@@ -70,38 +70,38 @@ async def running_setup(broker: Broker, directory: Path) -> AsyncIterator[Setup]
         yield Setup(service, Ledger(broker.url, tuple(targets)), targets)
 
 
-async def in_the_middle(
-    it: Setup, publisher: BrokerClient, fault: Callable[[], None], count: int = 300
+async def inject_fault(
+    setup: Setup, publisher: BrokerClient, fault: Callable[[], None], count: int = 300
 ) -> None:
     """Publish messages, and inject the fault when a third of them is delivered."""
-    await it.send(publisher, count)
-    await until(lambda: len(it.ledger.delivered) >= count / 3, 60)
+    await setup.send(publisher, count)
+    await until(lambda: len(setup.ledger.delivered) >= count / 3, 60)
     await asyncio.to_thread(fault)
 
 
 async def test_row_1_broker_killed_in_the_middle_of_1000_messages(
     own_broker: Broker, tmp_path: Path
 ) -> None:
-    async with running_setup(own_broker, tmp_path) as it:
+    async with running_setup(own_broker, tmp_path) as setup:
         async with broker_client(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
-                await in_the_middle(it, publisher, own_broker.kill, 1000)
-        assert len(it.ledger.delivered) < 1000, "killed after the last delivery"
-        await until(lambda: it.service.logged("publisher is not ready"))
-        assert (await it.service.get("/readyz"))[0] == 503
-        assert "127.0.0.1" in (await it.service.parts())["consumer"]
+                await inject_fault(setup, publisher, own_broker.kill, 1000)
+        assert len(setup.ledger.delivered) < 1000, "killed after the last delivery"
+        await until(lambda: setup.service.logged("publisher is not ready"))
+        assert (await setup.service.get("/readyz"))[0] == 503
+        assert "127.0.0.1" in (await setup.service.parts())["consumer"]
         await asyncio.to_thread(own_broker.start)
-        await it.service.ready(30)
-        await it.ledger.complete()
-        assert await it.service.metric("amqp_reconnects_total") >= 2
+        await setup.service.ready(30)
+        await setup.ledger.complete()
+        assert await setup.service.metric("amqp_reconnects_total") >= 2
         # Callbacks in flight at the kill, and acks that the quorum queue had not written yet.
-        assert it.ledger.repeats - failed_first(it) <= 2 * PREFETCH
-        assert not it.service.logged("bug")
+        assert setup.ledger.repeats - failed_first(setup) <= 2 * PREFETCH
+        assert not setup.service.logged("bug")
 
 
-def failed_first(it: Setup) -> int:
+def failed_first(setup: Setup) -> int:
     """Return how many second deliveries the failing receiver caused."""
-    return len({request.headers["webhook-id"] for request in it.targets[3].requests})
+    return len({request.headers["webhook-id"] for request in setup.targets[3].requests})
 
 
 async def test_row_2_broker_suspended(own_broker: Broker, tmp_path: Path) -> None:
@@ -122,24 +122,27 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
         await is_suspended.wait()
         await connection.write(response(200))
 
-    async with running_setup(broker, directory) as it, serve(respond_while_suspended) as late:
+    async with (
+        running_setup(broker, directory) as setup,
+        serve(respond_while_suspended) as slow_target,
+    ):
         async with broker_client(broker.url) as publisher:
             # This response arrives during the suspension, so a publish waits for its confirm.
-            await publisher.send(send_callback(late.url))
-            await until(lambda: late.requests)
+            await publisher.send(send_callback(slow_target.url))
+            await until(lambda: slow_target.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
-                await in_the_middle(it, publisher, broker.suspend)
+                await inject_fault(setup, publisher, broker.suspend)
                 stopped = loop.time()
         is_suspended.set()
-        await until(lambda: it.service.logged("no confirm within 5 seconds"), 7)
+        await until(lambda: setup.service.logged("no confirm within 5 seconds"), 7)
         # The row requires a suspension of this length.
         await asyncio.sleep(stopped + seconds - loop.time())
         broker.resume()
-        await it.ledger.complete(30)
-        await it.service.ready(30)
+        await setup.ledger.complete(30)
+        await setup.service.ready(30)
         # A copy whose confirm is unknown is published again, so it may exist twice.
-        assert it.ledger.repeats - failed_first(it) <= 3 * PREFETCH
-        assert not it.service.logged("bug")
+        assert setup.ledger.repeats - failed_first(setup) <= 3 * PREFETCH
+        assert not setup.service.logged("bug")
 
 
 async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
@@ -160,14 +163,14 @@ async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
 
 
 async def test_row_3_broker_restarted_gracefully(own_broker: Broker, tmp_path: Path) -> None:
-    async with running_setup(own_broker, tmp_path) as it:
+    async with running_setup(own_broker, tmp_path) as setup:
         async with broker_client(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
-                await in_the_middle(it, publisher, own_broker.stop)
+                await inject_fault(setup, publisher, own_broker.stop)
         await asyncio.to_thread(own_broker.start)
-        await it.service.ready(30)
-        await it.ledger.complete()
-        assert not it.service.logged("bug")
+        await setup.service.ready(30)
+        await setup.ledger.complete()
+        assert not setup.service.logged("bug")
 
 
 ALARMS = {
@@ -185,12 +188,12 @@ async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
 ) -> None:
     raise_alarm, end_alarm = ALARMS[name]
     async with (
-        running_setup(own_broker, tmp_path) as it,
+        running_setup(own_broker, tmp_path) as setup,
         broker_client(own_broker.url) as publisher,
     ):
         try:
-            await it.send(publisher, 20)
-            await it.ledger.complete()
+            await setup.send(publisher, 20)
+            await setup.ledger.complete()
             gate = asyncio.Event()
             async with serve(_gated(gate)) as target:
                 ids = await publisher.send_all(
@@ -199,18 +202,18 @@ async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
                 await until(lambda: len(target.requests) == len(ids))
                 await asyncio.to_thread(own_broker.ctl, *raise_alarm)
                 gate.set()
-                await until(lambda: it.service.logged("publisher is not ready"))
-                status, text = await it.service.get("/readyz")
+                await until(lambda: setup.service.logged("publisher is not ready"))
+                status, text = await setup.service.get("/readyz")
                 assert status == 503
                 assert "alarm" in json.loads(text)["parts"]["publisher"]
-                assert "alarm" in it.service.logged("publisher is not ready")[0]["message"]
+                assert "alarm" in setup.service.logged("publisher is not ready")[0]["message"]
                 assert not publisher.facts_of(ids[0]), "confirmed or acked during the alarm"
                 await asyncio.to_thread(own_broker.ctl, *end_alarm)
-                await it.service.ready(30)
+                await setup.service.ready(30)
                 await until(lambda: {f["callback_id"] for f in publisher.facts} >= set(ids), 30)
                 assert len(target.requests) == len(ids), "an attempt was repeated"
-            await it.send(publisher, 20)
-            await it.ledger.complete()
+            await setup.send(publisher, 20)
+            await setup.ledger.complete()
         finally:
             await asyncio.to_thread(own_broker.ctl, *end_alarm)
 
@@ -227,44 +230,44 @@ def _gated(gate: asyncio.Event) -> Any:
 
 async def test_row_8_a_deleted_queue_is_redeclared(own_broker: Broker, tmp_path: Path) -> None:
     async with (
-        running_setup(own_broker, tmp_path) as it,
+        running_setup(own_broker, tmp_path) as setup,
         broker_client(own_broker.url) as publisher,
     ):
-        await it.send(publisher, 20)
-        await it.ledger.complete()
+        await setup.send(publisher, 20)
+        await setup.ledger.complete()
         await publisher.channel.queue_delete(CALLBACKS)
-        await until(lambda: it.service.logged("consumer is not ready"))
+        await until(lambda: setup.service.logged("consumer is not ready"))
 
-        async def back() -> bool:
+        async def accepted() -> bool:
             try:
-                await it.send(publisher, 1)
+                await setup.send(publisher, 1)
             except aiormq.exceptions.PublishError:  # not redeclared yet
                 return False
             return True
 
-        await until(back, 30)
-        await it.ledger.complete()
-        await it.service.ready()
+        await until(accepted, 30)
+        await setup.ledger.complete()
+        await setup.service.ready()
 
 
 async def test_a_deleted_tier_is_redeclared(own_broker: Broker, tmp_path: Path) -> None:
     async with (
-        running_setup(own_broker, tmp_path) as it,
+        running_setup(own_broker, tmp_path) as setup,
         broker_client(own_broker.url) as publisher,
     ):
         await publisher.channel.queue_delete("callbacks.retry.1s")
-        await it.send(publisher, 20)
-        await it.ledger.complete()
-        failing = it.targets[3].requests
+        await setup.send(publisher, 20)
+        await setup.ledger.complete()
+        failing = setup.targets[3].requests
         await until(lambda: len(failing) >= 2 * 5)  # its five callbacks came back from the tier
-        assert it.service.logged("publish retried", queue="callbacks.retry.1s")
+        assert setup.service.logged("publish retried", queue="callbacks.retry.1s")
 
 
 async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
     own_broker: Broker, tmp_path: Path
 ) -> None:
     async with (
-        running_setup(own_broker, tmp_path) as it,
+        running_setup(own_broker, tmp_path) as setup,
         broker_client(own_broker.url) as publisher,
     ):
         # A quorum queue detects late that it is full, and that it has room again.
@@ -272,10 +275,10 @@ async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
         own_broker.ctl("set_policy", "small", r"^callbacks\.retry\.", small, "--apply-to", "queues")
         try:
             for _ in range(20):
-                await it.send(publisher, 8)  # two of them fail their first attempt
-            await until(lambda: it.service.logged("publish retried", queue="callbacks.retry.1s"))
-            await it.ledger.complete()
-            failing = it.targets[3].requests
+                await setup.send(publisher, 8)  # two of them fail their first attempt
+            await until(lambda: setup.service.logged("publish retried", queue="callbacks.retry.1s"))
+            await setup.ledger.complete()
+            failing = setup.targets[3].requests
             await until(lambda: len(failing) == 2 * 40)  # each attempt once
         finally:
             own_broker.ctl("clear_policy", "small")
@@ -309,12 +312,12 @@ async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_rede
             await until(lambda: len(target.requests) == 2, 40)
             await publisher.fact(callback, "callback.delivered")
             release.set()  # the first attempt ends now, and its ack is stale
-            again = await publisher.send(send_callback(target.url))
-            await publisher.fact(again, "callback.delivered")
+            second = await publisher.send(send_callback(target.url))
+            await publisher.fact(second, "callback.delivered")
             assert [request.headers["webhook-id"] for request in target.requests] == [
                 callback,
                 callback,
-                again,
+                second,
             ]
             assert await service.metric("amqp_reconnects_total") == 1
             assert await publisher.length(CALLBACKS) == 0

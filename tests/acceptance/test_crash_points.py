@@ -1,4 +1,4 @@
-"""Killed with -9 at any point: at worst a repeat with the same webhook-id, never a loss."""
+"""A kill at any point repeats an attempt at most once, with the same id, and loses nothing."""
 
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -21,14 +21,14 @@ KINDS = ("good", "fails-once", "gone")
 async def test_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
     amqp_url: str, tmp_path: Path, point: str
 ) -> None:
-    seen: Counter[str] = Counter()
+    attempts: Counter[str] = Counter()
 
     async def receive(connection: ClientConnection) -> None:
         while True:
             request = await connection.request()
             callback = request.headers["webhook-id"]
-            seen[callback] += 1
-            fails = callback.startswith("fails-once") and seen[callback] == 1
+            attempts[callback] += 1
+            fails = callback.startswith("fails-once") and attempts[callback] == 1
             status = 410 if callback.startswith("gone") else 500 if fails else 200
             await connection.write(response(status))
 
@@ -47,22 +47,25 @@ async def test_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
             for kind in KINDS
         )
         assert await dying.exit_code() == -9, dying.output
-        before = seen.copy()
+        before = attempts.copy()
 
         with running(tmp_path, amqp_url) as second:
             await second.ready()
-            ends = ("callback.delivered", "callback.dead")
+            final_types = ("callback.delivered", "callback.dead")
             await until(
-                lambda: {f["callback_id"] for f in publisher.facts if f["type"] in ends} >= set(ids)
+                lambda: (
+                    {f["callback_id"] for f in publisher.facts if f["type"] in final_types}
+                    >= set(ids)
+                )
             )
-            letters = await publisher.read_dead_letters()
-            dead = {str(letter.headers["x-ringback-id"]) for letter in letters}
+            dead_letters = await publisher.read_dead_letters()
+            dead = {str(dead_letter.headers["x-ringback-id"]) for dead_letter in dead_letters}
             for callback in ids:
                 kind, _, _ = callback.rpartition("-")
                 assert (callback in dead) == (kind == "gone")
-                usual = 2 if kind == "fails-once" else 1
+                expected = 2 if kind == "fails-once" else 1
                 # a callback in flight when the process died is repeated once
-                assert usual <= seen[callback] <= usual + 1, callback
-            assert seen.keys() - set(ids), "the message without an id was delivered, too"
-            assert before.keys() <= seen.keys()
+                assert expected <= attempts[callback] <= expected + 1, callback
+            assert attempts.keys() - set(ids), "the message without an id was delivered, too"
+            assert before.keys() <= attempts.keys()
             assert await publisher.length("callbacks") == 0

@@ -19,31 +19,31 @@ from tests.fakes.waiting import until
 PREFETCH = 100
 
 
-async def arrived(box: Sandbox) -> Counter[str]:
+async def arrived(sandbox: Sandbox) -> Counter[str]:
     """Return how often each mail was accepted, by its Message-ID."""
-    mails = (await box.get("/api/mails", limit=1000))["items"]
+    mails = (await sandbox.get("/api/mails", limit=1000))["items"]
     return Counter(each["id"] for each in mails if each["accepted"])
 
 
 async def test_e6_a_killed_process_loses_no_message(amqp_url: str, tmp_path: Path) -> None:
     messages = [email() for _ in range(300)] + [sms() for _ in range(100)]
     expected = {f"<{each['id']}@shop.example.com>" for each in messages if "to" in each}
-    async with running_sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         slow = {"behaviour": {"kind": "delay", "seconds": 0.05}}
-        await box.configure("/api/mails/settings", **slow)
-        await box.configure("/api/sms/settings", **slow)
-        environment = settings(box, RINGBACK_DELIVERY_PREFETCH=str(PREFETCH))
+        await sandbox.configure("/api/mails/settings", **slow)
+        await sandbox.configure("/api/sms/settings", **slow)
+        environment = settings(sandbox, RINGBACK_DELIVERY_PREFETCH=str(PREFETCH))
         with delivery_process(tmp_path, amqp_url, environment) as first:
             await first.ready()
             await client.send(*messages)
-            await until(lambda: arrived(box))
+            await until(lambda: arrived(sandbox))
             first.kill()
-            assert len(await arrived(box)) < len(expected), "killed too late"
+            assert len(await arrived(sandbox)) < len(expected), "killed too late"
         with delivery_process(tmp_path, amqp_url, environment) as second:
             await until(lambda: client.sent().keys() == {each["id"] for each in messages})
             assert CANARY not in second.output
-        mails = await arrived(box)
-        texts = Counter(each["id"] for each in await box.received("/api/sms", 100))
+        mails = await arrived(sandbox)
+        texts = Counter(each["id"] for each in await sandbox.received("/api/sms", 100))
     assert mails.keys() == expected
     assert texts.keys() == {each["id"] for each in messages if "phone" in each}
     repeats = mails.total() - len(mails) + texts.total() - len(texts)
@@ -55,31 +55,33 @@ async def test_e6_a_stopped_process_finishes_attempts_in_flight_and_repeats_none
 ) -> None:
     messages = [email() for _ in range(200)]
     expiring = sms(expires_at=seconds_from_now(5))
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        await box.configure("/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"})
-        await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.1})
-        with delivery_process(tmp_path, amqp_url, settings(box)) as first:
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        await sandbox.configure(
+            "/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"}
+        )
+        await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.1})
+        with delivery_process(tmp_path, amqp_url, settings(sandbox)) as first:
             await first.ready()
             await client.send(expiring)
             await client.fact(expiring, "attempt_failed")
             await client.send(*messages)
-            await until(lambda: arrived(box))
+            await until(lambda: arrived(sandbox))
             first.signal(signal.SIGTERM)
             assert await first.exit_code() == 0, first.output
             assert first.logged("stopped")
-        done = await arrived(box)
+        done = await arrived(sandbox)
         assert 0 < len(done) < len(messages)
         await until(
             lambda: client.sent().total() == len(done)
         )  # each fact was published before the end
-        await box.configure("/api/mails/settings")
-        await box.configure("/api/sms/settings")
+        await sandbox.configure("/api/mails/settings")
+        await sandbox.configure("/api/sms/settings")
         await until(lambda: seconds_from_now(0) >= expiring["expires_at"])
-        with delivery_process(tmp_path, amqp_url, settings(box)):
+        with delivery_process(tmp_path, amqp_url, settings(sandbox)):
             fact = await client.fact(expiring, "expired")
             await until(lambda: len(client.sent()) == len(messages))
-        mails = await arrived(box)
-        assert (await box.get("/api/sms", accepted="true"))["items"] == []
+        mails = await arrived(sandbox)
+        assert (await sandbox.get("/api/sms", accepted="true"))["items"] == []
     assert fact["attempt"] >= 2
     assert client.outcomes(expiring)[-1] == "expired"
     assert mails.total() == len(mails) == len(messages), "no mail was sent twice"

@@ -1,4 +1,4 @@
-"""E1 to E7 together: an event becomes mails, and no user gets one twice."""
+"""E1 to E7 together: an event becomes e-mails, and no user gets two."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,7 @@ from uuid import uuid4
 from services.ingestion.app import SCHEMA
 from services.sandbox.users import Directory
 from shared.postgres.migrations import migrate
-from tests.acceptance.test_mailings_crashes import HASTY, is_enabled
+from tests.acceptance.test_mailings_crashes import SHORT_LEASES, is_enabled
 from tests.fakes.mailing import empty_mailings
 from tests.fakes.mailings_client import mailings_client
 from tests.fakes.sandbox import Sandbox, running_sandbox
@@ -24,16 +24,16 @@ def wants_new_movies(user: dict[str, Any]) -> bool:
     return is_enabled(user) and user["notifications"].get("new_movies") is not False
 
 
-async def accepted(box: Sandbox) -> int:
+async def accepted(sandbox: Sandbox) -> int:
     """Return how many mails the mail server has accepted."""
-    count: int = (await box.get("/api/mails/settings"))["accepted"]
+    count: int = (await sandbox.get("/api/mails/settings"))["accepted"]
     return count
 
 
-async def published_twice(box: Sandbox) -> str:
+async def published_twice(sandbox: Sandbox) -> str:
     """Let a producer publish an event twice, and return its id."""
     request: dict[str, Any] = {"event_id": uuid4().hex, "count": 2}
-    async with box.session.post("/api/producers/cinema_scanner", json=request) as response:
+    async with sandbox.session.post("/api/producers/cinema_scanner", json=request) as response:
         assert response.status == 201, await response.text()
     return str(request["event_id"])
 
@@ -43,16 +43,16 @@ async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mai
 ) -> None:
     await empty_mailings(database_url)
     await migrate(database_url, SCHEMA)
-    wanted = sum(wants_new_movies(user) for user in map(Directory(USERS).user, range(USERS)))
+    expected = sum(wants_new_movies(user) for user in map(Directory(USERS).user, range(USERS)))
     async with (
-        running_sandbox(amqp_url, users=USERS) as box,
-        mailings_client(amqp_url, consuming=False) as around,
+        running_sandbox(amqp_url, users=USERS) as sandbox,
+        mailings_client(amqp_url, consuming=False) as client,
     ):
-        data_host = f"{box.url.host}:{box.url.port}"
+        data_host = f"{sandbox.url.host}:{sandbox.url.port}"
         settings = {
             "RINGBACK_DATABASE_URL": database_url,
             "RINGBACK_SOURCES": f"{data_host},auth=http://{data_host}/auth",
-            "RINGBACK_SMTP_URL": str(box.smtp),
+            "RINGBACK_SMTP_URL": str(sandbox.smtp),
             # Keeps the expansion slow enough to be killed in the middle.
             "RINGBACK_MAILINGS_MAX_WAITING": "100",
         }
@@ -60,18 +60,18 @@ async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mai
             running(tmp_path, amqp_url, settings, INGESTION) as ingestion,
             running(tmp_path, amqp_url, settings, DELIVERY),
         ):
-            with running(tmp_path, amqp_url, settings, HASTY) as first:
+            with running(tmp_path, amqp_url, settings, SHORT_LEASES) as first:
                 await asyncio.gather(ingestion.ready(), first.ready())
-                event = await published_twice(box)
+                event = await published_twice(sandbox)
 
                 async def some_accepted() -> bool:
-                    return await accepted(box) >= wanted // 4
+                    return await accepted(sandbox) >= expected // 4
 
                 await until(some_accepted)
                 first.kill()
-            assert not first.logged("posting expanded"), "killed too late to prove anything"
-            with running(tmp_path, amqp_url, settings, HASTY):
-                [posting] = (await around.request("ListPostings", from_event=event))["items"]
-                status = await around.ended(posting["id"], "done")
-            assert status["messages"]["sent"] == wanted
-            assert await accepted(box) == wanted, "a user got it twice"
+            assert not first.logged("posting expanded"), "killed too late for this test"
+            with running(tmp_path, amqp_url, settings, SHORT_LEASES):
+                [posting] = (await client.request("ListPostings", from_event=event))["items"]
+                status = await client.wait_for_status(posting["id"], "done")
+            assert status["messages"]["sent"] == expected
+            assert await accepted(sandbox) == expected, "a user got the e-mail twice"

@@ -37,20 +37,22 @@ def ids(bodies: Iterable[dict[str, Any]]) -> set[str]:
 
 
 async def wait_for_postings(
-    peers: IngestionClient, bodies: list[dict[str, Any]], within: float = 30.0
+    client: IngestionClient, bodies: list[dict[str, Any]], within: float = 30.0
 ) -> None:
     """Wait for the posting of each event, and check that no event has two different ids."""
-    wanted = ids(bodies)
-    await until(lambda: peers.ids().keys() >= wanted, within)
-    assert {event: len(found) for event, found in peers.ids().items()} == dict.fromkeys(wanted, 1)
+    expected = ids(bodies)
+    await until(lambda: client.ids().keys() >= expected, within)
+    assert {event: len(found) for event, found in client.ids().items()} == dict.fromkeys(
+        expected, 1
+    )
 
 
-def repeats(peers: IngestionClient) -> int:
-    return sum(found.total() - 1 for found in peers.ids().values())
+def repeats(client: IngestionClient) -> int:
+    return sum(found.total() - 1 for found in client.ids().values())
 
 
 @asynccontextmanager
-async def event_stream(peers: IngestionClient) -> AsyncIterator[list[dict[str, Any]]]:
+async def event_stream(client: IngestionClient) -> AsyncIterator[list[dict[str, Any]]]:
     """Publish each event twice during the block, and yield the list of confirmed events."""
     confirmed: list[dict[str, Any]] = []
     stop = asyncio.Event()
@@ -58,7 +60,7 @@ async def event_stream(peers: IngestionClient) -> AsyncIterator[list[dict[str, A
     async def send() -> None:
         while not stop.is_set():
             bodies = new_events(20)
-            await send_all(peers, bodies + bodies)
+            await send_all(client, bodies + bodies)
             confirmed.extend(bodies)
             await asyncio.sleep(0.05)  # the rate of the stream; nothing is waited for
 
@@ -77,18 +79,18 @@ async def test_e3_a_kill_at_any_point_loses_no_event_and_changes_no_id(
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
     bodies = new_events(30)
-    async with ingestion_client(amqp_url) as peers:
+    async with ingestion_client(amqp_url) as client:
         with running(tmp_path, amqp_url, settings, (*CRASHING, point)) as dying:
             while not dying.exited():
-                await send_all(peers, bodies + bodies)
+                await send_all(client, bodies + bodies)
                 bodies += new_events(5)
             assert await dying.exit_code() == -signal.SIGKILL, dying.output
-        await send_all(peers, bodies)
+        await send_all(client, bodies)
         with running(tmp_path, amqp_url, settings, (*CRASHING, "never")) as second:
             await second.ready()
-            await wait_for_postings(peers, bodies)
+            await wait_for_postings(client, bodies)
             # A command that was published and not deleted is published once more.
-            assert max(found.total() for found in peers.ids().values()) <= 2
+            assert max(found.total() for found in client.ids().values()) <= 2
 
 
 async def test_row_19_a_database_restart_loses_no_event(
@@ -96,18 +98,20 @@ async def test_row_19_a_database_restart_loses_no_event(
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    async with ingestion_client(amqp_url) as peers:
-        with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
-            await it.ready()
-            async with event_stream(peers) as confirmed:
-                await until(lambda: peers.postings)
+    async with ingestion_client(amqp_url) as client:
+        with running(tmp_path, amqp_url, settings, RUN_INGESTION) as service:
+            await service.ready()
+            async with event_stream(client) as confirmed:
+                await until(lambda: client.postings)
                 await asyncio.to_thread(own_database.stop, immediate=True)
-                held = len(confirmed)
-                await until(lambda: len(confirmed) > held + 100)
+                count_at_stop = len(confirmed)
+                await until(lambda: len(confirmed) > count_at_stop + 100)
                 await asyncio.to_thread(own_database.start)
-                await until(lambda: peers.of(confirmed[held + 80]["event_id"]), 30)
-            await wait_for_postings(peers, confirmed)
-            assert repeats(peers) <= 1000  # at most two batches
+                await until(
+                    lambda: client.postings_of(confirmed[count_at_stop + 80]["event_id"]), 30
+                )
+            await wait_for_postings(client, confirmed)
+            assert repeats(client) <= 1000  # at most two batches
 
 
 async def test_row_1_a_killed_broker_loses_no_command(
@@ -116,20 +120,20 @@ async def test_row_1_a_killed_broker_loses_no_command(
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
     bodies = new_events(2000)
-    with running(tmp_path, own_broker.url, settings, RUN_INGESTION) as it:
-        await it.ready()
+    with running(tmp_path, own_broker.url, settings, RUN_INGESTION) as service:
+        await service.ready()
         await asyncio.to_thread(
             own_broker.sync
         )  # otherwise its queues may be empty after the restart
         async with ingestion_client(own_broker.url) as before:
             await send_all(before, bodies)
-            assert len(before.ids()) < len(bodies), "killed too late to prove anything"
+            assert len(before.ids()) < len(bodies), "killed too late for this test"
             await asyncio.to_thread(own_broker.kill)
         await asyncio.to_thread(own_broker.start)
         async with ingestion_client(own_broker.url) as after:
             after.postings.extend(before.postings)
             await wait_for_postings(after, bodies)
-        assert not it.logged("bug")
+        assert not service.logged("bug")
 
 
 async def test_row_32_a_stop_under_load_leaves_an_empty_outbox(
@@ -137,16 +141,16 @@ async def test_row_32_a_stop_under_load_leaves_an_empty_outbox(
 ) -> None:
     await migrate(own_database.url, SCHEMA)
     settings = {"RINGBACK_DATABASE_URL": own_database.url}
-    async with ingestion_client(amqp_url) as peers:
-        with running(tmp_path, amqp_url, settings, RUN_INGESTION) as it:
-            await it.ready()
-            async with event_stream(peers) as confirmed:
-                await until(lambda: peers.postings)
-                it.signal(signal.SIGTERM)
-                assert await it.exit_code() == 0, it.output
+    async with ingestion_client(amqp_url) as client:
+        with running(tmp_path, amqp_url, settings, RUN_INGESTION) as service:
+            await service.ready()
+            async with event_stream(client) as confirmed:
+                await until(lambda: client.postings)
+                service.signal(signal.SIGTERM)
+                assert await service.exit_code() == 0, service.output
             connection = await asyncpg.connect(own_database.url)
             assert await connection.fetchval("SELECT count(*) FROM ingestion.outbox") == 0
             await connection.close()
         with running(tmp_path, amqp_url, settings, RUN_INGESTION):
-            await wait_for_postings(peers, confirmed)
-        assert repeats(peers) == 0
+            await wait_for_postings(client, confirmed)
+        assert repeats(client) == 0

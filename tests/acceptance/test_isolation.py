@@ -79,8 +79,8 @@ async def test_row_28_hostile_receivers_cost_only_their_timeout(
             name: await publisher.send(send_callback(receiver.url, **limits))
             for name, (receiver, _) in hostile.items()
         }
-        neighbours = set(await publisher.send_all(send_callback(healthy.url) for _ in range(200)))
-        await until(lambda: neighbours <= {f["callback_id"] for f in publisher.facts})
+        healthy_ids = set(await publisher.send_all(send_callback(healthy.url) for _ in range(200)))
+        await until(lambda: healthy_ids <= {f["callback_id"] for f in publisher.facts})
         await until(lambda: set(ids.values()) <= {f["callback_id"] for f in publisher.facts})
 
         for name, (_, counts) in hostile.items():
@@ -120,18 +120,18 @@ async def test_row_29_dead_targets_do_not_delay_healthy_ones(amqp_url: str, tmp_
 
 async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_path: Path) -> None:
     settings = {"breaker_failures": 3}
-    back = asyncio.Event()
+    recovered = asyncio.Event()
 
-    async def down_for_a_while(connection: ClientConnection) -> None:
+    async def respond_503_until_recovered(connection: ClientConnection) -> None:
         while True:
             await connection.request()
-            await connection.write(misbehaviour.response(200 if back.is_set() else 503))
+            await connection.write(misbehaviour.response(200 if recovered.is_set() else 503))
 
     async with AsyncExitStack() as stack:
         service, publisher = await stack.enter_async_context(
             callback_service(amqp_url, tmp_path, **settings)
         )
-        target = await stack.enter_async_context(serve(down_for_a_while))
+        target = await stack.enter_async_context(serve(respond_503_until_recovered))
         origin = target.url.removesuffix("/hook")
         retry = {"delays": [1], "quick_retries_count": 50}
         ids = set(
@@ -147,7 +147,7 @@ async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_p
         probes = len(target.requests)
         await until(lambda: len(target.requests) > probes)
         assert len(target.requests) == probes + 1
-        back.set()
+        recovered.set()
         delivered = "callback.delivered"
         await until(
             lambda: {f["callback_id"] for f in publisher.facts if f["type"] == delivered} == ids, 60
@@ -210,14 +210,14 @@ async def test_a_fast_target_that_starts_to_hang_does_not_keep_all_slots(
         _, publisher = await stack.enter_async_context(
             callback_service(amqp_url, tmp_path, **settings)
         )
-        turning = await stack.enter_async_context(serve(fast_at_first))
+        changing = await stack.enter_async_context(serve(fast_at_first))
         healthy = await stack.enter_async_context(serve(respond()))
-        warm = await publisher.send_all(
-            send_callback(target.url) for target in (turning, healthy) for _ in range(150)
+        warm_up = await publisher.send_all(
+            send_callback(target.url) for target in (changing, healthy) for _ in range(150)
         )
-        await until(lambda: len(publisher.facts) == len(warm))
+        await until(lambda: len(publisher.facts) == len(warm_up))
         hanging.set()
-        await publisher.send_all(send_callback(turning.url) for _ in range(600))
+        await publisher.send_all(send_callback(changing.url) for _ in range(600))
         ids = set(await publisher.send_all(send_callback(healthy.url) for _ in range(20)))
         await until(lambda: ids <= {fact["callback_id"] for fact in publisher.facts})
 
@@ -272,7 +272,7 @@ async def test_row_13_a_message_that_kills_its_workers_is_dead_lettered_at_the_l
         second.kill()
         third = stack.enter_context(running(tmp_path, amqp_url))
         await third.ready()
-        letter = await publisher.dead_letter(poison)
-        assert letter.headers["x-first-death-reason"] == "delivery_limit"
+        dead_letter = await publisher.dead_letter(poison)
+        assert dead_letter.headers["x-first-death-reason"] == "delivery_limit"
         after = await publisher.send(send_callback(healthy.url))
         await publisher.fact(after, "callback.delivered")

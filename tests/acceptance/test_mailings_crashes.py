@@ -1,4 +1,4 @@
-"""E7: a posting to 20,000 users survives kill -9 and a database restart; no one is skipped."""
+"""E7: a posting to 20,000 users survives kill -9 and a database restart, without a gap."""
 
 import asyncio
 from pathlib import Path
@@ -9,9 +9,9 @@ from tests.fakes.mailings_client import MailingsClient, mailings_client
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import running
 
-HASTY = ("-m", "tests.acceptance.short_lease_mailings")
+SHORT_LEASES = ("-m", "tests.acceptance.short_lease_mailings")
 USERS = 20_000
-FEWER = 6_000
+RESTART_USERS = 6_000
 PAGE = 500
 
 
@@ -33,39 +33,39 @@ def is_enabled(user: dict[str, object]) -> bool:
     )
 
 
-async def wait_until_all_have_it(around: MailingsClient, users: int, *, repeats: int) -> None:
-    """Wait until exactly the users who enabled it have it, each with one id."""
-    directory = around.directory(users)
+async def wait_until_all_received(client: MailingsClient, users: int, *, repeats: int) -> None:
+    """Wait until exactly the users who enabled the e-mail received it, each with one id."""
+    directory = client.directory(users)
     enabled = {user["id"] for user in directory if is_enabled(user)}
-    await around.until(len(enabled))
-    assert around.ids.keys() == enabled
-    assert {len(ids) for ids in around.ids.values()} == {1}, "a user has two ids"
-    assert sum(ids.total() for ids in around.ids.values()) - len(enabled) <= repeats
+    await client.wait_for_users(len(enabled))
+    assert client.ids.keys() == enabled
+    assert {len(ids) for ids in client.ids.values()} == {1}, "a user has two ids"
+    assert sum(ids.total() for ids in client.ids.values()) - len(enabled) <= repeats
 
 
 async def test_e7_two_kills_skip_no_recipient_and_change_no_id(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     await empty_mailings(own_database.url)
-    async with running_sandbox(users=USERS) as users, mailings_client(amqp_url) as around:
+    async with running_sandbox(users=USERS) as sandbox, mailings_client(amqp_url) as client:
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
-            "RINGBACK_SOURCES": f"auth={users.url}auth",
+            "RINGBACK_SOURCES": f"auth={sandbox.url}auth",
         }
-        id_ = await around.post(to_all_users())
+        posting_id = await client.post(to_all_users())
         for reached in (2_000, 8_000):
-            with running(tmp_path, amqp_url, settings, HASTY) as it:
-                await around.until(reached)
-                it.kill()
-            assert len(around.ids) < USERS // 2 + 2_000, (
+            with running(tmp_path, amqp_url, settings, SHORT_LEASES) as service:
+                await client.wait_for_users(reached)
+                service.kill()
+            assert len(client.ids) < USERS // 2 + 2_000, (
                 "the process was killed too late for this test"
             )
-        with running(tmp_path, amqp_url, settings, HASTY) as it:
-            await wait_until_all_have_it(around, USERS, repeats=2 * PAGE)
-            status = await around.ended(id_)
-            assert not it.logged("bug")
+        with running(tmp_path, amqp_url, settings, SHORT_LEASES) as service:
+            await wait_until_all_received(client, USERS, repeats=2 * PAGE)
+            status = await client.wait_for_status(posting_id)
+            assert not service.logged("bug")
     assert (status["status"], status["pages"]) == ("sending", USERS // PAGE + 1)
-    assert status["messages"]["created"] == len(around.ids)
+    assert status["messages"]["created"] == len(client.ids)
     assert sum(status["messages"].values()) == status["receivers"] == USERS
 
 
@@ -73,18 +73,18 @@ async def test_row_19_a_database_restart_skips_no_recipient(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     await empty_mailings(own_database.url)
-    async with running_sandbox(users=FEWER) as users, mailings_client(amqp_url) as around:
+    async with running_sandbox(users=RESTART_USERS) as sandbox, mailings_client(amqp_url) as client:
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
-            "RINGBACK_SOURCES": f"auth={users.url}auth",
+            "RINGBACK_SOURCES": f"auth={sandbox.url}auth",
         }
-        with running(tmp_path, amqp_url, settings, HASTY) as it:
-            await it.ready()
-            id_ = await around.post(to_all_users())
-            await around.until(1_000)
+        with running(tmp_path, amqp_url, settings, SHORT_LEASES) as service:
+            await service.ready()
+            posting_id = await client.post(to_all_users())
+            await client.wait_for_users(1_000)
             await asyncio.to_thread(own_database.stop, immediate=True)
             await asyncio.to_thread(own_database.start)
-            await wait_until_all_have_it(around, FEWER, repeats=PAGE)
-            status = await around.ended(id_)
-            assert not it.logged("bug")
-    assert status["receivers"] == FEWER
+            await wait_until_all_received(client, RESTART_USERS, repeats=PAGE)
+            status = await client.wait_for_status(posting_id)
+            assert not service.logged("bug")
+    assert status["receivers"] == RESTART_USERS

@@ -61,14 +61,14 @@ async def schedule(callbacks: FakeCallbackService, due: Mapping[str, float]) -> 
     )
 
 
-def early(callbacks: FakeCallbackService, due: Mapping[str, float]) -> list[str]:
+def early_arrivals(callbacks: FakeCallbackService, due: Mapping[str, float]) -> list[str]:
     """Return the callbacks that arrived before their due time."""
     due_times = {str(callback_id_of_message("", key)): at for key, at in due.items()}
     return [each.id for each in callbacks.arrivals if each.at < due_times[each.id] - TOLERANCE]
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_and_never_loses(
+async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
     amqp_url: str, empty_url: str, tmp_path: Path, point: str
 ) -> None:
     crash = ("-m", "tests.acceptance.crashing_scheduler", point)
@@ -84,17 +84,17 @@ async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_and_never_los
         }
         await schedule(callbacks, due)
         assert await dying.exit_code() == -9, dying.output
-        died = time.time()
+        died_at = time.time()
         with running(tmp_path, amqp_url, settings(empty_url), RUN) as second:
             await second.ready()
-            wanted = {str(callback_id_of_message("", key)) for key in due}
-            await until(lambda: callbacks.reported("notified") >= wanted)
+            expected = {str(callback_id_of_message("", key)) for key in due}
+            await until(lambda: callbacks.reported("notified") >= expected)
             # row 17: within the lease and one poll, plus the start of the process
-            assert time.time() - died < LEASE + TIMEOUT + 10
+            assert time.time() - died_at < LEASE + TIMEOUT + 10
             arrivals = Counter(each.id for each in callbacks.arrivals)
-            assert arrivals.keys() == wanted
+            assert arrivals.keys() == expected
             assert max(arrivals.values()) <= 2
-            assert early(callbacks, due) == []
+            assert early_arrivals(callbacks, due) == []
             assert await callbacks.dead_letters() == []
 
 
@@ -116,10 +116,10 @@ async def test_row_18_a_scheduler_suspended_beyond_its_lease_settles_nothing_wro
         replicas[0].signal(signal.SIGSTOP)
         await asyncio.sleep(LEASE * 2)  # the length of the suspension
         replicas[0].signal(signal.SIGCONT)
-        wanted = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: callbacks.reported("notified") >= wanted, 30)
-        assert early(callbacks, due) == []
-        repeats = len(callbacks.arrivals) - len(wanted)
+        expected = {str(callback_id_of_message("", key)) for key in due}
+        await until(lambda: callbacks.reported("notified") >= expected, 30)
+        assert early_arrivals(callbacks, due) == []
+        repeats = len(callbacks.arrivals) - len(expected)
         assert repeats <= 500  # one batch
 
 
@@ -158,10 +158,10 @@ async def test_s11_rows_19_and_23_killed_replicas_and_a_restarted_database_notif
             faults.create_task(schedule(callbacks, due))
             faults.create_task(_restart(own_database, 4))
             faults.create_task(_kill_in_turn(stack, replicas, start))
-        wanted = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: len(callbacks.reported("notified") & wanted) == count, 90)
-        assert early(callbacks, due) == []
-        assert {each.id for each in callbacks.arrivals} == wanted
+        expected = {str(callback_id_of_message("", key)) for key in due}
+        await until(lambda: len(callbacks.reported("notified") & expected) == count, 90)
+        assert early_arrivals(callbacks, due) == []
+        assert {each.id for each in callbacks.arrivals} == expected
         repeats = len(callbacks.arrivals) - count
         print(f"{repeats} repeats of {count}")  # noqa: T201 - a figure to read
         assert repeats <= count
@@ -180,15 +180,15 @@ async def test_row_19_without_its_database_the_scheduler_waits_and_loses_nothing
             now = time.time()
             due = {f"m-{n}": now for n in range(100)}
             await schedule(callbacks, due)
-            await until(lambda: "database" in service.output and _down(service))
+            await until(lambda: "database" in service.output and _lost_database(service))
             assert callbacks.arrivals == []
             await asyncio.to_thread(own_database.start)
-            wanted = {str(callback_id_of_message("", key)) for key in due}
-            await until(lambda: callbacks.reported("notified") >= wanted, 30)
+            expected = {str(callback_id_of_message("", key)) for key in due}
+            await until(lambda: callbacks.reported("notified") >= expected, 30)
             assert await callbacks.dead_letters() == []
 
 
-def _down(service: Service) -> bool:
+def _lost_database(service: Service) -> bool:
     return bool(service.logged("database is not ready"))
 
 
@@ -198,7 +198,7 @@ async def test_row_22_an_idle_transaction_does_not_slow_claims(empty_url: str) -
         await idle.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         await idle.fetch("SELECT count(*) FROM scheduler.scheduled_callbacks")
 
-        async def churn(rounds: int) -> float:
+        async def claim_time(rounds: int) -> float:
             """Return the median seconds of a claim; a busy machine slows only some of them."""
             durations = []
             for _ in range(rounds):
@@ -211,10 +211,10 @@ async def test_row_22_an_idle_transaction_does_not_slow_claims(empty_url: str) -
                 await scheduler.settle(*(delivered(item["id"]) for item in created["items"]))
             return median(durations)
 
-        before = await churn(20)
-        await churn(
+        before = await claim_time(20)
+        await claim_time(
             100
         )  # inserts and deletes 20,000 rows, whose dead index entries vacuum cannot remove
-        after = await churn(20)
+        after = await claim_time(20)
         await idle.close()
         assert after <= max(5 * before, 0.05)

@@ -103,72 +103,76 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
             await process.wait()
 
 
-async def schedule_as_it_says(said: str) -> None:
+async def run_printed_schedule_command(output: str) -> None:
     """Schedule a callback with the printed command, and find it in the list."""
-    schedule = re.search(r"curl (\S+) --json '(.+)'", said)
-    docs = re.search(r"HTTP API, to try +(\S+)", said)
-    list_it = re.search(r"(schedule list --url \S+)", said)
+    schedule = re.search(r"curl (\S+) --json '(.+)'", output)
+    docs = re.search(r"HTTP API, to try +(\S+)", output)
+    list_command = re.search(r"(schedule list --url \S+)", output)
     assert schedule
     assert docs
-    assert list_it
+    assert list_command
     json_body = {"Content-Type": "application/json"}
     async with (
         aiohttp.ClientSession() as http,
         http.get(docs[1]) as page,
-        http.post(schedule[1], data=schedule[2], headers=json_body) as answer,
+        http.post(schedule[1], data=schedule[2], headers=json_body) as response,
     ):
         assert page.status == 200
-        assert answer.status == 201, await answer.text()
-        identity = (await answer.json())["id"]
-    listed = await ringback(*list_it[1].split(), amqp_url=None)
+        assert response.status == 201, await response.text()
+        identity = (await response.json())["id"]
+    listed = await ringback(*list_command[1].split(), amqp_url=None)
     assert identity in listed.out
 
 
-async def test_the_first_five_minutes(installation: Installation) -> None:
+async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
+    installation: Installation,
+) -> None:
     """Run the demonstration on private servers, send a callback, and press Ctrl-C."""
     assert installation
-    async with up() as it:
-        said = await it.until(EVERYTHING_IS_RUNNING)
+    async with up() as running:
+        output = await running.until(EVERYTHING_IS_RUNNING)
 
         for service in ("RabbitMQ", "PostgreSQL", *SERVICES):
-            assert re.search(rf"{service} +ready", said)
-        good = (
+            assert re.search(rf"{service} +ready", output)
+        delivered = (
             "delivered: the receiver responded with 200;"
             " signatures verified (x-signature, webhook-signature)"
         )
-        assert f"1  attempt 1 {good}" in said
-        assert "2  attempt 1 failed: the receiver responded with 503" in said
-        assert "2  attempt 2 failed: the receiver responded with 503" in said
-        assert f"2  attempt 3 {good}" in said
-        assert "3  dead-lettered to callbacks.dead: 169.254.169.254 is not a public" in said
+        assert f"1  attempt 1 {delivered}" in output
+        assert "2  attempt 1 failed: the receiver responded with 503" in output
+        assert "2  attempt 2 failed: the receiver responded with 503" in output
+        assert f"2  attempt 3 {delivered}" in output
+        assert "3  dead-lettered to callbacks.dead: 169.254.169.254 is not a public" in output
 
-        late = re.search(r"4  delivered (-?\d+) ms after it was due; signatures verified", said)
-        assert late
-        assert 0 <= int(late[1]) < 2000
+        lateness = re.search(
+            r"4  delivered (-?\d+) ms after it was due; signatures verified", output
+        )
+        assert lateness
+        assert 0 <= int(lateness[1]) < 2000
 
-        # E1 to E6: events become mails for those who want them, a code an SMS, but not too late.
-        assert re.search(r"5  “Welcome to Ringback” sent to \S+@example.com", said)
-        mails = re.search(r"6  (\d+) of (\d+) users got an e-mail .*; (\d+) skipped", said)
+        # E1 to E6: events become e-mails to subscribers. A code is sent as an SMS until its expiry.
+        assert re.search(r"5  “Welcome to Ringback” sent to \S+@example.com", output)
+        mails = re.search(r"6  (\d+) of (\d+) users got an e-mail .*; (\d+) skipped", output)
         assert mails
         assert int(mails[1]) + int(mails[3]) == int(mails[2]) > 1000
-        assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", said)
-        assert re.search(r"8  posting \S+: expired, nothing was sent", said)
+        assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
+        assert re.search(r"8  posting \S+: expired, nothing was sent", output)
 
         # The printed commands work in another terminal.
-        export = re.search(r"export RINGBACK_AMQP_URL=(\S+)", said)
-        order = re.search(r"echo '(.+)' \| .*ringback.* send SendCallback", said)
-        assert export
-        assert order
-        amqp_url = export[1]
-        sent = await ringback("send", "SendCallback", amqp_url=amqp_url, given=order[1])
+        broker_url = re.search(r"export RINGBACK_AMQP_URL=(\S+)", output)
+        send_command = re.search(r"echo '(.+)' \| .*ringback.* send SendCallback", output)
+        assert broker_url
+        assert send_command
+        amqp_url = broker_url[1]
+        sent = await ringback("send", "SendCallback", amqp_url=amqp_url, stdin=send_command[1])
         assert sent.code == 0
-        sandbox = json.loads(order[1])["target_url"].removesuffix("/hooks/mine")
+        sandbox = json.loads(send_command[1])["target_url"].removesuffix("/hooks/mine")
         url = f"{sandbox}/api/deliveries/wait?mailbox=mine&webhook_id={sent.out.strip()}"
-        async with aiohttp.ClientSession() as http, http.get(url) as answer:
-            [delivery] = (await answer.json())["items"]
+        async with aiohttp.ClientSession() as http, http.get(url) as response:
+            [delivery] = (await response.json())["items"]
         assert delivery["verified"]
 
-        await schedule_as_it_says(said)
+        await run_printed_schedule_command(output)
 
         # Without the export, a command finds the private broker.
         found = await ringback("dead", "list", "callbacks", amqp_url=None)
@@ -177,14 +181,14 @@ async def test_the_first_five_minutes(installation: Installation) -> None:
 
         # A ticket is signed with the key of the services.
         ticket = await ringback("ticket", "shop", amqp_url=None)
-        given = it.environment("callback")
+        given = running.environment("callback")
         assert TicketVerifier(given["RINGBACK_TICKET_KEY"]).verify(ticket.out.strip()) == "shop"
         assert SecretCipher.of(given["RINGBACK_SECRETS_KEY"])
 
-        services = it.children
+        services = running.children
         assert len(services) >= 2
-        assert await it.end(signal.SIGINT) == 0
-        assert it.output.rstrip().endswith("Stopped.")
+        assert await running.end(signal.SIGINT) == 0
+        assert running.output.rstrip().endswith("Stopped.")
         assert not alive(services)
         checked = await ringback("topology", "check", amqp_url=amqp_url)
         assert checked.code == 1, "the private broker still runs"
@@ -194,15 +198,15 @@ async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
     amqp_url: str, database_url: str
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
-    async with up("--without-sandbox", **settings) as it:
-        await it.until(EVERYTHING_IS_RUNNING)
-        assert "sandbox" not in it.output
+    async with up("--without-sandbox", **settings) as running:
+        await running.until(EVERYTHING_IS_RUNNING)
+        assert "sandbox" not in running.output
 
-        os.kill(it.service("callback"), signal.SIGKILL)
+        os.kill(running.service("callback"), signal.SIGKILL)
 
-        await it.until("callback ended after SIGKILL")
-        await it.until("consumer is ready")  # from its log
-        assert await asyncio.wait_for(it.process.wait(), 30) == 1
+        await running.until("callback ended after SIGKILL")
+        await running.until("consumer is ready")  # from its log
+        assert await asyncio.wait_for(running.process.wait(), 30) == 1
 
 
 async def test_up_uses_free_ports_if_the_default_ports_are_taken(
@@ -214,12 +218,12 @@ async def test_up_uses_free_ports_if_the_default_ports_are_taken(
         with suppress(OSError):  # already taken
             taken.append(await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port))
     try:
-        async with up(**settings) as it:
-            said = await it.until(EVERYTHING_IS_RUNNING)
+        async with up(**settings) as running:
+            output = await running.until(EVERYTHING_IS_RUNNING)
             for port in (8025, 8080, 8090, 9101, 9103, 9109):
-                assert f"127.0.0.1:{port}/" not in said
-            assert "2  attempt 3 delivered" in said
-            assert await it.end(signal.SIGTERM) == 0
+                assert f"127.0.0.1:{port}/" not in output
+            assert "2  attempt 3 delivered" in output
+            assert await running.end(signal.SIGTERM) == 0
     finally:
         for server in taken:
             server.close()
@@ -227,17 +231,17 @@ async def test_up_uses_free_ports_if_the_default_ports_are_taken(
 
 async def test_services_stop_after_a_kill_9_of_up(amqp_url: str, database_url: str) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
-    async with up("--without-sandbox", **settings) as it:
-        await it.until(EVERYTHING_IS_RUNNING)
-        services = it.children
+    async with up("--without-sandbox", **settings) as running:
+        await running.until(EVERYTHING_IS_RUNNING)
+        services = running.children
 
-        it.process.kill()
+        running.process.kill()
 
         await until(lambda: not alive(services))
 
 
 @pytest.mark.parametrize("name", ["RINGBACK_AMQP_URL", "RINGBACK_CALLBACK_PREFETCH"])
 async def test_wrong_configuration_starts_nothing(name: str) -> None:
-    async with up(**{name: "nonsense"}) as it:
-        assert name in await it.until(name)
-        assert await it.process.wait() == 2
+    async with up(**{name: "nonsense"}) as running:
+        assert name in await running.until(name)
+        assert await running.process.wait() == 2

@@ -14,10 +14,10 @@ SECONDS: Final = 30.0
 BURST: Final = 2000
 # Seconds until the slow targets respond, and for which memory is sampled.
 SLOW: Final = 2.0
-WATCHED: Final = 5.0
+SAMPLE_SECONDS: Final = 5.0
 # Messages a second, far below a sender's limit, so that only the wait itself is measured.
-CALM_RATE: Final = 200.0
-CALM_SECONDS: Final = 4.0
+LOW_RATE: Final = 200.0
+LOW_RATE_SECONDS: Final = 4.0
 MAX_RESIDENT: Final = 150.0  # MB
 
 
@@ -28,14 +28,14 @@ async def memory(rig: Rig) -> Section:
         async with rig.site(contender) as site:
             idle = site.sender.resident()
             await site.warm_up(Group.SLOW, 4 * PREFETCH)  # the lanes of these targets widen
-            site.seen.delay.value = SLOW
+            site.counters.delay.value = SLOW
             await site.feed((Group.SLOW,), 3 * PREFETCH)
             in_flight, resident = await _watch(site)
-            site.seen.delay.value = 0.0
+            site.counters.delay.value = 0.0
             figures[contender] = (idle, resident, in_flight)
     idle, resident, in_flight = figures[Contender.OURS]
     hand_idle, hand_resident, hand_in_flight = figures[Contender.HAND_WRITTEN]
-    real = in_flight >= 0.95 * PREFETCH
+    is_full = in_flight >= 0.95 * PREFETCH
     rows = [
         Row(
             "resident, 1,000 in flight",
@@ -44,7 +44,7 @@ async def memory(rig: Rig) -> Section:
             hand_resident,
             resident / hand_resident,
             f"under {MAX_RESIDENT:.0f} MB",
-            at_most(resident, MAX_RESIDENT) if real else Verdict.SHORT,
+            at_most(resident, MAX_RESIDENT) if is_full else Verdict.SHORT,
         ),
         Row("resident after 500 callbacks", "MB", idle, hand_idle, idle / hand_idle),
         Row("measured in flight, maximum", "requests", in_flight, hand_in_flight),
@@ -54,11 +54,11 @@ async def memory(rig: Rig) -> Section:
 
 async def _watch(site: Site) -> tuple[int, float]:
     """Return the maximum of requests in flight and the maximum of resident MB."""
-    seen = site.seen
+    counters = site.counters
     in_flight, resident = 0, 0.0
-    end = time.monotonic() + WATCHED
+    end = time.monotonic() + SAMPLE_SECONDS
     while time.monotonic() < end:
-        in_flight = max(in_flight, seen.count[Group.SLOW] - seen.responses[Group.SLOW])
+        in_flight = max(in_flight, counters.count[Group.SLOW] - counters.responses[Group.SLOW])
         resident = max(resident, site.sender.resident())
         await asyncio.sleep(0.02)
     return in_flight, resident
@@ -72,34 +72,46 @@ async def tier(rig: Rig) -> Section:
     hops: dict[Contender, list[float]] = {}
     notes = [
         "Ringback adds jitter: it waits 1 to 1.5 s, and the part above 1 s costs another hop",
-        f"waits at {CALM_RATE:.0f} messages a second",
+        f"waits at {LOW_RATE:.0f} messages a second",
     ]
-    async with rig.site(Contender.OURS) as ours, rig.site(Contender.HAND_WRITTEN) as hand:
-        sites = {Contender.OURS: ours, Contender.HAND_WRITTEN: hand}
+    async with rig.site(Contender.OURS) as ours, rig.site(Contender.HAND_WRITTEN) as baseline:
+        sites = {Contender.OURS: ours, Contender.HAND_WRITTEN: baseline}
         for _ in rounds(ROUNDS, SECONDS):
             for contender, site in sites.items():
                 direct[contender].append(await burst(site, (Group.HEALTHY,), BURST))
                 retried[contender].append(await burst(site, (Group.FLAKY,), BURST, responses=2))
         for contender, site in sites.items():
-            numbers = await site.pace((Group.HEALTHY,), CALM_RATE, CALM_SECONDS)
-            wanted = site.seen.responses[Group.FLAKY]
-            again = await site.pace((Group.FLAKY,), CALM_RATE, CALM_SECONDS)
-            complete = await site.until(Group.FLAKY, wanted + 2 * len(again), 20)
+            numbers = await site.pace((Group.HEALTHY,), LOW_RATE, LOW_RATE_SECONDS)
+            expected = site.counters.responses[Group.FLAKY]
+            flaky_numbers = await site.pace((Group.FLAKY,), LOW_RATE, LOW_RATE_SECONDS)
+            complete = await site.until(Group.FLAKY, expected + 2 * len(flaky_numbers), 20)
             if not complete:
                 notes.append("some second attempts took longer than 20 s: the machine is busy")
             waits[contender] = [site.wait(number) * 1e3 for number in numbers]
             hops[contender] = [
-                site.seen.last[n] - site.seen.first[n]
-                for n in again
-                if site.seen.last[n] > site.seen.first[n]
+                site.counters.last[n] - site.counters.first[n]
+                for n in flaky_numbers
+                if site.counters.last[n] > site.counters.first[n]
             ]
     o, h = Contender.OURS, Contender.HAND_WRITTEN
-    whole = {c: median([b.cpu for b in retried[c]]) for c in Contender}
-    once = {c: median([b.cpu for b in direct[c]]) for c in Contender}
-    hop = {c: whole[c] - 2 * once[c] for c in Contender}
+    failed_once = {c: median([b.cpu for b in retried[c]]) for c in Contender}
+    delivered_once = {c: median([b.cpu for b in direct[c]]) for c in Contender}
+    hop = {c: failed_once[c] - 2 * delivered_once[c] for c in Contender}
     rows = [
-        Row("CPU: fails once, then delivered", "µs", whole[o], whole[h], whole[o] / whole[h]),
-        Row("CPU: delivered at once", "µs", once[o], once[h], once[o] / once[h]),
+        Row(
+            "CPU: fails once, then delivered",
+            "µs",
+            failed_once[o],
+            failed_once[h],
+            failed_once[o] / failed_once[h],
+        ),
+        Row(
+            "CPU: delivered at once",
+            "µs",
+            delivered_once[o],
+            delivered_once[h],
+            delivered_once[o] / delivered_once[h],
+        ),
         Row("CPU: the hop alone, without the requests", "µs", hop[o], hop[h]),
         Row(
             "wait, publish to first attempt, median",

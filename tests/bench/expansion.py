@@ -120,15 +120,15 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnectio
     """Provide a virtual host with all queues, and a publisher."""
     url = rig.broker.add_vhost(name)
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
-    keeping = asyncio.create_task(publisher.run())
+    publishing = asyncio.create_task(publisher.run())
     try:
         async with connect(url, name="bench") as broker:
             await declare(broker.connection, topology())
             await publisher.ready()
             yield url, broker, publisher
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
         rig.broker.delete_vhost(name)
 
 

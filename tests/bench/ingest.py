@@ -37,7 +37,7 @@ async def ingestion(rig: Rig) -> Section:
     await publisher.ready()
     for start in range(0, COUNT, BATCH):
         await publisher.publish_all(_event(start + number) for number in range(BATCH))
-    wanted = sum(1 for number in range(COUNT) if not _is_duplicate(number))
+    expected = sum(1 for number in range(COUNT) if not _is_duplicate(number))
     async with connect(url, name="bench") as broker:
         await declare(broker.connection, tables)
         channel = await broker.connection.channel(publisher_confirms=False)
@@ -52,7 +52,7 @@ async def ingestion(rig: Rig) -> Section:
                 process.check()
                 await asyncio.sleep(0.005)
             first, begin, cpu = await _length(channel), time.monotonic(), process.cpu()
-            while (last := await _length(channel)) < wanted:
+            while (last := await _length(channel)) < expected:
                 process.check()
                 await asyncio.sleep(0.02)
             seconds, cpu = time.monotonic() - begin, process.cpu() - cpu
@@ -61,7 +61,7 @@ async def ingestion(rig: Rig) -> Section:
             process.process.wait()
     publishing.cancel()
     await asyncio.gather(publishing, return_exceptions=True)
-    done = (last - first) * COUNT / wanted
+    done = (last - first) * COUNT / expected
     rate = done / seconds
     rows = [
         Row("events", "/s", rate, target="at least 3,000", verdict=at_least(rate, 3000)),

@@ -43,17 +43,17 @@ async def layer(rig: Rig) -> Section:
                 ("aiormq", _publish_aiormq, _consume_aiormq),
                 ("aio-pika", _publish_aio_pika, _consume_aio_pika),
             ):
-                of = figures.setdefault(name, {"publish": [], "consume": []})
-                of["publish"].append(await publishing(url))
-                of["consume"].append(await consuming(url))  # the messages just published
+                measured = figures.setdefault(name, {"publish": [], "consume": []})
+                measured["publish"].append(await publishing(url))
+                measured["consume"].append(await consuming(url))  # the messages just published
     finally:
         rig.broker.delete_vhost("layer")
     rows = []
-    for does, what in (("publish", "publish and confirm"), ("consume", "consume and ack")):
-        ours = median(figures["ours"][does])
+    for step, what in (("publish", "publish and confirm"), ("consume", "consume and ack")):
+        ours = median(figures["ours"][step])
         for other in ("aio-pika", "aiormq"):
-            against = median(figures[other][does])
-            rows.append(Row(f"{what}, against {other}", "µs", ours, against, ours / against))
+            reference = median(figures[other][step])
+            rows.append(Row(f"{what}, against {other}", "µs", ours, reference, ours / reference))
     notes = [f"{COUNT:,} messages of 1 kB, {IN_FLIGHT} unconfirmed or prefetch {PREFETCH:,}"]
     return Section("f", "CPU of the AMQP layer per message", "library", rows, notes)
 
@@ -61,12 +61,12 @@ async def layer(rig: Rig) -> Section:
 async def _publishing(publish: Callable[[int], Awaitable[Any]]) -> float:
     """Publish all messages with `IN_FLIGHT` unconfirmed at any time; return CPU µs each."""
 
-    async def some(first: int) -> None:
+    async def publish_every(first: int) -> None:
         for number in range(first, COUNT, IN_FLIGHT):
             await publish(number)
 
     cpu = time.process_time()
-    await asyncio.gather(*(some(first) for first in range(IN_FLIGHT)))
+    await asyncio.gather(*(publish_every(first) for first in range(IN_FLIGHT)))
     return (time.process_time() - cpu) / COUNT * 1e6
 
 
@@ -93,7 +93,7 @@ async def _publish_ours(url: str) -> float:
         channel = await broker.connection.channel(publisher_confirms=False)
         await channel.queue_declare(QUEUE, durable=True, arguments=QUORUM)
     publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
-    keeping = asyncio.create_task(publisher.run())
+    publishing = asyncio.create_task(publisher.run())
     await publisher.ready()
 
     async def publish(number: int) -> None:
@@ -103,8 +103,8 @@ async def _publish_ours(url: str) -> float:
         await publisher.publish(OutgoingMessage(QUEUE, properties, BODY))
 
     spent = await _publishing(publish)
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
+    publishing.cancel()
+    await asyncio.gather(publishing, return_exceptions=True)
     return spent
 
 
@@ -126,12 +126,12 @@ async def _consume_ours(url: str) -> float:
             acks.done(delivery.tag)
             countdown.one()
 
-        def take(delivery: Delivery) -> None:
+        def receive(delivery: Delivery) -> None:
             task = asyncio.get_running_loop().create_task(handle(delivery))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        intercepted.on_delivery = take
+        intercepted.on_delivery = receive
         await channel.basic_consume(QUEUE, ignore_delivery)
         spent = await countdown.cpu()
         await acks.flush()

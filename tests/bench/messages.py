@@ -31,7 +31,7 @@ OURS: Final = ("-m", "services.delivery")
 HAND_WRITTEN: Final = ("-m", "tests.bench.mail_baseline")
 EMAILS: Final[Mapping[tuple[str, ...], int]] = {OURS: 12_000, HAND_WRITTEN: 2000}
 BACKLOG: Final = 5000
-WARM: Final = 500  # mails before the measurement
+WARM_UP: Final = 500  # mails before the measurement
 AT_ONCE: Final = 500
 ROUNDS: Final = 3
 POLL: Final = 0.02
@@ -43,29 +43,29 @@ HTML: Final = "<p>A new <b>movie</b> is waiting for you.</p>\n" * 20
 
 
 @dataclass(slots=True)
-class _World:
-    """The sandbox and a client for it."""
+class _Sandbox:
+    """A client of the running sandbox."""
 
     http: aiohttp.ClientSession
     environment: Mapping[str, str]
 
     async def accepted(self) -> int:
-        async with self.http.get("/api/mails/settings") as answer:
-            return int((await answer.json())["accepted"])
+        async with self.http.get("/api/mails/settings") as response:
+            return int((await response.json())["accepted"])
 
     async def clear(self) -> None:
         await self.http.delete("/api/mails")
         await self.http.delete("/api/sms")
 
     async def sms(self, **settings: Any) -> None:
-        async with self.http.put("/api/sms/settings", json=settings) as answer:
-            answer.raise_for_status()
+        async with self.http.put("/api/sms/settings", json=settings) as response:
+            response.raise_for_status()
 
 
 async def delivery(rig: Rig) -> Section:
     """Part j."""
     numbers = count()
-    async with _world(rig) as world:
+    async with _running_sandbox(rig) as sandbox:
         rates: dict[str, list[tuple[float, float]]] = {"ours": [], "hand": [], "hang": []}
         for _ in range(ROUNDS):
             for name, argv, backlog in (
@@ -74,7 +74,7 @@ async def delivery(rig: Rig) -> Section:
                 ("hang", OURS, BACKLOG),
             ):
                 site = f"messages{next(numbers)}"
-                rates[name].append(await _round(rig, world, site, argv, backlog))
+                rates[name].append(await _round(rig, sandbox, site, argv, backlog))
     rate = {name: median([each for each, _ in found]) for name, found in rates.items()}
     cpu = {name: median([each for _, each in found]) for name, found in rates.items()}
     ratio = rate["ours"] / rate["hand"]
@@ -101,7 +101,11 @@ async def delivery(rig: Rig) -> Section:
             at_least(share, WANTED_SHARE),
         ),
         Row(
-            "CPU for an e-mail meanwhile", "µs", cpu["hang"], cpu["ours"], cpu["hang"] / cpu["ours"]
+            "CPU for an e-mail while it hangs",
+            "µs",
+            cpu["hang"],
+            cpu["ours"],
+            cpu["hang"] / cpu["ours"],
         ),
     ]
     notes = [
@@ -112,18 +116,18 @@ async def delivery(rig: Rig) -> Section:
 
 
 async def _round(
-    rig: Rig, world: _World, site: str, argv: tuple[str, ...], backlog: int
+    rig: Rig, sandbox: _Sandbox, site: str, argv: tuple[str, ...], backlog: int
 ) -> tuple[float, float]:
     """Return e-mails per second and µs of CPU for each, after the warm-up."""
     url = rig.broker.add_vhost(site)
-    await world.clear()
-    await world.sms(**({"behaviour": {"kind": "hang"}} if backlog else {}))
+    await sandbox.clear()
+    await sandbox.sms(**({"behaviour": {"kind": "hang"}} if backlog else {}))
     await _fill(url, backlog, EMAILS[argv])
-    process = rig.start(argv, url, site, world.environment)
+    process = rig.start(argv, url, site, sandbox.environment)
     try:
-        await _until(world, process, WARM)
-        first, begin, cpu = await world.accepted(), time.monotonic(), process.cpu()
-        last = await _until(world, process, EMAILS[argv])
+        await _until(sandbox, process, WARM_UP)
+        first, begin, cpu = await sandbox.accepted(), time.monotonic(), process.cpu()
+        last = await _until(sandbox, process, EMAILS[argv])
         seconds, cpu = time.monotonic() - begin, process.cpu() - cpu
     finally:
         process.signal(signal.SIGKILL)
@@ -132,8 +136,8 @@ async def _round(
     return (last - first) / seconds, cpu / (last - first) * 1e6
 
 
-async def _until(world: _World, process: Sender, target: int) -> int:
-    while (done := await world.accepted()) < target:
+async def _until(sandbox: _Sandbox, process: Sender, target: int) -> int:
+    while (done := await sandbox.accepted()) < target:
         process.check()
         await asyncio.sleep(POLL)
     return done
@@ -144,13 +148,13 @@ async def _fill(url: str, backlog: int, emails: int) -> None:
     async with connect(url, name="bench") as broker:
         await declare(broker.connection, tables)
     publisher = Publisher(url, name="bench", topology=tables, health=Health())
-    keeping = asyncio.create_task(publisher.run())
+    publishing = asyncio.create_task(publisher.run())
     await publisher.ready()
     for total, make in ((backlog, _sms), (emails, _email)):
         for start in range(0, total, AT_ONCE):
             await publisher.publish_all(make(number) for number in range(start, start + AT_ONCE))
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
+    publishing.cancel()
+    await asyncio.gather(publishing, return_exceptions=True)
 
 
 def _email(number: int) -> OutgoingMessage:
@@ -183,11 +187,11 @@ def _outgoing(channel: Channel, body: Mapping[str, str]) -> OutgoingMessage:
 
 
 @asynccontextmanager
-async def _world(rig: Rig) -> AsyncIterator[_World]:
+async def _running_sandbox(rig: Rig) -> AsyncIterator[_Sandbox]:
     port, smtp_port = _free_ports()
     url = f"http://127.0.0.1:{port}"
     settings = {"RINGBACK_SANDBOX_PORT": str(port), "RINGBACK_SANDBOX_SMTP_PORT": str(smtp_port)}
-    sandbox = rig.start(
+    process = rig.start(
         ("-m", "services.sandbox"),
         rig.broker.url,
         "sandbox",
@@ -201,18 +205,18 @@ async def _world(rig: Rig) -> AsyncIterator[_World]:
     }
     try:
         async with aiohttp.ClientSession(url) as http:
-            world = _World(http, environment)
+            sandbox = _Sandbox(http, environment)
             while True:
-                sandbox.check()
+                process.check()
                 try:
-                    await world.clear()
+                    await sandbox.clear()
                     break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(POLL)
-            yield world
+            yield sandbox
     finally:
-        sandbox.signal(signal.SIGKILL)
-        sandbox.process.wait()
+        process.signal(signal.SIGKILL)
+        process.process.wait()
 
 
 def _free_ports() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The test rig: private servers, a sink, senders as processes, and a feed of messages.
+"""The test rig: private servers, a sink, sender processes, and a publisher of messages.
 
 CPU time and memory of a sender come from /proc, so the benchmark runs on Linux only.
 """
@@ -34,7 +34,7 @@ from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.contracts.callback import SEND_CALLBACK
 from shared.process.health import Health
 from shared.topology import CALLBACKS, OUTCOMES, topology
-from tests.bench.sink import Group, Seen, Sink, sink
+from tests.bench.sink import Group, Sink, SinkCounters, sink
 
 PREFETCH: Final = 1000
 TARGETS: Final = 20  # in each group; more than the 1,000 in flight at the default lane limit of 100
@@ -123,8 +123,8 @@ class Site:
     sent: dict[int, float] = field(default_factory=dict)
 
     @property
-    def seen(self) -> Seen:
-        return self.sink.seen
+    def counters(self) -> SinkCounters:
+        return self.sink.counters
 
     async def feed(self, groups: Sequence[Group], count: int) -> None:
         """Publish `count` messages with confirms, alternating between the groups' targets."""
@@ -164,21 +164,21 @@ class Site:
     ) -> dict[int, OutgoingMessage]:
         expires = ""
         if lifetime is not None:
-            moment = datetime.now(UTC) + timedelta(seconds=lifetime)
-            expires = f', "expires_at": "{moment.isoformat()}"'
+            expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
+            expires = f', "expires_at": "{expires_at.isoformat()}"'
         numbers = list(itertools.islice(self.numbers, count))
         self.sent.update(dict.fromkeys(numbers, time.monotonic()))
         return {number: _send_callback(next(urls), number, expires) for number in numbers}
 
     def wait(self, number: int) -> float:
         """Return the seconds from publishing to the first attempt; infinite before it."""
-        first = self.seen.first[number]
+        first = self.counters.first[number]
         return first - self.sent[number] if first else float("inf")
 
-    async def until(self, group: Group, answered: int, seconds: float) -> bool:
+    async def until(self, group: Group, count: int, seconds: float) -> bool:
         """Wait until the group sent this many responses; return whether it did in time."""
         deadline = time.monotonic() + seconds
-        while self.seen.responses[group] < answered:
+        while self.counters.responses[group] < count:
             if time.monotonic() > deadline:
                 return False
             self.sender.check()
@@ -187,9 +187,9 @@ class Site:
 
     async def warm_up(self, group: Group = Group.HEALTHY, count: int = WARM_UP) -> None:
         """Deliver some callbacks, and let their facts be published."""
-        wanted = self.seen.responses[group] + count
+        expected = self.counters.responses[group] + count
         await self.feed((group,), count)
-        if not await self.until(group, wanted, 30):
+        if not await self.until(group, expected, 30):
             raise StalledError(
                 f"no deliveries in 30 s; the sender's log:\n{failure_lines(self.sender.log)}"
             )
@@ -248,7 +248,7 @@ class Rig:
                 )
                 await channel.queue_bind(FACTS_QUEUE, OUTCOMES, "#")
         publisher = Publisher(url, name="bench feed", topology=tables, health=health)
-        keeping = asyncio.create_task(publisher.run())
+        publishing = asyncio.create_task(publisher.run())
         sender = self.start([*contender.value, *options], url, name)
         try:
             await publisher.ready()
@@ -258,8 +258,8 @@ class Rig:
         finally:
             sender.signal(signal.SIGKILL)
             sender.process.wait()
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
             self.broker.delete_vhost(name)
 
     def start(
@@ -320,11 +320,11 @@ def rig(messages: int = MESSAGES) -> Iterator[Rig]:
         )
 
 
-def rounds(most: int, seconds: float, *, least: int = 1) -> Iterator[int]:
+def rounds(maximum: int, seconds: float, *, minimum: int = 1) -> Iterator[int]:
     """Yield round numbers: `least` to `most` rounds, none started after `seconds`."""
     begin = time.monotonic()
-    for number in range(most):
-        if number >= least and time.monotonic() - begin > seconds:
+    for number in range(maximum):
+        if number >= minimum and time.monotonic() - begin > seconds:
             return
         yield number
 

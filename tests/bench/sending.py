@@ -23,12 +23,12 @@ BURST_TIMEOUT: Final = 15.0
 # targets cost the broker more than healthy ones, and it shares the cores with the sender.
 OFFERED: Final = 0.6
 # Above this share of the cores in use, the machine limits the rate, not the sender.
-BUSY: Final = 0.9
+MAX_CORE_SHARE: Final = 0.9
 # Long enough for requests to time out (10 s) and breakers to open.
 PACED_SECONDS: Final = 15.0
-ENOUGH: Final = "at least 0.9"
+TARGET: Final = "at least 0.9"
 # Seconds after the last response for acks and facts, which are sent every 10 ms.
-SETTLED: Final = 0.3
+SETTLE_SECONDS: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ async def burst(
     seconds.
     """
     group = groups[0]
-    before = site.seen.responses[group]
+    before = site.counters.responses[group]
     site.sender.signal(signal.SIGSTOP)
     await site.feed(groups, count * len(groups))
     cpu = site.sender.cpu()
     begin = time.monotonic()
     site.sender.signal(signal.SIGCONT)
     complete = await site.until(group, before + count * responses, within)
-    end = site.seen.last_response.value if complete else time.monotonic()
-    done = (site.seen.responses[group] - before) / responses
-    await asyncio.sleep(SETTLED)
+    end = site.counters.last_response.value if complete else time.monotonic()
+    done = (site.counters.responses[group] - before) / responses
+    await asyncio.sleep(SETTLE_SECONDS)
     return Burst(rate=done / (end - begin), cpu=(site.sender.cpu() - cpu) / max(done, 1) * 1e6)
 
 
@@ -66,22 +66,22 @@ async def one_worker(rig: Rig) -> Section:
     bursts: dict[str, list[Burst]] = {"ours": [], "bound": [], "hand": []}
     async with (
         rig.site(Contender.OURS) as ours,
-        rig.site(Contender.HAND_WRITTEN) as hand,
+        rig.site(Contender.HAND_WRITTEN) as baseline,
         rig.site(Contender.OURS, facts_bound=True) as bound,
     ):
-        for _ in rounds(ROUNDS, SECONDS, least=3):
-            for name, site in (("ours", ours), ("hand", hand), ("bound", bound)):
+        for _ in rounds(ROUNDS, SECONDS, minimum=3):
+            for name, site in (("ours", ours), ("hand", baseline), ("bound", bound)):
                 bursts[name].append(await burst(site, (Group.HEALTHY,), BURST))
     rows = []
     for name, what in (("ours", "a callback"), ("bound", "a callback, its fact queued")):
         pairs = list(zip(bursts[name], bursts["hand"], strict=True))
-        cpu = median([mine.cpu / other.cpu for mine, other in pairs])
-        rate = median([mine.rate / other.rate for mine, other in pairs])
+        cpu = median([our.cpu / other.cpu for our, other in pairs])
+        rate = median([our.rate / other.rate for our, other in pairs])
         rows += [
             Row(
                 f"CPU for {what}",
                 "µs",
-                median([mine.cpu for mine, _ in pairs]),
+                median([our.cpu for our, _ in pairs]),
                 median([other.cpu for _, other in pairs]),
                 cpu,
                 "at most 1.0 (aim 0.8)",
@@ -90,7 +90,7 @@ async def one_worker(rig: Rig) -> Section:
             Row(
                 f"rate of {what}",
                 "/s",
-                median([mine.rate for mine, _ in pairs]),
+                median([our.rate for our, _ in pairs]),
                 median([other.rate for _, other in pairs]),
                 rate,
             ),
@@ -116,13 +116,13 @@ class Paced:
 
 async def paced(site: Site, groups: Sequence[Group], rate: float, seconds: float) -> Paced:
     """Publish `rate` messages a second for each group, and measure the first group."""
-    before = site.seen.responses[groups[0]]
+    before = site.counters.responses[groups[0]]
     used, total = _cores()
     begin = time.monotonic()
     numbers = await site.pace(groups, rate * len(groups), seconds)
-    await asyncio.sleep(SETTLED)
-    passed = time.monotonic() - begin - SETTLED
-    done = site.seen.responses[groups[0]] - before
+    await asyncio.sleep(SETTLE_SECONDS)
+    passed = time.monotonic() - begin - SETTLE_SECONDS
+    done = site.counters.responses[groups[0]] - before
     waits = [site.wait(number) for number in numbers[:: len(groups)]]
     used_then, total_then = _cores()
     return Paced(
@@ -148,51 +148,55 @@ async def half_hanging(rig: Rig) -> Section:
         f"paced: {OFFERED:.0%} of a backlog's rate alone; half of it healthy, half hanging",
     ]
     for contender, name in ((Contender.OURS, "ours"), (Contender.HAND_WRITTEN, "hand-written")):
-        judged = contender is Contender.OURS
-        alone, mixed = await _backlog(rig, contender, times=3 if judged else 1)
-        rate = median([b.rate / a.rate for a, b in zip(alone, mixed, strict=True)])
+        is_ours = contender is Contender.OURS
+        healthy_bursts, mixed_bursts = await _backlog(rig, contender, times=3 if is_ours else 1)
+        rate = median([b.rate / a.rate for a, b in zip(healthy_bursts, mixed_bursts, strict=True)])
         rows.append(
             Row(
                 f"{name}, backlog: healthy rate",
                 "/s",
-                median([each.rate for each in mixed]),
-                median([each.rate for each in alone]),
+                median([each.rate for each in mixed_bursts]),
+                median([each.rate for each in healthy_bursts]),
                 rate,
-                ENOUGH if judged else "",
-                at_least(rate, 0.9) if judged else Verdict.OPEN,
+                TARGET if is_ours else "",
+                at_least(rate, 0.9) if is_ours else Verdict.OPEN,
             )
         )
-        if judged:
-            cpu = median([b.cpu / a.cpu for a, b in zip(alone, mixed, strict=True)])
+        if is_ours:
+            cpu = median([b.cpu / a.cpu for a, b in zip(healthy_bursts, mixed_bursts, strict=True)])
             rows.append(
                 Row(
                     f"{name}, backlog: CPU for a healthy one",
                     "µs",
-                    median([each.cpu for each in mixed]),
-                    median([each.cpu for each in alone]),
+                    median([each.cpu for each in mixed_bursts]),
+                    median([each.cpu for each in healthy_bursts]),
                     cpu,
                 )
             )
         async with rig.site(contender) as site:
             offered = OFFERED / 2 * (await burst(site, (Group.HEALTHY,), BURST)).rate
-            calm = await paced(site, (Group.HEALTHY,), offered, PACED_SECONDS / 4)
-            storm = await paced(site, (Group.HEALTHY, Group.HANGING), offered, PACED_SECONDS)
-        rate = storm.rate / calm.rate
-        free = calm.rate > 0.95 * offered and storm.busy < BUSY
+            healthy_only = await paced(site, (Group.HEALTHY,), offered, PACED_SECONDS / 4)
+            with_hanging = await paced(site, (Group.HEALTHY, Group.HANGING), offered, PACED_SECONDS)
+        rate = with_hanging.rate / healthy_only.rate
+        free = healthy_only.rate > 0.95 * offered and with_hanging.busy < MAX_CORE_SHARE
         if not free:
-            notes.append(f"{name}, paced: not judged, {storm.busy:.0%} of the cores were in use")
+            notes.append(
+                f"{name}, paced: not judged, {with_hanging.busy:.0%} of the cores were in use"
+            )
         rows += [
             Row(
                 f"{name}, paced: healthy rate",
                 "/s",
-                storm.rate,
-                calm.rate,
+                with_hanging.rate,
+                healthy_only.rate,
                 rate,
-                ENOUGH if judged else "",
-                at_least(rate, 0.9) if judged and free else Verdict.OPEN,
+                TARGET if is_ours else "",
+                at_least(rate, 0.9) if is_ours and free else Verdict.OPEN,
             ),
-            Row(f"{name}, paced: wait, median", "ms", storm.p50 * 1e3, calm.p50 * 1e3),
-            Row(f"{name}, paced: wait, 99 %", "ms", storm.p99 * 1e3, calm.p99 * 1e3),
+            Row(
+                f"{name}, paced: wait, median", "ms", with_hanging.p50 * 1e3, healthy_only.p50 * 1e3
+            ),
+            Row(f"{name}, paced: wait, 99 %", "ms", with_hanging.p99 * 1e3, healthy_only.p99 * 1e3),
         ]
     return Section("b", "Half of the targets hang", "healthy alone", rows, notes)
 
@@ -201,13 +205,13 @@ async def _backlog(
     rig: Rig, contender: Contender, *, times: int
 ) -> tuple[list[Burst], list[Burst]]:
     """Measure bursts of healthy messages alone, and of as many mixed with hanging ones."""
-    alone, mixed = [], []
+    healthy_bursts, mixed_bursts = [], []
     for _ in rounds(times, SECONDS):
         async with rig.site(contender) as site:
-            alone.append(await burst(site, (Group.HEALTHY,), BURST))
+            healthy_bursts.append(await burst(site, (Group.HEALTHY,), BURST))
             both = (Group.HEALTHY, Group.HANGING)
-            mixed.append(await burst(site, both, BURST, within=BURST_TIMEOUT))
-    return alone, mixed
+            mixed_bursts.append(await burst(site, both, BURST, within=BURST_TIMEOUT))
+    return healthy_bursts, mixed_bursts
 
 
 async def two_workers(rig: Rig) -> Section:

@@ -32,7 +32,7 @@ class Group(IntEnum):
     GONE = 4  # 410
 
 
-class Seen:
+class SinkCounters:
     """The counters of the sink. Times are CLOCK_MONOTONIC, which all processes share.
 
     first, last: the times of the first and last request of message `n`, 0 for none. count: the
@@ -51,8 +51,8 @@ class Seen:
 class Sink:
     """A running sink with its targets and counters."""
 
-    def __init__(self, seen: Seen, urls: dict[Group, list[str]]) -> None:
-        self.seen = seen
+    def __init__(self, counters: SinkCounters, urls: dict[Group, list[str]]) -> None:
+        self.counters = counters
         self._urls = urls
 
     def alternating(self, groups: Sequence[Group]) -> list[str]:
@@ -68,31 +68,31 @@ def sink(targets: dict[Group, int], *, messages: int) -> Iterator[Sink]:
     Messages have numbers from 0 to `messages` - 1 in the last member of their body, `id`.
     """
     spawn = multiprocessing.get_context("spawn")
-    seen = Seen(messages)
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_run, args=(targets, seen, there), daemon=True)
+    counters = SinkCounters(messages)
+    parent_end, child_end = spawn.Pipe()
+    process = spawn.Process(target=_run, args=(targets, counters, child_end), daemon=True)
     process.start()
-    there.close()
+    child_end.close()
     try:
-        yield Sink(seen, here.recv())
+        yield Sink(counters, parent_end.recv())
     finally:
         process.terminate()
         process.join()
 
 
-def _run(targets: dict[Group, int], seen: Seen, pipe: Connection) -> None:
+def _run(targets: dict[Group, int], counters: SinkCounters, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C and stops us
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    uvloop.run(_listen(targets, seen, pipe))
+    uvloop.run(_listen(targets, counters, pipe))
 
 
-async def _listen(targets: dict[Group, int], seen: Seen, pipe: Connection) -> None:
+async def _listen(targets: dict[Group, int], counters: SinkCounters, pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     urls: dict[Group, list[str]] = {}
     for group, number in targets.items():
         servers = [
-            await loop.create_server(_protocol(group, seen), "127.0.0.1", 0, backlog=4096)
+            await loop.create_server(_protocol(group, counters), "127.0.0.1", 0, backlog=4096)
             for _ in range(number)
         ]
         ports = [server.sockets[0].getsockname()[1] for server in servers]
@@ -103,16 +103,16 @@ async def _listen(targets: dict[Group, int], seen: Seen, pipe: Connection) -> No
     await ended.wait()
 
 
-def _protocol(group: Group, seen: Seen) -> Callable[[], asyncio.Protocol]:
-    return lambda: _Requests(group, seen)
+def _protocol(group: Group, counters: SinkCounters) -> Callable[[], asyncio.Protocol]:
+    return lambda: _Requests(group, counters)
 
 
 class _Requests(asyncio.Protocol):
     """Reads only the length and the number of each request of a connection."""
 
-    def __init__(self, group: Group, seen: Seen) -> None:
+    def __init__(self, group: Group, counters: SinkCounters) -> None:
         self._group = group
-        self._seen = seen
+        self._counters = counters
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,18 +131,18 @@ class _Requests(asyncio.Protocol):
             self._received(number)
 
     def _received(self, number: int) -> None:
-        seen, group = self._seen, self._group
+        counters, group = self._counters, self._group
         now = time.monotonic()
-        repeated = seen.first[number] > 0
+        repeated = counters.first[number] > 0
         if not repeated:
-            seen.first[number] = now
-        seen.last[number] = now
-        seen.count[group] += 1
+            counters.first[number] = now
+        counters.last[number] = now
+        counters.count[group] += 1
         match group:
             case Group.HEALTHY:
                 self._respond(OK)
-            case Group.SLOW if seen.delay.value > 0:
-                asyncio.get_running_loop().call_later(seen.delay.value, self._respond, OK)
+            case Group.SLOW if counters.delay.value > 0:
+                asyncio.get_running_loop().call_later(counters.delay.value, self._respond, OK)
             case Group.SLOW:
                 self._respond(OK)
             case Group.FLAKY:
@@ -153,6 +153,6 @@ class _Requests(asyncio.Protocol):
     def _respond(self, response: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(response)
-        self._seen.responses[self._group] += 1
+        self._counters.responses[self._group] += 1
         if response is OK:
-            self._seen.last_response.value = time.monotonic()
+            self._counters.last_response.value = time.monotonic()

@@ -21,7 +21,7 @@ from shared.amqp.subscription import ignore_delivery
 from shared.contracts import headers
 from shared.topology import CALLBACKS, dead_queue
 from tests.bench.rig import WARM_UP, Contender, Rig, Site, StalledError, message_id, rig
-from tests.bench.sink import Group, Seen
+from tests.bench.sink import Group, SinkCounters
 
 # The targets of ten messages in a row.
 MIX: Final = (*[Group.HEALTHY] * 7, Group.FLAKY, Group.HANGING, Group.GONE)
@@ -37,7 +37,7 @@ Sample = tuple[float, float]  # seconds since the start, MB
 
 
 @click.command()
-@click.option("--minutes", default=10.0, show_default=True, help="How long to feed.")
+@click.option("--minutes", default=10.0, show_default=True, help="How long to publish.")
 @click.option("--rate", default=200.0, show_default=True, help="Messages a second.")
 def main(minutes: float, rate: float) -> None:
     """Run the callback service under a steady mixed load.
@@ -59,9 +59,9 @@ async def _soak(shared: Rig, seconds: float, rate: float) -> list[str]:
         watching = asyncio.create_task(_watch(site, seconds))
         numbers = await site.pace(MIX, rate, seconds, lifetime=LIFETIME)
         samples = await watching
-        click.echo(f"fed {len(numbers):,} messages; waiting for the rest …")
+        click.echo(f"published {len(numbers):,} messages; waiting for the rest …")
         reasons = await _dead_letters(site, numbers)
-    return [*_growth(samples), *_account(numbers, reasons, site.seen)]
+    return [*_growth(samples), *_account(numbers, reasons, site.counters)]
 
 
 async def _watch(site: Site, seconds: float) -> list[Sample]:
@@ -72,7 +72,9 @@ async def _watch(site: Site, seconds: float) -> list[Sample]:
     while (passed := time.monotonic() - begin) < seconds:
         site.sender.check()
         if len(samples) % 30 == 0:
-            delivered = site.seen.responses[Group.HEALTHY] + site.seen.responses[Group.FLAKY] // 2
+            delivered = (
+                site.counters.responses[Group.HEALTHY] + site.counters.responses[Group.FLAKY] // 2
+            )
             click.echo(
                 f"{passed / 60:6.1f}  {site.sender.resident():11.1f}  {site.sender.cpu():5.1f}"
                 f"  {delivered:9,}"
@@ -101,20 +103,20 @@ async def _dead_letters(site: Site, numbers: Sequence[int]) -> dict[str, str]:
         while time.monotonic() < deadline:
             await asyncio.sleep(1)
             if all(
-                _delivered(n, i, site.seen) or message_id(n) in reasons
+                _delivered(n, i, site.counters) or message_id(n) in reasons
                 for i, n in enumerate(numbers)
             ):
                 break
     return reasons
 
 
-def _delivered(number: int, index: int, seen: Seen) -> bool:
+def _delivered(number: int, index: int, counters: SinkCounters) -> bool:
     """Return whether message `number`, published as the `index`-th, got a 200."""
     match MIX[index % len(MIX)]:
         case Group.HEALTHY:
-            return bool(seen.first[number])
+            return bool(counters.first[number])
         case Group.FLAKY:
-            return bool(seen.last[number] > seen.first[number])
+            return bool(counters.last[number] > counters.first[number])
     return False
 
 
@@ -133,17 +135,19 @@ def _growth(samples: Sequence[Sample]) -> list[str]:
     return [f"memory grew by {growth:.1f} MB in {seconds:.0f} s, more than {MAX_GROWTH:.0f} MB"]
 
 
-def _account(numbers: Sequence[int], reasons: Mapping[str, str], seen: Seen) -> list[str]:
+def _account(
+    numbers: Sequence[int], reasons: Mapping[str, str], counters: SinkCounters
+) -> list[str]:
     """Print the balance of each group, and return its failures."""
     failures = []
-    click.echo(f"{'target':10}{'fed':>9}{'delivered':>11}{'dead':>9}{'lost':>7}")
+    click.echo(f"{'target':10}{'published':>9}{'delivered':>11}{'dead':>9}{'lost':>7}")
     for group in dict.fromkeys(MIX):
-        fed = [(i, n) for i, n in enumerate(numbers) if MIX[i % len(MIX)] is group]
-        delivered = {n for i, n in fed if _delivered(n, i, seen)}
-        dead = {n for _, n in fed if message_id(n) in reasons}
-        lost = len(fed) - len(delivered | dead)
+        published = [(i, n) for i, n in enumerate(numbers) if MIX[i % len(MIX)] is group]
+        delivered = {n for i, n in published if _delivered(n, i, counters)}
+        dead = {n for _, n in published if message_id(n) in reasons}
+        lost = len(published) - len(delivered | dead)
         click.echo(
-            f"{group.name.lower():10}{len(fed):9,}{len(delivered):11,}{len(dead):9,}{lost:7,}"
+            f"{group.name.lower():10}{len(published):9,}{len(delivered):11,}{len(dead):9,}{lost:7,}"
         )
         if lost:
             failures.append(f"{group.name.lower()}: {lost:,} lost")

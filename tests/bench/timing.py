@@ -34,7 +34,7 @@ from tests.bench.rig import POLL, SETPRIV, Rig, Sender, StalledError, quantile
 from tests.bench.table import Row, Section, at_least, at_most
 
 # Callbacks due at one instant, and callbacks in the queue for the intake.
-CROWD: Final = 20_000
+SIMULTANEOUS: Final = 20_000
 # Callbacks due per second, evenly spread, and for how many seconds.
 RATE: Final = 1000
 SECONDS: Final = 8
@@ -44,7 +44,7 @@ FEW, MANY = 10_000, 2_000_000
 LEAD: Final = 4.0
 TIMEOUT: Final = 60.0
 # pgqueuer's best batch size out of 10 (its default), 100 and 500, for each of the two loads.
-STEADY_BATCH, CROWD_BATCH = 100, 500
+STEADY_BATCH, SIMULTANEOUS_BATCH = 100, 500
 CLIENTS: Final = 64
 HTTP_SECONDS: Final = 5.0
 BATCH: Final = 1000
@@ -220,7 +220,7 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
     async with connect(url, name="bench") as broker:
         await declare(broker.connection, tables)
     publisher = Publisher(url, name="bench feed", topology=tables, health=Health())
-    keeping = asyncio.create_task(publisher.run())
+    publishing = asyncio.create_task(publisher.run())
     scheduler = rig.start(("-m", "services.scheduler"), url, f"{name}-scheduler", environment)
     database = await asyncpg.connect(database_url)
     try:
@@ -241,8 +241,8 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
     finally:
         scheduler.signal(signal.SIGKILL)
         scheduler.process.wait()
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
         await database.close()
         rig.broker.delete_vhost(name)
         rig.database.drop_database(name)
@@ -254,17 +254,17 @@ async def intake(rig: Rig) -> Section:
         tomorrow = time.time() + 86_400
         before = await site.waiting()
         site.scheduler.signal(signal.SIGSTOP)
-        await site.schedule([tomorrow] * CROWD)
+        await site.schedule([tomorrow] * SIMULTANEOUS)
         cpu = site.scheduler.cpu()
         begin = time.monotonic()
         site.scheduler.signal(signal.SIGCONT)
-        while await site.waiting() < before + CROWD:
+        while await site.waiting() < before + SIMULTANEOUS:
             site.scheduler.check()
             if time.monotonic() > begin + TIMEOUT:
                 raise StalledError("the scheduler did not insert all callbacks in time")
             await asyncio.sleep(0.02)
-        rate = CROWD / (time.monotonic() - begin)
-        cpu = (site.scheduler.cpu() - cpu) / CROWD * 1e6
+        rate = SIMULTANEOUS / (time.monotonic() - begin)
+        cpu = (site.scheduler.cpu() - cpu) / SIMULTANEOUS * 1e6
         single, batch = await _over_http(rig, site)
     rows = [
         Row("over AMQP", "/s", rate, target="at least 8,000", verdict=at_least(rate, 8000)),
@@ -273,7 +273,7 @@ async def intake(rig: Rig) -> Section:
         Row("over HTTP by 1,000", "/s", batch, target="10,000", verdict=at_least(batch, 10_000)),
     ]
     notes = [
-        f"over AMQP: {CROWD:,} queued messages; over HTTP: {CLIENTS} clients, one gateway",
+        f"over AMQP: {SIMULTANEOUS:,} queued messages; over HTTP: {CLIENTS} clients, one gateway",
         "broker, database, scheduler, gateway and clients share the cores",
     ]
     return Section("g", "Scheduling: intake of one process", "", rows, notes)
@@ -345,13 +345,13 @@ class Timing:
 async def _measure(site: Site) -> Timing:
     begin = time.time() + LEAD + RATE * SECONDS / 5000
     steady = await site.fire([begin + n / RATE for n in range(RATE * SECONDS)])
-    due = time.time() + LEAD + CROWD / 5000
+    due = time.time() + LEAD + SIMULTANEOUS / 5000
     site.arrivals.paused = True
-    crowd = await site.fire([due] * CROWD)
+    simultaneous = await site.fire([due] * SIMULTANEOUS)
     site.arrivals.paused = False
-    if min(steady + crowd) < 0:
+    if min(steady + simultaneous) < 0:
         raise StalledError("a callback was sent before its due time")
-    return Timing(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
+    return Timing(quantile(steady, 0.5), quantile(steady, 0.99), SIMULTANEOUS / max(simultaneous))
 
 
 async def _measure_pgqueuer(rig: Rig) -> Timing:
@@ -363,8 +363,10 @@ async def _measure_pgqueuer(rig: Rig) -> Timing:
         steady = await _pgqueuer_lags(
             url, queries, [begin + n / RATE for n in range(RATE * SECONDS)], STEADY_BATCH
         )
-        crowd = await _pgqueuer_lags(url, queries, [time.time() + LEAD + 1] * CROWD, CROWD_BATCH)
-    return Timing(quantile(steady, 0.5), quantile(steady, 0.99), CROWD / max(crowd))
+        simultaneous = await _pgqueuer_lags(
+            url, queries, [time.time() + LEAD + 1] * SIMULTANEOUS, SIMULTANEOUS_BATCH
+        )
+    return Timing(quantile(steady, 0.5), quantile(steady, 0.99), SIMULTANEOUS / max(simultaneous))
 
 
 async def _pgqueuer_lags(
@@ -415,7 +417,7 @@ async def on_time(rig: Rig) -> Section:
             at_most(few.p99 / pgqueuer.p99, 1.0),
         ),
         Row(
-            f"{CROWD:,} due at one instant",
+            f"{SIMULTANEOUS:,} due at one instant",
             "/s",
             few.rate,
             pgqueuer.rate,
@@ -433,7 +435,7 @@ async def on_time(rig: Rig) -> Section:
             at_most(many.p99 / few.p99, 1.2),
         ),
         Row(
-            f"{CROWD:,} at one instant, {MANY:,} waiting",
+            f"{SIMULTANEOUS:,} at one instant, {MANY:,} waiting",
             "/s",
             many.rate,
             few.rate,

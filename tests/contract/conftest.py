@@ -1,7 +1,7 @@
-"""Golden files: what others rely on, written down. A test is red when the code no longer gives it.
+"""Golden files record the formats that other programs rely on. A test fails if the code differs.
 
-Where the change is meant, and docs and changelog tell it, `WRITE_GOLDEN=1 pytest tests/contract`
-writes the new form; the diff of the golden file is what a reviewer looks at.
+If the change is intended and documented, `WRITE_GOLDEN=1 pytest tests/contract` writes the new
+format. Reviewers read the diff of the golden file.
 """
 
 import json
@@ -25,7 +25,7 @@ def golden() -> Golden:
         file = FOLDER / f"{name}.json"
         if os.environ.get("WRITE_GOLDEN"):
             file.write_text(json.dumps(actual, indent=2, ensure_ascii=False) + "\n")
-        # As text: the order of fields is part of what people see.
+        # As text: the order of fields is part of what readers see.
         assert json.dumps(actual, indent=2) == json.dumps(json.loads(file.read_text()), indent=2)
 
     return compare

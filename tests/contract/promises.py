@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-LANES: Final = ("acceptance", "integration", "contract", "unit")
+FOLDERS: Final = ("acceptance", "integration", "contract", "unit")
 PROMISES: Final = {
     "S1": "A callback is scheduled with a time and a URL; everything else is optional.",
     "S2": "Callbacks are grouped and listed by `group_key`.",
@@ -74,10 +74,10 @@ _IN_COMMENT: Final = re.compile(
 
 
 def promised_tests(root: Path) -> dict[str, list[str]]:
-    """Return the tests of each number, as `file::name`; those of whole processes first."""
+    """Return the tests of each number, as `file::name`; those that run whole processes first."""
     found: dict[str, list[str]] = {}
-    for lane in LANES:
-        for file in sorted((root / "tests" / lane).glob("test_*.py")):
+    for folder in FOLDERS:
+        for file in sorted((root / "tests" / folder).glob("test_*.py")):
             text = file.read_text()
             for name, comments in _tests(text):
                 for number in sorted(_numbers(name, comments)):

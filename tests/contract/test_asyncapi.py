@@ -44,9 +44,9 @@ def resolved(reference: str) -> Any:
 
 
 def test_every_reference_resolves() -> None:
-    every = set(references(DOCUMENT))
-    assert len(every) > 30
-    assert all(isinstance(resolved(reference), dict) for reference in every)
+    found = set(references(DOCUMENT))
+    assert len(found) > 30
+    assert all(isinstance(resolved(reference), dict) for reference in found)
 
 
 def test_the_document_has_the_parts_that_asyncapi_3_requires() -> None:
@@ -94,7 +94,9 @@ def test_channels_match_the_topology() -> None:
     commands = {"schedules", "postings", "user_events"}
     assert described >= {key for key in bound if key[0] in commands}
     consumed = {key for key in bound if key[0] == "outcomes" and "*" not in key[1]}
-    assert consumed == {("outcomes", f"message.{what}") for what in ("sent", "failed", "expired")}
+    assert consumed == {
+        ("outcomes", f"message.{outcome}") for outcome in ("sent", "failed", "expired")
+    }
     assert described >= consumed
     assert {name for name in described if isinstance(name, str)} <= queues
 
@@ -112,7 +114,7 @@ def test_every_message_that_programs_may_publish_or_consume_is_documented() -> N
         "schedule": {"notified", "failed", "cancelled", "retrying"},
         "message": {"sent", "attempt_failed", "failed", "expired"},
     }
-    facts = {f"{about}.{what}" for about, each in by_subject.items() for what in each}
+    facts = {f"{about}.{outcome}" for about, each in by_subject.items() for outcome in each}
     documented = {key for key, _, message in MESSAGES if message["name"] == "Facts"}
     assert documented == facts
 

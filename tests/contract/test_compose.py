@@ -31,10 +31,10 @@ def as_compose_reads_it(text: str) -> Any:
 
 COMPOSE = as_compose_reads_it((CHECKOUT / "docker-compose.yml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: container for name, container in CONTAINERS.items() if "build" in container}
-THEIRS = {name: container for name, container in CONTAINERS.items() if name not in OURS}
-ONE_SHOT = {name for name, container in OURS.items() if container["restart"] == "no"}
-RUNNING = {name: OURS[name] for name in OURS if name not in ONE_SHOT}
+BUILT = {name: container for name, container in CONTAINERS.items() if "build" in container}
+PULLED = {name: container for name, container in CONTAINERS.items() if name not in BUILT}
+ONE_SHOT = {name for name, container in BUILT.items() if container["restart"] == "no"}
+RUNNING = {name: BUILT[name] for name in BUILT if name not in ONE_SHOT}
 # What a container waits for, by the dependency in the registry.
 PROVIDERS = {BROKER: {"rabbitmq"}, DATABASE: {"postgres", "migrate"}}
 
@@ -73,7 +73,7 @@ def test_every_service_has_a_container() -> None:
 
 
 def test_broker_and_database_are_pinned_to_a_release() -> None:
-    images = {name: container["image"] for name, container in THEIRS.items()}
+    images = {name: container["image"] for name, container in PULLED.items()}
     assert re.fullmatch(r"rabbitmq:4\.\d+\.\d+-management", images["rabbitmq"])
     assert re.fullmatch(r"postgres:17\.\d+-\w+", images["postgres"])
     assert set(images) == {"rabbitmq", "postgres"}
@@ -88,19 +88,19 @@ def test_the_image_is_based_on_one_python_and_debian_version() -> None:
 def test_the_image_does_not_run_as_root() -> None:
     user = instructions("USER")[-1]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-    assert not any("user" in container for container in OURS.values())
+    assert not any("user" in container for container in BUILT.values())
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILT)
 def test_containers_run_with_minimal_rights(name: str) -> None:
-    container = OURS[name]
+    container = BUILT[name]
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in container
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILT)
 def test_settings_exist_and_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(environment(name)) <= variables(Settings, *settings_models())
     for key, value in environment(name).items():
@@ -122,17 +122,17 @@ def test_the_healthcheck_uses_the_port_of_the_service(name: str) -> None:
         assert int(port) == SERVICES[name].metrics_port
     else:
         assert (int(port), path) == (SandboxSettings.model_fields["port"].default, "/healthz")
-    # People use this port, too.
+    # Users open this port, too.
     assert port in {published.rpartition(":")[2] for published in RUNNING[name]["ports"]}
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_a_dependency_of_a_container_is_healthy_or_completed(name: str) -> None:
-    for other, how in CONTAINERS[name].get("depends_on", {}).items():
+    for other, condition in CONTAINERS[name].get("depends_on", {}).items():
         if other in ONE_SHOT:
-            assert how == {"condition": "service_completed_successfully"}
+            assert condition == {"condition": "service_completed_successfully"}
         else:
-            assert how == {"condition": "service_healthy"}
+            assert condition == {"condition": "service_healthy"}
             assert "healthcheck" in CONTAINERS[other]
 
 
@@ -143,13 +143,13 @@ def test_a_container_waits_for_servers_but_not_for_other_services(name: str) -> 
 
 
 def test_migrate_waits_for_the_database() -> None:
-    assert OURS["migrate"]["command"] == ["migrate"]
-    assert set(OURS["migrate"]["depends_on"]) == {"postgres"}
+    assert BUILT["migrate"]["command"] == ["migrate"]
+    assert set(BUILT["migrate"]["depends_on"]) == {"postgres"}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILT)
 def test_the_stop_grace_period_exceeds_the_shutdown_timeout(name: str) -> None:
-    grace = float(OURS[name]["stop_grace_period"].removesuffix("s"))
+    grace = float(BUILT[name]["stop_grace_period"].removesuffix("s"))
     assert grace > Settings.model_fields["shutdown_timeout"].default
 
 
@@ -163,20 +163,20 @@ def test_callbacks_can_reach_receivers_but_not_the_broker_or_the_database() -> N
     [pool] = COMPOSE["networks"]["hooks"]["ipam"]["config"]
     assert ip_network(pool["subnet"]).is_private
     assert environment("callback")["RINGBACK_CALLBACK_ALLOWED_NETWORKS"] == pool["subnet"]
-    on_it = {name for name in CONTAINERS if "hooks" in CONTAINERS[name]["networks"]}
-    assert {"callback", "sandbox"} <= on_it
-    assert not on_it & set(THEIRS)
+    connected = {name for name in CONTAINERS if "hooks" in CONTAINERS[name]["networks"]}
+    assert {"callback", "sandbox"} <= connected
+    assert not connected & set(PULLED)
 
 
 def test_data_is_in_volumes() -> None:
-    volumes = {name: container["volumes"] for name, container in THEIRS.items()}
+    volumes = {name: container["volumes"] for name, container in PULLED.items()}
     assert volumes == {
         "rabbitmq": ["rabbitmq:/var/lib/rabbitmq"],
         "postgres": ["postgres:/var/lib/postgresql/data"],
     }
     assert set(COMPOSE["volumes"]) == set(volumes)
     # RabbitMQ stores data under its host name, which is random without this setting.
-    assert THEIRS["rabbitmq"]["hostname"]
+    assert PULLED["rabbitmq"]["hostname"]
 
 
 def test_the_image_contains_no_secret() -> None:
@@ -185,9 +185,9 @@ def test_the_image_contains_no_secret() -> None:
 
 
 def test_docker_gets_exactly_the_sources_of_the_image() -> None:
-    from_here = [args for args in instructions("COPY") if "--from=" not in args]
+    copied = [args for args in instructions("COPY") if "--from=" not in args]
     sources = {
-        word for args in from_here for word in args.split()[:-1] if not word.startswith("--")
+        source for args in copied for source in args.split()[:-1] if not source.startswith("--")
     }
     first, *rest = [
         line
@@ -200,7 +200,7 @@ def test_docker_gets_exactly_the_sources_of_the_image() -> None:
 
 
 async def healthcheck(port: int) -> tuple[int | None, str]:
-    """Run it like Docker; return its exit code and its output."""
+    """Run the health check as Docker does; return its exit code and its output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, HEALTHCHECK, str(port), "/readyz"),
         stdout=asyncio.subprocess.PIPE,
@@ -215,7 +215,9 @@ async def test_healthcheck_exits_with_the_status_and_prints_the_response(
     status: int, expected: int
 ) -> None:
     async def readyz(_: web.Request) -> web.Response:
-        return web.json_response({"parts": {"consumer": "the broker is away"}}, status=status)
+        return web.json_response(
+            {"parts": {"consumer": "the broker is unavailable"}}, status=status
+        )
 
     app = web.Application()
     app.router.add_get("/readyz", readyz)
@@ -223,7 +225,7 @@ async def test_healthcheck_exits_with_the_status_and_prints_the_response(
         assert server.port
         code, printed = await healthcheck(server.port)
     assert code == expected
-    assert "the broker is away" in printed
+    assert "the broker is unavailable" in printed
 
 
 async def test_healthcheck_fails_if_nothing_listens() -> None:

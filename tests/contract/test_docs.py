@@ -22,14 +22,14 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    dead = []
+def test_links_between_pages_have_a_target(page: Path) -> None:
+    broken = []
     for path, anchor in _LINK.findall(_CODE.sub("", page.read_text())):
         target = (page.parent / path) if path else page
         if not target.exists() or (anchor and anchor not in _anchors(target)):
-            dead.append(f"{path}#{anchor}" if anchor else path)
+            broken.append(f"{path}#{anchor}" if anchor else path)
 
-    assert dead == []
+    assert broken == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

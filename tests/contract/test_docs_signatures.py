@@ -102,7 +102,7 @@ def _cases() -> tuple[list[dict[str, Any]], list[list[bool]]]:
 
 def test_python_verifies_signatures() -> None:
     namespace: dict[str, Any] = {}
-    exec(_code("python"), namespace)  # noqa: S102 - the page's own code is what is tested
+    exec(_code("python"), namespace)  # noqa: S102 - the test runs the code of the page
     cases, expected = _cases()
 
     results = [

@@ -28,9 +28,9 @@ MODELS: Final[Mapping[str, type[BaseModel]]] = {
 }
 WRITTEN = json.loads((FOLDER / "message_examples.json").read_text())
 EXAMPLES = [
-    pytest.param(MODELS[name], example["message"], id=f"{name} {which}")
+    pytest.param(MODELS[name], example["message"], id=f"{name} {case}")
     for name, examples in WRITTEN.items()
-    for which, example in examples.items()
+    for case, example in examples.items()
 ]
 RECEIVED: Final[tuple[type[BaseModel], ...]] = (
     *MODELS.values(),
@@ -54,7 +54,7 @@ EMAIL_FIELDS: Final[Mapping[str, Any]] = {
     "posting_id": "5f0c7b1e-8d0f-4f6e-9b61-6f6d6d0a4c11",
     "channel": "email",
 }
-OF_SMS: Final[Mapping[str, Any]] = {
+SMS_FIELDS: Final[Mapping[str, Any]] = {
     "at": AT,
     "message_id": "m-1",
     "posting_id": None,
@@ -69,21 +69,21 @@ FACTS = (
         next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
         **EMAIL_FIELDS,
     ),
-    MessageFailed(fact_id="m-1/1", attempt=1, reason="the gateway refused it", **OF_SMS),
-    MessageExpired(fact_id="m-1/2", attempt=2, reason="expired", **OF_SMS),
+    MessageFailed(fact_id="m-1/1", attempt=1, reason="refused by the gateway", **SMS_FIELDS),
+    MessageExpired(fact_id="m-1/2", attempt=2, reason="expired", **SMS_FIELDS),
 )
 
 
-def test_every_example_is_read_as_it_is_written_down(golden: Golden) -> None:
+def test_every_example_is_parsed_as_recorded(golden: Golden) -> None:
     read = {
         name: {
-            which: {
+            case: {
                 "message": example["message"],
                 "read": MODELS[name]
                 .model_validate_json(json.dumps(example["message"]))
                 .model_dump(mode="json"),
             }
-            for which, example in examples.items()
+            for case, example in examples.items()
         }
         for name, examples in WRITTEN.items()
     }
@@ -110,25 +110,37 @@ def test_an_unknown_field_is_rejected(model: type[BaseModel], example: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("model", "field", "bad"),
+    ("model", "field", "invalid"),
     [
-        *((SendEmail, "to", bad) for bad in ("", "user", "a@b", "a b@c.de", "a@c.de\nBcc: x@y.z")),
-        *((SendEmail, "to", bad) for bad in ('"a"@c.de', "a..b@c.de", "a@-c.de", "ä@c.de")),
-        *((SendEmail, "to", bad) for bad in ("<a@c.de>", "a@c.de,b@c.de", "a" * 250 + "@c.de")),
-        *((SendEmail, "subject", bad) for bad in ("", "a\r\nBcc: x@y.z", "a\nb", "\u0000")),
+        *(
+            (SendEmail, "to", invalid)
+            for invalid in ("", "user", "a@b", "a b@c.de", "a@c.de\nBcc: x@y.z")
+        ),
+        *((SendEmail, "to", invalid) for invalid in ('"a"@c.de', "a..b@c.de", "a@-c.de", "ä@c.de")),
+        *(
+            (SendEmail, "to", invalid)
+            for invalid in ("<a@c.de>", "a@c.de,b@c.de", "a" * 250 + "@c.de")
+        ),
+        *((SendEmail, "subject", invalid) for invalid in ("", "a\r\nBcc: x@y.z", "a\nb", "\u0000")),
         (SendEmail, "text", "\u0000"),
         (SendEmail, "html", "x" * 1_048_577),
-        *((SendEmail, "unsubscribe_url", bad) for bad in ("javascript:x", "https://a b", "")),
+        *(
+            (SendEmail, "unsubscribe_url", invalid)
+            for invalid in ("javascript:x", "https://a b", "")
+        ),
         (SendEmail, "expires_at", "2026-11-20T15:00:00"),
-        *((SendSms, "phone", bad) for bad in ("+79161234567", "0791612345", "123456", "1" * 16)),
-        *((SendSms, "text", bad) for bad in ("", "x" * 1601, "\u0000", 7)),
+        *(
+            (SendSms, "phone", invalid)
+            for invalid in ("+79161234567", "0791612345", "123456", "1" * 16)
+        ),
+        *((SendSms, "text", invalid) for invalid in ("", "x" * 1601, "\u0000", 7)),
         (SendSms, "id", "two words"),
     ],
 )
-def test_e6_an_invalid_field_is_named(model: type[BaseModel], field: str, bad: Any) -> None:
+def test_e6_an_invalid_field_is_named(model: type[BaseModel], field: str, invalid: Any) -> None:
     example = WRITTEN[model.__name__]["all"]["message"]
     with pytest.raises(ValidationError) as caught:
-        model.model_validate_json(json.dumps(example | {field: bad}))
+        model.model_validate_json(json.dumps(example | {field: invalid}))
     assert [fault["loc"] for fault in caught.value.errors()] == [(field,)]
 
 

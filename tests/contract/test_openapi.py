@@ -91,17 +91,17 @@ def every_example() -> Iterator[Any]:
     for path, method, operation in OPERATIONS:
         contents = {"request": operation.get("requestBody", {}).get("content", {})}
         contents |= {s: r.get("content", {}) for s, r in operation["responses"].items()}
-        for where, content in contents.items():
+        for place, content in contents.items():
             described = content.get("application/json", {})
             for name, example in described.get("examples", {}).items():
-                label = f"{method} {path} {where} {name}"
+                label = f"{method} {path} {place} {name}"
                 yield pytest.param(described["schema"], example["value"], id=label)
 
 
 @pytest.mark.parametrize(("schema", "example"), list(every_example()))
 def test_every_example_matches_its_schema(schema: Any, example: Any) -> None:
-    whole = schema | {"components": DOCUMENT["components"]}
-    jsonschema.Draft202012Validator(whole).validate(example)
+    complete = schema | {"components": DOCUMENT["components"]}
+    jsonschema.Draft202012Validator(complete).validate(example)
 
 
 def request_examples(path: str) -> list[Any]:

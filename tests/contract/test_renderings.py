@@ -31,8 +31,8 @@ def test_e5_a_shipped_template_renders_as_recorded(name: str) -> None:
     stem = name.removesuffix(".md").replace("/", ".")
     head = f"Subject: {rendered.subject}\n\n" if channel == "email" else ""
     parts = {"txt": head + rendered.text, "html": rendered.html}
-    for ending, content in parts.items():
-        file = FOLDER / f"{stem}.{ending}"
+    for suffix, content in parts.items():
+        file = FOLDER / f"{stem}.{suffix}"
         if content is None:
             assert not file.exists()
             continue

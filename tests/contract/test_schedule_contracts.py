@@ -59,7 +59,7 @@ def test_the_json_of_a_fact_has_not_changed(golden: Golden) -> None:
         event_key=None,
         occurrence=3,
         attempts=6,
-        error="the receiver answered 500",
+        error="the receiver responded with 500",
         next_at=datetime(2026, 11, 20, 15, 1, tzinfo=UTC),
     )
     golden("schedule_fact", json.loads(fact.model_dump_json()))

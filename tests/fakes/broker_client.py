@@ -45,26 +45,32 @@ class BrokerClient:
     async def send(self, body: Any, **properties: Any) -> str:
         """Publish to `callbacks` with a confirm, and return the id in the body, if any."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        given: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "content_type": "application/json",
             "type": "SendCallback",
             "delivery_mode": 2,
         }
-        message = aio_pika.Message(raw, **(given | properties))
+        message = aio_pika.Message(raw, **(defaults | properties))
         await self.channel.default_exchange.publish(message, routing_key=CALLBACKS, timeout=30)
         return str(body.get("id")) if isinstance(body, Mapping) else ""
 
     async def send_without_message_id(self, body: Any) -> None:
         """Publish with a confirm, but without a message_id. aio-pika always sets one."""
         raw = json.dumps(body).encode()
-        bare = codec.Properties(content_type="application/json", type="SendCallback")
+        properties = codec.Properties(content_type="application/json", type="SendCallback")
         async with connect(self._url, name="raw") as broker:
             _, intercepted = await broker.channel(confirms=True)
             confirmed = asyncio.Event()
             intercepted.on_confirm = lambda *_: confirmed.set()
             intercepted.write(
                 codec.encode_publish(
-                    intercepted.number, "", CALLBACKS, bare, raw, mandatory=True, frame_max=131_072
+                    intercepted.number,
+                    "",
+                    CALLBACKS,
+                    properties,
+                    raw,
+                    mandatory=True,
+                    frame_max=131_072,
                 )
             )
             await asyncio.wait_for(confirmed.wait(), 30)
@@ -89,11 +95,11 @@ class BrokerClient:
         """Wait for the dead letter of a callback."""
 
         async def found() -> AbstractIncomingMessage | None:
-            letters = await self.read_dead_letters()
-            return next((each for each in letters if callback_id in identities(each)), None)
+            dead_letters = await self.read_dead_letters()
+            return next((each for each in dead_letters if callback_id in identities(each)), None)
 
-        letter: AbstractIncomingMessage = await until(found, within)
-        return letter
+        dead_letter: AbstractIncomingMessage = await until(found, within)
+        return dead_letter
 
     def facts_of(self, callback_id: str) -> list[dict[str, Any]]:
         """Return the facts about a callback so far, in order."""
@@ -112,17 +118,17 @@ class BrokerClient:
         self.facts.extend(json.loads(message.body)["facts"])
 
 
-def identities(letter: AbstractIncomingMessage) -> set[str]:
+def identities(dead_letter: AbstractIncomingMessage) -> set[str]:
     """Return all ids of a dead letter."""
-    names = {str(letter.message_id), str(letter.headers.get("x-ringback-id"))}
+    names = {str(dead_letter.message_id), str(dead_letter.headers.get("x-ringback-id"))}
     with suppress(ValueError, KeyError, TypeError, RecursionError):
-        names.add(str(json.loads(letter.body)["id"]))
+        names.add(str(json.loads(dead_letter.body)["id"]))
     return names
 
 
-def reason(letter: AbstractIncomingMessage) -> str:
+def reason(dead_letter: AbstractIncomingMessage) -> str:
     """Return the reason of a dead letter."""
-    return str(letter.headers["x-ringback-reason"])
+    return str(dead_letter.headers["x-ringback-reason"])
 
 
 @asynccontextmanager

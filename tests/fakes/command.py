@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # The second variable hides the servers of a `ringback up` in this checkout.
-KEPT = ("PATH", "RINGBACK_LOCAL_DIRECTORY")
+INHERITED = ("PATH", "RINGBACK_LOCAL_DIRECTORY")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ async def start(
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services"),
         *arguments,
-        env={name: os.environ[name] for name in KEPT} | broker | settings,
+        env={name: os.environ[name] for name in INHERITED} | broker | settings,
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -43,11 +43,11 @@ async def start(
 
 
 async def ringback(
-    *arguments: str, amqp_url: str | None, given: str | bytes = b"", **settings: str
+    *arguments: str, amqp_url: str | None, stdin: str | bytes = b"", **settings: str
 ) -> Output:
     """Run a command to its end."""
     process = await start(*arguments, amqp_url=amqp_url, **settings)
-    data = given.encode() if isinstance(given, str) else given
+    data = stdin.encode() if isinstance(stdin, str) else stdin
     async with asyncio.timeout(60):
         out, err = await process.communicate(data)
     assert process.returncode is not None

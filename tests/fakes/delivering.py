@@ -35,10 +35,10 @@ CANARY = "c4n4ry"
 
 def email(**fields: Any) -> dict[str, Any]:
     """Return the body of a SendEmail to a new recipient."""
-    ident = uuid4().hex
+    message_id = uuid4().hex
     return {
-        "id": ident,
-        "to": f"{CANARY}-{ident}@example.org",
+        "id": message_id,
+        "to": f"{CANARY}-{message_id}@example.org",
         "subject": f"New movies {CANARY}",
         "text": f"Hello {CANARY}",
         "posting_id": "posting-1",
@@ -49,9 +49,9 @@ def email(**fields: Any) -> dict[str, Any]:
 
 def sms(**fields: Any) -> dict[str, Any]:
     """Return the body of a SendSms to a new recipient."""
-    ident = uuid4()
-    phone = f"79{ident.int % 10**9:09}"
-    return {"id": ident.hex, "phone": phone, "text": f"Code 1234 {CANARY}", **fields}
+    message_id = uuid4()
+    phone = f"79{message_id.int % 10**9:09}"
+    return {"id": message_id.hex, "phone": phone, "text": f"Code 1234 {CANARY}", **fields}
 
 
 def seconds_from_now(seconds: float) -> str:
@@ -133,12 +133,12 @@ async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
         yield client
 
 
-def settings(box: Sandbox, **more: str) -> dict[str, str]:
+def settings(sandbox: Sandbox, **more: str) -> dict[str, str]:
     """Return the environment of a delivery service that uses the sandbox."""
     return {
-        "RINGBACK_SMTP_URL": str(box.smtp),
+        "RINGBACK_SMTP_URL": str(sandbox.smtp),
         "RINGBACK_MAIL_FROM": MAIL_FROM,
-        "RINGBACK_SMS_URL": str(box.url / "sms"),
+        "RINGBACK_SMS_URL": str(sandbox.url / "sms"),
         "RINGBACK_SMS_KEY": SMS_KEY,
         **more,
     }

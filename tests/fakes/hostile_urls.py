@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001 - look-alike digits are the point
 """URLs that a callback must never reach (fault row 27).
 
-`{port}` stands for a port on which this machine listens: a hole in the guard shows as an accepted
-connection.
+`{port}` stands for a port on which this machine listens. If the guard misses a URL, a connection is
+accepted.
 """
 
 # For some resolver or parser, each of these leads to this machine.

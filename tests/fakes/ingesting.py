@@ -72,33 +72,33 @@ class IngestionClient:
         """Publish an event with confirmation."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         key = f"{body['from_service']}.{body['event']}" if isinstance(body, dict) else "x.y"
-        given: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "content_type": "application/json",
             "type": "Event",
             "delivery_mode": 2,
         }
         exchange = await self.channel.get_exchange("events", ensure=False)
-        message = aio_pika.Message(raw, **(given | properties))
+        message = aio_pika.Message(raw, **(defaults | properties))
         await exchange.publish(message, routing_key=key, timeout=30)
 
     async def send_without_message_id(self, body: Any) -> None:
         """Publish an event without a message_id, which aio-pika always adds."""
         raw = json.dumps(body).encode()
-        bare = codec.Properties(content_type="application/json", type="Event")
+        properties = codec.Properties(content_type="application/json", type="Event")
         async with connect(self.url, name="raw") as broker:
             _, intercepted = await broker.channel(confirms=True)
             confirmed = asyncio.Event()
             intercepted.on_confirm = lambda *_: confirmed.set()
             intercepted.write(
                 codec.encode_publish(
-                    *(intercepted.number, "events", "auth.user_signed_up", bare, raw),
+                    *(intercepted.number, "events", "auth.user_signed_up", properties, raw),
                     mandatory=True,
                     frame_max=131_072,
                 )
             )
             await asyncio.wait_for(confirmed.wait(), 30)
 
-    def of(self, event_id: str) -> list[AbstractIncomingMessage]:
+    def postings_of(self, event_id: str) -> list[AbstractIncomingMessage]:
         """Return the postings of an event received so far."""
         return [each for each in self.postings if json.loads(each.body)["from_event"] == event_id]
 
@@ -112,7 +112,7 @@ class IngestionClient:
 
     async def posting(self, event_id: str) -> AbstractIncomingMessage:
         """Wait for the first posting of an event."""
-        found: list[AbstractIncomingMessage] = await until(lambda: self.of(event_id))
+        found: list[AbstractIncomingMessage] = await until(lambda: self.postings_of(event_id))
         return found[0]
 
     async def dead_letters(self) -> int:
@@ -139,17 +139,17 @@ async def ingestion_client(amqp_url: str) -> AsyncIterator[IngestionClient]:
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
-        it = IngestionClient(amqp_url, channel)
+        client = IngestionClient(amqp_url, channel)
         queue = await channel.get_queue("postings")
 
         async def consume(message: AbstractIncomingMessage) -> None:
-            it.postings.append(message)
+            client.postings.append(message)
             await message.ack()
 
         await queue.consume(consume)
-        yield it
+        yield client
 
 
-async def send_all(to: IngestionClient, bodies: list[dict[str, Any]]) -> None:
+async def send_all(client: IngestionClient, bodies: list[dict[str, Any]]) -> None:
     """Publish many events at the same time, and wait for all confirmations."""
-    await asyncio.gather(*(to.send(body) for body in bodies))
+    await asyncio.gather(*(client.send(body) for body in bodies))

@@ -38,19 +38,19 @@ class Ledger:
         missing = self.accepted - self.delivered.keys() - self.dead
         if missing:
             async with broker_client(self.amqp_url) as reader:
-                for letter in await reader.read_dead_letters():
-                    self.dead |= identities(letter)
+                for dead_letter in await reader.read_dead_letters():
+                    self.dead |= identities(dead_letter)
         return missing - self.dead
 
     async def complete(self, within: float = 60.0) -> None:
         """Wait until every accepted id is delivered or dead-lettered; the rest is lost."""
         deadline = time.monotonic() + within
         while missing := await self.pending():
-            left = deadline - time.monotonic()
-            assert left > 0, f"{len(missing)} of {len(self.accepted)} are lost: {missing}"
+            remaining = deadline - time.monotonic()
+            assert remaining > 0, f"{len(missing)} of {len(self.accepted)} are lost: {missing}"
             # A look at the dead-letter queue is expensive, one at the receivers cheap.
             with suppress(AssertionError):
-                await until(lambda: self.accepted <= self.delivered.keys(), min(left, 1.0))
+                await until(lambda: self.accepted <= self.delivered.keys(), min(remaining, 1.0))
 
     @property
     def repeats(self) -> int:

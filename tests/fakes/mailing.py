@@ -94,35 +94,35 @@ class UserLists:
 @asynccontextmanager
 async def user_lists() -> AsyncIterator[UserLists]:
     """Serve user lists for the duration of the block."""
-    it = UserLists()
+    server = UserLists()
     app = web.Application()
-    app.router.add_get("/lists/{name}/", it.page)
+    app.router.add_get("/lists/{name}/", server.page)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    it.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
-        yield it
+        yield server
     finally:
         await runner.cleanup()
 
 
 class FakeBroker:
-    """Keeps what is published, or refuses it while `down`. The queues in `full` are full."""
+    """Keeps what is published, or refuses it while `refuses_all`. The queues in `full` are full."""
 
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
-        self.down = False
+        self.refuses_all = False
         self.refused = 0
         self.full: set[str] = set()
 
     async def ready(self) -> None:
-        """Return at once: publishing is possible."""
+        """Return at once, as a connected publisher does."""
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.down:
+        if self.refuses_all:
             self.refused += 1
             done.set_exception(PublishRefusedError("a queue is full"))
         else:
@@ -148,10 +148,10 @@ class Clock:
     """The system clock, moved forward by `ahead` seconds."""
 
     def __init__(self) -> None:
-        self.ahead = 0.0
+        self.offset = 0.0
 
     def now(self) -> float:
-        return time.time() + self.ahead
+        return time.time() + self.offset
 
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()
@@ -227,7 +227,7 @@ class Mailings:
 
 
 def counts(status: PostingStatus) -> Counter[str]:
-    """Count the messages of a posting by state, without the zeros."""
+    """Count the messages of a posting by state, without zero counts."""
     return Counter({state.value: count for state, count in status.messages.items() if count})
 
 
@@ -269,11 +269,14 @@ async def running_mailings(
     """Run the parts of mailings on a migrated database."""
     database = Database(database_url, name="test", health=Health(), schema=SCHEMA)
     async with Client(ANYWHERE, user_agent="test") as client:
-        it = Mailings(database, client, sources, broker or FakeBroker(), store, **settings)
-        tasks = [asyncio.create_task(part.run()) for part in (database, it.intake, it.settler)]
+        mailings = Mailings(database, client, sources, broker or FakeBroker(), store, **settings)
+        tasks = [
+            asyncio.create_task(part.run())
+            for part in (database, mailings.intake, mailings.settler)
+        ]
         await database.ready()
         try:
-            yield it
+            yield mailings
         finally:
             for task in tasks:
                 task.cancel()

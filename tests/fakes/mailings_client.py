@@ -1,4 +1,4 @@
-"""The surroundings of a mailings process: publishes postings and facts, consumes, requests."""
+"""A client of mailings that publishes postings and facts, consumes, and sends requests."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from tests.fakes.waiting import until
 
 
 class MailingsClient:
-    """A client on one connection.
+    """The client, on one connection.
 
     ids: the ids of the messages to each user.
     messages: the first 1,000 messages.
@@ -36,18 +36,18 @@ class MailingsClient:
 
     async def post(self, body: Any, exchange: str = "postings", **properties: Any) -> str:
         """Publish a message with a confirm, and return its id."""
-        id_ = str(uuid4())
+        posting_id = str(uuid4())
         defaults: dict[str, Any] = {
             "content_type": "application/json",
             "type": "Posting",
             "delivery_mode": 2,
-            "message_id": id_,
+            "message_id": posting_id,
         }
         message = aio_pika.Message(json.dumps(body).encode(), **(defaults | properties))
-        to = await self.channel.get_exchange(exchange, ensure=False)
+        target = await self.channel.get_exchange(exchange, ensure=False)
         key = {"postings": "posting"}.get(exchange) or body["facts"][0]["type"]
-        await to.publish(message, routing_key=key, timeout=30)
-        return id_
+        await target.publish(message, routing_key=key, timeout=30)
+        return posting_id
 
     async def settle(self, posting: str, messages: Iterable[Any], kind: str) -> None:
         """Publish facts: these messages of a posting were `sent` or `failed`."""
@@ -71,7 +71,7 @@ class MailingsClient:
             self.messages.append(message)
         await message.ack()
 
-    async def until(self, users: int, within: float = 60.0) -> None:
+    async def wait_for_users(self, users: int, within: float = 60.0) -> None:
         """Wait until messages to this number of users have arrived."""
         await until(lambda: len(self.ids) >= users, within)
 
@@ -82,19 +82,19 @@ class MailingsClient:
         )
         return response if isinstance(response, dict) else response.model_dump(mode="json")
 
-    async def ended(self, id_: str, *states: str) -> dict[str, Any]:
+    async def wait_for_status(self, posting_id: str, *states: str) -> dict[str, Any]:
         """Wait for one of these states, by default the end of expansion; return the status."""
         expected = states or ("sending", "done", "failed", "expired")
 
         async def arrived() -> dict[str, Any] | None:
-            status: dict[str, Any] = await self.request("GetPosting", id=id_)
+            status: dict[str, Any] = await self.request("GetPosting", id=posting_id)
             return status if status.get("status") in expected else None
 
         status: dict[str, Any] = await until(arrived)
         return status
 
-    async def waiting(self, queue: str) -> int:
-        """Count the messages in a queue."""
+    async def length(self, queue: str) -> int:
+        """Return the number of ready messages in a queue."""
         found = await self.channel.declare_queue(queue, passive=True)
         return found.declaration_result.message_count or 0
 
@@ -115,10 +115,10 @@ async def mailings_client(
     running = asyncio.create_task(client.run())
     connection = await aio_pika.connect(amqp_url)
     async with connection:
-        it = MailingsClient(await connection.channel(on_return_raises=True), client)
+        mailings = MailingsClient(await connection.channel(on_return_raises=True), client)
         if consuming:
-            await it.consume()
+            await mailings.consume()
         await client.ready()
-        yield it
+        yield mailings
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

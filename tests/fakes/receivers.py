@@ -6,7 +6,7 @@
         ...  # send to receiver.url
     assert receiver.accepted == 1
 
-Responses that break the rules are in `services.sandbox.misbehaviour`.
+Responses that violate HTTP are in `services.sandbox.misbehaviour`.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ async def serve(
 
     server = await asyncio.start_server(accept, host, 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    receiver = Receiver(url=f"{'https' if tls else 'http'}://{shown}:{port}/hook")
+    url_host = f"[{host}]" if ":" in host else host
+    receiver = Receiver(url=f"{'https' if tls else 'http'}://{url_host}:{port}/hook")
     try:
         yield receiver
     finally:

@@ -17,7 +17,7 @@ def bind(
     name: str = "email/x.md",
     **context: Any,
 ) -> BoundTemplate:
-    """An bind of a template; an e-mail's body begins in line 4."""
+    """Bind a template to its context. The body of an e-mail begins in line 4."""
     head = f"---\nsubject: {json.dumps(subject)}\n---\n" if channel == "email" else ""
     return BoundTemplate(parse_template(name, head + body), channel, context, "Shop")
 
@@ -37,7 +37,7 @@ class ParsedHtml(HTMLParser):
         self.elements: list[tuple[str, tuple[str, ...]]] = []
         self.links: list[str] = []
         self.titles: list[str] = []
-        self.words = ""
+        self.text = ""
         self.feed(html)
         self.close()
 
@@ -50,4 +50,4 @@ class ParsedHtml(HTMLParser):
                 self.titles.append(value or "")
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        self.text += data

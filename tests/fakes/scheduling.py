@@ -1,4 +1,4 @@
-"""The scheduler's parts on a real database, with a list in the place of the broker."""
+"""The scheduler's parts on a real database, with a list instead of the broker."""
 
 import asyncio
 import base64
@@ -44,12 +44,12 @@ ALLOWED_EXCHANGE = "reminders"
 
 
 class ListBroker:
-    """Keeps published messages. Refuses unknown exchanges, and everything while `down`."""
+    """Keeps published messages. Refuses unknown exchanges, and everything while `refuses_all`."""
 
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
-        self.down = False
+        self.refuses_all = False
         self.exchanges = {"", ALLOWED_EXCHANGE}
 
     async def ready(self) -> None:
@@ -57,7 +57,7 @@ class ListBroker:
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.down or message.exchange not in self.exchanges:
+        if self.refuses_all or message.exchange not in self.exchanges:
             done.set_exception(PublishRefusedError("the message reached no queue: NO_ROUTE"))
         else:
             self.sent.append(message)
@@ -181,14 +181,14 @@ def delivered(callback: object, dispatch: int = 1, attempt: int = 1) -> Callback
 def attempt_failed(callback: object, dispatch: int = 1, attempt: int = 1) -> CallbackAttemptFailed:
     fields = _fact_fields(str(callback), dispatch, attempt)
     next_at = datetime.now(UTC) + timedelta(seconds=5)
-    return CallbackAttemptFailed(**fields, error="the receiver answered 500", next_at=next_at)
+    return CallbackAttemptFailed(**fields, error="the receiver responded with 500", next_at=next_at)
 
 
 def dispatch_failed(
     callback: object, dispatch: int = 1, attempt: int = 6, *, final: bool = False
 ) -> CallbackDispatchFailed:
     fields = _fact_fields(str(callback), dispatch, attempt)
-    return CallbackDispatchFailed(**fields, reason="the receiver answered 500", final=final)
+    return CallbackDispatchFailed(**fields, reason="the receiver responded with 500", final=final)
 
 
 @asynccontextmanager
@@ -216,18 +216,18 @@ async def schedulers(
 ) -> AsyncIterator[Sequence[Scheduler]]:
     """Run the intake and the settler of `count` schedulers on one empty database."""
     async with connected(url) as database:
-        made = [Scheduler(database, **settings) for _ in range(count)]
+        created = [Scheduler(database, **settings) for _ in range(count)]
         tasks = [
             asyncio.create_task(loop)
-            for each in made
+            for each in created
             for loop in (each.intake.run(), each.settler.run())
         ]
-        for each in made:
+        for each in created:
             started = each.clock.start()
             _, now = await each.store.next_due(1)
             each.clock.sync(now, started)
         try:
-            yield made
+            yield created
         finally:
             for task in tasks:
                 task.cancel()

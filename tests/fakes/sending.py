@@ -23,8 +23,8 @@ BODY = b'{"hello": "world"}'
 @asynccontextmanager
 async def client(**options: object) -> AsyncIterator[Client]:
     guard = Guard(LOOPBACK_NETWORKS)
-    async with Client(guard, user_agent="Ringback/test", **options) as it:  # type: ignore[arg-type]
-        yield it
+    async with Client(guard, user_agent="Ringback/test", **options) as http_client:  # type: ignore[arg-type]
+        yield http_client
 
 
 async def post(
@@ -45,5 +45,5 @@ async def client_of(name_server: str) -> AsyncIterator[Client]:
     """Yield a client that uses `name_server` and may call only 127.0.0.2, like a public address."""
     resolver = aiohttp.AsyncResolver(nameservers=[name_server], timeout=2.0, tries=1)
     guard = Guard((ip_network("127.0.0.2/32"),))
-    async with Client(guard, user_agent="test", dns_ttl=0, resolver=resolver) as it:
-        yield it
+    async with Client(guard, user_agent="test", dns_ttl=0, resolver=resolver) as http_client:
+        yield http_client

@@ -31,21 +31,21 @@ def service(shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
     """Start a callback service with default settings and wait until it is ready."""
     settings = {"RINGBACK_CALLBACK_SECRETS": SECRETS, "RINGBACK_LOG_LEVEL": "DEBUG"}
     directory = tmp_path_factory.mktemp("service")
-    with running(directory, shared_amqp_url, settings) as it:
-        asyncio.run(it.ready())
-        yield it
+    with running(directory, shared_amqp_url, settings) as running_service:
+        asyncio.run(running_service.ready())
+        yield running_service
 
 
 @pytest.fixture
 async def publisher(service: Service, shared_amqp_url: str) -> AsyncIterator[BrokerClient]:
-    """An outside program, connected to the module's service."""
+    """Yield a client that uses only AMQP, on the virtual host of the service."""
     assert not service.exited(), service.output
-    async with broker_client(shared_amqp_url) as it:
-        yield it
+    async with broker_client(shared_amqp_url) as client:
+        yield client
 
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Sandbox]:
     """Start a sandbox for one test."""
-    async with running_sandbox() as it:
-        yield it
+    async with running_sandbox() as sandbox:
+        yield sandbox

@@ -64,8 +64,8 @@ async def consuming(
     tasks = [asyncio.create_task(part.run()) for part in (publisher, consumer)]
     try:
         await until(lambda: health.ready)
-        async with broker_client(url) as it:
-            yield consumer, it
+        async with broker_client(url) as client:
+            yield consumer, client
     finally:
         for task in tasks:
             task.cancel()
@@ -97,7 +97,7 @@ async def test_row_13_a_handler_bug_is_retried_and_does_not_affect_other_message
         await until(lambda: ("poison", 3) in attempts)
     assert Counter(attempts).most_common(1)[0][1] == 1, "each attempt once"
     assert [name for name, _ in attempts if name != "poison"] == [
-        f"{when}-{number}" for when in ("before", "after") for number in range(10)
+        f"{position}-{number}" for position in ("before", "after") for number in range(10)
     ]
     assert counted("ringback_handler_bugs_total") - bugs == 2
     errors = [record for record in caplog.records if record.message == "bug in a handler"]
@@ -119,8 +119,8 @@ async def test_a_permanent_bug_is_dead_lettered_when_attempts_are_exhausted(
     policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=1)}
     async with consuming(amqp_url, handle, **policy) as (_, publisher):
         await publisher.send(b"poison", message_id="poison")
-        letter = await publisher.dead_letter("poison")
-    assert reason(letter).startswith("gave up after 2 attempts: internal error")
+        dead_letter = await publisher.dead_letter("poison")
+    assert reason(dead_letter).startswith("gave up after 2 attempts: internal error")
 
 
 @pytest.mark.parametrize("error", [ContractViolationError("no"), PermanentError("no")])
@@ -130,8 +130,8 @@ async def test_a_permanent_error_is_dead_lettered_at_once(amqp_url: str, error: 
 
     async with consuming(amqp_url, handle) as (_, publisher):
         await publisher.send(b"body", message_id="m")
-        letter = await publisher.dead_letter("m")
-    assert (reason(letter), letter.body) == ("no", b"body")
+        dead_letter = await publisher.dead_letter("m")
+    assert (reason(dead_letter), dead_letter.body) == ("no", b"body")
 
 
 async def test_a_transient_error_waits_for_the_requested_delay(amqp_url: str) -> None:
@@ -157,20 +157,20 @@ async def test_a_queue_without_retries_on_purpose_retries_bugs_in_its_own_tiers(
 
 
 async def test_deferred_is_not_counted_as_an_attempt(amqp_url: str) -> None:
-    seen: list[tuple[int, int]] = []
+    attempts: list[tuple[int, int]] = []
 
     async def handle(message: Message, _: str) -> str:
-        seen.append((message.attempt, message.deferrals))
-        if len(seen) == 1:
+        attempts.append((message.attempt, message.deferrals))
+        if len(attempts) == 1:
             raise DeferredError("lane full", delay=1)
-        if len(seen) == 2:
+        if len(attempts) == 2:
             raise TransientError("failed")
         return "fine"
 
     async with consuming(amqp_url, handle) as (_, publisher):
         await publisher.send(b"body", message_id="m")
-        await until(lambda: len(seen) == 3)
-    assert seen == [(1, 0), (1, 1), (2, 0)]
+        await until(lambda: len(attempts) == 3)
+    assert attempts == [(1, 0), (1, 1), (2, 0)]
 
 
 async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
@@ -212,19 +212,19 @@ async def test_a_bug_outside_of_the_handler_is_dead_lettered_at_the_delivery_lim
     async with consuming(amqp_url, handle, parse=parse) as (_, publisher):
         await publisher.send(b"poison", message_id="poison")
         await publisher.send(b"good", message_id="good")
-        letter = await publisher.dead_letter("poison")
-    assert letter.body == b"poison"
+        dead_letter = await publisher.dead_letter("poison")
+    assert dead_letter.body == b"poison"
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
 
 async def test_messages_that_finish_in_any_order_are_acked_once(amqp_url: str) -> None:
     # Batches of acks must contain only finished messages. Those in progress stay unacknowledged.
     ended: Counter[str] = Counter()
-    hold = asyncio.Event()
+    release = asyncio.Event()
 
     async def handle(message: Message, body: str) -> str:
         if body == "held":
-            await hold.wait()
+            await release.wait()
         else:
             await asyncio.sleep(random.random() / 20)
         ended[message.id] += 1
@@ -239,16 +239,16 @@ async def test_messages_that_finish_in_any_order_are_acked_once(amqp_url: str) -
         await consumer.drain(0.1)
     # The consumer left three unfinished: exactly these are delivered again.
     assert max(ended.values()) == 1
-    again: list[str] = []
+    redelivered: list[str] = []
 
-    async def note(message: Message, _: str) -> str:
-        again.append(message.id)
+    async def record(message: Message, _: str) -> str:
+        redelivered.append(message.id)
         return "fine"
 
-    async with consuming(amqp_url, note) as (_, publisher):
+    async with consuming(amqp_url, record) as (_, publisher):
         await publisher.send(b"last", message_id="last")
-        await until(lambda: "last" in again)
-    assert again == ["m-0", "m-7", "m-250", "last"]
+        await until(lambda: "last" in redelivered)
+    assert redelivered == ["m-0", "m-7", "m-250", "last"]
 
 
 async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
@@ -312,9 +312,9 @@ async def test_a_header_that_is_not_utf_8_is_dead_lettered_with_its_message(amqp
             )
             intercepted.write(frames.replace(b"PLACEHOLDER", b"\xff\xfePLACEHOLD"))
             await asyncio.wait_for(confirmed.wait(), 10)
-        letter = await publisher.dead_letter("strange")
-    assert letter.body == b"body"
-    assert reason(letter).startswith("no")
+        dead_letter = await publisher.dead_letter("strange")
+    assert dead_letter.body == b"body"
+    assert reason(dead_letter).startswith("no")
 
 
 async def queued(publisher: BrokerClient, queue: str, count: int) -> bool:

@@ -46,8 +46,8 @@ async def test_many_concurrent_publishes_are_confirmed_with_whole_bodies(amqp_ur
     sizes = [0, 1, 131_064, 131_065, 1_000_000, *range(2000)]
     async with publishing(amqp_url) as publisher:
         await publisher.publish_all(outgoing(body=b"b" * size) for size in sizes)
-        async with broker_client(amqp_url) as it:
-            queue = await it.channel.get_queue(CALLBACKS)
+        async with broker_client(amqp_url) as client:
+            queue = await client.channel.get_queue(CALLBACKS)
             received = []
             for _ in sizes:
                 message = await queue.get(no_ack=True)
@@ -58,14 +58,14 @@ async def test_many_concurrent_publishes_are_confirmed_with_whole_bodies(amqp_ur
 
 async def test_only_the_message_without_a_queue_is_refused(amqp_url: str) -> None:
     async with publishing(amqp_url) as publisher:
-        good, lost, other = (
+        first, unroutable, other = (
             publisher.publish(outgoing()),
             publisher.publish(outgoing("nowhere")),
             publisher.publish(outgoing()),
         )
-        await asyncio.gather(good, other)
+        await asyncio.gather(first, other)
         with pytest.raises(PublishRefusedError, match="no queue"):
-            await lost
+            await unroutable
 
 
 async def test_trap_1_a_returned_message_is_never_confirmed_by_another_with_its_id(
@@ -84,8 +84,8 @@ async def test_trap_1_a_returned_message_is_never_confirmed_by_another_with_its_
 async def test_row_9_a_deleted_queue_is_declared_again_and_the_next_publish_arrives(
     amqp_url: str,
 ) -> None:
-    async with publishing(amqp_url) as publisher, broker_client(amqp_url) as it:
-        await it.channel.queue_delete(DEAD)
+    async with publishing(amqp_url) as publisher, broker_client(amqp_url) as client:
+        await client.channel.queue_delete(DEAD)
         with pytest.raises(PublishRefusedError):
             await publisher.publish(outgoing(DEAD))
 

@@ -25,8 +25,8 @@ QUEUE = "things.requests"
 TOPOLOGY = Topology((), (Queue(QUEUE, {"x-queue-type": "classic"}),), ())
 
 
-async def echo(by: RequestContext, body: bytes) -> Any:
-    return {"by": list(by), "echo": json.loads(body)}
+async def echo(context: RequestContext, body: bytes) -> Any:
+    return {"context": list(context), "echo": json.loads(body)}
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ async def request(
     client: RpcClient,
     operation: str = "Echo",
     value: Any = 1,
-    timeout: float = 10,  # noqa: ASYNC109 - as of the function that is tested
+    timeout: float = 10,  # noqa: ASYNC109 - as in the tested function
     context: RequestContext = ANONYMOUS,
 ) -> Any:
     body = json.dumps(value).encode()
@@ -92,7 +92,7 @@ async def test_concurrent_requests_get_their_own_responses_in_any_order(amqp_url
         return {"number": number, "size": len(body)}
 
     async with rpc_server(amqp_url, {"Echo": slow_if_even}), rpc_client(amqp_url) as client:
-        # Larger than a frame, too: the body comes in pieces.
+        # Some bodies are larger than a frame.
         values = [[number, "x" * (200_000 if number % 50 == 0 else 10)] for number in range(300)]
         responses = await asyncio.gather(*(request(client, value=one) for one in values))
     assert [response["number"] for response in responses] == list(range(300))
@@ -103,7 +103,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.mark.parametrize(
-    "by",
+    "context",
     [
         ANONYMOUS,
         RequestContext("Müller & Söhne"),
@@ -112,10 +112,10 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ],
 )
 async def test_s9_the_client_id_and_the_trace_context_reach_the_handler(
-    amqp_url: str, by: RequestContext
+    amqp_url: str, context: RequestContext
 ) -> None:
     async with rpc_server(amqp_url, {"Echo": echo}), rpc_client(amqp_url) as client:
-        assert (await request(client, context=by))["by"] == list(by)
+        assert (await request(client, context=context))["context"] == list(context)
 
 
 async def test_failures_are_values_and_errors_become_failures(
@@ -131,12 +131,12 @@ async def test_failures_are_values_and_errors_become_failures(
         return wrong
 
     async def lost(_: RequestContext, __: bytes) -> Any:
-        raise InfrastructureError("the database does not answer")
+        raise InfrastructureError("the database is unavailable")
 
     async def bug(_: RequestContext, __: bytes) -> Any:
         raise TimeoutError("a secret-canary in an error's text")
 
-    async def unspeakable(_: RequestContext, __: bytes) -> Any:
+    async def unserializable(_: RequestContext, __: bytes) -> Any:
         return object()
 
     async def endless(_: RequestContext, __: bytes) -> Any:
@@ -146,22 +146,22 @@ async def test_failures_are_values_and_errors_become_failures(
         "Invalid": invalid,
         "Lost": lost,
         "Bug": bug,
-        "Unspeakable": unspeakable,
+        "Unserializable": unserializable,
         "Endless": endless,
         "Echo": echo,
     }
     async with rpc_server(amqp_url, handlers), rpc_client(amqp_url) as client:
         assert await request(client, "Invalid") == wrong
         assert await request(client, "Lost") == Failure(
-            code=FailureCode.UNAVAILABLE, detail="the database does not answer"
+            code=FailureCode.UNAVAILABLE, detail="the database is unavailable"
         )
         internal = Failure(code=FailureCode.INTERNAL, detail="internal error")
         with caplog.at_level(logging.ERROR):
             assert await request(client, "Bug") == internal
-            assert await request(client, "Unspeakable") == internal
+            assert await request(client, "Unserializable") == internal
         assert [record.exc_info is not None for record in caplog.records] == [True, True]
         assert (await request(client, "Endless")).code == FailureCode.INVALID
-        assert (await request(client, "Nonsense")).code == FailureCode.UNAVAILABLE
+        assert (await request(client, "Unknown")).code == FailureCode.UNAVAILABLE
         assert (await request(client, value="still here"))["echo"] == "still here"
 
 
@@ -175,17 +175,17 @@ async def test_a_request_beyond_the_limit_in_flight_is_unavailable_at_once(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.amqp.rpc_client.MAX_IN_FLIGHT", 2)
-    go = asyncio.Event()
+    release = asyncio.Event()
 
     async def wait(_: RequestContext, __: bytes) -> Any:
-        await go.wait()
+        await release.wait()
 
     async with rpc_server(amqp_url, {"Wait": wait}), rpc_client(amqp_url) as client:
         waiting = [asyncio.create_task(request(client, "Wait")) for _ in range(2)]
-        await asyncio.sleep(0)  # they run as far as their requests
+        await asyncio.sleep(0)  # let them send their requests
         with pytest.raises(UnavailableError, match="2 requests are waiting"):
             await request(client, "Wait")
-        go.set()
+        release.set()
         await asyncio.gather(*waiting)
         await request(client, "Wait")
 
@@ -193,19 +193,19 @@ async def test_a_request_beyond_the_limit_in_flight_is_unavailable_at_once(
 async def test_a_request_is_dropped_from_the_queue_at_its_timeout(
     amqp_url: str,
 ) -> None:
-    seen: list[int] = []
+    handled: list[int] = []
 
-    async def note(_: RequestContext, body: bytes) -> Any:
-        seen.append(json.loads(body))
+    async def record(_: RequestContext, body: bytes) -> Any:
+        handled.append(json.loads(body))
 
-    async with rpc_server(amqp_url, {"Note": note}):
+    async with rpc_server(amqp_url, {"Note": record}):
         pass
     async with rpc_client(amqp_url) as client:
         with pytest.raises(NoResponseError, match=r"within 0\.2 s"):
             await request(client, "Note", 1, timeout=0.2)
-        async with rpc_server(amqp_url, {"Note": note}):
+        async with rpc_server(amqp_url, {"Note": record}):
             await request(client, "Note", 2)
-    assert seen == [2]
+    assert handled == [2]
 
 
 async def test_a_handler_is_cancelled_at_the_timeout_and_frees_its_slot(
@@ -228,31 +228,31 @@ async def test_a_handler_is_cancelled_at_the_timeout_and_frees_its_slot(
 
 
 async def test_concurrent_handlers_are_limited_by_the_prefetch(amqp_url: str) -> None:
-    running = most = 0
+    running = maximum = 0
 
     async def count(_: RequestContext, __: bytes) -> Any:
-        nonlocal running, most
+        nonlocal running, maximum
         running += 1
-        most = max(most, running)
+        maximum = max(maximum, running)
         await asyncio.sleep(0.02)
         running -= 1
 
     async with rpc_server(amqp_url, {"Count": count}, prefetch=3), rpc_client(amqp_url) as client:
         await asyncio.gather(*(request(client, "Count") for _ in range(20)))
-    assert most == 3
+    assert maximum == 3
 
 
 async def test_another_server_handles_the_request_of_one_that_dies(amqp_url: str) -> None:
-    begun = asyncio.Event()
+    started_event = asyncio.Event()
 
     async def hang(_: RequestContext, __: bytes) -> Any:
-        begun.set()
+        started_event.set()
         await asyncio.Event().wait()
 
     async with rpc_client(amqp_url) as client:
         async with rpc_server(amqp_url, {"Echo": hang}):
             response = asyncio.create_task(request(client))
-            await begun.wait()
+            await started_event.wait()
         async with rpc_server(amqp_url, {"Echo": echo}):
             assert (await response)["echo"] == 1
 
@@ -260,22 +260,22 @@ async def test_another_server_handles_the_request_of_one_that_dies(amqp_url: str
 async def test_a_draining_server_finishes_only_requests_in_progress(
     amqp_url: str,
 ) -> None:
-    begun, go = asyncio.Event(), asyncio.Event()
+    started_event, release = asyncio.Event(), asyncio.Event()
 
     async def wait(_: RequestContext, __: bytes) -> Any:
-        begun.set()
-        await go.wait()
+        started_event.set()
+        await release.wait()
         return "responded"
 
     async with rpc_client(amqp_url) as client:
         async with rpc_server(amqp_url, {"Wait": wait, "Echo": echo}) as (server, _):
             first = asyncio.create_task(request(client, "Wait"))
-            await begun.wait()
+            await started_event.wait()
             draining = asyncio.create_task(server.drain(10))
             await until(lambda: queued(amqp_url, consumers=0, messages=0))
             second = asyncio.create_task(request(client))
             await until(lambda: queued(amqp_url, consumers=0, messages=1))
-            go.set()
+            release.set()
             await draining
             assert await first == "responded"
         async with rpc_server(amqp_url, {"Echo": echo}):
@@ -285,16 +285,16 @@ async def test_a_draining_server_finishes_only_requests_in_progress(
 async def test_another_server_handles_requests_that_a_drained_one_did_not_finish(
     amqp_url: str,
 ) -> None:
-    begun = asyncio.Event()
+    started_event = asyncio.Event()
 
     async def hang(_: RequestContext, __: bytes) -> Any:
-        begun.set()
+        started_event.set()
         await asyncio.Event().wait()
 
     async with rpc_client(amqp_url) as client:
         async with rpc_server(amqp_url, {"Echo": hang}) as (server, _):
             response = asyncio.create_task(request(client))
-            await begun.wait()
+            await started_event.wait()
             await server.drain(0.1)
             await asyncio.sleep(0.1)  # long enough for an ack
         async with rpc_server(amqp_url, {"Echo": echo}):
@@ -306,14 +306,14 @@ async def test_messages_that_are_not_valid_requests_are_dropped(amqp_url: str) -
         connection = await aio_pika.connect(amqp_url)
         async with connection:
             channel = await connection.channel()
-            aimed = await channel.declare_queue("aimed-at", exclusive=True)
-            for properties in ({}, {"reply_to": "aimed-at"}):
+            reply_queue = await channel.declare_queue("reply-queue", exclusive=True)
+            for properties in ({}, {"reply_to": "reply-queue"}):
                 message = aio_pika.Message(b"1", type="Echo", **properties)  # type: ignore[arg-type]
                 await channel.default_exchange.publish(message, routing_key=QUEUE)
             assert (await request(client))["echo"] == 1
-            assert await aimed.get(fail=False) is None
-            left = await channel.declare_queue(QUEUE, passive=True)
-            assert left.declaration_result.message_count == 0
+            assert await reply_queue.get(fail=False) is None
+            queue = await channel.declare_queue(QUEUE, passive=True)
+            assert queue.declaration_result.message_count == 0
 
 
 async def test_a_deleted_queue_is_declared_again(amqp_url: str) -> None:
@@ -334,17 +334,17 @@ async def test_a_deleted_queue_is_declared_again(amqp_url: str) -> None:
 async def test_row_1_a_killed_broker_makes_requests_unknown_then_unavailable_until_it_returns(
     own_broker: Broker,
 ) -> None:
-    begun = asyncio.Event()
+    started_event = asyncio.Event()
 
     async def hang(_: RequestContext, __: bytes) -> Any:
-        begun.set()
+        started_event.set()
         await asyncio.Event().wait()
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(rpc_server(own_broker.url, {"Hang": hang, "Echo": echo}))
         client = await stack.enter_async_context(rpc_client(own_broker.url))
         pending = asyncio.create_task(request(client, "Hang"))
-        await begun.wait()
+        await started_event.wait()
         own_broker.kill()
         with pytest.raises(NoResponseError, match="connection was lost"):
             await asyncio.wait_for(pending, 3)
@@ -366,27 +366,30 @@ async def test_row_2_a_suspended_broker_makes_requests_unknown_in_time(
 ) -> None:
     done: Counter[str] = Counter()
 
-    async def once(_: RequestContext, body: bytes) -> Any:
+    async def count_calls(_: RequestContext, body: bytes) -> Any:
         name = json.loads(body)
         done[name] += 1
         return done[name]
 
-    async with rpc_server(own_broker.url, {"Once": once}), rpc_client(own_broker.url) as client:
+    async with (
+        rpc_server(own_broker.url, {"CountCalls": count_calls}),
+        rpc_client(own_broker.url) as client,
+    ):
         own_broker.suspend()
         loop = asyncio.get_running_loop()
         started = loop.time()
         with pytest.raises(NoResponseError):
-            await request(client, "Once", "order 7", timeout=1)
+            await request(client, "CountCalls", "order 7", timeout=1)
         assert loop.time() - started < 2
         own_broker.resume()
 
         async def responded() -> Any:
             try:
-                return await request(client, "Once", "order 7", timeout=2)
+                return await request(client, "CountCalls", "order 7", timeout=2)
             except (UnavailableError, NoResponseError):
                 return None
 
-        # Whether the first one was done is unknown: the repeat is its first or its second time.
+        # The outcome of the first request is unknown: the repeat is the first or second call.
         assert await until(responded, 30) in (1, 2)
 
 

@@ -114,23 +114,27 @@ async def test_row_26_an_invalid_body_is_dead_lettered_at_once_and_other_message
     )
     after = await publisher.send(send_callback(url))
 
-    letter = await publisher.dead_letter(label)
-    assert letter.body == raw
-    assert expected in reason(letter)
-    assert len(reason(letter)) <= 1000
-    assert (letter.message_id, letter.app_id, letter.type) == (label, "shop", "SendCallback")
-    assert letter.timestamp == datetime(2026, 1, 2, tzinfo=UTC)
-    assert letter.headers["tenant"] == "acme"
+    dead_letter = await publisher.dead_letter(label)
+    assert dead_letter.body == raw
+    assert expected in reason(dead_letter)
+    assert len(reason(dead_letter)) <= 1000
+    assert (dead_letter.message_id, dead_letter.app_id, dead_letter.type) == (
+        label,
+        "shop",
+        "SendCallback",
+    )
+    assert dead_letter.timestamp == datetime(2026, 1, 2, tzinfo=UTC)
+    assert dead_letter.headers["tenant"] == "acme"
 
-    hooks = await receiver.webhooks(url, 2)
-    assert {hook["webhook_id"] for hook in hooks} == {before, after}
+    webhooks = await receiver.webhooks(url, 2)
+    assert {webhook["webhook_id"] for webhook in webhooks} == {before, after}
 
-    callback_id = str(letter.headers["x-ringback-id"])
+    callback_id = str(dead_letter.headers["x-ringback-id"])
     fact = await publisher.fact(callback_id, "callback.dead")
-    assert fact["reason"] == reason(letter)
+    assert fact["reason"] == reason(dead_letter)
     (line,) = service.logged("callback dead-lettered", callback_id=callback_id)
-    assert line["reason"] == reason(letter)
-    assert CANARY not in json.dumps(line) + json.dumps(fact) + reason(letter)
+    assert line["reason"] == reason(dead_letter)
+    assert CANARY not in json.dumps(line) + json.dumps(fact) + reason(dead_letter)
 
 
 async def test_row_15_20_mib_are_refused_by_rabbitmq_4_and_dead_lettered_on_3(
@@ -149,10 +153,10 @@ async def test_a_message_with_invalid_properties_is_dead_lettered_at_once(
 ) -> None:
     label = f"props-{abs(hash(name))}"
     await publisher.send(body(), message_id=label, **BAD_PROPERTIES[name])
-    letter = await publisher.dead_letter(label)
+    dead_letter = await publisher.dead_letter(label)
     (wrong,) = BAD_PROPERTIES[name]
-    assert wrong in reason(letter)
-    assert letter.body.startswith(b'{"id"')
+    assert wrong in reason(dead_letter)
+    assert dead_letter.body.startswith(b'{"id"')
 
 
 async def test_each_dead_letter_is_one_log_line_and_one_count(
@@ -181,15 +185,15 @@ async def test_an_invalid_message_without_an_id_is_dead_lettered_with_a_generate
     async def found() -> Any:
         return [each for each in await publisher.read_dead_letters() if each.body == marker]
 
-    (letter,) = await until(found)
-    assert letter.message_id is None
-    assert str(letter.headers["x-ringback-id"])
+    (dead_letter,) = await until(found)
+    assert dead_letter.message_id is None
+    assert str(dead_letter.headers["x-ringback-id"])
 
 
 def large_headers(size: int) -> dict[str, Any]:
     """Return headers of this size on the wire, in bytes (1,000 for each full one)."""
-    full, rest = divmod(size, 1000)
-    return {f"h{number:04}": "v" * 989 for number in range(full)} | {"rest": "v" * (rest - 10)}
+    full, remainder = divmod(size, 1000)
+    return {f"h{number:04}": "v" * 989 for number in range(full)} | {"rest": "v" * (remainder - 10)}
 
 
 async def test_row_15_a_message_whose_headers_leave_no_room_is_dead_lettered_and_reported(
@@ -198,11 +202,11 @@ async def test_row_15_a_message_whose_headers_leave_no_room_is_dead_lettered_and
     # frame_max is 131,072 bytes: the message just fits, a copy with our headers does not
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     callback = await publisher.send(send_callback(url), headers=large_headers(130_920))
-    letter = await publisher.dead_letter(callback)
-    assert "headers" in reason(letter)
-    assert json.loads(letter.body)["id"] == callback
+    dead_letter = await publisher.dead_letter(callback)
+    assert "headers" in reason(dead_letter)
+    assert json.loads(dead_letter.body)["id"] == callback
     fact = await publisher.fact(callback, "callback.dead")
-    assert reason(letter).startswith(fact["reason"])
+    assert reason(dead_letter).startswith(fact["reason"])
     assert len(service.logged("callback dead-lettered", callback_id=callback)) == 1
     assert len(publisher.facts_of(callback)) == 1, "no fact announces a retry"
 
@@ -222,7 +226,7 @@ async def test_row_15_the_broker_refuses_200_kb_of_headers(
     assert await service.is_ready()
 
 
-def strange_headers() -> Iterator[tuple[str, dict[str, Any]]]:
+def unusual_headers() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "bytes", {"b": bytearray(b"\xff\xfe")}
     yield "nested", {"t": {"l": [1, "two", None, {"deep": True}]}}
     yield "a time", {"t": datetime(2026, 1, 1, tzinfo=UTC)}
@@ -235,7 +239,7 @@ def strange_headers() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a long trace", {"traceparent": "0" * 60_000}
 
 
-@pytest.mark.parametrize(("name", "headers"), list(strange_headers()))
+@pytest.mark.parametrize(("name", "headers"), list(unusual_headers()))
 async def test_unusual_headers_do_no_harm(
     service: Service, publisher: BrokerClient, receiver: Sandbox, name: str, headers: dict[str, Any]
 ) -> None:
@@ -243,9 +247,9 @@ async def test_unusual_headers_do_no_harm(
     callback = await publisher.send(
         send_callback(url, retry={"delays": [1], "quick_retries_count": 1000}), headers=headers
     )
-    hooks = await receiver.webhooks(url, 2)
-    assert [hook["webhook_id"] for hook in hooks] == [callback] * 2, name
-    assert "x-evil" not in hooks[0]["headers"]
+    webhooks = await receiver.webhooks(url, 2)
+    assert [webhook["webhook_id"] for webhook in webhooks] == [callback] * 2, name
+    assert "x-evil" not in webhooks[0]["headers"]
     await publisher.fact(callback, "callback.delivered")
     assert not service.logged("bug")
 

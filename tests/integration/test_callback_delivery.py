@@ -46,7 +46,7 @@ HOSTILE_HEADERS: dict[str, Any] = {
     "x-ringback-first-at": 2**63 - 1,
     "x-ringback-deferrals": {"a": "table"},
     "x-ringback-reason": "a lie",
-    # a sender must not be able to route the copies
+    # a sender must not route the copies
     "CC": ["callbacks.dead"],
 }
 
@@ -64,11 +64,11 @@ async def test_h1_the_documented_message_arrives_as_one_signed_request(
         },
         message_id="from-the-outside",
     )
-    (hook,) = await receiver.webhooks(url)
-    assert (hook["method"], hook["webhook_id"]) == ("POST", "from-the-outside")
-    assert hook["body"] == '{"any": "json"}'
-    assert hook["headers"]["content-type"] == "application/json"
-    assert hook["headers"]["user-agent"].startswith("Ringback/")
+    (webhook,) = await receiver.webhooks(url)
+    assert (webhook["method"], webhook["webhook_id"]) == ("POST", "from-the-outside")
+    assert webhook["body"] == '{"any": "json"}'
+    assert webhook["headers"]["content-type"] == "application/json"
+    assert webhook["headers"]["user-agent"].startswith("Ringback/")
     fact = await publisher.fact("from-the-outside", "callback.delivered")
     assert (fact["attempt"], fact["status"]) == (1, 200)
 
@@ -79,8 +79,8 @@ async def test_h1_other_methods_are_sent(
 ) -> None:
     url = await receiver.mailbox()
     await publisher.send(send_callback(url, target_method=method))
-    (hook,) = await receiver.webhooks(url)
-    assert (hook["method"], hook["verified"]) == (method, True)
+    (webhook,) = await receiver.webhooks(url)
+    assert (webhook["method"], webhook["verified"]) == (method, True)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ async def test_h1_the_body_is_the_output_of_json_dumps(
 ) -> None:
     url = await receiver.mailbox()
     await publisher.send(send_callback(url, payload=payload))
-    (hook,) = await receiver.webhooks(url)
-    assert hook["body"] == json.dumps(payload, sort_keys=True)
-    assert hook["verified"]
+    (webhook,) = await receiver.webhooks(url)
+    assert webhook["body"] == json.dumps(payload, sort_keys=True)
+    assert webhook["verified"]
 
 
 async def test_h2_both_signatures_are_verified_independently(
@@ -111,10 +111,10 @@ async def test_h2_both_signatures_are_verified_independently(
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     await receiver.configure_mailbox(url, secrets=[secret])
     await publisher.send(send_callback(url, hmac_secret=secret))
-    (hook,) = await receiver.webhooks(url)
-    assert hook["matched"] == ["x-signature", "webhook-signature"]
-    assert hook["faults"] == []
-    body, headers = hook["body"].encode(), hook["headers"]
+    (webhook,) = await receiver.webhooks(url)
+    assert webhook["matched"] == ["x-signature", "webhook-signature"]
+    assert webhook["faults"] == []
+    body, headers = webhook["body"].encode(), webhook["headers"]
     assert headers["x-signature"] == hmac.new(secret.encode(), body, "sha256").hexdigest()
     Webhook(secret).verify(body, headers)
 
@@ -161,12 +161,12 @@ async def test_h2_reserved_headers_cannot_be_overridden_and_others_are_sent(
         "Authorization": "Bearer kept",
     }
     callback = await publisher.send(send_callback(url, headers=forged))
-    (hook,) = await receiver.webhooks(url)
-    assert hook["verified"]
-    assert hook["webhook_id"] == callback
-    assert "forged" not in str(hook["headers"])
-    assert hook["headers"]["x-order"] == "kept"
-    assert hook["headers"]["authorization"] == "Bearer kept"
+    (webhook,) = await receiver.webhooks(url)
+    assert webhook["verified"]
+    assert webhook["webhook_id"] == callback
+    assert "forged" not in str(webhook["headers"])
+    assert webhook["headers"]["x-order"] == "kept"
+    assert webhook["headers"]["authorization"] == "Bearer kept"
 
 
 async def test_h3_a_callback_that_fails_twice_is_retried_through_the_tiers(
@@ -181,15 +181,15 @@ async def test_h3_a_callback_that_fails_twice_is_retried_through_the_tiers(
         app_id="shop",
         timestamp=datetime(2026, 1, 2, tzinfo=UTC),
     )
-    hooks = await receiver.webhooks(url, 3)
-    assert [hook["status"] for hook in hooks] == [500, 500, 200]
-    assert {hook["webhook_id"] for hook in hooks} == {callback}
-    assert all(hook["matched"] == ["x-signature", "webhook-signature"] for hook in hooks)
-    stamps = [int(hook["headers"]["webhook-timestamp"]) for hook in hooks]
-    assert stamps[0] < stamps[1] < stamps[2], "each attempt is signed again"
-    received = [datetime.fromisoformat(hook["received_at"]).timestamp() for hook in hooks]
-    assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(received))
-    assert {hook["headers"]["traceparent"] for hook in hooks} == {trace}
+    webhooks = await receiver.webhooks(url, 3)
+    assert [webhook["status"] for webhook in webhooks] == [500, 500, 200]
+    assert {webhook["webhook_id"] for webhook in webhooks} == {callback}
+    assert all(webhook["matched"] == ["x-signature", "webhook-signature"] for webhook in webhooks)
+    timestamps = [int(webhook["headers"]["webhook-timestamp"]) for webhook in webhooks]
+    assert timestamps[0] < timestamps[1] < timestamps[2], "each attempt is signed again"
+    received = [datetime.fromisoformat(webhook["received_at"]).timestamp() for webhook in webhooks]
+    assert all(second - first >= 1.0 for first, second in itertools.pairwise(received))
+    assert {webhook["headers"]["traceparent"] for webhook in webhooks} == {trace}
 
     facts = await until(lambda: (f := publisher.facts_of(callback)) and len(f) == 3 and f)
     assert [(fact["type"], fact["attempt"]) for fact in facts] == [
@@ -198,9 +198,11 @@ async def test_h3_a_callback_that_fails_twice_is_retried_through_the_tiers(
         ("callback.delivered", 3),
     ]
     due = [datetime.fromisoformat(fact["next_at"]).timestamp() for fact in facts[:2]]
-    assert all(abs(at - when) < 2 for at, when in zip(received[1:], due, strict=True))
+    assert all(abs(at - planned) < 2 for at, planned in zip(received[1:], due, strict=True))
     assert not [
-        letter for letter in await publisher.read_dead_letters() if callback in str(letter.headers)
+        dead_letter
+        for dead_letter in await publisher.read_dead_letters()
+        if callback in str(dead_letter.headers)
     ], "a copy must not be routed by the sender's CC"
 
 
@@ -231,12 +233,12 @@ async def test_h3_a_message_with_exhausted_attempts_is_dead_lettered_unchanged(
     callback = await publisher.send(
         body, message_id="original", app_id="shop", timestamp=sent_at, headers={"tenant": "acme"}
     )
-    letter = await publisher.dead_letter(callback)
-    assert reason(letter) == ("gave up after 2 attempts: the receiver responded with 500")
-    assert json.loads(letter.body) == body
-    assert (letter.type, letter.content_type) == ("SendCallback", "application/json")
-    assert (letter.app_id, letter.timestamp) == ("shop", sent_at)
-    assert letter.headers["tenant"] == "acme"
+    dead_letter = await publisher.dead_letter(callback)
+    assert reason(dead_letter) == ("gave up after 2 attempts: the receiver responded with 500")
+    assert json.loads(dead_letter.body) == body
+    assert (dead_letter.type, dead_letter.content_type) == ("SendCallback", "application/json")
+    assert (dead_letter.app_id, dead_letter.timestamp) == ("shop", sent_at)
+    assert dead_letter.headers["tenant"] == "acme"
     await publisher.fact(callback, "callback.dead")
     assert [fact["type"] for fact in publisher.facts_of(callback)] == [
         "callback.attempt_failed",
@@ -248,8 +250,8 @@ async def test_h3_a_refused_connection_is_retried(publisher: BrokerClient) -> No
     async with serve(respond()) as target:
         pass  # its port is closed
     callback = await publisher.send(send_callback(target.url, retry=QUICK))
-    letter = await publisher.dead_letter(callback)
-    assert reason(letter).startswith("gave up after 2 attempts: connect: ")
+    dead_letter = await publisher.dead_letter(callback)
+    assert reason(dead_letter).startswith("gave up after 2 attempts: connect: ")
 
 
 async def test_a_message_without_an_id_gets_one_before_the_first_attempt(
@@ -259,8 +261,8 @@ async def test_a_message_without_an_id_gets_one_before_the_first_attempt(
     body = send_callback(url, retry=QUICK)
     del body["id"]
     await publisher.send_without_message_id(body)
-    hooks = await receiver.webhooks(url, 2)
-    (generated,) = {hook["webhook_id"] for hook in hooks}
+    webhooks = await receiver.webhooks(url, 2)
+    (generated,) = {webhook["webhook_id"] for webhook in webhooks}
     assert generated
     assert len(generated) >= 32
 
@@ -272,11 +274,11 @@ async def test_an_unusual_message_id_is_replaced_by_the_same_id_on_every_attempt
     body = send_callback(url, retry=QUICK)
     del body["id"]
     await publisher.send(body, message_id="smuggled\r\nX-Evil: ja, ö")
-    hooks = await receiver.webhooks(url, 2)
-    assert len({hook["webhook_id"] for hook in hooks}) == 1
-    assert hooks[0]["webhook_id"].isalnum()
-    assert "x-evil" not in hooks[0]["headers"]
-    assert hooks[1]["verified"]
+    webhooks = await receiver.webhooks(url, 2)
+    assert len({webhook["webhook_id"] for webhook in webhooks}) == 1
+    assert webhooks[0]["webhook_id"].isalnum()
+    assert "x-evil" not in webhooks[0]["headers"]
+    assert webhooks[1]["verified"]
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -294,12 +296,12 @@ async def test_row_30_retry_after_is_honoured(
     assert timedelta(seconds=tier - 1) <= wait <= timedelta(seconds=1.5 * tier + 1)
 
 
-@pytest.mark.parametrize("absurd", ["99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("retry_after", ["99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
 async def test_row_30_a_very_long_retry_after_is_limited(
-    publisher: BrokerClient, receiver: Sandbox, absurd: str
+    publisher: BrokerClient, receiver: Sandbox, retry_after: str
 ) -> None:
     url = await receiver.mailbox(
-        behaviour={"kind": "fail", "status": 429, "retry_after": absurd}, times=1
+        behaviour={"kind": "fail", "status": 429, "retry_after": retry_after}, times=1
     )
     callback = await publisher.send(send_callback(url, retry=QUICK))
     fact = await publisher.fact(callback, "callback.attempt_failed")
@@ -307,11 +309,13 @@ async def test_row_30_a_very_long_retry_after_is_limited(
     assert timedelta(seconds=3599) <= wait <= timedelta(seconds=5401)
 
 
-@pytest.mark.parametrize("nonsense", ["soon", "-5", "1e9", "١٢"])
+@pytest.mark.parametrize("retry_after", ["soon", "-5", "1e9", "١٢"])
 async def test_row_30_an_invalid_retry_after_is_ignored(
-    publisher: BrokerClient, nonsense: str
+    publisher: BrokerClient, retry_after: str
 ) -> None:
-    async with serve(respond(429, {"Retry-After": nonsense.encode().decode("latin-1")})) as target:
+    async with serve(
+        respond(429, {"Retry-After": retry_after.encode().decode("latin-1")})
+    ) as target:
         callback = await publisher.send(send_callback(target.url, retry=QUICK))
         fact = await publisher.fact(callback, "callback.attempt_failed")
     wait = datetime.fromisoformat(fact["next_at"]) - datetime.fromisoformat(fact["at"])
@@ -323,8 +327,8 @@ async def test_row_30_410_is_dead_lettered_at_once(
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 410})
     callback = await publisher.send(send_callback(url))
-    letter = await publisher.dead_letter(callback)
-    assert "410" in reason(letter)
+    dead_letter = await publisher.dead_letter(callback)
+    assert "410" in reason(dead_letter)
     await publisher.fact(callback, "callback.dead")
     assert len(publisher.facts_of(callback)) == 1
     assert len(await receiver.webhooks(url)) == 1
@@ -334,36 +338,36 @@ async def test_row_30_410_is_dead_lettered_at_once(
 async def test_row_30_a_redirect_is_a_failure_and_is_not_followed(
     publisher: BrokerClient, receiver: Sandbox, status: int
 ) -> None:
-    async with serve(respond()) as elsewhere:
+    async with serve(respond()) as redirect_target:
         url = await receiver.mailbox(
-            behaviour={"kind": "redirect", "status": status, "location": elsewhere.url}
+            behaviour={"kind": "redirect", "status": status, "location": redirect_target.url}
         )
         callback = await publisher.send(send_callback(url, retry={"quick_retries_count": 0}))
-        letter = await publisher.dead_letter(callback)
-        assert str(status) in reason(letter)
-        assert elsewhere.accepted == 0
+        dead_letter = await publisher.dead_letter(callback)
+        assert str(status) in reason(dead_letter)
+        assert redirect_target.accepted == 0
 
 
 async def test_a_message_that_would_expire_before_its_retry_is_dead_lettered(
     publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
-    soon = datetime.now(UTC) + timedelta(seconds=3)
+    expires_at = datetime.now(UTC) + timedelta(seconds=3)
     callback = await publisher.send(
-        send_callback(url, expires_at=soon.isoformat(), retry={"delays": [5]})
+        send_callback(url, expires_at=expires_at.isoformat(), retry={"delays": [5]})
     )
-    letter = await publisher.dead_letter(callback)
-    assert reason(letter).startswith("expired after 1 attempts")
+    dead_letter = await publisher.dead_letter(callback)
+    assert reason(dead_letter).startswith("expired after 1 attempts")
     assert len(await receiver.webhooks(url)) == 1
 
 
 async def test_an_expired_message_is_not_sent(publisher: BrokerClient, receiver: Sandbox) -> None:
     url = await receiver.mailbox()
     callback = await publisher.send(send_callback(url, expires_at="2020-01-01T00:00:00Z"))
-    letter = await publisher.dead_letter(callback)
-    assert reason(letter).startswith("expired at 2020-01-01")
+    dead_letter = await publisher.dead_letter(callback)
+    assert reason(dead_letter).startswith("expired at 2020-01-01")
     marker = await publisher.send(send_callback(url))
-    assert [hook["webhook_id"] for hook in await receiver.webhooks(url)] == [marker]
+    assert [webhook["webhook_id"] for webhook in await receiver.webhooks(url)] == [marker]
 
 
 async def test_quick_retries_count_0_means_one_attempt(
@@ -371,8 +375,8 @@ async def test_quick_retries_count_0_means_one_attempt(
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500})
     callback = await publisher.send(send_callback(url, retry={"quick_retries_count": 0}))
-    letter = await publisher.dead_letter(callback)
-    assert "gave up after 1 attempts" in reason(letter)
+    dead_letter = await publisher.dead_letter(callback)
+    assert "gave up after 1 attempts" in reason(dead_letter)
 
 
 async def test_the_timeout_of_a_message_ends_the_attempt(publisher: BrokerClient) -> None:
@@ -381,9 +385,9 @@ async def test_the_timeout_of_a_message_ends_the_attempt(publisher: BrokerClient
         callback = await publisher.send(
             send_callback(target.url, timeout=0.3, retry={"quick_retries_count": 0})
         )
-        letter = await publisher.dead_letter(callback)
+        dead_letter = await publisher.dead_letter(callback)
         assert time.monotonic() - started < 5, "not the default of ten seconds"
-    assert "no response" in reason(letter)
+    assert "no response" in reason(dead_letter)
 
 
 async def test_facts_are_published_in_batches_in_their_documented_form(
@@ -472,6 +476,6 @@ async def test_an_unsigned_callback_has_no_signature(
     unsigned = send_callback(url, unsigned=True)
     del unsigned["hmac_secret"]
     await publisher.send(unsigned)
-    (hook,) = await receiver.webhooks(url)
-    assert not {"x-signature", "webhook-signature"} & hook["headers"].keys()
-    assert hook["webhook_id"] == unsigned["id"]
+    (webhook,) = await receiver.webhooks(url)
+    assert not {"x-signature", "webhook-signature"} & webhook["headers"].keys()
+    assert webhook["webhook_id"] == unsigned["id"]

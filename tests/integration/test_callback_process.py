@@ -22,7 +22,7 @@ from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
 from tests.fakes.waiting import until
 
-ALONE = ("-m", "services.callback", "--metrics-port", "0")
+RUN_MODULE = ("-m", "services.callback", "--metrics-port", "0")
 
 
 async def test_h4_the_metrics_have_the_documented_names_and_values(
@@ -39,10 +39,10 @@ async def test_h4_the_metrics_have_the_documented_names_and_values(
             await publisher.send(send_callback(target.url + "/a-token-in-the-path"))
             await until(partial(len, target.requests))
         await publisher.send(send_callback(failing.url, retry={"delays": [1]}))
-        no_base64 = await publisher.send(send_callback(targets[0].url, hmac_secret="whsec_*"))
+        invalid_secret = await publisher.send(send_callback(targets[0].url, hmac_secret="whsec_*"))
         unknown = send_callback(targets[0].url, secret_ref="nobody")
         del unknown["hmac_secret"]
-        for callback in (no_base64, await publisher.send(unknown)):
+        for callback in (invalid_secret, await publisher.send(unknown)):
             await publisher.fact(callback, "callback.dead")
         await until(lambda: len([f for f in publisher.facts if f["type"] == "callback.dead"]) == 3)
 
@@ -59,10 +59,10 @@ async def test_h4_the_metrics_have_the_documented_names_and_values(
         text = (await service.get("/metrics"))[1]
         labels = set(re.findall(r'target_url="([^"]*)"', text))
         assert labels == {t.url.removesuffix("/hook") for t in targets[:3]} | {"other"}
-        ours = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+        names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         promised = ("callback_", "hmac_errors", "amqp_reconnects", "ringback_")
         library = ("python_", "process_")
-        assert [name for name in ours if not name.startswith(promised + library)] == []
+        assert [name for name in names if not name.startswith(promised + library)] == []
 
 
 async def test_h5_logs_are_json_one_line_for_each_attempt(amqp_url: str, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ async def test_h5_logs_are_json_one_line_for_each_attempt(amqp_url: str, tmp_pat
             ("callback delivered", 2),
         ]
         for line in service.lines:
-            stamp = datetime.fromisoformat(line["timestamp"])
-            assert stamp.tzinfo == UTC
+            timestamp = datetime.fromisoformat(line["timestamp"])
+            assert timestamp.tzinfo == UTC
             assert line["timestamp"].endswith("Z")
             assert (line["service"], line["level"]) in {
                 ("callback", level) for level in ("INFO", "WARNING", "ERROR")
@@ -101,7 +101,7 @@ CANARIES = {
     "header": "canary-header",
     "path": "canary-path",
     "query": "canary-query",
-    "body": "canary-answer",
+    "body": "canary-response",
 }
 
 
@@ -120,8 +120,8 @@ async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_pat
         service = stack.enter_context(running(tmp_path, amqp_url, settings))
         await service.ready()
         publisher = await stack.enter_async_context(broker_client(amqp_url))
-        good = await stack.enter_async_context(serve(respond(body=CANARIES["body"].encode())))
-        bad = await stack.enter_async_context(serve(refuse))
+        healthy = await stack.enter_async_context(serve(respond(body=CANARIES["body"].encode())))
+        failing = await stack.enter_async_context(serve(refuse))
         garbled = await stack.enter_async_context(serve(_garbled))
         common: dict[str, Any] = {
             "hmac_secret": [CANARIES["secret"], CANARIES["old"]],
@@ -129,22 +129,24 @@ async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_pat
             "headers": {"Authorization": CANARIES["header"]},
             "retry": {"delays": [1]},
         }
-        tail = f"/{CANARIES['path']}?token={CANARIES['query']}"
-        by_name = send_callback(good.url + tail, **common, secret_ref="billing")
+        path = f"/{CANARIES['path']}?token={CANARIES['query']}"
+        by_name = send_callback(healthy.url + path, **common, secret_ref="billing")
         del by_name["hmac_secret"]
-        wrong = send_callback("http://10.0.0.1" + tail, **common)
+        wrong = send_callback("http://10.0.0.1" + path, **common)
         ids = await publisher.send_all(
             [
-                send_callback(good.url + tail, **common),
+                send_callback(healthy.url + path, **common),
                 by_name,
-                send_callback(bad.url + tail, **common),
-                send_callback(garbled.url + tail, **common),
-                send_callback("http://127.0.0.1:9" + tail, **common),
-                send_callback("http://no-such-host.invalid" + tail, **common, timeout=1),
-                send_callback("http://[" + tail, **common),
+                send_callback(failing.url + path, **common),
+                send_callback(garbled.url + path, **common),
+                send_callback("http://127.0.0.1:9" + path, **common),
+                send_callback("http://no-such-host.invalid" + path, **common, timeout=1),
+                send_callback("http://[" + path, **common),
                 wrong,
                 wrong | {"timeout": "canary-secret"},
-                send_callback(good.url, **common | {"hmac_secret": "whsec_!" + CANARIES["secret"]}),
+                send_callback(
+                    healthy.url, **common | {"hmac_secret": "whsec_!" + CANARIES["secret"]}
+                ),
             ]
         )
         done = ("callback.delivered", "callback.dead")
@@ -154,17 +156,17 @@ async def test_h5_no_log_metric_or_fact_contains_a_secret(amqp_url: str, tmp_pat
         await until(lambda: len([f for f in publisher.facts if f["type"] in done]) == len(ids))
         metrics = (await service.get("/metrics"))[1]
         facts = json.dumps(publisher.facts)
-        reasons = str([letter.headers for letter in await publisher.read_dead_letters()])
+        reasons = str([dead_letter.headers for dead_letter in await publisher.read_dead_letters()])
         service.signal(signal.SIGTERM)
         assert await service.exit_code() == 0
         for name, canary in CANARIES.items():
-            for where, text in {
+            for place, text in {
                 "log": service.output,
                 "metrics": metrics,
                 "facts": facts,
                 "headers of dead letters": reasons,
             }.items():
-                assert canary not in text, f"the {name} is in the {where}"
+                assert canary not in text, f"the {name} is in the {place}"
 
 
 async def _garbled(connection: ClientConnection) -> None:
@@ -186,7 +188,7 @@ async def test_h5_logs_can_be_text(amqp_url: str, tmp_path: Path) -> None:
         assert not service.output.startswith("{")
 
 
-@pytest.mark.parametrize("command", [RUN_CALLBACK, ALONE], ids=["ringback run", "python -m"])
+@pytest.mark.parametrize("command", [RUN_CALLBACK, RUN_MODULE], ids=["ringback run", "python -m"])
 async def test_h6_only_the_metrics_part_can_run(
     amqp_url: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
@@ -202,7 +204,7 @@ async def test_h6_only_the_metrics_part_can_run(
         assert await service.exit_code() == 0
 
 
-@pytest.mark.parametrize("command", [RUN_CALLBACK, ALONE], ids=["ringback run", "python -m"])
+@pytest.mark.parametrize("command", [RUN_CALLBACK, RUN_MODULE], ids=["ringback run", "python -m"])
 async def test_h6_only_the_consumer_part_can_run(
     amqp_url: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
@@ -218,7 +220,7 @@ async def test_h6_only_the_consumer_part_can_run(
 
 
 async def test_h6_both_parts_run_with_two_workers(amqp_url: str, tmp_path: Path) -> None:
-    arguments = (*ALONE, "--consumer", "--metrics", "--workers", "2")
+    arguments = (*RUN_MODULE, "--consumer", "--metrics", "--workers", "2")
     with running(tmp_path, amqp_url, arguments=arguments) as service:
         await service.ready()
         async with broker_client(amqp_url) as publisher, running_sandbox() as receiver:
@@ -273,12 +275,12 @@ async def test_h7_settings_come_from_the_file_and_the_environment(
         async with broker_client(amqp_url) as publisher, serve(hang) as target:
             # the timeout is from the environment; give_up_after, from the file, is before the retry
             callback = await publisher.send(send_callback(target.url))
-            letter = await publisher.dead_letter(callback)
-            assert "within 0.4 s" in str(letter.headers["x-ringback-reason"])
-            assert "1 attempts in 1 seconds" in str(letter.headers["x-ringback-reason"])
+            dead_letter = await publisher.dead_letter(callback)
+            assert "within 0.4 s" in str(dead_letter.headers["x-ringback-reason"])
+            assert "1 attempts in 1 seconds" in str(dead_letter.headers["x-ringback-reason"])
             large = await publisher.send(send_callback(target.url, payload="x" * 2000))
-            letter = await publisher.dead_letter(large)
-            assert "2000" in str(letter.headers["x-ringback-reason"])
+            dead_letter = await publisher.dead_letter(large)
+            assert "2000" in str(dead_letter.headers["x-ringback-reason"])
 
 
 async def test_classic_queues_work(amqp_url: str, tmp_path: Path) -> None:
@@ -288,8 +290,8 @@ async def test_classic_queues_work(amqp_url: str, tmp_path: Path) -> None:
             url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
             callback = await publisher.send(send_callback(url, retry={"delays": [1]}))
             await publisher.fact(callback, "callback.delivered")
-            bad = await publisher.send(b"no JSON", message_id="bad")
-            assert (await publisher.dead_letter("bad")).message_id == "bad", bad
+            await publisher.send(b"not JSON", message_id="invalid")
+            assert (await publisher.dead_letter("invalid")).message_id == "invalid"
             arguments: dict[str, Any] = {
                 "x-queue-type": "classic",
                 "x-dead-letter-exchange": "",
@@ -301,10 +303,10 @@ async def test_classic_queues_work(amqp_url: str, tmp_path: Path) -> None:
 async def test_a_metrics_port_in_use_is_reported_and_the_exit_code_is_1(
     amqp_url: str, tmp_path: Path
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         arguments = ("-m", "services", "run", "callback", "--metrics-port", str(port))
         with running(tmp_path, amqp_url, arguments=arguments) as service:
             assert await service.exit_code() == 1
@@ -326,7 +328,7 @@ async def test_readyz_fails_without_a_broker_and_names_what_is_missing(tmp_path:
 
 
 @asynccontextmanager
-async def outside_and_service(
+async def client_and_service(
     amqp_url: str, directory: Path, settings: Mapping[str, str]
 ) -> AsyncIterator[tuple[BrokerClient, Service]]:
     with running(directory, amqp_url, settings) as service:
@@ -343,14 +345,14 @@ async def in_flight(publisher: BrokerClient, target_url: str, count: int) -> lis
 async def test_row_32_sigterm_waits_for_attempts_in_flight(amqp_url: str, tmp_path: Path) -> None:
     finish = asyncio.Event()
 
-    async def late(connection: ClientConnection) -> None:
+    async def respond_late(connection: ClientConnection) -> None:
         while True:
             await connection.request()
             await finish.wait()
             await connection.write(response())
 
-    async with outside_and_service(amqp_url, tmp_path, {}) as (publisher, service):
-        async with serve(late) as target:
+    async with client_and_service(amqp_url, tmp_path, {}) as (publisher, service):
+        async with serve(respond_late) as target:
             # a new lane starts with a limit of 4 requests; the others wait in its queue
             ids = await in_flight(publisher, target.url, 4)
             await until(lambda: len(target.requests) == 4)
@@ -370,7 +372,7 @@ async def test_row_32_unfinished_messages_are_requeued_without_counting_an_attem
     amqp_url: str, tmp_path: Path
 ) -> None:
     settings = {"RINGBACK_SHUTDOWN_TIMEOUT": "3"}
-    async with outside_and_service(amqp_url, tmp_path, settings) as (publisher, service):
+    async with client_and_service(amqp_url, tmp_path, settings) as (publisher, service):
         async with serve(hang) as target:
             await in_flight(publisher, target.url, 10)
             await until(lambda: len(target.requests) == 4)
@@ -385,7 +387,7 @@ async def test_row_32_unfinished_messages_are_requeued_without_counting_an_attem
 
 
 async def test_row_32_a_second_signal_stops_at_once(amqp_url: str, tmp_path: Path) -> None:
-    async with outside_and_service(amqp_url, tmp_path, {}) as (publisher, service):
+    async with client_and_service(amqp_url, tmp_path, {}) as (publisher, service):
         async with serve(hang) as target:
             await in_flight(publisher, target.url, 1)
             await until(lambda: target.requests)

@@ -97,7 +97,9 @@ async def test_list_shows_time_id_attempts_target_and_reason(
     two = ("--limit", "2", "--json")
     first = await ringback("dead", "list", "callbacks", "--oldest", *two, amqp_url=amqp_url)
     last = await ringback("dead", "list", "callbacks.dead", *two, amqp_url=amqp_url)
-    some = await ringback("dead", "list", "callbacks", "--reason", "NOT json", amqp_url=amqp_url)
+    filtered = await ringback(
+        "dead", "list", "callbacks", "--reason", "NOT json", amqp_url=amqp_url
+    )
 
     assert first.json_lines[0] == {
         "id": "a",
@@ -108,7 +110,7 @@ async def test_list_shows_time_id_attempts_target_and_reason(
     }
     assert [line["id"] for line in first.json_lines] == ["a", "b"]
     assert [line["id"] for line in last.json_lines] == ["c", "d"]
-    [line] = some.out.splitlines()
+    [line] = filtered.out.splitlines()
     assert line.split()[:2] == ["2026-11-18T11:06:43", "d"]
 
 
@@ -149,14 +151,14 @@ async def test_show_hides_every_secret(
     whole = await ringback("dead", "show", "callbacks", "me", "--json", amqp_url=amqp_url)
     text = await ringback("dead", "show", "callbacks", "me", amqp_url=amqp_url)
     broken = await ringback("dead", "show", "callbacks", "broken", amqp_url=amqp_url)
-    none = await ringback("dead", "show", "callbacks", "nobody", amqp_url=amqp_url)
+    missing = await ringback("dead", "show", "callbacks", "nobody", amqp_url=amqp_url)
 
     [shown] = whole.json_lines
     assert shown["body"]["headers"]["X-Mine"] == shown["body"]["payload"]["text"] == "shown"
     assert "example.com/path" in shown["body"]["target_url"]
     assert "not JSON" in broken.out
     assert CANARY not in whole.out + text.out + broken.out + whole.err + text.err + broken.err
-    assert none.code == 1
+    assert missing.code == 1
 
 
 async def test_list_shows_the_broker_s_own_reason(
@@ -183,24 +185,24 @@ async def test_redriven_messages_start_again_with_the_same_id(
     await dead_letter(channel, ["a", "b", "c", "d"])
     select = ("--id", "b", "--id", "c")
 
-    dry = await ringback(
+    dry_run = await ringback(
         "dead", "redrive", "callbacks", *select, "--dry-run", "--json", amqp_url=amqp_url
     )
     declined = await ringback(
-        "dead", "redrive", "callbacks", *select, amqp_url=amqp_url, given="n\n"
+        "dead", "redrive", "callbacks", *select, amqp_url=amqp_url, stdin="n\n"
     )
     assert await length(channel, "callbacks.dead") == 4
     done = await ringback(
         "dead", "redrive", "callbacks", *select, "--yes", "--json", amqp_url=amqp_url
     )
 
-    assert [line["id"] for line in dry.json_lines] == ["b", "c"]
+    assert [line["id"] for line in dry_run.json_lines] == ["b", "c"]
     assert declined.code == 1
     assert done.json_lines == [{"redriven": 2}]
     assert await ids(channel, "callbacks.dead") == ["a", "d"]
-    back = await consume_all(channel, "callbacks")
-    assert [json.loads(message.body)["id"] for message in back] == ["b", "c"]
-    message = back[0]
+    redriven = await consume_all(channel, "callbacks")
+    assert [json.loads(message.body)["id"] for message in redriven] == ["b", "c"]
+    message = redriven[0]
     assert dict(message.headers) == {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "x-ringback-id": "b",
@@ -225,13 +227,13 @@ async def test_messages_dead_lettered_again_are_not_redriven_again(
         await until(lambda: len(service.logged("callback dead-lettered")) == 200 or None)
 
 
-@pytest.mark.parametrize("chosen", [(), ("--reason", "410")])
+@pytest.mark.parametrize("filters", [(), ("--reason", "410")])
 async def test_kill_9_during_a_redrive_loses_nothing(
-    amqp_url: str, channel: aio_pika.abc.AbstractChannel, chosen: tuple[str, ...]
+    amqp_url: str, channel: aio_pika.abc.AbstractChannel, filters: tuple[str, ...]
 ) -> None:
     expected = {f"c{n}" for n in range(3000)}
     await dead_letter(channel, expected)
-    command = await start("dead", "redrive", "callbacks", "--yes", *chosen, amqp_url=amqp_url)
+    command = await start("dead", "redrive", "callbacks", "--yes", *filters, amqp_url=amqp_url)
 
     await until(lambda: length(channel, "callbacks"))
     command.kill()
@@ -239,15 +241,17 @@ async def test_kill_9_during_a_redrive_loses_nothing(
     await until(lambda: returned(channel, len(expected)))
 
     assert await length(channel, "callbacks.dead") > 0, "the redrive ended before the kill"
-    back, left = await ids(channel, "callbacks"), set(await ids(channel, "callbacks.dead"))
-    assert {*back, *left} == expected
-    assert len(back) == len(set(back))
-    assert len(left & set(back)) <= 200  # those in flight are repeated
+    redriven, remaining = await ids(channel, "callbacks"), set(await ids(channel, "callbacks.dead"))
+    assert {*redriven, *remaining} == expected
+    assert len(redriven) == len(set(redriven))
+    assert len(remaining & set(redriven)) <= 200  # those in flight are repeated
 
-    await dead_letter(channel, left)
-    again = await ringback("dead", "redrive", "callbacks", "--yes", *chosen, amqp_url=amqp_url)
-    assert again.code == 0
-    assert set(await ids(channel, "callbacks")) == left
+    await dead_letter(channel, remaining)
+    second_redrive = await ringback(
+        "dead", "redrive", "callbacks", "--yes", *filters, amqp_url=amqp_url
+    )
+    assert second_redrive.code == 0
+    assert set(await ids(channel, "callbacks")) == remaining
     assert await length(channel, "callbacks.dead") == 0
 
 
@@ -264,13 +268,13 @@ async def test_messages_refused_by_the_work_queue_stay_dead_lettered(own_broker:
 
         assert output.code == 1
         assert "Cannot redrive the other messages: the broker refused" in output.err
-        back, left = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
-        assert 50 <= len(back) < 300
-        assert {*back, *left} == expected
+        redriven, remaining = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
+        assert 50 <= len(redriven) < 300
+        assert {*redriven, *remaining} == expected
 
 
 async def returned(channel: aio_pika.abc.AbstractChannel, count: int) -> bool:
-    """Return whether the broker has the messages of the killed command back."""
+    """Return whether the messages of the killed command are back in their queues."""
     return await length(channel, "callbacks") + await length(channel, "callbacks.dead") >= count
 
 
@@ -287,9 +291,9 @@ async def test_ctrl_c_during_a_redrive_finishes_messages_in_flight(
     await until(lambda: returned(channel, len(expected)))
 
     assert command.returncode == 1
-    back, left = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
-    assert f"{len(back)} of 3000 messages moved" in stderr.decode()
-    assert left, "the redrive ended before Ctrl-C"
-    assert {*back, *left} == set(expected)
-    assert len(back) == len(set(back))
-    assert len(back + left) - len(expected) <= 20, "acks were lost"
+    redriven, remaining = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
+    assert f"{len(redriven)} of 3000 messages moved" in stderr.decode()
+    assert remaining, "the redrive ended before Ctrl-C"
+    assert {*redriven, *remaining} == set(expected)
+    assert len(redriven) == len(set(redriven))
+    assert len(redriven + remaining) - len(expected) <= 20, "acks were lost"

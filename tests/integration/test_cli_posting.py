@@ -27,10 +27,10 @@ def services(
     directory = tmp_path_factory.mktemp("system")
     with (
         fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "mailings", **sources) as it,
+        system(directory, shared_amqp_url, url, "mailings", **sources) as running_system,
     ):
-        asyncio.run(it.ready())
-        yield it
+        asyncio.run(running_system.ready())
+        yield running_system
 
 
 class PostingCommand:
@@ -73,35 +73,35 @@ async def posting(services: System) -> AsyncIterator[PostingCommand]:
 async def test_e7_show_prints_the_progress_of_a_posting(
     posting: PostingCommand, shared_amqp_url: str
 ) -> None:
-    async with running_sandbox(users=9) as box:  # five of them get an SMS
-        id_ = await posting.create(receivers=f"{box.url}{ALL}")
-        await posting.until(id_, "sending")
-    published = (await posting.get(f"{id_}/messages?status=created"))["items"]
-    async with mailings_client(shared_amqp_url, consuming=False) as around:
-        await around.settle(id_, published, "sent")
-    await posting.until(id_, "done")
-    shown = await posting("show", id_)
+    async with running_sandbox(users=9) as sandbox:  # five of them get an SMS
+        posting_id = await posting.create(receivers=f"{sandbox.url}{ALL}")
+        await posting.until(posting_id, "sending")
+    published = (await posting.get(f"{posting_id}/messages?status=created"))["items"]
+    async with mailings_client(shared_amqp_url, consuming=False) as client:
+        await client.settle(posting_id, published, "sent")
+    await posting.until(posting_id, "done")
+    shown = await posting("show", posting_id)
     assert shown.code == 0, shown.err
     assert "status:      done\n" in shown.out
     assert f"sent     5  {'#' * 22}\n" in shown.out
     assert "skipped  4  #" in shown.out
     assert "  3 sms not enabled\n" in shown.out
-    as_json = await posting("show", id_, "--json")
+    as_json = await posting("show", posting_id, "--json")
     assert json.loads(as_json.out)["messages"]["sent"] == 5
 
 
 async def test_e7_messages_lists_all_pages_and_filters_by_status(posting: PostingCommand) -> None:
-    async with running_sandbox(users=USERS) as box:
-        id_ = await posting.create(receivers=f"{box.url}{ALL}")
-        await posting.until(id_, "sending")
-    every = (await posting("messages", id_, "--limit", "9999", "--json")).json_lines
+    async with running_sandbox(users=USERS) as sandbox:
+        posting_id = await posting.create(receivers=f"{sandbox.url}{ALL}")
+        await posting.until(posting_id, "sending")
+    all_messages = (await posting("messages", posting_id, "--limit", "9999", "--json")).json_lines
     users = map(Directory(USERS).user, range(USERS))
-    assert sorted(each["user_id"] for each in every) == sorted(user["id"] for user in users)
-    skipped = await posting("messages", id_, "--status", "skipped", "--limit", "1100")
+    assert sorted(each["user_id"] for each in all_messages) == sorted(user["id"] for user in users)
+    skipped = await posting("messages", posting_id, "--status", "skipped", "--limit", "1100")
     assert skipped.code == 0, skipped.err
     title, *rows = skipped.out.splitlines()
     assert title.split() == ["ID", "USER", "CHANNEL", "STATUS", "REASON"]
-    expected = [each["user_id"] for each in every if each["status"] == "skipped"]
+    expected = [each["user_id"] for each in all_messages if each["status"] == "skipped"]
     assert [row.split()[1] for row in rows] == expected[:1100]
     assert any(row.endswith("  sms not enabled") for row in rows)
     assert "1100 shown; more follow" in skipped.err
@@ -112,22 +112,22 @@ async def test_e7_list_prints_the_newest_first_and_filters_by_event(
 ) -> None:
     old = await posting.create(from_event="scan-7", template="sms/old.md")
     await posting.create("other", from_event="scan-7")
-    free = await posting.create(None, from_event="scan-7")
+    anonymous = await posting.create(None, from_event="scan-7")
     new = await posting.create(from_event="scan-8")
     listed = await posting("list", "--from-event", "scan-7")
     assert listed.code == 0, listed.err
     title, *rows = listed.out.splitlines()
     assert title.split()[:5] == ["ID", "TEMPLATE", "STATUS", "ACCEPTED", "AT"]
-    assert [row.split()[0] for row in rows] == [free, old]
+    assert [row.split()[0] for row in rows] == [anonymous, old]
     assert rows[1].split()[1] == "sms/old.md"
     assert "2 shown; no more follow" in listed.err
     newest = await posting("list", "--limit", "2", "--json")
-    assert [each["id"] for each in newest.json_lines] == [new, free]
+    assert [each["id"] for each in newest.json_lines] == [new, anonymous]
 
 
 async def test_s9_a_posting_of_another_client_is_not_found(posting: PostingCommand) -> None:
-    mine = await posting.create()
+    posting_id = await posting.create()
     for command, client in (("show", None), ("messages", "x")):
-        missing = await posting(command, mine, client=client)
+        missing = await posting(command, posting_id, client=client)
         assert (missing.code, missing.out) == (1, "")
         assert "the posting does not exist (status 404)" in missing.err

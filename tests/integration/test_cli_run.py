@@ -14,11 +14,11 @@ from tests.fakes.service import RUN_CALLBACK, Service, running
 from tests.fakes.waiting import until
 
 TWO_WORKERS = (*RUN_CALLBACK, "--workers", "2")
-ALONE = ("-m", "services.callback", "--metrics-port", "0")
+RUN_MODULE = ("-m", "services.callback", "--metrics-port", "0")
 
 
 def children(service: Service) -> list[int]:
-    """Give the PIDs of its workers."""
+    """Return the PIDs of its workers."""
     pid = service.process.pid
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -29,16 +29,16 @@ async def test_workers_share_the_queue_and_their_metrics_are_summed(
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
         assert set(await service.parts()) == {"worker 1", "worker 2"}
-        async with broker_client(amqp_url) as it, running_sandbox() as receiver:
-            box = await receiver.mailbox()
-            await it.send_all(send_callback(box) for _ in range(60))
-            await receiver.webhooks(box, count=60)
+        async with broker_client(amqp_url) as client, running_sandbox() as receiver:
+            url = await receiver.mailbox()
+            await client.send_all(send_callback(url) for _ in range(60))
+            await receiver.webhooks(url, count=60)
 
             async def total() -> bool:
                 return await service.metric("callback_total", status="success") == 60
 
             await until(total)
-            consumers = await it.channel.declare_queue("callbacks", passive=True)
+            consumers = await client.channel.declare_queue("callbacks", passive=True)
             assert consumers.declaration_result.consumer_count == 2
 
         service.signal(signal.SIGTERM)
@@ -50,10 +50,10 @@ async def test_a_killed_worker_is_restarted_and_its_counts_stay(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
-        async with broker_client(amqp_url) as it, running_sandbox() as receiver:
-            box = await receiver.mailbox()
-            await it.send_all(send_callback(box) for _ in range(20))
-            await receiver.webhooks(box, count=20)
+        async with broker_client(amqp_url) as client, running_sandbox() as receiver:
+            url = await receiver.mailbox()
+            await client.send_all(send_callback(url) for _ in range(20))
+            await receiver.webhooks(url, count=20)
 
             async def counted() -> bool:
                 return await service.metric("callback_total", status="success") == 20
@@ -66,7 +66,7 @@ async def test_a_killed_worker_is_restarted_and_its_counts_stay(
 
             assert len(set(children(service)) - set(before)) == 1
             assert await service.metric("ringback_worker_restarts_total") == 1
-            # at least: what was not yet acked is delivered, and counted, once more
+            # At least 20: messages that were not acknowledged are delivered and counted again.
             assert await service.metric("callback_total", status="success") >= 20
 
 
@@ -75,11 +75,11 @@ async def test_a_failed_worker_stops_all_others_with_its_exit_code(
 ) -> None:
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
-        async with broker_client(amqp_url) as it:
-            # On their next connection they find a queue that is not theirs.
-            await it.channel.queue_delete("callbacks.dead")
-            await it.channel.declare_queue("callbacks.dead", durable=True)
-            await it.channel.queue_delete("callbacks")
+        async with broker_client(amqp_url) as client:
+            # On their next connection they find a queue with other arguments.
+            await client.channel.queue_delete("callbacks.dead")
+            await client.channel.declare_queue("callbacks.dead", durable=True)
+            await client.channel.queue_delete("callbacks")
 
             assert await service.exit_code() == 1
 
@@ -101,7 +101,7 @@ async def test_workers_stop_after_a_kill_of_their_parent(amqp_url: str, tmp_path
 async def test_the_consumer_alone_serves_no_metrics(
     amqp_url: str, tmp_path: Path, argument: str
 ) -> None:
-    with running(tmp_path, amqp_url, arguments=(*ALONE, argument)) as service:
+    with running(tmp_path, amqp_url, arguments=(*RUN_MODULE, argument)) as service:
         await until(lambda: service.logged("consumer is ready"))
         assert not service.logged("metrics on port")
         service.signal(signal.SIGINT)
@@ -109,7 +109,7 @@ async def test_the_consumer_alone_serves_no_metrics(
 
 
 async def test_metrics_alone_do_not_need_a_broker(tmp_path: Path) -> None:
-    with running(tmp_path, "amqp://127.0.0.1:1/", arguments=(*ALONE, "--metrics")) as service:
+    with running(tmp_path, "amqp://127.0.0.1:1/", arguments=(*RUN_MODULE, "--metrics")) as service:
         await service.ready()
         assert await service.parts() == {}
 
@@ -125,14 +125,14 @@ async def test_the_sandbox_runs_as_a_service(tmp_path: Path) -> None:
 
 
 async def test_all_faults_of_the_configuration_are_reported_before_anything_connects() -> None:
-    knocks = 0
+    connections = 0
 
-    def knocked(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal knocks
-        knocks += 1
+    def on_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         writer.close()
 
-    async with await asyncio.start_server(knocked, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(on_connection, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         output = await ringback(
             *("run", "callback"),
@@ -142,7 +142,7 @@ async def test_all_faults_of_the_configuration_are_reported_before_anything_conn
             RINGBACK_CALLBACK_SECRETS='{"a": ["canary", 7]}',
         )
 
-    assert (output.code, knocks) == (2, 0)
+    assert (output.code, connections) == (2, 0)
     for name in ("LOG_LEVEL", "CALLBACK_PREFETCH", "CALLBACK_SECRETS"):
         assert f"RINGBACK_{name}" in output.err
     assert "canary" not in output.err

@@ -21,14 +21,14 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 def gateway_service(
     shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as it:
-        yield it
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
+        yield service
 
 
 @pytest.fixture
 async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler(shared_amqp_url) as it:
-        yield it
+    async with fake_scheduler(shared_amqp_url) as fake:
+        yield fake
 
 
 class Command:
@@ -37,13 +37,13 @@ class Command:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    async def __call__(self, *arguments: str, given: str = "", **settings: str) -> Output:
+    async def __call__(self, *arguments: str, stdin: str = "", **settings: str) -> Output:
         return await ringback(
             "schedule",
             *arguments,
             *("--url", self.url),
             amqp_url=None,
-            given=given,
+            stdin=stdin,
             **settings,
         )
 
@@ -88,24 +88,24 @@ async def test_list_reads_pages_up_to_its_limit(
     scheduler.responses["ListCallbacks"] = page
     listed = await schedule("list", "--limit", "2500", "--status", "failed", "--json")
     assert len(listed.json_lines) == 2500
-    asked = [body for operation, _, body in scheduler.requests if operation == "ListCallbacks"]
-    assert [body.get("cursor") for body in asked] == [None, "1000", "2000"]
-    assert {body["status"] for body in asked} == {"failed"}
+    bodies = [body for operation, _, body in scheduler.requests if operation == "ListCallbacks"]
+    assert [body.get("cursor") for body in bodies] == [None, "1000", "2000"]
+    assert {body["status"] for body in bodies} == {"failed"}
     listed = await schedule("list", "--limit", "3")
     assert "more follow" in listed.err
 
 
 async def test_s9_the_ticket_selects_the_client(schedule: Command) -> None:
-    mine = await schedule.create(CALLBACK, "shop")
-    shown = await schedule("show", mine, "--ticket", ticket("shop"), "--json")
-    assert json.loads(shown.out)["id"] == mine
-    assert (await schedule("show", mine, RINGBACK_TICKET=ticket("shop"))).code == 0
-    for stranger in (
-        await schedule("show", mine),
-        await schedule("show", mine, "--ticket", ticket("x")),
+    callback_id = await schedule.create(CALLBACK, "shop")
+    shown = await schedule("show", callback_id, "--ticket", ticket("shop"), "--json")
+    assert json.loads(shown.out)["id"] == callback_id
+    assert (await schedule("show", callback_id, RINGBACK_TICKET=ticket("shop"))).code == 0
+    for denied in (
+        await schedule("show", callback_id),
+        await schedule("show", callback_id, "--ticket", ticket("x")),
     ):
-        assert (stranger.code, stranger.out) == (1, "")
-        assert "callback not found" in stranger.err
+        assert (denied.code, denied.out) == (1, "")
+        assert "callback not found" in denied.err
     refused = await schedule("list", "--ticket", "ticket-canary")
     assert refused.code == 1
     assert "ticket is not valid" in refused.err
@@ -130,18 +130,18 @@ async def test_s8_cancel_by_id_by_keys_and_by_group(
     assert "Specify ID" in wrong.err
 
 
-async def test_retry_asks_for_confirmation_and_passes_its_filters_on(
+async def test_retry_requires_confirmation_and_passes_its_filters_on(
     schedule: Command, scheduler: FakeScheduler
 ) -> None:
     identity = await schedule.create(CALLBACK)
-    dry = await schedule("retry", "--dry-run", "--group-key", "g", "--limit", "5")
-    assert (dry.code, dry.out) == (0, f"{identity}\n")
-    assert "1 would be retried" in dry.err
+    dry_run = await schedule("retry", "--dry-run", "--group-key", "g", "--limit", "5")
+    assert (dry_run.code, dry_run.out) == (0, f"{identity}\n")
+    assert "1 would be retried" in dry_run.err
     assert scheduler.requests[-1][2] == {"group_key": "g", "limit": 5, "dry_run": True}
-    asked = len(scheduler.requests)
-    refused = await schedule("retry", given="n\n")
+    request_count = len(scheduler.requests)
+    refused = await schedule("retry", stdin="n\n")
     assert refused.code == 1
-    assert len(scheduler.requests) == asked
+    assert len(scheduler.requests) == request_count
     done = await schedule("retry", "--failed-after", "2026-11-20T00:00:00Z", "--yes", "--json")
     assert done.json_lines == [{"count": 1, "ids": [identity]}]
     assert scheduler.requests[-1][2]["failed_after"] == "2026-11-20T00:00:00Z"

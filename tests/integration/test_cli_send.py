@@ -36,7 +36,7 @@ async def consume_all(
 async def test_a_document_is_published_byte_for_byte(amqp_url: str) -> None:
     text = json.dumps(send_callback("http://example.com/", id="mine"), indent=2)
 
-    output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=text)
+    output = await ringback("send", "SendCallback", amqp_url=amqp_url, stdin=text)
 
     assert (output.code, output.out) == (0, "mine\n"), output.err
     [message] = await consume_all(amqp_url)
@@ -52,7 +52,7 @@ async def test_a_message_without_an_id_gets_its_message_id(amqp_url: str) -> Non
     del body["id"]
 
     output = await ringback(
-        "send", "SendCallback", "--json", amqp_url=amqp_url, given=json.dumps(body)
+        "send", "SendCallback", "--json", amqp_url=amqp_url, stdin=json.dumps(body)
     )
 
     [message] = await consume_all(amqp_url)
@@ -70,7 +70,7 @@ async def test_e6_messages_are_published_to_the_queue_of_their_channel(
     amqp_url: str, type_: str, queue: str, body: dict[str, str]
 ) -> None:
     text = json.dumps(body) + "\n" + json.dumps(body | {"id": "m-7"})
-    output = await ringback("send", type_, amqp_url=amqp_url, given=text)
+    output = await ringback("send", type_, amqp_url=amqp_url, stdin=text)
     assert output.code == 0, output.err
     first, second = await consume_all(amqp_url, queue)
     assert [first.type, second.type] == [type_, type_]
@@ -79,7 +79,7 @@ async def test_e6_messages_are_published_to_the_queue_of_their_channel(
 
 
 async def test_many_json_lines_are_all_confirmed(amqp_url: str) -> None:
-    output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=lines(2000))
+    output = await ringback("send", "SendCallback", amqp_url=amqp_url, stdin=lines(2000))
 
     assert output.code == 0, output.err
     assert sorted(output.out.split()) == sorted(f"c{n}" for n in range(2000))
@@ -91,7 +91,7 @@ async def test_one_wrong_line_prevents_publishing_and_every_fault_is_named(amqp_
     wrong = {"target_url": 7, "hmac_secret": CANARY, "paload": {}}
     text = lines(2) + json.dumps(wrong) + "\n\n" + '{"half\n'
 
-    output = await ringback("send", "SendCallback", amqp_url=amqp_url, given=text)
+    output = await ringback("send", "SendCallback", amqp_url=amqp_url, stdin=text)
 
     assert (output.code, output.out) == (1, "")
     for fault in ("line 3: target_url:", "line 3: payload:", "line 3: paload:", "line 5: Invalid"):
@@ -109,7 +109,7 @@ async def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
 
 async def test_an_unavailable_broker_is_reported_with_a_remedy() -> None:
     output = await ringback(
-        "send", "SendCallback", amqp_url="amqp://me:canary@127.0.0.1:1/", given=lines(1)
+        "send", "SendCallback", amqp_url="amqp://me:canary@127.0.0.1:1/", stdin=lines(1)
     )
 
     assert output.code == 1

@@ -33,18 +33,25 @@ async def test_e6_an_email_arrives_with_all_its_headers(
         unsubscribe_url=f"https://shop.example.com/u?t={CANARY}",
     )
     trace = "0af7651916cd43dd8448eb211c80319c"
-    async with running_sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         with caplog.at_level(logging.INFO):
-            async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
+            async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
                 await client.send(
                     message, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
                 )
                 fact = await client.fact(message, "sent")
-        [mail] = await box.received("/api/mails", to=message["to"])
-    headers = dict(mail["headers"])
-    assert (mail["from"], mail["to"]) == ("news@shop.example.com", [message["to"]])
-    assert mail["id"] == headers["Message-ID"] == f"<{message['id']}@shop.example.com>"
-    assert (mail["subject"], mail["text"].strip(), mail["html"].strip()) == (
+        [email_message] = await sandbox.received("/api/mails", to=message["to"])
+    headers = dict(email_message["headers"])
+    assert (email_message["from"], email_message["to"]) == (
+        "news@shop.example.com",
+        [message["to"]],
+    )
+    assert email_message["id"] == headers["Message-ID"] == f"<{message['id']}@shop.example.com>"
+    assert (
+        email_message["subject"],
+        email_message["text"].strip(),
+        email_message["html"].strip(),
+    ) == (
         message["subject"],
         message["text"],
         message["html"],
@@ -63,11 +70,11 @@ async def test_e6_an_sms_reaches_the_gateway_with_a_valid_token(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     message = sms()
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
             await client.send(message)
             fact = await client.fact(message, "sent")
-        [received] = await box.received("/api/sms", to=message["phone"])
+        [received] = await sandbox.received("/api/sms", to=message["phone"])
     assert (received["id"], received["text"], received["from"]) == (
         message["id"],
         message["text"],
@@ -79,30 +86,35 @@ async def test_e6_an_sms_reaches_the_gateway_with_a_valid_token(
 async def test_e6_a_temporary_refusal_is_retried_and_a_permanent_one_dead_lettered(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
-    later, never, refused = email(), email(to=f"{CANARY}@gone.example.org"), sms()
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        greylisted = {"behaviour": {"kind": "fail", "status": 451}, "at": "data", "times": 1}
-        await box.configure("/api/mails/settings", **greylisted)
-        await box.configure(
+    greylisted, undeliverable, refused = email(), email(to=f"{CANARY}@gone.example.org"), sms()
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        greylisting = {"behaviour": {"kind": "fail", "status": 451}, "at": "data", "times": 1}
+        await sandbox.configure("/api/mails/settings", **greylisting)
+        await sandbox.configure(
             "/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"}, times=1
         )
-        async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
-            await client.send(later, refused)
-            await client.fact(later, "attempt_failed")
-            gone = {"behaviour": {"kind": "fail", "status": 550}, "to": ["*@gone.example.org"]}
-            await box.configure("/api/mails/settings", **gone)
-            await client.send(never)
-            await client.fact(never, "failed")
-            for message in (later, refused):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+            await client.send(greylisted, refused)
+            await client.fact(greylisted, "attempt_failed")
+            unknown_recipient = {
+                "behaviour": {"kind": "fail", "status": 550},
+                "to": ["*@gone.example.org"],
+            }
+            await sandbox.configure("/api/mails/settings", **unknown_recipient)
+            await client.send(undeliverable)
+            await client.fact(undeliverable, "failed")
+            for message in (greylisted, refused):
                 await client.fact(message, "sent")
-        attempts = (await box.get("/api/mails", to=later["to"]))["items"]
+        attempts = (await sandbox.get("/api/mails", to=greylisted["to"]))["items"]
         dead = await client.dead_letter("messages.email.dead")
-    assert client.outcomes(later) == client.outcomes(refused) == ["attempt_failed", "sent"]
-    assert client.outcomes(never) == ["failed"]
-    assert {each["id"] for each in attempts} == {f"<{later['id']}@shop.example.com>"}
+    assert client.outcomes(greylisted) == client.outcomes(refused) == ["attempt_failed", "sent"]
+    assert client.outcomes(undeliverable) == ["failed"]
+    assert {each["id"] for each in attempts} == {f"<{greylisted['id']}@shop.example.com>"}
     assert [each["accepted"] for each in attempts] == [True, False]
     reason = "the mail server responded with 550 5.0.0 to RCPT"
-    assert dead.headers["x-ringback-reason"] == client.facts_of(never)[0]["reason"] == reason
+    assert (
+        dead.headers["x-ringback-reason"] == client.facts_of(undeliverable)[0]["reason"] == reason
+    )
 
 
 async def test_e6_a_duplicate_is_not_sent_again(
@@ -110,14 +122,14 @@ async def test_e6_a_duplicate_is_not_sent_again(
 ) -> None:
     message = email()
     before = counted("ringback_message_repeats_total", channel="email")
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.3})
-        async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.3})
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
             await client.send(message, message)  # at the same time: the second one is deferred
             await until(lambda: client.sent()[message["id"]] == 2)
             await client.send(message)  # later
             await until(lambda: client.sent()[message["id"]] == 3)
-        assert len(await box.received("/api/mails")) == 1
+        assert len(await sandbox.received("/api/mails")) == 1
     assert len({fact["fact_id"] for fact in client.facts}) == 1
     assert counted("ringback_message_repeats_total", channel="email") == before + 2
 
@@ -125,28 +137,28 @@ async def test_e6_a_duplicate_is_not_sent_again(
 async def test_e6_expired_messages_are_not_sent(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
-    late, slow, soon = (
+    expired, expiring, retried = (
         email(expires_at=seconds_from_now(-1)),
         email(expires_at=seconds_from_now(0.5)),
         sms(),
     )
     waiting = sms(expires_at=seconds_from_now(1.5))
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        await box.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.7})
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.7})
         # The SMS `waiting` fails first, and expires before its next attempt.
-        await box.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
-        async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
-            await client.send(late, slow, waiting, soon)
-            for message in (late, slow, waiting):
+        await sandbox.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+            await client.send(expired, expiring, waiting, retried)
+            for message in (expired, expiring, waiting):
                 await client.fact(message, "expired")
-            await client.fact(soon, "attempt_failed")
-            await box.configure("/api/sms/settings")
-            await client.fact(soon, "sent")
-        assert (await box.get("/api/mails"))["items"] == []
-        assert {each["id"] for each in await box.received("/api/sms")} == {soon["id"]}
+            await client.fact(retried, "attempt_failed")
+            await sandbox.configure("/api/sms/settings")
+            await client.fact(retried, "sent")
+        assert (await sandbox.get("/api/mails"))["items"] == []
+        assert {each["id"] for each in await sandbox.received("/api/sms")} == {retried["id"]}
         assert await client.length("messages.email.dead") == 2
         assert await client.length("messages.sms.dead") == 1
-    assert client.outcomes(late) == client.outcomes(slow) == ["expired"]
+    assert client.outcomes(expired) == client.outcomes(expiring) == ["expired"]
     assert client.outcomes(waiting)[-1] == "expired"
 
 
@@ -154,8 +166,8 @@ async def test_e6_an_invalid_message_is_dead_lettered_with_every_error_named(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     wrong = email(to="nobody", subject="a\nBcc: evil@example.org", colour="red")
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
             await client.send(wrong, headers={"x-ringback-id": wrong["id"]})
             await client.fact(wrong, "failed")
         dead = await client.dead_letter("messages.email.dead")
@@ -167,18 +179,18 @@ async def test_e6_an_invalid_message_is_dead_lettered_with_every_error_named(
 async def test_e6_messages_of_a_channel_that_is_not_configured_wait(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text, mail = sms(), email()
-    async with running_sandbox() as box, message_client(amqp_url) as client:
-        only_email = settings(box, RINGBACK_SMS_URL="", RINGBACK_SMS_KEY="")
+    sms_message, email_message = sms(), email()
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        only_email = settings(sandbox, RINGBACK_SMS_URL="", RINGBACK_SMS_KEY="")
         async with delivery_in_process(monkeypatch, amqp_url, only_email) as process:
-            await client.send(text, mail)
-            await client.fact(mail, "sent")
+            await client.send(sms_message, email_message)
+            await client.fact(email_message, "sent")
             assert process.health.report()["parts"] == {"publisher": "ok", "email consumer": "ok"}
             assert await client.length("messages.sms") == 1
         warnings = [record.getMessage() for record in caplog.records if "not set" in record.message]
         assert warnings == ["RINGBACK_SMS_URL is not set: messages wait in messages.sms"]
-        async with delivery_in_process(monkeypatch, amqp_url, settings(box)):
-            await client.fact(text, "sent")
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+            await client.fact(sms_message, "sent")
 
 
 async def seconds_to_send(client: MessageClient, emails: int) -> float:
@@ -195,22 +207,22 @@ async def test_m7_a_hanging_sms_gateway_does_not_slow_down_email(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     backlog = [sms() for _ in range(600)]
-    async with running_sandbox() as box, message_client(amqp_url) as client:
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         environment = settings(
-            box,
+            sandbox,
             RINGBACK_DELIVERY_PREFETCH="200",
             RINGBACK_DELIVERY_SMS_TIMEOUT="60",
             RINGBACK_SHUTDOWN_TIMEOUT="2.5",  # shorter than the hanging requests
         )
         async with delivery_in_process(monkeypatch, amqp_url, environment):
-            usual = [await seconds_to_send(client, 300) for _ in range(2)]
-            await box.configure("/api/sms/settings", behaviour={"kind": "hang"})
+            unaffected = [await seconds_to_send(client, 300) for _ in range(2)]
+            await sandbox.configure("/api/sms/settings", behaviour={"kind": "hang"})
             await client.send(*backlog)
             for _ in range(5):  # on a busy machine a single round can be slow for other reasons
                 hanging = await seconds_to_send(client, 300)
-                if hanging < 2 * min(usual):
+                if hanging < 2 * min(unaffected):
                     break
             # They wait in place and do not circle through the tiers.
             assert await client.length("messages.sms") == 400
             assert {fact["channel"] for fact in client.facts} == {"email"}
-    assert hanging < 2 * min(usual)
+    assert hanging < 2 * min(unaffected)

@@ -49,17 +49,17 @@ async def gateway(
 
 
 @pytest.fixture
-async def box() -> AsyncIterator[Sandbox]:
-    async with running_sandbox() as it:
-        yield it
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with running_sandbox() as server:
+        yield server
 
 
 async def test_e6_the_request_has_the_documented_form() -> None:
-    ok = json.dumps({"code": 0, "message": "OK"}).encode()
-    short = "k"  # some gateways use short keys
-    async with serve(respond(200, body=ok)) as receiver:
+    accepted = json.dumps({"code": 0, "message": "OK"}).encode()
+    short_key = "k"  # some gateways use short keys
+    async with serve(respond(200, body=accepted)) as receiver:
         base = receiver.url.removesuffix("/hook")
-        async with gateway(f"{base}/sms", short) as (sender, clock):
+        async with gateway(f"{base}/sms", short_key) as (sender, clock):
             for _ in range(3):
                 await sender.send("id/1", MESSAGE, not_expired)
             clock.at += sms.TOKEN_LIFETIME - sms.TOKEN_MARGIN
@@ -71,7 +71,7 @@ async def test_e6_the_request_has_the_documented_form() -> None:
     assert json.loads(first.body) == body
     tokens = [each.headers["authorization"].removeprefix("Bearer ") for each in (first, last)]
     with pytest.warns(match="128 bits|112 bits|short|SHOULD|should"):  # about the short key
-        key = OctKey.import_key(short)
+        key = OctKey.import_key(short_key)
     decoded = [jwt.decode(token, key, algorithms=["HS256"]) for token in tokens]
     assert decoded[0].header["alg"] == "HS256"
     for each, at in zip(decoded, (NOW, NOW + sms.TOKEN_LIFETIME - sms.TOKEN_MARGIN), strict=True):
@@ -105,10 +105,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("behaviour", BROKEN.values(), ids=BROKEN)
 async def test_m7_invalid_responses_and_timeouts_are_provider_errors(
-    box: Sandbox, behaviour: dict[str, Any]
+    sandbox: Sandbox, behaviour: dict[str, Any]
 ) -> None:
-    await box.configure("/api/sms/settings", behaviour=behaviour)
-    async with gateway(str(box.url / "sms")) as (sender, _):
+    await sandbox.configure("/api/sms/settings", behaviour=behaviour)
+    async with gateway(str(sandbox.url / "sms")) as (sender, _):
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
             await sender.send("id-1", MESSAGE, not_expired)
@@ -132,10 +132,10 @@ async def test_m7_invalid_responses_and_timeouts_are_provider_errors(
     ],
 )
 async def test_m7_a_refusal_is_temporary_or_permanent(
-    box: Sandbox, behaviour: dict[str, Any], error: type[Exception], retry_after: float | None
+    sandbox: Sandbox, behaviour: dict[str, Any], error: type[Exception], retry_after: float | None
 ) -> None:
-    await box.configure("/api/sms/settings", behaviour=behaviour)
-    async with gateway(str(box.url / "sms")) as (sender, _):
+    await sandbox.configure("/api/sms/settings", behaviour=behaviour)
+    async with gateway(str(sandbox.url / "sms")) as (sender, _):
         with pytest.raises(error) as caught:
             await sender.send("id-1", MESSAGE, not_expired)
     assert type(caught.value) is error
@@ -153,11 +153,11 @@ async def test_e6_a_slow_response_body_is_read() -> None:
         await sender.send("id-1", MESSAGE, not_expired)
 
 
-async def test_e6_an_expired_sms_is_not_sent(box: Sandbox) -> None:
+async def test_e6_an_expired_sms_is_not_sent(sandbox: Sandbox) -> None:
     def expired() -> None:
         raise ExpiredError("expired")
 
-    async with gateway(str(box.url / "sms")) as (sender, _):
+    async with gateway(str(sandbox.url / "sms")) as (sender, _):
         with pytest.raises(ExpiredError):
             await sender.send("id-1", MESSAGE, expired)
-        assert (await box.get("/api/sms"))["items"] == []
+        assert (await sandbox.get("/api/sms"))["items"] == []

@@ -15,7 +15,7 @@ from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.smtp import USER, Script, mail_server
 
-SENDER, TO = "news@shop.example.com", "c4n4ry@example.org"
+SENDER, RECIPIENT = "news@shop.example.com", "c4n4ry@example.org"
 CONTENT = b"Subject: x\r\n\r\nHello"
 DETAIL = "5.1.1 <c4n4ry@example.org> is not here"
 
@@ -25,11 +25,11 @@ def not_expired() -> None:
 
 
 async def send(server: MailServer) -> None:
-    await server.send(SENDER, TO, CONTENT, not_expired)
+    await server.send(SENDER, RECIPIENT, CONTENT, not_expired)
 
 
 @asynccontextmanager
-async def using(url: str, **options: Any) -> AsyncIterator[MailServer]:
+async def connected(url: str, **options: Any) -> AsyncIterator[MailServer]:
     defaults: dict[str, Any] = {"tls": "offered", "timeout": 5.0}
     server = MailServer(url, **defaults | options)
     try:
@@ -45,7 +45,10 @@ async def using(url: str, **options: Any) -> AsyncIterator[MailServer]:
 async def test_e6_a_refusal_is_temporary_or_permanent_and_the_connection_is_reused(
     step: str, code: int, error: type[Exception]
 ) -> None:
-    async with mail_server({step: [f"{code} {DETAIL}"]}) as script, using(script.url()) as server:
+    async with (
+        mail_server({step: [f"{code} {DETAIL}"]}) as script,
+        connected(script.url()) as server,
+    ):
         with pytest.raises(error) as caught:
             await send(server)
         assert type(caught.value) is error
@@ -70,7 +73,7 @@ async def test_e6_responses_about_the_connection_are_provider_errors(
     step: str, response: str
 ) -> None:
     responses = {step: [response], "HELO": ["550 not you either"]}
-    async with mail_server(responses) as script, using(script.url()) as server:
+    async with mail_server(responses) as script, connected(script.url()) as server:
         with pytest.raises(ProviderError):
             await send(server)
         script.responses.clear()
@@ -83,25 +86,27 @@ async def test_e6_responses_about_the_connection_are_provider_errors(
 async def test_e6_a_server_that_closes_or_hangs_is_a_provider_error(
     at: str, behaviour: str
 ) -> None:
-    async with running_sandbox() as box, using(str(box.smtp), timeout=0.4) as server:
-        await box.configure("/api/mails/settings", behaviour={"kind": behaviour}, at=at, times=2)
+    async with running_sandbox() as sandbox, connected(str(sandbox.smtp), timeout=0.4) as server:
+        await sandbox.configure(
+            "/api/mails/settings", behaviour={"kind": behaviour}, at=at, times=2
+        )
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
             await send(server)
         assert asyncio.get_running_loop().time() - started < 1.4
-        assert TO not in str(caught.value)
+        assert RECIPIENT not in str(caught.value)
 
 
 async def test_e6_an_unavailable_server_is_a_provider_error() -> None:
     async with mail_server() as script:
         url = script.url()
-    async with using(url) as server:
+    async with connected(url) as server:
         with pytest.raises(ProviderError, match=r"Connect call failed|Connection refused|Errno"):
             await send(server)
 
 
 async def test_connections_are_reused_and_closed_ones_replaced() -> None:
-    async with mail_server() as script, using(script.url()) as server:
+    async with mail_server() as script, connected(script.url()) as server:
         await asyncio.gather(*(send(server) for _ in range(5)))
         assert script.connections == 5
         for _ in range(3):
@@ -120,9 +125,9 @@ async def test_e6_a_mail_that_expires_while_the_server_is_slow_is_not_sent() -> 
     def expired() -> None:
         raise ExpiredError("expired")
 
-    async with mail_server() as script, using(script.url()) as server:
+    async with mail_server() as script, connected(script.url()) as server:
         with pytest.raises(ExpiredError):
-            await server.send(SENDER, TO, CONTENT, expired)
+            await server.send(SENDER, RECIPIENT, CONTENT, expired)
         await send(server)
         assert (len(script.mails), script.connections) == (1, 1)
 
@@ -133,50 +138,58 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="module")
-def certified(authority: trustme.CA) -> ssl.SSLContext:
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     return context
 
 
 @pytest.fixture(scope="module")
-def trust(authority: trustme.CA) -> ssl.SSLContext:
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
 
 
-async def sent_encrypted(script: Script, url: str, tls: str, trust: ssl.SSLContext) -> bool:
+async def sent_encrypted(
+    script: Script, url: str, tls: str, client_context: ssl.SSLContext
+) -> bool:
     """Send a mail and return whether the connection was encrypted."""
-    async with using(url, tls=tls, trust=trust) as server:
+    async with connected(url, tls=tls, trust=client_context) as server:
         await send(server)
     return script.encrypted[-1]
 
 
-async def test_tls_is_used_as_configured(certified: ssl.SSLContext, trust: ssl.SSLContext) -> None:
-    async with mail_server(tls=certified) as script:
-        assert await sent_encrypted(script, script.url(), "offered", trust)
-        assert await sent_encrypted(script, script.url(), "required", trust)
-        assert not await sent_encrypted(script, script.url(), "off", trust)
+async def test_tls_is_used_as_configured(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    async with mail_server(tls=server_context) as script:
+        assert await sent_encrypted(script, script.url(), "offered", client_context)
+        assert await sent_encrypted(script, script.url(), "required", client_context)
+        assert not await sent_encrypted(script, script.url(), "off", client_context)
         with pytest.raises(ProviderError, match="certificate verify failed"):  # unknown authority
             await sent_encrypted(script, script.url(), "offered", ssl.create_default_context())
     async with mail_server() as script:
-        assert not await sent_encrypted(script, script.url(), "offered", trust)
+        assert not await sent_encrypted(script, script.url(), "offered", client_context)
         with pytest.raises(ProviderError, match="STARTTLS"):
-            await sent_encrypted(script, script.url(), "required", trust)
-    async with mail_server(tls=certified, implicit_tls=True) as script:
-        await sent_encrypted(script, script.url("smtps"), "offered", trust)
+            await sent_encrypted(script, script.url(), "required", client_context)
+    async with mail_server(tls=server_context, implicit_tls=True) as script:
+        await sent_encrypted(script, script.url("smtps"), "offered", client_context)
         with pytest.raises(ProviderError, match=r"(?i)certificate verify failed"):
             await sent_encrypted(script, script.url("smtps"), "off", ssl.create_default_context())
         assert len(script.mails) == 1
 
 
 async def test_a_wrong_password_is_a_provider_error_that_does_not_show_it(
-    certified: ssl.SSLContext, trust: ssl.SSLContext
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
-    async with mail_server(tls=certified) as script:
-        await sent_encrypted(script, script.url(login=f"{USER}:pass%20word@"), "required", trust)
+    async with mail_server(tls=server_context) as script:
+        await sent_encrypted(
+            script, script.url(login=f"{USER}:pass%20word@"), "required", client_context
+        )
         assert script.logged_in == [True]
         with pytest.raises(ProviderError, match="responded with 535 to login") as caught:
-            await sent_encrypted(script, script.url(login=f"{USER}:c4n4ry@"), "required", trust)
+            await sent_encrypted(
+                script, script.url(login=f"{USER}:c4n4ry@"), "required", client_context
+            )
         assert "c4n4ry" not in str(caught.value)

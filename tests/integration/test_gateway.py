@@ -26,22 +26,22 @@ def gateway_service(
     shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     settings = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2"}
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url, settings) as it:
-        yield it
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url, settings) as service:
+        yield service
 
 
 @pytest.fixture
 async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler(shared_amqp_url) as it:
-        yield it
+    async with fake_scheduler(shared_amqp_url) as fake:
+        yield fake
 
 
 @pytest.fixture
 async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncIterator[Caller]:
     assert scheduler  # without one the gateway is not ready
-    async with calling(await base_url(gateway_service)) as it:
+    async with calling(await base_url(gateway_service)) as caller:
         await until(gateway_service.is_ready)
-        yield it
+        yield caller
 
 
 @pytest.mark.parametrize("path", ["/v1/callbacks", "/v1/add"])
@@ -81,9 +81,9 @@ async def test_the_idempotency_key_is_passed_on_and_a_repeat_gets_the_same_respo
     call: Caller, scheduler: FakeScheduler
 ) -> None:
     first = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key="order-7")
-    again = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key="order-7")
-    assert (first.status, again.status) == (201, 201)
-    assert first.json == again.json
+    repeated = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key="order-7")
+    assert (first.status, repeated.status) == (201, 201)
+    assert first.json == repeated.json
     assert scheduler.requests[-1][2]["idempotency_key"] == "order-7"
     for invalid in ("", "x" * 256, "two words"):
         rejected = await call("POST", "/v1/callbacks", CALLBACK, Idempotency_Key=invalid)
@@ -106,9 +106,11 @@ async def test_a_batch_has_a_result_for_each_callback(
 
 
 async def test_s2_a_list_passes_every_parameter_on(call: Caller, scheduler: FakeScheduler) -> None:
-    mine = call.as_client("lister")
-    await mine("POST", "/v1/callbacks", KEYED)
-    page = await mine("GET", "/v1/callbacks?group_key=user-7&status=scheduled&limit=1000&cursor=c")
+    caller = call.as_client("lister")
+    await caller("POST", "/v1/callbacks", KEYED)
+    page = await caller(
+        "GET", "/v1/callbacks?group_key=user-7&status=scheduled&limit=1000&cursor=c"
+    )
     assert page.status == 200
     assert page.json["next_cursor"] is None
     assert [item["group_key"] for item in page.json["items"]] == ["user-7"]
@@ -118,7 +120,7 @@ async def test_s2_a_list_passes_every_parameter_on(call: Caller, scheduler: Fake
         "limit": 1000,
         "cursor": "c",
     }
-    of_group = await mine("GET", "/v1/groups/user-7/callbacks?limit=5")
+    of_group = await caller("GET", "/v1/groups/user-7/callbacks?limit=5")
     assert of_group.json == page.json
     assert scheduler.requests[-1][2] == {"group_key": "user-7", "limit": 5}
 
@@ -149,9 +151,9 @@ async def test_s8_a_callback_is_rescheduled_and_cancelled_by_id(
 ) -> None:
     created = (await call("POST", "/v1/callbacks", CALLBACK)).json
     path = f"/v1/callbacks/{created['id']}"
-    moved = await call("PATCH", path, {"run_at": "2031-01-01T00:00:00Z"})
-    assert moved.status == 200
-    assert moved.json["result"] == "rescheduled"
+    rescheduled = await call("PATCH", path, {"run_at": "2031-01-01T00:00:00Z"})
+    assert rescheduled.status == 200
+    assert rescheduled.json["result"] == "rescheduled"
     assert scheduler.requests[-1][2] == {"id": created["id"], "run_at": "2031-01-01T00:00:00Z"}
     await call("PATCH", path, {"delay": 60})
     assert scheduler.requests[-1] == (
@@ -166,34 +168,38 @@ async def test_s8_a_callback_is_rescheduled_and_cancelled_by_id(
 async def test_s8_keys_may_contain_slashes_and_umlauts(
     call: Caller, scheduler: FakeScheduler
 ) -> None:
-    mine = call.as_client("keys")
-    await mine("POST", "/v1/callbacks", KEYED)
+    caller = call.as_client("keys")
+    await caller("POST", "/v1/callbacks", KEYED)
     path = "/v1/groups/user-7/callbacks/reminder%2F1%20%C3%BC"
     keys = {"group_key": "user-7", "event_key": "reminder/1 ü"}
-    assert (await mine("GET", path)).json["event_key"] == "reminder/1 ü"
+    assert (await caller("GET", path)).json["event_key"] == "reminder/1 ü"
     assert scheduler.requests[-1] == ("GetCallback", "keys", keys)
-    assert (await mine("PATCH", path, {"delay": 5})).status == 200
+    assert (await caller("PATCH", path, {"delay": 5})).status == 200
     assert scheduler.requests[-1] == ("RescheduleCallback", "keys", keys | {"delay": 5})
-    assert (await mine("DELETE", path)).json["result"] == "cancelled"
+    assert (await caller("DELETE", path)).json["result"] == "cancelled"
     assert scheduler.requests[-1] == ("CancelCallbacks", "keys", keys)
 
 
 async def test_s8_a_group_is_cancelled(call: Caller, scheduler: FakeScheduler) -> None:
-    mine = call.as_client("groups")
+    caller = call.as_client("groups")
     for number in range(3):
-        await mine("POST", "/v1/callbacks", CALLBACK | {"group_key": "g", "event_key": f"{number}"})
-    response = await mine("DELETE", "/v1/groups/g/callbacks")
+        await caller(
+            "POST", "/v1/callbacks", CALLBACK | {"group_key": "g", "event_key": f"{number}"}
+        )
+    response = await caller("DELETE", "/v1/groups/g/callbacks")
     assert response.status == 200
     assert response.json["counts"] == {"cancelled": 3}
     assert scheduler.requests[-1] == ("CancelCallbacks", "groups", {"group_key": "g"})
 
 
 @pytest.mark.parametrize("result", ["in_flight", "already_notified", "already_failed"])
-async def test_s8_a_cancel_or_reschedule_that_came_too_late_has_its_result(
+async def test_s8_a_cancel_or_reschedule_after_the_dispatch_has_its_result(
     call: Caller, scheduler: FakeScheduler, result: str
 ) -> None:
-    late = {"ok": {"id": "x", "result": result}}
-    scheduler.responses = dict.fromkeys(("CancelCallbacks", "RescheduleCallback"), lambda _: late)
+    result_body = {"ok": {"id": "x", "result": result}}
+    scheduler.responses = dict.fromkeys(
+        ("CancelCallbacks", "RescheduleCallback"), lambda _: result_body
+    )
     for response in (
         await call("DELETE", f"/v1/callbacks/{UNKNOWN}"),
         await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1}),
@@ -323,10 +329,10 @@ async def test_row_15_a_body_above_the_limit_is_413_without_a_request_to_the_sch
     before = len(scheduler.requests)
     large = json.dumps(CALLBACK | {"context": "x" * MIB})
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         yield large.encode()
 
-    (await call("POST", "/v1/callbacks", raw=pieces() if chunked else large)).problem(413)
+    (await call("POST", "/v1/callbacks", raw=chunks() if chunked else large)).problem(413)
     batch = json.dumps([CALLBACK | {"context": "x" * MIB}] * 9)
     (await call("POST", "/v1/callbacks/batch", raw=batch)).problem(413)
     assert (await call("POST", "/v1/callbacks/batch", raw=f"[{large}]")).status == 200
@@ -365,8 +371,8 @@ async def test_metrics_and_logs_show_requests_without_secrets(
     call: Caller, gateway_service: Service
 ) -> None:
     secret = CALLBACK | {"hmac_secret": "hmac-canary", "context": {"x": "context-canary"}}
-    mine = call.as_client("logged")
-    created = await mine(
+    caller = call.as_client("logged")
+    created = await caller(
         "POST",
         "/v1/callbacks",
         secret,

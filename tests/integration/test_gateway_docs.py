@@ -16,14 +16,14 @@ def gateway_service(
     shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     settings = {"RINGBACK_GATEWAY_EXAMPLE_URL": EXAMPLE_URL}
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url, settings) as it:
-        yield it
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url, settings) as service:
+        yield service
 
 
 @pytest.fixture
 async def call(gateway_service: Service) -> AsyncIterator[Caller]:
-    async with calling(await base_url(gateway_service)) as it:
-        yield it
+    async with calling(await base_url(gateway_service)) as caller:
+        yield caller
 
 
 async def test_s10_both_documents_are_served(call: Caller) -> None:
@@ -34,8 +34,8 @@ async def test_s10_both_documents_are_served(call: Caller) -> None:
 
 
 async def test_s10_swagger_ui_loads_nothing_from_other_servers(call: Caller) -> None:
-    moved = await call("GET", "/docs")
-    assert (moved.status, moved.headers["Location"]) == (301, "/docs/")
+    redirect = await call("GET", "/docs")
+    assert (redirect.status, redirect.headers["Location"]) == (301, "/docs/")
     page = await call("GET", "/docs/")
     assert page.headers["Content-Type"].startswith("text/html")
     assert "'self'" in page.headers["Content-Security-Policy"]

@@ -30,19 +30,19 @@ MIB = 1_048_576
 def gateway_service(
     shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as it:
-        yield it
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
+        yield service
 
 
 @pytest.fixture
 async def call(gateway_service: Service) -> AsyncIterator[Caller]:
-    async with calling(await base_url(gateway_service)) as it:
+    async with calling(await base_url(gateway_service)) as caller:
         await until(lambda: gateway_service.logged("publisher is ready"))
-        yield it
+        yield caller
 
 
 @asynccontextmanager
-async def queue_of_events(amqp_url: str) -> AsyncIterator[AbstractQueue]:
+async def events_queue(amqp_url: str) -> AsyncIterator[AbstractQueue]:
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel()
@@ -53,10 +53,10 @@ async def queue_of_events(amqp_url: str) -> AsyncIterator[AbstractQueue]:
 
 @pytest.fixture
 async def events(call: Caller, shared_amqp_url: str) -> AsyncIterator[AbstractQueue]:
-    """Yield the work queue; the gateway has declared it, and ingestion has never run."""
+    """Yield the work queue; the gateway has declared it before ingestion ran."""
     assert call
-    async with queue_of_events(shared_amqp_url) as it:
-        yield it
+    async with events_queue(shared_amqp_url) as queue:
+        yield queue
 
 
 async def next_event(queue: AbstractQueue) -> AbstractIncomingMessage | None:
@@ -155,8 +155,8 @@ async def test_the_log_line_has_the_id_of_the_event_and_none_of_its_details(
     call: Caller, events: AbstractQueue, gateway_service: Service
 ) -> None:
     body = EVENT | {"details": {"token": "details-canary"}, "event_id": "logged-7"}
-    mine = call.as_client("shop")
-    assert (await mine("POST", "/v1/events", body, traceparent="nonsense")).status == 202
+    caller = call.as_client("shop")
+    assert (await caller("POST", "/v1/events", body, traceparent="nonsense")).status == 202
     message = await next_event(events)
     assert message
     assert "traceparent" not in message.headers
@@ -186,20 +186,20 @@ async def test_e1_e3_an_event_from_before_the_first_start_of_ingestion_takes_eff
             settings = {"RINGBACK_DATABASE_URL": ingestion_database}
             with running(tmp_path, amqp_url, settings, RUN_INGESTION) as ingestion:
                 await ingestion.ready()
-                async with ingestion_client(amqp_url) as around:
+                async with ingestion_client(amqp_url) as client:
                     await post(call)
-                    await around.posting("signup-7")
+                    await client.posting("signup-7")
 
-                    async def seen_again() -> bool:
+                    async def duplicate_counted() -> bool:
                         name = "ringback_events_total"
                         return await ingestion.metric(name, outcome="duplicate") > 0
 
-                    await until(seen_again)
-                    assert len(around.of("signup-7")) == 1
+                    await until(duplicate_counted)
+                    assert len(client.postings_of("signup-7")) == 1
 
 
 @pytest.fixture
-async def lone(tmp_path: Path, own_broker: Broker) -> AsyncIterator[Caller]:
+async def own_gateway(tmp_path: Path, own_broker: Broker) -> AsyncIterator[Caller]:
     """Yield a caller of a gateway whose broker the test may stop."""
     with gateway(tmp_path, own_broker.url) as service:
         async with calling(await base_url(service)) as call:
@@ -222,48 +222,48 @@ async def until_accepted(call: Caller) -> None:
 
 
 async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(
-    lone: Caller, own_broker: Broker
+    own_gateway: Caller, own_broker: Broker
 ) -> None:
     memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
     own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
     try:
 
         async def reported() -> bool:
-            return "alarm" in (await lone("GET", "/readyz")).json["parts"]["publisher"]
+            return "alarm" in (await own_gateway("GET", "/readyz")).json["parts"]["publisher"]
 
-        await until(reported, 5)  # before any request meets the alarm
-        response, seconds = await post(lone)
+        await until(reported, 5)  # before any request during the alarm
+        response, seconds = await post(own_gateway)
         assert "alarm" in response.problem(503)["detail"]
         assert int(response.headers["Retry-After"]) > 0
         assert seconds < 1
     finally:
         own_broker.ctl("set_vm_memory_high_watermark", memory)
-    await until_accepted(lone)
+    await until_accepted(own_gateway)
 
 
 async def test_rows_1_and_2_a_suspended_broker_is_504_and_a_stopped_one_is_503(
-    lone: Caller, own_broker: Broker
+    own_gateway: Caller, own_broker: Broker
 ) -> None:
-    await until_accepted(lone)
+    await until_accepted(own_gateway)
     own_broker.suspend()
     try:
-        response, seconds = await post(lone)
+        response, seconds = await post(own_gateway)
         problem = response.problem(504)
         assert "unknown" in problem["detail"]
         assert "event_id or Idempotency-Key" in problem["detail"]
         assert 4 < seconds < 6.5
     finally:
         own_broker.resume()
-    await until_accepted(lone)
+    await until_accepted(own_gateway)
     await asyncio.to_thread(own_broker.sync)
     await asyncio.to_thread(own_broker.kill)
 
     async def unavailable() -> bool:
-        return (await post(lone))[0].status == 503
+        return (await post(own_gateway))[0].status == 503
 
     await until(unavailable)
     await asyncio.to_thread(own_broker.start)
-    await until_accepted(lone)
-    async with queue_of_events(own_broker.url) as queue:
-        await until_accepted(lone)
+    await until_accepted(own_gateway)
+    async with events_queue(own_broker.url) as queue:
+        await until_accepted(own_gateway)
         assert await next_event(queue)

@@ -107,7 +107,7 @@ async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_until_it_clears(
             async def reported() -> bool:
                 return "alarm" in (await call("GET", "/readyz")).json["parts"]["broker"]
 
-            await until(reported, 5)  # before any request meets the alarm
+            await until(reported, 5)  # before any request during the alarm
             response = await call("POST", "/v1/callbacks", CALLBACK)
             assert "alarm" in response.problem(503)["detail"]
         finally:
@@ -118,18 +118,21 @@ async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_until_it_clears(
 
 async def test_row_32_sigterm_finishes_requests_in_flight(tmp_path: Path, amqp_url: str) -> None:
     started = asyncio.Event()
-    async with running(tmp_path, amqp_url) as (service, call), fake_scheduler(amqp_url) as it:
+    async with (
+        running(tmp_path, amqp_url) as (service, call),
+        fake_scheduler(amqp_url) as scheduler,
+    ):
         await service.ready()
 
         def slow(_: object) -> None:
             started.set()
 
-        it.responses["CreateCallback"] = slow
+        scheduler.responses["CreateCallback"] = slow
         response = asyncio.create_task(call("POST", "/v1/callbacks", CALLBACK))
         await started.wait()
         service.signal(signal.SIGTERM)
         await until(lambda: service.logged("stopping on SIGTERM"))
-        await it.respond_late({"ok": {"id": "late", "status": "scheduled", "run_at": "x"}})
+        await scheduler.respond_late({"ok": {"id": "late", "status": "scheduled", "run_at": "x"}})
         assert (await response).status == 201
         assert await service.exit_code() == 0
 
@@ -174,15 +177,15 @@ def services(tmp_path: Path, amqp_url: str, own_database: Database) -> Iterator[
     """
     settings = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
     names = ("scheduler", "callback")
-    with system(tmp_path, amqp_url, own_database.url, *names, **settings) as it:
-        yield it
+    with system(tmp_path, amqp_url, own_database.url, *names, **settings) as started:
+        yield started
 
 
 @pytest.fixture
 async def call(services: System) -> AsyncIterator[Caller]:
     await services.ready()
-    async with services.calling() as it:
-        yield it
+    async with services.calling() as caller:
+        yield caller
 
 
 async def test_row_19_a_stopped_database_is_503_with_retry_after_until_it_is_back(

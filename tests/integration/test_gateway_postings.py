@@ -37,31 +37,31 @@ def services(
     directory = tmp_path_factory.mktemp("system")
     with (
         fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "mailings", **settings) as it,
+        system(directory, shared_amqp_url, url, "mailings", **settings) as started,
     ):
-        asyncio.run(it.ready())
-        yield it
+        asyncio.run(started.ready())
+        yield started
 
 
 @pytest.fixture
 async def call(services: System) -> AsyncIterator[Caller]:
-    async with services.calling() as it:
-        yield it
+    async with services.calling() as caller:
+        yield caller
 
 
 @pytest.fixture
-async def around(services: System, shared_amqp_url: str) -> AsyncIterator[MailingsClient]:
+async def client(services: System, shared_amqp_url: str) -> AsyncIterator[MailingsClient]:
     """Yield a consumer of the messages that publishes their facts."""
     assert services
-    async with mailings_client(shared_amqp_url) as it:
-        yield it
+    async with mailings_client(shared_amqp_url) as client:
+        yield client
 
 
 @pytest.fixture
-async def nine() -> AsyncIterator[dict[str, Any]]:
+async def nine_users() -> AsyncIterator[dict[str, Any]]:
     """Yield a posting to nine users: five get an SMS, three opted out and one has no phone."""
-    async with running_sandbox(users=9) as box:
-        users = str(box.url / "auth/api/v1/users/")
+    async with running_sandbox(users=9) as sandbox:
+        users = str(sandbox.url / "auth/api/v1/users/")
         yield POSTING | {"receivers": users, "from_event": "nine"}
 
 
@@ -84,17 +84,17 @@ async def until_status(call: Caller, path: str, status: str) -> dict[str, Any]:
     return found
 
 
-async def responded(services: System) -> float:
+async def response_count(services: System) -> float:
     """Return the number of requests that mailings has responded to."""
     return await services["mailings"].metric("ringback_requests_answered_total")
 
 
 async def test_e5_a_posting_is_accepted_unchanged_and_its_progress_is_found(
-    call: Caller, around: MailingsClient, nine: dict[str, Any]
+    call: Caller, client: MailingsClient, nine_users: dict[str, Any]
 ) -> None:
     code = 'ü \\ " }, {'
     context = {"secret_code": code, "text": '\u2028 " }, {', "number": 1.50, "big": 2**70}
-    raw = " " + json.dumps(nine | {"template_context": context}, indent=1) + "\n"
+    raw = " " + json.dumps(nine_users | {"template_context": context}, indent=1) + "\n"
     accepted = await call("POST", "/v1/postings", raw=raw)
     assert accepted.status == 202, accepted.text
     assert accepted.json.keys() == {"id", "status"}
@@ -102,31 +102,31 @@ async def test_e5_a_posting_is_accepted_unchanged_and_its_progress_is_found(
     assert accepted.headers["Location"] == f"/v1/postings/{accepted.json['id']}"
     assert accepted.headers["Cache-Control"] == "no-store"
     path, messages = await until_sending(call, accepted)
-    await around.settle(accepted.json["id"], messages[1:], "sent")
-    await around.settle(accepted.json["id"], messages[:1], "failed")
+    await client.settle(accepted.json["id"], messages[1:], "sent")
+    await client.settle(accepted.json["id"], messages[:1], "failed")
     found = await until_status(call, path, "done")
     assert found["id"] == accepted.json["id"]
     assert (found["template"], found["from_event"]) == ("sms/phone_confirmation.md", "nine")
     counts = {"created": 0, "sent": 4, "failed": 1, "expired": 0, "skipped": 4}
     assert found["messages"] == counts
     assert found["skipped"] == {"sms not enabled": 3, "no phone": 1}
-    await around.until(5)
-    assert all(f"your code is {code}. " in json.loads(m.body)["text"] for m in around.messages)
+    await client.wait_for_users(5)
+    assert all(f"your code is {code}. " in json.loads(m.body)["text"] for m in client.messages)
 
 
 async def test_e5_a_repeat_with_the_same_key_is_the_same_posting_and_another_body_is_409(
     call: Caller,
 ) -> None:
     body = POSTING | {"from_event": "repeated"}
-    first, again = [
+    first, repeated = [
         await call("POST", "/v1/postings", body, Idempotency_Key="mail-7") for _ in range(2)
     ]
-    assert (first.status, again.status) == (202, 202)
-    assert first.json["id"] == again.json["id"]
+    assert (first.status, repeated.status) == (202, 202)
+    assert first.json["id"] == repeated.json["id"]
     other = body | {"template": "sms/other.md"}
     (await call("POST", "/v1/postings", other, Idempotency_Key="mail-7")).problem(409)
-    fresh = await call("POST", "/v1/postings", body)
-    assert await listed(call, "from_event=repeated") == [fresh.json["id"], first.json["id"]]
+    without_key = await call("POST", "/v1/postings", body)
+    assert await listed(call, "from_event=repeated") == [without_key.json["id"], first.json["id"]]
 
 
 async def listed(call: Caller, query: str) -> list[str]:
@@ -186,9 +186,9 @@ async def test_e5_rejected_fields_are_named(call: Caller) -> None:
 async def test_row_15_and_26_invalid_json_and_large_bodies_cause_no_request(
     call: Caller, services: System, raw: str, status: int
 ) -> None:
-    before = await responded(services)
+    before = await response_count(services)
     (await call("POST", "/v1/postings", raw=raw)).problem(status)
-    assert await responded(services) == before
+    assert await response_count(services) == before
 
 
 @pytest.mark.parametrize("value", ['"\\u0000"', "1e999999"])
@@ -198,13 +198,13 @@ async def test_row_26_values_that_no_store_accepts_are_422(call: Caller, value: 
 
 
 async def test_e5_messages_are_listed_page_by_page(
-    call: Caller, around: MailingsClient, nine: dict[str, Any]
+    call: Caller, client: MailingsClient, nine_users: dict[str, Any]
 ) -> None:
-    path, messages = await until_sending(call, await call("POST", "/v1/postings", nine))
+    path, messages = await until_sending(call, await call("POST", "/v1/postings", nine_users))
     *failed, sent = messages[:4]
     posting = path.rpartition("/")[2]
-    await around.settle(posting, failed, "failed")
-    await around.settle(posting, [sent], "sent")
+    await client.settle(posting, failed, "failed")
+    await client.settle(posting, [sent], "sent")
 
     async def settled() -> bool:
         return bool((await call("GET", path)).json["messages"]["sent"])
@@ -242,23 +242,23 @@ async def test_row_33_an_invalid_parameter_is_422_and_named(
     assert (await call("GET", f"{path}?{query}")).rejected_fields() == {field}
 
 
-@pytest.mark.parametrize("stranger", ["stranger", None])
+@pytest.mark.parametrize("other_client", ["other_client", None])
 @pytest.mark.parametrize("path", ["", "/messages"])
 async def test_s9_the_posting_of_another_client_looks_as_if_it_did_not_exist(
-    call: Caller, path: str, stranger: str | None
+    call: Caller, path: str, other_client: str | None
 ) -> None:
-    owner, other = call.as_client("owner"), call.as_client(stranger)
-    mine = (await owner("POST", "/v1/postings", POSTING)).headers["Location"]
-    theirs = await other("GET", mine + path)
+    owner, other = call.as_client("owner"), call.as_client(other_client)
+    own_path = (await owner("POST", "/v1/postings", POSTING)).headers["Location"]
+    foreign = await other("GET", own_path + path)
     missing = await other("GET", f"/v1/postings/{UNKNOWN}{path}")
-    assert theirs.problem(404) == missing.problem(404)
-    assert (await owner("GET", mine + path)).status == 200
+    assert foreign.problem(404) == missing.problem(404)
+    assert (await owner("GET", own_path + path)).status == 200
 
 
 async def test_s9_and_row_33_invalid_tickets_and_ids_cause_no_request(
     call: Caller, services: System
 ) -> None:
-    before = await responded(services)
+    before = await response_count(services)
     expired = ticket("shop", exp=int(time.time()) - 1)
     for invalid in ("canary", expired):
         (await call("POST", "/v1/postings", POSTING, X_Service_Ticket=invalid)).problem(401)
@@ -267,7 +267,7 @@ async def test_s9_and_row_33_invalid_tickets_and_ids_cause_no_request(
     for invalid in ("7", "x" * 5000, "%00", "..%2f"):
         (await call("GET", f"/v1/postings/{invalid}")).problem(404)
         (await call("GET", f"/v1/postings/{invalid}/messages")).problem(404)
-    assert await responded(services) == before
+    assert await response_count(services) == before
 
 
 async def test_after_a_504_a_repeat_with_the_same_key_is_one_posting(
@@ -295,9 +295,9 @@ async def test_the_log_lines_have_the_id_of_the_posting_and_none_of_its_content(
     call: Caller, services: System
 ) -> None:
     body = POSTING | {"template_context": {"secret_code": "code-canary"}}
-    mine = call.as_client("shop")
-    identity = (await mine("POST", "/v1/postings", body)).json["id"]
-    await mine("GET", f"/v1/postings/{identity}")
+    caller = call.as_client("shop")
+    identity = (await caller("POST", "/v1/postings", body)).json["id"]
+    await caller("GET", f"/v1/postings/{identity}")
     lines = await until(
         lambda: (
             len(lines := services["gateway"].logged("http request", posting_id=identity)) == 2

@@ -24,22 +24,22 @@ CALLBACK = {
 def gateway_service(
     shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as it:
-        yield it
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
+        yield service
 
 
 @pytest.fixture
 async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler(shared_amqp_url) as it:
-        yield it
+    async with fake_scheduler(shared_amqp_url) as fake:
+        yield fake
 
 
 @pytest.fixture
 async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncIterator[Caller]:
     assert scheduler
     await until(gateway_service.is_ready)
-    async with calling(await base_url(gateway_service)) as it:
-        yield it
+    async with calling(await base_url(gateway_service)) as caller:
+        yield caller
 
 
 @pytest.mark.parametrize("header", ["X-Service-Ticket", "Authorization"])
@@ -76,36 +76,36 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
-@pytest.mark.parametrize("stranger", ["stranger", None])
+@pytest.mark.parametrize("other_client", ["other_client", None])
 async def test_s9_no_operation_finds_the_callback_of_another_client(
-    call: Caller, method: str, path: str, body: object, stranger: str | None
+    call: Caller, method: str, path: str, body: object, other_client: str | None
 ) -> None:
     owner = call.as_client("owner")
-    mine = (await owner("POST", "/v1/callbacks", CALLBACK)).json["id"]
-    own = path.replace("{id}", mine)
-    theirs = await call.as_client(stranger)(method, own, body)
-    missing = await call.as_client(stranger)(
+    callback_id = (await owner("POST", "/v1/callbacks", CALLBACK)).json["id"]
+    own_path = path.replace("{id}", callback_id)
+    foreign = await call.as_client(other_client)(method, own_path, body)
+    missing = await call.as_client(other_client)(
         method, path.replace("{id}", "00000000-0000-4000-8000-000000000000"), body
     )
     # The response is the same as for a callback that does not exist.
-    assert theirs.problem(404) == missing.problem(404)
-    assert (await owner(method, own, body)).status == 200
+    assert foreign.problem(404) == missing.problem(404)
+    assert (await owner(method, own_path, body)).status == 200
 
 
-@pytest.mark.parametrize("stranger", ["stranger", None])
+@pytest.mark.parametrize("other_client", ["other_client", None])
 async def test_s9_lists_groups_and_retries_exclude_callbacks_of_other_clients(
-    call: Caller, stranger: str | None
+    call: Caller, other_client: str | None
 ) -> None:
-    mine = (await call.as_client("owner")("POST", "/v1/callbacks", CALLBACK)).json["id"]
-    theirs = call.as_client(stranger)
+    callback_id = (await call.as_client("owner")("POST", "/v1/callbacks", CALLBACK)).json["id"]
+    other_caller = call.as_client(other_client)
     for response in (
-        await theirs("GET", "/v1/callbacks"),
-        await theirs("GET", "/v1/callbacks?group_key=g&event_key=e"),
-        await theirs("GET", "/v1/groups/g/callbacks"),
-        await theirs("DELETE", "/v1/groups/g/callbacks"),
-        await theirs("POST", "/v1/callbacks/retry", {"group_key": "g"}),
+        await other_caller("GET", "/v1/callbacks"),
+        await other_caller("GET", "/v1/callbacks?group_key=g&event_key=e"),
+        await other_caller("GET", "/v1/groups/g/callbacks"),
+        await other_caller("DELETE", "/v1/groups/g/callbacks"),
+        await other_caller("POST", "/v1/callbacks/retry", {"group_key": "g"}),
     ):
-        assert mine not in response.text
+        assert callback_id not in response.text
 
 
 def unsigned(client: str) -> str:

@@ -186,14 +186,14 @@ async def test_a_compressed_body_is_not_decompressed() -> None:
 
 
 async def test_a_body_over_the_limit_closes_the_connection() -> None:
-    async def a_little_too_much(connection: ClientConnection) -> None:
+    async def exceed_limit(connection: ClientConnection) -> None:
         await connection.request()
         await connection.write(
             misbehaviour.response(200, {"Content-Length": "20000"}, b"b" * 10_001)
         )
         await misbehaviour.hang(connection)
 
-    async with client(max_body=10_000) as sender, serve(a_little_too_much) as receiver:
+    async with client(max_body=10_000) as sender, serve(exceed_limit) as receiver:
         async with asyncio.timeout(0.8):  # less than body_timeout
             assert (await post(sender, receiver.url)).status == 200
         async with asyncio.timeout(5):
@@ -214,7 +214,7 @@ async def test_a_body_that_arrives_after_the_head_is_read() -> None:
     assert receiver.accepted == 1
 
 
-async def test_data_after_a_response_is_not_taken_for_the_next_response() -> None:
+async def test_data_after_a_response_is_not_read_as_the_next_response() -> None:
     async with client() as sender, serve(misbehaviour.MALFORMED["long_body"]) as receiver:
         assert [(await post(sender, receiver.url)).status for _ in range(2)] == [200, 200]
     assert receiver.accepted == 2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-class Dialled:
+class ConnectionRecord:
     """A record of the addresses that this process connects to, from Python's audit events."""
 
     def __init__(self) -> None:
@@ -34,18 +34,18 @@ class Dialled:
             self.addresses.append(args[1])
 
 
-_dialled = Dialled()  # once: an audit hook cannot be removed
+_record = ConnectionRecord()  # once: an audit hook cannot be removed
 
 
 @pytest.fixture
-def dialled() -> Iterator[list[object]]:
-    _dialled.addresses, _dialled.recording = [], True
-    yield _dialled.addresses
-    _dialled.recording = False
+def connected() -> Iterator[list[object]]:
+    _record.addresses, _record.recording = [], True
+    yield _record.addresses
+    _record.recording = False
 
 
 @asynccontextmanager
-async def every_local_address() -> AsyncIterator[tuple[int, list[int]]]:
+async def listen_everywhere() -> AsyncIterator[tuple[int, list[int]]]:
     """Listen on all IPv4 and IPv6 addresses; yield the port and the number of connections."""
     accepted = [0]
 
@@ -61,25 +61,25 @@ async def every_local_address() -> AsyncIterator[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("url", LOOPBACK + NOT_PUBLIC + MALFORMED)
 async def test_row_27_no_spelling_of_a_denied_address_sends_a_packet(
-    url: str, dialled: list[object]
+    url: str, connected: list[object]
 ) -> None:
-    async with every_local_address() as (port, accepted):
+    async with listen_everywhere() as (port, accepted):
         async with Client(Guard(), user_agent="test") as sender:
             with pytest.raises(ForbiddenTargetError) as caught:
                 await post(sender, url.replace("{port}", str(port)))
         assert accepted == [0]
-    assert dialled == []
+    assert connected == []
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]"])
 async def test_the_record_of_connections_notices_a_permitted_one(
-    host: str, dialled: list[object]
+    host: str, connected: list[object]
 ) -> None:
-    async with every_local_address() as (port, accepted), client() as sender:
+    async with listen_everywhere() as (port, accepted), client() as sender:
         assert (await failure(sender, f"http://{host}:{port}/")).reason == "disconnected"
         assert accepted == [1]
-    assert len(dialled) == 1
+    assert len(connected) == 1
 
 
 async def test_the_error_names_the_host_the_address_and_the_setting() -> None:
@@ -95,26 +95,26 @@ async def test_the_error_names_the_host_the_address_and_the_setting() -> None:
 
 
 async def test_row_27_a_name_that_resolves_to_a_private_address_later_is_denied(
-    dialled: list[object],
+    connected: list[object],
 ) -> None:
     names = {"rebind.test": ["127.0.0.2"]}
-    async with every_local_address() as (port, accepted), serve_names(names) as server:
+    async with listen_everywhere() as (port, accepted), serve_names(names) as server:
         url = f"http://rebind.test:{port}/"
         async with client_of(server.address) as sender:
             assert (await failure(sender, url)).reason == "disconnected"
             assert accepted == [1]
             names["rebind.test"] = ["127.0.0.1"]
-            dialled.clear()
+            connected.clear()
             with pytest.raises(
                 ForbiddenTargetError, match=r"^rebind\.test resolves to 127\.0\.0\.1,"
             ):
                 await post(sender, url)
         assert accepted == [1]
-    assert dialled == []
+    assert connected == []
 
 
 async def test_row_27_only_the_permitted_addresses_of_a_name_are_used(
-    dialled: list[object],
+    connected: list[object],
 ) -> None:
     names = {"mixed.test": ["127.0.0.1", "127.0.0.2", "10.0.0.1"]}
     async with serve(respond(), host="127.0.0.2") as receiver, serve_names(names) as server:
@@ -122,13 +122,13 @@ async def test_row_27_only_the_permitted_addresses_of_a_name_are_used(
         async with client_of(server.address) as sender:
             for _ in range(3):
                 assert (await post(sender, f"http://mixed.test:{port}")).status == 200
-    assert {address[0] for address in dialled if isinstance(address, tuple)} == {"127.0.0.2"}
+    assert {address[0] for address in connected if isinstance(address, tuple)} == {"127.0.0.2"}
 
 
 async def test_row_27_redirects_are_not_followed() -> None:
-    async with serve(respond()) as inside:
-        headers = {"Location": inside.url}
+    async with serve(respond()) as target:
+        headers = {"Location": target.url}
         for status in (301, 302, 303, 307, 308):
             async with client() as sender, serve(respond(status, headers)) as receiver:
                 assert (await post(sender, receiver.url)).status == status
-        assert inside.accepted == 0
+        assert target.accepted == 0

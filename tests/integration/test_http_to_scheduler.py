@@ -27,31 +27,31 @@ def services(
         fresh_database(database_url) as url,
         system(
             tmp_path_factory.mktemp("system"), shared_amqp_url, url, "scheduler", "callback"
-        ) as it,
+        ) as started,
     ):
-        asyncio.run(it.ready())
-        yield it
+        asyncio.run(started.ready())
+        yield started
 
 
 @pytest.fixture
 async def call(services: System) -> AsyncIterator[Caller]:
-    """A client id of its own for each test."""
-    async with services.calling() as it:
-        yield it.as_client(f"client-{uuid4().hex[:8]}")
+    """Yield a caller with its own client id."""
+    async with services.calling() as caller:
+        yield caller.as_client(f"client-{uuid4().hex[:8]}")
 
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Sandbox]:
-    async with running_sandbox() as it:
-        yield it
+    async with running_sandbox() as server:
+        yield server
 
 
-async def status(call: Caller, id_: str, wanted: str, within: float = 20.0) -> Any:
+async def status(call: Caller, callback_id: str, expected: str, within: float = 20.0) -> Any:
     """Wait until a callback has this status, and return the response."""
 
     async def reached() -> Any:
-        response = await call("GET", f"/v1/callbacks/{id_}")
-        return response.json if response.json["status"] == wanted else None
+        response = await call("GET", f"/v1/callbacks/{callback_id}")
+        return response.json if response.json["status"] == expected else None
 
     return await until(reached, within)
 
@@ -70,16 +70,16 @@ async def test_s1_s7_s11_a_callback_arrives_at_its_due_time_and_is_notified(
     }
     created = await call("POST", "/v1/callbacks", command)
     assert created.status == 201
-    id_, run_at = created.json["id"], datetime.fromisoformat(created.json["run_at"])
+    callback_id, run_at = created.json["id"], datetime.fromisoformat(created.json["run_at"])
     assert (await call("GET", created.headers["Location"])).json["status"] == "scheduled"
-    [hook] = await receiver.webhooks(mailbox, webhook_id=id_)
-    assert hook["verified"]
-    received = datetime.fromisoformat(hook["received_at"])
+    [webhook] = await receiver.webhooks(mailbox, webhook_id=callback_id)
+    assert webhook["verified"]
+    received = datetime.fromisoformat(webhook["received_at"])
     assert timedelta() <= received - run_at < timedelta(seconds=2)
-    known = await status(call, id_, "notified")
-    assert known["attempts"] == 1
-    assert known["context"] == {"any": ["json"]}
-    assert SECRET not in json.dumps(known)
+    found = await status(call, callback_id, "notified")
+    assert found["attempts"] == 1
+    assert found["context"] == {"any": ["json"]}
+    assert SECRET not in json.dumps(found)
 
 
 async def test_s1_without_a_due_time_a_callback_is_sent_at_once(
@@ -96,8 +96,8 @@ async def test_the_trace_context_is_passed_from_the_request_to_the_receiver(
     mailbox = await receiver.mailbox()
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     await call("POST", "/v1/callbacks", {"url": mailbox, "delay": 1}, traceparent=trace)
-    [hook] = await receiver.webhooks(mailbox)
-    assert dict(hook["headers"])["traceparent"] == trace
+    [webhook] = await receiver.webhooks(mailbox)
+    assert dict(webhook["headers"])["traceparent"] == trace
 
 
 async def test_s3_a_used_key_is_a_409_even_after_the_callback_has_finished(call: Caller) -> None:
@@ -180,22 +180,22 @@ async def test_row_33_a_page_of_a_billion_is_a_422_and_pages_contain_each_callba
     call: Caller,
 ) -> None:
     commands = [LATER | {"group_key": "paged", "context": number} for number in range(25)]
-    made = await call("POST", "/v1/callbacks/batch", commands)
-    assert made.status == 200
+    created = await call("POST", "/v1/callbacks/batch", commands)
+    assert created.status == 200
     for wrong in ("1000000000", "0", "-1", "1001"):
         assert (await call("GET", f"/v1/callbacks?limit={wrong}")).rejected_fields() == {"limit"}
     assert (await call("GET", "/v1/callbacks?cursor=nonsense")).rejected_fields() == {"cursor"}
     assert (await call("GET", "/v1/callbacks?status=lost")).rejected_fields() == {"status"}
-    seen: list[str] = []
+    listed: list[str] = []
     query = "limit=10"
     while True:
         page = (await call("GET", f"/v1/groups/paged/callbacks?{query}")).json
-        seen += [item["id"] for item in page["items"]]
+        listed += [item["id"] for item in page["items"]]
         if page["next_cursor"] is None:
             break
         query = f"limit=10&cursor={page['next_cursor']}"
-    assert sorted(seen) == sorted(item["id"] for item in made.json["items"])
-    assert len(seen) == 25
+    assert sorted(listed) == sorted(item["id"] for item in created.json["items"])
+    assert len(listed) == 25
 
 
 async def test_a_batch_has_a_result_for_each_callback(call: Caller) -> None:
@@ -217,12 +217,12 @@ async def test_s8_a_rescheduled_callback_arrives_at_its_new_time(
     created = (
         await call("POST", "/v1/callbacks", LATER | {"url": mailbox, "hmac_secret": SECRET})
     ).json
-    soon = datetime.now(UTC) + timedelta(seconds=1)
+    run_at = datetime.now(UTC) + timedelta(seconds=1)
     path = f"/v1/callbacks/{created['id']}"
-    moved = await call("PATCH", path, {"run_at": soon.isoformat()})
-    assert moved.json["result"] == "rescheduled"
-    [hook] = await receiver.webhooks(mailbox, webhook_id=created["id"])
-    assert datetime.fromisoformat(hook["received_at"]) >= soon
+    rescheduled = await call("PATCH", path, {"run_at": run_at.isoformat()})
+    assert rescheduled.json["result"] == "rescheduled"
+    [webhook] = await receiver.webhooks(mailbox, webhook_id=created["id"])
+    assert datetime.fromisoformat(webhook["received_at"]) >= run_at
     await status(call, created["id"], "notified")
     assert (await call("PATCH", path, {"delay": 1})).json["result"] == "already_notified"
     assert (await call("DELETE", path)).json["result"] == "already_notified"
@@ -239,8 +239,8 @@ async def test_s8_cancel_between_retries_stops_the_callback(
         "retry_params": {"quick_retries_count": 0, "strategy": "constant", "base_delay": 2},
     }
     created = (await call("POST", "/v1/callbacks", command)).json
-    known = await status(call, created["id"], "retrying")
-    assert known["last_error"]
+    found = await status(call, created["id"], "retrying")
+    assert found["last_error"]
     cancelled = await call("DELETE", "/v1/groups/g/callbacks/e")
     assert cancelled.json == {"id": created["id"], "result": "cancelled"}
     attempts = len(await receiver.webhooks(mailbox, webhook_id=created["id"]))
@@ -254,20 +254,20 @@ async def test_a_failed_callback_is_listed_and_retried_under_its_id(
 ) -> None:
     mailbox = await receiver.mailbox(behaviour={"kind": "fail", "status": 410}, times=1)
     command = {"url": mailbox, "group_key": "g", "hmac_secret": SECRET}
-    id_ = (await call("POST", "/v1/callbacks", command)).json["id"]
-    await status(call, id_, "failed")
+    callback_id = (await call("POST", "/v1/callbacks", command)).json["id"]
+    await status(call, callback_id, "failed")
     failed = await call("GET", "/v1/callbacks?status=failed")
-    assert [item["id"] for item in failed.json["items"]] == [id_]
-    dry = await call("POST", "/v1/callbacks/retry", {"group_key": "g", "dry_run": True})
-    assert dry.json == {"count": 1, "ids": [id_]}
-    assert (await call("GET", f"/v1/callbacks/{id_}")).json["status"] == "failed"
+    assert [item["id"] for item in failed.json["items"]] == [callback_id]
+    dry_run = await call("POST", "/v1/callbacks/retry", {"group_key": "g", "dry_run": True})
+    assert dry_run.json == {"count": 1, "ids": [callback_id]}
+    assert (await call("GET", f"/v1/callbacks/{callback_id}")).json["status"] == "failed"
     none = await call("POST", "/v1/callbacks/retry", {"failed_before": "2026-01-01T00:00:00Z"})
     assert none.json == {"count": 0, "ids": []}
-    again = await call("POST", "/v1/callbacks/retry", {"id": id_})
-    assert again.json == {"count": 1, "ids": [id_]}
-    await status(call, id_, "notified")
-    hooks = await receiver.webhooks(mailbox, webhook_id=id_, count=2)
-    assert len(hooks) == 2
+    retried = await call("POST", "/v1/callbacks/retry", {"id": callback_id})
+    assert retried.json == {"count": 1, "ids": [callback_id]}
+    await status(call, callback_id, "notified")
+    webhooks = await receiver.webhooks(mailbox, webhook_id=callback_id, count=2)
+    assert len(webhooks) == 2
 
 
 @pytest.mark.parametrize("example", callback_examples("https://example.com/webhook").values())
@@ -295,34 +295,38 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
-@pytest.mark.parametrize("stranger", ["stranger", None])
+@pytest.mark.parametrize("other_client", ["other_client", None])
 async def test_s9_no_operation_finds_a_callback_of_another_client(
-    call: Caller, method: str, path: str, body: object, stranger: str | None
+    call: Caller, method: str, path: str, body: object, other_client: str | None
 ) -> None:
-    mine = (await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})).json
-    asked = path.replace("{id}", mine["id"])
-    before = (await call("GET", f"/v1/callbacks/{mine['id']}")).json
-    theirs = await call.as_client(stranger)(method, asked, body)
-    missing = await call.as_client(stranger)(method, path.replace("{id}", str(uuid4())), body)
+    callback = (
+        await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})
+    ).json
+    own_path = path.replace("{id}", callback["id"])
+    before = (await call("GET", f"/v1/callbacks/{callback['id']}")).json
+    foreign = await call.as_client(other_client)(method, own_path, body)
+    missing = await call.as_client(other_client)(method, path.replace("{id}", str(uuid4())), body)
     # The response is the same as for a callback that does not exist, and nothing has changed.
-    assert theirs.problem(404) == missing.problem(404)
-    assert (await call("GET", f"/v1/callbacks/{mine['id']}")).json == before
+    assert foreign.problem(404) == missing.problem(404)
+    assert (await call("GET", f"/v1/callbacks/{callback['id']}")).json == before
 
 
-@pytest.mark.parametrize("stranger", ["stranger", None])
+@pytest.mark.parametrize("other_client", ["other_client", None])
 async def test_s9_lists_groups_and_retries_contain_nothing_of_another_client(
-    call: Caller, stranger: str | None
+    call: Caller, other_client: str | None
 ) -> None:
-    mine = (await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})).json
-    theirs = call.as_client(stranger)
+    callback = (
+        await call("POST", "/v1/callbacks", LATER | {"group_key": "g", "event_key": "e"})
+    ).json
+    other_caller = call.as_client(other_client)
     for response in (
-        await theirs("GET", "/v1/callbacks?limit=1000"),
-        await theirs("GET", "/v1/callbacks?group_key=g&event_key=e"),
-        await theirs("GET", "/v1/groups/g/callbacks"),
-        await theirs("DELETE", "/v1/groups/g/callbacks"),
-        await theirs("POST", "/v1/callbacks/retry", {"group_key": "g"}),
-        await theirs("POST", "/v1/callbacks/retry", {"id": mine["id"]}),
+        await other_caller("GET", "/v1/callbacks?limit=1000"),
+        await other_caller("GET", "/v1/callbacks?group_key=g&event_key=e"),
+        await other_caller("GET", "/v1/groups/g/callbacks"),
+        await other_caller("DELETE", "/v1/groups/g/callbacks"),
+        await other_caller("POST", "/v1/callbacks/retry", {"group_key": "g"}),
+        await other_caller("POST", "/v1/callbacks/retry", {"id": callback["id"]}),
     ):
         assert response.status == 200
-        assert mine["id"] not in response.text
-    assert (await call("GET", f"/v1/callbacks/{mine['id']}")).json["status"] == "scheduled"
+        assert callback["id"] not in response.text
+    assert (await call("GET", f"/v1/callbacks/{callback['id']}")).json["status"] == "scheduled"

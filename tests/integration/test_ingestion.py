@@ -42,16 +42,16 @@ def service(
     directory = tmp_path_factory.mktemp("ingestion")
     (directory / "rules.toml").write_text(RULES)
     settings = {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_RULES_FILE": "rules.toml"}
-    with running(directory, shared_amqp_url, settings, RUN_INGESTION) as it:
-        asyncio.run(it.ready())
-        yield it
+    with running(directory, shared_amqp_url, settings, RUN_INGESTION) as started:
+        asyncio.run(started.ready())
+        yield started
 
 
 @pytest.fixture
-async def peers(service: Service, shared_amqp_url: str) -> AsyncIterator[IngestionClient]:
+async def client(service: Service, shared_amqp_url: str) -> AsyncIterator[IngestionClient]:
     assert not service.exited(), service.output
-    async with ingestion_client(shared_amqp_url) as it:
-        yield it
+    async with ingestion_client(shared_amqp_url) as client:
+        yield client
 
 
 async def wait_for_count(service: Service, outcome: str, more_than: float) -> None:
@@ -63,12 +63,12 @@ async def wait_for_count(service: Service, outcome: str, more_than: float) -> No
 
 @pytest.mark.parametrize("event", KNOWN_EVENTS, ids=lambda event: event["event"])
 async def test_e1_e2_every_known_event_publishes_its_posting(
-    peers: IngestionClient, event: dict[str, Any]
+    client: IngestionClient, event: dict[str, Any]
 ) -> None:
     body = signed_up(**event)
-    await peers.send(body, headers={"traceparent": TRACE})
+    await client.send(body, headers={"traceparent": TRACE})
 
-    message = await peers.posting(body["event_id"])
+    message = await client.posting(body["event_id"])
 
     posting = json.loads(message.body)
     name = "welcome" if event["from_service"] == "auth" else event["event"]
@@ -82,34 +82,34 @@ async def test_e1_e2_every_known_event_publishes_its_posting(
     assert message.timestamp
 
 
-@pytest.mark.parametrize("by", ["event_id", "message_id", "content"])
+@pytest.mark.parametrize("identified_by", ["event_id", "message_id", "content"])
 async def test_e3_a_duplicate_event_has_no_effect(
-    peers: IngestionClient, service: Service, by: str
+    client: IngestionClient, service: Service, identified_by: str
 ) -> None:
     body = signed_up()
     event_id = body["event_id"]
-    if by != "event_id":
+    if identified_by != "event_id":
         del body["event_id"]
         body["details"] = body["details"] | {"username": event_id}
-    ids = {"message_id": f"m-{event_id}"} if by == "message_id" else {}
+    ids = {"message_id": f"m-{event_id}"} if identified_by == "message_id" else {}
     before = await service.metric("ringback_events_total", outcome="duplicate")
     for _ in range(3):
-        if by == "content":
-            await peers.send_without_message_id(body)
+        if identified_by == "content":
+            await client.send_without_message_id(body)
         else:
-            await peers.send(body, **ids)
+            await client.send(body, **ids)
     await wait_for_count(service, "duplicate", before + 1)
     marker = signed_up()
-    await peers.send(marker)
-    await peers.posting(marker["event_id"])
+    await client.send(marker)
+    await client.posting(marker["event_id"])
 
-    acted = [each for each in peers.postings if event_id in each.body.decode()]
+    postings = [each for each in client.postings if event_id in each.body.decode()]
 
-    assert len(acted) == 1
+    assert len(postings) == 1
 
 
 async def test_e3_a_stale_event_is_counted_and_has_no_effect(
-    peers: IngestionClient, service: Service
+    client: IngestionClient, service: Service
 ) -> None:
     now = datetime.now(UTC)
     old = [
@@ -119,16 +119,16 @@ async def test_e3_a_stale_event_is_counted_and_has_no_effect(
     ]
     before = await service.metric("ringback_events_total", outcome="stale")
     for body, properties in old:
-        await peers.send(body, **properties)
+        await client.send(body, **properties)
     await wait_for_count(service, "stale", before + 2)
-    young = signed_up(occurred_at=now.isoformat())
-    await peers.send(
-        young, timestamp=now - timedelta(days=2)
+    recent = signed_up(occurred_at=now.isoformat())
+    await client.send(
+        recent, timestamp=now - timedelta(days=2)
     )  # the event's own time has precedence
-    await peers.posting(young["event_id"])
+    await client.posting(recent["event_id"])
 
-    assert not [each for body, _ in old for each in peers.of(body["event_id"])]
-    assert await peers.dead_letters() == 0
+    assert not [each for body, _ in old for each in client.postings_of(body["event_id"])]
+    assert await client.dead_letters() == 0
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ async def test_e3_a_stale_event_is_counted_and_has_no_effect(
     ids=range(12),
 )
 async def test_row_26_an_invalid_event_is_dead_lettered_at_once_with_its_reason(
-    peers: IngestionClient, service: Service, body: bytes, properties: dict[str, Any], reason: str
+    client: IngestionClient, service: Service, body: bytes, properties: dict[str, Any], reason: str
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="invalid")
-    await peers.send(body, **properties)
+    await client.send(body, **properties)
 
-    dead_letter = await peers.dead_letter()
+    dead_letter = await client.dead_letter()
 
     assert dead_letter.body == body
     assert reason in str(dead_letter.headers["x-ringback-reason"])
@@ -163,12 +163,12 @@ async def test_row_26_an_invalid_event_is_dead_lettered_at_once_with_its_reason(
 
 
 async def test_e1_an_unknown_event_is_dead_lettered_and_counted(
-    peers: IngestionClient, service: Service
+    client: IngestionClient, service: Service
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="unknown")
-    await peers.send(signed_up(event="user_left"))
+    await client.send(signed_up(event="user_left"))
 
-    dead_letter = await peers.dead_letter()
+    dead_letter = await client.dead_letter()
 
     expected = "no rule matches the event 'user_left' of 'auth'"
     assert dead_letter.headers["x-ringback-reason"] == expected
@@ -176,12 +176,12 @@ async def test_e1_an_unknown_event_is_dead_lettered_and_counted(
 
 
 async def test_e2_an_event_whose_rule_fails_is_dead_lettered_with_rule_and_reason(
-    peers: IngestionClient, service: Service
+    client: IngestionClient, service: Service
 ) -> None:
     before = await service.metric("ringback_events_total", outcome="failed")
-    await peers.send(signed_up(from_service="shop", event="paid"))
+    await client.send(signed_up(from_service="shop", event="paid"))
 
-    dead_letter = await peers.dead_letter()
+    dead_letter = await client.dead_letter()
 
     expected = "rule broken, user_event.0: user_id: the field 'customer' does not exist"
     assert dead_letter.headers["x-ringback-reason"] == expected
@@ -189,15 +189,17 @@ async def test_e2_an_event_whose_rule_fails_is_dead_lettered_with_rule_and_reaso
 
 
 async def test_e1_ringback_send_publishes_events(
-    peers: IngestionClient, shared_amqp_url: str
+    client: IngestionClient, shared_amqp_url: str
 ) -> None:
     body = signed_up()
-    output = await ringback("send", "Event", amqp_url=shared_amqp_url, given=json.dumps(body))
+    output = await ringback("send", "Event", amqp_url=shared_amqp_url, stdin=json.dumps(body))
     assert (output.code, output.out) == (0, body["event_id"] + "\n"), output.err
-    assert await peers.posting(body["event_id"])
+    assert await client.posting(body["event_id"])
 
 
-async def test_e2_the_command_line_checks_and_tries_rules(tmp_path: Path) -> None:
+async def test_e2_the_command_line_checks_rules_and_applies_them_to_an_event(
+    tmp_path: Path,
+) -> None:
     file, event = tmp_path / "rules.toml", tmp_path / "event.json"
     event.write_text(json.dumps(signed_up(event_id="e-1")))
     file.write_text("[r]\nfrom_service = 's'\nevnt = 'e'\n")
@@ -206,14 +208,14 @@ async def test_e2_the_command_line_checks_and_tries_rules(tmp_path: Path) -> Non
     assert f"{file}: r.event: Field required" in wrong.err
     assert f"{file}: r.evnt: Extra inputs are not permitted" in wrong.err
     file.write_text(RULES)
-    right = await ringback("rules", "check", str(file), "--json", amqp_url=None)
-    assert (right.code, right.json_lines[0]["faults"]) == (0, [])
-    assert right.json_lines[0]["rules"][-1]["commands"] == ["user_event.0"]
+    valid = await ringback("rules", "check", str(file), "--json", amqp_url=None)
+    assert (valid.code, valid.json_lines[0]["faults"]) == (0, [])
+    assert valid.json_lines[0]["rules"][-1]["commands"] == ["user_event.0"]
 
-    tried = await ringback("rules", "try", str(file), str(event), "--json", amqp_url=None)
+    result = await ringback("rules", "try", str(file), str(event), "--json", amqp_url=None)
 
-    assert tried.code == 0, tried.err
-    (shown,) = tried.json_lines
+    assert result.code == 0, result.err
+    (shown,) = result.json_lines
     assert (shown["id"], shown["outcome"]) == ("e-1", "accepted")
     (command,) = shown["commands"]
     assert (command["type"], command["exchange"]) == ("Posting", "postings")
@@ -232,7 +234,7 @@ async def test_e2_invalid_rules_prevent_the_start_and_every_fault_is_reported(
 ) -> None:
     (tmp_path / "rules.toml").write_text("x = 1\n[r]\nfrom_service = 's'\n")
     settings = {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_RULES_FILE": "rules.toml"}
-    with running(tmp_path, shared_amqp_url, settings, RUN_INGESTION) as it:
-        assert await it.exit_code() == 2
-        assert "rules.toml: x: must be a table" in it.output
-        assert "rules.toml: r.event: Field required" in it.output
+    with running(tmp_path, shared_amqp_url, settings, RUN_INGESTION) as service:
+        assert await service.exit_code() == 2
+        assert "rules.toml: x: must be a table" in service.output
+        assert "rules.toml: r.event: Field required" in service.output

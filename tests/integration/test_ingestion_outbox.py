@@ -39,18 +39,18 @@ RULES = {
 
 
 class FakeBroker:
-    """Confirms and stores every message, unless it is `down`."""
+    """Confirms and stores every message, unless `refuses_all` is set."""
 
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
-        self.down = False
+        self.refuses_all = False
 
     async def ready(self) -> None:
         """Return at once: publishing is possible."""
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.down:
+        if self.refuses_all:
             done.set_exception(
                 PublishRefusedError("the broker refused the message: a queue is full")
             )
@@ -61,7 +61,7 @@ class FakeBroker:
 
     @property
     def ids(self) -> Counter[str]:
-        """The number of publications of each command."""
+        """Return the number of publications of each command."""
         return Counter(str((each.properties.headers or {})["x-ringback-id"]) for each in self.sent)
 
 
@@ -132,8 +132,8 @@ async def rows(database: Database) -> int:
     return found
 
 
-# E3: whatever is received how often, and wherever processes die, every event is accepted once, and
-# its commands have the same ids as without failures.
+# E3: each event is accepted once, however often it is received and whenever processes die. Its
+# commands have the same ids as without failures.
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
@@ -159,36 +159,36 @@ async def check_property(url: str, steps: list[tuple[str, list[str]]]) -> None:
     broker, received, deaths = FakeBroker(), Counter[str](), 0
     accepted: Counter[str] = Counter()
     async with empty_database(url) as database:
-        it = Ingestion(database, broker)
+        process = Ingestion(database, broker)
         for step, names in steps:
             if step == "receive":
-                for name, outcome in zip(names, await it.receive(*names), strict=True):
+                for name, outcome in zip(names, await process.receive(*names), strict=True):
                     received[name] += 1
                     accepted[name] += outcome is EventOutcome.ACCEPTED
             elif step == "publish":
-                await it.publish()
+                await process.publish()
             elif step == "refuse":
-                broker.down = True
-                await it.outbox.run_once()
-                broker.down = False
+                broker.refuses_all = True
+                await process.outbox.run_once()
+                broker.refuses_all = False
             elif step == "expire":
                 await expire_leases(database)
             else:
-                await it.die()
+                await process.die()
                 if step == "die after the confirm":
                     deaths += 1
-                    it = Ingestion(database, broker, DyingStore)
+                    process = Ingestion(database, broker, DyingStore)
                     await expire_leases(database)
-                    it.now = 60.0
+                    process.now = 60.0
                     try:
-                        await it.outbox.run_once()
+                        await process.outbox.run_once()
                     except StoreConnectionLostError:
-                        await it.die()
-                it = Ingestion(database, broker)
-        await it.publish()
+                        await process.die()
+                process = Ingestion(database, broker)
+        await process.publish()
         await expire_leases(database)  # of dead processes
-        await it.publish()
-        await it.die()
+        await process.publish()
+        await process.die()
 
         assert accepted == Counter(set(received))
         assert len(broker.ids) == 2 * len(received)
@@ -205,8 +205,8 @@ def _different(sent: list[OutgoingMessage]) -> list[OutgoingMessage]:
 
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[Database]:
-    async with empty_database(database_url) as it:
-        yield it
+    async with empty_database(database_url) as process:
+        yield process
 
 
 async def test_e3_two_processes_share_the_outbox_without_duplicates(
@@ -217,8 +217,8 @@ async def test_e3_two_processes_share_the_outbox_without_duplicates(
     names = [uuid4().hex for _ in range(60)]
     outcome = await asyncio.gather(first.receive(*names), second.receive(*reversed(names)))
     await expire_leases(pool)
-    for it in (first, second):  # nothing in memory, so both have to claim
-        it.outbox._held.clear()  # noqa: SLF001 - as if another process had committed it
+    for process in (first, second):  # nothing in memory, so both have to claim
+        process.outbox._held.clear()  # noqa: SLF001 - as if another process had committed it
     await asyncio.gather(first.publish(), second.publish())
     await asyncio.gather(first.die(), second.die())
 
@@ -235,14 +235,14 @@ async def test_e3_committed_commands_are_published_without_waiting_for_a_poll(
     pool: Database,
 ) -> None:
     broker = FakeBroker()
-    it = Ingestion(pool, broker)
-    await it.publish()  # the next poll is seconds away
-    publishing = asyncio.create_task(it.outbox.run())
-    await it.receive("a")
+    process = Ingestion(pool, broker)
+    await process.publish()  # the next poll is seconds away
+    publishing = asyncio.create_task(process.outbox.run())
+    await process.receive("a")
     async with asyncio.timeout(1.0):
-        await it.outbox.drain(1.0)
+        await process.outbox.drain(1.0)
     publishing.cancel()
-    await it.die()
+    await process.die()
     assert len(broker.ids) == 2
 
 
@@ -250,16 +250,16 @@ async def test_e3_a_refused_command_is_published_later_with_the_same_id_and_time
     pool: Database,
 ) -> None:
     broker = FakeBroker()
-    it = Ingestion(pool, broker)
-    broker.down = True
-    await it.receive("a")
-    await it.outbox.run_once()
+    process = Ingestion(pool, broker)
+    broker.refuses_all = True
+    await process.receive("a")
+    await process.outbox.run_once()
     assert (broker.sent, await rows(pool)) == ([], 2)
     created = await pool.fetchrow("SELECT min(created_at) AS at FROM ingestion.outbox")
-    broker.down = False
+    broker.refuses_all = False
     await expire_leases(pool)
-    await it.publish()
-    await it.die()
+    await process.publish()
+    await process.die()
     assert len(broker.ids) == 2
     assert {m.properties.timestamp for m in broker.sent} == {int(created["at"].timestamp())}
 
@@ -281,28 +281,28 @@ async def test_e3_other_processes_publish_only_after_the_lease_expires(pool: Dat
 
 
 async def test_e3_keys_are_deleted_after_the_retention(pool: Database) -> None:
-    it = Ingestion(pool, FakeBroker())
-    await it.receive("old", "young")
+    process = Ingestion(pool, FakeBroker())
+    await process.receive("old", "recent")
     await pool.execute(
         "UPDATE ingestion.seen_events SET seen_at = now() - interval '169 hours' WHERE key = $1",
         _received("old").key,
     )
-    retention = Retention(it.store, timedelta(days=7))
+    retention = Retention(process.store, timedelta(days=7))
     assert (await retention.run_once(), await retention.run_once()) == (1, 0)
-    assert await it.receive("old", "young") == [EventOutcome.ACCEPTED, EventOutcome.DUPLICATE]
-    await it.die()
+    assert await process.receive("old", "recent") == [EventOutcome.ACCEPTED, EventOutcome.DUPLICATE]
+    await process.die()
 
 
 async def test_e3_an_event_without_commands_is_accepted_once(pool: Database) -> None:
     store = Store(pool)
     published: Any = FakeBroker()
     outbox = Outbox(store, published, batch=3, monotonic=lambda: 0.0)
-    nothing = {
+    rules_without_commands = {
         ("auth", "user_signed_up"): rules.parse(
             "[r]\nfrom_service = 'auth'\nevent = 'user_signed_up'", "rules.toml"
         )
     }
-    handler = Handler(nothing, store, outbox, SystemClock(), batch=3)
+    handler = Handler(rules_without_commands, store, outbox, SystemClock(), batch=3)
     running = asyncio.create_task(handler.run())
     model = ReceivedEvent(Event(**KNOWN_EVENTS[0]), "1", None)
     outcome = [await handler.handle(MESSAGE, model), await handler.handle(MESSAGE, model)]

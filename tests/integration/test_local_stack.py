@@ -127,9 +127,9 @@ def test_an_interrupted_start_is_cleaned_up_without_killing_other_processes(
     directory = stack_directory / " ".join(["a long name"] * 12)
     with subprocess.Popen(["/bin/sleep", "600"]) as other_process:
         broker, database = Broker(directory / "b", installation), Database(directory / "d")
-        for made in (broker.directory / "data", database.directory / "data.unfinished"):
-            made.mkdir(parents=True)
-            (made / "half").write_text("written")
+        for unfinished in (broker.directory / "data", database.directory / "data.unfinished"):
+            unfinished.mkdir(parents=True)
+            (unfinished / "half").write_text("written")
         for lock in (broker.directory / "node.lock", database.directory / "server.lock"):
             lock.write_text(str(other_process.pid))
         assert (broker.pid, database.pid) == (None, None)

@@ -31,10 +31,10 @@ PAGES = "http://auth/lists/all/?page_size=10"
 class FailingStore(Store):
     """Loses the database at one point of the second page."""
 
-    at = ""
+    failing_point = ""
 
     def _fail(self, point: str, page: int) -> None:
-        if point == self.at and page == 1:
+        if point == self.failing_point and page == 1:
             raise StoreConnectionLostError("the connection is lost")
 
     async def add_messages(
@@ -65,31 +65,31 @@ async def url(database_url: str) -> str:
 
 
 @pytest.fixture
-async def users() -> AsyncIterator[UserLists]:
-    async with user_lists() as it:
-        it.users["all"] = [user(number) for number in range(35)]
-        yield it
+async def lists() -> AsyncIterator[UserLists]:
+    async with user_lists() as server:
+        server.users["all"] = [user(number) for number in range(35)]
+        yield server
 
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_e7_an_interruption_repeats_at_most_one_page_and_skips_no_recipient(
-    url: str, users: UserLists, point: str, monkeypatch: pytest.MonkeyPatch
+    url: str, lists: UserLists, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FakeBroker()
     async with running_mailings(
-        url, {"auth": users.url}, broker=broker, store=FailingStore
+        url, {"auth": lists.url}, broker=broker, store=FailingStore
     ) as first:
-        id_ = await first.post(posting(receivers=PAGES, delivery_type=["email"]))
-        monkeypatch.setattr(FailingStore, "at", point)
+        posting_id = await first.post(posting(receivers=PAGES, delivery_type=["email"]))
+        monkeypatch.setattr(FailingStore, "failing_point", point)
         await first.expansion.run_once(1)
-    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
+    async with running_mailings(url, {"auth": lists.url}, broker=broker) as second:
         assert await second.expansion.run_once(1) == 0, (
             "the lease of the first process has not expired"
         )
-        await second.make_due(id_)
-        status = await second.expand(id_)
+        await second.make_due(posting_id)
+        status = await second.expand(posting_id)
 
-    ids = broker.ids(id_)
+    ids = broker.ids(posting_id)
     assert len(ids) == 35
     assert sum(ids.values()) - 35 == POINTS[point]
     assert (status.status, status.pages, status.receivers) == ("sending", 4, 35)
@@ -97,46 +97,46 @@ async def test_e7_an_interruption_repeats_at_most_one_page_and_skips_no_recipien
 
 
 async def test_e7_a_message_settled_before_the_repeat_is_not_sent_again(
-    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FakeBroker()
-    monkeypatch.setattr(FailingStore, "at", "before the checkpoint")
+    monkeypatch.setattr(FailingStore, "failing_point", "before the checkpoint")
     async with running_mailings(
-        url, {"auth": users.url}, broker=broker, store=FailingStore
+        url, {"auth": lists.url}, broker=broker, store=FailingStore
     ) as first:
-        id_ = await first.post(posting(receivers=PAGES))
+        posting_id = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)
-        await first.settle(*(fact(id_, number) for number in range(8, 18)))
+        await first.settle(*(fact(posting_id, number) for number in range(8, 18)))
         # The rest of the second page is repeated. A user who left the list gets nothing more.
-        users.users["all"][18:20] = [user(98), user(18)]
-    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
-        await second.make_due(id_)
-        status = await second.expand(id_)
-        skipped = await second.store.messages(id_, id_.__class__(int=0), None, 1000)
+        lists.users["all"][18:20] = [user(98), user(18)]
+    async with running_mailings(url, {"auth": lists.url}, broker=broker) as second:
+        await second.make_due(posting_id)
+        status = await second.expand(posting_id)
+        skipped = await second.store.messages(posting_id, UUID(int=0), None, 1000)
 
-    ids = broker.ids(id_)
+    ids = broker.ids(posting_id)
     assert len(ids) == 36
     assert sum(ids.values()) == 37, "only the message to user-18 is published twice"
     assert counts(status)["sent"] == 10
     assert sum(status.messages.values()) == len(skipped) == 35
 
 
-async def test_e7_a_fully_settled_page_is_not_taken_for_an_endless_list(
-    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
+async def test_e7_a_fully_settled_page_does_not_look_like_an_endless_list(
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = FakeBroker()
-    monkeypatch.setattr(FailingStore, "at", "before the checkpoint")
+    monkeypatch.setattr(FailingStore, "failing_point", "before the checkpoint")
     async with running_mailings(
-        url, {"auth": users.url}, broker=broker, store=FailingStore
+        url, {"auth": lists.url}, broker=broker, store=FailingStore
     ) as first:
-        id_ = await first.post(posting(receivers=PAGES))
+        posting_id = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)
-        await first.settle(*(fact(id_, number) for number in range(20)))
-    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
-        await second.make_due(id_)
-        status = await second.expand(id_)
+        await first.settle(*(fact(posting_id, number) for number in range(20)))
+    async with running_mailings(url, {"auth": lists.url}, broker=broker) as second:
+        await second.make_due(posting_id)
+        status = await second.expand(posting_id)
     assert (status.status, counts(status)["sent"]) == ("sending", 20)
-    assert sum(broker.ids(id_).values()) == 35
+    assert sum(broker.ids(posting_id).values()) == 35
 
 
 class Gated(FakeBroker):
@@ -154,65 +154,65 @@ class Gated(FakeBroker):
         await self.open.wait()
 
 
-async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, users: UserLists) -> None:
+async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, lists: UserLists) -> None:
     gated, broker = Gated(), FakeBroker()
-    sources = {"auth": users.url}
+    sources = {"auth": lists.url}
     async with (
         running_mailings(url, sources, broker=gated) as stale,
         running_mailings(url, sources, broker=broker) as other,
     ):
-        id_ = await stale.post(posting(receivers=PAGES))
+        posting_id = await stale.post(posting(receivers=PAGES))
         suspended = asyncio.create_task(stale.expansion.run_once(1))
         await until(lambda: len(gated.sent) == 10)
-        await other.make_due(id_)
-        done = await other.expand(id_)
+        await other.make_due(posting_id)
+        done = await other.expand(posting_id)
         gated.open.set()
         await suspended
-        assert await other.status(id_) == done
+        assert await other.status(posting_id) == done
     assert (done.receivers, counts(done)["created"]) == (35, 35)
     assert len(gated.sent) == 10, "no further page is published"
-    assert sorted(broker.ids(id_).values()) == [1] * 35
+    assert sorted(broker.ids(posting_id).values()) == [1] * 35
 
 
 async def test_row_18_a_slice_that_resumes_after_its_lease_expired_writes_nothing(
-    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale_broker, broker = FakeBroker(), FakeBroker()
-    sources = {"auth": users.url}
+    sources = {"auth": lists.url}
     resumed = asyncio.Event()
 
     async def second_page() -> list[dict[str, Any]]:
-        if users.requests.count(("all", 2)) > 1:
-            return users.users["all"][10:20]
+        if lists.requests.count(("all", 2)) > 1:
+            return lists.users["all"][10:20]
         await resumed.wait()
         return [user(number) for number in range(100, 110)]
 
-    users.responses["all", 2] = second_page
+    lists.responses["all", 2] = second_page
     async with (
         running_mailings(url, sources, broker=stale_broker) as stale,
         running_mailings(url, sources, broker=broker) as other,
     ):
-        id_ = await stale.post(posting(receivers=PAGES))
+        posting_id = await stale.post(posting(receivers=PAGES))
         suspended = asyncio.create_task(stale.expansion.run_once(1))
-        await until(lambda: ("all", 2) in users.requests and len(stale_broker.sent) == 10)
-        await until(lambda: _pages(stale, id_, 1))
+        await until(lambda: ("all", 2) in lists.requests and len(stale_broker.sent) == 10)
+        await until(lambda: _pages(stale, posting_id, 1))
         monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
-        await other.make_due(id_)
+        await other.make_due(posting_id)
         await other.expansion.run_once(1)
         resumed.set()
         await suspended
-        status = await other.expand(id_)
+        status = await other.expand(posting_id)
     assert len(stale_broker.sent) == 10, "the first page only"
     assert (status.receivers, counts(status)) == (35, {"created": 35})
-    assert len(broker.ids(id_)) == 25
+    assert len(broker.ids(posting_id)) == 25
 
 
-async def _pages(it: Mailings, id_: UUID, pages: int) -> bool:
-    return (await it.status(id_)).pages == pages
+async def _pages(mailings: Mailings, posting_id: UUID, pages: int) -> bool:
+    return (await mailings.status(posting_id)).pages == pages
 
 
 async def test_a_long_slice_renews_its_lease(
-    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (
         "services.mailings.expansion.worker.LEASE",
@@ -220,25 +220,25 @@ async def test_a_long_slice_renews_its_lease(
     ):
         monkeypatch.setattr(module, 0.6)
     gated = Gated()
-    async with running_mailings(url, {"auth": users.url}, broker=gated) as it:
-        id_ = await it.post(posting(receivers=PAGES))
-        slow = asyncio.create_task(it.expand(id_))
+    async with running_mailings(url, {"auth": lists.url}, broker=gated) as mailings:
+        posting_id = await mailings.post(posting(receivers=PAGES))
+        slow = asyncio.create_task(mailings.expand(posting_id))
         await until(lambda: len(gated.sent) == 10)
         for _ in range(12):
             await asyncio.sleep(0.1)  # twice the lease
-            assert await it.expansion.run_once(1) == 0
+            assert await mailings.expansion.run_once(1) == 0
         gated.open.set()
         status = await slow
-    assert (status.status, sum(gated.ids(id_).values())) == ("sending", 35)
+    assert (status.status, sum(gated.ids(posting_id).values())) == ("sending", 35)
 
 
 async def test_two_processes_share_postings_and_repeat_nothing(
-    url: str, users: UserLists, monkeypatch: pytest.MonkeyPatch
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
-    users.users["all"] = [user(number) for number in range(95)]
+    lists.users["all"] = [user(number) for number in range(95)]
     broker = FakeBroker()
-    sources = {"auth": users.url}
+    sources = {"auth": lists.url}
     async with (
         running_mailings(url, sources, broker=broker) as one,
         running_mailings(url, sources, broker=broker) as two,
@@ -250,28 +250,30 @@ async def test_two_processes_share_postings_and_repeat_nothing(
             while count := await run_once(1):
                 claimed.append(count)
 
-        await asyncio.gather(*(work(it.expansion.run_once) for it in (one, two, one, two)))
-        statuses = [await one.status(id_) for id_ in ids]
+        await asyncio.gather(
+            *(work(mailings.expansion.run_once) for mailings in (one, two, one, two))
+        )
+        statuses = [await one.status(posting_id) for posting_id in ids]
     assert {(each.status, each.receivers) for each in statuses} == {("sending", 95)}
-    assert [set(broker.ids(id_).values()) for id_ in ids] == [{1}] * 6
+    assert [set(broker.ids(posting_id).values()) for posting_id in ids] == [{1}] * 6
     assert sum(claimed) == 60
 
 
 async def test_row_32_a_slice_ends_with_its_page_when_the_process_drains(
-    url: str, users: UserLists
+    url: str, lists: UserLists
 ) -> None:
-    users.users["all"] = [user(number) for number in range(500)]
+    lists.users["all"] = [user(number) for number in range(500)]
     broker = FakeBroker()
-    async with running_mailings(url, {"auth": users.url}, broker=broker) as it:
-        id_ = await it.post(posting(receivers=PAGES))
-        running = asyncio.create_task(it.expansion.run_once(1))
+    async with running_mailings(url, {"auth": lists.url}, broker=broker) as mailings:
+        posting_id = await mailings.post(posting(receivers=PAGES))
+        running = asyncio.create_task(mailings.expansion.run_once(1))
         await until(lambda: broker.sent)
-        await it.expansion.drain(5.0)
+        await mailings.expansion.drain(5.0)
         await running
-        assert await it.expansion.run_once(1) == 0
-    async with running_mailings(url, {"auth": users.url}, broker=broker) as second:
-        before = await second.status(id_)
+        assert await mailings.expansion.run_once(1) == 0
+    async with running_mailings(url, {"auth": lists.url}, broker=broker) as second:
+        before = await second.status(posting_id)
         assert before.status == "expanding"
-        status = await second.expand(id_)
+        status = await second.expand(posting_id)
     assert status.receivers == 500
-    assert set(broker.ids(id_).values()) == {1}
+    assert set(broker.ids(posting_id).values()) == {1}

@@ -29,37 +29,39 @@ async def url(database_url: str) -> str:
 
 
 @pytest.fixture
-async def around(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
-    async with user_lists() as users, running_mailings(url, {"auth": users.url}) as it:
-        yield it, users
+async def setup(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
+    async with user_lists() as lists, running_mailings(url, {"auth": lists.url}) as mailings:
+        yield mailings, lists
 
 
 async def test_e5_a_posting_becomes_one_message_per_recipient_and_channel(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [user(1), user(2, phone="+7 (900) 000-00-02"), user(3, email=None)]
+    mailings, lists = setup
+    lists.users["all"] = [user(1), user(2, phone="+7 (900) 000-00-02"), user(3, email=None)]
     body = posting(delivery_type=["email", "sms"], expires_in="1 hour")
 
-    id_ = await it.post(body, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
-    status = await it.expand(id_)
+    posting_id = await mailings.post(
+        body, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
+    )
+    status = await mailings.expand(posting_id)
 
     mails = [
         SendEmail.model_validate_json(m.body)
-        for m in it.broker.sent
+        for m in mailings.broker.sent
         if m.routing_key == "messages.email"
     ]
     texts = [
         SendSms.model_validate_json(m.body)
-        for m in it.broker.sent
+        for m in mailings.broker.sent
         if m.routing_key == "messages.sms"
     ]
     assert [mail.to for mail in mails] == ["user1@example.com", "user2@example.com"]
     assert [text.phone for text in texts] == ["79000000001", "79000000002", "79000000003"]
-    assert {each.posting_id for each in (*mails, *texts)} == {str(id_)}
+    assert {each.posting_id for each in (*mails, *texts)} == {str(posting_id)}
     assert {each.expires_at for each in (*mails, *texts)} == {status.expires_at}
     assert "http://auth/abcDe4" in mails[0].text
-    for message in it.broker.sent:
+    for message in mailings.broker.sent:
         assert message.properties.headers is not None
         assert message.properties.headers["traceparent"].startswith("00-aaaa")
         assert f'"id":"{message.properties.headers["x-ringback-id"]}"' in message.body.decode()
@@ -68,7 +70,7 @@ async def test_e5_a_posting_becomes_one_message_per_recipient_and_channel(
     assert status.skipped == {"no e-mail address": 1}
 
 
-UUID_OF_NOBODY = "5f0c1f6e-8d0e-4b57-9a3d-0a8b5d5b7a11"
+UNKNOWN_USER = "5f0c1f6e-8d0e-4b57-9a3d-0a8b5d5b7a11"
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {
         "from_event": "event_id",
@@ -80,14 +82,14 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
     },
     {
         "from_event": "event_id",
-        "receivers": f"http://auth/api/v1/users/?id={UUID_OF_NOBODY}",
+        "receivers": f"http://auth/api/v1/users/?id={UNKNOWN_USER}",
         "template": "email/email_confirmation.md",
         "delivery_type": ["email"],
         "template_context": {"confirmation_link": "http://auth/abcDe4"},
     },
     {
         "from_event": "event_id",
-        "receivers": f"http://auth/api/v1/users/?id={UUID_OF_NOBODY}",
+        "receivers": f"http://auth/api/v1/users/?id={UNKNOWN_USER}",
         "template": "sms/phone_confirmation.md",
         "delivery_type": ["sms"],
         "expires_in": "120 sec",
@@ -101,16 +103,16 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 async def test_e5_every_published_example_reaches_the_users_who_enabled_it(
     url: str, example: dict[str, Any], form: str
 ) -> None:
-    async with running_sandbox(users=1100) as outside:
-        sources = {"auth": f"{outside.url}auth", "fastapi": f"{outside.url}fastapi"}
-        all_users = await users_of(outside)
+    async with running_sandbox(users=1100) as sandbox:
+        sources = {"auth": f"{sandbox.url}auth", "fastapi": f"{sandbox.url}fastapi"}
+        all_users = await all_users_of(sandbox)
         channel = example["delivery_type"][0]
-        subscribers = [each for each in all_users if wanted(each, channel, "new_movies")]
-        receivers = example["receivers"].replace(UUID_OF_NOBODY, subscribers[0]["id"])
-        async with running_mailings(url, sources) as it:
-            id_ = await it.post(example | {"receivers": f"{receivers}&form={form}"})
-            status = await it.expand(id_)
-            sent = it.broker.bodies(id_)
+        subscribers = [each for each in all_users if is_enabled(each, channel, "new_movies")]
+        receivers = example["receivers"].replace(UNKNOWN_USER, subscribers[0]["id"])
+        async with running_mailings(url, sources) as mailings:
+            posting_id = await mailings.post(example | {"receivers": f"{receivers}&form={form}"})
+            status = await mailings.expand(posting_id)
+            sent = mailings.broker.bodies(posting_id)
 
     assert status.status == "sending", status
     if "id=" in receivers:
@@ -123,16 +125,16 @@ async def test_e5_every_published_example_reaches_the_users_who_enabled_it(
     }
 
 
-async def users_of(outside: Any) -> list[dict[str, Any]]:
+async def all_users_of(sandbox: Any) -> list[dict[str, Any]]:
     """Return every user of the sandbox."""
     pages = [
-        await outside.get("/auth/api/v1/users/", page_number=number, page_size=1000)
+        await sandbox.get("/auth/api/v1/users/", page_number=number, page_size=1000)
         for number in (1, 2)
     ]
     return [each for found in pages for each in found]
 
 
-def wanted(each: dict[str, Any], channel: str, kind: str) -> bool:
+def is_enabled(each: dict[str, Any], channel: str, kind: str) -> bool:
     """Return whether a user has enabled the message, decided independently of the product."""
     broken = ("Mars/Olympus_Mons", "MSK+3", "")
     return bool(
@@ -144,56 +146,56 @@ def wanted(each: dict[str, Any], channel: str, kind: str) -> bool:
     )
 
 
-async def test_e5_a_single_user_is_a_page_of_one(around: tuple[Mailings, UserLists]) -> None:
-    it, users = around
-    users.responses["all", 1] = lambda: user(1)
-    status = await it.expand(await it.post(posting()))
+async def test_e5_a_single_user_is_a_page_of_one(setup: tuple[Mailings, UserLists]) -> None:
+    mailings, lists = setup
+    lists.responses["all", 1] = lambda: user(1)
+    status = await mailings.expand(await mailings.post(posting()))
     assert (status.receivers, counts(status)["created"]) == (1, 1)
-    assert users.requests == [("all", 1)]
+    assert lists.requests == [("all", 1)]
 
 
 async def test_e5_a_page_shorter_than_page_size_is_the_last(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [user(number) for number in range(20)]
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(20)]
     body = posting(receivers="http://auth/lists/all/?page_size=10&page_number=1")
-    id_ = await it.post(body)
-    status = await it.expand(id_)
+    posting_id = await mailings.post(body)
+    status = await mailings.expand(posting_id)
     assert (status.pages, status.receivers) == (3, 20)  # the third is empty
-    assert users.requests == [("all", 1), ("all", 2), ("all", 3)]
-    assert sorted(it.broker.ids(id_).values()) == [1] * 20
+    assert lists.requests == [("all", 1), ("all", 2), ("all", 3)]
+    assert sorted(mailings.broker.ids(posting_id).values()) == [1] * 20
 
 
 async def test_a_user_who_is_listed_several_times_gets_one_message(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [user(1), user(1), user(2), user(1), user(3)]
-    id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=3"))
-    status = await it.expand(id_)
-    assert list(it.broker.ids(id_).values()) == [1, 1, 1]
+    mailings, lists = setup
+    lists.users["all"] = [user(1), user(1), user(2), user(1), user(3)]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=3"))
+    status = await mailings.expand(posting_id)
+    assert list(mailings.broker.ids(posting_id).values()) == [1, 1, 1]
     assert (status.status, status.receivers, counts(status)["created"]) == ("sending", 5, 3)
 
 
-async def test_a_large_page_is_added_in_batches(around: tuple[Mailings, UserLists]) -> None:
-    it, users = around
-    users.users["all"] = [user(number) for number in range(1300)]
-    id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=5000"))
-    status = await it.expand(id_)
+async def test_a_large_page_is_added_in_batches(setup: tuple[Mailings, UserLists]) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(1300)]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=5000"))
+    status = await mailings.expand(posting_id)
     assert (status.pages, status.receivers, counts(status)["created"]) == (1, 1300, 1300)
-    assert len(it.broker.ids(id_)) == 1300
+    assert len(mailings.broker.ids(posting_id)) == 1300
 
 
 async def test_an_invalid_user_is_skipped_with_a_reason(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [
+    mailings, lists = setup
+    lists.users["all"] = [
         *(user(1), 7, {"name": "nobody"}, user(2, id=["x"])),
         *(user(3, timezone="Mars/Base"), user(4, is_active=False), user(5, id="\x00")),
     ]
-    status = await it.expand(await it.post(posting()))
+    status = await mailings.expand(await mailings.post(posting()))
     assert (status.status, counts(status)["created"]) == ("sending", 1)
     wrong_id = "not a user: id: must be a text of 1 to 255 characters, or a number"
     assert status.skipped == {
@@ -216,153 +218,155 @@ INVALID_PAGES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", INVALID_PAGES)
 async def test_an_invalid_page_fails_the_posting_with_a_reason(
-    around: tuple[Mailings, UserLists], kind: str
+    setup: tuple[Mailings, UserLists], kind: str
 ) -> None:
-    it, users = around
+    mailings, lists = setup
     response, reason = INVALID_PAGES[kind]
-    users.responses["all", 2] = lambda: response
-    users.users["all"] = [user(number) for number in range(10)]
-    id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=5"))
-    status = await it.expand(id_)
+    lists.responses["all", 2] = lambda: response
+    lists.users["all"] = [user(number) for number in range(10)]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=5"))
+    status = await mailings.expand(posting_id)
     assert status.status == "failed"
     assert f"receivers, page 2: {reason}" in (status.reason or "")
-    assert len(it.broker.ids(id_)) == counts(status)["created"] == 5, "the first page is sent"
+    assert len(mailings.broker.ids(posting_id)) == counts(status)["created"] == 5, (
+        "the first page is sent"
+    )
 
 
 async def test_a_list_that_repeats_the_same_page_fails_the_posting(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.responses["all", 0] = lambda: [user(number) for number in range(5)]
-    id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=5"))
-    status = await it.expand(id_)
+    mailings, lists = setup
+    lists.responses["all", 0] = lambda: [user(number) for number in range(5)]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=5"))
+    status = await mailings.expand(posting_id)
     assert status.status == "failed"
     assert "Check that the list ends" in (status.reason or "")
-    assert len(it.broker.sent) == 5
+    assert len(mailings.broker.sent) == 5
 
 
 async def test_a_list_longer_than_the_maximum_fails_the_posting(url: str) -> None:
-    async with running_sandbox() as outside:
-        sources = {"auth": f"{outside.url}auth"}
-        async with running_mailings(url, sources, max_receivers=450) as it:
+    async with running_sandbox() as sandbox:
+        sources = {"auth": f"{sandbox.url}auth"}
+        async with running_mailings(url, sources, max_receivers=450) as mailings:
             endless = "http://auth/api/v1/users/?endless=True&page_size=100"
-            status = await it.expand(await it.post(posting(receivers=endless)))
+            status = await mailings.expand(await mailings.post(posting(receivers=endless)))
     assert (status.status, status.receivers) == ("failed", 400)
     assert "more than 450 receivers" in (status.reason or "")
 
 
 async def test_a_template_error_fails_the_posting_before_anything_is_sent(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
+    mailings, lists = setup
     for broken in (
         posting(template_context={}),
         posting(template="email/not_there.md"),
         posting(template="email/new_movies.md", template_context={"movies": "literal"}),
         posting(template="email/new_movies.md", template_context={"movies": [{"title": "x"}]}),
     ):
-        status = await it.expand(await it.post(broken))
+        status = await mailings.expand(await mailings.post(broken))
         assert (status.status, counts(status)["created"]) == ("failed", 0)
         assert status.reason
         assert "literal" not in status.reason
-    assert not it.broker.sent
-    assert not users.requests
+    assert not mailings.broker.sent
+    assert not lists.requests
 
 
 async def test_the_data_of_a_template_is_fetched_once(
-    around: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
+    setup: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)  # one page per slice
-    it, users = around
-    users.users["all"] = [user(number) for number in range(20)]
-    users.responses["movie", 0] = lambda: {"title": "Stalker", "url": "http://fastapi/1"}
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(20)]
+    lists.responses["movie", 0] = lambda: {"title": "Stalker", "url": "http://fastapi/1"}
     body = posting(
         receivers="http://auth/lists/all/?page_size=5",
         template="email/new_movies.md",
         template_context={"movies": ["http://auth/lists/movie/?page_number=1&page_size=1"] * 2},
     )
-    id_ = await it.post(body)
-    status = await it.expand(id_)
+    posting_id = await mailings.post(body)
+    status = await mailings.expand(posting_id)
     assert (status.status, counts(status)["created"]) == ("sending", 20)
-    assert users.requests.count(("movie", 1)) == 2
-    assert all("Stalker" in each["text"] for each in it.broker.bodies(id_))
+    assert lists.requests.count(("movie", 1)) == 2
+    assert all("Stalker" in each["text"] for each in mailings.broker.bodies(posting_id))
 
 
-async def test_nothing_is_published_after_expires_in(around: tuple[Mailings, UserLists]) -> None:
-    it, users = around
-    users.users["all"] = [user(number) for number in range(19)]
+async def test_nothing_is_published_after_expires_in(setup: tuple[Mailings, UserLists]) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(19)]
 
     async def slow() -> Any:
-        await until(lambda: it.broker.sent)
-        it.clock.ahead = 121.0
-        return users.users["all"][10:20]
+        await until(lambda: mailings.broker.sent)
+        mailings.clock.offset = 121.0
+        return lists.users["all"][10:20]
 
-    users.responses["all", 2] = slow
+    lists.responses["all", 2] = slow
     body = posting(receivers="http://auth/lists/all/?page_size=10", expires_in="120 sec")
-    late = await it.expand(await it.post(body, timestamp=1_700_000_000.0))
-    assert users.requests == []
-    id_ = await it.post(body)
-    status = await it.expand(id_)
+    expired = await mailings.expand(await mailings.post(body, timestamp=1_700_000_000.0))
+    assert lists.requests == []
+    posting_id = await mailings.post(body)
+    status = await mailings.expand(posting_id)
 
-    assert (late.status, late.pages, len(it.broker.sent)) == ("expired", 0, 10)
+    assert (expired.status, expired.pages, len(mailings.broker.sent)) == ("expired", 0, 10)
     assert (status.status, status.pages) == ("expired", 1)
     assert counts(status) == {"created": 10, "expired": 9}
-    assert {each["expires_at"] for each in it.broker.bodies(id_)} == {
+    assert {each["expires_at"] for each in mailings.broker.bodies(posting_id)} == {
         json.loads(status.model_dump_json())["expires_at"]
     }
 
 
 async def test_small_postings_do_not_wait_for_a_huge_one(
-    around: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
+    setup: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
-    it, users = around
-    users.users["huge"] = [user(number) for number in range(2000)]
-    users.users["all"] = [user(1)]
-    huge = await it.post(posting(receivers="http://auth/lists/huge/?page_size=10"))
-    await it.expansion.run_once(1)
-    small = [await it.post(posting()) for _ in range(3)]
+    mailings, lists = setup
+    lists.users["huge"] = [user(number) for number in range(2000)]
+    lists.users["all"] = [user(1)]
+    huge = await mailings.post(posting(receivers="http://auth/lists/huge/?page_size=10"))
+    await mailings.expansion.run_once(1)
+    small = [await mailings.post(posting()) for _ in range(3)]
     for _ in range(6):
-        await it.expansion.run_once(1)
+        await mailings.expansion.run_once(1)
 
-    assert [(await it.status(each)).status for each in small] == ["sending"] * 3
-    assert (await it.status(huge)).pages in range(2, 5), "every other slice"
+    assert [(await mailings.status(each)).status for each in small] == ["sending"] * 3
+    assert (await mailings.status(huge)).pages in range(2, 5), "every other slice"
 
 
 async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [user(1)]
-    it.broker.full = {"messages.sms"}
-    texts = await it.post(
+    mailings, lists = setup
+    lists.users["all"] = [user(1)]
+    mailings.broker.full = {"messages.sms"}
+    texts = await mailings.post(
         posting(
             delivery_type=["sms"],
             template="sms/phone_confirmation.md",
             template_context={"secret_code": "1234"},
         )
     )
-    mail = await it.post(posting())
+    mail = await mailings.post(posting())
     for _ in range(2):
-        await it.expansion.run_once(4)
-    paused = await it.status(texts)
+        await mailings.expansion.run_once(4)
+    paused = await mailings.status(texts)
     assert (paused.status, paused.reason) == ("accepted", "too many messages wait in messages.sms")
-    assert (await it.status(mail)).status == "sending"
-    it.broker.full.clear()
-    await it.make_due(texts)
-    assert (await it.expand(texts)).reason is None
+    assert (await mailings.status(mail)).status == "sending"
+    mailings.broker.full.clear()
+    await mailings.make_due(texts)
+    assert (await mailings.expand(texts)).reason is None
 
 
 async def test_a_refused_message_is_published_again_with_the_same_id(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [user(number) for number in range(5)]
-    it.broker.down = True
-    id_ = await it.post(posting())
-    expanding = asyncio.create_task(it.expand(id_))
-    await until(lambda: it.broker.refused)
-    assert (await it.status(id_)).pages == 0
-    it.broker.down = False
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(5)]
+    mailings.broker.refuses_all = True
+    posting_id = await mailings.post(posting())
+    expanding = asyncio.create_task(mailings.expand(posting_id))
+    await until(lambda: mailings.broker.refused)
+    assert (await mailings.status(posting_id)).pages == 0
+    mailings.broker.refuses_all = False
     status = await expanding
-    assert (status.status, len(it.broker.ids(id_)), status.pages) == ("sending", 5, 1)
+    assert (status.status, len(mailings.broker.ids(posting_id)), status.pages) == ("sending", 5, 1)

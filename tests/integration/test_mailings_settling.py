@@ -32,32 +32,42 @@ async def url(database_url: str) -> str:
 
 
 @pytest.fixture
-async def around(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
-    async with user_lists() as users, running_mailings(url, {"auth": users.url}) as it:
-        users.users["all"] = [user(number) for number in range(4)]
-        yield it, users
+async def setup(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
+    async with user_lists() as lists, running_mailings(url, {"auth": lists.url}) as mailings:
+        lists.users["all"] = [user(number) for number in range(4)]
+        yield mailings, lists
 
 
-async def request(it: Mailings, operation: str, client_id: str | None = None, **body: Any) -> Any:
-    return await it.requests[operation](RequestContext(client_id), json.dumps(body).encode())
+async def request(
+    mailings: Mailings, operation: str, client_id: str | None = None, **body: Any
+) -> Any:
+    return await mailings.requests[operation](RequestContext(client_id), json.dumps(body).encode())
 
 
 async def test_facts_settle_messages_and_the_last_fact_completes_the_posting(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
-    id_ = await it.post(posting())
-    await it.expand(id_)
-    await it.settle(fact(id_, 0), fact(id_, 1, "failed"), fact(id_, 1, "failed"))
-    some = await it.status(id_)
-    await it.settle(fact(id_, 2, "expired"), fact(id_, 3, "failed"), fact(id_, 3, "sent"))
-    done = await it.status(id_)
-    await it.settle(
-        fact(id_, 1), fact(id_, 0, "failed"), fact(id_, 0), fact(id_, 77), fact(uuid4(), 0)
+    mailings, _ = setup
+    posting_id = await mailings.post(posting())
+    await mailings.expand(posting_id)
+    await mailings.settle(
+        fact(posting_id, 0), fact(posting_id, 1, "failed"), fact(posting_id, 1, "failed")
     )
-    redriven = await it.status(id_)
+    partial = await mailings.status(posting_id)
+    await mailings.settle(
+        fact(posting_id, 2, "expired"), fact(posting_id, 3, "failed"), fact(posting_id, 3, "sent")
+    )
+    done = await mailings.status(posting_id)
+    await mailings.settle(
+        fact(posting_id, 1),
+        fact(posting_id, 0, "failed"),
+        fact(posting_id, 0),
+        fact(posting_id, 77),
+        fact(uuid4(), 0),
+    )
+    redriven = await mailings.status(posting_id)
 
-    assert (some.status, counts(some)) == (
+    assert (partial.status, counts(partial)) == (
         "sending",
         {"created": 2, "sent": 1, "failed": 1},
     )
@@ -66,41 +76,44 @@ async def test_facts_settle_messages_and_the_last_fact_completes_the_posting(
 
 
 async def test_facts_that_arrive_during_expansion_are_all_counted(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, users = around
-    users.users["all"] = [user(number) for number in range(400)]
-    id_ = await it.post(posting(receivers="http://auth/lists/all/?page_size=20"))
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(400)]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=20"))
     settled = 0
 
     async def settle() -> None:
         nonlocal settled
         while settled < 400:
-            published = len(it.broker.sent)
+            published = len(mailings.broker.sent)
             await asyncio.gather(
-                *(it.settle(fact(id_, n), fact(id_, n)) for n in range(settled, published))
+                *(
+                    mailings.settle(fact(posting_id, n), fact(posting_id, n))
+                    for n in range(settled, published)
+                )
             )
             settled = published
             await asyncio.sleep(0)
 
-    status, _ = await asyncio.gather(it.expand(id_), settle())
-    status = await it.status(id_)
+    status, _ = await asyncio.gather(mailings.expand(posting_id), settle())
+    status = await mailings.status(posting_id)
     assert (status.status, counts(status)["sent"], counts(status)["created"]) == ("done", 400, 0)
 
 
-async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, UserLists]) -> None:
-    it, users = around
-    users.users["all"][3] = user(3, email=None)
-    id_ = await it.post(posting())
-    await it.expand(id_)
-    await it.settle(fact(id_, 0, "failed"))
+async def test_messages_are_listed_by_page_and_status(setup: tuple[Mailings, UserLists]) -> None:
+    mailings, lists = setup
+    lists.users["all"][3] = user(3, email=None)
+    posting_id = await mailings.post(posting())
+    await mailings.expand(posting_id)
+    await mailings.settle(fact(posting_id, 0, "failed"))
 
-    first = await request(it, "ListPostingMessages", id=str(id_), limit=3)
+    first = await request(mailings, "ListPostingMessages", id=str(posting_id), limit=3)
     second = await request(
-        it, "ListPostingMessages", id=str(id_), limit=3, cursor=first.next_cursor
+        mailings, "ListPostingMessages", id=str(posting_id), limit=3, cursor=first.next_cursor
     )
-    failed = await request(it, "ListPostingMessages", id=str(id_), status="failed")
-    wrong = await request(it, "ListPostingMessages", id=str(id_), cursor="7; DROP")
+    failed = await request(mailings, "ListPostingMessages", id=str(posting_id), status="failed")
+    wrong = await request(mailings, "ListPostingMessages", id=str(posting_id), cursor="7; DROP")
 
     items = [*first.items, *second.items]
     assert second.next_cursor is None
@@ -117,104 +130,106 @@ async def test_messages_are_listed_by_page_and_status(around: tuple[Mailings, Us
 
 
 async def test_a_posting_of_a_client_is_visible_to_that_client_only(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
-    own = await request(it, "CreatePosting", "shop", posting=posting())
-    free = await request(it, "CreatePosting", None, posting=posting())
-    seen = {
+    mailings, _ = setup
+    own = await request(mailings, "CreatePosting", "shop", posting=posting())
+    anonymous = await request(mailings, "CreatePosting", None, posting=posting())
+    visible = {
         (name, client): not isinstance(
-            await request(it, operation, client, id=str(made.id)), Failure
+            await request(mailings, operation, client, id=str(created.id)), Failure
         )
-        for name, made in (("own", own), ("free", free))
+        for name, created in (("own", own), ("free", anonymous))
         for client in ("shop", "other", None)
         for operation in ("GetPosting", "ListPostingMessages")
     }
-    assert [key for key, found in seen.items() if not found] == [("own", "other"), ("own", None)]
+    assert [key for key, found in visible.items() if not found] == [("own", "other"), ("own", None)]
 
 
 async def test_postings_are_listed_newest_first_by_client_and_event(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
-    made = [
-        (await request(it, "CreatePosting", client, posting=posting(from_event=event))).id
+    mailings, _ = setup
+    created = [
+        (await request(mailings, "CreatePosting", client, posting=posting(from_event=event))).id
         for client, event in ((None, "e-1"), ("shop", "e-1"), ("other", "e-1"), (None, "e-2"))
     ]
-    first = await request(it, "ListPostings", "shop", limit=2)
-    rest = await request(it, "ListPostings", "shop", limit=2, cursor=first.next_cursor)
-    of_event = await request(it, "ListPostings", "shop", from_event="e-1")
-    assert [each.id for each in (*first.items, *rest.items)] == [made[3], made[1], made[0]]
+    first = await request(mailings, "ListPostings", "shop", limit=2)
+    rest = await request(mailings, "ListPostings", "shop", limit=2, cursor=first.next_cursor)
+    of_event = await request(mailings, "ListPostings", "shop", from_event="e-1")
+    assert [each.id for each in (*first.items, *rest.items)] == [created[3], created[1], created[0]]
     assert rest.next_cursor is None
-    assert [each.id for each in of_event.items] == [made[1], made[0]]
-    for cursor in ("", "7; DROP", "1e999_" + str(made[0]), f"nan_{made[0]}"):
-        wrong = await request(it, "ListPostings", "shop", cursor=cursor)
+    assert [each.id for each in of_event.items] == [created[1], created[0]]
+    for cursor in ("", "7; DROP", "1e999_" + str(created[0]), f"nan_{created[0]}"):
+        wrong = await request(mailings, "ListPostings", "shop", cursor=cursor)
         assert [each.field for each in wrong.errors] == ["cursor"]
 
 
 async def test_a_request_repeated_with_its_idempotency_key_changes_nothing(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
+    mailings, _ = setup
     key = {"idempotency_key": "k-1"}
-    first = await request(it, "CreatePosting", "shop", posting=posting(), **key)
-    await it.expand_all()
-    again = await request(it, "CreatePosting", "shop", posting=posting(), **key)
-    other = await request(it, "CreatePosting", "shop", posting=posting(from_event="x"), **key)
-    elsewhere = await request(it, "CreatePosting", "blog", posting=posting(), **key)
-    wrong = await request(it, "CreatePosting", "shop", posting=posting(delivery_type=["pigeon"]))
+    first = await request(mailings, "CreatePosting", "shop", posting=posting(), **key)
+    await mailings.expand_all()
+    repeated = await request(mailings, "CreatePosting", "shop", posting=posting(), **key)
+    other = await request(mailings, "CreatePosting", "shop", posting=posting(from_event="x"), **key)
+    other_client = await request(mailings, "CreatePosting", "blog", posting=posting(), **key)
+    wrong = await request(
+        mailings, "CreatePosting", "shop", posting=posting(delivery_type=["pigeon"])
+    )
 
-    assert (first.status, again.status) == ("accepted", "sending")
-    assert first.id == again.id != elsewhere.id
+    assert (first.status, repeated.status) == ("accepted", "sending")
+    assert first.id == repeated.id != other_client.id
     assert (other.code, wrong.code) == ("conflict", "invalid")
     assert wrong.errors[0].field.startswith("delivery_type")
-    assert len(it.broker.sent) == 4
+    assert len(mailings.broker.sent) == 4
 
 
 async def test_a_repeated_posting_changes_nothing_and_a_different_one_with_its_id_is_rejected(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
-    id_ = await it.post(posting())
-    await asyncio.gather(*(it.post(posting(), id=id_) for _ in range(3)))
+    mailings, _ = setup
+    posting_id = await mailings.post(posting())
+    await asyncio.gather(*(mailings.post(posting(), id=posting_id) for _ in range(3)))
     with pytest.raises(ContractViolationError, match="different posting"):
-        await it.post(posting(from_event="other"), id=id_)
-    await it.expand(id_)
-    assert len(it.broker.sent) == 4
+        await mailings.post(posting(from_event="other"), id=posting_id)
+    await mailings.expand(posting_id)
+    assert len(mailings.broker.sent) == 4
 
 
 async def test_the_context_of_an_ended_posting_is_deleted(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
+    mailings, _ = setup
     body = posting(
         delivery_type=["sms"],
         template="sms/phone_confirmation.md",
         template_context={"secret_code": "canary-7"},
     )
-    await it.expand(await it.post(body))
-    rows = await it.database.fetch(
+    await mailings.expand(await mailings.post(body))
+    rows = await mailings.database.fetch(
         "SELECT p::text, m::text FROM mailings.postings p, mailings.messages m"
     )
     assert rows
     assert not any("canary-7" in text or "7900" in text for row in rows for text in row)
-    assert "canary-7" in it.broker.sent[0].body.decode()
+    assert "canary-7" in mailings.broker.sent[0].body.decode()
 
 
 async def test_retention_deletes_old_postings_with_their_messages(
-    around: tuple[Mailings, UserLists],
+    setup: tuple[Mailings, UserLists],
 ) -> None:
-    it, _ = around
-    old, young = await it.post(posting()), await it.post(posting())
-    await it.expand(old)
-    await it.expand(young)
-    running = await it.post(posting())
-    await it.database.execute(
+    mailings, _ = setup
+    old, recent = await mailings.post(posting()), await mailings.post(posting())
+    await mailings.expand(old)
+    await mailings.expand(recent)
+    running = await mailings.post(posting())
+    await mailings.database.execute(
         "UPDATE mailings.postings SET ended_at = now() - interval '31 days' WHERE id = $1", old
     )
-    assert await Retention(it.store, timedelta(days=30)).run_once(10) == 1
-    assert [await it.store.status(each, None) is None for each in (old, young, running)] == [
+    assert await Retention(mailings.store, timedelta(days=30)).run_once(10) == 1
+    assert [await mailings.store.status(each, None) is None for each in (old, recent, running)] == [
         *(True, False, False)
     ]
-    left = await it.database.fetchrow("SELECT count(*) FROM mailings.messages")
+    left = await mailings.database.fetchrow("SELECT count(*) FROM mailings.messages")
     assert left["count"] == 4

@@ -20,17 +20,17 @@ async def url(database_url: str) -> str:
 
 
 @pytest.fixture
-async def around(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
-    async with running_sandbox(users=250) as outside:
+async def setup(url: str) -> AsyncIterator[tuple[Mailings, Sandbox]]:
+    async with running_sandbox(users=250) as sandbox:
         hosts = {
-            "auth": f"{outside.url}auth",
-            "fastapi": f"{outside.url}fastapi",
-            "away": "http://127.0.0.1:1",
+            "auth": f"{sandbox.url}auth",
+            "fastapi": f"{sandbox.url}fastapi",
+            "offline": "http://127.0.0.1:1",
             "nowhere.invalid": "",
             "localhost": "",
         }
-        async with running_mailings(url, hosts) as it:
-            yield it, outside
+        async with running_mailings(url, hosts) as mailings:
+            yield mailings, sandbox
 
 
 TEMPORARY: dict[str, tuple[dict[str, Any], str]] = {
@@ -60,74 +60,74 @@ FINAL: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", TEMPORARY)
 async def test_an_unavailable_source_is_retried_and_the_posting_has_the_reason(
-    around: tuple[Mailings, Sandbox], case: str, monkeypatch: pytest.MonkeyPatch
+    setup: tuple[Mailings, Sandbox], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "RESPONSE_TIMEOUT", 0.3)
-    it, outside = around
+    mailings, sandbox = setup
     behaviour, reason = TEMPORARY[case]
-    await outside.configure("/api/apis/auth/settings", behaviour=behaviour, times=1)
-    id_ = await it.post(posting(receivers=USERS))
-    await it.expansion.run_once(1)
-    meanwhile = await it.status(id_)
+    await sandbox.configure("/api/apis/auth/settings", behaviour=behaviour, times=1)
+    posting_id = await mailings.post(posting(receivers=USERS))
+    await mailings.expansion.run_once(1)
+    pending = await mailings.status(posting_id)
 
-    assert meanwhile.status == "accepted"
-    assert f"receivers, page 1: {reason}" in (meanwhile.reason or "")
-    assert await it.expansion.run_once(1) == 0, "not at once"
-    await it.make_due(id_)
-    status = await it.expand(id_)
+    assert pending.status == "accepted"
+    assert f"receivers, page 1: {reason}" in (pending.reason or "")
+    assert await mailings.expansion.run_once(1) == 0, "not at once"
+    await mailings.make_due(posting_id)
+    status = await mailings.expand(posting_id)
     assert (status.status, status.reason, status.receivers) == ("sending", None, 250)
 
 
 async def test_an_error_on_the_second_page_keeps_the_first_page(
-    around: tuple[Mailings, Sandbox],
+    setup: tuple[Mailings, Sandbox],
 ) -> None:
-    it, outside = around
-    id_ = await it.post(posting(receivers=USERS))
-    fetch = it.expansion._sources.json  # noqa: SLF001
+    mailings, sandbox = setup
+    posting_id = await mailings.post(posting(receivers=USERS))
+    fetch = mailings.expansion._sources.json  # noqa: SLF001
 
     async def second_page_fails(url: str) -> Any:
         if "page_number=2" in url and not hasattr(second_page_fails, "failed"):
             second_page_fails.failed = True  # type: ignore[attr-defined]
-            await outside.configure(
+            await sandbox.configure(
                 "/api/apis/auth/settings", behaviour={"kind": "fail", "status": 500}, times=1
             )
         return await fetch(url)
 
-    it.expansion._sources.json = second_page_fails  # type: ignore[method-assign]  # noqa: SLF001
-    await it.expansion.run_once(1)
-    meanwhile = await it.status(id_)
-    assert (meanwhile.status, meanwhile.pages, meanwhile.receivers) == ("expanding", 1, 100)
-    assert "receivers, page 2: auth responded with 500" in (meanwhile.reason or "")
-    await it.make_due(id_)
-    status = await it.expand(id_)
+    mailings.expansion._sources.json = second_page_fails  # type: ignore[method-assign]  # noqa: SLF001
+    await mailings.expansion.run_once(1)
+    pending = await mailings.status(posting_id)
+    assert (pending.status, pending.pages, pending.receivers) == ("expanding", 1, 100)
+    assert "receivers, page 2: auth responded with 500" in (pending.reason or "")
+    await mailings.make_due(posting_id)
+    status = await mailings.expand(posting_id)
     assert (status.pages, status.receivers) == (3, 250)
-    assert set(it.broker.ids(id_).values()) == {1}
+    assert set(mailings.broker.ids(posting_id).values()) == {1}
 
 
 @pytest.mark.parametrize("case", FINAL)
 async def test_a_permanent_error_of_a_source_fails_the_posting_at_once(
-    around: tuple[Mailings, Sandbox], case: str
+    setup: tuple[Mailings, Sandbox], case: str
 ) -> None:
-    it, outside = around
+    mailings, sandbox = setup
     behaviour, reason = FINAL[case]
-    await outside.configure("/api/apis/auth/settings", behaviour=behaviour)
-    status = await it.expand(await it.post(posting(receivers=USERS)), slices=1)
+    await sandbox.configure("/api/apis/auth/settings", behaviour=behaviour)
+    status = await mailings.expand(await mailings.post(posting(receivers=USERS)), slices=1)
     assert status.status == "failed"
     assert reason in (status.reason or "")
 
 
 async def test_a_source_that_stays_unavailable_fails_the_posting_after_eight_failures(
-    around: tuple[Mailings, Sandbox],
+    setup: tuple[Mailings, Sandbox],
 ) -> None:
-    it, _ = around
-    id_ = await it.post(posting(receivers="http://away/users/"))
+    mailings, _ = setup
+    posting_id = await mailings.post(posting(receivers="http://offline/users/"))
     for _ in range(8):
-        await it.make_due(id_)
-        await it.expansion.run_once(1)
-    status = await it.status(id_)
+        await mailings.make_due(posting_id)
+        await mailings.expansion.run_once(1)
+    status = await mailings.status(posting_id)
     assert status.status == "failed"
-    assert "failed 8 times: receivers, page 1: away: connect" in (status.reason or "")
-    assert it.broker.sent == []
+    assert "failed 8 times: receivers, page 1: offline: connect" in (status.reason or "")
+    assert mailings.broker.sent == []
 
 
 @pytest.mark.parametrize(
@@ -141,40 +141,40 @@ async def test_a_source_that_stays_unavailable_fails_the_posting_after_eight_fai
     ],
 )
 async def test_a_host_that_is_not_configured_is_rejected(
-    around: tuple[Mailings, Sandbox], source: str, host: str
+    setup: tuple[Mailings, Sandbox], source: str, host: str
 ) -> None:
-    it, _ = around
-    users = await it.expand(await it.post(posting(receivers=source)))
+    mailings, _ = setup
+    users = await mailings.expand(await mailings.post(posting(receivers=source)))
     movies = posting(
         receivers=USERS, template="email/new_movies.md", template_context={"movies": source}
     )
-    data = await it.expand(await it.post(movies))
+    data = await mailings.expand(await mailings.post(movies))
     assert users.status == data.status == "failed"
     assert f"{host} not in RINGBACK_SOURCES" in (users.reason or "")
     assert f"template_context.movies: {host} not in" in (data.reason or "")
 
 
 async def test_a_source_without_a_port_allows_every_port(
-    around: tuple[Mailings, Sandbox],
+    setup: tuple[Mailings, Sandbox],
 ) -> None:
-    it, outside = around
-    url = str(outside.url.with_host("localhost") / "auth/api/v1/users/")
-    status = await it.expand(await it.post(posting(receivers=url)))
+    mailings, sandbox = setup
+    url = str(sandbox.url.with_host("localhost") / "auth/api/v1/users/")
+    status = await mailings.expand(await mailings.post(posting(receivers=url)))
     assert (status.status, status.receivers) == ("sending", 250)
 
 
 async def test_e5_the_data_of_several_urls_becomes_one_list(
-    around: tuple[Mailings, Sandbox],
+    setup: tuple[Mailings, Sandbox],
 ) -> None:
-    it, outside = around
-    new = await outside.get("/fastapi/api/v1/movies/", new="True")
-    other = (await outside.get("/fastapi/api/v1/movies/", new="False"))[0]
+    mailings, sandbox = setup
+    new = await sandbox.get("/fastapi/api/v1/movies/", new="True")
+    other = (await sandbox.get("/fastapi/api/v1/movies/", new="False"))[0]
     urls = ["http://fastapi/api/v1/movies/?new=True", f"http://fastapi/api/v1/movies/{other['id']}"]
     body = posting(
         receivers=USERS, template="email/new_movies.md", template_context={"movies": urls}
     )
-    await it.expand(await it.post(body))
-    text = json.loads(it.broker.sent[0].body)["text"]
+    await mailings.expand(await mailings.post(body))
+    text = json.loads(mailings.broker.sent[0].body)["text"]
     assert all(movie["title"] in text for movie in [*new, other])
 
 
@@ -189,24 +189,24 @@ async def test_e5_the_data_of_several_urls_becomes_one_list(
     ],
 )
 async def test_unavailable_data_fails_the_posting_with_the_name_of_the_variable(
-    around: tuple[Mailings, Sandbox], value: Any, reason: str
+    setup: tuple[Mailings, Sandbox], value: Any, reason: str
 ) -> None:
-    it, _ = around
+    mailings, _ = setup
     body = posting(template="email/new_movies.md", template_context={"movies": value})
-    status = await it.expand(await it.post(body))
+    status = await mailings.expand(await mailings.post(body))
     assert status.status == "failed"
     assert f"template_context.movies: {reason}" in (status.reason or "")
     assert "http://fastapi" not in (status.reason or "")
 
 
 async def test_a_dns_error_is_temporary(
-    around: tuple[Mailings, Sandbox],
+    setup: tuple[Mailings, Sandbox],
 ) -> None:
-    it, _ = around
-    id_ = await it.post(posting(receivers="https://nowhere.invalid/users/"))
-    await it.expansion.run_once(1)
+    mailings, _ = setup
+    posting_id = await mailings.post(posting(receivers="https://nowhere.invalid/users/"))
+    await mailings.expansion.run_once(1)
 
     async def has_reason() -> bool:
-        return "nowhere.invalid: dns" in ((await it.status(id_)).reason or "")
+        return "nowhere.invalid: dns" in ((await mailings.status(posting_id)).reason or "")
 
     await until(has_reason)

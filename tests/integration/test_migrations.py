@@ -1,4 +1,4 @@
-"""Migrations on a real database: `ringback migrate`, and what refuses to work without it."""
+"""Migrations on a real database, and programs that refuse to start without them."""
 
 import asyncio
 import json
@@ -29,26 +29,26 @@ CHECKOUT = str(Path(__file__).parents[2])
 
 
 def fetch(url: str, sql: str) -> list[Any]:
-    async def ask() -> list[Any]:
+    async def run_query() -> list[Any]:
         connection = await asyncpg.connect(url)
         try:
             return list(await connection.fetch(sql))
         finally:
             await connection.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(run_query())
 
 
 @pytest.fixture
 def url(database_url: str) -> Iterator[str]:
-    """A database without a schema `shop`."""
+    """Yield the URL of a database without a schema `shop`."""
     yield database_url
     fetch(database_url, "DROP SCHEMA IF EXISTS shop CASCADE")
 
 
 @pytest.fixture
-def shop_among_the_services(monkeypatch: pytest.MonkeyPatch, url: str) -> str:
-    """Make the commands find the shop as they find every service; its database's URL."""
+def registered_shop(monkeypatch: pytest.MonkeyPatch, url: str) -> str:
+    """Register the shop as a service, and return the URL of its database."""
     monkeypatch.setitem(SERVICES, "shop", shop.SPEC)
     monkeypatch.setenv("RINGBACK_DATABASE_URL", url)
     return url
@@ -97,8 +97,8 @@ def test_a_rejected_migration_is_rolled_back_and_those_before_it_stay(url: str) 
 
     assert fetch(url, "SELECT name FROM shop.migrations") == [("a",)]
     assert fetch(url, "SELECT to_regclass('shop.b')") == [(None,)]
-    mended = broken | {"0002_b.sql": table("b")}
-    asyncio.run(migrate(url, Schema("shop", ordered(mended))))
+    fixed = broken | {"0002_b.sql": table("b")}
+    asyncio.run(migrate(url, Schema("shop", ordered(fixed))))
     assert fetch(url, "SELECT * FROM shop.b") == []
 
 
@@ -127,12 +127,12 @@ def test_an_unavailable_database_is_reported_without_its_password() -> None:
 
 
 def test_ringback_migrate_shows_pending_and_applied_migrations(
-    shop_among_the_services: str,
+    registered_shop: str,
 ) -> None:
     pending = ringback("migrate", "--check")
     assert pending.exit_code == 1
     assert "shop: pending 0001_orders\nshop: pending 0002_prices\n" in pending.output
-    assert fetch(shop_among_the_services, "SELECT to_regclass('shop.migrations')") == [(None,)]
+    assert fetch(registered_shop, "SELECT to_regclass('shop.migrations')") == [(None,)]
 
     done = ringback("migrate")
     assert done.exit_code == 0
@@ -146,7 +146,7 @@ def test_ringback_migrate_shows_pending_and_applied_migrations(
     assert "shop: up to date, 0002_prices\n" in checked.output
 
 
-def test_ringback_migrate_prints_json(shop_among_the_services: str) -> None:  # noqa: ARG001
+def test_ringback_migrate_prints_json(registered_shop: str) -> None:  # noqa: ARG001
     names = ["0001_orders", "0002_prices"]
     results = [
         json.loads(line)
@@ -162,10 +162,10 @@ def test_ringback_migrate_prints_json(shop_among_the_services: str) -> None:  # 
 
 @pytest.mark.parametrize("options", [[], ["--check"]])
 def test_ringback_migrate_reports_changed_migrations(
-    shop_among_the_services: str, options: list[str]
+    registered_shop: str, options: list[str]
 ) -> None:
     ringback("migrate")
-    fetch(shop_among_the_services, "UPDATE shop.migrations SET checksum = 'x' WHERE number = 2")
+    fetch(registered_shop, "UPDATE shop.migrations SET checksum = 'x' WHERE number = 2")
 
     result = ringback("migrate", *options)
 
@@ -176,7 +176,7 @@ def test_ringback_migrate_reports_changed_migrations(
 
 
 def test_ringback_migrate_reports_an_unavailable_database(
-    shop_among_the_services: str,  # noqa: ARG001
+    registered_shop: str,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RINGBACK_DATABASE_URL", "postgresql://me:canary@127.0.0.1:1/x")
@@ -185,7 +185,7 @@ def test_ringback_migrate_reports_an_unavailable_database(
     assert "no connection to postgresql://me:******@127.0.0.1:1/x" in result.output
 
 
-def test_doctor_reports_pending_migrations(shop_among_the_services: str) -> None:  # noqa: ARG001
+def test_doctor_reports_pending_migrations(registered_shop: str) -> None:  # noqa: ARG001
     assert "ERROR  migrations: shop lacks 0001_orders, 0002_prices" in ringback("doctor").output
     ringback("migrate")
     assert "ok     migrations: shop is up to date, 0002_prices" in ringback("doctor").output

@@ -1,4 +1,4 @@
-"""The pool against a real server that is stopped, suspended, cut off and filled up."""
+"""The pool against a real server that is stopped, suspended, disconnected and full."""
 
 import asyncio
 import os
@@ -33,10 +33,10 @@ SCHEMA = Schema("shop", ordered({"0001_orders.sql": "CREATE TABLE shop.orders (i
 
 
 @asynccontextmanager
-async def kept(
+async def running_pool(
     url: str, *, size: int = POOL_SIZE, schema: Schema | None = None
 ) -> AsyncIterator[Database]:
-    """Keep a pool for the length of the block."""
+    """Run a pool for the length of the block."""
     store = Database(url, name="test", health=Health(), size=size, schema=schema)
     running = asyncio.create_task(store.run())
     try:
@@ -48,7 +48,7 @@ async def kept(
 
 @pytest.fixture
 async def store(own_database: Server) -> AsyncIterator[Database]:
-    async with kept(own_database.url) as pool:
+    async with running_pool(own_database.url) as pool:
         await pool.ready()
         yield pool
 
@@ -62,19 +62,19 @@ def suspended(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def all_at_once(store: Database) -> list[int]:
-    """The backends of a full pool, each connection in use at the same time."""
+async def backends_in_use(store: Database) -> list[int]:
+    """Use all connections at the same time, and return the PIDs of their backends."""
     rows = await asyncio.gather(
         *(store.fetchrow("SELECT pg_backend_pid() AS pid, pg_sleep(0.3)") for _ in range(POOL_SIZE))
     )
     return [row["pid"] for row in rows]
 
 
-async def sleeping(store: Database, how: str) -> tuple[asyncio.Task[None], int]:
-    """A task whose statement takes two seconds, alone or in a transaction, and its backend."""
+async def sleeping(store: Database, usage: str) -> tuple[asyncio.Task[None], int]:
+    """Start a task with a statement of two seconds; return the task and the PID of its backend."""
 
     async def use() -> None:
-        if how == "statement":
+        if usage == "statement":
             await store.fetch("SELECT pg_sleep(2)")
         else:
             async with store.transaction() as connection:
@@ -86,15 +86,15 @@ async def sleeping(store: Database, how: str) -> tuple[asyncio.Task[None], int]:
 
 
 def fault(store: Database) -> str | None:
-    return store._health.fault  # noqa: SLF001 - what /readyz would say
+    return store._health.fault  # noqa: SLF001 - as /readyz reports it
 
 
 # Row 19
 async def test_row_19_a_transaction_after_a_restart_gets_a_new_connection(
     store: Database, own_database: Server
 ) -> None:
-    await all_at_once(store)
-    # Both in this thread, so that the pool has not had the time to see that its connections ended.
+    await backends_in_use(store)
+    # Both calls block the loop, so the pool cannot notice that its connections ended.
     own_database.stop(immediate=True)
     own_database.start()
 
@@ -121,7 +121,7 @@ async def test_row_19_a_lost_database_is_reported_in_bounded_time_and_reconnecte
     assert time.monotonic() - started < ACQUIRE_TIMEOUT + SLACK
     assert own_database.url not in f"{caught.value} {fault(store)}"
 
-    # Whoever asks while it starts again waits for it.
+    # A statement during the restart waits for the server.
     started = time.monotonic()
     await asyncio.to_thread(own_database.start)
     await store.execute("INSERT INTO kept VALUES (1)")
@@ -132,7 +132,7 @@ async def test_row_19_a_lost_database_is_reported_in_bounded_time_and_reconnecte
 
 async def test_a_pool_can_start_before_its_server(own_database: Server) -> None:
     await asyncio.to_thread(own_database.stop)
-    async with kept(own_database.url) as store:
+    async with running_pool(own_database.url) as store:
         await until(lambda: "Connect call failed" in (fault(store) or ""))
         await asyncio.to_thread(own_database.start)
         async with asyncio.timeout(5):
@@ -144,52 +144,52 @@ async def test_a_pool_can_start_before_its_server(own_database: Server) -> None:
 async def test_row_20_a_suspended_idle_backend_is_replaced_before_it_is_used(
     store: Database,
 ) -> None:
-    first, *_ = await all_at_once(store)
+    first, *_ = await backends_in_use(store)
     with suspended(first):
-        pool = store._pool  # noqa: SLF001 - which connections it has
+        pool = store._pool  # noqa: SLF001 - the number of its connections
         await until(lambda: pool.get_size() < POOL_SIZE, within=5)
         started = time.monotonic()
-        backends = await all_at_once(store)
+        backends = await backends_in_use(store)
     assert time.monotonic() - started < STATEMENT_TIMEOUT
     assert first not in backends
     assert fault(store) is None
 
 
 # Row 20
-@pytest.mark.parametrize("how", ["statement", "transaction"])
+@pytest.mark.parametrize("usage", ["statement", "transaction"])
 async def test_row_20_a_caller_on_a_suspended_backend_gets_an_error_and_the_pool_recovers(
-    store: Database, how: str
+    store: Database, usage: str
 ) -> None:
-    using, pid = await sleeping(store, how)
+    waiting, pid = await sleeping(store, usage)
     with suspended(pid):
         started = time.monotonic()
         with pytest.raises(StoreConnectionLostError):
-            await using
+            await waiting
         assert time.monotonic() - started < STATEMENT_TIMEOUT + GRACE + RELEASE_TIMEOUT + SLACK
-        assert pid not in await all_at_once(store)
+        assert pid not in await backends_in_use(store)
         assert time.monotonic() - started < 5 + SLACK
     assert fault(store) is None
 
 
 # Row 20
-@pytest.mark.parametrize("how", ["statement", "transaction"])
+@pytest.mark.parametrize("usage", ["statement", "transaction"])
 async def test_row_20_a_cancelled_task_does_not_wait_for_a_suspended_backend(
-    store: Database, how: str
+    store: Database, usage: str
 ) -> None:
-    using, pid = await sleeping(store, how)
+    waiting, pid = await sleeping(store, usage)
     with suspended(pid):
-        using.cancel()
+        waiting.cancel()
         started = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
-            await using
+            await waiting
         assert time.monotonic() - started < 2 * RELEASE_TIMEOUT + SLACK
-        await all_at_once(store)
+        await backends_in_use(store)
 
 
 async def test_connections_that_the_server_closes_are_replaced(
     store: Database, own_database: Server
 ) -> None:
-    before = await all_at_once(store)
+    before = await backends_in_use(store)
     other = await asyncpg.connect(own_database.url)
     sleeping = asyncio.create_task(store.fetch("SELECT pg_sleep(3)"))
     query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3)'"
@@ -200,14 +200,14 @@ async def test_connections_that_the_server_closes_are_replaced(
 
     async with store.transaction() as connection:
         assert await connection.fetchval("SELECT 1") == 1
-    assert not set(before) & set(await all_at_once(store))
+    assert not set(before) & set(await backends_in_use(store))
     await other.close()
 
 
 async def test_a_slow_statement_is_cancelled_and_its_connection_kept(
     own_database: Server,
 ) -> None:
-    async with kept(own_database.url, size=1) as store:
+    async with running_pool(own_database.url, size=1) as store:
         pid = (await store.fetchrow("SELECT pg_backend_pid() AS pid"))["pid"]
         with pytest.raises(StoreConnectionLostError, match="timeout"):
             await store.fetch("SELECT pg_sleep(30)")
@@ -215,7 +215,7 @@ async def test_a_slow_statement_is_cancelled_and_its_connection_kept(
 
 
 async def test_waiting_for_a_connection_is_bounded(own_database: Server) -> None:
-    async with kept(own_database.url, size=1) as store, store.transaction():
+    async with running_pool(own_database.url, size=1) as store, store.transaction():
         started = time.monotonic()
         with pytest.raises(StoreConnectionLostError, match="all 1 connections"):
             await store.fetch("SELECT 1")
@@ -236,7 +236,7 @@ async def test_a_transaction_is_rolled_back_by_any_error_of_its_body(store: Data
         await insert(KeyError("ours"))
     assert await store.fetch("SELECT * FROM kept") == []
     await insert(None)
-    # PostgreSQL's word on the statement, not on the state of the database.
+    # These errors are about the statement, not about the state of the database.
     with pytest.raises(asyncpg.UniqueViolationError):
         await insert(None)
     with pytest.raises(asyncpg.UndefinedTableError):
@@ -249,13 +249,13 @@ async def test_a_transaction_is_rolled_back_by_any_error_of_its_body(store: Data
 
 async def test_a_deadlock_can_be_retried(store: Database) -> None:
     await store.execute("CREATE TABLE kept AS SELECT generate_series(1, 2) AS id, 0 AS n")
-    meeting = asyncio.Barrier(2)
+    barrier = asyncio.Barrier(2)
     update = "UPDATE kept SET n = n + 1 WHERE id = $1"
 
     async def both(first: int, second: int) -> None:
         async with store.transaction() as connection:
             await connection.execute(update, first)
-            await meeting.wait()
+            await barrier.wait()
             await connection.execute(update, second)
 
     results = await asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
@@ -267,31 +267,31 @@ async def test_a_deadlock_can_be_retried(store: Database) -> None:
 async def test_row_18_an_idle_transaction_loses_its_locks(store: Database) -> None:
     await store.execute("CREATE TABLE kept AS SELECT 0 AS n")
 
-    async def fall_silent() -> None:
+    async def keep_idle() -> None:
         async with store.transaction() as connection:
             await connection.execute("UPDATE kept SET n = 1")
             free = "SELECT n FROM kept FOR UPDATE SKIP LOCKED"
             await until(lambda: store.fetch(free), IDLE_IN_TRANSACTION_TIMEOUT + SLACK)
 
     with pytest.raises(StoreConnectionLostError):
-        await fall_silent()
+        await keep_idle()
     assert await store.fetch("SELECT n FROM kept") == [(0,)]
 
 
 @pytest.fixture
 def small_disk(own_database: Server) -> Iterator[Path]:
-    """A file system of 8 MiB that the server may use."""
+    """Yield a file system of 8 MiB that the server may use."""
     disk = Path("/var/tmp") / f"ringback-disk-{os.getpid()}"  # noqa: S108 - the server must reach it
     disk.mkdir()
-    done = subprocess.run(
+    mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(disk)],  # noqa: S607
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
+    if mounted.returncode != 0:
         disk.rmdir()
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
         space = disk / "space"
         space.mkdir()
@@ -342,5 +342,5 @@ async def test_a_pool_does_not_work_on_an_old_schema(own_database: Server) -> No
         await store.run()
 
     await migrate(own_database.url, SCHEMA)
-    async with kept(own_database.url, schema=SCHEMA) as store:
+    async with running_pool(own_database.url, schema=SCHEMA) as store:
         assert await store.fetch("SELECT * FROM shop.orders") == []

@@ -16,9 +16,9 @@ KEY = "a-test-key-of-at-least-32-characters"
 
 
 @pytest.fixture
-async def box() -> AsyncIterator[Sandbox]:
-    async with running_sandbox(sms_key=KEY) as it:
-        yield it
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with running_sandbox(sms_key=KEY) as server:
+        yield server
 
 
 def token(key: str = KEY, alg: str = "HS256", **claims: Any) -> str:
@@ -27,19 +27,19 @@ def token(key: str = KEY, alg: str = "HS256", **claims: Any) -> str:
 
 
 async def post(
-    box: Sandbox, message_id: str = "m-1", authorization: str | None = None, **body: Any
+    sandbox: Sandbox, message_id: str = "m-1", authorization: str | None = None, **body: Any
 ) -> tuple[int, Any]:
     body = {"id": message_id, "phone": "79001234567", "text": "Your code is 1234"} | body
     headers = {"Authorization": authorization or f"Bearer {token()}"}
-    async with box.session.post(
+    async with sandbox.session.post(
         f"/sms/v1/send/{message_id}", json=body, headers=headers
     ) as response:
         return response.status, await response.json(content_type=None)
 
 
-async def test_m8_a_message_is_accepted_and_shown(box: Sandbox) -> None:
-    waiting = asyncio.create_task(box.received("/api/sms", to="79001234567"))
-    assert await post(box) == (200, {"code": 0, "message": "OK"})
+async def test_m8_a_message_is_accepted_and_shown(sandbox: Sandbox) -> None:
+    waiting = asyncio.create_task(sandbox.received("/api/sms", to="79001234567"))
+    assert await post(sandbox) == (200, {"code": 0, "message": "OK"})
     [shown] = await waiting
     assert (shown["id"], shown["phone"], shown["text"], shown["from"], shown["attempt"]) == (
         "m-1",
@@ -48,12 +48,12 @@ async def test_m8_a_message_is_accepted_and_shown(box: Sandbox) -> None:
         "ringback",
         1,
     )
-    async with box.session.get("/sms") as response:
+    async with sandbox.session.get("/sms") as response:
         assert "Your code is 1234" in await response.text()
 
 
-async def test_id_and_phone_can_be_json_numbers(box: Sandbox) -> None:
-    assert (await post(box, "17", id=17, phone=79001234567))[0] == 200
+async def test_id_and_phone_can_be_json_numbers(sandbox: Sandbox) -> None:
+    assert (await post(sandbox, "17", id=17, phone=79001234567))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ async def test_id_and_phone_can_be_json_numbers(box: Sandbox) -> None:
     ],
     ids=["empty", "nonsense", "basic", "other key", "expired", "other algorithm", "none"],
 )
-async def test_m8_a_bad_jwt_gets_401(box: Sandbox, authorization: str) -> None:
-    status, result = await post(box, authorization=authorization)
+async def test_m8_a_bad_jwt_gets_401(sandbox: Sandbox, authorization: str) -> None:
+    status, result = await post(sandbox, authorization=authorization)
     assert (status, result["code"]) == (401, 401)
-    [refused] = (await box.get("/api/sms"))["items"]
+    [refused] = (await sandbox.get("/api/sms"))["items"]
     assert (refused["accepted"], refused["status"]) == (False, 401)
-    assert (await box.get("/api/sms/settings"))["accepted"] == 0
+    assert (await sandbox.get("/api/sms/settings"))["accepted"] == 0
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,18 @@ async def test_m8_a_bad_jwt_gets_401(box: Sandbox, authorization: str) -> None:
     ],
 )
 async def test_m8_a_wrong_message_gets_400_and_names_the_field(
-    box: Sandbox, body: dict[str, Any], field: str
+    sandbox: Sandbox, body: dict[str, Any], field: str
 ) -> None:
-    status, result = await post(box, **body)
+    status, result = await post(sandbox, **body)
     assert (status, [each["field"] for each in result["errors"]]) == (400, [field])
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 50_000])
-async def test_a_body_that_is_not_a_json_object_gets_400(box: Sandbox, body: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_gets_400(sandbox: Sandbox, body: bytes) -> None:
     headers = {"Authorization": f"Bearer {token()}"}
-    async with box.session.post("/sms/v1/send/m-1", data=body, headers=headers) as response:
+    async with sandbox.session.post("/sms/v1/send/m-1", data=body, headers=headers) as response:
         assert response.status == 400
-    async with box.session.get("/sms") as response:
+    async with sandbox.session.get("/sms") as response:
         assert response.status == 200
 
 
@@ -116,54 +116,58 @@ async def test_a_body_that_is_not_a_json_object_gets_400(box: Sandbox, body: byt
     ids=["not JSON", "wrong code", "other JSON", "5xx"],
 )
 async def test_m7_an_invalid_response_lasts_for_its_number_of_requests(
-    box: Sandbox, behaviour: dict[str, Any], status: int, body: str
+    sandbox: Sandbox, behaviour: dict[str, Any], status: int, body: str
 ) -> None:
-    await box.configure("/api/sms/settings", behaviour=behaviour, times=1)
+    await sandbox.configure("/api/sms/settings", behaviour=behaviour, times=1)
     headers = {"Authorization": f"Bearer {token()}"}
     message = {"id": "m-1", "phone": "79001234567", "text": "x"}
-    async with box.session.post("/sms/v1/send/m-1", json=message, headers=headers) as response:
+    async with sandbox.session.post("/sms/v1/send/m-1", json=message, headers=headers) as response:
         assert response.status == status
         assert (await response.text()).startswith(body)
-    assert (await box.get("/api/sms/settings"))["accepted"] == 0
-    assert (await post(box))[0] == 200
-    [shown] = await box.received("/api/sms", id="m-1")
+    assert (await sandbox.get("/api/sms/settings"))["accepted"] == 0
+    assert (await post(sandbox))[0] == 200
+    [shown] = await sandbox.received("/api/sms", id="m-1")
     assert shown["attempt"] == 2
 
 
-async def test_m7_a_refusal_can_have_a_retry_after(box: Sandbox) -> None:
+async def test_m7_a_refusal_can_have_a_retry_after(sandbox: Sandbox) -> None:
     behaviour = {"kind": "fail", "status": 429, "retry_after": 3}
-    await box.configure("/api/sms/settings", behaviour=behaviour, to=["7900*"], times=1, per="to")
+    await sandbox.configure(
+        "/api/sms/settings", behaviour=behaviour, to=["7900*"], times=1, per="to"
+    )
     headers = {"Authorization": f"Bearer {token()}"}
-    async with box.session.post(
+    async with sandbox.session.post(
         "/sms/v1/send/m-1",
         json={"id": "m-1", "phone": "79001234567", "text": "x"},
         headers=headers,
     ) as response:
         assert (response.status, response.headers["Retry-After"]) == (429, "3")
-    assert (await post(box, "m-2", phone="79011234567"))[0] == 200
-    assert (await post(box, "m-1"))[0] == 200
+    assert (await post(sandbox, "m-2", phone="79011234567"))[0] == 200
+    assert (await post(sandbox, "m-1"))[0] == 200
 
 
 @pytest.mark.parametrize("kind", ["close", "reset"])
-async def test_m7_the_gateway_can_break_the_connection(box: Sandbox, kind: str) -> None:
+async def test_m7_the_gateway_can_break_the_connection(sandbox: Sandbox, kind: str) -> None:
     # Twice, because aiohttp repeats a request when its idle connection was closed.
-    await box.configure("/api/sms/settings", behaviour={"kind": kind}, times=2)
-    async with aiohttp.ClientSession(box.url) as fresh:
+    await sandbox.configure("/api/sms/settings", behaviour={"kind": kind}, times=2)
+    async with aiohttp.ClientSession(sandbox.url) as fresh:
         with pytest.raises(aiohttp.ClientError):
             async with fresh.post("/sms/v1/send/m-1", json={}) as response:
                 await response.read()
 
 
-async def test_m7_a_hang_lasts_until_the_client_closes(box: Sandbox) -> None:
-    await box.configure("/api/sms/settings", behaviour={"kind": "hang"}, times=1)
+async def test_m7_a_hang_lasts_until_the_client_closes(sandbox: Sandbox) -> None:
+    await sandbox.configure("/api/sms/settings", behaviour={"kind": "hang"}, times=1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
-            await post(box)
-    assert (await post(box))[0] == 200
+            await post(sandbox)
+    assert (await post(sandbox))[0] == 200
 
 
-async def test_m7_the_gateway_can_be_slow(box: Sandbox) -> None:
-    await box.configure("/api/sms/settings", behaviour={"kind": "delay", "seconds": 0.2}, times=1)
+async def test_m7_the_gateway_can_be_slow(sandbox: Sandbox) -> None:
+    await sandbox.configure(
+        "/api/sms/settings", behaviour={"kind": "delay", "seconds": 0.2}, times=1
+    )
     started = asyncio.get_running_loop().time()
-    assert (await post(box))[0] == 200
+    assert (await post(sandbox))[0] == 200
     assert asyncio.get_running_loop().time() - started >= 0.2

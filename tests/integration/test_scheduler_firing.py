@@ -50,11 +50,11 @@ async def test_s11_an_expired_lease_dispatches_again_under_the_same_id(
 
 async def test_s11_a_callback_that_the_broker_refused_is_due_again(scheduler: Scheduler) -> None:
     callback = await scheduler.create()
-    scheduler.broker.down = True
+    scheduler.broker.refuses_all = True
     await scheduler.make_due(callback)
     assert await scheduler.dispatch() == []
     assert (await scheduler.status(callback))["status"] == "scheduled"
-    scheduler.broker.down = False
+    scheduler.broker.refuses_all = False
     await scheduler.make_due(callback)
     assert len(await scheduler.dispatch()) == 1
 

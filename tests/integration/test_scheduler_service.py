@@ -211,7 +211,7 @@ async def test_a_failed_dispatch_is_retried_by_the_scheduler(
 ) -> None:
     def fail_twice(arrival: Arrival) -> tuple[str, dict[str, Any]]:
         if arrival.dispatch < 3:
-            return "callback.dispatch_failed", {"reason": "answered 500", "final": False}
+            return "callback.dispatch_failed", {"reason": "responded with 500", "final": False}
         return "callback.delivered", {"status": 200, "duration": 0.1}
 
     callbacks.behaviour = fail_twice
@@ -258,9 +258,9 @@ async def test_a_callback_reaches_the_receiver_through_the_callback_service(
             due = time.time() + 1
             command = {"url": url, "run_at": in_seconds(1), "hmac_secret": SECRET, "context": 1}
             created = await request(requester, "CreateCallback", "shop", callback=command)
-            (hook,) = await receiver.webhooks(url)
+            (webhook,) = await receiver.webhooks(url)
             assert time.time() >= due
-            headers = {name.lower(): value for name, value in hook["headers"].items()}
+            headers = {name.lower(): value for name, value in webhook["headers"].items()}
             assert headers["webhook-id"] == created["id"]
             assert headers["x-signature"]
             assert headers["x-service-ticket"]

@@ -63,7 +63,7 @@ class Comparison:
         self.run(self.stack.aclose())
         self.runner.close()
 
-    def step(self, action: str, which: int, late: int) -> None:
+    def step(self, action: str, index: int, dispatches_ago: int) -> None:
         """Apply one action to one callback, and compare all."""
         if action.startswith("create"):
             if len(self.models) < MAX_CALLBACKS:
@@ -71,9 +71,9 @@ class Comparison:
         elif action == "retry":
             self.retry_failed()
         elif self.models:
-            callback = list(self.models)[which % len(self.models)]
+            callback = list(self.models)[index % len(self.models)]
             if action in FACTS:
-                self.settle(callback, late, action)
+                self.settle(callback, dispatches_ago, action)
             else:
                 {"cancel": self.cancel, "reschedule": self.reschedule, "due": self.make_due}[
                     action
@@ -106,12 +106,12 @@ class Comparison:
         else:
             assert dispatched == []
 
-    def settle(self, callback: UUID, late: int, kind: str) -> None:
+    def settle(self, callback: UUID, dispatches_ago: int, kind: str) -> None:
         model = self.models[callback]
-        dispatch = model.dispatch - late
+        dispatch = model.dispatch - dispatches_ago
         if dispatch < 1:
             return
-        current = model.state == IN_FLIGHT and not late
+        current = model.state == IN_FLIGHT and not dispatches_ago
         if kind == "delivered":
             self.run(self.scheduler.settle(delivered(callback, dispatch)))
             if model.state in ("waiting", IN_FLIGHT) and dispatch >= model.first_dispatch:

@@ -89,8 +89,8 @@ async def test_s3_a_key_stays_used_after_the_callback_has_finished(
     await (
         scheduler.create(**keys) if status == "scheduled" else finished(scheduler, status, **keys)
     )
-    again = {"url": URL, "delay": 9}
-    rejected = await scheduler.request("CreateCallback", callback=again | keys)
+    body = {"url": URL, "delay": 9}
+    rejected = await scheduler.request("CreateCallback", callback=body | keys)
     assert (rejected["code"], rejected["errors"][0]["field"]) == ("conflict", "event_key")
     # Another group, no group, and another client have keys of their own.
     await scheduler.create(group_key="h", event_key="e")
@@ -347,8 +347,8 @@ async def test_lists_by_status(scheduler: Scheduler) -> None:
 
 async def test_retry_makes_failed_callbacks_due_again(scheduler: Scheduler) -> None:
     failed = [await finished(scheduler, "failed", group_key=key) for key in ("g", "g", "h")]
-    dry = await scheduler.request("RetryCallbacks", group_key="g", dry_run=True)
-    assert (dry["count"], await scheduler.dispatch()) == (2, [])
+    dry_run = await scheduler.request("RetryCallbacks", group_key="g", dry_run=True)
+    assert (dry_run["count"], await scheduler.dispatch()) == (2, [])
     assert (await scheduler.request("RetryCallbacks", group_key="g"))["count"] == 2
     assert len(await scheduler.dispatch()) == 2
     assert (await scheduler.status(failed[0]))["status"] == "dispatched"

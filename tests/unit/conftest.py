@@ -1,4 +1,4 @@
-"""Hypothesis judges what is shown, not how long a loaded machine takes to show it."""
+"""No deadlines for Hypothesis: examples may be slow on a loaded machine."""
 
 from hypothesis import HealthCheck, settings
 

@@ -87,7 +87,7 @@ class BrokerSide:
 
 
 @dataclass
-class Acks:
+class BatcherSetup:
     """An AckBatcher between a broker and a publisher of facts."""
 
     broker: BrokerSide = field(default_factory=BrokerSide)
@@ -121,17 +121,17 @@ steps = st.tuples(
 def test_exactly_the_finished_deliveries_are_acked_once(
     loop: asyncio.AbstractEventLoop, history: list[tuple[int, int | None, str, bool]]
 ) -> None:
-    async def play() -> None:
-        it = Acks()
-        broker, batcher = it.broker, it.batcher
+    async def run_history() -> None:
+        setup = BatcherSetup()
+        broker, batcher = setup.broker, setup.batcher
         open_, done, requeued, last = list[int](), list[int](), list[int](), 0
-        for new, nth, how, flushes in history:
+        for new, nth, ending, flushes in history:
             open_ += range(last + 1, last + 1 + new)
             broker.outstanding |= set(open_)
             last += new
             if open_ and nth is not None:
                 tag = open_.pop(nth % len(open_))
-                if how == "done":
+                if ending == "done":
                     batcher.done(tag)
                     done.append(tag)
                 else:
@@ -145,87 +145,87 @@ def test_exactly_the_finished_deliveries_are_acked_once(
         assert sorted(broker.requeued) == sorted(requeued)
         assert broker.outstanding == set(open_)
 
-    loop.run_until_complete(play())
+    loop.run_until_complete(run_history())
 
 
 async def test_an_unbroken_run_is_one_frame() -> None:
-    it = Acks()
-    it.broker.outstanding = set(range(1, 1001))
-    for tag in sorted(it.broker.outstanding, reverse=True):
-        it.batcher.done(tag)
-    await it.batcher.flush()
-    assert it.broker.frames == 1
-    assert it.broker.outstanding == set()
+    setup = BatcherSetup()
+    setup.broker.outstanding = set(range(1, 1001))
+    for tag in sorted(setup.broker.outstanding, reverse=True):
+        setup.batcher.done(tag)
+    await setup.batcher.flush()
+    assert setup.broker.frames == 1
+    assert setup.broker.outstanding == set()
 
 
 async def test_requeued_deliveries_do_not_interrupt_a_run() -> None:
-    it = Acks()
-    it.broker.outstanding = set(range(1, 101))
-    it.batcher.requeue(1)
-    it.batcher.requeue(50)
-    for tag in sorted(it.broker.outstanding):
-        it.batcher.done(tag)
-    await it.batcher.flush()
-    assert it.broker.frames == 2 + 1
-    assert it.broker.outstanding == set()
+    setup = BatcherSetup()
+    setup.broker.outstanding = set(range(1, 101))
+    setup.batcher.requeue(1)
+    setup.batcher.requeue(50)
+    for tag in sorted(setup.broker.outstanding):
+        setup.batcher.done(tag)
+    await setup.batcher.flush()
+    assert setup.broker.frames == 2 + 1
+    assert setup.broker.outstanding == set()
 
 
 async def test_facts_are_published_before_their_deliveries_are_acked() -> None:
-    it = Acks()
-    it.broker.outstanding = {1, 2, 3}
-    it.batcher.done(1, delivered(1))
-    it.batcher.done(2)
-    it.batcher.done(3, dead(3))
-    await it.batcher.flush()
-    assert it.acks_before == [0]
-    assert [each.routing_key for each in it.published] == ["callback.dead", "callback.delivered"]
-    assert it.broker.acked == [1, 2, 3]
+    setup = BatcherSetup()
+    setup.broker.outstanding = {1, 2, 3}
+    setup.batcher.done(1, delivered(1))
+    setup.batcher.done(2)
+    setup.batcher.done(3, dead(3))
+    await setup.batcher.flush()
+    assert setup.acks_before == [0]
+    assert [each.routing_key for each in setup.published] == ["callback.dead", "callback.delivered"]
+    assert setup.broker.acked == [1, 2, 3]
 
 
 async def test_nothing_is_acked_until_the_facts_are_confirmed() -> None:
-    it = Acks()
+    setup = BatcherSetup()
     confirmed = asyncio.Event()
 
     async def publish(_: list[OutgoingMessage]) -> None:
         await confirmed.wait()
 
-    batcher = it.new_batcher(publish)
-    it.broker.outstanding = {1, 2}
+    batcher = setup.new_batcher(publish)
+    setup.broker.outstanding = {1, 2}
     batcher.done(1, delivered(1))
-    flushing = asyncio.ensure_future(batcher.flush())
+    first_flush = asyncio.ensure_future(batcher.flush())
     await asyncio.sleep(0)
     batcher.done(2)
-    again = asyncio.ensure_future(batcher.flush())
+    second_flush = asyncio.ensure_future(batcher.flush())
     for _ in range(5):
         await asyncio.sleep(0)
-    assert it.broker.acked == []
+    assert setup.broker.acked == []
     confirmed.set()
-    await asyncio.gather(flushing, again)
-    assert it.broker.acked == [1, 2]
+    await asyncio.gather(first_flush, second_flush)
+    assert setup.broker.acked == [1, 2]
 
 
 async def test_deliveries_stay_unacked_if_their_facts_fail() -> None:
     async def publish(_: list[OutgoingMessage]) -> None:
         raise InfrastructureError("no broker")
 
-    it = Acks()
-    batcher = it.new_batcher(publish)
-    it.broker.outstanding = {1}
+    setup = BatcherSetup()
+    batcher = setup.new_batcher(publish)
+    setup.broker.outstanding = {1}
     batcher.done(1, delivered(1))
     with pytest.raises(InfrastructureError):
         await batcher.flush()
-    assert it.broker.acked == []
+    assert setup.broker.acked == []
 
 
 async def test_nothing_is_written_to_a_lost_channel() -> None:
-    it = Acks()
-    it.broker.outstanding = {1, 2}
-    it.batcher.done(1, delivered(1))
-    it.batcher.lost = True
-    it.batcher.requeue(2)
-    await it.batcher.flush()
-    assert it.broker.frames == 0
-    assert len(it.published) == 1  # the work was done
+    setup = BatcherSetup()
+    setup.broker.outstanding = {1, 2}
+    setup.batcher.done(1, delivered(1))
+    setup.batcher.lost = True
+    setup.batcher.requeue(2)
+    await setup.batcher.flush()
+    assert setup.broker.frames == 0
+    assert len(setup.published) == 1  # the work was done
 
 
 @settings(max_examples=10)
@@ -236,12 +236,12 @@ def test_facts_are_published_in_valid_batches_of_one_type(
     loop: asyncio.AbstractEventLoop, count: int
 ) -> None:
     async def published() -> list[OutgoingMessage]:
-        it = Acks()
-        it.broker.outstanding = set(range(1, count + 1))
+        setup = BatcherSetup()
+        setup.broker.outstanding = set(range(1, count + 1))
         for tag in range(1, count + 1):
-            it.batcher.done(tag, delivered(tag) if tag % 2 else dead(tag))
-        await it.batcher.flush()
-        return it.published
+            setup.batcher.done(tag, delivered(tag) if tag % 2 else dead(tag))
+        await setup.batcher.flush()
+        return setup.published
 
     outgoing = loop.run_until_complete(published())
     ids = []
@@ -259,21 +259,21 @@ def test_facts_are_published_in_valid_batches_of_one_type(
 
 
 async def test_run_acks_without_explicit_flushes() -> None:
-    it = Acks()
+    setup = BatcherSetup()
     acked = asyncio.Event()
-    broker_write = it.broker.write
+    broker_write = setup.broker.write
 
     def write(data: bytes) -> None:
         broker_write(data)
         acked.set()
 
-    it.broker.write = write  # type: ignore[method-assign]
-    it.broker.outstanding = {1, 2}
-    running = asyncio.ensure_future(it.batcher.run(0.001))
+    setup.broker.write = write  # type: ignore[method-assign]
+    setup.broker.outstanding = {1, 2}
+    running = asyncio.ensure_future(setup.batcher.run(0.001))
     for tag in (1, 2):
         acked.clear()
-        it.batcher.done(tag)
+        setup.batcher.done(tag)
         async with asyncio.timeout(5):
             await acked.wait()
     running.cancel()
-    assert it.broker.acked == [1, 2]
+    assert setup.broker.acked == [1, 2]

@@ -45,13 +45,13 @@ all_properties = st.builds(
 )
 
 
-def theirs(properties: Properties) -> commands.Basic.Properties:
+def for_pamqp(properties: Properties) -> commands.Basic.Properties:
     """Return the same properties for pamqp."""
     fields = asdict(properties)
-    stamp = fields.pop("timestamp")
+    timestamp = fields.pop("timestamp")
     return commands.Basic.Properties(
         message_type=fields.pop("type"),
-        timestamp=None if stamp is None else datetime.fromtimestamp(stamp, UTC),
+        timestamp=None if timestamp is None else datetime.fromtimestamp(timestamp, UTC),
         **fields,
     )
 
@@ -73,10 +73,10 @@ def frames_of(data: bytes) -> list[tuple[int, Any]]:
 @settings(max_examples=25)
 @given(all_properties)
 def test_properties_encoded_by_pamqp_are_decoded(properties: Properties) -> None:
-    written = frame.marshal(header.ContentHeader(0, 5, theirs(properties)), 1)
-    read = codec.decode_properties(written[codec.FRAME_HEAD.size : -1])
+    written = frame.marshal(header.ContentHeader(0, 5, for_pamqp(properties)), 1)
+    decoded = codec.decode_properties(written[codec.FRAME_HEAD.size : -1])
     absent = {name: None for name, value in asdict(properties).items() if value == ""}
-    assert read == replace(properties, **absent)  # pamqp leaves an empty text out
+    assert decoded == replace(properties, **absent)  # pamqp leaves an empty text out
 
 
 @settings(max_examples=25)
@@ -111,7 +111,7 @@ def test_pamqp_decodes_our_publishes(  # noqa: PLR0913 - the parts of a publish
     assert (publish.mandatory, publish.immediate) == (mandatory, False)
     assert isinstance(head, header.ContentHeader)
     assert head.body_size == len(payload)
-    assert dict(head.properties) == dict(theirs(properties))
+    assert dict(head.properties) == dict(for_pamqp(properties))
     assert b"".join(piece.value for piece in pieces) == payload
 
 
@@ -164,9 +164,9 @@ def test_row_15_headers_larger_than_a_frame_are_rejected() -> None:
 def test_truncated_properties_are_a_violation(properties: Properties, data: st.DataObject) -> None:
     whole = codec.encode_properties(properties, 0)
     assume(len(whole) > codec.CONTENT_HEADER.size)
-    cut = data.draw(st.integers(codec.CONTENT_HEADER.size, len(whole) - 1))
+    length = data.draw(st.integers(codec.CONTENT_HEADER.size, len(whole) - 1))
     with pytest.raises(ContractViolationError, match="malformed message properties"):
-        codec.decode_properties(whole[:cut])
+        codec.decode_properties(whole[:length])
 
 
 def test_properties_truncated_at_any_byte_are_a_violation() -> None:
@@ -175,17 +175,17 @@ def test_properties_truncated_at_any_byte_are_a_violation() -> None:
     )
     for properties in (each, Properties(timestamp=1), Properties(delivery_mode=1)):
         whole = codec.encode_properties(properties, 0)
-        for cut in range(codec.CONTENT_HEADER.size, len(whole)):
+        for length in range(codec.CONTENT_HEADER.size, len(whole)):
             with pytest.raises(ContractViolationError, match="malformed message properties"):
-                codec.decode_properties(whole[:cut])
+                codec.decode_properties(whole[:length])
 
 
-# One byte for the type of a value in a table, then whatever follows.
+# The type of a table value in one byte, and any bytes after it.
 @settings(max_examples=50)
 @given(st.sampled_from(b"tbBsuIilLfdDSAFTVx?\0"), st.binary(max_size=24))
 @example(ord("T"), b"\x7f" + b"\xff" * 7)  # the year 146,140,482
 @example(ord("D"), b"\x00\xff\xff\xff\xff")  # can be read but not written
-@example(ord("S"), b"\x00\x00\x00\x01\xff")  # bytes that are no text
+@example(ord("S"), b"\x00\x00\x00\x01\xff")  # bytes that are not text
 @example(ord("S"), b"\xff\xff\xff\xff")
 def test_any_header_bytes_are_decoded_or_a_violation(kind: int, value: bytes) -> None:
     try:
@@ -193,12 +193,12 @@ def test_any_header_bytes_are_decoded_or_a_violation(kind: int, value: bytes) ->
     except ContractViolationError:
         return
     try:
-        again = codec.decode_properties(codec.encode_properties(properties, 0))
+        decoded_again = codec.decode_properties(codec.encode_properties(properties, 0))
     except ValueError as error:
-        assert "not encodable" in str(error)  # noqa: PT017 - either way is right
+        assert "not encodable" in str(error)  # noqa: PT017 - both outcomes are allowed
     else:
         # pamqp rounds some values (doubles, milliseconds), so only names are compared.
-        assert (again.headers or {}).keys() == (properties.headers or {}).keys()
+        assert (decoded_again.headers or {}).keys() == (properties.headers or {}).keys()
 
 
 @pytest.mark.parametrize("depth", [10, 100, 300, 480, 490, 500, 1_000, 10_000])

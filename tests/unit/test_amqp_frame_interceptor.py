@@ -90,7 +90,7 @@ def content(channel: int, method: Frame, pieces: Sequence[bytes]) -> bytes:
 
 
 def header_in(frames: bytes) -> bytes:
-    """The payload of the content header among these frames."""
+    """Return the payload of the content header among these frames."""
     at = frame.unmarshal(frames)[0]
     used = frame.unmarshal(frames[at:])[0]
     return frames[at + 7 : at + used - 1]
@@ -182,14 +182,14 @@ def test_frames_of_two_channels_can_be_interleaved(
     second: list[object] = []
     interceptor.channel(OTHER, 4096).on_delivery = second.append
     one, two = deliver(OURS, 1, False, [b"one"]), deliver(OURS, 2, True, [b"2", b"two"])  # noqa: FBT003
-    elsewhere = two.frames.replace(b"\x00\x02\x00\x00", b"\x00\x03\x00\x00")
+    moved = two.frames.replace(b"\x00\x02\x00\x00", b"\x00\x03\x00\x00")
     parts = [[], []]  # type: list[list[bytes]]
-    for kept, data in zip(parts, (one.frames, elsewhere), strict=True):
-        rest_of = data
-        while rest_of:
-            used = frame.unmarshal(rest_of)[0]
-            kept.append(rest_of[:used])
-            rest_of = rest_of[used:]
+    for kept, data in zip(parts, (one.frames, moved), strict=True):
+        remaining = data
+        while remaining:
+            used = frame.unmarshal(remaining)[0]
+            kept.append(remaining[:used])
+            remaining = remaining[used:]
     for number in range(4):
         for kept in parts:
             interceptor.data_received(b"".join(kept[number : number + 1]))

@@ -68,10 +68,10 @@ def test_h3_an_attempt_count_is_never_reset(number: int) -> None:
         "x-ringback-not-before": int(message.not_before * 1000),
     }
     copy = codec.encode_properties(message.copy_properties(changes, message_id="fresh"), 2)
-    again = parse_delivery(Delivery(2, redelivered=False, header=copy, body=b"{}"))
-    assert again.attempt == min(message.attempt + 1, 2**53 - 1)
-    assert again.deferrals == min(message.deferrals + 1, 2**53 - 2)
-    assert again.first_at == pytest.approx(message.first_at, abs=0.002)
+    redelivered = parse_delivery(Delivery(2, redelivered=False, header=copy, body=b"{}"))
+    assert redelivered.attempt == min(message.attempt + 1, 2**53 - 1)
+    assert redelivered.deferrals == min(message.deferrals + 1, 2**53 - 2)
+    assert redelivered.first_at == pytest.approx(message.first_at, abs=0.002)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_any_other_id_is_hashed_to_a_header_value(given_id: str) -> None:
     assert message.id == parsed(message_id=given_id).id != parsed(message_id=given_id + "2").id
 
 
-# Logs and requests carry it on.
+# Logs and requests pass the trace context on.
 @pytest.mark.parametrize(
     ("given_trace", "expected"),
     [
@@ -117,7 +117,7 @@ def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
         timestamp=1_800_000_000,
         app_id="shop",
         correlation_id="c-1",
-        reply_to="answers",
+        reply_to="responses",
         priority=3,
         expiration="1000",  # it would let the copy expire in its tier
         user_id="shop",  # the broker accepts only the publisher's own
@@ -132,7 +132,7 @@ def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
         timestamp=1_800_000_000,
         app_id="shop",
         correlation_id="c-1",
-        reply_to="answers",
+        reply_to="responses",
         priority=3,
         delivery_mode=2,
         headers={
@@ -149,7 +149,7 @@ def test_a_copy_keeps_the_sender_s_properties_but_not_the_broker_s() -> None:
     [
         ("scheduler", 4, ("scheduler", 4)),
         ("scheduler", None, ("scheduler", 0)),
-        ("a stranger", 4, (None, None)),
+        ("unknown", 4, (None, None)),
         (["scheduler"], 4, (None, None)),
         (None, 4, (None, None)),
     ],

@@ -9,13 +9,13 @@ from services.scheduler.clock import DatabaseClock
 from shared.resilience.batching import Batcher
 
 
-async def test_items_added_during_a_batch_are_the_next_one() -> None:
+async def test_items_added_during_a_batch_form_the_next_batches() -> None:
     batches: list[list[int]] = []
-    go = asyncio.Semaphore(0)
+    proceed = asyncio.Semaphore(0)
 
     async def work(items: list[int]) -> list[int]:
         batches.append(items)
-        await go.acquire()
+        await proceed.acquire()
         return [item * 10 for item in items]
 
     batcher = Batcher(work, max_size=3)
@@ -25,7 +25,7 @@ async def test_items_added_during_a_batch_are_the_next_one() -> None:
     await asyncio.sleep(0)
     adding += [asyncio.create_task(batcher.add(number)) for number in range(1, 6)]
     for _ in range(3):
-        go.release()
+        proceed.release()
     assert await asyncio.gather(*adding) == [0, 10, 20, 30, 40, 50]
     assert batches == [[0], [1, 2, 3], [4, 5]]
     running.cancel()
@@ -63,10 +63,10 @@ async def test_items_of_cancelled_callers_are_skipped() -> None:
 
 
 async def test_finish_pending_waits_only_for_items_added_before() -> None:
-    go = asyncio.Event()
+    proceed = asyncio.Event()
 
     async def work(items: list[int]) -> list[int]:
-        await go.wait()
+        await proceed.wait()
         return items
 
     batcher = Batcher(work, max_size=1)
@@ -77,22 +77,22 @@ async def test_finish_pending_waits_only_for_items_added_before() -> None:
     waiting = asyncio.create_task(batcher.finish_pending())
     await asyncio.sleep(0)
     assert not waiting.done()
-    go.set()
+    proceed.set()
     await waiting
     assert all(each.done() for each in before)
     running.cancel()
 
 
 # Row 24.
-@pytest.mark.parametrize("jump", [timedelta(hours=1), timedelta(hours=-1)])
-def test_row_24_the_clock_is_the_database_s_whatever_it_does(jump: timedelta) -> None:
-    steady = 1000.0
-    clock = DatabaseClock(lambda: steady)
+@pytest.mark.parametrize("shift", [timedelta(hours=1), timedelta(hours=-1)])
+def test_row_24_the_clock_follows_the_database_clock_when_it_jumps(shift: timedelta) -> None:
+    monotonic = 1000.0
+    clock = DatabaseClock(lambda: monotonic)
     assert not clock.synced
     noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
     clock.sync(noon, clock.start())
-    steady += 5
+    monotonic += 5
     assert clock.now() == noon + timedelta(seconds=5)
     assert clock.seconds_until(noon + timedelta(seconds=8)) == pytest.approx(3)
-    clock.sync(noon + jump, clock.start())
-    assert clock.now() == noon + jump
+    clock.sync(noon + shift, clock.start())
+    assert clock.now() == noon + shift

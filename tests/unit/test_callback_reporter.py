@@ -72,7 +72,7 @@ def report(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[BaseModel | 
 
     def reported(
         outcome: Outcome[Delivered],
-        about: Message | None = None,
+        handled: Message | None = None,
         model: SendCallback | None = None,
         *,
         readable: bool = True,
@@ -80,7 +80,7 @@ def report(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[BaseModel | 
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
             fact = Reporter(StoppedClock()).report(
-                about or message(), (model or command()) if readable else None, outcome
+                handled or message(), (model or command()) if readable else None, outcome
             )
         [line] = caplog.records
         return fact, line
@@ -155,7 +155,7 @@ def test_a_deferred_callback_is_logged_but_not_published(report: Report) -> None
     assert (line.levelname, line.reason, line.tier) == ("DEBUG", "lane full", "1s")
 
 
-def test_a_dead_callback_is_published_with_its_reason(report: Report) -> None:
+def test_a_dead_lettered_callback_is_published_with_its_reason(report: Report) -> None:
     fact, line = report(DEAD)
     assert fact == CallbackDead(
         fact_id="id-1/0.000/2",
@@ -179,7 +179,7 @@ def test_a_dead_callback_is_published_with_its_reason(report: Report) -> None:
         (ContractViolationError("payload"), True),
     ],
 )
-def test_a_failed_dispatch_tells_its_owner_whether_a_later_attempt_can_succeed(
+def test_a_failed_dispatch_reports_to_its_owner_whether_a_later_attempt_can_succeed(
     report: Report, error: Exception, *, final: bool
 ) -> None:
     owned = message(owner="scheduler")
@@ -192,11 +192,13 @@ def test_a_failed_dispatch_tells_its_owner_whether_a_later_attempt_can_succeed(
     assert (done.owner, done.dispatch) == ("scheduler", 3)
 
 
-def test_an_unreadable_message_is_dead_and_not_counted_as_an_attempt(report: Report) -> None:
+def test_an_unreadable_message_is_dead_lettered_and_not_counted_as_an_attempt(
+    report: Report,
+) -> None:
     before = counted()
-    unread: Message = Message("id-9", Properties(), CANARY.encode())
+    unreadable: Message = Message("id-9", Properties(), CANARY.encode())
     reason = "payload: Field required"
-    fact, line = report(Dead(reason, ContractViolationError(reason)), unread, readable=False)
+    fact, line = report(Dead(reason, ContractViolationError(reason)), unreadable, readable=False)
     assert isinstance(fact, CallbackDead)
     assert (fact.callback_id, fact.target, fact.client_id) == ("id-9", None, None)
     assert counted() == before

@@ -1,4 +1,4 @@
-"""H2: the body that is sent is the body that is signed. The oracle is `standardwebhooks`."""
+"""H2: the body that is sent is the body that is signed. The reference is `standardwebhooks`."""
 
 import json
 from base64 import b64encode
@@ -98,8 +98,8 @@ def test_h2_numbers_in_any_notation_are_parsed_as_by_python(number: str) -> None
 @settings(max_examples=30)
 @given(st.lists(st.tuples(keys, scalars), max_size=6))
 def test_h2_the_last_value_of_a_repeated_key_is_used(items: list[tuple[str, object]]) -> None:
-    inside = ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in items)
-    assert_encoded_as_by_python(f"{{{inside}}}")
+    members = ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in items)
+    assert_encoded_as_by_python(f"{{{members}}}")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_h2_the_sent_body_is_the_signed_body(payload: object, secret: str, times
     headers = domain.signed_headers("id-1", body, key, timestamp=timestamp)
     assert headers["X-Signature"] == HMAC(secret.encode(), body, sha256).hexdigest()
     raw: str | bytes = secret if secret.startswith("whsec_") else secret.encode()
-    oracle = Webhook(raw).sign("id-1", datetime.fromtimestamp(timestamp, UTC), body.decode())
-    assert headers["webhook-signature"] == oracle
+    reference = Webhook(raw).sign("id-1", datetime.fromtimestamp(timestamp, UTC), body.decode())
+    assert headers["webhook-signature"] == reference
     assert headers["webhook-id"] == "id-1"
     assert headers["webhook-timestamp"] == str(timestamp)
     assert headers["Content-Type"] == "application/json"
@@ -187,18 +187,20 @@ def test_h2_rfc_4231_test_case_2() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(secrets | standard_secrets, min_size=1, max_size=8))
-def test_h2_each_of_several_secrets_signs_in_order(several: list[str]) -> None:
-    command = SendCallback(target_url="https://example.com/", hmac_secret=several, payload=[1])
+def test_h2_each_of_several_secrets_signs_in_order(given_secrets: list[str]) -> None:
+    command = SendCallback(
+        target_url="https://example.com/", hmac_secret=given_secrets, payload=[1]
+    )
     body = domain.encode_json(command.payload)
     keys = [domain.signing_key(secret) for secret in command.secrets]
     headers = domain.signed_headers("id-1", body, keys, timestamp=1)
     assert headers.getall("X-Signature") == [
-        HMAC(secret.encode(), body, sha256).hexdigest() for secret in several
+        HMAC(secret.encode(), body, sha256).hexdigest() for secret in given_secrets
     ]
     signatures = headers["webhook-signature"].split(" ")
     assert len(headers.getall("webhook-signature")) == 1
     at = datetime.fromtimestamp(1, UTC)
-    for secret, signature in zip(several, signatures, strict=True):
+    for secret, signature in zip(given_secrets, signatures, strict=True):
         raw: str | bytes = secret if secret.startswith("whsec_") else secret.encode()
         assert signature == Webhook(raw).sign("id-1", at, body.decode())
 

@@ -24,10 +24,10 @@ def ticket(*arguments: str) -> Result:
 
 def test_keys_are_created_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
     assert development_ticket_key(tmp_path) is None
-    made = development_keys(SecuritySettings(), tmp_path)
-    assert development_keys(SecuritySettings(), tmp_path) == made
-    assert development_ticket_key(tmp_path) == made["RINGBACK_TICKET_KEY"]
-    assert SecretCipher.of(made["RINGBACK_SECRETS_KEY"])
+    created = development_keys(SecuritySettings(), tmp_path)
+    assert development_keys(SecuritySettings(), tmp_path) == created
+    assert development_ticket_key(tmp_path) == created["RINGBACK_TICKET_KEY"]
+    assert SecretCipher.of(created["RINGBACK_SECRETS_KEY"])
     files = list((tmp_path / "keys").iterdir())
     assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
 
@@ -62,7 +62,7 @@ def test_without_a_configured_key_the_key_of_ringback_up_signs(
     assert missing.exit_code == 1
     assert "RINGBACK_TICKET_KEY is not set" in missing.output
 
-    made = development_keys(SecuritySettings(), tmp_path)
+    created = development_keys(SecuritySettings(), tmp_path)
     result = ticket("shop")
-    assert TicketVerifier(made["RINGBACK_TICKET_KEY"]).verify(result.stdout.strip()) == "shop"
+    assert TicketVerifier(created["RINGBACK_TICKET_KEY"]).verify(result.stdout.strip()) == "shop"
     assert "the key of `ringback up`" in result.stderr

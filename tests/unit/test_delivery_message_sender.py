@@ -56,9 +56,9 @@ def email(**fields: Any) -> SendEmail:
     return SendEmail.model_validate(body | {"user_id": "u-1"} | fields)
 
 
-def message(ident: str = "id-1") -> Message:
+def message(message_id: str = "id-1") -> Message:
     headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-    return Message(ident, Properties(headers=headers), b"", 2, first_at=NOW)
+    return Message(message_id, Properties(headers=headers), b"", 2, first_at=NOW)
 
 
 def expiry(seconds: float) -> datetime:
@@ -70,20 +70,20 @@ class Provider:
 
     def __init__(self, *, concurrency: int = 10, **lanes: Any) -> None:
         self.clock = Clock()
-        self.it = LanesUnderTest(max_in_flight=concurrency, **lanes)
+        self.lanes_setup = LanesUnderTest(max_in_flight=concurrency, **lanes)
         self.accepted: list[str] = []
         self.respond: Callable[[], Awaitable[None]] = self.accept
         self.sender: MessageSender[SendEmail] = MessageSender(
             ChannelSender("smtp://x:25", concurrency, self._send),
-            self.it.lanes,
+            self.lanes_setup.lanes,
             self.clock,
             max_remembered=3,
         )
 
-    async def _send(self, ident: str, _: SendEmail, check: Callable[[], None]) -> None:
+    async def _send(self, message_id: str, _: SendEmail, check: Callable[[], None]) -> None:
         await self.respond()
         check()
-        self.accepted.append(ident)
+        self.accepted.append(message_id)
 
     async def accept(self) -> None:
         """Respond at once."""
@@ -96,9 +96,9 @@ class Provider:
 
         self.respond = respond
 
-    async def handle(self, ident: str = "id-1", **fields: Any) -> Sent:
+    async def handle(self, message_id: str = "id-1", **fields: Any) -> Sent:
         """Let the sender handle a message."""
-        return await self.sender.handle(message(ident), email(**fields))
+        return await self.sender.handle(message(message_id), email(**fields))
 
 
 async def test_e6_a_message_that_was_sent_is_not_sent_again() -> None:
@@ -116,8 +116,8 @@ async def test_e6_a_message_that_was_sent_is_not_sent_again() -> None:
 
 async def test_e6_the_number_of_remembered_ids_is_limited() -> None:
     provider = Provider()
-    for ident in ("a", "b", "c", "d", "b", "a"):
-        await provider.handle(ident)
+    for message_id in ("a", "b", "c", "d", "b", "a"):
+        await provider.handle(message_id)
     assert provider.accepted == ["a", "b", "c", "d", "a"]
 
 
@@ -157,7 +157,7 @@ async def test_m7_only_provider_errors_open_the_breaker(error: Exception, *, ope
     for number in range(3):
         with pytest.raises(type(error)):
             await provider.handle(f"id-{number}")
-    assert [change[1] for change in provider.it.changes] == [Breaker.OPEN] * opens
+    assert [change[1] for change in provider.lanes_setup.changes] == [Breaker.OPEN] * opens
 
 
 async def test_e6_an_expired_message_is_not_sent() -> None:
@@ -207,12 +207,12 @@ async def test_m7_messages_wait_for_an_open_breaker_before_they_go_to_a_tier(
         await provider.handle("probe")
     attempts = 0
 
-    async def slept(seconds: float) -> None:
+    async def record_sleep(seconds: float) -> None:
         nonlocal attempts
         attempts += 1
         provider.clock.at += seconds
 
-    monkeypatch.setattr(asyncio, "sleep", slept)
+    monkeypatch.setattr(asyncio, "sleep", record_sleep)
     with pytest.raises(DeferredError, match="breaker open"):
         await provider.handle()
     assert attempts == handlers.LANE_TIMEOUT
@@ -300,8 +300,8 @@ def test_e6_each_outcome_is_one_log_line_one_count_and_one_fact(
 
 
 def test_an_unreadable_message_is_reported_as_failed() -> None:
-    unread: Message = Message("id-9", Properties(), CANARY.encode())
+    unreadable: Message = Message("id-9", Properties(), CANARY.encode())
     outcome: Outcome[Sent] = Dead("phone: Field required", ContractViolationError("phone"))
-    fact = Reporter("sms", Clock()).report(unread, None, outcome)
+    fact = Reporter("sms", Clock()).report(unreadable, None, outcome)
     assert isinstance(fact, MessageFailed)
     assert (fact.message_id, fact.posting_id, fact.channel) == ("id-9", None, "sms")

@@ -80,9 +80,9 @@ def test_allowed_networks_permit_exactly_their_addresses_also_inside_ipv6() -> N
 @given(st.ip_addresses(v=4))
 @example(IPv4Address("168.63.129.16"))
 def test_law_an_ipv4_address_inside_ipv6_is_treated_as_that_address(ip: IPv4Address) -> None:
-    verdict = Guard().permits(str(ip))
-    assert Guard().permits(f"::ffff:{ip}") == verdict
-    assert Guard().permits(f"64:ff9b::{ip}") == verdict
+    permitted = Guard().permits(str(ip))
+    assert Guard().permits(f"::ffff:{ip}") == permitted
+    assert Guard().permits(f"64:ff9b::{ip}") == permitted
     # Tunnels and deprecated forms are always denied.
     assert not Guard().permits(f"::{ip}")
     assert not Guard().permits(f"::ffff:0:{ip}")

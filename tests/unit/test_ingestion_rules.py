@@ -175,7 +175,7 @@ def test_e2_a_slow_expression_times_out() -> None:
     expression = "{{ details.a|select('in', details.b)|list|length }}"
     with pytest.raises(RuleError, match=f"takes longer than {EVALUATION_TIMEOUT:g} s"):
         value(expression, {"a": numbers, "b": [-1] * 20_000})
-    assert value("{{ details.n }}", {"n": 1}) == 1  # the time limit is off again
+    assert value("{{ details.n }}", {"n": 1}) == 1  # the time limit has ended
 
 
 def test_e2_a_too_long_text_is_rejected() -> None:
@@ -211,17 +211,17 @@ def test_e3_an_expired_event_is_stale() -> None:
 
 def test_e3_an_event_older_than_max_age_is_stale_for_that_rule() -> None:
     user_event = "[[{0}.user_event]]\nuser_id = 'u'\ntype = '{0}'\nevent = {{}}\n"
-    young = RULE + "max_age = '60 sec'\n" + user_event.format("r")
+    recent_only = RULE + "max_age = '60 sec'\n" + user_event.format("r")
     any_age = RULE.replace("[r]", "[any]") + user_event.format("any")
 
     def kinds(text: str, at: float | None) -> list[str]:
         decision = decided(text, received(at=at))
         return [json.loads(command.body)["type"] for command in decision.commands]
 
-    assert kinds(young + any_age, NOW - 60) == ["r", "any"]
-    assert kinds(young + any_age, NOW - 60.1) == ["any"]
-    assert kinds(young, None) == ["r"]  # the time of the event is unknown
-    assert decided(young, received(at=NOW - 61)) == Decision(EventOutcome.STALE)
+    assert kinds(recent_only + any_age, NOW - 60) == ["r", "any"]
+    assert kinds(recent_only + any_age, NOW - 60.1) == ["any"]
+    assert kinds(recent_only, None) == ["r"]  # the time of the event is unknown
+    assert decided(recent_only, received(at=NOW - 61)) == Decision(EventOutcome.STALE)
 
 
 def test_e3_ids_of_keys_and_commands_are_stable_and_unique() -> None:

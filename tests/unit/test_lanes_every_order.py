@@ -39,7 +39,7 @@ class EveryOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.it = LanesUnderTest(
+        self.under_test = LanesUnderTest(
             max_in_flight=self.MAX_IN_FLIGHT,
             prefetch=self.PREFETCH,
             max_failures=self.MAX_FAILURES,
@@ -54,17 +54,17 @@ class EveryOrder(RuleBasedStateMachine):
         self.loop.run_until_complete(run_ready_tasks())
 
     def enter(self, url: str) -> "asyncio.Task[bool]":
-        task = self.loop.create_task(self.it.lanes.enter(self.it.lanes.lane(url)))
+        task = self.loop.create_task(self.under_test.lanes.enter(self.under_test.lanes.lane(url)))
         self.run_ready()
         return task
 
-    @rule(url=urls, many=st.sampled_from([1, 3, 10]))
-    def some_enter(self, url: str, many: int) -> None:
-        for _ in range(many):
+    @rule(url=urls, count=st.sampled_from([1, 3, 10]))
+    def several_enter(self, url: str, count: int) -> None:
+        for _ in range(count):
             self.one_enters(url)
 
     def one_enters(self, url: str) -> None:
-        model, now = self.model(url), self.it.time.now
+        model, now = self.model(url), self.under_test.time.now
         task = self.enter(url)
         if self.drained:
             assert isinstance(task.exception(), InfrastructureError)
@@ -82,7 +82,9 @@ class EveryOrder(RuleBasedStateMachine):
         elif isinstance(task.exception(), DeferredError):
             expected = "too many unproven targets"
             if len(model.in_flight) >= model.limit:
-                expected = "lane stalled" if self.it.lanes.lane(url).stalled else "lane full"
+                expected = (
+                    "lane stalled" if self.under_test.lanes.lane(url).stalled else "lane full"
+                )
             assert str(task.exception()) == expected
         else:
             assert task.result() is False
@@ -101,12 +103,14 @@ class EveryOrder(RuleBasedStateMachine):
         self, url: str, nth: int, *, alive: bool | None, duration: float, cancelled: int | None
     ) -> None:
         """Release a place; perhaps a queued message is cancelled at the same time."""
-        model, now = self.model(url), self.it.time.now
+        model, now = self.model(url), self.under_test.time.now
         if not model.in_flight:
             return
         probe = model.in_flight.pop(nth % len(model.in_flight))
-        changes_before = len(self.it.changes)
-        self.it.lanes.leave(self.it.lanes.lane(url), probe=probe, alive=alive, duration=duration)
+        changes_before = len(self.under_test.changes)
+        self.under_test.lanes.leave(
+            self.under_test.lanes.lane(url), probe=probe, alive=alive, duration=duration
+        )
         if cancelled is not None and model.queued:
             model.queued[cancelled % len(model.queued)].cancel()
         self.run_ready()
@@ -127,7 +131,7 @@ class EveryOrder(RuleBasedStateMachine):
                 )
                 model.open_until, expected = now + model.open_time, Breaker.OPEN
         changes = [(url, expected, model.open_time)] if expected else []
-        assert self.it.changes[changes_before:] == changes
+        assert self.under_test.changes[changes_before:] == changes
         self.check_admitted(model)
 
     def check_admitted(self, model: Model) -> None:
@@ -153,11 +157,11 @@ class EveryOrder(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 10.0, 61.0]))
     def time_passes(self, seconds: float) -> None:
-        self.it.time.now += seconds
+        self.under_test.time.now += seconds
 
     @rule()
     def stalled_queues_are_deferred(self) -> None:
-        self.it.lanes.defer_stalled()
+        self.under_test.lanes.defer_stalled()
         self.run_ready()
         for model in self.models.values():
             deferred = [task for task in model.queued if task.done()]
@@ -167,12 +171,12 @@ class EveryOrder(RuleBasedStateMachine):
                 model.queued = []
 
     @precondition(lambda self: not self.drained and len(self.models) > 1)
-    @rule(really=st.sampled_from([False] * 9 + [True]))
-    def the_worker_drains(self, *, really: bool) -> None:
-        if not really:
+    @rule(drains=st.sampled_from([False] * 9 + [True]))
+    def the_worker_drains(self, *, drains: bool) -> None:
+        if not drains:
             return
         self.drained = True
-        self.it.lanes.drain()
+        self.under_test.lanes.drain()
         self.run_ready()
         for model in self.models.values():
             assert all(isinstance(task.exception(), InfrastructureError) for task in model.queued)
@@ -181,7 +185,7 @@ class EveryOrder(RuleBasedStateMachine):
     @invariant()
     def places_match_the_model(self) -> None:
         for url, model in self.models.items():
-            lane = self.it.lanes.lane(url)
+            lane = self.under_test.lanes.lane(url)
             assert lane.in_flight == len(model.in_flight) <= self.MAX_IN_FLIGHT
             assert lane.limit == model.limit
             assert sum(model.in_flight) <= 1  # probes
@@ -204,8 +208,8 @@ class EveryOrder(RuleBasedStateMachine):
                 task.cancel()
             self.run_ready()
             for probe in model.in_flight:
-                self.it.lanes.leave(self.it.lanes.lane(url), probe=probe)
-            assert self.it.lanes.lane(url).idle
+                self.under_test.lanes.leave(self.under_test.lanes.lane(url), probe=probe)
+            assert self.under_test.lanes.lane(url).idle
         if not self.drained:
             fresh = [
                 self.enter(f"https://{n}.example:443") for n in range(self.PREFETCH * 3 // 4 + 1)

@@ -1,4 +1,4 @@
-"""H5: each log line is one JSON object for Loki, whatever is in it; or text for people."""
+"""H5: each log line is one JSON object, whatever its values, or readable text."""
 
 import json
 import logging
@@ -17,8 +17,8 @@ logger = logging.getLogger("ringback.test")
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Give pytest its handlers back, and logging its switches."""
+def _restored_logging() -> Iterator[None]:
+    """Restore the handlers of pytest and the switches of logging."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     switches = ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
@@ -35,7 +35,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 class Lines:
-    """What was logged since the last look."""
+    """The lines logged since the last call."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -52,7 +52,7 @@ class Lines:
 def configured(
     capsys: pytest.CaptureFixture[str], level: str = "INFO", form: str = "json"
 ) -> Lines:
-    """Log as a service does. In the test itself: pytest closes the stream that a fixture sees."""
+    """Log as a service does. Call it in the test: pytest closes the stream of a fixture."""
     logs.configure("callback", level=level, form=form)
     return Lines(capsys)
 
@@ -65,10 +65,10 @@ def test_h5_a_line_has_time_level_message_service_and_context(
     before = datetime.now(UTC)
     logger.warning("tried %d times", 3, extra={"callback_id": "id-1", "attempt": 3, "none": None})
     [line] = lines.parsed()
-    stamp = line.pop("timestamp")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stamp)
-    told = datetime.fromisoformat(stamp)
-    assert abs((told - before).total_seconds()) < 5
+    timestamp = line.pop("timestamp")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", timestamp)
+    logged_at = datetime.fromisoformat(timestamp)
+    assert abs((logged_at - before).total_seconds()) < 5
     assert line == {
         "level": "WARNING",
         "message": "tried 3 times",
@@ -88,9 +88,9 @@ def test_h5_the_timestamp_is_rfc_3339_in_utc(
     record.created, record.msecs = created, (created % 1) * 1000
     logger.handle(record)
     [line] = lines.parsed()
-    told = datetime.fromisoformat(line["timestamp"])
-    assert told.tzinfo == UTC
-    assert 0 <= created - told.timestamp() < 0.002
+    logged_at = datetime.fromisoformat(line["timestamp"])
+    assert logged_at.tzinfo == UTC
+    assert 0 <= created - logged_at.timestamp() < 0.002
 
 
 # H5
@@ -137,7 +137,7 @@ def test_h5_every_log_line_is_one_json_object(
     assert text.count("\n") == 1
 
     def no_constant(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     line = json.loads(text, parse_constant=no_constant)
     assert list(line)[:4] == ["timestamp", "level", "message", "service"]
@@ -152,7 +152,9 @@ def test_h5_h7_lower_levels_are_not_logged(capsys: pytest.CaptureFixture[str]) -
     assert [line["level"] for line in lines.parsed()] == ["WARNING", "CRITICAL"]
 
 
-def test_libraries_do_not_log_what_our_log_reports(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_libraries_that_repeat_ours_are_not_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     lines = configured(capsys)
     logging.getLogger("aiormq.connection").error("lost")
     logging.getLogger("aiohttp.access").info("GET /metrics")

@@ -1,4 +1,4 @@
-"""Recipients (E4), pages of user lists, message ids, and states: pure."""
+"""Recipients (E4), pages of user lists, message ids, and states."""
 
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -72,38 +72,38 @@ JSON = st.recursive(
 def test_e4_only_users_who_enabled_the_channel_and_the_kind_have_an_address(
     fields: dict[str, Any], by_email: str | None, by_sms: str | None
 ) -> None:
-    someone = user(1, **fields)
+    listed_user = user(1, **fields)
 
-    assert address(someone, CHANNELS["email"], KIND) == (
-        Skip(by_email) if by_email else someone["email"]
+    assert address(listed_user, CHANNELS["email"], KIND) == (
+        Skip(by_email) if by_email else listed_user["email"]
     )
-    found = address(someone, CHANNELS["sms"], KIND)
+    found = address(listed_user, CHANNELS["sms"], KIND)
     assert found == Skip(by_sms) if by_sms else str(found).startswith("7900")
 
 
 def test_e4_a_channel_is_off_by_default() -> None:
-    someone = user(1)
-    del someone["email_notifications"]
-    assert address(someone, CHANNELS["email"], KIND) == Skip("email not enabled")
+    listed_user = user(1)
+    del listed_user["email_notifications"]
+    assert address(listed_user, CHANNELS["email"], KIND) == Skip("email not enabled")
 
 
 def test_e4_a_user_is_active_by_default() -> None:
-    someone = user(1)
-    del someone["is_active"]
-    assert address(someone, CHANNELS["email"], KIND) == someone["email"]
+    listed_user = user(1)
+    del listed_user["is_active"]
+    assert address(listed_user, CHANNELS["email"], KIND) == listed_user["email"]
 
 
 @given(st.dictionaries(st.sampled_from(sorted(user(1))), JSON), st.sampled_from(["email", "sms"]))
 def test_e4_a_user_with_any_fields_is_skipped_or_has_opted_in_with_a_valid_address(
     fields: dict[str, Any], channel: str
 ) -> None:
-    someone = user(1) | fields
+    listed_user = user(1) | fields
 
-    found = address(someone, CHANNELS[channel], KIND)
+    found = address(listed_user, CHANNELS[channel], KIND)
 
     if isinstance(found, str):
         ADDRESS[channel].validate_python(found)
-        assert someone.get("is_active", True) is someone[f"{channel}_notifications"] is True
+        assert listed_user.get("is_active", True) is listed_user[f"{channel}_notifications"] is True
     else:
         assert storable(found.reason) == found.reason
 
@@ -209,7 +209,7 @@ def test_a_redriven_dead_letter_becomes_sent_and_a_sent_message_never_changes() 
         ("expired", 1, 1, "expired"),
     ],
 )
-def test_the_state_of_a_posting(
+def test_the_state_of_a_posting_follows_from_its_end_its_pages_and_its_open_messages(
     ended: str | None, pages: int, unsettled: int, expected: str
 ) -> None:
     assert posting_state(ended, started=pages > 0, unsettled=unsettled) == expected

@@ -1,4 +1,4 @@
-"""Migrations: their order, and what is to be done by what was done."""
+"""Migrations: their order, and which of them are missing."""
 
 import pytest
 

@@ -1,13 +1,13 @@
-"""Named queries, as a service's sql/queries.sql holds them."""
+"""Named queries, in the format of a service's sql/queries.sql."""
 
 import pytest
 
 from shared.postgres.queries import parse
 
-TEXT = """-- What the shop asks.
+TEXT = """-- The queries of the shop.
 
 -- name: claim
--- Those that are due.
+-- Orders that are due.
 UPDATE shop.orders SET taken = true -- name: none
 WHERE due <= now();
 
@@ -20,7 +20,7 @@ def test_queries_have_names() -> None:
     found = parse(TEXT, source="shop")
     assert set(found) == {"claim", "count_2"}
     assert found["count_2"] == "SELECT count(*) FROM shop.orders"
-    assert found["claim"].startswith("-- Those that are due.\nUPDATE shop.orders")
+    assert found["claim"].startswith("-- Orders that are due.\nUPDATE shop.orders")
     assert found["claim"].endswith("WHERE due <= now();")
 
 

@@ -1,4 +1,4 @@
-"""The lifecycle of a process: readiness by part, draining within the grace, exit codes. Row 32."""
+"""The lifecycle of a process: readiness, draining in the grace period, exit codes. Row 32."""
 
 import asyncio
 import gc
@@ -26,16 +26,16 @@ class FaultsError(RingbackError):
     faults = ("queue a differs", "queue b differs")
 
 
-def process(grace: float = 5.0) -> Process:
+def new_process(grace: float = 5.0) -> Process:
     return Process("callback", Settings(shutdown_timeout=grace), Health())
 
 
-async def for_ever() -> None:
+async def run_forever() -> None:
     await asyncio.Event().wait()
 
 
 @pytest.fixture
-def _as_before() -> Iterator[None]:
+def _restored_process() -> Iterator[None]:
     """Restore what `serve` changes in its process: logging, signals, garbage collection."""
     root, threshold = logging.getLogger(), gc.get_threshold()
     handlers, level = root.handlers[:], root.level
@@ -90,37 +90,37 @@ def test_a_draining_process_is_never_ready_again() -> None:
 
 # Row 32
 async def test_row_32_stopping_drains_and_then_cancels_the_tasks() -> None:
-    it = process(grace=5.0)
+    process = new_process(grace=5.0)
     seen: list[object] = []
 
     async def worker() -> None:
         try:
-            await for_ever()
+            await run_forever()
         finally:
             seen.append("worker ended")
 
     async def drain(seconds: float) -> None:
-        seen.extend([it.health.ready, seconds])
+        seen.extend([process.health.ready, seconds])
 
-    it.run(worker())
-    it.on_drain(drain)
+    process.run(worker())
+    process.on_drain(drain)
     await asyncio.sleep(0)
-    assert not it.stopping.is_set()
-    assert await it.stop() == 0
+    assert not process.stopping.is_set()
+    assert await process.stop() == 0
     assert seen == [False, 5.0 - CLOSE_RESERVE, "worker ended"]
 
 
 # Row 32
 async def test_row_32_a_hanging_drain_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
-    it = process(grace=0.01)
+    process = new_process(grace=0.01)
 
     async def hang(_: float) -> None:
-        await for_ever()
+        await run_forever()
 
-    it.run(for_ever())
-    it.on_drain(hang)
+    process.run(run_forever())
+    process.on_drain(hang)
     async with asyncio.timeout(5):
-        assert await it.stop() == 0
+        assert await process.stop() == 0
     assert "not drained within 0.01 s" in caplog.text
 
 
@@ -137,7 +137,7 @@ async def test_row_32_a_hanging_drain_is_cancelled(caplog: pytest.LogCaptureFixt
 async def test_a_part_that_ends_by_itself_stops_the_process_and_is_logged(
     caplog: pytest.LogCaptureFixture, error: Exception | None, lines: list[str]
 ) -> None:
-    it, drained = process(), []
+    process, drained = new_process(), []
 
     async def part() -> None:
         if error is not None:
@@ -146,57 +146,57 @@ async def test_a_part_that_ends_by_itself_stops_the_process_and_is_logged(
     async def drain(seconds: float) -> None:
         drained.append(seconds)
 
-    it.run(for_ever())
-    it.run(part())
-    it.on_drain(drain)
+    process.run(run_forever())
+    process.run(part())
+    process.on_drain(drain)
     async with asyncio.timeout(5):
-        await it.stopping.wait()
-    assert await it.stop() == 1
+        await process.stopping.wait()
+    assert await process.stop() == 1
     assert [record.getMessage() for record in caplog.records] == lines
     assert ("KeyError: 'bug'" in caplog.text) == isinstance(error, KeyError)
     assert drained == []  # messages in flight return to their queue
 
 
 # Row 32, H6
-@pytest.mark.usefixtures("_as_before")
+@pytest.mark.usefixtures("_restored_process")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_row_32_a_signal_drains_a_service_and_it_exits_with_0(
     capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     seen = []
 
-    async def start(it: Process) -> None:
+    async def start(process: Process) -> None:
         async def drain(_: float) -> None:
             seen.append("drained")
 
-        async def told() -> None:
+        async def send_signal() -> None:
             os.kill(os.getpid(), number)
-            await for_ever()
+            await run_forever()
 
-        it.stack.callback(seen.append, "closed")
-        it.on_drain(drain)
-        it.run(told())
+        process.stack.callback(seen.append, "closed")
+        process.on_drain(drain)
+        process.run(send_signal())
 
     assert serve("callback", start, Settings(), QUIET) == 0
     assert seen == ["drained", "closed"]
     assert f'"message":"stopping on {number.name}"' in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("_as_before")
+@pytest.mark.usefixtures("_restored_process")
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "output"),
     [(OSError("address already in use"), "cannot start: address already in use"), (None, "ended")],
 )
 def test_a_service_that_fails_exits_with_1(
-    capsys: pytest.CaptureFixture[str], failure: OSError | None, told: str
+    capsys: pytest.CaptureFixture[str], failure: OSError | None, output: str
 ) -> None:
-    async def start(it: Process) -> None:
+    async def start(process: Process) -> None:
         if failure is not None:
             raise failure
-        it.run(asyncio.sleep(0))
+        process.run(asyncio.sleep(0))
 
     assert serve("callback", start, Settings(), QUIET) == 1
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
 
 
 SECOND_SIGNAL = """

@@ -12,22 +12,22 @@ from services.mailings.rendering.loader import InvalidTemplateError
 from services.mailings.rendering.markdown import Document, parse_markdown
 from tests.fakes.rendering import ParsedHtml, bind, rendered
 
-EVIL = "Salt & Pepper <Director's Cut> **x** [a](javascript:alert(1)) <script>"
+HOSTILE = "Salt & Pepper <Director's Cut> **x** [a](javascript:alert(1)) <script>"
 EXPRESSIONS = ["user.x", "x", "x|trim", "user.x ~ ''"]
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_e5_values_are_never_parsed_as_markdown_or_html(expression: str) -> None:
     message = rendered(
-        f"# {{{{ {expression} }}}}\n\n- *{{{{ {expression} }}}}*", {"x": EVIL}, x=EVIL
+        f"# {{{{ {expression} }}}}\n\n- *{{{{ {expression} }}}}*", {"x": HOSTILE}, x=HOSTILE
     )
 
     assert message.html is not None
     shown = ParsedHtml(message.html)
-    assert shown.words.count(EVIL) == 2
+    assert shown.text.count(HOSTILE) == 2
     assert {"script", "strong"} & {tag for tag, _ in shown.elements} == set()
     assert shown.links == []
-    assert message.text == f"{EVIL}\n\n- {EVIL}\n"
+    assert message.text == f"{HOSTILE}\n\n- {HOSTILE}\n"
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -209,10 +209,10 @@ def test_e5_an_error_for_one_recipient_does_not_affect_the_others(
     with pytest.raises(RenderingError) as caught:
         bound.render(user, unsubscribe_url=None)
     assert reason in str(caught.value)
-    good = {"name": {"first": "A"}, "age": 0, "vip": True, "zero": 1, "long": "x"}
+    valid = {"name": {"first": "A"}, "age": 0, "vip": True, "zero": 1, "long": "x"}
     if "{{ user.name }}" in body:
-        good["name"] = "A"
-    assert bound.render(good, unsubscribe_url=None).html
+        valid["name"] = "A"
+    assert bound.render(valid, unsubscribe_url=None).html
 
 
 @pytest.mark.parametrize(

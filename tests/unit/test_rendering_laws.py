@@ -29,15 +29,15 @@ PLACES = """# {v}
 ```
 &{v}; [{v}]: {v}
 """
-THRICE = "{{ user.x }}", "{{ x }}", "{{ user.x ~ each }}"
-EVERYWHERE = (
-    PLACES.replace("{v}", THRICE[0])
-    + PLACES.replace("{v}", THRICE[1])
+EXPRESSIONS = "{{ user.x }}", "{{ x }}", "{{ user.x ~ each }}"
+TEMPLATE = (
+    PLACES.replace("{v}", EXPRESSIONS[0])
+    + PLACES.replace("{v}", EXPRESSIONS[1])
     + "{% for each in [''] %}\n"
-    + PLACES.replace("{v}", THRICE[2])
+    + PLACES.replace("{v}", EXPRESSIONS[2])
     + "{% endfor %}"
 )
-NASTY = st.lists(
+HOSTILE_TEXT = st.lists(
     st.sampled_from(("<script>", "</p>", "-->", "&amp;", "&#x3c;", "**", "_", "`", "[a](b)", "!["))
     | st.sampled_from(("{{", "x", "}}", "{%", "%", "%22", "m0v0e"))
     | st.sampled_from(("javascript:", "https://", "mailto:", '"', "'", " onerror=", "\\", "\n\n# "))
@@ -47,11 +47,11 @@ NASTY = st.lists(
 ).map("".join)
 
 
-@given(value=NASTY)
+@given(value=HOSTILE_TEXT)
 def test_e5_a_value_never_changes_the_structure_of_a_message(value: str) -> None:
     harmless = "VALUE"
-    one = bind(EVERYWHERE, x=harmless).render({"x": harmless}, unsubscribe_url=None)
-    two = bind(EVERYWHERE, x=value).render({"x": value}, unsubscribe_url=None)
+    one = bind(TEMPLATE, x=harmless).render({"x": harmless}, unsubscribe_url=None)
+    two = bind(TEMPLATE, x=value).render({"x": value}, unsubscribe_url=None)
     expected, shown = ParsedHtml(one.html or ""), ParsedHtml(two.html or "")
     value = clean(value)
 
@@ -65,7 +65,7 @@ def test_e5_a_value_never_changes_the_structure_of_a_message(value: str) -> None
         for line in one.text.split("\n"):
             if "https://a.example/" not in line:
                 assert line.replace(harmless, value) in two.text
-    assert shown.words == expected.words.replace(harmless, value)
+    assert shown.text == expected.text.replace(harmless, value)
 
 
 PIECES = (
@@ -77,7 +77,7 @@ PIECES = (
     "{% for movie in movies %}\n- {{ movie.title }} for {{ user.name }}\n{% endfor %}\n",
     "{% for m in movies %}{% if m.title in user.tags %}{{ m.title }}{% endif %}{% endfor %}",
     "{% for tag in user.tags %}- {{ loop.index }} {{ tag }} {{ user.name }}\n{% endfor %}\n",
-    "{% set who = user.name|default('x') %}{{ who }}{{ who|length }} ",
+    "{% set name = user.name|default('x') %}{{ name }}{{ name|length }} ",
     "{{ movies|length if user.vip else user.tags|length }} ",
     "{% if user.tags|length > 1 or movies|length > 5 %}many{% elif user.vip == 1 %}1{% endif %}",
     "{% for m in movies if m.year > user.vip %}{{ m.year }}{% endfor %}",

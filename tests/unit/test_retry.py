@@ -1,4 +1,4 @@
-"""H3: retry decisions, as laws over all policies, errors and random numbers."""
+"""H3: properties of retry decisions, over all policies, errors and random numbers."""
 
 import random
 from collections import Counter
@@ -32,7 +32,7 @@ SHORTEST, LONGEST = TIERS[0], TIERS[-1]
 
 chances = st.floats(0, 1, exclude_max=True)
 delays = st.floats(0, MAX_DELAY, exclude_min=True)
-# The delays that errors request, absurd ones included.
+# The delays that errors request, even unreasonable ones.
 requested = st.just(0.0) | st.floats(0, 1e12)
 
 
@@ -46,7 +46,7 @@ def after(  # noqa: PLR0913 - the inputs of the decision
     first_at: float = NOW,
     chance: float = 0.0,
 ) -> Retried | GiveUp:
-    error = TransientError("it answered 500", retry_after=retry_after)
+    error = TransientError("the receiver responded with 500", retry_after=retry_after)
     return decide(
         policy or RetryPolicy(),
         tiers,
@@ -85,7 +85,7 @@ def lifetime(
             return attempts, decision.reason
         at += total_wait(decision, at, chance, tiers)
         attempts.append(at)
-    raise AssertionError("it does not end")
+    raise AssertionError("the attempts do not end")
 
 
 # H3
@@ -109,9 +109,9 @@ def test_h3_no_delay_is_shorter_than_the_policy_or_the_receiver_requests(
 ) -> None:
     retry = after(attempt, RetryPolicy(delays=own), retry_after=retry_after)
     assert isinstance(retry, Retried)
-    wanted = max(own[min(attempt, len(own)) - 1], min(retry_after, LONGEST.seconds))
-    assert retry.tier.seconds >= wanted
-    assert all(tier.seconds < wanted for tier in TIERS if tier.seconds < retry.tier.seconds)
+    expected = max(own[min(attempt, len(own)) - 1], min(retry_after, LONGEST.seconds))
+    assert retry.tier.seconds >= expected
+    assert all(tier.seconds < expected for tier in TIERS if tier.seconds < retry.tier.seconds)
 
 
 @given(attempt=st.integers(1, 9), retry_after=requested, chance=chances, seed=st.integers())
@@ -121,35 +121,35 @@ def test_jitter_stretches_a_delay_by_at_most_half_and_one_shortest_tier(
 ) -> None:
     retry = after(attempt, retry_after=retry_after, chance=chance)
     assert isinstance(retry, Retried)
-    stretch = (retry.not_before - NOW) / retry.tier.seconds
-    assert 1 <= stretch <= 1.5
+    factor = (retry.not_before - NOW) / retry.tier.seconds
+    assert 1 <= factor <= 1.5
     waited = total_wait(retry, NOW, random.Random(seed))
     assert retry.tier.seconds <= waited <= 1.5 * retry.tier.seconds + SHORTEST.seconds
 
 
 def test_jitter_covers_the_whole_range() -> None:
-    stretched = [after(3, chance=chance) for chance in (0.0, 0.5, 0.999)]
+    retries = [after(3, chance=chance) for chance in (0.0, 0.5, 0.999)]
     assert [
-        round(retry.not_before - NOW, 2) for retry in stretched if isinstance(retry, Retried)
+        round(retry.not_before - NOW, 2) for retry in retries if isinstance(retry, Retried)
     ] == [15.0, 18.75, 22.49]
 
 
 @pytest.mark.parametrize("attempt", range(1, len(TIERS) + 1))
 def test_a_thousand_simultaneous_failures_are_retried_spread_out(attempt: int) -> None:
     chance = random.Random(attempt)
-    herd = []
+    waits = []
     for _ in range(1000):
         retry = after(attempt, chance=chance.random())
         assert isinstance(retry, Retried)
-        herd.append(total_wait(retry, NOW, chance))
+        waits.append(total_wait(retry, NOW, chance))
     tier = TIERS[attempt - 1].seconds
-    # Jitter of half a tier is even over so many steps of the shortest tier; a fair share of each
-    # moment is at most three times its even part, and a quarter at least leaves the first one.
+    # Jitter spreads the attempts over this many steps of the shortest tier. No step may get more
+    # than three times its even share, and none more than 80 % of the attempts.
     steps = max(tier / 2 / SHORTEST.seconds, 1)
-    most = max(Counter(herd).values())
+    most = max(Counter(waits).values())
     assert most <= max(min(3 * 1000 / steps, 800), 10)
-    assert len(set(herd)) >= min(steps, 300)
-    assert fmean(herd) == pytest.approx(1.25 * tier, rel=0.1)
+    assert len(set(waits)) >= min(steps, 300)
+    assert fmean(waits) == pytest.approx(1.25 * tier, rel=0.1)
 
 
 # H3
@@ -157,22 +157,24 @@ def test_a_thousand_simultaneous_failures_are_retried_spread_out(attempt: int) -
     attempt=st.integers(1, 50),
     retry_after=requested,
     chance=chances,
-    lasts=st.floats(0, 2 * MAX_DELAY),
+    lifetime_left=st.floats(0, 2 * MAX_DELAY),
 )
 @settings(max_examples=25)
 def test_h3_no_attempt_is_planned_at_or_after_the_expiry(
-    attempt: int, retry_after: float, chance: float, lasts: float
+    attempt: int, retry_after: float, chance: float, lifetime_left: float
 ) -> None:
-    policy = RetryPolicy(expires_at=NOW + lasts)
+    policy = RetryPolicy(expires_at=NOW + lifetime_left)
     decision = after(attempt, policy, retry_after=retry_after, chance=chance)
     unlimited = after(attempt, retry_after=retry_after, chance=chance)
     assert isinstance(unlimited, Retried)
     if isinstance(decision, Retried):
         assert decision == unlimited
-        assert decision.not_before < NOW + lasts
+        assert decision.not_before < NOW + lifetime_left
     else:
-        assert unlimited.not_before >= NOW + lasts
-        assert decision.reason == f"expired after {attempt} attempts: it answered 500"
+        assert unlimited.not_before >= NOW + lifetime_left
+        assert (
+            decision.reason == f"expired after {attempt} attempts: the receiver responded with 500"
+        )
 
 
 # H3
@@ -188,7 +190,7 @@ def test_h3_attempts_continue_exactly_until_give_up_after(seed: int, give_up_aft
     following = LONGEST if len(attempts) > len(TIERS) else TIERS[len(attempts) - 1]
     assert attempts[-1] + 1.5 * following.seconds > NOW + give_up_after
     assert reason.startswith(f"gave up after {len(attempts)} attempts in ")
-    assert reason.endswith(": it answered 500")
+    assert reason.endswith(": the receiver responded with 500")
 
 
 # H3
@@ -211,10 +213,10 @@ def test_h3_a_callback_is_retried_exactly_as_often_as_it_requests(
     attempts, reason = lifetime(policy, chance=random.Random(seed))
     retries = count if count is not None else len(own or ())
     assert len(attempts) == 1 + retries
-    assert reason == f"gave up after {1 + retries} attempts: it answered 500"
-    wanted = own or [tier.seconds for tier in TIERS]
-    for nth, (before, this) in enumerate(pairwise(attempts)):
-        assert this - before >= wanted[min(nth, len(wanted) - 1)]
+    assert reason == f"gave up after {1 + retries} attempts: the receiver responded with 500"
+    expected = own or [tier.seconds for tier in TIERS]
+    for nth, (before, later) in enumerate(pairwise(attempts)):
+        assert later - before >= expected[min(nth, len(expected) - 1)]
 
 
 def test_h3_a_callback_without_retry_settings_climbs_all_tiers_until_give_up_after() -> None:
@@ -225,8 +227,8 @@ def test_h3_a_callback_without_retry_settings_climbs_all_tiers_until_give_up_aft
 
 @pytest.mark.parametrize("own", [None, Retry(quick_retries_count=3)])
 def test_h3_the_expiry_of_a_callback_is_in_its_policy(own: Retry | None) -> None:
-    soon = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=20)
-    policy = retry_policy(command(expires_at=soon, retry=own), give_up_after=DAY)
+    expires_at = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=20)
+    policy = retry_policy(command(expires_at=expires_at, retry=own), give_up_after=DAY)
     assert policy.expires_at == NOW + 20
     attempts, reason = lifetime(policy, chance=random.Random(1))
     assert [round(at - NOW) for at in attempts[1:]] == sorted(
@@ -276,7 +278,7 @@ def test_hops_never_overshoot_by_a_whole_shortest_tier(remaining: float, seed: i
         left -= hop.seconds
         hops += 1
     assert -SHORTEST.seconds < left < SHORTEST.seconds or hops == 0 >= remaining
-    # Each tier at most as often as it goes into the next longer one, the shortest one once more.
+    # Each tier is used at most as often as it fits into the next one; the shortest once more.
     assert hops <= sum(long.seconds // short.seconds for short, long in pairwise(TIERS)) + 2
 
 

@@ -22,32 +22,32 @@ def mail_settings(**fields: Any) -> MailSettings:
     return MailSettings.model_validate_json(json.dumps(fields))
 
 
-def inbox(**fields: Any) -> Inbox[MailSettings]:
-    it = Inbox(MailSettings())
-    it.configure(mail_settings(**fields))
-    return it
+def new_inbox(**fields: Any) -> Inbox[MailSettings]:
+    inbox = Inbox(MailSettings())
+    inbox.configure(mail_settings(**fields))
+    return inbox
 
 
-def kinds(it: Inbox[MailSettings], *addresses: str) -> list[str | None]:
-    behaviours = [it.next_behaviour((address,)) for address in addresses]
+def kinds(inbox: Inbox[MailSettings], *addresses: str) -> list[str | None]:
+    behaviours = [inbox.next_behaviour((address,)) for address in addresses]
     return [behaviour.kind if behaviour else None for behaviour in behaviours]
 
 
 def test_a_behaviour_matches_its_recipients_in_any_case() -> None:
-    it = inbox(behaviour={"kind": "fail"}, to=["bad@x.org", "*@Gone.org"])
-    assert kinds(it, "a@x.org", "BAD@x.org", "any@gone.ORG") == [None, "fail", "fail"]
+    inbox = new_inbox(behaviour={"kind": "fail"}, to=["bad@x.org", "*@Gone.org"])
+    assert kinds(inbox, "a@x.org", "BAD@x.org", "any@gone.ORG") == [None, "fail", "fail"]
 
 
 def test_times_can_count_all_messages_together() -> None:
-    it = inbox(behaviour={"kind": "hang"}, times=2, to=["*@x.org"])
-    assert kinds(it, "a@x.org", "a@y.org", "b@x.org", "c@x.org") == ["hang", None, "hang", None]
-    assert it.times_left == 0
+    inbox = new_inbox(behaviour={"kind": "hang"}, times=2, to=["*@x.org"])
+    assert kinds(inbox, "a@x.org", "a@y.org", "b@x.org", "c@x.org") == ["hang", None, "hang", None]
+    assert inbox.times_left == 0
 
 
 def test_times_can_count_the_messages_of_each_recipient() -> None:
-    it = inbox(behaviour={"kind": "fail"}, times=1, per="to")
-    assert kinds(it, "a@x.org", "b@x.org", "A@x.org", "b@x.org") == ["fail", "fail", None, None]
-    assert it.times_left is None
+    inbox = new_inbox(behaviour={"kind": "fail"}, times=1, per="to")
+    assert kinds(inbox, "a@x.org", "b@x.org", "A@x.org", "b@x.org") == ["fail", "fail", None, None]
+    assert inbox.times_left is None
 
 
 @pytest.mark.parametrize(
@@ -76,41 +76,46 @@ def test_times_without_a_behaviour_are_rejected(model: type[SmsSettings | ApiSet
 
 
 def test_the_number_of_stored_messages_is_bounded_and_counters_are_not() -> None:
-    it = inbox()
+    inbox = new_inbox()
     for number in range(MAX_MESSAGES + 5):
-        it.record(0.0, to=("a@x.org",), status=250, accepted=True, id=f"<{number}@x>")
-    assert len(list(it.messages())) == MAX_MESSAGES
-    assert it.message(5) is None
-    assert it.count("a@x.org") == it.count(None) == MAX_MESSAGES + 5
+        inbox.record(0.0, to=("a@x.org",), status=250, accepted=True, id=f"<{number}@x>")
+    assert len(list(inbox.messages())) == MAX_MESSAGES
+    assert inbox.message(5) is None
+    assert inbox.count("a@x.org") == inbox.count(None) == MAX_MESSAGES + 5
 
 
 def test_the_bytes_of_stored_messages_are_bounded() -> None:
-    it = inbox()
+    inbox = new_inbox()
     for _ in range(5):
-        it.record(0.0, status=250, accepted=True, content=bytes(MAX_STORED_BYTES // 4))
-    assert [each.number for each in it.messages()] == [5, 4, 3, 2]
+        inbox.record(0.0, status=250, accepted=True, content=bytes(MAX_STORED_BYTES // 4))
+    assert [each.number for each in inbox.messages()] == [5, 4, 3, 2]
 
 
 def test_a_refused_message_is_stored_and_counts_as_an_attempt_only() -> None:
-    it = inbox()
-    it.record(0.0, to=("a@x.org",), id="<1@x>", status=451)
-    it.record(0.0, to=("a@x.org",), id="<1@x>", status=250, accepted=True)
-    assert [(each.attempt, each.accepted) for each in it.messages()] == [(2, True), (1, False)]
-    assert (it.accepted, it.refused, it.count("<1@x>"), it.count("a@x.org")) == (1, 1, 1, 1)
+    inbox = new_inbox()
+    inbox.record(0.0, to=("a@x.org",), id="<1@x>", status=451)
+    inbox.record(0.0, to=("a@x.org",), id="<1@x>", status=250, accepted=True)
+    assert [(each.attempt, each.accepted) for each in inbox.messages()] == [(2, True), (1, False)]
+    assert (inbox.accepted, inbox.refused, inbox.count("<1@x>"), inbox.count("a@x.org")) == (
+        1,
+        1,
+        1,
+        1,
+    )
 
 
 def test_clearing_messages_keeps_the_settings() -> None:
-    it = inbox(behaviour={"kind": "hang"})
-    it.record(0.0, to=("a@x.org",), status=250, accepted=True, content=b"x")
-    it.clear()
-    assert (list(it.messages()), it.count(None), it.count("a@x.org")) == ([], 0, 0)
-    assert kinds(it, "a@x.org") == ["hang"]
+    inbox = new_inbox(behaviour={"kind": "hang"})
+    inbox.record(0.0, to=("a@x.org",), status=250, accepted=True, content=b"x")
+    inbox.clear()
+    assert (list(inbox.messages()), inbox.count(None), inbox.count("a@x.org")) == ([], 0, 0)
+    assert kinds(inbox, "a@x.org") == ["hang"]
 
 
 def inbox_with(content: bytes) -> Inbox[MailSettings]:
-    it = inbox()
-    it.record(0.0, to=("b@x.org",), status=250, accepted=True, content=content)
-    return it
+    inbox = new_inbox()
+    inbox.record(0.0, to=("b@x.org",), status=250, accepted=True, content=content)
+    return inbox
 
 
 def test_a_mail_is_parsed_into_its_parts() -> None:
@@ -145,33 +150,33 @@ def test_a_mail_is_parsed_into_its_parts() -> None:
     ids=range(9),
 )
 async def test_any_mail_can_be_shown(content: bytes) -> None:
-    it = inbox_with(content)
-    [message] = it.messages()
+    inbox = inbox_with(content)
+    [message] = inbox.messages()
     json.dumps(mail_json(message))
     for path in ("/mails", "/mails/1"):
-        assert "200" in str((await page(it, path)).status)
+        assert "200" in str((await page(inbox, path)).status)
 
 
 async def test_the_pages_escape_received_data() -> None:
-    it = inbox(behaviour={"kind": "fail"}, to=[HOSTILE])
+    inbox = new_inbox(behaviour={"kind": "fail"}, to=[HOSTILE])
     content = f"Subject: {HOSTILE}\r\nX-Hostile: {HOSTILE}\r\n\r\n{HOSTILE}".encode()
-    it.record(
+    inbox.record(
         0.0, to=(HOSTILE,), id=HOSTILE, status=None, behaviour=HOSTILE, fault=HOSTILE,
         content=content,
     )  # fmt: skip
     for path, count in (("/mails", 6), ("/mails/1", 8)):
-        html = (await page(it, path)).body.decode()
+        html = (await page(inbox, path)).body.decode()
         main = html[html.index("<main>") : html.index("</main>")]
         assert "<script" not in main
         assert main.count("&lt;script&gt;&#x27;&quot;&amp;") == count
 
 
 async def test_the_html_part_is_sandboxed() -> None:
-    it = inbox_with(b"Content-Type: text/html\r\n\r\n<script>alert(1)</script>")
-    shown = await page(it, "/mails/1")
+    inbox = inbox_with(b"Content-Type: text/html\r\n\r\n<script>alert(1)</script>")
+    shown = await page(inbox, "/mails/1")
     assert b"<iframe sandbox src='/mails/1/html'" in shown.body
     assert b"alert(1)" not in shown.body
-    part = await page(it, "/mails/1/html")
+    part = await page(inbox, "/mails/1/html")
     assert b"alert(1)" in part.body
     policy = part.headers["Content-Security-Policy"].split("; ")
     assert "default-src 'none'" in policy
@@ -186,8 +191,8 @@ class Page:
         self.body = response.body
 
 
-async def page(it: Inbox[MailSettings], path: str) -> Page:
-    pages = InboxPages(it, Inbox(SmsSettings()), URL("smtp://127.0.0.1:25"))
+async def page(inbox: Inbox[MailSettings], path: str) -> Page:
+    pages = InboxPages(inbox, Inbox(SmsSettings()), URL("smtp://127.0.0.1:25"))
     handlers = {2: pages.mails, 3: pages.mail, 4: pages.html_part}
     parts = path.split("/")
     match = {"number": parts[2]} if len(parts) > 2 else {}

@@ -1,4 +1,4 @@
-"""The sandbox checks signatures as an outside receiver does. The oracle is `standardwebhooks`."""
+"""The sandbox checks signatures independently. The reference is `standardwebhooks`."""
 
 import base64
 import hmac

@@ -42,8 +42,8 @@ def settings(**fields: Any) -> MailboxSettings:
 
 
 def page(*deliveries: Delivery, mailbox: Mailbox | None = None, chosen: str | None = None) -> str:
-    boxes = [mailbox] if mailbox else []
-    return render(boxes, list(deliveries), chosen, URL("http://127.0.0.1:8090/")).decode()
+    mailboxes = [mailbox] if mailbox else []
+    return render(mailboxes, list(deliveries), chosen, URL("http://127.0.0.1:8090/")).decode()
 
 
 def kinds(mailbox: Mailbox, ids: list[str | None]) -> list[str | None]:
@@ -113,12 +113,12 @@ def test_the_least_recently_used_mailbox_is_dropped_first() -> None:
 
 
 def test_a_counter_drops_the_least_recently_counted_key() -> None:
-    tally = BoundedCounter()
+    counter = BoundedCounter()
     for number in range(MAX_KEYS):
-        tally.add(str(number))
-    assert tally.add("0") == 2
-    tally.add("one more")
-    assert (tally["0"], tally["1"], tally["2"]) == (2, 0, 1)
+        counter.add(str(number))
+    assert counter.add("0") == 2
+    counter.add("one more")
+    assert (counter["0"], counter["1"], counter["2"]) == (2, 0, 1)
 
 
 def test_the_page_escapes_received_data() -> None:

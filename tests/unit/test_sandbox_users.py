@@ -16,13 +16,13 @@ NOW = datetime(2026, 11, 21, 10, tzinfo=UTC)
 BASE = "http://sandbox:8090"
 
 
-def all_pages(directory: Directory, size: int, **wanted: bool) -> list[dict[str, Any]]:
+def all_pages(directory: Directory, size: int, **filters: bool) -> list[dict[str, Any]]:
     """Read page by page until a page is short, as a client does."""
     users: list[dict[str, Any]] = []
     page: list[dict[str, Any]] = []
     number = 1
     while number == 1 or len(page) == size:
-        page = directory.page(number, size, wanted)
+        page = directory.page(number, size, filters)
         users += page
         number += 1
     return users
@@ -30,19 +30,19 @@ def all_pages(directory: Directory, size: int, **wanted: bool) -> list[dict[str,
 
 @pytest.mark.parametrize("size", [7, 100, 1000])
 @pytest.mark.parametrize(
-    "wanted",
+    "filters",
     [{}, {"is_active": True}, {"is_active": True, "sms_notifications": False}],
     ids=["all", "active", "active without sms"],
 )
-def test_pages_contain_every_matching_user_once(size: int, wanted: dict[str, bool]) -> None:
+def test_pages_contain_every_matching_user_once(size: int, filters: dict[str, bool]) -> None:
     directory = Directory(1234)
     expected = [
         user
         for user in map(directory.user, range(1234))
-        if all(user[name] == value for name, value in wanted.items())
+        if all(user[name] == value for name, value in filters.items())
     ]
     assert 0 < len(expected) <= 1234
-    assert all_pages(directory, size, **wanted) == expected
+    assert all_pages(directory, size, **filters) == expected
 
 
 def test_a_user_is_found_by_their_id_only() -> None:
@@ -62,9 +62,9 @@ def test_users_do_not_depend_on_the_size_of_the_list() -> None:
 def test_an_endless_list_continues_with_new_users() -> None:
     directory = Directory(100)
     assert directory.page(3, 50, {}) == []
-    beyond = directory.page(1000, 50, {"is_active": True}, endless=True)
-    assert len({user["id"] for user in beyond}) == 50
-    assert all(user["is_active"] for user in beyond)
+    page = directory.page(1000, 50, {"is_active": True}, endless=True)
+    assert len({user["id"] for user in page}) == 50
+    assert all(user["is_active"] for user in page)
 
 
 def test_some_users_have_missing_or_invalid_fields() -> None:

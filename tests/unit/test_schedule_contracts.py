@@ -126,15 +126,15 @@ def test_s5_default_retry_params() -> None:
         ({"stop_after_delay": "soon", "quick_retries_count": None}, None),
     ],
 )
-@pytest.mark.parametrize("where", ["retry_params", "context.retry_params"])
+@pytest.mark.parametrize("place", ["retry_params", "context.retry_params"])
 def test_s5_an_error_names_every_wrong_retry_parameter(
-    where: str, params: Any, fields: set[str] | None
+    place: str, params: Any, fields: set[str] | None
 ) -> None:
-    outer, _, inner = where.partition(".")
+    outer, _, inner = place.partition(".")
     given: dict[str, Any] = {outer: {inner: params} if inner else params}
     found = errors(ScheduleCallback, **given)
-    wanted = {"stop_after_delay", "quick_retries_count"} if fields is None else fields
-    assert set(found) == {f"{where}.{name}" for name in wanted}
+    expected = {"stop_after_delay", "quick_retries_count"} if fields is None else fields
+    assert set(found) == {f"{place}.{name}" for name in expected}
 
 
 @pytest.mark.parametrize("params", [7, [], "constant", None])
@@ -239,7 +239,7 @@ def test_row_26_a_context_that_cannot_be_stored_is_rejected(context: str) -> Non
         ScheduleCallback.model_validate_json(f'{{"url": "{URL}", "context": {context}}}')
 
 
-def test_row_26_a_context_that_only_looks_like_it_is_accepted() -> None:
+def test_row_26_a_valid_context_that_resembles_an_invalid_one_is_accepted() -> None:
     assert command(context="\\u0000").context == "\\u0000"
     assert command(context={"a": "{" * 1000}).context == {"a": "{" * 1000}
     assert command(context="\U0001f600").context == "\U0001f600"

@@ -1,4 +1,4 @@
-"""The life of a scheduled callback: laws of its steps, in any order."""
+"""The life of a scheduled callback: properties of its transitions, in any order."""
 
 import json
 from dataclasses import replace
@@ -80,16 +80,16 @@ def test_s5_a_failed_dispatch_plans_a_main_retry() -> None:
 
 
 def test_s5_a_callback_fails_if_the_next_retry_would_come_after_stop_at() -> None:
-    late = in_flight(stop_at=NOW + timedelta(seconds=59))
-    after, transition = domain.dispatch_failed(late, 1, 1, "500", NOW, final=False)
+    ending = in_flight(stop_at=NOW + timedelta(seconds=59))
+    after, transition = domain.dispatch_failed(ending, 1, 1, "500", NOW, final=False)
     assert after.status is Status.FAILED
     assert transition is not None
     assert "500" in str(transition.error)
 
 
 def test_s11_a_callback_without_any_attempt_does_not_expire() -> None:
-    late = in_flight(stop_at=NOW + timedelta(seconds=1))
-    after, _ = domain.dispatch_failed(late, 1, 0, "expired before an attempt", NOW, final=False)
+    ending = in_flight(stop_at=NOW + timedelta(seconds=1))
+    after, _ = domain.dispatch_failed(ending, 1, 0, "expired before an attempt", NOW, final=False)
     assert (after.status, after.stop_at) == (Status.RETRYING, None)
 
 
@@ -138,24 +138,28 @@ def test_s8_a_rescheduled_callback_starts_without_attempts() -> None:
     exhausted = scheduled(
         status=Status.RETRYING, dispatch=4, earlier_attempts=9, main_retries=3, stop_at=NOW
     )
-    moved = domain.reschedule(exhausted, NOW + timedelta(hours=1), NOW)
-    assert (moved.status, moved.attempts, moved.main_retries) == (Status.SCHEDULED, 0, 0)
-    assert (moved.stop_at, moved.first_dispatch) == (None, 5)
-    assert moved.next_at == NOW + timedelta(hours=1)
+    rescheduled = domain.reschedule(exhausted, NOW + timedelta(hours=1), NOW)
+    assert (rescheduled.status, rescheduled.attempts, rescheduled.main_retries) == (
+        Status.SCHEDULED,
+        0,
+        0,
+    )
+    assert (rescheduled.stop_at, rescheduled.first_dispatch) == (None, 5)
+    assert rescheduled.next_at == NOW + timedelta(hours=1)
     assert domain.reschedule(exhausted, NOW - timedelta(hours=1), NOW).next_at == NOW
 
 
 def test_a_misfire_is_skipped_only_on_request_and_after_its_grace() -> None:
-    late = NOW + timedelta(seconds=61)
+    after_grace = NOW + timedelta(seconds=61)
     skipping = in_flight(rules=Rules(grace=60))
-    after, transition = domain.claimed(skipping, late)
+    after, transition = domain.claimed(skipping, after_grace)
     assert after.status is Status.FAILED
     assert transition is not None
     assert transition.misfired
     assert domain.claimed(skipping, NOW + timedelta(seconds=60))[0] is skipping
-    assert domain.claimed(in_flight(), late)[0].in_flight
+    assert domain.claimed(in_flight(), after_grace)[0].in_flight
     repeated = in_flight(rules=Rules(grace=60), dispatch=2)  # dispatched before: not a misfire
-    assert domain.claimed(repeated, late)[0] is repeated
+    assert domain.claimed(repeated, after_grace)[0] is repeated
 
 
 def test_a_callback_past_stop_at_fails_when_it_is_claimed() -> None:

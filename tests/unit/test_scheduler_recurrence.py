@@ -1,4 +1,4 @@
-"""Due times of recurring callbacks: laws for any recurrence, and days with a clock change."""
+"""Due times of recurring callbacks: properties for any recurrence, and days with a clock change."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -25,23 +25,23 @@ RECURRENCES = st.one_of(
 
 @given(RECURRENCES, TIMES, st.timedeltas(timedelta(0), timedelta(days=400)))
 def test_the_next_due_time_is_after_the_last_one_and_after_now(
-    recurrence: Recurrence, last: datetime, late: timedelta
+    recurrence: Recurrence, last: datetime, delay: timedelta
 ) -> None:
-    due = next_due(recurrence, last, 1, last + late)
+    due = next_due(recurrence, last, 1, last + delay)
     assert due is not None
     assert due > last
-    assert due > last + late
+    assert due > last + delay
 
 
 @given(st.floats(1, 1e5), TIMES, st.timedeltas(timedelta(0), timedelta(days=40)))
 def test_an_interval_stays_aligned_and_skips_missed_occurrences(
-    every: float, last: datetime, late: timedelta
+    every: float, last: datetime, delay: timedelta
 ) -> None:
-    due = next_due(Recurrence(every=every), last, 1, last + late)
+    due = next_due(Recurrence(every=every), last, 1, last + delay)
     assert due is not None
     steps = (due - last) / timedelta(seconds=every)
     assert abs(steps - round(steps)) < 1e-3
-    assert due - (last + late) <= timedelta(seconds=every) + timedelta(microseconds=1)
+    assert due - (last + delay) <= timedelta(seconds=every) + timedelta(microseconds=1)
 
 
 @given(st.integers(1, 20), TIMES)
@@ -64,9 +64,11 @@ def test_no_occurrence_is_due_after_until() -> None:
 
 def test_a_cron_expression_begins_at_its_first_match() -> None:
     recurrence = Recurrence(cron="0 9 * * *", timezone="Europe/Berlin")
-    nine = datetime(2026, 7, 1, 9, tzinfo=ZoneInfo("Europe/Berlin"))
-    assert first_due(recurrence, nine) == nine
-    assert first_due(recurrence, nine + timedelta(seconds=1)) == nine + timedelta(days=1)
+    nine_o_clock = datetime(2026, 7, 1, 9, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert first_due(recurrence, nine_o_clock) == nine_o_clock
+    assert first_due(recurrence, nine_o_clock + timedelta(seconds=1)) == nine_o_clock + timedelta(
+        days=1
+    )
 
 
 def local_due_times(cron: str, zone: str, start: datetime, count: int) -> list[datetime]:

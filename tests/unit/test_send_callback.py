@@ -166,7 +166,7 @@ def test_h1_the_content_type_may_name_utf_8(content_type: str, encoding: str | N
 
 
 # Row 15
-def test_row_15_a_message_that_is_too_large_is_rejected_unread() -> None:
+def test_row_15_a_message_that_is_too_large_is_rejected_without_parsing() -> None:
     body = with_fields()
     assert parsed(body, max_bytes=len(body))
     assert rejection(body, max_bytes=len(body) - 1) == (
@@ -212,13 +212,13 @@ json_values = st.recursive(
 @settings(max_examples=25)
 @given(
     fields=st.dictionaries(st.sampled_from(sorted(SendCallback.model_fields)), json_values),
-    cut=st.booleans(),
+    truncated=st.booleans(),
 )
-@example(fields={"hmac_secret": {CANARY: CANARY}}, cut=False)
-@example(fields={"hmac_secret": [CANARY, [CANARY]]}, cut=False)
-def test_row_31_no_error_contains_a_secret(fields: dict[str, Any], *, cut: bool) -> None:
+@example(fields={"hmac_secret": {CANARY: CANARY}}, truncated=False)
+@example(fields={"hmac_secret": [CANARY, [CANARY]]}, truncated=False)
+def test_row_31_no_error_contains_a_secret(fields: dict[str, Any], *, truncated: bool) -> None:
     body = with_fields(**fields)
-    if cut:
+    if truncated:
         body = body[:-2]
     text = ""
     try:

@@ -67,12 +67,12 @@ def test_h7_all_faults_are_reported_at_once_with_their_places(
 ) -> None:
     file.write_text('[callback]\ntimeout = "soon"\nprefetch = 0\ntimeuot = 5\n')
     monkeypatch.setenv("RINGBACK_CALLBACK_LANE_LIMIT", "-1")
-    why = "unable to parse string as a number"
+    reason = "unable to parse string as a number"
     assert sorted(faults(file)) == sorted(
         [
             "RINGBACK_CALLBACK_LANE_LIMIT: Input should be greater than or equal to 1",
             f"{file} [callback] prefetch: Input should be greater than or equal to 1",
-            f"{file} [callback] timeout: Input should be a valid number, " + why,
+            f"{file} [callback] timeout: Input should be a valid number, " + reason,
             f"{file} [callback] timeuot: this setting does not exist",
         ]
     )

@@ -11,7 +11,7 @@ from shared.registry import CHANNELS
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder that contains a folder of templates."""
     folder = tmp_path / "templates"
     (folder / "email").mkdir(parents=True)
@@ -45,40 +45,40 @@ def test_list_shows_the_variables_of_a_posting() -> None:
     assert line in template("list").stdout.splitlines()
 
 
-def test_check_prints_each_error_with_its_line(here: Path) -> None:
+def test_check_prints_each_error_with_its_line(directory: Path) -> None:
     assert template("check").stdout == "7 checked, 0 invalid\n"
 
-    (here / "templates/email/bad.md").write_text("---\nsubject: x\n---\n{{ a|shout }}")
-    found = template("check")
+    (directory / "templates/email/bad.md").write_text("---\nsubject: x\n---\n{{ a|shout }}")
+    result = template("check")
 
-    assert found.exit_code == 1
-    assert found.stderr == "email/bad.md line 4: No filter named 'shout'.\n"
-    assert found.stdout == "8 checked, 1 invalid\n"
+    assert result.exit_code == 1
+    assert result.stderr == "email/bad.md line 4: No filter named 'shout'.\n"
+    assert result.stdout == "8 checked, 1 invalid\n"
     assert template("check", "email/welcome.md").exit_code == 0
     assert json.loads(template("check", "email/bad.md", "--json").stdout)["checked"] == [
         "email/bad.md"
     ]
 
 
-def test_preview_of_a_shipped_template_uses_its_sample(here: Path) -> None:
-    done = template("preview", "email/new_movies.md")
+def test_preview_of_a_shipped_template_uses_its_sample(directory: Path) -> None:
+    result = template("preview", "email/new_movies.md")
 
-    assert done.exit_code == 0
-    assert done.stdout.startswith("Subject: 3 new movies on Ringback\nWritten to ")
-    assert "The Long Queue" in (here / "new_movies.html").read_text()
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Subject: 3 new movies on Ringback\nWritten to ")
+    assert "The Long Queue" in (directory / "new_movies.html").read_text()
     assert template("preview", "sms/phone_confirmation.md").exit_code == 0
-    assert "1234" in (here / "phone_confirmation.txt").read_text()
+    assert "1234" in (directory / "phone_confirmation.txt").read_text()
 
 
-def test_preview_uses_the_given_data(here: Path) -> None:
-    (here / "c.json").write_text('{"n": 2, "items": [{"title": "<A>"}]}')
-    (here / "u.json").write_text('{"name": "Ann"}')
+def test_preview_uses_the_given_data(directory: Path) -> None:
+    (directory / "c.json").write_text('{"n": 2, "items": [{"title": "<A>"}]}')
+    (directory / "u.json").write_text('{"name": "Ann"}')
     given = ("--context", "c.json", "--user", "u.json", "--out", "x.html")
 
-    done = template("preview", "email/offer.md", *given)
+    result = template("preview", "email/offer.md", *given)
 
-    assert done.stdout.startswith("Subject: 2 for Ann\n")
-    assert "<li>&lt;A&gt;</li>" in (here / "x.html").read_text()
+    assert result.stdout.startswith("Subject: 2 for Ann\n")
+    assert "<li>&lt;A&gt;</li>" in (directory / "x.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,12 @@ def test_preview_uses_the_given_data(here: Path) -> None:
         (("email/welcome.md", "--out", "no/x.html"), "Cannot write no/x.html: No such file"),
     ],
 )
-def test_preview_reports_invalid_input(here: Path, arguments: tuple[str, ...], reason: str) -> None:
-    (here / "bad.json").write_text("{")
+def test_preview_reports_invalid_input(
+    directory: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    (directory / "bad.json").write_text("{")
 
-    found = template("preview", *arguments)
+    result = template("preview", *arguments)
 
-    assert found.exit_code == 1
-    assert reason in found.stderr
+    assert result.exit_code == 1
+    assert reason in result.stderr

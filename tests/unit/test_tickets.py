@@ -67,7 +67,7 @@ def signed(claims: dict[str, Any], key: Key | None = None, **header: Any) -> str
 
 
 def by_hand(header: dict[str, Any], body: str, key: bytes = SECRET.encode()) -> str:
-    """Sign with HMAC-SHA256 whatever the header says, where no library would."""
+    """Sign with HMAC-SHA256, even if the header names another algorithm. Libraries refuse this."""
     parts = [
         base64.urlsafe_b64encode(part).rstrip(b"=")
         for part in (json.dumps(header).encode(), body.encode())
@@ -76,9 +76,9 @@ def by_hand(header: dict[str, Any], body: str, key: bytes = SECRET.encode()) -> 
     return b".".join([*parts, base64.urlsafe_b64encode(mac).rstrip(b"=")]).decode()
 
 
-def refusal(ticket: str, checking: TicketVerifier | None = None) -> str:
+def refusal(ticket: str, checker: TicketVerifier | None = None) -> str:
     with pytest.raises(InvalidTicketError) as caught:
-        (checking or verifier()).verify(ticket)
+        (checker or verifier()).verify(ticket)
     assert SECRET not in str(caught.value)
     return str(caught.value)
 
@@ -102,25 +102,25 @@ def test_s9_a_ticket_names_its_client() -> None:
     [(RSA, "RS256"), (EC, "ES256"), (ED, "EdDSA"), (ED, "Ed25519")],
 )
 def test_s9_public_keys_and_the_secret_both_check_tickets(key: Key, algorithm: str) -> None:
-    checking = verifier(RSA, EC, ED)
-    assert checking.verify(signed(GOOD, key, alg=algorithm)) == "shop"
-    assert checking.verify(signed(GOOD)) == "shop"
+    checker = verifier(RSA, EC, ED)
+    assert checker.verify(signed(GOOD, key, alg=algorithm)) == "shop"
+    assert checker.verify(signed(GOOD)) == "shop"
     assert "no configured key matches" in refusal(signed(GOOD, key, alg=algorithm))
 
 
 # S9
 def test_s9_the_kid_selects_one_of_several_keys() -> None:
     other = RSAKey.generate_key(2048, {"kid": "other"})
-    checking = verifier(RSA, other)
-    assert checking.verify(signed(GOOD, other, alg="RS256", kid="other")) == "shop"
-    assert "bad_signature" in refusal(signed(GOOD, other, alg="RS256", kid="rsa"), checking)
-    assert "matches its alg and kid" in refusal(signed(GOOD, other, alg="RS256"), checking)
+    checker = verifier(RSA, other)
+    assert checker.verify(signed(GOOD, other, alg="RS256", kid="other")) == "shop"
+    assert "bad_signature" in refusal(signed(GOOD, other, alg="RS256", kid="rsa"), checker)
+    assert "matches its alg and kid" in refusal(signed(GOOD, other, alg="RS256"), checker)
 
 
 # Row 33
 def test_row_33_a_public_key_is_not_used_as_a_shared_secret() -> None:
-    stranger = RSA.as_pem(private=False)
-    swapped = by_hand({"alg": "HS256", "kid": "rsa"}, json.dumps(GOOD), stranger)
+    public_key = RSA.as_pem(private=False)
+    swapped = by_hand({"alg": "HS256", "kid": "rsa"}, json.dumps(GOOD), public_key)
     assert "no configured key matches" in refusal(swapped, verifier(RSA, secret=None))
     assert "bad_signature" in refusal(swapped, verifier(RSA))
 
@@ -145,7 +145,7 @@ def test_row_33_a_wrong_signature_is_rejected() -> None:
 
 # Row 33
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "reason"),
     [
         ({"exp": NOW}, "expired"),
         ({"exp": NOW - 3600}, "expired"),
@@ -169,8 +169,8 @@ def test_row_33_a_wrong_signature_is_rejected() -> None:
         ({"sub": "x" * 256}, "1 to 255 characters"),
     ],
 )
-def test_row_33_invalid_claims_are_rejected(change: dict[str, Any], why: str) -> None:
-    assert why in refusal(by_hand({"alg": "HS256"}, json.dumps(GOOD | change)))
+def test_row_33_invalid_claims_are_rejected(change: dict[str, Any], reason: str) -> None:
+    assert reason in refusal(by_hand({"alg": "HS256"}, json.dumps(GOOD | change)))
 
 
 # Row 33
@@ -232,26 +232,26 @@ def test_s9_ringbacks_own_ticket_is_for_the_client_and_not_valid_for_ringback() 
 # S9
 def test_s9_an_own_ticket_is_reused_while_it_is_valid_long_enough() -> None:
     clock = SetClock()
-    signing = issuer(clock)
-    first = signing.own("shop")
+    tickets = issuer(clock)
+    first = tickets.own("shop")
     clock.time += TICKET_LIFETIME - 1
-    assert signing.own("shop") == first
+    assert tickets.own("shop") == first
     clock.time += 2
-    second = signing.own("shop")
+    second = tickets.own("shop")
     assert second != first
     claims = jwt.decode(second, OctKey.import_key(SECRET), algorithms=["HS256"]).claims
     assert claims["exp"] - clock.time >= TICKET_LIFETIME
-    assert signing.own("bank") not in (first, second)
+    assert tickets.own("bank") not in (first, second)
 
 
 def test_own_tickets_are_cached_for_recent_clients_only() -> None:
     clock = SetClock()
-    signing = issuer(clock)
-    first = signing.own("shop")
+    tickets = issuer(clock)
+    first = tickets.own("shop")
     clock.time += 1
     for number in range(CACHE_SIZE):
-        signing.own(f"client {number}")
-    assert signing.own("shop") != first
+        tickets.own(f"client {number}")
+    assert tickets.own("shop") != first
 
 
 @pytest.mark.parametrize("client", ["", "a\nb", "x" * 256])

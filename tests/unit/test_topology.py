@@ -75,8 +75,8 @@ def test_queue_names_follow_the_public_interface() -> None:
     assert tier_queue("Q", TIERS[1]) == "Q.retry.5s"
     assert dead_queue("Q") == "Q.dead"
     for work in (CALLBACKS, "messages.email"):
-        belonging = [work, dead_queue(work), *(tier_queue(work, tier) for tier in TIERS)]
-        assert {work_queue_of(name) for name in belonging} == {work}
+        names = [work, dead_queue(work), *(tier_queue(work, tier) for tier in TIERS)]
+        assert {work_queue_of(name) for name in names} == {work}
 
 
 def test_a_service_declares_its_own_queues_and_all_exchanges() -> None:
