@@ -22,10 +22,9 @@ from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.amqp.subscription import ignore_delivery
 from shared.contracts.postings import POSTING
 from shared.postgres.migrations import migrate
-from shared.process.health import Health
 from shared.registry import CHANNELS
 from shared.topology import POSTING_KEY, POSTINGS, Topology, topology
-from tests.bench.rig import Rig, Sender
+from tests.bench.rig import Rig, Sender, running_publisher
 from tests.bench.table import Row, Section, at_least, at_most
 
 MANY: Final = 200_000
@@ -119,16 +118,14 @@ async def _until(received: "Received", receivers: int, process: Sender) -> tuple
 async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnection, Publisher]]:
     """Provide a virtual host with all queues, and a publisher."""
     url = rig.broker.add_vhost(name)
-    publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
-    publishing = asyncio.create_task(publisher.run())
     try:
-        async with connect(url, name="bench") as broker:
+        async with (
+            connect(url, name="bench") as broker,
+            running_publisher(url, Topology((), (), ())) as publisher,
+        ):
             await declare(broker.connection, topology())
-            await publisher.ready()
             yield url, broker, publisher
     finally:
-        publishing.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
         rig.broker.delete_vhost(name)
 
 

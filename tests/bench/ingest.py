@@ -13,12 +13,11 @@ from shared.amqp.codec import Properties
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
+from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts.events import EVENT
 from shared.postgres.migrations import migrate
-from shared.process.health import Health
 from shared.topology import EVENTS, POSTINGS, topology
-from tests.bench.rig import Rig
+from tests.bench.rig import Rig, running_publisher
 from tests.bench.table import Row, Section, at_least
 
 COUNT: Final = 40_000
@@ -32,11 +31,9 @@ async def ingestion(rig: Rig) -> Section:
     database_url = rig.database.create_database("ingestion")
     await migrate(database_url, SCHEMA)
     tables = topology()
-    publisher = Publisher(url, name="bench", topology=tables, health=Health())
-    publishing = asyncio.create_task(publisher.run())
-    await publisher.ready()
-    for start in range(0, COUNT, BATCH):
-        await publisher.publish_all(_event(start + number) for number in range(BATCH))
+    async with running_publisher(url, tables) as publisher:
+        for start in range(0, COUNT, BATCH):
+            await publisher.publish_all(_event(start + number) for number in range(BATCH))
     expected = sum(1 for number in range(COUNT) if not _is_duplicate(number))
     async with connect(url, name="bench") as broker:
         await declare(broker.connection, tables)
@@ -59,8 +56,6 @@ async def ingestion(rig: Rig) -> Section:
         finally:
             process.signal(signal.SIGKILL)
             process.process.wait()
-    publishing.cancel()
-    await asyncio.gather(publishing, return_exceptions=True)
     done = (last - first) * COUNT / expected
     rate = done / seconds
     rows = [

@@ -14,11 +14,10 @@ from shared.amqp.codec import Properties, decode_properties
 from shared.amqp.connection import connect
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import OutgoingMessage, Publisher
+from shared.amqp.publisher import OutgoingMessage
 from shared.amqp.subscription import ignore_delivery
-from shared.process.health import Health
 from shared.topology import Topology
-from tests.bench.rig import PREFETCH, Rig, median
+from tests.bench.rig import PREFETCH, Rig, median, running_publisher
 from tests.bench.table import Row, Section
 
 ROUNDS: Final = 3
@@ -92,20 +91,15 @@ async def _publish_ours(url: str) -> float:
     async with connect(url, name="bench") as broker:
         channel = await broker.connection.channel(publisher_confirms=False)
         await channel.queue_declare(QUEUE, durable=True, arguments=QUORUM)
-    publisher = Publisher(url, name="bench", topology=Topology((), (), ()), health=Health())
-    publishing = asyncio.create_task(publisher.run())
-    await publisher.ready()
+    async with running_publisher(url, Topology((), (), ())) as publisher:
 
-    async def publish(number: int) -> None:
-        properties = Properties(
-            content_type="application/json", message_id=f"m{number}", delivery_mode=PERSISTENT
-        )
-        await publisher.publish(OutgoingMessage(QUEUE, properties, BODY))
+        async def publish(number: int) -> None:
+            properties = Properties(
+                content_type="application/json", message_id=f"m{number}", delivery_mode=PERSISTENT
+            )
+            await publisher.publish(OutgoingMessage(QUEUE, properties, BODY))
 
-    spent = await _publishing(publish)
-    publishing.cancel()
-    await asyncio.gather(publishing, return_exceptions=True)
-    return spent
+        return await _publishing(publish)
 
 
 async def _consume_ours(url: str) -> float:

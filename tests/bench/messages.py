@@ -20,11 +20,10 @@ from shared.amqp.codec import Properties
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
-from shared.process.health import Health
+from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.registry import CHANNELS, Channel
 from shared.topology import topology
-from tests.bench.rig import Rig, Sender, median
+from tests.bench.rig import Rig, Sender, median, running_publisher
 from tests.bench.table import Row, Section, at_least
 
 OURS: Final = ("-m", "services.delivery")
@@ -147,14 +146,11 @@ async def _fill(url: str, backlog: int, emails: int) -> None:
     tables = topology()
     async with connect(url, name="bench") as broker:
         await declare(broker.connection, tables)
-    publisher = Publisher(url, name="bench", topology=tables, health=Health())
-    publishing = asyncio.create_task(publisher.run())
-    await publisher.ready()
-    for total, make in ((backlog, _sms), (emails, _email)):
-        for start in range(0, total, AT_ONCE):
-            await publisher.publish_all(make(number) for number in range(start, start + AT_ONCE))
-    publishing.cancel()
-    await asyncio.gather(publishing, return_exceptions=True)
+    async with running_publisher(url, tables) as publisher:
+        for total, make in ((backlog, _sms), (emails, _email)):
+            for start in range(0, total, AT_ONCE):
+                numbers = range(start, start + AT_ONCE)
+                await publisher.publish_all(make(number) for number in numbers)
 
 
 def _email(number: int) -> OutgoingMessage:

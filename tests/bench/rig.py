@@ -33,7 +33,7 @@ from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.contracts.callback import SEND_CALLBACK
 from shared.process.health import Health
-from shared.topology import CALLBACKS, OUTCOMES, topology
+from shared.topology import CALLBACKS, OUTCOMES, Topology, topology
 from tests.bench.sink import Group, Sink, SinkCounters, sink
 
 PREFETCH: Final = 1000
@@ -289,6 +289,19 @@ class Rig:
                 },
             )
         return Sender(process, log)
+
+
+@asynccontextmanager
+async def running_publisher(url: str, tables: Topology) -> AsyncIterator[Publisher]:
+    """Run a connected publisher for the length of the block."""
+    publisher = Publisher(url, name="bench", topology=tables, health=Health())
+    publishing = asyncio.create_task(publisher.run())
+    try:
+        await publisher.ready()
+        yield publisher
+    finally:
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
 
 
 @contextmanager

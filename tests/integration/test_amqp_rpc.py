@@ -19,6 +19,7 @@ from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.errors import InfrastructureError
 from shared.process.health import Health
 from shared.topology import Queue, Topology
+from tests.fakes.alarms import memory_alarm
 from tests.fakes.waiting import until
 
 QUEUE = "things.requests"
@@ -401,9 +402,7 @@ async def test_row_6_requests_are_unavailable_during_a_memory_alarm(
     task = asyncio.create_task(client.run())
     async with rpc_server(own_broker.url, {"Echo": echo}):
         await asyncio.wait_for(client.ready(), 30)
-        before = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
-        own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-        try:
+        with memory_alarm(own_broker):
 
             async def refused() -> bool:
                 try:
@@ -416,8 +415,6 @@ async def test_row_6_requests_are_unavailable_during_a_memory_alarm(
 
             await until(refused, 5)
             assert "alarm" in str(health.report()["parts"])
-        finally:
-            own_broker.ctl("set_vm_memory_high_watermark", before)
         await asyncio.wait_for(client.ready(), 30)
         assert (await request(client))["echo"] == 1
     task.cancel()

@@ -6,6 +6,7 @@ import aio_pika
 import pytest
 
 from deploy.local.broker import Broker
+from tests.fakes.alarms import memory_alarm
 from tests.fakes.command import ringback
 
 
@@ -68,11 +69,8 @@ async def test_doctor_names_each_fault_and_its_remedy(amqp_url: str) -> None:
 
 
 async def test_doctor_reports_an_alarm(own_broker: Broker) -> None:
-    own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-    try:
+    with memory_alarm(own_broker):
         output = await ringback("doctor", amqp_url=own_broker.url)
-    finally:
-        own_broker.ctl("set_vm_memory_high_watermark", "0.4")
 
     assert output.code == 1
     assert "ERROR  publishing: the broker blocks publishing: an alarm is on" in output.out

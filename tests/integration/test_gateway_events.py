@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from deploy.local.broker import Broker
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
+from tests.fakes.alarms import memory_alarm
 from tests.fakes.gateway import Caller, Response, base_url, calling, gateway, ticket
 from tests.fakes.ingesting import KNOWN_EVENTS, RUN_INGESTION, ingestion_client
 from tests.fakes.service import Service, running
@@ -224,9 +225,7 @@ async def until_accepted(call: Caller) -> None:
 async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(
     own_gateway: Caller, own_broker: Broker
 ) -> None:
-    memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
-    own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-    try:
+    with memory_alarm(own_broker):
 
         async def reported() -> bool:
             return "alarm" in (await own_gateway("GET", "/readyz")).json["parts"]["publisher"]
@@ -236,8 +235,6 @@ async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(
         assert "alarm" in response.problem(503)["detail"]
         assert int(response.headers["Retry-After"]) > 0
         assert seconds < 1
-    finally:
-        own_broker.ctl("set_vm_memory_high_watermark", memory)
     await until_accepted(own_gateway)
 
 

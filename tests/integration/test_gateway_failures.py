@@ -3,8 +3,8 @@
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from deploy.local.broker import Broker
 from deploy.local.daemon import free_port
 from deploy.local.database import Database
+from tests.fakes.alarms import disk_alarm, memory_alarm
 from tests.fakes.gateway import Caller, Response, base_url, calling, gateway
 from tests.fakes.mailing import posting
 from tests.fakes.scheduler import fake_scheduler
@@ -89,20 +90,13 @@ async def test_row_2_a_suspended_broker_is_504_in_time(tmp_path: Path, own_broke
         await until(served, 30)
 
 
-MEMORY = ("set_vm_memory_high_watermark", "absolute", "1")
-DISK = ("set_disk_free_limit", "1000GB")
-
-
-@pytest.mark.parametrize("alarm", [MEMORY, DISK], ids=["row_6_memory", "row_7_disk"])
+@pytest.mark.parametrize("alarm", [memory_alarm, disk_alarm], ids=["row_6_memory", "row_7_disk"])
 async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_until_it_clears(
-    tmp_path: Path, own_broker: Broker, alarm: tuple[str, ...]
+    tmp_path: Path, own_broker: Broker, alarm: Callable[[Broker], AbstractContextManager[None]]
 ) -> None:
-    memory = own_broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
-    cleared = {MEMORY[0]: (MEMORY[0], memory), DISK[0]: (DISK[0], "50MB")}[alarm[0]]
     async with running(tmp_path, own_broker.url) as (service, call), fake_scheduler(own_broker.url):
         await service.ready()
-        own_broker.ctl(*alarm)
-        try:
+        with alarm(own_broker):
 
             async def reported() -> bool:
                 return "alarm" in (await call("GET", "/readyz")).json["parts"]["broker"]
@@ -110,8 +104,6 @@ async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_until_it_clears(
             await until(reported, 5)  # before any request during the alarm
             response = await call("POST", "/v1/callbacks", CALLBACK)
             assert "alarm" in response.problem(503)["detail"]
-        finally:
-            own_broker.ctl(*cleared)
         await service.ready()
         assert (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
 
