@@ -69,7 +69,7 @@ FACTS = (
         next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
         **EMAIL_FIELDS,
     ),
-    MessageFailed(fact_id="m-1/1", attempt=1, reason="refused by the gateway", **SMS_FIELDS),
+    MessageFailed(fact_id="m-1/1", attempt=1, reason="the gateway refused it", **SMS_FIELDS),
     MessageExpired(fact_id="m-1/2", attempt=2, reason="expired", **SMS_FIELDS),
 )
 
