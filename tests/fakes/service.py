@@ -86,7 +86,10 @@ class Service:
 
     async def ready(self, within: float = START_SECONDS) -> "Service":
         """Wait until /readyz returns 200."""
-        await until(self.is_ready, within)
+        try:
+            await until(self.is_ready, within)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {await self.parts()}\n{self.output[-4000:]}") from None
         return self
 
     async def is_ready(self) -> bool:
