@@ -1,4 +1,4 @@
-"""The callback sender: delivers callbacks as signed HTTP requests.
+"""The callback service: delivers callbacks as signed HTTP requests.
 
 Owns no data. Consumes `callbacks` (SendCallback). Publishes HTTP requests, and facts on
 `outcomes`. Guarantees that each message is delivered at least once with the same `webhook-id`, or

@@ -1,4 +1,4 @@
-"""`python -m services.callback`: the callback sender alone, the same as `ringback run callback`."""
+"""`python -m services.callback`: run only the callback service, like `ringback run callback`."""
 
 from services.callback.app import SERVICE
 from shared.process.command import service_command

@@ -1,4 +1,4 @@
-"""The composition root of the callback sender: the only module that constructs objects."""
+"""The composition root of the callback service: the only module that constructs objects."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ from shared.version import VERSION
 
 
 async def start(process: Process) -> None:
-    """Construct and start the callback sender."""
+    """Construct and start the callback service."""
     settings = load(CallbackSettings)
     clock = SystemClock()
     labels = metrics.TargetLabels(settings.max_targets)

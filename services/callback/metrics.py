@@ -1,4 +1,4 @@
-"""Metrics of the callback sender; docs/metrics.md explains each."""
+"""Metrics of the callback service; docs/metrics.md explains each."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The settings of the callback sender."""
+"""The settings of the callback service."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any

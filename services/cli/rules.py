@@ -68,7 +68,7 @@ def check(file: Path | None, *, as_json: bool) -> None:
             }
             for rule in loaded.values()
         ]
-        click.echo(json.dumps({"rules": listed, "faults": faults}))
+        click.echo(json.dumps({"rules": listed, "errors": faults}))
     else:
         for rule in loaded.values():
             commands = ", ".join(template.kind for template in rule.templates) or "no commands"

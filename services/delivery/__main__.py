@@ -1,4 +1,4 @@
-"""`python -m services.delivery`: delivery alone, the same as `ringback run delivery`."""
+"""`python -m services.delivery`: run only delivery, like `ringback run delivery`."""
 
 from services.delivery.app import SERVICE
 from shared.process.command import service_command

@@ -1,4 +1,4 @@
-"""`python -m services.ingestion` runs only ingestion, like `ringback run ingestion`."""
+"""`python -m services.ingestion`: run only ingestion, like `ringback run ingestion`."""
 
 from services.ingestion.app import SERVICE
 from shared.process.command import service_command

@@ -1,4 +1,4 @@
-"""`python -m services.mailings`: mailings alone, the same as `ringback run mailings`."""
+"""`python -m services.mailings`: run only mailings, like `ringback run mailings`."""
 
 from services.mailings.app import SERVICE
 from shared.process.command import service_command

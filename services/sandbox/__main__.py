@@ -1,4 +1,4 @@
-"""`python -m services.sandbox` runs only the sandbox, like `ringback run sandbox`."""
+"""`python -m services.sandbox`: run only the sandbox, like `ringback run sandbox`."""
 
 from services.sandbox.app import SERVICE
 from shared.process.command import service_command

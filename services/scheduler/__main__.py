@@ -1,4 +1,4 @@
-"""`python -m services.scheduler` starts the scheduler, like `ringback run scheduler`."""
+"""`python -m services.scheduler`: run only the scheduler, like `ringback run scheduler`."""
 
 from services.scheduler.app import SERVICE
 from shared.process.command import service_command

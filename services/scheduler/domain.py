@@ -14,7 +14,7 @@ from uuid import UUID
 
 from services.scheduler.recurrence import Recurrence, next_due
 from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
-from shared.resilience.retry import JITTER
+from shared.resilience.retry import JITTER, attempts_text
 from shared.topology import TIERS
 
 DEFAULT_BASE_DELAY: Final = 60.0
@@ -137,7 +137,7 @@ def claimed(callback: ScheduledCallback, now: datetime) -> Step:
         return _finish_occurrence(callback, Status.CANCELLED, callback.last_error, now)
     if callback.stop_at is not None and callback.stop_at <= now:
         last_error = callback.last_error or "no response"
-        error = f"gave up after {callback.attempts} attempts: {last_error}"
+        error = f"gave up after {attempts_text(callback.attempts)}: {last_error}"
         return _finish_occurrence(callback, Status.FAILED, error, now)
     grace = callback.rules.grace
     late = (now - callback.run_at).total_seconds()

@@ -76,17 +76,22 @@ def decide(  # noqa: PLR0913 - each is an input of the decision
     the error's `retry_after`, up to the longest of the queue's tiers.
     """
     if policy.max_retries is not None and attempt > policy.max_retries:
-        return GiveUp(f"gave up after {attempt} attempts: {error}")
+        return GiveUp(f"gave up after {attempts_text(attempt)}: {error}")
     index = min(attempt, len(policy.delays)) - 1
     tier = first_tier(max(policy.delays[index], error.retry_after), tiers)
     not_before = now + tier.seconds * (1 + JITTER * chance)
     if policy.expires_at is not None and not_before >= policy.expires_at:
-        return GiveUp(f"expired after {attempt} attempts: {error}", expired=True)
+        return GiveUp(f"expired after {attempts_text(attempt)}: {error}", expired=True)
     if not_before > first_at + policy.give_up_after:
         return GiveUp(
-            f"gave up after {attempt} attempts in {policy.give_up_after:.0f} seconds: {error}"
+            f"gave up after {attempts_text(attempt)} in {policy.give_up_after:.0f} s: {error}"
         )
     return Retry(tier, not_before)
+
+
+def attempts_text(number: int) -> str:
+    """Return the number of attempts in words: "1 attempt", "2 attempts"."""
+    return "1 attempt" if number == 1 else f"{number} attempts"
 
 
 def defer(
@@ -102,7 +107,7 @@ def defer(
     if policy.expires_at is not None and now + tier.seconds >= policy.expires_at:
         return GiveUp(f"expired while waiting: {error}", expired=True)
     if now + tier.seconds > first_at + policy.give_up_after:
-        return GiveUp(f"gave up after {policy.give_up_after:.0f} seconds of waiting: {error}")
+        return GiveUp(f"gave up after {policy.give_up_after:.0f} s of waiting: {error}")
     return tier
 
 

@@ -277,7 +277,7 @@ async def test_h7_settings_come_from_the_file_and_the_environment(
             callback = await publisher.send(send_callback(target.url))
             dead_letter = await publisher.dead_letter(callback)
             assert "within 0.4 s" in str(dead_letter.headers["x-ringback-reason"])
-            assert "1 attempts in 1 seconds" in str(dead_letter.headers["x-ringback-reason"])
+            assert "1 attempt in 1 s" in str(dead_letter.headers["x-ringback-reason"])
             large = await publisher.send(send_callback(target.url, payload="x" * 2000))
             dead_letter = await publisher.dead_letter(large)
             assert "2000" in str(dead_letter.headers["x-ringback-reason"])

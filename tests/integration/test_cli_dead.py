@@ -36,7 +36,7 @@ async def dead_letter(
     reason: str = "status 410",
     died_at: int = DIED_AT,
 ) -> None:
-    """Publish messages to the dead-letter queue, as the callback sender does."""
+    """Publish messages to the dead-letter queue, as the callback service does."""
     await asyncio.gather(
         *(
             channel.default_exchange.publish(

@@ -209,7 +209,7 @@ async def test_e2_the_command_line_checks_rules_and_applies_them_to_an_event(
     assert f"{file}: r.evnt: Extra inputs are not permitted" in wrong.err
     file.write_text(RULES)
     valid = await ringback("rules", "check", str(file), "--json", amqp_url=None)
-    assert (valid.code, valid.json_lines[0]["faults"]) == (0, [])
+    assert (valid.code, valid.json_lines[0]["errors"]) == (0, [])
     assert valid.json_lines[0]["rules"][-1]["commands"] == ["user_event.0"]
 
     result = await ringback("rules", "try", str(file), str(event), "--json", amqp_url=None)

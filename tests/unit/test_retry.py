@@ -18,6 +18,7 @@ from shared.resilience.retry import (
     BUG_POLICY,
     GiveUp,
     RetryPolicy,
+    attempts_text,
     decide,
     defer,
     first_tier,
@@ -172,9 +173,8 @@ def test_h3_no_attempt_is_planned_at_or_after_the_expiry(
         assert decision.not_before < NOW + lifetime_left
     else:
         assert unlimited.not_before >= NOW + lifetime_left
-        assert (
-            decision.reason == f"expired after {attempt} attempts: the receiver responded with 500"
-        )
+        expected = f"expired after {attempts_text(attempt)}: the receiver responded with 500"
+        assert decision.reason == expected
 
 
 # H3
@@ -189,7 +189,7 @@ def test_h3_attempts_continue_exactly_until_give_up_after(seed: int, give_up_aft
     assert attempts[-1] <= NOW + give_up_after + SHORTEST.seconds
     following = LONGEST if len(attempts) > len(TIERS) else TIERS[len(attempts) - 1]
     assert attempts[-1] + 1.5 * following.seconds > NOW + give_up_after
-    assert reason.startswith(f"gave up after {len(attempts)} attempts in ")
+    assert reason.startswith(f"gave up after {attempts_text(len(attempts))} in ")
     assert reason.endswith(": the receiver responded with 500")
 
 
@@ -213,7 +213,7 @@ def test_h3_a_callback_is_retried_exactly_as_often_as_it_requests(
     attempts, reason = lifetime(policy, chance=random.Random(seed))
     retries = count if count is not None else len(own or ())
     assert len(attempts) == 1 + retries
-    assert reason == f"gave up after {1 + retries} attempts: the receiver responded with 500"
+    assert reason == f"gave up after {attempts_text(1 + retries)}: the receiver responded with 500"
     expected = own or [tier.seconds for tier in TIERS]
     for nth, (before, later) in enumerate(pairwise(attempts)):
         assert later - before >= expected[min(nth, len(expected) - 1)]
@@ -258,7 +258,7 @@ def test_deferring_ends_at_the_expiry_or_at_give_up_after() -> None:
             at += outcome.seconds
             hops += 1
     assert isinstance(outcome, GiveUp)
-    assert outcome.reason == "gave up after 86400 seconds of waiting: lane full"
+    assert outcome.reason == "gave up after 86400 s of waiting: lane full"
     assert hops == DAY / 60
     expiring = RetryPolicy(expires_at=NOW + 5)
     assert defer(
@@ -308,4 +308,4 @@ def test_a_bug_in_a_queue_without_retries_is_retried_for_15_minutes_through_its_
     assert 5 <= first <= 5 * 1.5 + 5
     assert all(60 <= wait <= 60 * 1.5 + 5 for wait in others)
     assert 900 - 60 * 1.5 <= attempts[-1] - NOW <= 900 + 5
-    assert reason.startswith(f"gave up after {len(attempts)} attempts in 900 seconds")
+    assert reason.startswith(f"gave up after {len(attempts)} attempts in 900 s")
