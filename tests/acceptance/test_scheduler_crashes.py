@@ -159,7 +159,7 @@ async def test_s11_rows_19_and_23_killed_replicas_and_a_restarted_database_notif
             faults.create_task(_restart(own_database, 4))
             faults.create_task(_kill_in_turn(stack, replicas, start))
         expected = {str(callback_id_of_message("", key)) for key in due}
-        await until(lambda: len(callbacks.reported("notified") & expected) == count, 90)
+        await until(lambda: len(callbacks.reported("notified") & expected) == count, 60)
         assert early_arrivals(callbacks, due) == []
         assert {each.id for each in callbacks.arrivals} == expected
         repeats = len(callbacks.arrivals) - count

@@ -218,11 +218,8 @@ async def test_m7_a_hanging_sms_gateway_does_not_slow_down_email(
             unaffected = [await seconds_to_send(client, 300) for _ in range(2)]
             await sandbox.configure("/api/sms/settings", behaviour={"kind": "hang"})
             await client.send(*backlog)
-            for _ in range(5):  # on a busy machine a single round can be slow for other reasons
-                hanging = await seconds_to_send(client, 300)
-                if hanging < 2 * min(unaffected):
-                    break
+            hanging = [await seconds_to_send(client, 300) for _ in range(2)]
             # They wait in place and do not circle through the tiers.
             assert await client.length("messages.sms") == 400
             assert {fact["channel"] for fact in client.facts} == {"email"}
-    assert hanging < 2 * min(unaffected)
+    assert min(hanging) < 2 * min(unaffected)
