@@ -19,8 +19,11 @@ from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError
 from shared.settings import Settings
 from shared.topology import WORK_QUEUES, dead_queue, work_queue_of
 
-# Publishes in flight: the most that a kill during a redrive can repeat.
-MAX_IN_FLIGHT: Final = 200
+# Publishes in flight.
+MAX_IN_FLIGHT: Final = 100
+# Messages received ahead without a filter, so that the broker does not wait for acks. A kill during
+# a redrive repeats at most these: those in flight, and those whose ack the queue did not apply yet.
+PREFETCH: Final = 2 * MAX_IN_FLIGHT
 # Seconds that an interrupted redrive waits for the confirms of messages in flight.
 CONFIRM_TIMEOUT: Final = 5.0
 
@@ -254,8 +257,7 @@ class Redrive:
         window = asyncio.Semaphore(MAX_IN_FLIGHT)
         in_flight: set[asyncio.Future[None]] = set()
         started = 0
-        # Twice the messages in flight, so that the broker does not wait for acks.
-        prefetch = 2 * MAX_IN_FLIGHT if self._wanted is None else MAX_PREFETCH
+        prefetch = PREFETCH if self._wanted is None else MAX_PREFETCH
         async with browse_queue(broker, dead_queue(self._queue), prefetch=prefetch) as browser:
 
             def ended(delivery: Delivery, result: asyncio.Future[None]) -> None:

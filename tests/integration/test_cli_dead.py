@@ -244,7 +244,8 @@ async def test_kill_9_during_a_redrive_loses_nothing(
     redriven, remaining = await ids(channel, "callbacks"), set(await ids(channel, "callbacks.dead"))
     assert {*redriven, *remaining} == expected
     assert len(redriven) == len(set(redriven))
-    assert len(remaining & set(redriven)) <= 200  # those in flight are repeated
+    if not filters:  # with a filter, the queue has no bound on acks that it did not apply yet
+        assert len(remaining & set(redriven)) <= 200
 
     await dead_letter(channel, remaining)
     second_redrive = await ringback(
