@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from html import escape
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from yarl import URL
@@ -45,18 +45,38 @@ def clean(value: str) -> str:
     return value if value.isprintable() else _CONTROL.sub("\ufffd", value)
 
 
-class PlaceholderText:
-    """A text in which values replace the placeholders."""
+class Part(NamedTuple):
+    """A part of a text that depends on values.
 
-    def __init__(self, parts: Sequence[str | Fill]) -> None:
+    select: returns the values that it depends on.
+    """
+
+    select: Callable[[Values], Any]
+    fill: Fill
+
+
+class PlaceholderText:
+    """A text in which values replace the placeholders.
+
+    A part is filled again only if its values changed since the previous message: those of the
+    context are the same for every recipient.
+    """
+
+    def __init__(self, parts: Sequence[str | Part]) -> None:
         self._parts = [part if isinstance(part, str) else "" for part in parts]
-        self._fills = [(n, part) for n, part in enumerate(parts) if not isinstance(part, str)]
+        self._fills = [(n, *part) for n, part in enumerate(parts) if not isinstance(part, str)]
+        self._previous: dict[int, tuple[Any, str]] = {n: (None, "") for n, _, _ in self._fills}
 
     def fill(self, values: Values) -> str:
         """Return the text with these values."""
         parts = self._parts.copy()
-        for number, fill in self._fills:
-            parts[number] = fill(values)
+        for number, select, fill in self._fills:
+            selected = select(values)
+            previous, text = self._previous[number]
+            if selected != previous:
+                text = fill(values)
+                self._previous[number] = selected, text
+            parts[number] = text
         return "".join(parts)
 
 
@@ -67,10 +87,10 @@ def in_line(text: str) -> PlaceholderText:
 
 def in_text(text: str) -> PlaceholderText:
     """Return the plain text of a document: URLs are in angle brackets, invalid ones are omitted."""
-    parts: list[str | Fill] = []
+    parts: list[str | Part] = []
     for number, piece in enumerate(_URL_IN_TEXT.split(text)):
         if number % 2:
-            parts.append(_in_brackets(piece))
+            parts.append(_part(piece, _in_brackets(piece)))
         else:
             parts += _parts(piece)
     return PlaceholderText(parts)
@@ -85,17 +105,17 @@ def in_html(html: str) -> PlaceholderText:
     return PlaceholderText(_html_parts(html))
 
 
-def _html_parts(html: str) -> list[str | Fill]:
-    parts: list[str | Fill] = []
+def _html_parts(html: str) -> list[str | Part]:
+    parts: list[str | Part] = []
     end = 0
     for link in _LINK.finditer(html):
         parts += _parts(html[end : link.start()], escape)
         end = link.end()
-        parts.append(_link(link))
+        parts.append(_part(link[0], _link(link)))
     return parts + _parts(html[end:], escape)
 
 
-def _link(link: re.Match[str]) -> str | Fill:
+def _link(link: re.Match[str]) -> Fill:
     is_image = link[5] is not None
     before, url_text, after = link.group(5, 6, 7) if is_image else link.group(1, 2, 3)
     opening = PlaceholderText(_parts(before, escape))
@@ -124,7 +144,7 @@ def _in_brackets(text: str) -> Fill:
     return fill
 
 
-def _parts(text: str, write: Callable[[str], str] | None = None) -> list[str | Fill]:
+def _parts(text: str, write: Callable[[str], str] = str) -> list[str | Part]:
     """Split a text at its placeholders; `write` escapes a value."""
     return [
         _value(int(piece), write) if number % 2 else piece
@@ -132,8 +152,14 @@ def _parts(text: str, write: Callable[[str], str] | None = None) -> list[str | F
     ]
 
 
-def _value(number: int, write: Callable[[str], str] | None) -> Fill:
-    return itemgetter(number) if write is None else lambda values: write(values[number])
+def _value(number: int, write: Callable[[str], str]) -> Part:
+    return Part(itemgetter(number), lambda values: write(values[number]))
+
+
+def _part(text: str, fill: Fill) -> str | Part:
+    """Return what `fill` makes of a text and the values of the placeholders in it."""
+    numbers = [int(number) for number in _PLACEHOLDER.findall(text)]
+    return Part(itemgetter(*numbers), fill) if numbers else fill(())
 
 
 def _url(text: str, write: Callable[[str], str]) -> Callable[[Values], str | None]:
