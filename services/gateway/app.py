@@ -12,6 +12,7 @@ from services.gateway.api import docs_page
 from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
 from services.gateway.middleware import middleware
+from services.gateway.parsing import QUERY, parse_query
 from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import ABOUT, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
@@ -90,10 +91,13 @@ async def start(process: Process) -> None:
 
 
 def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> web.RouteDef:
-    """Return the aiohttp route: every request is authenticated before its handler runs."""
+    """Return the aiohttp route: authentication and the query come before the handler."""
+    names = [each.name for each in route.parameters if each.where == "query"]
 
     async def handle(request: web.Request) -> web.Response:
-        return await route.handler(request, authenticator.authenticate(request), deps)
+        context = authenticator.authenticate(request)
+        request[QUERY] = parse_query(request, names)
+        return await route.handler(request, context, deps)
 
     return web.route(route.method, route.path, handle)
 

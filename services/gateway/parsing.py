@@ -15,6 +15,8 @@ from shared.http.problem import ProblemError
 
 JSON: Final = "application/json"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+# The parsed query parameters of a request.
+QUERY: Final[web.RequestKey[dict[str, Any]]] = web.RequestKey("query", dict)
 # Seconds for the whole body to arrive; a slower body would only hold memory.
 BODY_TIMEOUT: Final = 30.0
 
@@ -74,7 +76,7 @@ def _too_large(max_bytes: int) -> ProblemError:
     )
 
 
-def query(request: web.Request, names: Collection[str]) -> dict[str, Any]:
+def parse_query(request: web.Request, names: Collection[str]) -> dict[str, Any]:
     """Return the query parameters; `limit` becomes a number. Only these names are accepted.
 
     Raises:

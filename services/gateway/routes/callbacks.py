@@ -16,11 +16,11 @@ from services.gateway import examples
 from services.gateway.middleware import SCHEDULE_ID
 from services.gateway.parsing import (
     IDEMPOTENCY_KEY,
+    QUERY,
     idempotency_key,
     invalid,
     json_body,
     parse_uuid,
-    query,
 )
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
@@ -288,10 +288,7 @@ async def list_callbacks(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a page of the client's callbacks; the path may name a group."""
-    in_path = _selector(request)
-    names = ("group_key", "event_key", "status", "cursor", "limit")
-    selection = query(request, [name for name in names if name not in in_path]) | in_path
-    body = to_json(selection)
+    body = to_json(request[QUERY] | _selector(request))
     return json_response(await deps.services.request(LIST_CALLBACKS, body, context))
 
 
@@ -335,7 +332,6 @@ async def retry_callbacks(
 async def _request_by_selector(
     operation: RpcOperation[Any], request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
-    query(request, ())
     body = to_json(_selector(request))
     return _result(await deps.services.request(operation, body, context))
 

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import POSTING_ID
-from services.gateway.parsing import idempotency_key, json_body, parse_uuid, query
+from services.gateway.parsing import QUERY, idempotency_key, json_body, parse_uuid
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
@@ -156,7 +156,7 @@ async def list_postings(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a page of postings."""
-    body = to_json(query(request, ("from_event", "cursor", "limit")))
+    body = to_json(request[QUERY])
     return json_response(await deps.services.request(LIST_POSTINGS, body, context))
 
 
@@ -164,7 +164,6 @@ async def get_posting(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the progress of a posting."""
-    query(request, ())
     body = to_json({"id": _posting_id(request)})
     return json_response(await deps.services.request(GET_POSTING, body, context))
 
@@ -173,8 +172,7 @@ async def list_posting_messages(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a page of the messages of a posting."""
-    selection = query(request, ("status", "cursor", "limit")) | {"id": _posting_id(request)}
-    body = to_json(selection)
+    body = to_json(request[QUERY] | {"id": _posting_id(request)})
     return json_response(await deps.services.request(LIST_POSTING_MESSAGES, body, context))
 
 
