@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -87,12 +87,16 @@ async def queued(amqp_url: str, *, consumers: int, messages: int) -> bool:
 
 
 async def test_concurrent_requests_get_their_own_responses_in_any_order(amqp_url: str) -> None:
-    async def slow_if_even(_: RequestContext, body: bytes) -> Any:
+    finished = defaultdict[int, asyncio.Event](asyncio.Event)
+
+    async def swap_pairs(_: RequestContext, body: bytes) -> Any:
         number = json.loads(body)[0]
-        await asyncio.sleep(0.05 if number % 2 == 0 else 0)
+        if number % 2 == 0:
+            await finished[number + 1].wait()
+        finished[number].set()
         return {"number": number, "size": len(body)}
 
-    async with rpc_server(amqp_url, {"Echo": slow_if_even}), rpc_client(amqp_url) as client:
+    async with rpc_server(amqp_url, {"Echo": swap_pairs}), rpc_client(amqp_url) as client:
         # Some bodies are larger than a frame.
         values = [[number, "x" * (200_000 if number % 50 == 0 else 10)] for number in range(300)]
         responses = await asyncio.gather(*(request(client, value=one) for one in values))
@@ -230,16 +234,17 @@ async def test_a_handler_is_cancelled_at_the_timeout_and_frees_its_slot(
 
 async def test_concurrent_handlers_are_limited_by_the_prefetch(amqp_url: str) -> None:
     running = maximum = 0
+    three = asyncio.Barrier(3)
 
     async def count(_: RequestContext, __: bytes) -> Any:
         nonlocal running, maximum
         running += 1
         maximum = max(maximum, running)
-        await asyncio.sleep(0.02)
+        await three.wait()
         running -= 1
 
     async with rpc_server(amqp_url, {"Count": count}, prefetch=3), rpc_client(amqp_url) as client:
-        await asyncio.gather(*(request(client, "Count") for _ in range(20)))
+        await asyncio.gather(*(request(client, "Count") for _ in range(21)))
     assert maximum == 3
 
 
