@@ -6,9 +6,6 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 # bootstrap.sh creates this file last. It runs again only if one of its inputs is newer.
 READY  := $(VENV)/ready
-# These run in two processes, each with its own broker and database. The acceptance tests measure
-# durations, so they run alone.
-SIDE_BY_SIDE := tests/unit tests/contract tests/integration
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,15 +14,11 @@ run: $(READY)  ## start everything on this machine and show a demonstration (Ctr
 	@exec $(VENV)/bin/ringback up
 
 test: $(READY)  ## run the tests against a private broker and database; some of them: make test T=tests/unit
-ifdef T
-	$(PYTHON) -m pytest $(T)
-else
-	$(PYTHON) -m pytest -n 2 --dist worksteal $(SIDE_BY_SIDE)
-	$(PYTHON) -m pytest tests/acceptance
-endif
+# Two processes, each with its own broker and database: most tests wait for other processes.
+	$(PYTHON) -m pytest $(or $(T),-n 2 --dist worksteal)
 
 test-rabbitmq4: $(READY)  ## run the tests against RabbitMQ 4 from Debian 13 in a chroot (needs root, debootstrap)
-	$(PYTHON) -m pytest --rabbitmq4 $(or $(T),$(SIDE_BY_SIDE) tests/acceptance)
+	$(PYTHON) -m pytest --rabbitmq4 $(T)
 
 lint: $(READY)  ## check style, format, types and import rules
 	$(VENV)/bin/ruff check
