@@ -91,12 +91,16 @@ async def start(process: Process) -> None:
 
 
 def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> web.RouteDef:
-    """Return the aiohttp route: authentication and the query come before the handler."""
+    """Return the aiohttp route: authentication and the query come before the handler.
+
+    A route with a body ignores the query: the URL of a producer may have one.
+    """
     names = [each.name for each in route.parameters if each.where == "query"]
 
     async def handle(request: web.Request) -> web.Response:
         context = authenticator.authenticate(request)
-        request[QUERY] = parse_query(request, names)
+        if route.body is None:
+            request[QUERY] = parse_query(request, names)
         return await route.handler(request, context, deps)
 
     return web.route(route.method, route.path, handle)

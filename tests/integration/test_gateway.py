@@ -146,6 +146,13 @@ async def test_every_get_route_rejects_an_unknown_query_parameter(call: Caller, 
     assert (await call("GET", f"{path}?colour=red")).rejected_fields() == {"colour"}
 
 
+async def test_a_request_with_a_body_may_have_a_query(call: Caller) -> None:
+    created = await call("POST", "/v1/callbacks?colour=red", CALLBACK)
+    assert created.status == 201
+    path = f"/v1/callbacks/{created.json['id']}?colour=red"
+    assert (await call("PATCH", path, {"delay": 60})).status == 200
+
+
 async def test_s8_a_callback_is_rescheduled_and_cancelled_by_id(
     call: Caller, scheduler: FakeScheduler
 ) -> None:

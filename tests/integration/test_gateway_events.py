@@ -137,6 +137,10 @@ async def test_row_26_invalid_json_is_400(call: Caller, events: AbstractQueue, r
     assert await next_event(events) is None
 
 
+async def test_e1_the_url_of_a_producer_may_have_a_query(call: Caller) -> None:
+    assert (await call("POST", "/v1/events?source=crm", EVENT)).status == 202
+
+
 async def test_row_15_and_33_rejected_requests_publish_nothing(
     call: Caller, events: AbstractQueue
 ) -> None:
