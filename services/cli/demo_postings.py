@@ -45,8 +45,9 @@ async def show_postings(settings: Settings, sandbox: str, gateway: str) -> None:
         aiohttp.ClientSession(sandbox) as outside,
         aiohttp.ClientSession(gateway) as http,
     ):
+        # First: the new user also gets the e-mail about new movies, which could arrive earlier.
+        await _welcome(outside, sandbox)
         await asyncio.gather(
-            _welcome(outside, sandbox),
             _new_movies(outside, http, sandbox),
             _send_code(outside, http, sandbox),
             _send_expired_code(settings, http),

@@ -39,6 +39,8 @@ def log_lines(root: Path) -> list[LogLine]:
             except ValueError as error:
                 raise ValueError(f"{relative}:{call.lineno}: {error}") from None
             lines.add(LogLine(place, message, level, tuple(sorted(fields))))
+        for line in _hidden_log_calls(module):
+            raise ValueError(f"{relative}:{line}: call the log method directly")
     return sorted(lines)
 
 
@@ -73,6 +75,19 @@ def _log_calls(body: Scope, before: Scope) -> Iterator[tuple[ast.Call, Scope]]:
                 if isinstance(node, ast.Call) and _is_log(node):
                     yield node, done
         done.append(statement)
+
+
+def _hidden_log_calls(module: ast.Module) -> Iterator[int]:
+    """Yield the lines that use a log method without a call: `_log_calls` does not see them."""
+    called = {id(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)}
+    for node in ast.walk(module):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in LEVELS
+            and ast.unparse(node.value) == "logger"
+            and id(node) not in called
+        ):
+            yield node.lineno
 
 
 def _is_block(value: object) -> bool:

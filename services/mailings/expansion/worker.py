@@ -189,8 +189,9 @@ class ExpansionWorker:
             unpublished_from=expansion.pages if expansion.unfinished else None,
         )
         metrics.POSTINGS.labels(ended).inc()
-        log = logger.info if ended == "expanded" else logger.warning
-        log("posting %s", ended, extra=log_context(claim) | {"reason": reason, "messages": counts})
+        level = logging.INFO if ended == "expanded" else logging.WARNING
+        context = log_context(claim) | {"reason": reason, "messages": counts}
+        logger.log(level, "posting %s", ended, extra=context)
         if ended == "expanded" and not counts["created"]:
             metrics.POSTINGS.labels("done").inc()
             logger.info("posting done", extra=log_context(claim) | {"messages": counts})
