@@ -16,6 +16,7 @@ from services.cli.queue_browser import MAX_PREFETCH, browse_queue
 from shared.amqp.connection import BrokerConnection
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError
+from shared.process.logs import printable
 from shared.settings import Settings
 from shared.topology import WORK_QUEUES, dead_queue, work_queue_of
 
@@ -123,8 +124,8 @@ def show(queue: str, id_: str, *, as_json: bool) -> None:
         return
     for name, value in details.items():
         nested = isinstance(value, dict | list)
-        text = json.dumps(value, indent=2, ensure_ascii=False) if nested else str(value)
-        click.echo(f"{name}: {text}")
+        text = json.dumps(value, indent=2, ensure_ascii=False) if nested else printable(str(value))
+        click.echo("\n".join(map(printable, f"{name}: {text}".split("\n"))))
 
 
 @dead.command
@@ -178,6 +179,13 @@ def redrive(  # noqa: PLR0913 - the options of the command
         raise click.ClickException(
             f"Cannot redrive the other messages: {moves.error}. They stay in {dead_queue(queue)}."
         )
+    if moves.unpublishable:
+        letter_id, reason = moves.unpublishable[0]
+        raise click.ClickException(
+            f"Cannot redrive {len(moves.unpublishable)} of the messages, such as {letter_id!r}:"
+            f" {reason}."
+            f" They stay in {dead_queue(queue)}."
+        )
 
 
 def _filter(ids: tuple[str, ...], reason: str | None) -> Filter | None:
@@ -193,7 +201,7 @@ def _row(letter: DeadLetter) -> str:
     attempts = "" if count is None else f"{count} attempt{'' if count == 1 else 's'}"
     reason = line["reason"].replace("\n", " ")
     at = (line["died_at"] or "?")[:19]
-    return f"{at:19}  {letter.id}  {attempts:>11}  {letter.target or '-'}  {reason}"
+    return printable(f"{at:19}  {letter.id}  {attempts:>11}  {letter.target or '-'}  {reason}")
 
 
 async def _find(
@@ -243,6 +251,7 @@ class Redrive:
     def __init__(self, queue: str, wanted: Filter | None, limit: int) -> None:
         self.count = 0
         self.error: BaseException | None = None
+        self.unpublishable: list[tuple[str, str]] = []  # id and reason
         self._queue = queue
         self._wanted = wanted
         self._limit = limit
@@ -286,8 +295,9 @@ class Redrive:
                     try:
                         result = publisher.publish(copy)
                     except UnpublishableError as error:
-                        text = f"Cannot redrive message {letter.id!r}: {error}."
-                        raise click.ClickException(text) from None
+                        self.unpublishable.append((letter.id, str(error)))
+                        window.release()
+                        continue
                     in_flight.add(result)
                     result.add_done_callback(partial(ended, delivery))
                     started += 1

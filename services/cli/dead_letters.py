@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 from yarl import URL
@@ -28,6 +29,10 @@ RESET_HEADERS: Final = frozenset(
     }
 )
 HIDDEN: Final = "******"
+# Levels of nesting that are shown. Python's JSON encoder stops at 300.
+MAX_DEPTH: Final = 100
+# Milliseconds of the largest time that is shown, in the year 6429.
+_MAX_TIME: Final = 1 << 47
 _SECRET: Final = re.compile(
     r"secret|passw|token|authoriz|cookie|credential|signature|api.?key|private", re.IGNORECASE
 )
@@ -92,8 +97,9 @@ def parse_dead_letter(delivery: Delivery) -> DeadLetter:
         return DeadLetter(malformed, str(error), None, None, None, None)
     values = message.properties.headers or {}
     died_at, reason = _from_broker(values)
-    if isinstance(values.get(headers.DIED_AT), int):
-        died_at = values[headers.DIED_AT] / 1000
+    own_time = values.get(headers.DIED_AT)
+    if isinstance(own_time, int) and 0 <= own_time <= _MAX_TIME:
+        died_at = own_time / 1000
     attempts = values.get(headers.ATTEMPT)
     body = _json(message.body)
     return DeadLetter(
@@ -114,7 +120,7 @@ def _from_broker(values: Mapping[str, Any]) -> tuple[float | None, str]:
     at, reason = deaths[0].get("time"), deaths[0].get("reason")
     causes = {"delivery_limit": ": its workers died, or returned it, too often"}
     return (
-        at.timestamp() if at is not None else None,
+        at.timestamp() if isinstance(at, datetime) else None,  # a sender can set any value
         f"dead-lettered by RabbitMQ, {reason}{causes.get(str(reason), '')}",
     )
 
@@ -135,14 +141,19 @@ def _origin(body: Any) -> str | None:
         return None
 
 
-def redacted(value: Any, name: str = "") -> Any:
-    """Return the value with secrets hidden: by their names, and the query values of URLs."""
+def redacted(value: Any, name: str = "", *, depth: int = 0) -> Any:
+    """Return the value with secrets hidden: by their names, and the query values of URLs.
+
+    Values below MAX_DEPTH levels are hidden, too.
+    """
+    if depth > MAX_DEPTH:
+        return HIDDEN
     if isinstance(value, Mapping):
-        return {str(key): redacted(item, str(key)) for key, item in value.items()}
+        return {str(key): redacted(item, str(key), depth=depth + 1) for key, item in value.items()}
     if _SECRET.search(name) and name != "secret_ref":
         return HIDDEN
     if isinstance(value, list | tuple):
-        return [redacted(item, name) for item in value]
+        return [redacted(item, name, depth=depth + 1) for item in value]
     if isinstance(value, str) and "://" in value:
         return _url(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -11,6 +11,7 @@ from yarl import URL
 
 from services.gateway.settings import GatewaySettings
 from shared.process.configuration import configured_table
+from shared.process.logs import printable
 from shared.settings import connectable_host
 
 # Seconds. The gateway itself waits ten seconds for a service.
@@ -165,7 +166,7 @@ def _table(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> li
     if not items:
         return []
     cells = {
-        name: [title, *("" if item[name] is None else str(item[name]) for item in items)]
+        name: [title, *("" if item[name] is None else printable(str(item[name])) for item in items)]
         for name, title in columns.items()
         if any(item[name] is not None for item in items)
     }

@@ -9,6 +9,7 @@ from services.cli.broker import run_task
 from services.cli.gateway import LIMIT, Gateway, options, quoted, show_list, without_none
 from shared.contracts.schedule_requests import MAX_PAGE_SIZE
 from shared.contracts.schedules import Status
+from shared.process.logs import printable
 
 _COLUMNS: Final = {
     "id": "ID",
@@ -92,7 +93,7 @@ def show(  # noqa: PLR0913 - the options of the command
     for name, value in status.items():
         if value is not None:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            click.echo(f"{name + ':':<13} {shown}")
+            click.echo(f"{name + ':':<13} {printable(shown)}")
 
 
 @schedule.command

@@ -41,7 +41,7 @@ def parse_event(message: Message, *, max_bytes: int) -> ReceivedEvent:
         ContractViolationError: it is not a valid event; names every wrong field, but no value.
     """
     event = parse_message(message, {EVENT: Event}, max_bytes=max_bytes)
-    at = event.occurred_at.timestamp() if event.occurred_at else message.properties.timestamp
+    at = event.occurred_at.timestamp() if event.occurred_at else message.sent_at
     return ReceivedEvent(event, event.event_id or message.id or content_id(event), at)
 
 

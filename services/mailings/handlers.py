@@ -26,10 +26,11 @@ class Handler:
         """Accept a posting under its logical id. It is committed when this returns.
 
         Raises:
-            ContractViolationError: the id belongs to a different posting.
+            ContractViolationError: the id belongs to a different posting, or the timestamp is not
+                valid.
             StoreConnectionLostError: the effect is unknown; repeat it later.
         """
-        at = message.properties.timestamp
+        at = message.sent_at
         result = await self._intake.accept(
             new_posting(
                 posting_id(message.id),

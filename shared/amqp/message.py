@@ -12,7 +12,7 @@ from shared.amqp import codec
 from shared.amqp.codec import Properties
 from shared.amqp.frame_interceptor import Delivery
 from shared.contracts import headers
-from shared.errors import DeferredError, ExpiredError, TransientError
+from shared.errors import ContractViolationError, DeferredError, ExpiredError, TransientError
 from shared.resilience.retry import BUG_POLICY, RetryPolicy
 from shared.topology import Tier
 
@@ -21,6 +21,8 @@ PERSISTENT: Final = 2
 _MAX_NUMBER: Final = 1 << 53
 # A count that a sender sets stays at most here, so that the next copy can carry it incremented.
 _MAX_COUNT: Final = _MAX_NUMBER - 2
+# The year 9000. Some clients set milliseconds.
+_MAX_TIMESTAMP: Final = 221_845_392_000
 _PLAIN_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 M = TypeVar("M")
@@ -59,6 +61,18 @@ class Message:
         """The trace id in `traceparent`, if any."""
         traceparent = self.traceparent
         return traceparent[3:35] if traceparent else None
+
+    @property
+    def sent_at(self) -> int | None:
+        """The sender's timestamp in epoch seconds, if any.
+
+        Raises:
+            ContractViolationError: it is later than the year 9000, so it is not in seconds.
+        """
+        timestamp = self.properties.timestamp
+        if timestamp is not None and timestamp > _MAX_TIMESTAMP:
+            raise ContractViolationError(f"timestamp {timestamp} is not in epoch seconds")
+        return timestamp
 
     @property
     def attempt_id(self) -> str:

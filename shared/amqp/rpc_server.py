@@ -171,7 +171,11 @@ class RpcServer:
                     code=FailureCode.INVALID,
                     detail=f"the response exceeds {MAX_RESPONSE_BYTES} bytes: request less",
                 )
-        return to_json({"error": value}), value.code
+        body = to_json({"error": value})
+        if len(body) > MAX_RESPONSE_BYTES:
+            detail = f"the description of the error exceeds {MAX_RESPONSE_BYTES} bytes"
+            body = to_json({"error": Failure(code=value.code, detail=detail)})
+        return body, value.code
 
     def _bug(self, error: Exception, request: Properties) -> Failure:
         BUGS.labels(self._queue).inc()

@@ -12,6 +12,10 @@ from shared.contracts.requests import FieldError
 
 # Levels of nesting. Parsers stop at 200, and messages wrap the JSON in some more levels.
 MAX_DEPTH: Final = 150
+# Errors in a list. A body of 1 MB can have 100,000 wrong fields, and listing them takes a second.
+MAX_FIELD_ERRORS: Final = 1000
+# Characters of a field's path in an error: the body names the fields.
+MAX_PATH_LENGTH: Final = 500
 _WRAPPER_LEVELS: Final = 200 - MAX_DEPTH - 1
 
 json_text: Final = JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
@@ -31,8 +35,14 @@ def fields_error(faults: Sequence[tuple[str, str]]) -> PydanticCustomError:
 def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldError, ...]:
     """Return the path and message of every wrong field, without values.
 
+    More than MAX_FIELD_ERRORS errors are only counted, and long paths are cut.
+
     within: a field to remove from the beginning of the paths.
     """
+    count = error.error_count()
+    if count > MAX_FIELD_ERRORS:
+        message = f"{count} fields are invalid; at most {MAX_FIELD_ERRORS} are listed"
+        return (FieldError(field="", message=message),)
     found = []
     for fault in error.errors(include_url=False, include_input=False):
         path = [str(part) for part in fault["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
@@ -41,15 +51,18 @@ def field_errors(error: ValidationError, *, within: str = "") -> tuple[FieldErro
         inner = fault.get("ctx", {}).get(_FIELDS)
         if inner is None:
             message = fault["msg"].removeprefix("Value error, ")
-            found.append(FieldError(field=".".join(path), message=message))
+            found.append(FieldError(field=_joined(path), message=message))
         else:
             found += [
-                FieldError(
-                    field=".".join([*path, field]) if field else ".".join(path), message=message
-                )
+                FieldError(field=_joined([*path, field] if field else path), message=message)
                 for field, message in inner
             ]
     return tuple(found)
+
+
+def _joined(path: Sequence[str]) -> str:
+    text = ".".join(path)
+    return text if len(text) <= MAX_PATH_LENGTH else text[:MAX_PATH_LENGTH] + "…"
 
 
 def check_context(value: Any) -> Any:

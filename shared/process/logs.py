@@ -42,7 +42,10 @@ class _Json(BaseJsonFormatter):
 
 
 class _Text(logging.Formatter):
-    """Text: time, level, service, message, then the fields as `name=value`."""
+    """Text: time, level, service, message, then the fields as `name=value`.
+
+    Control characters are escaped: the values come from outside, and the text goes to a terminal.
+    """
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -50,9 +53,21 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"{_timestamp(record)[11:23]} {record.levelname:8} {self._service}: "
-        context = "".join(f"  {name}={value}" for name, value in _context(record).items())
-        first, *rest = super().format(record).split("\n", 1)
-        return "\n".join([head + first + context, *rest])
+        context = "".join(
+            f"  {name}={printable(str(value))}" for name, value in _context(record).items()
+        )
+        first, *rest = super().format(record).split("\n")
+        return "\n".join([head + first + context, *map(printable, rest)])
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in logging
+        return printable(record.message)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, so that a terminal only shows it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _context(record: logging.LogRecord) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from shared.errors import InfrastructureError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -11,7 +13,9 @@ R = TypeVar("R")
 class Batcher(Generic[T, R]):
     """Calls `work` with all collected items, at most `max_size`, as soon as the last call ends.
 
-    `work` returns a result for each item, in order. If it raises, all its items get the error.
+    `work` returns a result for each item, in order. If it raises an InfrastructureError, all its
+    items get the error. After any other error it is called again with each half, so that one
+    invalid item does not fail the others. So `work` must be idempotent.
     """
 
     def __init__(self, work: Callable[[list[T]], Awaitable[list[R]]], *, max_size: int) -> None:
@@ -47,16 +51,23 @@ class Batcher(Generic[T, R]):
                 self._pending.clear()
             batch = [(item, done) for item, done in batch if not done.done()]
             self._working = [done for _, done in batch]
-            if not batch:
-                continue
-            try:
-                results = await self._work([item for item, _ in batch])
-            except Exception as error:  # noqa: BLE001 - every caller of `add` gets it
-                for done in self._working:
-                    if not done.done():
-                        done.set_exception(error)
-            else:
-                for done, result in zip(self._working, results, strict=True):
-                    if not done.done():
-                        done.set_result(result)
+            if batch:
+                await self._process(batch)
             self._working = []
+
+    async def _process(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._work([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - every caller of `add` gets it
+            if len(batch) > 1 and not isinstance(error, InfrastructureError):
+                middle = len(batch) // 2
+                await self._process(batch[:middle])
+                await self._process(batch[middle:])
+                return
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+        else:
+            for (_, done), result in zip(batch, results, strict=True):
+                if not done.done():
+                    done.set_result(result)

@@ -123,6 +123,19 @@ async def test_s9_the_client_id_and_the_trace_context_reach_the_handler(
         assert (await request(client, context=context))["context"] == list(context)
 
 
+async def test_a_failure_that_is_too_large_for_a_message_is_shortened(amqp_url: str) -> None:
+    """A larger message would close the channel, and every other request would get no response."""
+
+    async def invalid(_: RequestContext, __: bytes) -> Any:
+        return Failure(code=FailureCode.INVALID, detail="x" * (20 << 20))
+
+    async with rpc_server(amqp_url, {"Echo": echo, "Bad": invalid}), rpc_client(amqp_url) as client:
+        failure, response = await asyncio.gather(request(client, "Bad"), request(client))
+    assert failure.code is FailureCode.INVALID
+    assert failure.detail == "the description of the error exceeds 8388608 bytes"
+    assert response["echo"] == 1
+
+
 async def test_failures_are_values_and_errors_become_failures(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

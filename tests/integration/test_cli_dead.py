@@ -274,6 +274,24 @@ async def test_messages_refused_by_the_work_queue_stay_dead_lettered(own_broker:
         assert {*redriven, *remaining} == expected
 
 
+async def test_a_message_that_cannot_be_published_again_does_not_stop_a_redrive(
+    amqp_url: str, channel: aio_pika.abc.AbstractChannel
+) -> None:
+    await channel.default_exchange.publish(
+        aio_pika.Message(b"{}", headers={"h": "x" * 131_000}, message_id="fat", delivery_mode=2),
+        routing_key="callbacks.dead",
+    )
+    await dead_letter(channel, ["a", "b"])
+
+    output = await ringback("dead", "redrive", "callbacks", "--yes", amqp_url=amqp_url)
+
+    assert output.code == 1
+    assert "2 of 3 messages moved" in output.err
+    assert "Cannot redrive 1 of the messages, such as 'fat': the headers are" in output.err
+    assert await ids(channel, "callbacks") == ["a", "b"]
+    assert await length(channel, "callbacks.dead") == 1
+
+
 async def returned(channel: aio_pika.abc.AbstractChannel, count: int) -> bool:
     """Return whether the messages of the killed command are back in their queues."""
     return await length(channel, "callbacks") + await length(channel, "callbacks.dead") >= count

@@ -1,6 +1,8 @@
 """Content frames, compared with pamqp in both directions. Malformed ones are violations."""
 
 import struct
+import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -212,6 +214,19 @@ def test_row_26_nested_tables_of_any_depth_are_decoded_or_a_violation(depth: int
         assert depth > 100
     else:
         assert codec.encode_properties(properties, 0) == content_header(table)
+
+
+# One message must not block the process for seconds. pamqp copies the rest for each item.
+@pytest.mark.parametrize("items", [b"V" * 130_000, b"t\x01" * 65_000, b"\0V" * 65_000])
+@pytest.mark.parametrize("kind", [b"A", b"F"])
+def test_row_15_a_header_of_a_whole_frame_is_decoded_within_half_a_second(
+    kind: bytes, items: bytes
+) -> None:
+    header = content_header(b"\x01h" + kind + struct.pack(">I", len(items)) + items)
+    started = time.process_time()
+    with suppress(ContractViolationError):
+        codec.decode_properties(header)
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize("value", [object(), 2**63, Decimal(3_000_000_000), {"a": {1, 2}}])

@@ -10,6 +10,7 @@ from shared.amqp import codec
 from shared.amqp.codec import Properties
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import Message, parse_delivery
+from shared.errors import ContractViolationError
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -159,3 +160,11 @@ def test_only_known_services_own_messages(
 ) -> None:
     message = parsed(headers={"x-ringback-owner": owner, "x-ringback-dispatch": dispatch})
     assert (message.owner, message.dispatch) == expected
+
+
+def test_a_timestamp_in_milliseconds_is_a_violation() -> None:
+    assert Message("a", Properties(timestamp=1_800_000_000), b"").sent_at == 1_800_000_000
+    assert Message("a", Properties(), b"").sent_at is None
+    for timestamp in (1_800_000_000_000, 2**64 - 1):
+        with pytest.raises(ContractViolationError, match="is not in epoch seconds"):
+            _ = Message("a", Properties(timestamp=timestamp), b"").sent_at

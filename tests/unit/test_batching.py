@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.scheduler.clock import DatabaseClock
+from shared.errors import InfrastructureError
 from shared.resilience.batching import Batcher
 
 
@@ -31,10 +32,10 @@ async def test_items_added_during_a_batch_form_the_next_batches() -> None:
     running.cancel()
 
 
-async def test_an_error_is_raised_to_all_callers_and_the_next_batch_works() -> None:
+async def test_an_infrastructure_error_is_raised_to_all_callers_and_the_next_batch_works() -> None:
     async def work(items: list[int]) -> list[int]:
         if 0 in items:
-            raise OSError("lost")
+            raise InfrastructureError("lost")
         return items
 
     batcher = Batcher(work, max_size=10)
@@ -42,6 +43,23 @@ async def test_an_error_is_raised_to_all_callers_and_the_next_batch_works() -> N
     results = await asyncio.gather(*map(batcher.add, (0, 1)), return_exceptions=True)
     assert [str(result) for result in results] == ["lost", "lost"]
     assert await batcher.add(2) == 2
+    running.cancel()
+
+
+async def test_an_item_that_cannot_be_processed_fails_no_other() -> None:
+    batches: list[list[int]] = []
+
+    async def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        if 0 in items:
+            raise ValueError("invalid")
+        return items
+
+    batcher = Batcher(work, max_size=10)
+    running = asyncio.create_task(batcher.run())
+    results = await asyncio.gather(*map(batcher.add, (1, 0, 2)), return_exceptions=True)
+    assert [str(result) for result in results] == ["1", "invalid", "2"]
+    assert batches == [[1, 0, 2], [1], [0, 2], [0], [2]]
     running.cancel()
 
 

@@ -3,10 +3,15 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.dead_letters import HIDDEN, redacted
+from services.cli.dead import _row
+from services.cli.dead_letters import HIDDEN, MAX_DEPTH, DeadLetter, parse_dead_letter, redacted
+from shared.amqp import codec
+from shared.amqp.codec import Properties
+from shared.amqp.frame_interceptor import Delivery
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -47,3 +52,48 @@ def test_a_url_is_shown_without_its_user_and_query_values() -> None:
 
 def test_a_malformed_url_is_not_shown() -> None:
     assert redacted(f"http://[{CANARY}") == HIDDEN
+
+
+def dead_letter(body: Any = None, **headers: Any) -> DeadLetter:
+    properties = Properties(headers={name.replace("_", "-"): v for name, v in headers.items()})
+    header = codec.encode_properties(properties, 0)
+    content = json.dumps(body).encode()
+    return parse_dead_letter(Delivery(tag=1, redelivered=False, header=header, body=content))
+
+
+# Anyone can publish to a dead-letter queue. One message must not hide all others.
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x_death": [{"time": "yesterday", "reason": 7}]},
+        {"x_death": [{"time": [1], "reason": None}]},
+        {"x_death": ["expired"]},
+        {"x_ringback_died_at": 2**62},
+        {"x_ringback_died_at": -(2**62)},
+        {"x_ringback_died_at": "now", "x_ringback_attempt": "three", "x_ringback_reason": 5},
+    ],
+)
+def test_a_letter_with_forged_headers_is_shown(headers: dict[str, Any]) -> None:
+    letter = dead_letter(**headers)
+    assert letter.summary()["died_at"] is None
+    assert json.dumps(letter.details())
+    assert _row(letter)
+
+
+def test_a_letter_cannot_control_the_terminal() -> None:
+    letter = dead_letter(
+        {"id": "\x1b]52;c;eA==\x07", "target_url": "http://a"}, x_ringback_reason="b\x9b2J\nc"
+    )
+    row = _row(letter)
+    assert row.isprintable()
+    assert "\\x1b]52;c;eA==\\x07" in row
+    assert row.endswith("b\\x9b2J c")
+
+
+def test_a_body_that_is_nested_deeply_is_shown() -> None:
+    body: Any = "bottom"
+    for _ in range(800):
+        body = [{"a": body}]
+    shown = json.dumps(redacted(body), indent=2)
+    assert HIDDEN in shown
+    assert shown.count("[") <= MAX_DEPTH

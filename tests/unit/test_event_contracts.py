@@ -146,3 +146,18 @@ def test_a_user_event_is_validated() -> None:
     body = {"user_id": "7", "type": "new_message", "event": {"text": "hello"}}
     assert UserEvent.model_validate_json(json.dumps(body)).model_dump() == body
     assert set(faults(UserEvent, json.dumps(body | {"event": 1, "type": ""}))) == {"event", "type"}
+
+
+# A body of 8 MB had 850,000 errors. To list them took 8 s, 1.4 GB and a response of 81 MB, which
+# closes the channel of all other requests.
+def test_many_errors_are_counted_but_not_listed() -> None:
+    body = json.dumps({f"unknown{n}": 0 for n in range(2000)})
+    assert faults(Event, body) == {"": "2003 fields are invalid; at most 1000 are listed"}
+
+
+def test_a_long_path_is_cut() -> None:
+    [(field, message)] = faults(
+        Event, json.dumps({"from_service": "a", "event": "b", "details": {}, "x" * 9000: 0})
+    ).items()
+    assert field == "x" * 500 + "…"
+    assert message == "Extra inputs are not permitted"

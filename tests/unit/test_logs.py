@@ -178,3 +178,13 @@ def test_h7_the_text_format_is_readable(capsys: pytest.CaptureFixture[str]) -> N
     assert first.endswith("callback: it broke  callback_id=id-1")
     assert rest[0] == "Traceback (most recent call last):"
     assert rest[-1].startswith("ValueError: invalid literal")
+
+
+# A value must not write a second line, or control the terminal.
+def test_h7_the_text_format_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys, form="text")
+    logger.info("refused: %s", "a\nb\x1b[2J", extra={"reason": "c\r\nd\x9b31m"})
+    assert lines.text().endswith("callback: refused: a\\nb\\x1b[2J  reason=c\\r\\nd\\x9b31m\n")
+    error = ValueError("first\n\x1b]52;c;eA==\x07")
+    logger.error("it broke", exc_info=error)
+    assert lines.text().endswith("ValueError: first\n\\x1b]52;c;eA==\\x07\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
+from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader, parse_template
 
 HEAD = "---\nsubject: Hi\n---\n"
 
@@ -160,3 +160,22 @@ def test_e5_windows_line_endings_are_accepted(tmp_path: Path) -> None:
     template = TemplateLoader(tmp_path).get("email/x.md", "email")
 
     assert template.compiled.required == {"a": 5}
+
+
+# PyYAML raises many kinds of errors.
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-99-99",
+        "!!int x",
+        "!!bool x",
+        "!!timestamp x",
+        "9" * 5000,
+        "\x80",
+        "\ufffe",
+        "[" * 9000,
+    ],
+)
+def test_e5_front_matter_with_an_invalid_value_is_rejected(value: str) -> None:
+    with pytest.raises(InvalidTemplateError, match="is not valid YAML"):
+        parse_template("email/x.md", f"---\nkind: {value}\n---\nHello")

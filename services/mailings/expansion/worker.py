@@ -214,7 +214,13 @@ class ExpansionWorker:
             )
             fetched = await self._sources.fetch_data(posting.template_context, variables)
             if fetched:
-                if len(json_text(fetched)) > MAX_FETCHED_DATA:
+                try:
+                    size = len(json_text(fetched))
+                except ValueError:
+                    raise InvalidPostingError(
+                        "the fetched data contains a number that JSON cannot represent"
+                    ) from None
+                if size > MAX_FETCHED_DATA:
                     raise InvalidPostingError(
                         f"the fetched data is larger than {MAX_FETCHED_DATA} characters"
                     )

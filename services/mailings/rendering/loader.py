@@ -197,9 +197,10 @@ def _front_matter(name: str, content: str) -> tuple[dict[str, tuple[Any, int]], 
         end = lines.index("---", 1)
     except ValueError:
         raise InvalidTemplateError(name, "the front matter does not end with ---", 1) from None
-    loader = yaml.SafeLoader("\n".join(["", *lines[1:end]]))
     front_matter: dict[str, tuple[Any, int]] = {}
+    line = 1
     try:
+        loader = yaml.SafeLoader("\n".join(["", *lines[1:end]]))
         root = loader.get_single_node()
         if root is None:
             return {}, end + 1
@@ -217,6 +218,7 @@ def _front_matter(name: str, content: str) -> tuple[dict[str, tuple[Any, int]], 
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InvalidTemplateError(name, f"is not valid YAML: {error.problem}", line) from None
-    finally:
-        loader.dispose()
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
+        # PyYAML's errors for characters and values that are not valid, such as `2026-99-99`.
+        raise InvalidTemplateError(name, "the front matter is not valid YAML", line) from None
     return front_matter, end + 1

@@ -30,6 +30,10 @@ _URL_IN_TEXT: Final = re.compile(f"{URL_BEGINS}([^{URL_ENDS}]*){URL_ENDS}")
 _PLAIN_URL: Final = re.compile(r"(?:https?://|mailto:)[A-Za-z0-9._~:/?#\[\]@!$()*+,;=%&-]+")
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
+# Characters of a filled part that is kept for the next message. A template has up to 64 shapes, and
+# each would keep a text of a megabyte for a hostile value.
+MAX_KEPT: Final = 10_000
+
 # The values of the placeholders, by number.
 Values = Sequence[str]
 Fill = Callable[[Values], str]
@@ -58,8 +62,8 @@ class Part(NamedTuple):
 class PlaceholderText:
     """A text in which values replace the placeholders.
 
-    A part is filled again only if its values changed since the previous message: those of the
-    context are the same for every recipient.
+    A part is filled again only if its values changed since the previous message, or if it is long:
+    the values of the context are the same for every recipient.
     """
 
     def __init__(self, parts: Sequence[str | Part]) -> None:
@@ -75,7 +79,8 @@ class PlaceholderText:
             previous, text = self._previous[number]
             if selected != previous:
                 text = fill(values)
-                self._previous[number] = selected, text
+                if len(text) <= MAX_KEPT:
+                    self._previous[number] = selected, text
             parts[number] = text
         return "".join(parts)
 
