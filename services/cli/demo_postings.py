@@ -45,18 +45,23 @@ async def show_postings(settings: Settings, sandbox: str, gateway: str) -> None:
         aiohttp.ClientSession(sandbox) as outside,
         aiohttp.ClientSession(gateway) as http,
     ):
-        # First: the new user also gets the e-mail about new movies, which could arrive earlier.
-        await _welcome(outside, sandbox)
         await asyncio.gather(
             _new_movies(outside, http, sandbox),
             _send_code(outside, http, sandbox),
             _send_expired_code(settings, http),
         )
+        # Last: the sandbox stores 1,000 e-mails, so the link to an earlier one would not work.
+        await _welcome(outside, http, sandbox)
 
 
-async def _welcome(outside: aiohttp.ClientSession, sandbox: str) -> None:
-    event = await _publish_event(outside, "auth")
-    address = event["details"]["username"]
+async def _welcome(
+    outside: aiohttp.ClientSession, http: aiohttp.ClientSession, sandbox: str
+) -> None:
+    event = uuid4().hex
+    published = await _publish_event(outside, "auth", event_id=event)
+    address = published["details"]["username"]
+    # The user may also have an e-mail about new movies. After this, the newest one is the welcome.
+    await _final_status(http, await _posting_of(http, event))
     mail = await _received(outside, "mails", address)
     _print(5, f"“{mail['subject']}” sent to {address}: {sandbox}/mails/{mail['number']}")
 
