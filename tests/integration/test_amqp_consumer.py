@@ -179,6 +179,11 @@ async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
     monkeypatch.setattr("shared.amqp.consumer.INFRASTRUCTURE_RETRY_DELAY", 0.05)
     store_is_back = asyncio.Event()
     attempts: Counter[str] = Counter()
+    deliveries: Counter[str] = Counter()
+
+    def parse(message: Message) -> str:
+        deliveries[message.id] += 1
+        return message.body.decode()
 
     async def handle(message: Message, _: str) -> str:
         attempts[message.id] += 1
@@ -187,7 +192,7 @@ async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
             raise InfrastructureError("the store is unavailable")
         return "fine"
 
-    async with consuming(amqp_url, handle, prefetch=2) as (_, publisher):
+    async with consuming(amqp_url, handle, prefetch=2, parse=parse) as (_, publisher):
         for name in ("one", "two", "three"):
             await publisher.send(b"body", message_id=name)
         await until(lambda: attempts["one"] > 2 and attempts["two"] > 2)
@@ -196,6 +201,7 @@ async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
         await until(lambda: attempts["three"] == 1)
         await until(lambda: queued(publisher, CALLBACKS, 0))
         assert not await publisher.read_dead_letters()
+    assert set(deliveries.values()) == {1}, "requeued, although that counts towards the limit"
 
 
 async def test_a_bug_outside_of_the_handler_is_dead_lettered_at_the_delivery_limit(
@@ -250,6 +256,52 @@ async def test_messages_that_finish_in_any_order_are_acked_once(amqp_url: str) -
         await publisher.send(b"last", message_id="last")
         await until(lambda: "last" in redelivered)
     assert redelivered == ["m-0", "m-7", "m-250", "last"]
+
+
+@pytest.mark.parametrize(
+    "error", [TransientError("failed"), DeferredError("lane full", delay=1), PermanentError("no")]
+)
+async def test_a_message_is_not_acked_before_its_copy_is_confirmed(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    handled: list[str] = []
+    published = asyncio.Event()
+
+    async def handle(message: Message, _: str) -> str:
+        handled.append(message.id)
+        if len(handled) == 1:
+            raise error
+        return "fine"
+
+    def publish_without_confirm(*_: Any) -> asyncio.Future[None]:
+        published.set()
+        return asyncio.get_running_loop().create_future()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "publish", publish_without_confirm)
+        async with consuming(amqp_url, handle) as (consumer, publisher):
+            await publisher.send(b"body", message_id="m")
+            await asyncio.wait_for(published.wait(), 10)
+            await consumer.drain(0)  # sends the acks
+    async with consuming(amqp_url, handle):
+        await until(lambda: handled == ["m", "m"])
+
+
+async def test_a_message_without_an_id_has_the_same_one_after_a_crash(amqp_url: str) -> None:
+    ids: list[str] = []
+
+    async def handle(message: Message, _: str) -> str:
+        ids.append(message.id)
+        if len(ids) == 1:
+            await asyncio.Event().wait()
+        return "fine"
+
+    async with consuming(amqp_url, handle) as (_, publisher):
+        await publisher.send_without_message_id({"a": 1})
+        await until(lambda: ids)
+    async with consuming(amqp_url, handle):
+        await until(lambda: len(ids) == 2)
+    assert ids[0] == ids[1]
 
 
 async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
