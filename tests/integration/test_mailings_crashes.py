@@ -174,6 +174,34 @@ async def test_row_18_a_slice_with_a_lost_lease_changes_nothing(url: str, lists:
     assert sorted(broker.ids(posting_id).values()) == [1] * 35
 
 
+async def test_row_18_a_slice_with_a_lost_lease_sets_no_checkpoint(
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated, broker = Gated(), FakeBroker()
+    sources = {"auth": lists.url}
+    async with (
+        running_mailings(url, sources, broker=gated) as stale,
+        running_mailings(url, sources, broker=broker) as other,
+    ):
+        posting_id = await stale.post(posting(receivers=PAGES))
+        suspended = asyncio.create_task(stale.expansion.run_once(1))
+
+        async def second_page_is_added() -> bool:
+            return counts(await stale.status(posting_id)).get("created") == 20
+
+        await until(second_page_is_added)
+        monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)
+        await other.make_due(posting_id)
+        await other.expansion.run_once(1)
+        before = await other.status(posting_id)
+        gated.open.set()
+        await suspended
+        assert await other.status(posting_id) == before
+        status = await other.expand(posting_id)
+    assert (before.pages, before.receivers) == (1, 10)
+    assert (status.receivers, counts(status)) == (35, {"created": 35})
+
+
 async def test_row_18_a_slice_that_resumes_after_its_lease_expired_writes_nothing(
     url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
