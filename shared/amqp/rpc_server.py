@@ -98,7 +98,7 @@ class RpcServer:
         def ended(tag: int, error: BaseException | None) -> None:
             if error is not None:
                 logger.critical("bug in the RPC server", exc_info=error)
-            channel.write(codec.encode_ack(channel.number, tag, multiple=False))
+                channel.write(codec.encode_ack(channel.number, tag, multiple=False))
 
         await self._tasks.consume(
             subscription,
@@ -109,35 +109,43 @@ class RpcServer:
         )
 
     async def _process(self, channel: InterceptedChannel, delivery: Delivery) -> None:
-        """Respond to one request. It is acknowledged after its response is written."""
+        """Respond to one request, and acknowledge it in the same write.
+
+        The ack comes first. RabbitMQ closes the connection over a malformed reply_to, and would
+        then deliver the request again, without end.
+        """
+        response = await self._respond(channel, delivery)
+        ack = codec.encode_ack(channel.number, delivery.tag, multiple=False)
+        channel.write(ack + response)
+
+    async def _respond(self, channel: InterceptedChannel, delivery: Delivery) -> bytes:
+        """Handle one request, and return the frames of the response, if any."""
         try:
             request = codec.decode_properties(delivery.header)
         except ContractViolationError as error:
             logger.warning("request dropped: %s", error)
-            return
+            return b""
         reply_to = request.reply_to or ""
         if not reply_to.startswith(REPLY_TO):  # otherwise a sender could make us write to any queue
             logger.warning("request dropped: its reply_to is not a direct reply-to")
-            return
+            return b""
         operation = request.type if request.type in self._handlers else UNKNOWN
         try:
             async with asyncio.timeout(request_timeout(request)):
                 value = await self._handle(request, delivery.body)
         except TimeoutError:
             self._count(operation, "late")
-            return
+            return b""
         body, outcome = self._encode(value, request)
         self._count(operation, outcome)
-        channel.write(
-            codec.encode_publish(
-                channel.number,
-                "",
-                reply_to,
-                Properties(content_type=JSON, correlation_id=request.correlation_id),
-                body,
-                mandatory=False,  # the client may have disconnected
-                frame_max=channel.frame_max,
-            )
+        return codec.encode_publish(
+            channel.number,
+            "",
+            reply_to,
+            Properties(content_type=JSON, correlation_id=request.correlation_id),
+            body,
+            mandatory=False,  # the client may have disconnected
+            frame_max=channel.frame_max,
         )
 
     async def _handle(self, request: Properties, body: bytes) -> Any:

@@ -136,6 +136,29 @@ async def test_a_failure_that_is_too_large_for_a_message_is_shortened(amqp_url: 
     assert response["echo"] == 1
 
 
+async def test_a_malformed_reply_to_is_handled_once(amqp_url: str) -> None:
+    """RabbitMQ closes the connection over it. The service must not receive it again."""
+    handled: list[bytes] = []
+
+    async def handle(_: RequestContext, body: bytes) -> Any:
+        handled.append(body)
+        return body.decode()
+
+    async with (
+        rpc_server(amqp_url, {"Echo": handle}) as (_, health),
+        rpc_client(amqp_url) as client,
+        await aio_pika.connect(amqp_url) as connection,
+    ):
+        channel = await connection.channel()
+        forged = aio_pika.Message(b"1", type="Echo", reply_to="amq.rabbitmq.reply-to.AAAA.BBBB")
+        await channel.default_exchange.publish(forged, routing_key=QUEUE)
+        await until(lambda: handled, 10)
+        await until(lambda: not health.ready, 10)
+        await until(lambda: health.ready, 10)
+        assert await request(client, value=2) == "2"
+    assert handled == [b"1", b"2"]
+
+
 async def test_failures_are_values_and_errors_become_failures(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
