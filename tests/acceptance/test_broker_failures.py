@@ -197,7 +197,9 @@ async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
             gate = asyncio.Event()
             async with serve(_gated(gate)) as target:
                 ids = await publisher.send_all(
-                    send_callback(target.url, retry={"delays": [1]}) for _ in range(4)
+                    # Longer than a busy machine needs to raise the alarm.
+                    send_callback(target.url, timeout=100, retry={"delays": [1]})
+                    for _ in range(4)
                 )
                 await until(lambda: len(target.requests) == len(ids))
                 await asyncio.to_thread(own_broker.ctl, *raise_alarm)

@@ -132,10 +132,10 @@ async def test_a_broker_killed_during_the_run_loses_no_message(own_broker: Broke
 
     await asyncio.to_thread(own_broker.kill)
     restarting = asyncio.create_task(asyncio.to_thread(own_broker.start))
-    out, _ = await asyncio.wait_for(command.communicate(), 120)
+    out, errors = await asyncio.wait_for(command.communicate(), 120)
     await restarting
 
-    assert command.returncode == 0
+    assert command.returncode == 0, errors.decode()
     assert {*b"".join(printed).split(), *out.split()} == {b"c%d" % n for n in range(count)}
     found = await until(lambda: consume_all(own_broker.url))
     assert {json.loads(message.body)["id"] for message in found} == {f"c{n}" for n in range(count)}
