@@ -113,7 +113,7 @@ def parse_page(value: Any, size: int) -> Page:
     """Return the page in a response: a list, `{"results": [...]}`, or a single user.
 
     Raises:
-        InvalidPostingError: the response has another form.
+        InvalidPostingError: the response has another form, or more than MAX_PAGE_SIZE items.
     """
     if isinstance(value, dict):
         if "results" not in value:
@@ -121,6 +121,8 @@ def parse_page(value: Any, size: int) -> Page:
         value = value["results"]
     if not isinstance(value, list):
         raise InvalidPostingError('the response is not a list, not {"results": […]} and not a user')
+    if len(value) > MAX_PAGE_SIZE:  # a page of 4 MB can have two million, which take five seconds
+        raise InvalidPostingError(f"the page has more than {MAX_PAGE_SIZE} items")
     return Page(value, is_last=len(value) < size)
 
 

@@ -164,6 +164,12 @@ def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
     assert parse_page([], 1) == ([], True)
 
 
+def test_e5_a_page_has_a_maximum_number_of_items() -> None:
+    assert len(parse_page([0] * 100_000, 500).items) == 100_000
+    with pytest.raises(InvalidPostingError, match="the page has more than 100000 items"):
+        parse_page([0] * 100_001, 500)
+
+
 @pytest.mark.parametrize("response", [None, 7, "users", {"results": {"id": 1}}])
 def test_a_response_of_another_form_is_rejected(response: Any) -> None:
     with pytest.raises(InvalidPostingError, match="not a list"):
