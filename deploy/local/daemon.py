@@ -114,15 +114,15 @@ class FileLock:
 
     def acquire(self) -> int | None:
         """Take the lock and return its descriptor, for a child; None if another process has it."""
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                os.close(file)
                 # `holder` of another process shares the lock for a moment. That is no holder.
                 if self.holder() is not None:
-                    os.close(file)
                     return None
         os.ftruncate(file, 0)
         self._file = file

@@ -134,19 +134,19 @@ async def _send(
             bar.update()
 
         async with publishing(settings) as publisher:
-            remaining = documents
+            remaining, error = documents, None
             while remaining:
-                unconfirmed, error = await _round(
-                    publisher, MESSAGE_TYPES[type_], remaining, report
-                )
-                if unconfirmed and len(unconfirmed) == len(remaining):
-                    raise _incomplete(documents, unconfirmed, str(error))
-                remaining = unconfirmed
                 try:
                     async with asyncio.timeout(RECONNECT_TIMEOUT):
                         await publisher.ready()
                 except TimeoutError:
-                    raise _incomplete(documents, unconfirmed, str(error)) from None
+                    raise _incomplete(documents, remaining, str(error)) from None
+                unconfirmed, error = await _round(
+                    publisher, MESSAGE_TYPES[type_], remaining, report
+                )
+                if len(unconfirmed) == len(remaining):
+                    raise _incomplete(documents, unconfirmed, str(error))
+                remaining = unconfirmed
 
 
 def _quiet(documents: Sequence[Document]) -> bool | None:
