@@ -38,6 +38,7 @@ _ACK_FRAME: Final = Struct(">BHIIQBB")  # a whole ack or nack frame
 _TIMESTAMP: Final = Struct(">Q")
 _LONG: Final = Struct(">I")
 _SIGNED: Final = Struct(">q")
+_DOUBLE: Final = Struct(">d")
 # Types of table values. All types that are not listed take at most _MAX_SCALAR bytes.
 _TEXT, _LONG_INTEGER, _ARRAY, _TABLE, _BYTES = b"SlAFx"
 _MAX_SCALAR: Final = 9
@@ -136,9 +137,21 @@ def _encode_table(table: Mapping[str, Any]) -> bytes:
         elif type(value) is int:
             parts += (b"l", _SIGNED.pack(value))
         else:
-            parts.append(encode.encode_table_value(value))
+            parts.append(_encode_value(value))
     content = b"".join(parts)
     return _LONG.pack(len(content)) + content
+
+
+def _encode_value(value: Any) -> bytes:
+    """Encode a header value of any type; pamqp would round doubles to 32 bits."""
+    if isinstance(value, float):
+        return b"d" + _DOUBLE.pack(value)
+    if isinstance(value, Mapping):
+        return b"F" + _encode_table(value)
+    if isinstance(value, list):
+        content = b"".join(map(_encode_value, value))
+        return b"A" + _LONG.pack(len(content)) + content
+    return encode.encode_table_value(value)
 
 
 def _octet(data: bytes, at: int) -> tuple[int, int]:
