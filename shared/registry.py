@@ -6,7 +6,7 @@ kind of delivery; its renderer is in services/mailings, its sender in services/d
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
@@ -51,10 +51,17 @@ SERVICES: Final[dict[str, ServiceSpec]] = {
         ServiceSpec("services.gateway", 9103, (BROKER, "scheduler")),
         ServiceSpec("services.ingestion", 9104, (BROKER, DATABASE)),
         ServiceSpec("services.mailings", 9105, (BROKER, DATABASE)),
-        ServiceSpec("services.delivery", 9106, (BROKER,)),
+        ServiceSpec("services.delivery", 9106, (BROKER, DATABASE)),
         ServiceSpec("services.sandbox", 9109, scales=False),
     )
 }
+
+
+# The priority of a message on its channel: urgent messages are sent before bulk ones.
+Priority = Literal["urgent", "bulk"]
+URGENT: Final = "urgent"
+BULK: Final = "bulk"
+PRIORITIES: Final[tuple[Priority, ...]] = (URGENT, BULK)
 
 
 def _unchanged(value: Any) -> Any:
@@ -86,9 +93,12 @@ class Channel:
         return self.contract.__name__
 
     @property
-    def queue(self) -> str:
-        """Return the work queue that delivery consumes."""
-        return f"messages.{self.name}"
+    def queues(self) -> Mapping[Priority, str]:
+        """Return the work queues that delivery consumes, the one of urgent messages first.
+
+        Each priority has a queue, because quorum queues before RabbitMQ 4.0 have no priorities.
+        """
+        return {URGENT: f"messages.{self.name}.urgent", BULK: f"messages.{self.name}"}
 
     @property
     def opt_in(self) -> str:

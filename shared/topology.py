@@ -132,7 +132,11 @@ WORK_QUEUES: Final = (
     WorkQueue(EVENTS, ((EVENTS, "#"),)),
     WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
     WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
-    *(WorkQueue(channel.queue, tiers=TIERS) for channel in CHANNELS.values()),
+    *(
+        WorkQueue(queue, tiers=TIERS)
+        for channel in CHANNELS.values()
+        for queue in channel.queues.values()
+    ),
     WorkQueue(
         MAILINGS_OUTCOMES,
         tuple((OUTCOMES, f"message.{result}") for result in ("sent", "failed", "expired")),

@@ -3,96 +3,149 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
-from services.delivery.domain import retry_policy
+from services.delivery.claims import Claims
+from services.delivery.domain import Limits, Rate, retry_policy
 from services.delivery.handlers import ChannelSender, MessageSender, Reporter, Sent
 from services.delivery.mime import MimeBuilder
+from services.delivery.provider import Provider, TakeTokens
 from services.delivery.settings import DeliverySettings
 from services.delivery.sms import SmsGateway, TokenSource, gateway_client
 from services.delivery.smtp import MailServer
+from services.delivery.store import Store
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
 from shared.contracts.messages import RenderedMessage, SendEmail, SendSms
+from shared.postgres.migrations import Schema
+from shared.postgres.pool import Database
 from shared.process.command import Service
-from shared.process.run import Drain, Process
-from shared.registry import CHANNELS, SERVICES
+from shared.process.run import Process
+from shared.registry import CHANNELS, PRIORITIES, SERVICES, Channel, Priority
 from shared.resilience.breakers import breaker_observer
-from shared.resilience.lanes import Lanes
 from shared.settings import load
 from shared.topology import topology
 
 logger = logging.getLogger(__name__)
 CLOCK = SystemClock()
+SCHEMA = Schema.of("services.delivery")
+# Seconds for which sent ids are kept, in addition to the longest time that a message is retried.
+SENT_RETENTION: Final = 86_400.0
 
 
 async def start(process: Process) -> None:
     """Construct and start delivery; messages of a channel that is not configured wait."""
     settings = load(DeliverySettings)
-    declared = topology(process.settings.queue_type).only(
-        channel.queue for channel in CHANNELS.values()
-    )
     name = f"ringback delivery {socket.gethostname()}"
+    declared = topology(process.settings.queue_type).only(
+        queue for channel in CHANNELS.values() for queue in channel.queues.values()
+    )
+    database = Database(
+        process.settings.database_url or "",  # start-up has checked that it is set
+        name=name,
+        health=process.health,
+        schema=SCHEMA,
+    )
+    store = Store(database)
     publisher = Publisher(
         process.settings.amqp_url,
         name=f"{name} publisher",
         topology=declared,
         health=process.health,
     )
-    process.run(publisher.run())
-    drains: list[Drain] = []
-    for channel in CHANNELS.values():
-        sender = await SENDERS[channel.name](process.stack, settings)
-        if sender is None:
-            continue
-        # Each channel has its own lanes and connection, so that a slow one does not affect others.
-        lanes = Lanes(
-            max_in_flight=sender.concurrency,
-            # Lanes limit unproven targets to half of the slots. Here, the only target may use the
-            # whole prefetch window.
-            prefetch=2 * settings.prefetch,
+    senders = {
+        channel: sender
+        for channel, factory in SENDERS.items()
+        if (sender := await factory(process.stack, settings)) is not None
+    }
+    providers = {
+        channel: Provider(
+            sender.target,
+            concurrency=sender.limits.concurrency,
+            take_tokens=_take_tokens(store, sender),
             max_failures=settings.breaker_failures,
             clock=asyncio.get_running_loop().time,
             observe=breaker_observer(str),
         )
+        for channel, sender in senders.items()
+    }
+    claims = Claims(
+        store,
+        [sender.target for sender in senders.values()],
+        retention=settings.give_up_after + SENT_RETENTION,
+        monotonic=CLOCK.monotonic,
+        observe=partial(_divide, list(providers.values())),
+    )
+
+    def consumer(channel: Channel, priority: Priority) -> Consumer[Any, Sent]:
+        provider = providers[channel.name]
         spec: ConsumerSpec[Any, Sent] = ConsumerSpec(
-            queue=channel.queue,
+            queue=channel.queues[priority],
             parse=partial(
                 parse_message,
                 models={channel.type: channel.contract},
                 max_bytes=settings.max_message_bytes,
             ),
             identity=_identity,
-            handle=MessageSender(sender, lanes, CLOCK).handle,
+            handle=partial(handlers[channel.name].handle, priority),
             policy=partial(retry_policy, give_up_after=settings.give_up_after),
             report=Reporter(channel.name, CLOCK).report,
-            drain=lanes.drain,
+            drain=provider.drain,
         )
-        consumer = Consumer(
+        return Consumer(
             spec,
             url=process.settings.amqp_url,
-            name=f"{name} {channel.queue}",
+            name=f"{name} {spec.queue}",
             topology=declared,
             publisher=publisher,
             prefetch=settings.prefetch,
             clock=CLOCK,
             health=process.health,
-            part=f"{channel.name} consumer",
+            part=f"{channel.name} {priority} consumer",
         )
-        process.run(lanes.run())
-        process.run(consumer.run())
-        drains.append(consumer.drain)
+
+    handlers = {
+        channel: MessageSender(channel, sender, providers[channel], claims, CLOCK)
+        for channel, sender in senders.items()
+    }
+    # Each queue has its own connection, so that a slow channel does not affect the others, and bulk
+    # messages do not delay urgent ones.
+    consumers = [
+        consumer(CHANNELS[channel], priority) for channel in senders for priority in PRIORITIES
+    ]
+    for work in (database.run(), publisher.run(), claims.run()):
+        process.run(work)
+    for provider in providers.values():
+        process.run(provider.run())
+    for running in consumers:
+        process.run(running.run())
 
     async def drain(grace: float) -> None:
-        await asyncio.gather(*(drain_one(grace) for drain_one in drains))
+        await asyncio.gather(*(running.drain(grace) for running in consumers))
+        await claims.close()
 
     process.on_drain(drain)
+
+
+def _take_tokens(store: Store, sender: ChannelSender[Any]) -> TakeTokens | None:
+    rate = sender.limits.rate
+    return None if rate is None else partial(store.take_tokens, sender.target, rate)
+
+
+def _divide(providers: Iterable[Provider], processes: Mapping[str, int]) -> None:
+    """Divide the messages in flight to each provider among its processes."""
+    for provider in providers:
+        provider.divide(processes.get(provider.target, 1))
+
+
+def _rate(per_second: float | None, burst: float) -> Rate | None:
+    return None if per_second is None else Rate(per_second, burst)
 
 
 async def _email(
@@ -103,16 +156,17 @@ async def _email(
         logger.warning("RINGBACK_SMTP_URL is not set: messages wait in messages.email")
         return None
     server = MailServer(
-        url.get_secret_value(), tls=settings.smtp_tls, timeout=settings.smtp_timeout
+        url.get_secret_value(), tls=settings.smtp_tls or "offered", timeout=settings.smtp_timeout
     )
     stack.push_async_callback(server.close)
     mime = MimeBuilder(settings.mail_from)
+    limits = Limits(settings.smtp_connections, _rate(settings.smtp_rate, settings.smtp_burst))
 
     async def send(message_id: str, command: SendEmail, check: Callable[[], None]) -> None:
         content = mime.build(command, message_id, now=CLOCK.now())
         await server.send(mime.sender, command.to, content, check)
 
-    return ChannelSender(server.origin, settings.smtp_connections, send)
+    return ChannelSender(server.origin, limits, send)
 
 
 async def _sms(stack: AsyncExitStack, settings: DeliverySettings) -> ChannelSender[SendSms] | None:
@@ -123,7 +177,8 @@ async def _sms(stack: AsyncExitStack, settings: DeliverySettings) -> ChannelSend
     client = await stack.enter_async_context(gateway_client(timeout=settings.sms_timeout))
     tokens = TokenSource(key.get_secret_value(), CLOCK)
     gateway = SmsGateway(url, client, tokens, CLOCK, timeout=settings.sms_timeout)
-    return ChannelSender(gateway.origin, settings.sms_requests, gateway.send)
+    limits = Limits(settings.sms_requests, _rate(settings.sms_rate, settings.sms_burst))
+    return ChannelSender(gateway.origin, limits, gateway.send)
 
 
 # The sender of each channel; a factory returns None if its channel is not configured.

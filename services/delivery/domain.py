@@ -1,7 +1,8 @@
-"""The meaning of a provider's responses, and the retry policy: pure functions, no IO."""
+"""The meaning of a provider's responses, its rate, and the retry policy: pure functions, no IO."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic_core import from_json
@@ -9,12 +10,16 @@ from pydantic_core import from_json
 from shared.contracts.messages import RenderedMessage
 from shared.errors import ExpiredError, PermanentError, TransientError
 from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
+from shared.registry import BULK, URGENT, Priority
 from shared.resilience.retry import RetryPolicy
 
-# SMTP codes that concern the connection and not the mail: 421 (server closes), and codes that
-# require authentication or TLS (RFC 4954, 3207).
-SERVER_CLOSES: Final = 421
-_CONNECTION_CODES: Final = frozenset({SERVER_CLOSES, 530, 534, 535, 538})
+# SMTP codes that concern the connection and not the mail: they require authentication or TLS
+# (RFC 4954, 3207).
+_CONNECTION_CODES: Final = frozenset({530, 534, 535, 538})
+# The server closes the connection, usually because there are too many.
+SERVER_BUSY: Final = 421
+# Servers respond with these when they get too many mails, and for greylisting.
+_THROTTLING_CODES: Final = frozenset({450, 451})
 _ENHANCED_CODE: Final = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
 _SMTP_TEMPORARY: Final = range(400, 500)
 _SMTP_PERMANENT: Final = range(500, 600)
@@ -32,6 +37,57 @@ class ProviderError(TransientError):
     """
 
 
+class BusyError(ProviderError):
+    """The provider closed the connection, because it has too many: not an attempt."""
+
+
+class ThrottledError(TransientError):
+    """The provider wants fewer messages. Many in a row open its circuit breaker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The rate of a provider in messages per second, and the largest number at once."""
+
+    per_second: float
+    burst: float
+
+    @property
+    def reserve(self) -> float:
+        """Return the tokens that bulk messages leave, so that an urgent one need not wait."""
+        return 1.0 if self.burst >= 2 else 0.0  # noqa: PLR2004 - one for each priority
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a provider: messages in flight and, optionally, a rate."""
+
+    concurrency: int
+    rate: Rate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Tokens taken from a bucket, those left in it, and seconds until there are more."""
+
+    tokens: int
+    left: float
+    delay: float
+
+
+def take_tokens(rate: Rate, tokens: float, elapsed: float, wanted: Mapping[Priority, int]) -> Grant:
+    """Take tokens from a bucket that was last used `elapsed` seconds ago, urgent ones first.
+
+    In any `t` seconds, at most `burst + per_second * t` tokens are taken.
+    """
+    tokens = min(rate.burst, tokens + elapsed * rate.per_second)
+    urgent = min(wanted[URGENT], int(tokens))
+    bulk = max(min(wanted[BULK], int(tokens - urgent - rate.reserve)), 0)
+    left = tokens - urgent - bulk
+    needed = 1.0 if urgent < wanted[URGENT] else 1.0 + rate.reserve
+    return Grant(urgent + bulk, left, max((needed - left) / rate.per_second, 0.0))
+
+
 def smtp_error(code: int, text: str, step: str) -> TransientError | PermanentError:
     """Return the error for a negative SMTP response to MAIL, RCPT or DATA.
 
@@ -40,9 +96,16 @@ def smtp_error(code: int, text: str, step: str) -> TransientError | PermanentErr
     enhanced = _ENHANCED_CODE.match(text)
     numbers = f"{code} {enhanced[0]}" if enhanced else str(code)
     reason = f"the mail server responded with {numbers} to {step}"
+    if code == SERVER_BUSY:
+        return BusyError(reason)
     if code in _CONNECTION_CODES or code not in (*_SMTP_TEMPORARY, *_SMTP_PERMANENT):
         return ProviderError(reason)
-    return PermanentError(reason) if code in _SMTP_PERMANENT else TransientError(reason)
+    if code in _THROTTLING_CODES:
+        return ThrottledError(reason)
+    if code in _SMTP_TEMPORARY:
+        return TransientError(reason)
+    # MAIL names only our sender address, so a refusal concerns every mail.
+    return ProviderError(reason) if step == "MAIL" else PermanentError(reason)
 
 
 def check_sms_response(status: int, retry_after: str | None, body: bytes, *, now: float) -> None:

@@ -5,8 +5,8 @@ All channels share this code. A `ChannelSender` holds the differences.
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
@@ -14,7 +14,9 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel
 
 from services.delivery import domain, metrics
-from services.delivery.domain import ProviderError
+from services.delivery.claims import COPY_DELAY, Claim, Claims, claim_id
+from services.delivery.domain import BusyError, Limits, ProviderError, ThrottledError
+from services.delivery.provider import Provider, Result
 from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.clock import Clock
 from shared.contracts.message_facts import (
@@ -25,33 +27,25 @@ from shared.contracts.message_facts import (
 )
 from shared.contracts.messages import RenderedMessage
 from shared.errors import DeferredError, ExpiredError, PermanentError, TransientError
-from shared.resilience.lanes import Lane, Lanes
+from shared.registry import Priority
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=RenderedMessage)
 
-# Ids of sent messages that are remembered. Repeats after a crash of the publisher or a lost
-# connection are within this number. The ids take about 30 MB for each channel.
-MAX_REMEMBERED: Final = 100_000
-# Seconds that a message waits here for a place in the lane before it goes to a tier. The messages
-# of a channel have one target, so they block no other target, and a backlog must not circle through
-# the tiers. The limit is far below the broker's acknowledgement timeout of 30 minutes.
-LANE_TIMEOUT: Final = 30.0
-# Seconds between two attempts to enter the lane.
-LANE_INTERVAL: Final = 1.0
-# Seconds that a duplicate is deferred while the first copy is in flight.
-DUPLICATE_DELAY: Final = 1.0
+# Seconds that a message waits here for a place before it goes to a tier. The messages of a channel
+# have one target, so they block no other target, and a backlog must not circle through the tiers.
+# The limit is far below the broker's acknowledgement timeout of 30 minutes.
+WAIT_TIMEOUT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The provider accepted the message after `duration` seconds, in attempt `attempt_id`.
+    """The provider accepted the message after `duration` seconds.
 
     repeated: an earlier delivery of the same message was sent, this one was not.
     """
 
-    attempt_id: str
     duration: float
     repeated: bool = False
 
@@ -60,94 +54,113 @@ class Sent:
 class ChannelSender(Generic[M]):
     """How the messages of one channel are sent.
 
-    target: the provider's origin; it names the lane and the circuit breaker.
-    concurrency: the largest number of attempts in flight.
-    send: sends one message, given its id. It must call `check` right before the content goes out;
-        `check` raises ExpiredError.
+    target: the provider's origin; it names the provider and its circuit breaker.
+    limits: the limits of the provider, for all delivery processes together.
+    send: sends one message, given its id. It must call `check` right before the content goes out.
+        `check` raises an error if the message must not be sent.
     """
 
     target: str
-    concurrency: int
+    limits: Limits
     send: Callable[[str, M, Callable[[], None]], Awaitable[None]]
 
 
 class MessageSender(Generic[M]):
-    """Handles the messages of one channel; each worker has one."""
+    """Handles the messages of one channel."""
 
     def __init__(
         self,
+        channel: str,
         sender: ChannelSender[M],
-        lanes: Lanes,
+        provider: Provider,
+        claims: Claims,
         clock: Clock,
-        *,
-        max_remembered: int = MAX_REMEMBERED,
     ) -> None:
+        self._channel = channel
         self._sender = sender
-        self._lanes = lanes
+        self._provider = provider
+        self._claims = claims
         self._clock = clock
-        self._max_remembered = max_remembered
-        self._sent: OrderedDict[str, Sent] = OrderedDict()
         self._in_flight: set[str] = set()
 
-    async def handle(self, message: Message, command: M) -> Sent:
+    async def handle(self, priority: Priority, message: Message, command: M) -> Sent:
         """Send the message, unless it was sent before.
 
         Raises:
             ExpiredError: `expires_at` has passed.
             PermanentError: the provider refused the message for good.
             TransientError: the attempt failed; a later one may succeed.
-            DeferredError: the lane is full, or a copy of the message is in flight.
+            DeferredError: the provider is busy, or a copy of the message is in flight.
+            InfrastructureError: the database is unavailable, or the process stops.
         """
-        before = self._sent.get(message.id)
-        if before is not None:
-            return Sent(before.attempt_id, before.duration, repeated=True)
         if message.id in self._in_flight:
-            raise DeferredError("a copy of the message is in flight", delay=DUPLICATE_DELAY)
+            raise DeferredError("a copy of the message is in flight", delay=COPY_DELAY)
         self._in_flight.add(message.id)
         try:
-            lane = self._lanes.lane(self._sender.target)
-            probe = await self._enter(lane, message, command)
-            return await self._attempt(lane, message, command, probe=probe)
+            claim = await self._claims.claim(claim_id(self._channel, message.id))
+            if claim.sent is not None:
+                return Sent(claim.sent, repeated=True)
+            try:
+                return await self._send(priority, message, command, claim)
+            except BaseException:
+                self._claims.release(claim)
+                raise
         finally:
             self._in_flight.discard(message.id)
 
-    async def _enter(self, lane: Lane, message: Message, command: M) -> bool:
-        deadline = self._clock.monotonic() + LANE_TIMEOUT
+    async def _send(self, priority: Priority, message: Message, command: M, claim: Claim) -> Sent:
+        deadline = self._clock.monotonic() + WAIT_TIMEOUT
         while True:
-            domain.check_expiry(command, self._clock.now)
-            try:
-                return await self._lanes.enter(lane, message.deferrals)
-            except DeferredError:
-                if self._clock.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(LANE_INTERVAL)
+            probe = await self._enter(priority, message, command, deadline)
+            with suppress(BusyError):  # the message waits for another place
+                return await self._attempt(message, command, claim, probe=probe)
 
-    async def _attempt(self, lane: Lane, message: Message, command: M, *, probe: bool) -> Sent:
-        alive: bool | None = None
+    async def _enter(
+        self, priority: Priority, message: Message, command: M, deadline: float
+    ) -> bool:
+        """Wait for a place, until the message expires or is deferred."""
+        domain.check_expiry(command, self._clock.now)
+        timeout = deadline - self._clock.monotonic()
+        if command.expires_at is not None:
+            timeout = min(timeout, command.expires_at.timestamp() - self._clock.now())
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._provider.enter(priority)
+        except TimeoutError:
+            domain.check_expiry(command, self._clock.now)
+            delay = self._provider.deferral(message.deferrals)
+            raise DeferredError(self._provider.obstacle, delay=delay) from None
+
+    async def _attempt(self, message: Message, command: M, claim: Claim, *, probe: bool) -> Sent:
+        result = Result.NOTHING
         started = self._clock.monotonic()
 
         def check() -> None:
             domain.check_expiry(command, self._clock.now)
+            self._claims.check(claim)
 
         try:
             await self._sender.send(message.id, command, check)
-            alive = True
+            result = Result.SENT
+            duration = self._clock.monotonic() - started
+        except BusyError:
+            result = Result.BUSY
+            raise
         except ProviderError:
-            alive = False
+            result = Result.FAILS
+            raise
+        except ThrottledError:
+            result = Result.THROTTLES
             raise
         except ExpiredError:
             raise
         except (PermanentError, TransientError):
-            alive = True  # the provider responded
+            result = Result.WORKS  # the provider responded
             raise
         finally:
-            duration = self._clock.monotonic() - started
-            self._lanes.leave(lane, probe=probe, alive=alive, duration=duration)
-        sent = Sent(message.attempt_id, duration)
-        self._sent[message.id] = sent
-        if len(self._sent) > self._max_remembered:
-            self._sent.popitem(last=False)
-        return sent
+            self._provider.leave(result, probe=probe)
+        await self._claims.record(claim, duration, self._provider.recorded)
+        return Sent(duration)
 
 
 class Reporter:
@@ -185,13 +198,14 @@ class Reporter:
             "attempt": message.attempt,
         }
         match outcome:
-            case Done(Sent(attempt_id, duration, repeated)):
+            case Done(Sent(duration, repeated)):
+                # A message is sent once, so the fact has the same id each time.
+                fact["fact_id"] = f"{message.id}/sent"
                 if repeated:
-                    # The fact is published again under the same id: the first one may have been
-                    # lost with the connection.
+                    # The fact is published again: the first one may be lost with the connection.
                     self._repeats.inc()
                     logger.info("message repeated, already sent", extra=context)
-                    return MessageSent(**fact | {"fact_id": attempt_id}, duration=duration)
+                    return MessageSent(**fact, duration=duration)
                 self._sent.inc()
                 self._duration.observe(duration)
                 context |= {"duration": round(duration, 6)}

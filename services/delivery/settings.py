@@ -9,12 +9,25 @@ from yarl import URL
 from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.settings import EMPTY_IS_NONE, TableSettings
 
+Tls = Literal["offered", "required", "off"]
+
 
 def _smtp_url(value: SecretStr) -> SecretStr:
     url = _parse(value.get_secret_value())
     if url is None or url.scheme not in ("smtp", "smtps") or not url.host:
         raise ValueError("must look like smtp://user:password@host:587 (or smtps://…:465)")
     return value
+
+
+def _smtp_tls(value: Tls | None, others: ValidationInfo) -> Tls:
+    """Return the use of STARTTLS: required with a password, which must not be sent in clear."""
+    secret: SecretStr | None = others.data.get("smtp_url")
+    url = None if secret is None else _parse(secret.get_secret_value())
+    if url is None or url.scheme != "smtp" or url.password is None:
+        return value or "offered"
+    if value in ("offered", "off"):
+        raise ValueError("must be required, because RINGBACK_SMTP_URL contains a password")
+    return "required"
 
 
 def _mail_from(value: str) -> str:
@@ -65,15 +78,26 @@ class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
         validation_alias="RINGBACK_MAIL_FROM",
         description="Sender address of e-mails.",
     )
-    smtp_tls: Literal["offered", "required", "off"] = Field(
-        default="offered",
+    smtp_tls: Annotated[Tls | None, EMPTY_IS_NONE, AfterValidator(_smtp_tls)] = Field(
+        default=None,
+        validate_default=True,
         description="Use of STARTTLS on smtp://: if `offered`, always (`required`), or never"
-        " (`off`).",
+        " (`off`). Default: `required` if the URL contains a password, otherwise `offered`.",
+        examples=["required"],
     )
     smtp_connections: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=20,
-        description="Maximum number of connections to the mail server. Each sends one e-mail at a"
-        " time.",
+        description="Maximum number of connections to the mail server, of all delivery processes."
+        " Each sends one e-mail at a time.",
+    )
+    smtp_rate: Annotated[Annotated[float, Field(gt=0, le=100_000)] | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        description="Maximum number of e-mails per second, of all delivery processes. Default: no"
+        " limit.",
+        examples=[14],
+    )
+    smtp_burst: Annotated[float, Field(ge=1, le=100_000)] = Field(
+        default=10, description="Number of e-mails that may exceed the rate at once."
     )
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = Field(
         default=60.0,
@@ -94,7 +118,18 @@ class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
         examples=["the-gateways-key"],
     )
     sms_requests: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=20, description="Maximum number of requests in flight to the SMS gateway."
+        default=20,
+        description="Maximum number of requests in flight to the SMS gateway, of all delivery"
+        " processes.",
+    )
+    sms_rate: Annotated[Annotated[float, Field(gt=0, le=100_000)] | None, EMPTY_IS_NONE] = Field(
+        default=None,
+        description="Maximum number of SMS per second, of all delivery processes. Default: no"
+        " limit.",
+        examples=[30],
+    )
+    sms_burst: Annotated[float, Field(ge=1, le=100_000)] = Field(
+        default=10, description="Number of SMS that may exceed the rate at once."
     )
     sms_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0,
@@ -102,7 +137,7 @@ class DeliverySettings(TableSettings, env_prefix="RINGBACK_DELIVERY_"):
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
         default=500,
-        description="Maximum number of messages in flight of each channel in one worker.",
+        description="Maximum number of messages in flight from each queue in one worker.",
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=5, description="Number of failures in a row that open a channel's circuit breaker."

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final
 
 from aiosmtplib import (
     SMTP,
@@ -17,10 +17,9 @@ from aiosmtplib import (
 )
 from yarl import URL
 
-from services.delivery.domain import ProviderError, smtp_error
+from services.delivery.domain import SERVER_BUSY, BusyError, ProviderError, smtp_error
+from services.delivery.settings import Tls
 from shared.errors import PermanentError, TransientError
-
-Tls = Literal["offered", "required", "off"]
 
 # Seconds after which an idle connection is not reused: firewalls drop idle connections silently,
 # and a mail on such a connection would wait for its timeout.
@@ -29,6 +28,8 @@ IDLE_LIFETIME: Final = 30.0
 QUIT_TIMEOUT: Final = 1.0
 PORTS: Final = {"smtp": 25, "smtps": 465}
 _START_TLS: Final = {"offered": None, "required": True, "off": False}
+# RFC 4954: the server does not support the mechanism, although it offers it.
+_UNSUPPORTED_MECHANISM: Final = 504
 _STEPS: Final[dict[type, str]] = {
     SMTPConnectResponseError: "connecting",
     SMTPHeloError: "EHLO",
@@ -73,6 +74,7 @@ class MailServer:
 
         Raises:
             PermanentError: the server refused this mail for good.
+            BusyError: the server has too many connections, and did not accept the mail.
             ProviderError: timeout, connection failure or a protocol error.
             TransientError: the server refused this mail for now.
         """
@@ -80,9 +82,11 @@ class MailServer:
             async with asyncio.timeout(self._timeout):
                 while smtp := self._reusable():
                     with suppress(_StaleConnectionError):  # the server has closed it
-                        return await self._send_on(smtp, sender, recipient, content, check)
+                        return await self._send_on(
+                            smtp, sender, recipient, content, check, is_reused=True
+                        )
                 smtp = await self._connect()
-                return await self._send_on(smtp, sender, recipient, content, check)
+                return await self._send_on(smtp, sender, recipient, content, check, is_reused=False)
         except TimeoutError:
             raise ProviderError(
                 f"{self.origin} did not accept the mail within {self._timeout:g} s"
@@ -110,8 +114,6 @@ class MailServer:
         smtp = SMTP(
             hostname=self._url.host,
             port=self._port,
-            username=self._url.user,
-            password=self._url.password,
             local_hostname=self._hostname,
             timeout=None,  # `send` limits the whole exchange
             use_tls=self._tls,
@@ -120,28 +122,56 @@ class MailServer:
         )
         try:
             await smtp.connect()
+            await self._log_in(smtp)
         except SMTPResponseException as error:
+            smtp.close()
             step = _STEPS.get(type(error), "STARTTLS")
-            raise ProviderError(f"{self.origin} responded with {error.code} to {step}") from None
+            kind = BusyError if error.code == SERVER_BUSY else ProviderError
+            raise kind(f"{self.origin} responded with {error.code} to {step}") from None
         except (SMTPException, OSError) as error:  # its text names only the server
+            smtp.close()
             raise ProviderError(f"{self.origin}: {error}") from None
         self._hostname = smtp.local_hostname
         return smtp
 
-    async def _send_on(
+    async def _log_in(self, smtp: SMTP) -> None:
+        """Log in by one mechanism: each refused one counts towards the lock of an account."""
+        user, password = self._url.user, self._url.password
+        if user is None or password is None:
+            return
+        if smtp.is_ehlo_or_helo_needed:
+            await smtp.ehlo()
+        mechanisms = smtp.supported_auth_methods
+        if not mechanisms:
+            raise SMTPException("the server offers no mechanism to log in")
+        for mechanism in mechanisms:
+            log_in = getattr(smtp, f"auth_{mechanism.replace('-', '')}")
+            try:
+                await log_in(user, password)
+            except SMTPAuthenticationError as error:
+                if error.code != _UNSUPPORTED_MECHANISM or mechanism == mechanisms[-1]:
+                    raise
+            else:
+                return
+
+    async def _send_on(  # noqa: PLR0913 - the parts of a mail
         self,
         smtp: SMTP,
         sender: str,
         recipient: str,
         content: bytes,
         check: Callable[[], None],
+        *,
+        is_reused: bool,
     ) -> None:
         reusable = False
         try:
             try:
                 await self._run("MAIL", smtp.mail(sender))
             except ProviderError as error:
-                raise _StaleConnectionError(str(error)) from None
+                if is_reused:
+                    raise _StaleConnectionError(str(error)) from None
+                raise
             await self._run("RCPT", smtp.rcpt(recipient))
             check()
             await self._run("DATA", smtp.data(content))

@@ -56,7 +56,7 @@ async def start(process: Process) -> None:
             POSTINGS,
             MAILINGS_OUTCOMES,
             MAILINGS_REQUESTS,
-            *(channel.queue for channel in CHANNELS.values()),
+            *(queue for channel in CHANNELS.values() for queue in channel.queues.values()),
         )
     )
     database = Database(
@@ -78,10 +78,11 @@ async def start(process: Process) -> None:
         monotonic=clock.monotonic,
     )
     store = Store(database)
+    templates = TemplateLoader(settings.templates_dir)
     expansion = ExpansionWorker(
         store,
         Sources(client, settings.sources),
-        TemplateLoader(settings.templates_dir),
+        templates,
         ThrottledPublisher(publisher, depth, clock),
         clock=clock,
         settings=settings,
@@ -107,7 +108,7 @@ async def start(process: Process) -> None:
             parse=partial(
                 parse_message, models={POSTING: Posting}, max_bytes=settings.max_message_bytes
             ),
-            handle=Handler(intake, clock).handle,
+            handle=Handler(intake, templates, clock).handle,
             report=handlers.report,
         )
     )
@@ -121,7 +122,7 @@ async def start(process: Process) -> None:
     )
     server = RpcServer(
         MAILINGS_REQUESTS,
-        Requests(intake, store, clock).handlers(),
+        Requests(intake, store, templates, clock).handlers(),
         url=url,
         name=f"{name} requests",
         topology=declared,

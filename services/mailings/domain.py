@@ -103,27 +103,55 @@ def _number(name: str, text: str | None, default: int) -> int:
 
 
 class Page(NamedTuple):
-    """A page of a user list. Its items may be invalid."""
+    """A page of a user list, and the URL of the next one, if any. Its items may be invalid."""
 
     items: list[Any]
-    is_last: bool
+    next_url: str | None
 
 
-def parse_page(value: Any, size: int) -> Page:
+def author_of(value: Any) -> str | None:
+    """Return the URL of the user who is the author of an object, such as a review."""
+    author = value.get("author") if isinstance(value, dict) and "results" not in value else None
+    return author if isinstance(author, str) else None
+
+
+def parse_page(value: Any, *, size: int, earlier: int, by_number: str) -> Page:
     """Return the page in a response: a list, `{"results": [...]}`, or a single user.
 
+    `next` or `count` of an object decide whether the list continues. Otherwise it ends at a page
+    that is shorter than `size`.
+
+    Args:
+        value: the response.
+        size: users on a full page.
+        earlier: users on the earlier pages.
+        by_number: the URL of the page with the next number.
+
     Raises:
-        InvalidPostingError: the response has another form, or more than MAX_PAGE_SIZE items.
+        InvalidPostingError: the response has another form, more than MAX_PAGE_SIZE items, or
+            contradicts itself.
     """
+    items, count, link = value, None, None
     if isinstance(value, dict):
         if "results" not in value:
-            return Page([value], is_last=True)
-        value = value["results"]
-    if not isinstance(value, list):
+            return Page([value], None)
+        items, count, link = value["results"], value.get("count"), value.get("next")
+    if not isinstance(items, list):
         raise InvalidPostingError('the response is not a list, not {"results": […]} and not a user')
-    if len(value) > MAX_PAGE_SIZE:  # a page of 4 MB can have two million, which take five seconds
+    if len(items) > MAX_PAGE_SIZE:  # a page of 4 MB can have two million, which take five seconds
         raise InvalidPostingError(f"the page has more than {MAX_PAGE_SIZE} items")
-    return Page(value, is_last=len(value) < size)
+    if link is not None and not isinstance(link, str):
+        raise InvalidPostingError("next is not a URL")
+    missing = count - earlier - len(items) if type(count) is int else 0
+    if isinstance(value, dict) and "next" in value:
+        next_url = link or None
+    elif type(count) is int:
+        next_url = by_number if missing > 0 else None
+    else:
+        next_url = by_number if len(items) >= size else None
+    if missing > 0 and (next_url is None or not items):
+        raise InvalidPostingError(f"the list ends before its count of {count} users")
+    return Page(items, next_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,24 +191,37 @@ class Recipient:
         )
 
 
-def address(user: Mapping[str, Any], channel: Channel, kind: str) -> str | Skip:
-    """Return a user's address on a channel, or the reason why the user gets no message."""
-    if user.get("is_active", True) is not True:
-        return Skip("inactive")
-    if user.get(channel.opt_in) is not True:
-        return Skip(f"{channel.name} not enabled")
-    kinds = user.get("notifications")
-    if isinstance(kinds, dict) and kinds.get(kind) is False:
-        return Skip(f"{kind} not enabled")
-    zone = user.get("timezone")
-    if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
-        shown = repr(zone[:_MAX_QUOTED]) if isinstance(zone, str) else "that is not a text"
-        return Skip(f"unknown time zone {shown}")
+def address(user: Mapping[str, Any], channel: Channel, kind: str, *, required: bool) -> str | Skip:
+    """Return a user's address on a channel, or the reason why the user gets no message.
+
+    Users cannot switch off a required message, and get it before they are active.
+    """
+    refusal = None if required else _refusal(user, channel, kind)
+    if refusal is not None:
+        return refusal
     found = channel.normalize(user.get(channel.user_address))
     if not found:
         return Skip(f"no {channel.address_label}")
     valid = _ADDRESS[channel.name].isinstance_python(found)
     return found if valid else Skip(f"invalid {channel.address_label}")
+
+
+def _refusal(user: Mapping[str, Any], channel: Channel, kind: str) -> Skip | None:
+    """Return why a user gets no message that is not required. Only `true` is consent."""
+    if user.get("is_active", True) is not True:
+        return Skip("inactive")
+    if user.get(channel.opt_in) is not True:
+        return Skip(f"{channel.name} not enabled")
+    kinds = user.get("notifications", {})
+    if not isinstance(kinds, dict):
+        return Skip("invalid notifications: not a JSON object")
+    if kinds.get(kind, True) is not True:
+        return Skip(f"{kind} not enabled")
+    zone = user.get("timezone")
+    if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
+        shown = repr(zone[:_MAX_QUOTED]) if isinstance(zone, str) else "that is not a text"
+        return Skip(f"unknown time zone {shown}")
+    return None
 
 
 @cache

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from services.mailings import metrics
 from services.mailings.domain import posting_id
 from services.mailings.intake import Intake, PostingConflict, new_posting
+from services.mailings.rendering.loader import TemplateLoader
 from shared.amqp.message import Dead, Message, Outcome
 from shared.clock import Clock
 from shared.contracts.postings import Posting
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 class Handler:
     """Accepts postings."""
 
-    def __init__(self, intake: Intake, clock: Clock) -> None:
+    def __init__(self, intake: Intake, templates: TemplateLoader, clock: Clock) -> None:
         self._intake = intake
+        self._templates = templates
         self._clock = clock
 
     async def handle(self, message: Message, posting: Posting) -> None:
@@ -36,6 +38,7 @@ class Handler:
                 posting_id(message.id),
                 posting,
                 at=self._clock.now() if at is None else at,
+                templates=self._templates,
                 traceparent=message.traceparent,
             )
         )

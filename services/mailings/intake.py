@@ -9,9 +9,11 @@ from typing import Final
 from uuid import UUID
 
 from services.mailings import metrics
+from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.store import NewPosting, Store
 from shared.contracts.posting_requests import PostingAccepted, PostingState
 from shared.contracts.postings import Posting
+from shared.registry import BULK, URGENT
 from shared.resilience.batching import Batcher
 
 logger = logging.getLogger(__name__)
@@ -27,22 +29,30 @@ class PostingConflict:
 _CONFLICT: Final = PostingConflict()
 
 
-def new_posting(
+def new_posting(  # noqa: PLR0913 - each is a part of the posting
     id_: UUID,
     posting: Posting,
     *,
     at: float,
+    templates: TemplateLoader,
     client_id: str | None = None,
     traceparent: str | None = None,
 ) -> NewPosting:
-    """Return a posting that was published at a given time, in epoch seconds."""
+    """Return a posting that was published at a given time, in epoch seconds.
+
+    Its priority is `urgent` by default if its template is required for a channel.
+    """
     lifetime = posting.lifetime
     expires_at = None
     if lifetime is not None:
         expires_at = datetime.fromtimestamp(at, UTC) + timedelta(seconds=lifetime)
     fields = posting.model_dump(mode="json", exclude_unset=True)
     fingerprint = sha256(dumps(fields, sort_keys=True).encode()).digest()
-    return NewPosting(id_, posting, fingerprint, expires_at, client_id, traceparent)
+    priority = posting.priority
+    if priority is None:
+        required = templates.is_required(posting.template, posting.delivery_type)
+        priority = URGENT if required else BULK
+    return NewPosting(id_, posting, fingerprint, expires_at, priority, client_id, traceparent)
 
 
 class Intake:

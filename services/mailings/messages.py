@@ -24,51 +24,66 @@ class ReadyMessage(NamedTuple):
     """A message that is ready to be published."""
 
     id: UUID
-    channel: Channel
+    type: str
+    queue: str
     body: bytes
+
+
+class ChannelTemplate(NamedTuple):
+    """The template of a posting on one channel."""
+
+    bound: BoundTemplate
+    kind: str
+    is_required: bool
 
 
 class Composer:
     """Composes the messages of one posting.
 
-    templates: for each channel, the template and its kind of notification.
+    templates: the template for each channel.
+    queues: the queue of each channel.
     """
 
     def __init__(
         self,
         posting_id: UUID,
         expires_at: datetime | None,
-        templates: Mapping[str, tuple[BoundTemplate, str]],
+        templates: Mapping[str, ChannelTemplate],
+        queues: Mapping[str, str],
         unsubscribe_url: str | None,
     ) -> None:
         self._posting_id = posting_id
         self._templates = templates
+        self._queues = queues
         self._unsubscribe_url = unsubscribe_url
         self._common: dict[str, Any] = {"posting_id": str(posting_id), "expires_at": expires_at}
 
     def compose(self, recipient: Recipient) -> Iterator[tuple[MessageRow, ReadyMessage | None]]:
         """Return a row for each channel, with the message unless it is skipped."""
-        for name, (template, kind) in self._templates.items():
+        for name, template in self._templates.items():
             channel = CHANNELS[name]
             id_ = message_id(self._posting_id, name, recipient.id)
-            body = self._body(id_, recipient, channel, template, kind)
+            body = self._body(id_, recipient, channel, template)
             if isinstance(body, Skip):
                 yield MessageRow(id_, recipient.id, name, storable(body.reason)), None
             else:
-                yield MessageRow(id_, recipient.id, name, None), ReadyMessage(id_, channel, body)
+                message = ReadyMessage(id_, channel.type, self._queues[name], body)
+                yield MessageRow(id_, recipient.id, name, None), message
 
     def _body(
-        self, id_: UUID, recipient: Recipient, channel: Channel, template: BoundTemplate, kind: str
+        self, id_: UUID, recipient: Recipient, channel: Channel, template: ChannelTemplate
     ) -> bytes | Skip:
         if recipient.error:
             return Skip(recipient.error)
-        to = address(recipient.user, channel, kind)
+        kind = template.kind
+        to = address(recipient.user, channel, kind, required=template.is_required)
         if isinstance(to, Skip):
             return to
         try:
             form = FORMATS[channel.name]
-            url = self._unsubscribe(recipient.id, kind) if form.has_html else None
-            content = form.fields(template.render(recipient.user, unsubscribe_url=url), url)
+            can_unsubscribe = form.has_html and not template.is_required
+            url = self._unsubscribe(recipient.id, kind) if can_unsubscribe else None
+            content = form.fields(template.bound.render(recipient.user, unsubscribe_url=url), url)
             fields: dict[str, Any] = {"id": str(id_), "user_id": recipient.id, channel.address: to}
             model = channel.contract(**fields, **self._common, **content)
         except RenderingError as error:
@@ -91,14 +106,14 @@ def outgoing(message: ReadyMessage, traceparent: str | None, now: float) -> Outg
     if traceparent is not None:
         own_headers[headers.TRACEPARENT] = traceparent
     return OutgoingMessage(
-        message.channel.queue,
+        message.queue,
         Properties(
             content_type="application/json",
             headers=own_headers,
             delivery_mode=PERSISTENT,
             message_id=new_id(),
             timestamp=int(now),
-            type=message.channel.type,
+            type=message.type,
             app_id="ringback",
         ),
         message.body,

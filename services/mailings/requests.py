@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from services.mailings.domain import posting_id_of_key
 from services.mailings.intake import Intake, PostingConflict, new_posting
+from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.store import Store
 from shared.amqp.parsing import parse_request
 from shared.amqp.rpc import RequestContext
@@ -46,8 +47,11 @@ INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a va
 class Requests:
     """Handles requests. Only its client sees a posting; one without a client is visible to all."""
 
-    def __init__(self, intake: Intake, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, intake: Intake, store: Store, templates: TemplateLoader, clock: Clock
+    ) -> None:
         self._intake = intake
+        self._templates = templates
         self._store = store
         self._clock = clock
         self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
@@ -71,6 +75,7 @@ class Requests:
                 id_,
                 command.posting,
                 at=self._clock.now(),
+                templates=self._templates,
                 client_id=context.client_id,
                 traceparent=context.traceparent,
             )

@@ -38,6 +38,8 @@ class Retention:
         """Delete up to `limit` old postings, and return their number."""
         old = await self._store.ended_before(self._age, limit)
         for posting_id in old:
-            while not await self._store.delete(posting_id, BATCH_SIZE):
+            while await self._store.delete_messages(posting_id, BATCH_SIZE):
                 pass
+            # If another process is deleting the rest, it deletes the posting, too.
+            await self._store.delete_posting(posting_id)
         return len(old)

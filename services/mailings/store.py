@@ -24,6 +24,7 @@ from shared.contracts.posting_requests import (
 from shared.contracts.postings import Posting
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
+from shared.registry import Priority
 
 SQL: Final = queries("services.mailings")
 # Reasons for skipping in a status: the most frequent ones.
@@ -42,6 +43,7 @@ class NewPosting:
     posting: Posting
     fingerprint: bytes
     expires_at: datetime | None
+    priority: Priority
     client_id: str | None = None
     traceparent: str | None = None
 
@@ -53,6 +55,7 @@ class Claim:
     lease: the number of the claim.
     unfinished: whether the last slice may have published a part of a page.
     fetched_data: the data that the template fetches; None if it is not fetched yet.
+    next_url: of the page after the checkpoint; None for the first page.
     pages: the checkpoint.
     failures: failed slices since the checkpoint.
     """
@@ -63,7 +66,9 @@ class Claim:
     posting: Posting
     traceparent: str | None
     expires_at: datetime | None
+    priority: Priority
     fetched_data: dict[str, Any] | None
+    next_url: str | None
     pages: int
     receivers: int
     failures: int
@@ -112,6 +117,7 @@ class Store:
             [posting.posting.from_event for posting in postings],
             [posting.traceparent for posting in postings],
             [posting.expires_at for posting in postings],
+            [posting.priority for posting in postings],
         )
         return {row["id"] for row in rows}
 
@@ -154,8 +160,8 @@ class Store:
         rows = await self._database.fetch(SQL["messages"], posting_id, after, status, limit)
         return [PostingMessage(**dict(row.items())) for row in rows]
 
-    async def claim(self, limit: int, *, lease: float) -> list[Claim]:
-        """Claim due postings for `lease` seconds."""
+    async def claim(self, limit: int, *, lease: float, only_urgent: bool = False) -> list[Claim]:
+        """Claim due postings for `lease` seconds, urgent ones first."""
         return [
             Claim(
                 row["id"],
@@ -164,12 +170,14 @@ class Store:
                 Posting.model_validate_json(row["body"]),
                 row["traceparent"],
                 row["expires_at"],
+                row["priority"],
                 None if row["fetched_data"] is None else from_json(row["fetched_data"]),
+                row["next_url"],
                 row["pages"],
                 row["receivers"],
                 row["failures"],
             )
-            for row in await self._database.fetch(SQL["claim"], limit, lease)
+            for row in await self._database.fetch(SQL["claim"], limit, lease, only_urgent)
         ]
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
@@ -210,17 +218,20 @@ class Store:
         row = await self._database.fetchrow(SQL["known_before"], claim.id, ids, page)
         return int(row["count"])
 
-    async def checkpoint(self, claim: Claim, *, pages: int, receivers: int, lease: float) -> None:
+    async def checkpoint(
+        self, claim: Claim, *, pages: int, receivers: int, next_url: str | None, lease: float
+    ) -> None:
         """Record that all messages of the first `pages` pages are published.
 
         Args:
             claim: the claim, which is extended by `lease` seconds.
             pages: the number of pages.
             receivers: the number of users on the last of them.
+            next_url: the URL of the next page.
             lease: seconds.
         """
         if not await self._database.fetchrow(
-            SQL["checkpoint"], claim.id, claim.lease, pages, receivers, lease
+            SQL["checkpoint"], claim.id, claim.lease, pages, receivers, lease, next_url
         ):
             raise LeaseLostError
 
@@ -291,12 +302,16 @@ class Store:
         rows = await self._database.fetch(SQL["ended_before"], age.total_seconds(), limit)
         return [row["id"] for row in rows]
 
-    async def delete(self, posting_id: UUID, limit: int) -> bool:
-        """Delete up to `limit` messages, then the posting; return whether the posting is gone."""
-        status = await self._database.execute(SQL["delete_messages"], posting_id, limit)
-        if status != "DELETE 0":
-            return False
-        return await self._database.execute(SQL["delete_posting"], posting_id) == "DELETE 1"
+    async def delete_messages(self, posting_id: UUID, limit: int) -> bool:
+        """Delete up to `limit` messages of a posting; return whether there were any.
+
+        Messages that another process is deleting are skipped.
+        """
+        return await self._database.execute(SQL["delete_messages"], posting_id, limit) != "DELETE 0"
+
+    async def delete_posting(self, posting_id: UUID) -> None:
+        """Delete a posting, unless it still has messages."""
+        await self._database.execute(SQL["delete_posting"], posting_id)
 
 
 async def _lock(connection: Any, claim: Claim) -> None:

@@ -20,7 +20,7 @@ from shared.contracts.schedules import (
     callback_id_of_message,
 )
 from shared.contracts.user_events import USER_EVENT, UserEvent
-from shared.registry import CHANNELS
+from shared.registry import BULK, CHANNELS
 from shared.topology import (
     CALLBACKS,
     CANCEL,
@@ -102,7 +102,7 @@ MESSAGE_TYPES: Final[Mapping[str, MessageType]] = {
         MessageType(POSTING, Posting, POSTING_KEY, POSTINGS),
         MessageType(USER_EVENT, UserEvent, USER_EVENT_KEY, USER_EVENTS),
         *(
-            MessageType(channel.type, channel.contract, channel.queue, logical_id=_own_id)
+            MessageType(channel.type, channel.contract, channel.queues[BULK], logical_id=_own_id)
             for channel in CHANNELS.values()
         ),
     )

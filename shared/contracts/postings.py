@@ -8,7 +8,7 @@ from shared.contracts.callback import Identifier
 from shared.contracts.context import check_context
 from shared.contracts.durations import Duration, seconds
 from shared.http.guard import ForbiddenTargetError, parse_target
-from shared.registry import ChannelName
+from shared.registry import ChannelName, Priority
 
 POSTING: Final = "Posting"
 
@@ -55,6 +55,11 @@ class Posting(BaseModel):
         default=None,
         description="Lifetime, counted from the timestamp of the posting, such as `120 sec`. "
         "Units: sec, min, hour, day. After it nothing is sent.",
+    )
+    priority: Priority | None = Field(
+        default=None,
+        description="Urgent messages are sent before bulk ones. Default: `urgent` for a template"
+        " marked `required`, otherwise `bulk`.",
     )
     template_context: Annotated[dict[Variable, Any], AfterValidator(check_context)] = Field(
         default_factory=dict,

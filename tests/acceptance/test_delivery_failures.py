@@ -4,8 +4,11 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.delivering import (
     CANARY,
+    delivery_database,
     delivery_process,
     email,
     message_client,
@@ -17,6 +20,12 @@ from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.waiting import until
 
 PREFETCH = 100
+IN_FLIGHT = 8
+
+
+@pytest.fixture
+async def url(database_url: str) -> str:
+    return await delivery_database(database_url)
 
 
 async def arrived(sandbox: Sandbox) -> Counter[str]:
@@ -25,14 +34,22 @@ async def arrived(sandbox: Sandbox) -> Counter[str]:
     return Counter(each["id"] for each in mails if each["accepted"])
 
 
-async def test_e6_a_killed_process_loses_no_message(amqp_url: str, tmp_path: Path) -> None:
+async def test_e6_and_finding_c2_a_killed_process_loses_no_message_and_repeats_those_in_flight(
+    amqp_url: str, url: str, tmp_path: Path
+) -> None:
     messages = [email() for _ in range(300)] + [sms() for _ in range(100)]
     expected = {f"<{each['id']}@shop.example.com>" for each in messages if "to" in each}
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         slow = {"behaviour": {"kind": "delay", "seconds": 0.05}}
         await sandbox.configure("/api/mails/settings", **slow)
         await sandbox.configure("/api/sms/settings", **slow)
-        environment = settings(sandbox, RINGBACK_DELIVERY_PREFETCH=str(PREFETCH))
+        environment = settings(
+            sandbox,
+            url,
+            RINGBACK_DELIVERY_PREFETCH=str(PREFETCH),
+            RINGBACK_DELIVERY_SMTP_CONNECTIONS=str(IN_FLIGHT),
+            RINGBACK_DELIVERY_SMS_REQUESTS=str(IN_FLIGHT),
+        )
         with delivery_process(tmp_path, amqp_url, environment) as first:
             await first.ready()
             await client.send(*messages)
@@ -40,28 +57,28 @@ async def test_e6_a_killed_process_loses_no_message(amqp_url: str, tmp_path: Pat
             first.kill()
             assert len(await arrived(sandbox)) < len(expected), "killed too late"
         with delivery_process(tmp_path, amqp_url, environment) as second:
-            await until(lambda: client.sent().keys() == {each["id"] for each in messages})
+            await until(lambda: client.sent().keys() == {each["id"] for each in messages}, 40)
             assert CANARY not in second.output
         mails = await arrived(sandbox)
         texts = Counter(each["id"] for each in await sandbox.received("/api/sms", 100))
     assert mails.keys() == expected
     assert texts.keys() == {each["id"] for each in messages if "phone" in each}
-    repeats = mails.total() - len(mails) + texts.total() - len(texts)
-    assert repeats <= 2 * PREFETCH
+    assert mails.total() - len(mails) <= 2 * IN_FLIGHT
+    assert texts.total() - len(texts) <= 2 * IN_FLIGHT
 
 
 async def test_e6_a_stopped_process_finishes_attempts_in_flight_and_repeats_none(
-    amqp_url: str, tmp_path: Path
+    amqp_url: str, url: str, tmp_path: Path
 ) -> None:
     messages = [email() for _ in range(200)]
-    expiring = sms(expires_at=seconds_from_now(5))
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         await sandbox.configure(
             "/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"}
         )
         await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.1})
-        with delivery_process(tmp_path, amqp_url, settings(sandbox)) as first:
+        with delivery_process(tmp_path, amqp_url, settings(sandbox, url)) as first:
             await first.ready()
+            expiring = sms(expires_at=seconds_from_now(5))
             await client.send(expiring)
             await client.fact(expiring, "attempt_failed")
             await client.send(*messages)
@@ -77,7 +94,7 @@ async def test_e6_a_stopped_process_finishes_attempts_in_flight_and_repeats_none
         await sandbox.configure("/api/mails/settings")
         await sandbox.configure("/api/sms/settings")
         await until(lambda: seconds_from_now(0) >= expiring["expires_at"])
-        with delivery_process(tmp_path, amqp_url, settings(sandbox)):
+        with delivery_process(tmp_path, amqp_url, settings(sandbox, url)):
             fact = await client.fact(expiring, "expired")
             await until(lambda: len(client.sent()) == len(messages))
         mails = await arrived(sandbox)

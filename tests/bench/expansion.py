@@ -22,7 +22,7 @@ from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.amqp.subscription import ignore_delivery
 from shared.contracts.postings import POSTING
 from shared.postgres.migrations import migrate
-from shared.registry import CHANNELS
+from shared.registry import BULK, CHANNELS
 from shared.topology import POSTING_KEY, POSTINGS, Topology, topology
 from tests.bench.rig import Rig, Sender, running_publisher
 from tests.bench.table import Row, Section, at_least, at_most
@@ -145,7 +145,7 @@ async def _receiving(broker: BrokerConnection) -> Received:
         received.count += 1
 
     intercepted.on_delivery = receive
-    await channel.basic_consume(CHANNELS["email"].queue, ignore_delivery, no_ack=True)
+    await channel.basic_consume(CHANNELS["email"].queues[BULK], ignore_delivery, no_ack=True)
     return received
 
 

@@ -16,12 +16,14 @@ from typing import Any, Final
 
 import aiohttp
 
+from services.delivery.app import SCHEMA
 from shared.amqp.codec import Properties
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, new_id
-from shared.registry import CHANNELS, Channel
+from shared.postgres.migrations import migrate
+from shared.registry import BULK, CHANNELS, Channel
 from shared.topology import topology
 from tests.bench.rig import Rig, Sender, median, running_publisher
 from tests.bench.table import Row, Section, at_least
@@ -64,7 +66,9 @@ class _Sandbox:
 async def delivery(rig: Rig) -> Section:
     """Part j."""
     numbers = count()
-    async with _running_sandbox(rig) as sandbox:
+    database = rig.database.create_database("delivery")
+    await migrate(database, SCHEMA)
+    async with _running_sandbox(rig, database) as sandbox:
         rates: dict[str, list[tuple[float, float]]] = {"ours": [], "hand": [], "hang": []}
         for _ in range(ROUNDS):
             for name, argv, backlog in (
@@ -179,11 +183,11 @@ def _outgoing(channel: Channel, body: Mapping[str, str]) -> OutgoingMessage:
         message_id=new_id(),
         delivery_mode=PERSISTENT,
     )
-    return OutgoingMessage(channel.queue, properties, json.dumps(body).encode())
+    return OutgoingMessage(channel.queues[BULK], properties, json.dumps(body).encode())
 
 
 @asynccontextmanager
-async def _running_sandbox(rig: Rig) -> AsyncIterator[_Sandbox]:
+async def _running_sandbox(rig: Rig, database: str) -> AsyncIterator[_Sandbox]:
     port, smtp_port = _free_ports()
     url = f"http://127.0.0.1:{port}"
     settings = {"RINGBACK_SANDBOX_PORT": str(port), "RINGBACK_SANDBOX_SMTP_PORT": str(smtp_port)}
@@ -194,6 +198,7 @@ async def _running_sandbox(rig: Rig) -> AsyncIterator[_Sandbox]:
         settings | {"RINGBACK_LOG_LEVEL": "ERROR"},
     )
     environment = {
+        "RINGBACK_DATABASE_URL": database,
         "RINGBACK_SMTP_URL": f"smtp://127.0.0.1:{smtp_port}",
         "RINGBACK_MAIL_FROM": "Shop <news@shop.example.com>",
         "RINGBACK_SMS_URL": f"{url}/sms",

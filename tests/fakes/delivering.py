@@ -17,9 +17,10 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from services.delivery import app
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
+from shared.postgres.migrations import migrate
 from shared.process.health import Health
 from shared.process.run import Process
-from shared.registry import CHANNELS
+from shared.registry import BULK, CHANNELS, Priority
 from shared.settings import Settings, load
 from shared.topology import topology
 from tests.fakes.sandbox import Sandbox
@@ -66,11 +67,15 @@ class MessageClient:
         self.channel = channel
         self.facts: list[dict[str, Any]] = []
 
-    async def send(self, *bodies: dict[str, Any], **properties: Any) -> None:
+    async def send(
+        self, *bodies: dict[str, Any], priority: Priority = BULK, **properties: Any
+    ) -> None:
         """Publish messages with confirms."""
-        await asyncio.gather(*(self._send(body, properties) for body in bodies))
+        await asyncio.gather(*(self._send(body, priority, properties) for body in bodies))
 
-    async def _send(self, body: dict[str, Any], properties: dict[str, Any]) -> None:
+    async def _send(
+        self, body: dict[str, Any], priority: Priority, properties: dict[str, Any]
+    ) -> None:
         channel = CHANNELS["sms" if "phone" in body else "email"]
         defaults: dict[str, Any] = {
             "content_type": "application/json",
@@ -78,7 +83,7 @@ class MessageClient:
             "delivery_mode": 2,
         }
         message = aio_pika.Message(json.dumps(body).encode(), **(defaults | properties))
-        await self.channel.default_exchange.publish(message, channel.queue, timeout=30)
+        await self.channel.default_exchange.publish(message, channel.queues[priority], timeout=30)
 
     def facts_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the facts about a message so far, in order."""
@@ -133,9 +138,16 @@ async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
         yield client
 
 
-def settings(sandbox: Sandbox, **more: str) -> dict[str, str]:
+async def delivery_database(database_url: str) -> str:
+    """Migrate a database for delivery, and return its URL."""
+    await migrate(database_url, app.SCHEMA)
+    return database_url
+
+
+def settings(sandbox: Sandbox, database_url: str, **more: str) -> dict[str, str]:
     """Return the environment of a delivery service that uses the sandbox."""
     return {
+        "RINGBACK_DATABASE_URL": database_url,
         "RINGBACK_SMTP_URL": str(sandbox.smtp),
         "RINGBACK_MAIL_FROM": MAIL_FROM,
         "RINGBACK_SMS_URL": str(sandbox.url / "sms"),

@@ -60,9 +60,9 @@ def posting(**fields: Any) -> dict[str, Any]:
     return {
         "from_event": "event-1",
         "receivers": "http://auth/lists/all/",
-        "template": "email/email_confirmation.md",
+        "template": "email/welcome.md",
         "delivery_type": ["email"],
-        "template_context": {"confirmation_link": "http://auth/abcDe4"},
+        "template_context": {"username": "ann@example.com"},
         **fields,
     }
 
@@ -79,7 +79,8 @@ class UserLists:
     async def page(self, request: web.Request) -> web.Response:
         """Respond with a page."""
         name = request.match_info["name"]
-        number, size = int(request.query["page_number"]), int(request.query["page_size"])
+        number = int(request.query.get("page_number", "1"))
+        size = int(request.query.get("page_size", "500"))
         self.requests.append((name, number))
         response = self.responses.get((name, number)) or self.responses.get((name, 0))
         if response is not None:
@@ -174,24 +175,25 @@ class Mailings:
         self.clock = Clock()
         self.database = database
         mailings_settings = MailingsSettings(**settings)
+        self.templates = TemplateLoader(mailings_settings.templates_dir)
         self.expansion = ExpansionWorker(
             self.store,
             Sources(client, sources),
-            TemplateLoader(None),
+            self.templates,
             ThrottledPublisher(broker, broker, self.clock),  # type: ignore[arg-type]
             clock=self.clock,
             settings=mailings_settings,
         )
         self.intake = Intake(self.store, self.expansion.wake)
         self.settler = Settler(self.store)
-        self.requests = Requests(self.intake, self.store, self.clock).handlers()
+        self.requests = Requests(self.intake, self.store, self.templates, self.clock).handlers()
 
     async def post(self, body: dict[str, Any], **properties: Any) -> UUID:
         """Accept a posting as the consumer does, and return its id."""
         id_ = str(properties.pop("id", uuid4()))
         model = Posting.model_validate(body)
         message = Message(id_, Properties(type="Posting", **properties), b"")
-        await Handler(self.intake, self.clock).handle(message, model)
+        await Handler(self.intake, self.templates, self.clock).handle(message, model)
         return UUID(id_)
 
     async def expand(self, posting_id: UUID, *, slices: int = 1000) -> PostingStatus:

@@ -16,6 +16,7 @@ from shared.amqp.connection import connect
 from shared.amqp.declare import declare
 from shared.amqp.rpc_client import RpcClient
 from shared.process.health import Health
+from shared.registry import CHANNELS
 from shared.topology import topology
 from tests.fakes.mailing import fact
 from tests.fakes.waiting import until
@@ -60,7 +61,8 @@ class MailingsClient:
     async def consume(self) -> None:
         """Consume e-mails and SMS."""
         await self.channel.set_qos(prefetch_count=2000)
-        for name in ("messages.email", "messages.sms"):
+        queues = (queue for channel in CHANNELS.values() for queue in channel.queues.values())
+        for name in queues:
             queue = await self.channel.get_queue(name, ensure=False)
             await queue.consume(self._receive)
 

@@ -21,7 +21,10 @@ class Script:
     mails: list[bytes] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
     logged_in: list[bool] = field(default_factory=list)
+    logins: int = 0
     port: int = 0
+    max_connections: int = 1000
+    refused: int = 0
     open: list[SMTP] = field(default_factory=list)
 
     def url(self, scheme: str = "smtp", login: str = "") -> str:
@@ -43,6 +46,9 @@ class Script:
         self, _server: SMTP, session: Session, _: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
         session.host_name = hostname
+        if sum(each.transport is not None for each in self.open) > self.max_connections:
+            self.refused += 1
+            return ["421 4.7.0 Error: too many connections"]
         response = self.response("EHLO", "")
         return [response] if response else responses
 
@@ -79,11 +85,6 @@ class Script:
         return response
 
 
-def _known(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
-    known = data == LoginPassword(USER.encode(), PASSWORD.encode())
-    return AuthResult(success=known, handled=known)
-
-
 @asynccontextmanager
 async def mail_server(
     responses: dict[str, list[str]] | None = None,
@@ -94,6 +95,11 @@ async def mail_server(
     """Run a mail server during the block. With `tls` it offers STARTTLS or starts with TLS."""
     script = Script(responses or {})
 
+    def log_in(_server: Any, _session: Any, _envelope: Any, _: str, data: Any) -> AuthResult:
+        script.logins += 1
+        known = data == LoginPassword(USER.encode(), PASSWORD.encode())
+        return AuthResult(success=known, handled=known)
+
     def connected() -> SMTP:
         script.connections += 1
         session = SMTP(
@@ -101,7 +107,7 @@ async def mail_server(
             hostname="mail.test",
             tls_context=None if implicit_tls else tls,
             auth_require_tls=False,
-            authenticator=_known,
+            authenticator=log_in,
         )
         script.open.append(session)
         return session

@@ -73,7 +73,7 @@ async def posting(services: System) -> AsyncIterator[PostingCommand]:
 async def test_e7_show_prints_the_progress_of_a_posting(
     posting: PostingCommand, shared_amqp_url: str
 ) -> None:
-    async with running_sandbox(users=9) as sandbox:  # five of them get an SMS
+    async with running_sandbox(users=9) as sandbox:  # seven of them have a phone
         posting_id = await posting.create(receivers=f"{sandbox.url}{ALL}")
         await posting.until(posting_id, "sending")
     published = (await posting.get(f"{posting_id}/messages?status=created"))["items"]
@@ -83,16 +83,20 @@ async def test_e7_show_prints_the_progress_of_a_posting(
     shown = await posting("show", posting_id)
     assert shown.code == 0, shown.err
     assert "status:      done\n" in shown.out
-    assert f"sent     5  {'#' * 22}\n" in shown.out
-    assert "skipped  4  #" in shown.out
-    assert "  3 sms not enabled\n" in shown.out
+    assert f"sent     7  {'#' * 31}\n" in shown.out
+    assert "skipped  2  #" in shown.out
+    assert "  2 no phone\n" in shown.out
     as_json = await posting("show", posting_id, "--json")
-    assert json.loads(as_json.out)["messages"]["sent"] == 5
+    assert json.loads(as_json.out)["messages"]["sent"] == 7
 
 
 async def test_e7_messages_lists_all_pages_and_filters_by_status(posting: PostingCommand) -> None:
     async with running_sandbox(users=USERS) as sandbox:
-        posting_id = await posting.create(receivers=f"{sandbox.url}{ALL}")
+        posting_id = await posting.create(
+            receivers=f"{sandbox.url}{ALL}",
+            template="email/welcome.md",
+            template_context={"username": "ann"},
+        )
         await posting.until(posting_id, "sending")
     all_messages = (await posting("messages", posting_id, "--limit", "9999", "--json")).json_lines
     users = map(Directory(USERS).user, range(USERS))

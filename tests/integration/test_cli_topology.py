@@ -52,7 +52,7 @@ async def test_doctor_finds_no_fault_when_all_is_set_up(amqp_url: str, database_
     assert checks == [
         *("settings", "python", "broker", "topology", "publishing", "clock"),
         *("database", "clock"),
-        *("migrations", "migrations", "migrations"),  # scheduler, ingestion, mailings
+        *("migrations",) * 4,  # scheduler, ingestion, mailings, delivery
     ]
 
 

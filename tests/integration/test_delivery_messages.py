@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 from tests.fakes.delivering import (
     CANARY,
     MessageClient,
+    delivery_database,
     delivery_in_process,
     email,
     message_client,
@@ -17,7 +18,13 @@ from tests.fakes.delivering import (
     sms,
 )
 from tests.fakes.sandbox import running_sandbox
+from tests.fakes.smtp import mail_server
 from tests.fakes.waiting import until
+
+
+@pytest.fixture
+async def url(database_url: str) -> str:
+    return await delivery_database(database_url)
 
 
 def counted(name: str, **labels: str) -> float:
@@ -25,7 +32,7 @@ def counted(name: str, **labels: str) -> float:
 
 
 async def test_e6_an_email_arrives_with_all_its_headers(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = email(
         subject=f"Новые фильмы {CANARY}",
@@ -35,7 +42,7 @@ async def test_e6_an_email_arrives_with_all_its_headers(
     trace = "0af7651916cd43dd8448eb211c80319c"
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         with caplog.at_level(logging.INFO):
-            async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+            async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
                 await client.send(
                     message, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
                 )
@@ -67,11 +74,11 @@ async def test_e6_an_email_arrives_with_all_its_headers(
 
 
 async def test_e6_an_sms_reaches_the_gateway_with_a_valid_token(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     message = sms()
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
-        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
             await client.send(message)
             fact = await client.fact(message, "sent")
         [received] = await sandbox.received("/api/sms", to=message["phone"])
@@ -84,7 +91,7 @@ async def test_e6_an_sms_reaches_the_gateway_with_a_valid_token(
 
 
 async def test_e6_a_temporary_refusal_is_retried_and_a_permanent_one_dead_lettered(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     greylisted, undeliverable, refused = email(), email(to=f"{CANARY}@gone.example.org"), sms()
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
@@ -93,7 +100,7 @@ async def test_e6_a_temporary_refusal_is_retried_and_a_permanent_one_dead_letter
         await sandbox.configure(
             "/api/sms/settings", behaviour={"kind": "respond", "body": "<html>"}, times=1
         )
-        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
             await client.send(greylisted, refused)
             await client.fact(greylisted, "attempt_failed")
             unknown_recipient = {
@@ -118,13 +125,13 @@ async def test_e6_a_temporary_refusal_is_retried_and_a_permanent_one_dead_letter
 
 
 async def test_e6_a_duplicate_is_not_sent_again(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     message = email()
     before = counted("ringback_message_repeats_total", channel="email")
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.3})
-        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
             await client.send(message, message)  # at the same time: the second one is deferred
             await until(lambda: client.sent()[message["id"]] == 2)
             await client.send(message)  # later
@@ -135,7 +142,7 @@ async def test_e6_a_duplicate_is_not_sent_again(
 
 
 async def test_e6_expired_messages_are_not_sent(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     expired, expiring, retried = (
         email(expires_at=seconds_from_now(-1)),
@@ -147,7 +154,7 @@ async def test_e6_expired_messages_are_not_sent(
         await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.7})
         # The SMS `waiting` fails first, and expires before its next attempt.
         await sandbox.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
-        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
             await client.send(expired, expiring, waiting, retried)
             for message in (expired, expiring, waiting):
                 await client.fact(message, "expired")
@@ -163,11 +170,11 @@ async def test_e6_expired_messages_are_not_sent(
 
 
 async def test_e6_an_invalid_message_is_dead_lettered_with_every_error_named(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     wrong = email(to="nobody", subject="a\nBcc: evil@example.org", colour="red")
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
-        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
             await client.send(wrong, headers={"x-ringback-id": wrong["id"]})
             await client.fact(wrong, "failed")
         dead = await client.dead_letter("messages.email.dead")
@@ -177,19 +184,24 @@ async def test_e6_an_invalid_message_is_dead_lettered_with_every_error_named(
 
 
 async def test_e6_messages_of_a_channel_that_is_not_configured_wait(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sms_message, email_message = sms(), email()
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
-        only_email = settings(sandbox, RINGBACK_SMS_URL="", RINGBACK_SMS_KEY="")
+        only_email = settings(sandbox, url, RINGBACK_SMS_URL="", RINGBACK_SMS_KEY="")
         async with delivery_in_process(monkeypatch, amqp_url, only_email) as process:
             await client.send(sms_message, email_message)
             await client.fact(email_message, "sent")
-            assert process.health.report()["parts"] == {"publisher": "ok", "email consumer": "ok"}
+            assert process.health.report()["parts"] == {
+                "database": "ok",
+                "publisher": "ok",
+                "email urgent consumer": "ok",
+                "email bulk consumer": "ok",
+            }
             assert await client.length("messages.sms") == 1
         warnings = [record.getMessage() for record in caplog.records if "not set" in record.message]
         assert warnings == ["RINGBACK_SMS_URL is not set: messages wait in messages.sms"]
-        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox)):
+        async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
             await client.fact(sms_message, "sent")
 
 
@@ -204,12 +216,13 @@ async def seconds_to_send(client: MessageClient, emails: int) -> float:
 
 
 async def test_m7_a_hanging_sms_gateway_does_not_slow_down_email(
-    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     backlog = [sms() for _ in range(600)]
     async with running_sandbox() as sandbox, message_client(amqp_url) as client:
         environment = settings(
             sandbox,
+            url,
             RINGBACK_DELIVERY_PREFETCH="200",
             RINGBACK_DELIVERY_SMS_TIMEOUT="60",
             RINGBACK_SHUTDOWN_TIMEOUT="2.5",  # shorter than the hanging requests
@@ -223,3 +236,55 @@ async def test_m7_a_hanging_sms_gateway_does_not_slow_down_email(
             assert await client.length("messages.sms") == 400
             assert {fact["channel"] for fact in client.facts} == {"email"}
     assert min(hanging) < 2 * min(unaffected)
+
+
+async def test_finding_c5_and_d4_an_urgent_message_does_not_wait_for_a_bulk(
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
+) -> None:
+    bulk = [email() for _ in range(1000)]
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        await sandbox.configure("/api/mails/settings", behaviour={"kind": "delay", "seconds": 0.1})
+        environment = settings(sandbox, url, RINGBACK_DELIVERY_SMTP_CONNECTIONS="2")
+        async with delivery_in_process(monkeypatch, amqp_url, environment):
+            await client.send(*bulk)
+            await until(client.sent)
+            for _ in range(3):
+                urgent = email()
+                started = asyncio.get_running_loop().time()
+                await client.send(urgent, priority="urgent")
+                await client.fact(urgent, "sent")
+                assert asyncio.get_running_loop().time() - started < 1
+            assert len(client.sent()) < len(bulk)
+
+
+async def test_finding_c2_two_processes_send_each_copy_of_a_message_once(
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
+) -> None:
+    messages = [email() for _ in range(200)]
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        environment = settings(sandbox, url, RINGBACK_DELIVERY_PREFETCH="50")
+        async with (
+            delivery_in_process(monkeypatch, amqp_url, environment),
+            delivery_in_process(monkeypatch, amqp_url, environment),
+        ):
+            await client.send(*messages, *messages, *messages)
+            await until(lambda: client.sent().total() == 3 * len(messages), 40)
+        mails = await sandbox.get("/api/mails/settings")
+    assert mails["accepted"] == len(messages)
+    assert len({fact["fact_id"] for fact in client.facts}) == len(messages)
+
+
+async def test_finding_d10_the_connections_adapt_to_the_limit_of_the_server(
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
+) -> None:
+    messages = [email() for _ in range(300)]
+    async with mail_server() as server, running_sandbox() as sandbox:
+        server.max_connections = 5
+        async with message_client(amqp_url) as client:
+            environment = settings(sandbox, url, RINGBACK_SMTP_URL=server.url())
+            async with delivery_in_process(monkeypatch, amqp_url, environment):
+                await client.send(*messages)
+                await until(lambda: len(client.sent()) == len(messages), 40)
+    assert {fact["type"] for fact in client.facts} == {"message.sent"}
+    assert len(server.mails) == len(messages)
+    assert server.refused < 20

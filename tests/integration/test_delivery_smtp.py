@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trustme
 
-from services.delivery.domain import ProviderError
+from services.delivery.domain import BusyError, ProviderError, ThrottledError
 from services.delivery.smtp import MailServer
 from shared.errors import ExpiredError, PermanentError, TransientError
 from tests.fakes.sandbox import running_sandbox
@@ -38,9 +38,13 @@ async def connected(url: str, **options: Any) -> AsyncIterator[MailServer]:
         await server.close()
 
 
-@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize(
-    ("code", "error"), [(450, TransientError), (452, TransientError), (550, PermanentError)]
+    ("step", "code", "error"),
+    [
+        *((step, 450, ThrottledError) for step in ("MAIL", "RCPT", "DATA")),
+        *((step, 452, TransientError) for step in ("MAIL", "RCPT", "DATA")),
+        *((step, 550, PermanentError) for step in ("RCPT", "DATA")),
+    ],
 )
 async def test_e6_a_refusal_is_temporary_or_permanent_and_the_connection_is_reused(
     step: str, code: int, error: type[Exception]
@@ -63,6 +67,7 @@ async def test_e6_a_refusal_is_temporary_or_permanent_and_the_connection_is_reus
         ("EHLO", "550 not you"),
         ("EHLO", "421 too busy"),
         ("MAIL", "530 5.7.0 log in first"),
+        ("MAIL", "550 5.7.1 sender refused"),  # finding C12: it refuses us, not the recipient
         ("MAIL", "421 4.3.2 going down"),
         ("RCPT", "421 4.3.2 going down"),
         ("DATA", "421 4.3.2 going down"),
@@ -193,3 +198,33 @@ async def test_a_wrong_password_is_a_provider_error_that_does_not_show_it(
                 script, script.url(login=f"{USER}:c4n4ry@"), "required", client_context
             )
         assert "c4n4ry" not in str(caught.value)
+
+
+async def test_finding_c13_a_password_is_not_sent_when_starttls_is_stripped(
+    client_context: ssl.SSLContext,
+) -> None:
+    async with mail_server() as script:  # an attacker removes the offer of STARTTLS
+        with pytest.raises(ProviderError, match="STARTTLS"):
+            await sent_encrypted(
+                script, script.url(login=f"{USER}:pass%20word@"), "required", client_context
+            )
+        assert (script.logins, script.mails) == (0, [])
+
+
+async def test_finding_d10_a_wrong_password_is_tried_once(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    async with mail_server(tls=server_context) as script:
+        with pytest.raises(ProviderError, match="535"):
+            await sent_encrypted(
+                script, script.url(login=f"{USER}:wrong@"), "required", client_context
+            )
+        assert script.logins == 1
+
+
+@pytest.mark.parametrize("step", ["EHLO", "MAIL", "RCPT", "DATA"])
+async def test_finding_d10_421_is_not_an_attempt(step: str) -> None:
+    responses = {step: ["421 4.7.0 too many connections"], "HELO": ["421 4.7.0 too many"]}
+    async with mail_server(responses) as script, connected(script.url()) as server:
+        with pytest.raises(BusyError):
+            await send(server)

@@ -59,7 +59,7 @@ async def client(services: System, shared_amqp_url: str) -> AsyncIterator[Mailin
 
 @pytest.fixture
 async def nine_users() -> AsyncIterator[dict[str, Any]]:
-    """Yield a posting to nine users: five get an SMS, three opted out and one has no phone."""
+    """Yield a posting to nine users: seven get a required SMS, and two have no phone."""
     async with running_sandbox(users=9) as sandbox:
         users = str(sandbox.url / "auth/api/v1/users/")
         yield POSTING | {"receivers": users, "from_event": "nine"}
@@ -107,10 +107,10 @@ async def test_e5_a_posting_is_accepted_unchanged_and_its_progress_is_found(
     found = await until_status(call, path, "done")
     assert found["id"] == accepted.json["id"]
     assert (found["template"], found["from_event"]) == ("sms/phone_confirmation.md", "nine")
-    counts = {"created": 0, "sent": 4, "failed": 1, "expired": 0, "skipped": 4}
+    counts = {"created": 0, "sent": 6, "failed": 1, "expired": 0, "skipped": 2}
     assert found["messages"] == counts
-    assert found["skipped"] == {"sms not enabled": 3, "no phone": 1}
-    await client.wait_for_users(5)
+    assert found["skipped"] == {"no phone": 2}
+    await client.wait_for_users(7)
     assert all(f"your code is {code}. " in json.loads(m.body)["text"] for m in client.messages)
 
 

@@ -60,7 +60,7 @@ async def test_e5_a_posting_becomes_one_message_per_recipient_and_channel(
     assert [text.phone for text in texts] == ["79000000001", "79000000002", "79000000003"]
     assert {each.posting_id for each in (*mails, *texts)} == {str(posting_id)}
     assert {each.expires_at for each in (*mails, *texts)} == {status.expires_at}
-    assert "http://auth/abcDe4" in mails[0].text
+    assert "ann@example.com" in mails[0].text
     for message in mailings.broker.sent:
         assert message.properties.headers is not None
         assert message.properties.headers["traceparent"].startswith("00-aaaa")
@@ -338,7 +338,7 @@ async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
 ) -> None:
     mailings, lists = setup
     lists.users["all"] = [user(1)]
-    mailings.broker.full = {"messages.sms"}
+    mailings.broker.full = {"messages.sms.urgent"}
     texts = await mailings.post(
         posting(
             delivery_type=["sms"],
@@ -350,11 +350,105 @@ async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
     for _ in range(2):
         await mailings.expansion.run_once(4)
     paused = await mailings.status(texts)
-    assert (paused.status, paused.reason) == ("accepted", "too many messages wait in messages.sms")
+    assert paused.status == "accepted"
+    assert paused.reason == "too many messages wait in messages.sms.urgent"
     assert (await mailings.status(mail)).status == "sending"
     mailings.broker.full.clear()
     await mailings.make_due(texts)
     assert (await mailings.expand(texts)).reason is None
+
+
+REQUIRED: dict[str, Any] = {
+    "template": "email/email_confirmation.md",
+    "template_context": {"confirmation_link": "http://auth/abcDe4"},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "queue"),
+    [
+        ({}, "messages.email"),
+        ({"priority": "urgent"}, "messages.email.urgent"),
+        (REQUIRED, "messages.email.urgent"),
+        (REQUIRED | {"priority": "bulk"}, "messages.email"),
+    ],
+)
+async def test_finding_c5_a_posting_has_the_priority_of_its_template_or_its_own(
+    setup: tuple[Mailings, UserLists], fields: dict[str, Any], queue: str
+) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(1)]
+    await mailings.expand(await mailings.post(posting(**fields)))
+    assert [message.routing_key for message in mailings.broker.sent] == [queue]
+
+
+async def test_finding_c5_urgent_postings_are_expanded_first_and_not_paused_by_a_full_bulk_queue(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(1)]
+    bulk = [await mailings.post(posting()) for _ in range(3)]
+    urgent = await mailings.post(posting(priority="urgent"))
+    assert await mailings.expansion.run_once(1) == 1
+    assert (await mailings.status(urgent)).status == "sending"
+    mailings.broker.full = {"messages.email"}
+    later = await mailings.post(posting(priority="urgent"))
+    assert await mailings.expansion.run_once(4, only_urgent=True) == 1
+    assert (await mailings.status(later)).status == "sending"
+    assert {(await mailings.status(each)).status for each in bulk} == {"accepted"}
+
+
+async def test_finding_c8_a_required_message_reaches_users_who_have_not_opted_in(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(1, is_active=False, email_notifications=False)]
+    status = await mailings.expand(await mailings.post(posting(**REQUIRED)))
+    assert counts(status) == {"created": 1}
+
+
+@pytest.mark.parametrize("form", ["next", "relative next", "count"])
+async def test_finding_c3_a_source_that_caps_its_pages_is_read_to_its_end(
+    setup: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(slice_module, "SLICE_DURATION", 0.0)  # each page is a slice of its own
+    mailings, lists = setup
+    users = [user(number) for number in range(250)]
+    for number in (1, 2, 3):
+        page: dict[str, Any] = {"results": users[(number - 1) * 100 : number * 100]}
+        path = f"/lists/all/?page_number={number + 1}&page_size=100"
+        following = {"next": f"{lists.url}{path}", "relative next": path}.get(form)
+        if following is None:
+            page["count"] = len(users)
+        else:
+            page["next"] = following if number < 3 else None
+        lists.responses["all", number] = lambda page=page: page  # type: ignore[misc]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=500"))
+    status = await mailings.expand(posting_id)
+    assert (status.status, status.pages, status.receivers) == ("sending", 3, 250)
+    assert counts(status) == {"created": 250}
+
+
+async def test_finding_c3_a_list_that_is_shorter_than_its_count_fails_the_posting(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, lists = setup
+    lists.responses["all", 1] = lambda: {"results": [user(1)], "next": None, "count": 7}
+    status = await mailings.expand(await mailings.post(posting()))
+    assert status.status == "failed"
+    assert status.reason == "receivers, page 1: the list ends before its count of 7 users"
+
+
+async def test_finding_c6_the_author_of_an_object_is_the_recipient(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, lists = setup
+    lists.responses["review", 0] = lambda: {"id": 7, "author": f"{lists.url}/lists/author/"}
+    lists.responses["author", 0] = lambda: user(5)
+    lists.users["all"] = [user(number) for number in range(10)]
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/review/"))
+    assert counts(await mailings.expand(posting_id)) == {"created": 1}
+    assert [body["user_id"] for body in mailings.broker.bodies(posting_id)] == ["user-5"]
 
 
 async def test_a_refused_message_is_published_again_with_the_same_id(

@@ -54,7 +54,7 @@ async def test_e5_a_posting_on_the_queue_is_expanded_and_settled_by_facts(
         posting_id = await client.post(
             posting(
                 receivers=f"http://auth/api/v1/users/{user['id']}/",
-                template_context={"confirmation_link": "https://auth/secret-canary"},
+                template_context={"username": "https://auth/secret-canary"},
                 expires_in="1 hour",
             )
         )
@@ -78,7 +78,7 @@ async def test_e5_a_posting_on_the_queue_is_expanded_and_settled_by_facts(
     assert message.app_id == "ringback"
     assert "https://auth/secret-canary" in body
     assert "Kinoteka" in body
-    assert f"https://auth/off?user={user['id']}&kind=email_confirmation" in body
+    assert f"https://auth/off?user={user['id']}&kind=welcome" in body
     assert (status["status"], status["receivers"]) == ("sending", 1)
     assert (done["messages"]["sent"], counted) == (1, 1)
     assert listed["items"][0]["user_id"] == user["id"]

@@ -233,3 +233,24 @@ async def test_retention_deletes_old_postings_with_their_messages(
     ]
     left = await mailings.database.fetchrow("SELECT count(*) FROM mailings.messages")
     assert left["count"] == 4
+
+
+async def test_finding_c1_retention_leaves_a_posting_that_another_process_is_deleting(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, _ = setup
+    old = await mailings.post(posting())
+    await mailings.expand(old)
+    await mailings.database.execute(
+        "UPDATE mailings.postings SET ended_at = now() - interval '31 days' WHERE id = $1", old
+    )
+    retention = Retention(mailings.store, timedelta(days=30))
+    async with mailings.database.transaction() as other:
+        await other.fetch(
+            "SELECT FROM mailings.messages WHERE posting_id = $1 LIMIT 1 FOR UPDATE", old
+        )
+        async with asyncio.timeout(2):
+            await retention.run_once(10)
+        assert await mailings.store.status(old, None) is not None
+    await retention.run_once(10)
+    assert await mailings.store.status(old, None) is None

@@ -6,14 +6,22 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from services.delivery import handlers
-from services.delivery.domain import ProviderError, retry_policy
+from services.delivery.claims import Claim
+from services.delivery.domain import (
+    BusyError,
+    Limits,
+    ProviderError,
+    retry_policy,
+)
 from services.delivery.handlers import ChannelSender, MessageSender, Reporter, Sent
+from services.delivery.provider import Provider
 from shared.amqp.codec import Properties
 from shared.amqp.message import Dead, Deferred, Done, Message, Outcome, Retried
 from shared.contracts.message_facts import (
@@ -28,13 +36,13 @@ from shared.errors import (
     ContractViolationError,
     DeferredError,
     ExpiredError,
+    InfrastructureError,
     PermanentError,
     TransientError,
 )
-from shared.resilience.lanes import Breaker
+from shared.resilience.lanes import INITIAL_OPEN_TIME, Breaker
 from shared.resilience.retry import GiveUp, decide
 from shared.topology import TIERS
-from tests.fakes.lanes import LanesUnderTest
 
 CANARY = "c4n4ry"
 NOW = 1_800_000_000.0
@@ -65,19 +73,52 @@ def expiry(seconds: float) -> datetime:
     return datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=seconds)
 
 
-class Provider:
+class Claims:
+    """Claims of the only process; `expired` is whether another one could have taken them over."""
+
+    expired = False
+
+    def __init__(self) -> None:
+        self.recorded: dict[UUID, float] = {}
+        self.released: list[UUID] = []
+
+    async def claim(self, id_: UUID) -> Claim:
+        return Claim(id_, 1, self.recorded.get(id_))
+
+    def check(self, _: Claim) -> None:
+        if self.expired:
+            raise InfrastructureError("the claim of the message has expired")
+
+    async def record(self, claim: Claim, duration: float, recorded: Callable[[], None]) -> None:
+        self.recorded[claim.id] = duration
+        recorded()
+
+    def release(self, claim: Claim) -> None:
+        self.released.append(claim.id)
+
+
+class Setup:
     """A provider whose responses the test chooses, and a `MessageSender` that uses it."""
 
-    def __init__(self, *, concurrency: int = 10, **lanes: Any) -> None:
+    def __init__(self, *, concurrency: int = 10, max_failures: int = 3) -> None:
         self.clock = Clock()
-        self.lanes_setup = LanesUnderTest(max_in_flight=concurrency, **lanes)
+        self.changes: list[Breaker] = []
         self.accepted: list[str] = []
         self.respond: Callable[[], Awaitable[None]] = self.accept
+        self.claims = Claims()
         self.sender: MessageSender[SendEmail] = MessageSender(
-            ChannelSender("smtp://x:25", concurrency, self._send),
-            self.lanes_setup.lanes,
+            "email",
+            ChannelSender("smtp://x:25", Limits(concurrency, None), self._send),
+            Provider(
+                "smtp://x:25",
+                concurrency=concurrency,
+                take_tokens=None,
+                max_failures=max_failures,
+                clock=self.clock.now,
+                observe=lambda _, breaker, __: self.changes.append(breaker),
+            ),
+            self.claims,  # type: ignore[arg-type]
             self.clock,
-            max_remembered=3,
         )
 
     async def _send(self, message_id: str, _: SendEmail, check: Callable[[], None]) -> None:
@@ -88,41 +129,40 @@ class Provider:
     async def accept(self) -> None:
         """Respond at once."""
 
-    def fail(self, error: Exception) -> None:
-        """Fail each attempt from now on."""
+    def fail(self, *errors: Exception) -> None:
+        """Fail attempts with these errors in turn, and all later ones with the last."""
+        left = list(errors)
 
         async def respond() -> None:
-            raise error
+            raise left.pop(0) if len(left) > 1 else left[0]
 
         self.respond = respond
 
     async def handle(self, message_id: str = "id-1", **fields: Any) -> Sent:
         """Let the sender handle a message."""
-        return await self.sender.handle(message(message_id), email(**fields))
+        return await self.sender.handle("bulk", message(message_id), email(**fields))
 
 
 async def test_e6_a_message_that_was_sent_is_not_sent_again() -> None:
-    provider = Provider()
-    first = await provider.handle()
-    provider.clock.at += 5
-    repeat = await provider.handle(expires_at=expiry(1))  # also if it has expired
-    assert (repeat.repeated, repeat.attempt_id, repeat.duration) == (
-        True,
-        first.attempt_id,
-        first.duration,
-    )
-    assert provider.accepted == ["id-1"]
+    setup = Setup()
+    first = await setup.handle()
+    setup.clock.at += 5
+    repeat = await setup.handle(expires_at=expiry(1))  # also if it has expired
+    assert (repeat.repeated, repeat.duration) == (True, first.duration)
+    assert setup.accepted == ["id-1"]
 
 
-async def test_e6_the_number_of_remembered_ids_is_limited() -> None:
-    provider = Provider()
-    for message_id in ("a", "b", "c", "d", "b", "a"):
-        await provider.handle(message_id)
-    assert provider.accepted == ["a", "b", "c", "d", "a"]
+async def test_finding_c2_nothing_is_sent_under_an_expired_claim() -> None:
+    setup = Setup()
+    setup.claims.expired = True
+    with pytest.raises(InfrastructureError, match="expired"):
+        await setup.handle()
+    assert setup.accepted == []
+    assert len(setup.claims.released) == 1
 
 
 async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
-    provider = Provider()
+    setup = Setup()
     started, finish = asyncio.Event(), asyncio.Event()
 
     async def respond() -> None:
@@ -130,17 +170,42 @@ async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
         await finish.wait()
         raise TransientError("not now")
 
-    provider.respond = respond
-    first = asyncio.create_task(provider.handle())
+    setup.respond = respond
+    first = asyncio.create_task(setup.handle())
     await started.wait()
     with pytest.raises(DeferredError):
-        await asyncio.wait_for(provider.handle(), 5)
+        await asyncio.wait_for(setup.handle(), 5)
     finish.set()
     with pytest.raises(TransientError):
         await first
-    provider.respond = provider.accept
-    assert not (await provider.handle()).repeated
-    assert provider.accepted == ["id-1"]
+    setup.respond = setup.accept
+    assert not (await setup.handle()).repeated
+    assert setup.accepted == ["id-1"]
+
+
+async def test_finding_d10_a_busy_server_costs_no_attempt() -> None:
+    setup = Setup()
+    started, refused, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        started.set()
+        await finish.wait()
+
+    async def refuse() -> None:
+        setup.respond = setup.accept
+        refused.set()
+        raise BusyError("421")
+
+    setup.respond = hold
+    first = asyncio.create_task(setup.handle("first"))
+    await started.wait()
+    setup.respond = refuse
+    second = asyncio.create_task(setup.handle("second"))
+    await refused.wait()
+    finish.set()
+    await asyncio.gather(first, second)
+    assert setup.accepted == ["first", "second"]
+    assert setup.changes == []
 
 
 @pytest.mark.parametrize(
@@ -152,73 +217,68 @@ async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
     ],
 )
 async def test_m7_only_provider_errors_open_the_breaker(error: Exception, *, opens: bool) -> None:
-    provider = Provider(max_failures=3)
-    provider.fail(error)
+    setup = Setup(max_failures=3)
+    setup.fail(error)
     for number in range(3):
         with pytest.raises(type(error)):
-            await provider.handle(f"id-{number}")
-    assert [change[1] for change in provider.lanes_setup.changes] == [Breaker.OPEN] * opens
+            await setup.handle(f"id-{number}")
+    assert setup.changes == [Breaker.OPEN] * opens
 
 
 async def test_e6_an_expired_message_is_not_sent() -> None:
-    provider = Provider()
+    setup = Setup()
     for seconds in (0, -5):
         with pytest.raises(ExpiredError):
-            await provider.handle(expires_at=expiry(seconds))
+            await setup.handle(expires_at=expiry(seconds))
 
     async def respond() -> None:
-        provider.clock.at += 2
+        setup.clock.at += 2
 
-    provider.respond = respond
+    setup.respond = respond
     with pytest.raises(ExpiredError):  # while connecting
-        await provider.handle(expires_at=expiry(2))
-    assert provider.accepted == []
-    await provider.handle(expires_at=expiry(10))
-    assert provider.accepted == ["id-1"]
+        await setup.handle(expires_at=expiry(2))
+    assert setup.accepted == []
+    await setup.handle(expires_at=expiry(10))
+    assert setup.accepted == ["id-1"]
 
 
 async def test_e6_a_message_that_expires_while_it_waits_for_the_lane_is_not_sent() -> None:
-    provider = Provider(concurrency=1)
+    setup = Setup(concurrency=1)
     started, finish = asyncio.Event(), asyncio.Event()
 
     async def respond() -> None:
         started.set()
         await finish.wait()
 
-    provider.respond = respond
-    first = asyncio.create_task(provider.handle("first"))
+    setup.respond = respond
+    first = asyncio.create_task(setup.handle("first"))
     await started.wait()
-    second = asyncio.create_task(provider.handle("second", expires_at=expiry(1)))
+    second = asyncio.create_task(setup.handle("second", expires_at=expiry(1)))
     await asyncio.sleep(0)  # it queues in the lane
-    provider.clock.at += 1
+    setup.clock.at += 1
     finish.set()
     await first
     with pytest.raises(ExpiredError):
         await second
-    assert provider.accepted == ["first"]
+    assert setup.accepted == ["first"]
 
 
 async def test_m7_messages_wait_for_an_open_breaker_before_they_go_to_a_tier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    provider = Provider(max_failures=1)
-    provider.fail(ProviderError("down"))
+    setup = Setup(max_failures=1)
+    setup.fail(ProviderError("down"))
     with pytest.raises(ProviderError):
-        await provider.handle("probe")
-    attempts = 0
-
-    async def record_sleep(seconds: float) -> None:
-        nonlocal attempts
-        attempts += 1
-        provider.clock.at += seconds
-
-    monkeypatch.setattr(asyncio, "sleep", record_sleep)
-    with pytest.raises(DeferredError, match="breaker open"):
-        await provider.handle()
-    assert attempts == handlers.LANE_TIMEOUT
+        await setup.handle("probe")
+    monkeypatch.setattr(handlers, "WAIT_TIMEOUT", 0.1)
+    with pytest.raises(DeferredError, match="breaker open") as caught:
+        await setup.handle()
+    assert caught.value.delay == INITIAL_OPEN_TIME
+    waiting = asyncio.create_task(setup.handle(expires_at=expiry(0.05)))
+    await asyncio.sleep(0)
+    setup.clock.at += 1
     with pytest.raises(ExpiredError):
-        await provider.handle(expires_at=datetime.fromtimestamp(provider.clock.at + 3.5, UTC))
-    assert attempts == handlers.LANE_TIMEOUT + 4
+        await waiting
 
 
 def test_e6_no_retry_is_planned_after_the_expiry() -> None:
@@ -231,8 +291,8 @@ def test_e6_no_retry_is_planned_after_the_expiry() -> None:
     assert given_up.expired
 
 
-DONE = Done(Sent("id-1/1800000000.000/2", 0.25))
-REPEATED = Done(Sent("id-1/1700000000.000/1", 0.5, repeated=True))
+DONE = Done(Sent(0.25))
+REPEATED = Done(Sent(0.5, repeated=True))
 RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the mail server responded with 450 to RCPT"))
 EXPIRED = Dead("expired at …", ExpiredError("expired at …"))
 FAILED = Dead("the mail server responded with 550 to RCPT", PermanentError("550"))
@@ -244,11 +304,12 @@ COMMON: dict[str, Any] = {
     "channel": "email",
     "attempt": 2,
 }
+SENT = {"fact_id": "id-1/sent"}
 REPORTS: dict[str, tuple[Outcome[Sent], BaseModel | None, str]] = {
-    "sent": (DONE, MessageSent(**COMMON, duration=0.25), "message sent"),
+    "sent": (DONE, MessageSent(**COMMON | SENT, duration=0.25), "message sent"),
     "repeated": (
         REPEATED,
-        MessageSent(**COMMON | {"fact_id": "id-1/1700000000.000/1"}, duration=0.5),
+        MessageSent(**COMMON | SENT, duration=0.5),
         "message repeated, already sent",
     ),
     "attempt_failed": (

@@ -65,3 +65,28 @@ def test_a_setting_with_its_own_variable_is_in_the_table_of_the_service(tmp_path
     file.write_text('[delivery]\nsmtp_url = "mail:25"\n')
     with pytest.raises(InvalidSettingsError, match=r"\[delivery\] smtp_url: must look like smtp"):
         load(DeliverySettings, file=file)
+
+
+@pytest.mark.parametrize("tls", ["offered", "off"])
+def test_finding_c13_a_password_requires_tls(monkeypatch: pytest.MonkeyPatch, tls: str) -> None:
+    text = faults(
+        monkeypatch, SMTP_URL="smtp://shop:c4n4ry@mail.example.com:587", DELIVERY_SMTP_TLS=tls
+    )
+    assert "RINGBACK_DELIVERY_SMTP_TLS" in text
+    assert "must be required" in text
+    assert "c4n4ry" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "tls"),
+    [
+        ("smtp://shop:secret@mail.example.com:587", "required"),
+        ("smtp://mail.example.com", "offered"),
+        ("smtps://shop:secret@mail.example.com", "offered"),
+    ],
+)
+def test_finding_c13_tls_is_required_by_default_with_a_password(
+    monkeypatch: pytest.MonkeyPatch, url: str, tls: str
+) -> None:
+    monkeypatch.setenv("RINGBACK_SMTP_URL", url)
+    assert load(DeliverySettings).smtp_tls == tls

@@ -303,3 +303,35 @@ def test_the_rules_in_the_docs_are_valid() -> None:
     for example in examples:
         assert parse(example, "docs")
         assert tomllib.loads(example)
+
+
+MANAGER: dict[str, Any] = {
+    "receivers": "https://auth/api/v1/users/?group=editors",
+    "template": "email/new_movies.md",
+    "delivery_type": ["email", "sms"],
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "template_context": {"movies": "https://fastapi/api/v1/movies/?new=True"},
+            "expires_in": "1 day",
+            "priority": "urgent",
+        },
+    ],
+)
+def test_e2_and_finding_c6_a_managers_posting_becomes_that_posting(more: dict[str, Any]) -> None:
+    event = Event(from_service="admin", event="posting_created", details=MANAGER | more)
+    (command,) = decide(load(), ReceivedEvent(event, "id-1", NOW), now=NOW).commands
+    created = Posting.model_validate_json(command.body)
+    assert created == Posting(**MANAGER, from_event="id-1", **more)
+
+
+def test_finding_c6_a_summary_of_reactions_goes_to_the_review_that_leads_to_its_author() -> None:
+    (known,) = [event for event in KNOWN_EVENTS if event["event"] == "reactions_summary"]
+    (command,) = decide(load(), ReceivedEvent(Event(**known), "id-1", NOW), now=NOW).commands
+    created = Posting.model_validate_json(command.body)
+    assert created.receivers == known["details"]["stats"][0]["target"]

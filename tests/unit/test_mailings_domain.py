@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from services.mailings.domain import (
     InvalidPostingError,
+    Page,
     PageUrls,
     Recipient,
     Skip,
@@ -53,7 +54,14 @@ JSON = st.recursive(
         ({"notifications": {KIND: False}}, f"{KIND} not enabled", f"{KIND} not enabled"),
         ({"notifications": {KIND: True}}, None, None),
         ({"notifications": {"other": False}}, None, None),
-        ({"notifications": None}, None, None),
+        *(
+            ({"notifications": {KIND: value}}, f"{KIND} not enabled", f"{KIND} not enabled")
+            for value in (0, None, "false", "true", 1, [], [True])  # finding C9
+        ),
+        *(
+            ({"notifications": value}, *["invalid notifications: not a JSON object"] * 2)
+            for value in (None, 0, "all", [KIND])
+        ),
         ({"email": None}, "no e-mail address", None),
         ({"email": ""}, "no e-mail address", None),
         ({"email": "user@"}, "invalid e-mail address", None),
@@ -74,23 +82,25 @@ def test_e4_only_users_who_enabled_the_channel_and_the_kind_have_an_address(
 ) -> None:
     listed_user = user(1, **fields)
 
-    assert address(listed_user, CHANNELS["email"], KIND) == (
+    assert address(listed_user, CHANNELS["email"], KIND, required=False) == (
         Skip(by_email) if by_email else listed_user["email"]
     )
-    found = address(listed_user, CHANNELS["sms"], KIND)
+    found = address(listed_user, CHANNELS["sms"], KIND, required=False)
     assert found == Skip(by_sms) if by_sms else str(found).startswith("7900")
 
 
 def test_e4_a_channel_is_off_by_default() -> None:
     listed_user = user(1)
     del listed_user["email_notifications"]
-    assert address(listed_user, CHANNELS["email"], KIND) == Skip("email not enabled")
+    assert address(listed_user, CHANNELS["email"], KIND, required=False) == Skip(
+        "email not enabled"
+    )
 
 
 def test_e4_a_user_is_active_by_default() -> None:
     listed_user = user(1)
     del listed_user["is_active"]
-    assert address(listed_user, CHANNELS["email"], KIND) == listed_user["email"]
+    assert address(listed_user, CHANNELS["email"], KIND, required=False) == listed_user["email"]
 
 
 @given(st.dictionaries(st.sampled_from(sorted(user(1))), JSON), st.sampled_from(["email", "sms"]))
@@ -99,7 +109,7 @@ def test_e4_a_user_with_any_fields_is_skipped_or_has_opted_in_with_a_valid_addre
 ) -> None:
     listed_user = user(1) | fields
 
-    found = address(listed_user, CHANNELS[channel], KIND)
+    found = address(listed_user, CHANNELS[channel], KIND, required=False)
 
     if isinstance(found, str):
         ADDRESS[channel].validate_python(found)
@@ -157,23 +167,67 @@ def test_an_invalid_page_parameter_is_rejected_by_name(query: str) -> None:
         PageUrls.of(f"http://auth/users/?{query}")
 
 
+NEXT = "http://auth/?page_number=2"
+
+
+def page(response: Any, earlier: int = 0) -> Page:
+    """Return the page in a response to a request for two users."""
+    return parse_page(response, size=2, earlier=earlier, by_number=NEXT)
+
+
 def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
-    assert parse_page([1, 2], 2) == ([1, 2], False)
-    assert parse_page({"results": [1], "count": 1}, 2) == ([1], True)
-    assert parse_page({"id": 7}, 1) == ([{"id": 7}], True)
-    assert parse_page([], 1) == ([], True)
+    assert page([1, 2]) == ([1, 2], NEXT)
+    assert page({"results": [1], "count": 1}) == ([1], None)
+    assert page({"id": 7}) == ([{"id": 7}], None)
+    assert page([]) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("response", "earlier", "next_url"),
+    [
+        ({"results": [1], "next": "http://auth/?cursor=b"}, 0, "http://auth/?cursor=b"),
+        ({"results": [1, 2], "next": None}, 0, None),
+        ({"results": [1, 2], "next": ""}, 0, None),
+        ({"results": [1], "count": 3}, 0, NEXT),
+        ({"results": [1], "count": 3}, 2, None),
+        ({"results": [1, 2], "count": 2}, 0, None),
+        ({"results": [1]}, 0, None),
+    ],
+)
+def test_finding_c3_next_or_count_decides_whether_a_list_continues(
+    response: Any, earlier: int, next_url: str | None
+) -> None:
+    assert page(response, earlier) == (response["results"], next_url)
+
+
+@pytest.mark.parametrize(
+    "response", [{"results": [1], "next": None, "count": 3}, {"results": [], "count": 3}]
+)
+def test_finding_c3_a_list_that_ends_before_its_count_is_rejected(response: Any) -> None:
+    with pytest.raises(InvalidPostingError, match="ends before its count of 3 users"):
+        page(response)
+
+
+def test_finding_c8_a_required_message_reaches_a_user_who_has_not_opted_in() -> None:
+    found = user(
+        1, is_active=False, email_notifications=False, notifications={KIND: False}, timezone="Mars"
+    )
+    assert address(found, CHANNELS["email"], KIND, required=True) == found["email"]
+    assert address(found | {"email": None}, CHANNELS["email"], KIND, required=True) == Skip(
+        "no e-mail address"
+    )
 
 
 def test_e5_a_page_has_a_maximum_number_of_items() -> None:
-    assert len(parse_page([0] * 100_000, 500).items) == 100_000
+    assert len(page([0] * 100_000).items) == 100_000
     with pytest.raises(InvalidPostingError, match="the page has more than 100000 items"):
-        parse_page([0] * 100_001, 500)
+        page([0] * 100_001)
 
 
 @pytest.mark.parametrize("response", [None, 7, "users", {"results": {"id": 1}}])
 def test_a_response_of_another_form_is_rejected(response: Any) -> None:
     with pytest.raises(InvalidPostingError, match="not a list"):
-        parse_page(response, 500)
+        page(response)
 
 
 def test_e7_a_message_id_depends_on_posting_channel_and_user_only() -> None:

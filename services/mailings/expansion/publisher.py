@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -11,7 +11,6 @@ from services.mailings.messages import ReadyMessage, outgoing
 from shared.amqp.publisher import Publisher
 from shared.clock import Clock
 from shared.errors import InfrastructureError
-from shared.registry import CHANNELS
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +45,11 @@ class ThrottledPublisher:
         if expires_at is not None and self._clock.now() >= expires_at.timestamp():
             raise PostingExpiredError
 
-    async def is_full(self, channels: Iterable[str]) -> bool:
-        """Return whether the queue of a channel is full, or its depth is unknown."""
+    async def is_full(self, queues: Iterable[str]) -> bool:
+        """Return whether one of these queues is full, or its depth is unknown."""
         try:
-            for channel in channels:
-                if await self._depth.is_full(CHANNELS[channel].queue):
+            for queue in queues:
+                if await self._depth.is_full(queue):
                     return True
         except QueueDepthUnknownError as error:
             logger.warning("expansion paused: %s", error)
@@ -60,7 +59,7 @@ class ThrottledPublisher:
     async def publish(
         self,
         messages: Sequence[ReadyMessage],
-        channels: Iterable[str],
+        queues: Collection[str],
         *,
         expires_at: datetime | None,
         traceparent: str | None,
@@ -75,7 +74,7 @@ class ThrottledPublisher:
         """
         for start in range(0, len(messages), BATCH_SIZE):
             self.check_expiry(expires_at)
-            while start and await self.is_full(channels):
+            while start and await self.is_full(queues):
                 await asyncio.sleep(RETRY_DELAY)
                 self.check_expiry(expires_at)
             pending = messages[start : start + BATCH_SIZE]

@@ -7,7 +7,14 @@ from typing import Final
 from uuid import UUID
 
 from services.mailings import metrics
-from services.mailings.domain import InvalidPostingError, Page, PageUrls, Recipient, parse_page
+from services.mailings.domain import (
+    InvalidPostingError,
+    Page,
+    PageUrls,
+    Recipient,
+    author_of,
+    parse_page,
+)
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import SourceError, Sources
 from services.mailings.messages import Composer, ReadyMessage
@@ -52,6 +59,7 @@ class ExpansionSlice:
         is_stopping: Callable[[], bool],
     ) -> None:
         self.claim = claim
+        self._queues = queues_of(claim).values()
         self.pages = claim.pages
         self.failures = claim.failures
         self._added_pages = claim.pages
@@ -78,10 +86,8 @@ class ExpansionSlice:
         Raises:
             SliceDeferredError: they do.
         """
-        channels = self.claim.posting.delivery_type
-        if await self._publisher.is_full(channels):
-            queues = " or ".join(CHANNELS[channel].queue for channel in channels)
-            raise SliceDeferredError(f"too many messages wait in {queues}")
+        if await self._publisher.is_full(self._queues):
+            raise SliceDeferredError(f"too many messages wait in {' or '.join(self._queues)}")
 
     async def release(self, delay: float, reason: str | None = None) -> None:
         """End the slice; the next one is due in `delay` seconds."""
@@ -106,19 +112,20 @@ class ExpansionSlice:
         """
         urls = PageUrls.of(self.claim.posting.receivers)
         number = self.pages
-        fetching = asyncio.create_task(self._fetch(urls, number))
+        first = self.claim.next_url or urls.at(0)
+        fetching = asyncio.create_task(self._fetch(urls, number, first))
         try:
             while True:
                 page = await fetching
                 recipients = self._recipients(page, number)
                 await self.check_queues()
-                ends = page.is_last or self._clock.monotonic() >= self._end or self._is_stopping()
-                if not ends:
-                    fetching = asyncio.create_task(self._fetch(urls, number + 1))
+                ends = self._clock.monotonic() >= self._end or self._is_stopping()
+                if not ends and page.next_url is not None:
+                    fetching = asyncio.create_task(self._fetch(urls, number + 1, page.next_url))
                 await self._expand(page, number, recipients, composer)
-                if ends:
+                if ends or page.next_url is None:
                     await self._publishing
-                    return page.is_last
+                    return page.next_url is None
                 number += 1
         except (SourceError, InvalidPostingError, SliceDeferredError, InfrastructureError):
             await self._publishing  # the previous page gets its checkpoint
@@ -128,10 +135,21 @@ class ExpansionSlice:
                 task.cancel()
             await asyncio.gather(fetching, self._publishing, return_exceptions=True)
 
-    async def _fetch(self, urls: PageUrls, number: int) -> Page:
+    async def _fetch(self, urls: PageUrls, number: int, url: str) -> Page:
         with metrics.FETCH.time():
             try:
-                return parse_page(await self._sources.json(urls.at(number)), urls.size)
+                value = await self._sources.json(url)
+                if author := author_of(value):
+                    value = await self._sources.json(self._sources.follow(url, author))
+                page = parse_page(
+                    value,
+                    size=urls.size,
+                    earlier=self._receivers,
+                    by_number=urls.at(number + 1),
+                )
+                if page.next_url is None:
+                    return page
+                return page._replace(next_url=self._sources.follow(url, page.next_url))
             except InvalidPostingError as error:
                 raise InvalidPostingError(f"{_position(number)}: {error}") from None
             except SourceError as error:
@@ -178,7 +196,7 @@ class ExpansionSlice:
             known += ids
             await self._publishing
             ends_page = batch is batches[-1]
-            if ends_page and not page.is_last and not has_new_user:
+            if ends_page and page.next_url is not None and not has_new_user:
                 await self._check_progress(number, known)
             new_messages = [message for message in messages if message.id in new]
             self._publishing = asyncio.create_task(
@@ -215,7 +233,7 @@ class ExpansionSlice:
     async def _publish(self, messages: Sequence[ReadyMessage]) -> None:
         await self._publisher.publish(
             messages,
-            self.claim.posting.delivery_type,
+            self._queues,
             expires_at=self.claim.expires_at,
             traceparent=self.claim.traceparent,
         )
@@ -225,11 +243,20 @@ class ExpansionSlice:
     ) -> None:
         await self._publish(messages)
         await self._store.checkpoint(
-            self.claim, pages=number + 1, receivers=len(page.items), lease=LEASE
+            self.claim,
+            pages=number + 1,
+            receivers=len(page.items),
+            next_url=page.next_url,
+            lease=LEASE,
         )
         self.pages = number + 1
         self.failures = 0
         metrics.PUBLISH.observe(self._clock.monotonic() - begin)
+
+
+def queues_of(claim: Claim) -> dict[str, str]:
+    """Return the queue of each channel of a posting."""
+    return {name: CHANNELS[name].queues[claim.priority] for name in claim.posting.delivery_type}
 
 
 def log_context(claim: Claim) -> dict[str, object]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
+from urllib.parse import urljoin
 
 from pydantic_core import from_json
 
@@ -69,6 +70,20 @@ class Sources:
                 return from_json(response.body, allow_inf_nan=False, cache_strings="keys")
             except ValueError as error:
                 raise SourceError(f"{host}: invalid JSON: {error}") from None
+
+    def follow(self, url: str, link: str) -> str:
+        """Return the URL of a link in the response of a URL.
+
+        A host with a replacement knows itself by its replacement, so its links contain that.
+
+        Raises:
+            InvalidPostingError: the host is not configured.
+        """
+        host, _ = self._resolve(url)
+        replacement = self._hosts.get(host)
+        if replacement and link.startswith(f"{replacement}/"):
+            link = link.removeprefix(replacement)
+        return urljoin(url, link)
 
     async def fetch_data(self, context: Mapping[str, Any], fetch: Iterable[str]) -> dict[str, Any]:
         """Return the data at the URLs in the variables that `fetch` names.

@@ -18,9 +18,10 @@ from services.mailings.expansion.slice import (
     ExpansionSlice,
     SliceDeferredError,
     log_context,
+    queues_of,
 )
 from services.mailings.expansion.sources import MAX_FETCHED_DATA, SourceError, Sources
-from services.mailings.messages import Composer
+from services.mailings.messages import ChannelTemplate, Composer
 from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
 from services.mailings.settings import MailingsSettings
@@ -82,12 +83,14 @@ class ExpansionWorker:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._settings.concurrency):
                 group.create_task(self._work())
+            group.create_task(self._work(only_urgent=True))
 
-    async def _work(self) -> None:
+    async def _work(self, *, only_urgent: bool = False) -> None:
+        """Run slices. A worker for urgent postings only is free while bulk ones use the others."""
         while True:
             try:
                 await self._publisher.ready()
-                if await self.run_once(1):
+                if await self.run_once(1, only_urgent=only_urgent):
                     continue
             except InfrastructureError as error:
                 logger.warning("expansion paused: %s", error)
@@ -100,11 +103,11 @@ class ExpansionWorker:
             except TimeoutError:
                 pass
 
-    async def run_once(self, limit: int) -> int:
+    async def run_once(self, limit: int, *, only_urgent: bool = False) -> int:
         """Run a slice of up to `limit` due postings, and return their number."""
         if self._stopping.is_set():
             return 0
-        claims = await self._store.claim(limit, lease=LEASE)
+        claims = await self._store.claim(limit, lease=LEASE, only_urgent=only_urgent)
         slices = [asyncio.create_task(self._run_slice(claim)) for claim in claims]
         self._slices.update(slices)
         try:
@@ -231,8 +234,13 @@ class ExpansionWorker:
             claim.id,
             claim.expires_at,
             {
-                channel: (BoundTemplate(template, channel, context, product), template.kind)
+                channel: ChannelTemplate(
+                    BoundTemplate(template, channel, context, product),
+                    template.kind,
+                    template.is_required,
+                )
                 for channel, template in templates.items()
             },
+            queues_of(claim),
             self._settings.unsubscribe_url,
         )

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +24,7 @@ MAX_FILE_SIZE: Final = 262_144
 
 _KIND: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_KEYS: Final = ("subject", "kind", "fetch")
+_KEYS: Final = ("subject", "kind", "fetch", "required")
 _NAME: Final = TypeAdapter[str](TemplateName)
 
 
@@ -39,6 +41,7 @@ class Template:
 
     kind: the kind of notification, which users switch on and off.
     fetch: the variables whose values are URLs of data.
+    is_required: whether users cannot switch it off, as with confirmations and codes.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Template:
     fetch: tuple[str, ...]
     has_subject: bool
     compiled: CompiledTemplate
+    is_required: bool = False
     is_shipped: bool = False
 
     @property
@@ -109,6 +113,12 @@ class TemplateLoader:
             )
         return template
 
+    def is_required(self, name: str, channels: Iterable[str]) -> bool:
+        """Return whether a template is required on one of these channels."""
+        with suppress(InvalidTemplateError):
+            return any(self.get(name, channel).is_required for channel in channels)
+        return False
+
     def _find(self, name: str) -> Template | None:
         for file in (folder / name for folder in self._folders):
             try:
@@ -167,7 +177,10 @@ def parse_template(name: str, content: str) -> Template:
             raise InvalidTemplateError(
                 name, f"fetch names {variable!r}, which the template does not use", fetch_line
             )
-    return Template(name, kind, tuple(fetch), bool(subject), compiled)
+    required, required_line = front_matter.pop("required", (False, 0))
+    if not isinstance(required, bool):
+        raise InvalidTemplateError(name, "required must be true or false", required_line)
+    return Template(name, kind, tuple(fetch), bool(subject), compiled, required)
 
 
 def _content(name: str, file: Path) -> str:

@@ -1,9 +1,10 @@
 -- name: accept
 INSERT INTO mailings.postings
-    (id, client_id, fingerprint, body, from_event, traceparent, expires_at)
+    (id, client_id, fingerprint, body, from_event, traceparent, expires_at, priority)
 SELECT * FROM unnest(
-    $1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::timestamptz[]
-) AS input(id, client_id, fingerprint, body, from_event, traceparent, expires_at)
+    $1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
+    $8::text[]
+) AS input(id, client_id, fingerprint, body, from_event, traceparent, expires_at, priority)
 ORDER BY id  -- the same order in every process prevents deadlocks
 ON CONFLICT DO NOTHING
 RETURNING id;
@@ -32,18 +33,18 @@ SELECT id, user_id, channel, status, reason, created_at, settled_at FROM mailing
 WHERE posting_id = $1 AND id > $2 AND ($3::text IS NULL OR status = $3)
 ORDER BY id LIMIT $4;
 
--- Claims the postings that have been due longest. Returns `unfinished` as the last slice left it.
+-- Claims urgent postings, then bulk ones unless $3, that have been due longest. Returns `unfinished` as the last slice left it.
 -- name: claim
 WITH due AS (
     SELECT id, unfinished FROM mailings.postings
-    WHERE ended_at IS NULL AND due_at <= now()
-    ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    WHERE ended_at IS NULL AND due_at <= now() AND (priority = 'urgent' OR NOT $3)
+    ORDER BY priority DESC, due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE mailings.postings AS posting
 SET due_at = now() + make_interval(secs => $2), lease = lease + 1, unfinished = true
 FROM due WHERE posting.id = due.id
-RETURNING posting.id, lease, due.unfinished, body, from_event, traceparent, expires_at,
-    fetched_data, pages, receivers, failures;
+RETURNING posting.id, lease, due.unfinished, body, from_event, traceparent, expires_at, priority,
+    fetched_data, next_url, pages, receivers, failures;
 
 -- The queries of a slice, from here to `finish`, check the lease.
 -- name: renew
@@ -85,7 +86,7 @@ WHERE posting_id = $1 AND id = ANY ($2::uuid[]) AND page < $3;
 
 -- name: checkpoint
 UPDATE mailings.postings
-SET pages = $3, receivers = receivers + $4, failures = 0, reason = NULL,
+SET pages = $3, receivers = receivers + $4, next_url = $6, failures = 0, reason = NULL,
     due_at = now() + make_interval(secs => $5)
 WHERE id = $1 AND lease = $2 AND ended_at IS NULL RETURNING id;
 

@@ -5,11 +5,13 @@ CREATE TABLE mailings.postings (
     fingerprint bytea,                      -- SHA-256 of the posting, to detect conflicting repeats
     body text NOT NULL,                     -- the Posting as JSON
     from_event text,
+    priority text NOT NULL CHECK (priority IN ('urgent', 'bulk')),
     traceparent text,                       -- W3C trace context of the command
     accepted_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz,
     fetched_data text,                      -- JSON: the data that the template fetches; NULL: not yet
 
+    next_url text,                          -- of the page after the checkpoint; NULL: the first page
     pages integer NOT NULL DEFAULT 0,       -- the checkpoint: all messages of these pages are published
     receivers integer NOT NULL DEFAULT 0,   -- users on these pages
     created integer NOT NULL DEFAULT 0,     -- from here on: its messages, by status
@@ -30,7 +32,7 @@ CREATE TABLE mailings.postings (
 
 CREATE INDEX postings_newest ON mailings.postings (accepted_at, id);
 CREATE INDEX postings_from_event ON mailings.postings (from_event, accepted_at, id);
-CREATE INDEX postings_due ON mailings.postings (due_at) WHERE ended_at IS NULL;
+CREATE INDEX postings_due ON mailings.postings (priority DESC, due_at) WHERE ended_at IS NULL;
 CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NOT NULL;
 
 -- One message to one recipient. Its address and its text are only in the queue.

@@ -1,0 +1,187 @@
+"""Several delivery processes share the ids of sent messages and the rates of providers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+
+from services.delivery.app import SCHEMA
+from services.delivery.claims import LEASE, Claims, claim_id
+from services.delivery.domain import Rate
+from services.delivery.store import Store
+from shared.errors import DeferredError, InfrastructureError
+from shared.postgres.pool import Database
+from shared.process.health import Health
+from shared.registry import BULK, URGENT
+from tests.fakes.delivering import delivery_database
+from tests.fakes.waiting import until
+
+
+@pytest.fixture
+async def store_database(database_url: str) -> AsyncIterator[Database]:
+    url = await delivery_database(database_url)
+    database = Database(url, name="test", health=Health(), schema=SCHEMA)
+    running = asyncio.create_task(database.run())
+    await database.ready()
+    await database.execute("TRUNCATE delivery.messages, delivery.processes, delivery.providers")
+    yield database
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+class Process:
+    """The claims of one process."""
+
+    def __init__(self, database: Database) -> None:
+        self.shares: Mapping[str, int] = {}
+        self.claims = Claims(
+            Store(database),
+            ["smtp://x:25"],
+            retention=3600,
+            monotonic=time.monotonic,
+            observe=self.observe,
+        )
+
+    def observe(self, shares: Mapping[str, int]) -> None:
+        self.shares = shares
+
+
+@asynccontextmanager
+async def process(database: Database) -> AsyncIterator[Process]:
+    """Run the claims of a process during the block, then kill it."""
+    started = Process(database)
+    running = asyncio.create_task(started.claims.run())
+    try:
+        yield started
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def expire_leases(database: Database) -> None:
+    """Let the leases of all processes expire."""
+    await database.execute("UPDATE delivery.processes SET alive_until = now()")
+
+
+async def test_finding_c2_a_message_is_sent_by_one_process_and_never_again(
+    store_database: Database,
+) -> None:
+    id_ = claim_id("email", uuid4().hex)
+    async with process(store_database) as one, process(store_database) as other:
+        claim = await one.claims.claim(id_)
+        with pytest.raises(DeferredError, match="another process"):
+            await other.claims.claim(id_)
+        one.claims.check(claim)
+        recorded: list[None] = []
+        await one.claims.record(claim, 0.25, lambda: recorded.append(None))
+        assert len(recorded) == 1
+        assert (await other.claims.claim(id_)).sent == 0.25
+        assert (await one.claims.claim(id_)).sent == 0.25
+    async with process(store_database) as later:  # the id outlives its process
+        assert (await later.claims.claim(id_)).sent == 0.25
+
+
+async def test_finding_c2_a_message_that_was_not_sent_can_be_sent_by_another_process(
+    store_database: Database,
+) -> None:
+    id_ = claim_id("email", uuid4().hex)
+    async with process(store_database) as one, process(store_database) as other:
+        one.claims.release(await one.claims.claim(id_))
+        while True:
+            try:
+                claim = await other.claims.claim(id_)
+                break
+            except DeferredError:
+                await asyncio.sleep(0.01)
+        assert claim.sent is None
+        await other.claims.close()  # a process that stops gives up its claims
+        assert (await one.claims.claim(id_)).sent is None
+        with pytest.raises(InfrastructureError):
+            other.claims.check(claim)
+
+
+async def test_finding_c2_a_killed_process_loses_its_claims_and_a_suspended_one_cannot_use_them(
+    store_database: Database,
+) -> None:
+    id_ = claim_id("email", uuid4().hex)
+    async with process(store_database) as suspended, process(store_database) as other:
+        claim = await suspended.claims.claim(id_)
+        await until(lambda: suspended.shares and other.shares)
+        await expire_leases(store_database)
+        await other.claims.renew()
+        taken = await other.claims.claim(id_)
+        assert taken.sent is None
+        await suspended.claims.renew()
+        with pytest.raises(InfrastructureError, match="expired"):
+            suspended.claims.check(claim)
+        other.claims.check(taken)
+        with pytest.raises(DeferredError):
+            await suspended.claims.claim(id_)
+    assert LEASE <= 15, "messages of a killed process are sent within 30 s"
+
+
+async def test_finding_c2_many_claims_of_two_processes_never_overlap(
+    store_database: Database,
+) -> None:
+    ids = [claim_id("email", uuid4().hex) for _ in range(500)]
+    async with process(store_database) as one, process(store_database) as other:
+        results = await asyncio.gather(
+            *(each.claims.claim(id_) for id_ in ids for each in (one, other)),
+            return_exceptions=True,
+        )
+    claimed = [result for result in results if not isinstance(result, BaseException)]
+    assert len(claimed) == len(ids)
+    assert {claim.id for claim in claimed} == set(ids)
+    assert all(isinstance(r, DeferredError) for r in results if isinstance(r, BaseException))
+
+
+async def test_finding_c5_live_processes_are_counted_for_each_provider(
+    store_database: Database,
+) -> None:
+    async with process(store_database) as one, process(store_database) as other:
+        await until(lambda: one.shares and other.shares)
+        await other.claims.renew()
+        assert other.shares == {"smtp://x:25": 2}
+        await other.claims.close()
+        await one.claims.renew()
+        assert one.shares == {"smtp://x:25": 1}
+
+
+async def test_finding_c2_old_ids_are_deleted_in_batches(store_database: Database) -> None:
+    store = Store(store_database)
+    worker = await store.register([], LEASE)
+    ids = [uuid4() for _ in range(30)]
+    await store.claim(worker, ids)
+    await store_database.execute(
+        "UPDATE delivery.messages SET claimed_at = now() - interval '2 hours' WHERE id = ANY ($1)",
+        ids[:25],
+    )
+    assert [await store.delete_old(3600, 10) for _ in range(4)] == [10, 10, 5, 0]
+    assert (await store.claim(await store.register([], LEASE), ids)).keys() == set(ids[25:])
+
+
+async def test_finding_c5_processes_together_keep_the_rate_of_a_provider(
+    store_database: Database,
+) -> None:
+    rate, provider, seconds = Rate(50.0, 10.0), "smtp://rate:25", 2.0
+    taken = {URGENT: 0, BULK: 0}
+
+    async def take(wanted: dict[str, int]) -> None:
+        store = Store(store_database)
+        while time.monotonic() < end:
+            grant = await store.take_tokens(provider, rate, wanted)  # type: ignore[arg-type]
+            taken[URGENT if wanted[URGENT] else BULK] += grant.tokens
+            await asyncio.sleep(min(grant.delay, end - time.monotonic()) if grant.delay else 0)
+
+    started = time.monotonic()
+    end = started + seconds
+    await asyncio.gather(
+        *(take({URGENT: 0, BULK: 20}) for _ in range(3)), take({URGENT: 1, BULK: 0})
+    )
+    elapsed = time.monotonic() - started
+    assert sum(taken.values()) <= rate.burst + rate.per_second * elapsed
+    assert sum(taken.values()) >= 0.7 * rate.per_second * seconds
+    assert taken[URGENT] > 0
