@@ -54,13 +54,10 @@ def _within_end(recurrence: Recurrence, due: datetime | None) -> datetime | None
 def _next_match(recurrence: Recurrence, after: datetime) -> datetime | None:
     """Return the first cron match strictly after a time.
 
-    A local time that a clock change skips is due right after the change. A fixed hour that the
-    clock repeats is due once.
+    A local time that a clock change skips is due right after the change. A fixed local time that the
+    clock repeats is due once, the first time.
     """
     assert recurrence.cron is not None  # noqa: S101 - the contract requires `every` or `cron`
-    try:
-        zone = time_zone(recurrence.timezone)
-        due: datetime = next(CronSim(recurrence.cron, after.astimezone(zone)))
-    except StopIteration:
-        return None
-    return due.astimezone(UTC)
+    matches = CronSim(recurrence.cron, after.astimezone(time_zone(recurrence.timezone)))
+    # In a repeated hour, cronsim continues from the first time that the clock showed `after`.
+    return next((due for match in matches if (due := match.astimezone(UTC)) > after), None)

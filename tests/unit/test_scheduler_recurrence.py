@@ -1,11 +1,13 @@
 """Due times of recurring callbacks: properties for any recurrence, and days with a clock change."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import pairwise
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.recurrence import Recurrence, first_due, next_due
@@ -21,6 +23,90 @@ RECURRENCES = st.one_of(
     st.builds(Recurrence, every=st.floats(1, 1e6)),
     st.builds(Recurrence, cron=CRONS, timezone=ZONES),
 )
+HOURS = st.integers(0, 23)
+MINUTES = st.integers(0, 59)
+
+
+@cache
+def clock_changes(zone: str) -> list[datetime]:
+    """Return the times from 2005 to 2037 at which the clocks of a zone change, in UTC."""
+    found = []
+    step, tz = timedelta(days=14), ZoneInfo(zone)
+    start = datetime(2005, 1, 1, tzinfo=UTC)
+    while start.year < 2038:
+        before, after = start, start + step
+        offset = before.astimezone(tz).utcoffset()
+        if after.astimezone(tz).utcoffset() != offset:
+            while after - before > timedelta(seconds=1):
+                middle = before + (after - before) // 2
+                if middle.astimezone(tz).utcoffset() == offset:
+                    before = middle
+                else:
+                    after = middle
+            found.append(after.replace(microsecond=0))
+        start += step
+    return found
+
+
+# A zone with a time around one of its clock changes.
+CLOCK_CHANGES = (
+    st.sampled_from(sorted(available_timezones()))
+    .filter(clock_changes)
+    .flatmap(
+        lambda zone: st.tuples(
+            st.just(zone),
+            st.sampled_from(clock_changes(zone)),
+            st.timedeltas(timedelta(hours=-4), timedelta(hours=4)),
+        )
+    )
+)
+# Minutes and hours that are fixed, so each local time is due once.
+FIXED = st.builds(
+    lambda minutes, hours: f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *",
+    st.lists(MINUTES, min_size=1, max_size=4),
+    st.lists(st.integers(0, 4) | HOURS, min_size=1, max_size=4),
+)
+
+
+@settings(max_examples=300)
+@given(CLOCK_CHANGES, FIXED | CRONS, st.timedeltas(timedelta(0), timedelta(hours=3)))
+def test_finding_a2_no_occurrence_is_in_the_past_at_any_clock_change(
+    change: tuple[str, datetime, timedelta], cron: str, delay: timedelta
+) -> None:
+    zone, at, offset = change
+    recurrence = Recurrence(cron=cron, timezone=zone)
+    last = at + offset
+    first, due = first_due(recurrence, last), next_due(recurrence, last, 1, last + delay)
+    assert first is not None
+    assert first >= last
+    assert due is not None
+    assert due > last + delay
+
+
+@settings(max_examples=100)
+@given(CLOCK_CHANGES, FIXED)
+def test_finding_a2_a_fixed_local_time_is_due_once_at_any_clock_change(
+    change: tuple[str, datetime, timedelta], cron: str
+) -> None:
+    zone, at, offset = change
+    recurrence = Recurrence(cron=cron, timezone=zone)
+    end = at + timedelta(days=2)
+    due, found = first_due(recurrence, at + offset - timedelta(days=2)), []
+    while due is not None and due < end:
+        found.append(due)
+        # The next occurrence is planned when this one has ended.
+        due = next_due(recurrence, due, len(found), due + timedelta(seconds=20))
+    local_times = Counter(each.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for each in found)
+    assert all(times == 1 for times in local_times.values())
+
+
+def test_finding_a2_a_cron_expression_does_not_fire_again_in_a_repeated_hour() -> None:
+    berlin = Recurrence(cron="30 2 * * *", timezone="Europe/Berlin")
+    last, now = datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 10, tzinfo=UTC)
+    assert next_due(berlin, last, 1, now) == datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
+    new_york = Recurrence(cron="30 1 * * *", timezone="America/New_York")
+    second_pass = datetime(2026, 11, 1, 6, 10, tzinfo=UTC)
+    assert first_due(new_york, second_pass) == datetime(2026, 11, 2, 6, 30, tzinfo=UTC)
 
 
 @given(RECURRENCES, TIMES, st.timedeltas(timedelta(0), timedelta(days=400)))
