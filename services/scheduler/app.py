@@ -11,6 +11,7 @@ from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
 from services.scheduler.handlers import Handler
 from services.scheduler.intake import Intake
+from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
 from services.scheduler.partitions import Partitions
@@ -90,10 +91,12 @@ async def start(process: Process) -> None:
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
     store, clock, facts = Store(database), DatabaseClock(), FactPublisher(publisher)
+    leases = LeaseExtender(store)
     dispatcher = Dispatcher(
         store,
         NotificationPublisher(publisher, amqp, cipher, issuer),
         facts,
+        leases,
         clock,
         batch=settings.batch,
         poll=settings.poll,
@@ -156,7 +159,14 @@ async def start(process: Process) -> None:
             process.run(part.run())
     for loop in (dispatcher, intake, settler, schedules, outcomes, responder, retention):
         process.run(loop.run())
-    for drain in (schedules.drain, responder.drain, dispatcher.drain, outcomes.drain):
+    process.run(leases.run(dispatcher.wait_for_backlog))
+    for drain in (
+        schedules.drain,
+        responder.drain,
+        dispatcher.drain,
+        leases.drain,
+        outcomes.drain,
+    ):
         process.on_drain(drain)
 
 

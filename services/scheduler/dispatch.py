@@ -13,6 +13,7 @@ from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.facts import FactPublisher
+from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.store import BEGINNING, Claim, Store
 from shared.amqp.publisher import PublishRefusedError, PublishUnknownError, UnpublishableError
@@ -53,6 +54,7 @@ class Dispatcher:
         store: Store,
         notifications: NotificationPublisher,
         facts: FactPublisher,
+        leases: LeaseExtender,
         clock: DatabaseClock,
         *,
         batch: int,
@@ -61,6 +63,7 @@ class Dispatcher:
         self._store = store
         self._notifications = notifications
         self._facts = facts
+        self._leases = leases
         self._clock = clock
         self._max_batch = batch
         self._poll = poll
@@ -128,7 +131,7 @@ class Dispatcher:
 
         Raises:
             StoreConnectionLostError: it is unknown whether callbacks were claimed. They are
-                dispatched when their lease expires.
+                dispatched when the claim expires.
         """
         await self._slots.acquire()
         try:
@@ -210,11 +213,11 @@ class Dispatcher:
                 published.append(claim)
         outcomes = await asyncio.gather(*results, return_exceptions=True)
         unpublished: list[ScheduledCallback] = []
-        confirmed: list[ScheduledCallback] = []
+        confirmed: list[Claim] = []
         for claim, outcome in zip(published, outcomes, strict=True):
             callback, by_amqp = claim.callback, claim.content.exchange is not None
             if outcome is None:
-                confirmed.append(callback)
+                confirmed.append(claim)
                 if by_amqp:
                     steps[callback.id] = callback.dispatch, _delivered_to_broker
             elif by_amqp and isinstance(outcome, PublishRefusedError | PublishUnknownError):
@@ -224,7 +227,8 @@ class Dispatcher:
                 unpublished.append(callback)
             else:
                 raise outcome
-        self._observe(confirmed, len(unpublished))
+        self._leases.add([claim for claim in confirmed if claim.callback.id not in steps])
+        self._observe([claim.callback for claim in confirmed], len(unpublished))
         await self._write(steps, unpublished)
 
     def _observe(self, confirmed: Sequence[ScheduledCallback], unpublished: int) -> None:

@@ -1,6 +1,7 @@
 """Publishes the notifications of due callbacks."""
 
 import asyncio
+from datetime import timedelta
 
 from services.scheduler.messages import (
     NOTIFICATION,
@@ -55,7 +56,9 @@ class NotificationPublisher:
         occurrence = callback.occurrence if callback.recurs else None
         identifier = callback_id(str(callback.id), occurrence)
         stop_at = callback.stop_at
-        expires_at = callback.next_at if stop_at is None else min(callback.next_at, stop_at)
+        expires_at = claim.now + timedelta(seconds=claim.lease)
+        if stop_at is not None:
+            expires_at = min(expires_at, stop_at)
         dispatch = Dispatch(
             callback_id=identifier,
             run_at=rfc_3339(callback.run_at),

@@ -54,8 +54,8 @@ def _within_end(recurrence: Recurrence, due: datetime | None) -> datetime | None
 def _next_match(recurrence: Recurrence, after: datetime) -> datetime | None:
     """Return the first cron match strictly after a time.
 
-    A local time that a clock change skips is due right after the change. A fixed local time that the
-    clock repeats is due once, the first time.
+    A local time that a clock change skips is due right after the change. A fixed local time that
+    the clock repeats is due once, the first time.
     """
     assert recurrence.cron is not None  # noqa: S101 - the contract requires `every` or `cron`
     matches = CronSim(recurrence.cron, after.astimezone(time_zone(recurrence.timezone)))

@@ -28,8 +28,7 @@ class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
     lease: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0,
         description="Time after which a dispatch without a result is repeated, in seconds. The time"
-        " of"
-        " its attempts is added.",
+        " of its attempts is added.",
     )
     poll: Annotated[float, Field(gt=0, le=60)] = Field(
         default=2.0,

@@ -146,10 +146,10 @@ class FakeCallbackService:
 
 
 @asynccontextmanager
-async def fake_callback_service(
+async def schedules_client(
     amqp_url: str, behaviour: Behaviour = deliver
 ) -> AsyncIterator[FakeCallbackService]:
-    """Run the fake. The scheduler must have declared its queues before."""
+    """Publish schedules and receive facts. The scheduler must have declared its queues before."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)
@@ -158,7 +158,16 @@ async def fake_callback_service(
         facts = await channel.declare_queue(exclusive=True)
         await facts.bind("outcomes", "schedule.*")
         await facts.consume(service.receive_facts, no_ack=True)
-        callbacks = await channel.get_queue("callbacks", ensure=False)
+        yield service
+
+
+@asynccontextmanager
+async def fake_callback_service(
+    amqp_url: str, behaviour: Behaviour = deliver
+) -> AsyncIterator[FakeCallbackService]:
+    """Run the fake, which consumes `callbacks`, as a client of schedules."""
+    async with schedules_client(amqp_url, behaviour) as service:
+        callbacks = await service.channel.get_queue("callbacks", ensure=False)
         await callbacks.consume(service.receive_callback)
         publishing = asyncio.create_task(service.publish_facts())
         yield service

@@ -14,6 +14,7 @@ from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import Intake
+from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
 from services.scheduler.partitions import Partitions
@@ -87,10 +88,12 @@ class Scheduler:
         self.issuer = TicketIssuer(TICKET_KEY)
         broker: Any = self.broker
         facts = FactPublisher(broker)
+        self.leases = LeaseExtender(self.store)
         self.dispatcher = Dispatcher(
             self.store,
             NotificationPublisher(broker, broker, self.cipher, self.issuer),
             facts,
+            self.leases,
             self.clock,
             batch=given["batch"],
             poll=given["poll"],

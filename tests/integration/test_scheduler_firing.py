@@ -48,6 +48,25 @@ async def test_s11_an_expired_lease_dispatches_again_under_the_same_id(
     assert (await scheduler.status(callback))["status"] == "notified"
 
 
+async def test_finding_a1_only_a_confirmed_callback_without_a_result_gets_a_long_lease(
+    scheduler: Scheduler,
+) -> None:
+    confirmed, settled, lost = [await scheduler.create() for _ in range(3)]
+    await scheduler.make_due(confirmed, settled)
+    await scheduler.dispatch()
+    await scheduler.make_due(lost)
+    await scheduler.store.claim(1)  # its process dies before it publishes
+    await scheduler.settle(delivered(settled))
+    await scheduler.leases.drain(10)
+    rows = await scheduler.database.fetch(
+        "SELECT id, extract(epoch FROM next_at - now()) AS lease FROM scheduler.scheduled_callbacks"
+    )
+    leases = {row["id"]: float(row["lease"]) for row in rows}
+    assert leases.keys() == {confirmed, lost}
+    assert leases[confirmed] > 100
+    assert leases[lost] <= 15
+
+
 async def test_s11_a_callback_that_the_broker_refused_is_due_again(scheduler: Scheduler) -> None:
     callback = await scheduler.create()
     scheduler.broker.refuses_all = True
@@ -141,7 +160,7 @@ async def test_a_claim_reads_only_the_index_of_due_times(scheduler: Scheduler) -
     await scheduler.database.execute(
         "ANALYZE scheduler.scheduled_callbacks, scheduler.callback_requests"
     )
-    sql = SQL["claim"].replace("$1", "'1970-01-01'").replace("$2", "500")
+    sql = SQL["claim"].replace("$1", "'1970-01-01'").replace("$2", "500").replace("$3", "15")
     plan = "\n".join(row[0] for row in await scheduler.database.fetch("EXPLAIN " + sql))
     assert "Index Scan using scheduled_callbacks_next_at" in plan
     assert "Seq Scan" not in plan, plan

@@ -1,8 +1,9 @@
 -- The queries of the scheduler. Every statement uses the database's clock, now().
 
 -- name: insert
--- Callbacks that are already due are inserted as dispatched. The caller publishes them after the
--- commit. Rows are inserted in the order of their ids, so concurrent batches cannot deadlock.
+-- Callbacks that are already due are inserted as dispatched, with a claim lease of $19 seconds. The
+-- caller publishes them after the commit. Rows are inserted in the order of their ids, so concurrent
+-- batches cannot deadlock.
 WITH input AS (
     SELECT g.*, coalesce(g.at, now() + g.delay * interval '1 second') AS due
     FROM unnest(
@@ -34,7 +35,7 @@ INSERT INTO scheduler.scheduled_callbacks (
 SELECT
     id,
     due,
-    CASE WHEN due <= now() THEN now() + lease * interval '1 second' ELSE due END,
+    CASE WHEN due <= now() THEN now() + $19 * interval '1 second' ELSE due END,
     1,
     CASE WHEN due <= now() THEN 'dispatched' ELSE 'scheduled' END,
     due <= now(),
@@ -58,7 +59,7 @@ LEFT JOIN scheduler.finished_callbacks f USING (id)
 WHERE r.id = ANY($1::uuid[])
 
 -- name: claim
--- Lease the callbacks that have been due longest. The scan starts after $1: while a transaction is
+-- Claim the callbacks that have been due longest, for $3 seconds. The scan starts after $1: while a transaction is
 -- idle, vacuum cannot remove the dead index entries of earlier claims, and the scan must skip them.
 WITH due AS MATERIALIZED (
     SELECT id FROM scheduler.scheduled_callbacks
@@ -69,7 +70,7 @@ WITH due AS MATERIALIZED (
 )
 UPDATE scheduler.scheduled_callbacks c SET
     in_flight = true,
-    next_at = now() + r.lease * interval '1 second',
+    next_at = now() + $3 * interval '1 second',
     dispatch = c.dispatch + 1,
     status = CASE
         WHEN c.earlier_attempts + c.dispatch_attempts > 0 THEN 'retrying'
@@ -92,8 +93,23 @@ RETURNING
     c.id, r.client_id, r.group_key, r.event_key, c.run_at, c.next_at, c.occurrence, c.status,
     c.in_flight, c.cancel_requested, c.dispatch, c.first_dispatch, c.main_retries,
     c.earlier_attempts, c.dispatch_attempts, c.next_attempt_at, c.stop_at, c.last_error, r.rules,
-    r.context, r.message, r.headers, r.secret, r.exchange, r.routing_key, r.format,
+    r.context, r.message, r.headers, r.secret, r.exchange, r.routing_key, r.format, r.lease,
     r.traceparent, now() AS now
+
+-- name: extend
+-- Extend claims whose dispatch the broker has confirmed, unless they have a result. The order of the
+-- locks prevents deadlocks with settlements.
+WITH locked AS MATERIALIZED (
+    SELECT id FROM scheduler.scheduled_callbacks
+    WHERE id = ANY($1::uuid[])
+    ORDER BY id
+    FOR UPDATE
+)
+UPDATE scheduler.scheduled_callbacks c SET
+    next_at = now() + u.lease * interval '1 second'
+FROM unnest($1::uuid[], $2::integer[], $3::float8[]) AS u (id, dispatch, lease)
+JOIN locked USING (id)
+WHERE c.id = u.id AND c.dispatch = u.dispatch AND c.in_flight
 
 -- name: next_due
 -- Only within $2 seconds: beyond that, the scan could meet many dead index entries of leases.
