@@ -191,6 +191,7 @@ class Reporter:
                 metrics.ERROR.inc()
                 context |= {"reason": reason, "owner": message.owner}
                 logger.warning("callback dispatch failed", extra=context)
+                fact["attempt"] -= not outcome.attempted
                 return CallbackDispatchFailed(**fact, reason=reason, final=outcome.final)
 
 

@@ -201,14 +201,17 @@ class Dispatcher:
         results: list[asyncio.Future[None]] = []
         for claim in claims:
             callback = claim.callback
-            if domain.claimed(callback, claim.now)[0] is not callback:
-                steps[callback.id] = callback.dispatch, domain.claimed
-                continue
             try:
+                if domain.claimed(callback, claim.now)[0] is not callback:
+                    steps[callback.id] = callback.dispatch, domain.claimed
+                    continue
                 results.append(self._notifications.publish(claim))
             except (DecryptionError, UnpublishableError) as error:
                 final = isinstance(error, UnpublishableError)
-                steps[callback.id] = callback.dispatch, _dispatch_failed(str(error), final=final)
+                failed = _dispatch_failed(str(error), attempt=0, final=final)
+                steps[callback.id] = callback.dispatch, failed
+            except Exception:  # a bug: the callback must not block the others of its claim
+                logger.exception("bug in a dispatch", extra={"schedule_id": str(callback.id)})
             else:
                 published.append(claim)
         outcomes = await asyncio.gather(*results, return_exceptions=True)
@@ -221,7 +224,7 @@ class Dispatcher:
                 if by_amqp:
                     steps[callback.id] = callback.dispatch, _delivered_to_broker
             elif by_amqp and isinstance(outcome, PublishRefusedError | PublishUnknownError):
-                failed = _dispatch_failed(str(outcome), final=False)
+                failed = _dispatch_failed(str(outcome), attempt=1, final=False)
                 steps[callback.id] = callback.dispatch, failed
             elif isinstance(outcome, InfrastructureError):
                 unpublished.append(callback)
@@ -286,8 +289,9 @@ def _delivered_to_broker(callback: ScheduledCallback, now: datetime) -> Step:
     return domain.delivered(callback, callback.dispatch, 1, now)
 
 
-def _dispatch_failed(reason: str, *, final: bool) -> NextState:
+def _dispatch_failed(reason: str, *, attempt: int, final: bool) -> NextState:
     def next_state(callback: ScheduledCallback, now: datetime) -> Step:
-        return domain.dispatch_failed(callback, callback.dispatch, 1, reason, now, final=final)
+        dispatch = callback.dispatch
+        return domain.dispatch_failed(callback, dispatch, attempt, reason, now, final=final)
 
     return next_state

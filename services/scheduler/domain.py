@@ -15,11 +15,13 @@ from uuid import UUID
 from services.scheduler.recurrence import Recurrence, next_due
 from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
 from shared.resilience.retry import JITTER, attempts_text
-from shared.topology import TIERS
 
 DEFAULT_BASE_DELAY: Final = 60.0
 # Seconds for one attempt without its own timeout: the callback service's default.
 DEFAULT_TIMEOUT: Final = 10.0
+# Seconds before each quick retry, each one of a retry tier. The last one repeats. The default five
+# take 51 s, and up to 77 s with their jitter.
+QUICK_DELAYS: Final = (1.0, 5.0, 15.0)
 FINAL_STATUSES: Final = frozenset({Status.NOTIFIED, Status.FAILED, Status.CANCELLED})
 
 
@@ -28,7 +30,7 @@ class Rules:
     """The rules of a callback for failed dispatches, misfires and recurrence.
 
     base_delay: seconds before the first main retry; each further delay is `growth` times the last.
-    grace: a first dispatch that is more seconds late is skipped; None to dispatch it anyway.
+    grace: a first attempt that is more seconds late is skipped; None to make it anyway.
     """
 
     base_delay: float = DEFAULT_BASE_DELAY
@@ -116,8 +118,7 @@ def main_delay(rules: Rules, retries: int) -> float:
 
 def max_quick_delay(count: int) -> float:
     """Return the maximum seconds that `count` quick retries wait in the tiers, with jitter."""
-    delays = [tier.seconds for tier in TIERS]
-    total = sum(delays[:count]) + max(count - len(delays), 0) * delays[-1]
+    total = sum(QUICK_DELAYS[:count]) + max(count - len(QUICK_DELAYS), 0) * QUICK_DELAYS[-1]
     return total * (1 + JITTER)
 
 
@@ -135,13 +136,14 @@ def claimed(callback: ScheduledCallback, now: datetime) -> Step:
     """Return the same callback if it is to be dispatched, otherwise its next state."""
     if callback.cancel_requested:
         return _finish_occurrence(callback, Status.CANCELLED, callback.last_error, now)
-    if callback.stop_at is not None and callback.stop_at <= now:
+    attempted = callback.attempts > 0
+    if attempted and callback.stop_at is not None and callback.stop_at <= now:
         last_error = callback.last_error or "no response"
         error = f"gave up after {attempts_text(callback.attempts)}: {last_error}"
         return _finish_occurrence(callback, Status.FAILED, error, now)
     grace = callback.rules.grace
     late = (now - callback.run_at).total_seconds()
-    if grace is not None and callback.dispatch == callback.first_dispatch and late > grace:
+    if grace is not None and not attempted and late > grace:
         error = f"misfire: {late:.0f} s late, at most {grace:.0f} s are allowed"
         after, transition = _finish_occurrence(callback, Status.FAILED, error, now)
         return after, replace(transition, misfired=True)
@@ -191,7 +193,11 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
     *,
     final: bool,
 ) -> Step:
-    """Plan a main retry, or fail if no attempt can succeed (`final`) or `stop_at` is earlier."""
+    """Plan a main retry, or fail if no attempt can succeed (`final`) or `stop_at` is earlier.
+
+    A dispatch without an attempt, `attempt` 0, is no main retry. It is repeated after a minute at
+    most.
+    """
     if not callback.in_flight or dispatch != callback.dispatch:
         return callback, None
     callback = replace(_with_attempts(callback, dispatch, attempt), last_error=reason)
@@ -199,7 +205,11 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
         return _finish_occurrence(callback, Status.CANCELLED, reason, now)
     if final:
         return _finish_occurrence(callback, Status.FAILED, reason, now)
-    next_at = now + timedelta(seconds=main_delay(callback.rules, callback.main_retries))
+    delay = main_delay(callback.rules, callback.main_retries)
+    attempted = callback.dispatch_attempts > 0
+    if not attempted:
+        delay = min(delay, DEFAULT_BASE_DELAY)
+    next_at = now + timedelta(seconds=delay)
     expired = callback.stop_at is not None and next_at >= callback.stop_at
     if expired and callback.attempts > 0:
         return _finish_occurrence(callback, Status.FAILED, f"gave up: {reason}", now)
@@ -211,7 +221,7 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
         earlier_attempts=callback.attempts,
         dispatch_attempts=0,
         next_attempt_at=None,
-        main_retries=callback.main_retries + 1,
+        main_retries=callback.main_retries + attempted,
         # A callback without any attempt never expires: the time until `stop_at` starts again.
         stop_at=None if expired else callback.stop_at,
     )

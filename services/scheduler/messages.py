@@ -9,6 +9,7 @@ from datetime import datetime
 from json import dumps
 from typing import Any, Final
 
+from services.scheduler.domain import QUICK_DELAYS
 from shared.contracts.context import json_text
 from shared.contracts.schedules import TICKET_HEADER, ScheduleCallback
 
@@ -38,7 +39,10 @@ def content(command: ScheduleCallback, client_id: str) -> Content:
     message: dict[str, Any] = {
         "target_url": command.url,
         "target_method": scheme.method,
-        "retry": {"quick_retries_count": command.retry.quick_retries_count},
+        "retry": {
+            "quick_retries_count": command.retry.quick_retries_count,
+            "delays": QUICK_DELAYS,
+        },
     }
     if scheme.format in _HTTP_FORMATS:
         message["format"] = scheme.format

@@ -2,7 +2,6 @@
 
 from datetime import date, datetime, timedelta
 from typing import Final
-from uuid import UUID
 
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
@@ -34,21 +33,23 @@ class Partitions:
         rows = await self._database.fetch(_SQL["partitions"])
         return [row["name"] for row in rows if row["name"] < oldest]
 
-    async def delete_requests(self, name: str, after: UUID, limit: int) -> UUID | None:
-        """Delete the requests of at most `limit` callbacks of a partition, from an id on.
+    async def delete(self, name: str, limit: int) -> int:
+        """Delete callbacks of a partition with their requests; return 0 if there were none left.
 
-        Return the last id, or None if the partition has no further callbacks.
+        A retry also deletes the finished row, so a callback is either deleted or retried.
         """
         row = await self._database.fetchrow(
-            f"""WITH old AS (SELECT id FROM scheduler.{name} WHERE id > $1 ORDER BY id LIMIT $2),
-            deleted AS (
-                DELETE FROM scheduler.callback_requests WHERE id IN (SELECT id FROM old)
+            f"""WITH batch AS MATERIALIZED (
+                SELECT id FROM scheduler.{name} ORDER BY id LIMIT $1
+            ), old AS (
+                DELETE FROM scheduler.{name} WHERE id IN (SELECT id FROM batch) RETURNING id
+            ), deleted AS (
+                DELETE FROM scheduler.callback_requests r USING old WHERE r.id = old.id
             )
-            SELECT id FROM old ORDER BY id DESC LIMIT 1""",  # noqa: S608 - name is from pg_class
-            after,
+            SELECT count(*) AS count FROM batch""",  # noqa: S608 - name is from pg_class
             limit,
         )
-        return None if row is None else row["id"]
+        return int(row["count"])
 
     async def drop(self, name: str) -> None:
         """Drop a partition."""

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from datetime import timedelta
 from typing import Final
-from uuid import UUID
 
 import asyncpg
 
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 ROUND_INTERVAL: Final = 3600.0
 # Seconds until a failed round is repeated.
 RETRY_DELAY: Final = 10.0
-# Requests deleted in one statement.
+# Callbacks deleted in one statement.
 DELETE_BATCH_SIZE: Final = 5000
 
 
@@ -46,9 +45,8 @@ class Retention:
         await self._partitions.create()
         expired = await self._partitions.expired(self._retention)
         for name in expired:
-            last: UUID | None = UUID(int=0)
-            while last is not None:
-                last = await self._partitions.delete_requests(name, last, DELETE_BATCH_SIZE)
+            while await self._partitions.delete(name, DELETE_BATCH_SIZE):
+                pass
             await self._partitions.drop(name)
             logger.info("partition dropped", extra={"partition": name})
         return expired

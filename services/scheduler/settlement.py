@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -93,6 +94,7 @@ class Settler:
             # They finished before, but a crash may have prevented their facts. The facts are
             # published again under the same fact_id.
             finished = await self._store.finished(missing)
+            await self._correct(finished, by_id, now)
             repeated = [
                 transition
                 for id_, callback in finished.items()
@@ -100,6 +102,30 @@ class Settler:
             ]
             await self._facts.publish(repeated, now)
         return [None] * len(messages)
+
+    async def _correct(
+        self,
+        finished: Mapping[UUID, ScheduledCallback],
+        facts: Mapping[UUID, Sequence[Fact]],
+        now: datetime,
+    ) -> None:
+        """Make callbacks notified that failed before their delivery was reported."""
+        found = [id_ for id_, each in finished.items() if delivered_late(each, facts[id_])]
+        if found:
+            notified = [
+                replace(finished[id_], status=Status.NOTIFIED)
+                for id_ in await self._store.correct(found)
+            ]
+            await self._facts.report([Transition(each, each.status) for each in notified], now)
+
+
+def delivered_late(callback: ScheduledCallback, facts: Sequence[Fact]) -> bool:
+    """Return whether a callback failed although one of the facts reports its delivery."""
+    return callback.status is Status.FAILED and any(
+        isinstance(fact, CallbackDelivered)
+        and (fact.dispatch is None or fact.dispatch >= callback.first_dispatch)
+        for fact in facts
+    )
 
 
 def settle(

@@ -4,6 +4,7 @@ All methods raise StoreConnectionLostError if the database is unavailable, slow 
 unknown whether the method took effect. Each is safe to repeat.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,8 @@ from shared.contracts.schedules import Status
 from shared.pagination import START, Position
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
+
+logger = logging.getLogger(__name__)
 
 SQL: Final = queries("services.scheduler")
 BEGINNING: Final = START[0]
@@ -150,6 +153,9 @@ class Store:
     async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
         """Claim at most `limit` callbacks that fell due after `after`, oldest first."""
         rows = await self._database.fetch(SQL["claim"], after, limit, CLAIM_LEASE)
+        if orphans := [row["id"] for row in rows if row["message"] is None]:
+            logger.error("callbacks without a request removed", extra={"count": len(orphans)})
+            await self._database.execute(SQL["remove"], orphans)
         return [
             Claim(
                 _callback(row),
@@ -167,6 +173,7 @@ class Store:
                 row["now"],
             )
             for row in rows
+            if row["message"] is not None
         ]
 
     async def extend(self, leases: Sequence[Lease]) -> None:
@@ -232,12 +239,17 @@ class Store:
                 occurrence=row["occurrence"],
                 status=Status(row["status"]),
                 dispatch=row["dispatch"],
+                first_dispatch=row["first_dispatch"],
                 earlier_attempts=row["attempts"],
                 last_error=row["last_error"],
                 rules=parse_rules(row["rules"]),
             )
             for row in rows
         }
+
+    async def correct(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Make failed callbacks notified; return those that were failed."""
+        return [row["id"] for row in await self._database.fetch(SQL["correct"], ids)]
 
     async def find(
         self, client_id: str, id_: UUID | None, group_key: str | None, event_key: str | None

@@ -205,7 +205,7 @@ class Consumer(Generic[M, R]):
             try:
                 return Done(await self._spec.handle(message, model))
             except (ContractViolationError, PermanentError) as error:
-                return _dead(str(error), error)
+                return _dead(str(error), error, attempted=not isinstance(error, ExpiredError))
             except TransientError as error:
                 return self._retry(message, model, error)
             except DeferredError as error:
@@ -244,7 +244,7 @@ class Consumer(Generic[M, R]):
             error=error,
         )
         if isinstance(decision, GiveUp):
-            return _given_up(decision, error)
+            return _given_up(decision, error, attempted=False)
         return Deferred(decision, str(error))
 
     async def _follow_up(
@@ -332,16 +332,17 @@ class Consumer(Generic[M, R]):
                 return
 
 
-def _dead(reason: str, error: Exception) -> Dead:
-    return Dead(reason[:MAX_REASON_LENGTH], error)
+def _dead(reason: str, error: Exception, *, attempted: bool = True) -> Dead:
+    return Dead(reason[:MAX_REASON_LENGTH], error, attempted)
 
 
-def _given_up(decision: GiveUp, error: Exception) -> Dead:
-    return _dead(decision.reason, ExpiredError(decision.reason) if decision.expired else error)
+def _given_up(decision: GiveUp, error: Exception, *, attempted: bool = True) -> Dead:
+    cause = ExpiredError(decision.reason) if decision.expired else error
+    return _dead(decision.reason, cause, attempted=attempted)
 
 
 def _for_owner(message: Message, outcome: Outcome[R]) -> Outcome[R]:
     """Report to the owner instead of dead-lettering: owned messages are never dead-lettered."""
     if isinstance(outcome, Dead) and message.owner:
-        return DispatchFailed(outcome.reason, outcome.error)
+        return DispatchFailed(outcome.reason, outcome.error, outcome.attempted)
     return outcome

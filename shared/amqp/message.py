@@ -169,18 +169,23 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Dead-lettered with a reason. `error` is the cause."""
+    """Dead-lettered with a reason. `error` is the cause. `attempted`: after an attempt."""
 
     reason: str
     error: Exception
+    attempted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed:
-    """Failed for good, but reported to the message's owner instead of dead-lettered."""
+    """Failed for good, but reported to the message's owner instead of dead-lettered.
+
+    attempted: whether this dispatch failed after an attempt, rather than while it waited.
+    """
 
     reason: str
     error: Exception
+    attempted: bool = True
 
     @property
     def final(self) -> bool:

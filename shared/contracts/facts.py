@@ -59,6 +59,7 @@ class CallbackDispatchFailed(_OfCallback):
     """A dispatch ended without success; the owner decides what follows."""
 
     type: Literal["callback.dispatch_failed"] = "callback.dispatch_failed"
+    attempt: int = Field(description="Number of attempts in this dispatch, from 0.")
     reason: str
     final: bool = Field(description="True if no later attempt can succeed.")
 

@@ -149,7 +149,7 @@ class CancelResult(StrEnum):
     """Result of a cancellation."""
 
     CANCELLED = "cancelled"  # also if it was cancelled before
-    IN_FLIGHT = "in_flight"  # the current dispatch continues; no main retry follows
+    IN_FLIGHT = "in_flight"  # its attempt and quick retries continue; no main retry follows
     ALREADY_NOTIFIED = "already_notified"
     ALREADY_FAILED = "already_failed"
     NOT_FOUND = "not_found"

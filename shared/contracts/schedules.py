@@ -130,7 +130,7 @@ class RetryParams(BaseModel):
     )
     quick_retries_count: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=5,
-        description="Quick retries in each dispatch, after 1 s, 5 s, 15 s, 1 min, 5 min, …",
+        description="Quick retries in each dispatch, after 1 s, 5 s, 15 s, 15 s, …",
     )
     strategy: Literal["constant", "exponential"] | None = Field(
         default=None, description="Strategy of the main retries. Default: `constant`."

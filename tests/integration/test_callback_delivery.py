@@ -422,6 +422,17 @@ async def test_all_messages_are_acknowledged(
     assert SECRET not in service.output
 
 
+async def test_finding_a5_a_dispatch_that_expired_before_an_attempt_reports_none(
+    publisher: BrokerClient, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox()
+    owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 1}
+    expired = send_callback(url, expires_at="2026-01-01T00:00:00Z")
+    callback = await publisher.send(expired, headers=owned)
+    fact = await publisher.fact(callback, "callback.dispatch_failed")
+    assert (fact["attempt"], fact["final"]) == (0, False)
+
+
 @pytest.mark.parametrize(
     ("status", "retry", "final"),
     [(500, {"quick_retries_count": 0}, False), (500, QUICK, False), (410, QUICK, True)],

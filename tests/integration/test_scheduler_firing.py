@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -76,6 +76,108 @@ async def test_s11_a_callback_that_the_broker_refused_is_due_again(scheduler: Sc
     scheduler.broker.refuses_all = False
     await scheduler.make_due(callback)
     assert len(await scheduler.dispatch()) == 1
+
+
+async def test_finding_a5_an_outage_of_the_broker_does_not_use_up_stop_after_delay(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(retry_params={"stop_after_delay": 30})
+    scheduler.broker.refuses_all = True
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.age(callback, timedelta(seconds=60))
+    scheduler.broker.refuses_all = False
+    assert len(await scheduler.dispatch()) == 1
+
+
+async def test_finding_a5_a_dispatch_that_expired_before_an_attempt_is_repeated(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(retry_params={"stop_after_delay": 30})
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.settle(dispatch_failed(callback, attempt=0))
+    status = await scheduler.status(callback)
+    assert (status["status"], status["attempts"]) == ("retrying", 0)
+    await scheduler.age(callback, timedelta(seconds=60))
+    assert len(await scheduler.dispatch()) == 1
+
+
+async def test_finding_a6_a_callback_that_was_released_is_skipped_when_it_is_late(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(misfire={"policy": "skip", "grace": 60})
+    scheduler.broker.refuses_all = True
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    scheduler.broker.refuses_all = False
+    await scheduler.age(callback, timedelta(hours=3))
+    assert await scheduler.dispatch() == []
+    status = await scheduler.status(callback)
+    assert status["status"] == "failed"
+    assert "misfire" in status["last_error"]
+    # Its dispatch was delivered after all, which the publish did not show.
+    await scheduler.settle(delivered(callback))
+    assert (await scheduler.status(callback))["status"] == "notified"
+    assert len(scheduler.broker.published_facts("notified")) == 1
+
+
+async def test_finding_a8_callbacks_without_a_request_do_not_block_others(
+    scheduler: Scheduler,
+) -> None:
+    callbacks = [{"url": URL, "delay": 60}] * 60
+    items = (await scheduler.request("CreateCallbacks", callbacks=callbacks))["items"]
+    await scheduler.database.execute("DELETE FROM scheduler.callback_requests")
+    fired = await scheduler.create(delay=120)
+    await scheduler.database.execute("UPDATE scheduler.scheduled_callbacks SET next_at = run_at")
+    await scheduler.make_due(*(UUID(item["id"]) for item in items))
+    await scheduler.make_due(fired)
+    new = Scheduler(scheduler.database)
+    running = asyncio.create_task(new.dispatcher.run())
+    await until(lambda: new.broker.sent)
+    running.cancel()
+    assert [json.loads(message.body)["id"] for message in new.broker.sent] == [str(fired)]
+    rows = await scheduler.database.fetch("SELECT id FROM scheduler.scheduled_callbacks")
+    assert [row["id"] for row in rows] == [fired]
+
+
+async def test_finding_a8_a_retry_that_races_with_retention_leaves_no_orphan(
+    scheduler: Scheduler,
+) -> None:
+    old = await finished(scheduler, "failed")
+    name = await expired_partition(scheduler, old)
+    async with scheduler.database.transaction() as connection:
+        # A retry that has not been committed yet.
+        await connection.fetch(SQL["restart"], [old])
+        deleting = asyncio.create_task(scheduler.partitions.delete(name, 100))
+        await until(lambda: blocked(scheduler))
+    await deleting
+    assert (await scheduler.status(old))["status"] == "scheduled"
+
+    other = await finished(scheduler, "failed")
+    name = await expired_partition(scheduler, other)
+    await scheduler.partitions.delete(name, 100)
+    assert await scheduler.store.restart([other]) == []
+
+
+async def blocked(scheduler: Scheduler) -> bool:
+    """Return whether a statement waits for a lock."""
+    row = await scheduler.database.fetchrow("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")
+    return bool(row["n"])
+
+
+async def expired_partition(scheduler: Scheduler, callback: UUID) -> str:
+    """Move a finished callback into a new partition of 31 days ago, and return its name."""
+    long_ago = datetime.now(UTC) - timedelta(days=31)
+    name = partition_name(long_ago.date())
+    await scheduler.database.execute(
+        f"CREATE TABLE IF NOT EXISTS scheduler.{name} PARTITION OF scheduler.finished_callbacks"
+        f" FOR VALUES FROM ('{long_ago.date()}') TO ('{long_ago.date() + timedelta(days=1)}')"
+    )
+    await scheduler.database.execute(
+        "UPDATE scheduler.finished_callbacks SET finished_at = $2 WHERE id = $1", callback, long_ago
+    )
+    return name
 
 
 async def test_a_repeated_fact_changes_nothing_and_is_published_under_the_same_id(
@@ -195,15 +297,7 @@ async def test_retention_deletes_old_callbacks_and_frees_their_keys(scheduler: S
     old = await finished(scheduler, "notified", event_key="old")
     recent = await finished(scheduler, "failed", event_key="recent")
     waiting = await scheduler.create(event_key="waiting")
-    long_ago = datetime.now(UTC) - timedelta(days=31)
-    name = partition_name(long_ago.date())
-    await scheduler.database.execute(
-        f"CREATE TABLE scheduler.{name} PARTITION OF scheduler.finished_callbacks"
-        f" FOR VALUES FROM ('{long_ago.date()}') TO ('{long_ago.date() + timedelta(days=1)}')"
-    )
-    await scheduler.database.execute(
-        "UPDATE scheduler.finished_callbacks SET finished_at = $2 WHERE id = $1", old, long_ago
-    )
+    name = await expired_partition(scheduler, old)
 
     assert await Retention(scheduler.partitions, timedelta(days=30)).run_once() == [name]
 

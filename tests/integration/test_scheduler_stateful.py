@@ -114,7 +114,8 @@ class Comparison:
         current = model.state == IN_FLIGHT and not dispatches_ago
         if kind == "delivered":
             self.run(self.scheduler.settle(delivered(callback, dispatch)))
-            if model.state in ("waiting", IN_FLIGHT) and dispatch >= model.first_dispatch:
+            undelivered = model.state in ("waiting", IN_FLIGHT, "failed")
+            if undelivered and dispatch >= model.first_dispatch:
                 model.state = "notified"
         elif kind == "attempt failed":
             self.run(self.scheduler.settle(attempt_failed(callback, dispatch)))

@@ -158,12 +158,41 @@ def test_a_misfire_is_skipped_only_on_request_and_after_its_grace() -> None:
     assert transition.misfired
     assert domain.claimed(skipping, NOW + timedelta(seconds=60))[0] is skipping
     assert domain.claimed(in_flight(), after_grace)[0].in_flight
-    repeated = in_flight(rules=Rules(grace=60), dispatch=2)  # dispatched before: not a misfire
-    assert domain.claimed(repeated, after_grace)[0] is repeated
 
 
 def test_a_callback_past_stop_at_fails_when_it_is_claimed() -> None:
-    assert domain.claimed(in_flight(stop_at=NOW), NOW)[0].status is Status.FAILED
+    attempted = in_flight(stop_at=NOW, earlier_attempts=1)
+    assert domain.claimed(attempted, NOW)[0].status is Status.FAILED
+
+
+def test_finding_a5_a_callback_that_was_never_attempted_does_not_fail_when_it_is_claimed() -> None:
+    unattempted = in_flight(stop_at=NOW)
+    assert domain.claimed(unattempted, NOW)[0] is unattempted
+
+
+def test_finding_a5_a_dispatch_without_an_attempt_is_repeated_and_is_no_main_retry() -> None:
+    hourly = Rules(base_delay=3600, growth=2)
+    after, _ = domain.dispatch_failed(in_flight(rules=hourly), 1, 0, "expired", NOW, final=False)
+    assert (after.status, after.main_retries) == (Status.RETRYING, 0)
+    assert after.next_at == NOW + timedelta(seconds=60)
+
+
+def test_finding_a6_skip_also_applies_after_a_release_or_a_lost_lease() -> None:
+    released = in_flight(rules=Rules(grace=60), dispatch=3)
+    late = NOW + timedelta(seconds=61)
+    after, transition = domain.claimed(released, late)
+    assert after.status is Status.FAILED
+    assert transition is not None
+    assert transition.misfired
+    # A retry is not a misfire.
+    retried = replace(released, earlier_attempts=1)
+    assert domain.claimed(retried, late)[0] is retried
+
+
+@given(st.integers(1, 1000))
+def test_finding_a7_quick_retries_are_quick(count: int) -> None:
+    assert domain.max_quick_delay(5) <= 80
+    assert domain.max_quick_delay(count) <= 1.5 * 15 * count
 
 
 def test_a_recurring_callback_continues_after_success_and_failure() -> None:

@@ -59,7 +59,8 @@ LEFT JOIN scheduler.finished_callbacks f USING (id)
 WHERE r.id = ANY($1::uuid[])
 
 -- name: claim
--- Claim the callbacks that have been due longest, for $3 seconds. The scan starts after $1: while a transaction is
+-- Claim the callbacks that have been due longest, for $3 seconds. A callback without its request is
+-- claimed as well: the scan would otherwise find it first each time. The scan starts after $1: while a transaction is
 -- idle, vacuum cannot remove the dead index entries of earlier claims, and the scan must skip them.
 WITH due AS MATERIALIZED (
     SELECT id FROM scheduler.scheduled_callbacks
@@ -81,14 +82,13 @@ UPDATE scheduler.scheduled_callbacks c SET
     next_attempt_at = NULL,
     -- A callback without any attempt has not timed out: it may never have been published.
     stop_at = CASE
-        WHEN c.stop_at IS NULL OR (
-            c.in_flight AND c.earlier_attempts + c.dispatch_attempts = 0 AND c.stop_at <= now()
-        )
+        WHEN c.stop_at IS NULL OR c.earlier_attempts + c.dispatch_attempts = 0
         THEN now() + r.stop_after * interval '1 second'
         ELSE c.stop_at
     END
-FROM scheduler.callback_requests r
-WHERE c.id = ANY(ARRAY(SELECT id FROM due)) AND r.id = c.id
+FROM due
+LEFT JOIN scheduler.callback_requests r USING (id)
+WHERE c.id = due.id
 RETURNING
     c.id, r.client_id, r.group_key, r.event_key, c.run_at, c.next_at, c.occurrence, c.status,
     c.in_flight, c.cancel_requested, c.dispatch, c.first_dispatch, c.main_retries,
@@ -157,6 +157,10 @@ FROM unnest(
 )
 WHERE c.id = u.id
 
+-- name: remove
+-- Remove callbacks that cannot be dispatched, because they have no request.
+DELETE FROM scheduler.scheduled_callbacks WHERE id = ANY($1::uuid[])
+
 -- name: finish
 -- Move finished callbacks out of the hot table.
 WITH finished AS (
@@ -166,24 +170,31 @@ WITH finished AS (
 ), removed AS (
     DELETE FROM scheduler.scheduled_callbacks c USING finished
     WHERE c.id = finished.id
-    RETURNING c.id, c.run_at, c.occurrence, c.dispatch
+    RETURNING c.id, c.run_at, c.occurrence, c.dispatch, c.first_dispatch
 )
 INSERT INTO scheduler.finished_callbacks (
-    id, client_id, finished_at, run_at, occurrence, status, dispatch, attempts, last_error
+    id, client_id, finished_at, run_at, occurrence, status, dispatch, first_dispatch, attempts,
+    last_error
 )
 SELECT
     removed.id, finished.client_id, now(), removed.run_at, removed.occurrence, finished.status,
-    removed.dispatch, finished.attempts, finished.last_error
+    removed.dispatch, removed.first_dispatch, finished.attempts, finished.last_error
 FROM removed
 JOIN finished USING (id)
 
 -- name: finished
 SELECT
     f.id, f.client_id, r.group_key, r.event_key, f.run_at, f.occurrence, f.status, f.dispatch,
-    f.attempts, f.last_error, r.rules
+    f.first_dispatch, f.attempts, f.last_error, r.rules
 FROM scheduler.finished_callbacks f
 JOIN scheduler.callback_requests r USING (id)
 WHERE f.id = ANY($1::uuid[])
+
+-- name: correct
+-- Make failed callbacks notified, because a delivery was reported after they failed.
+UPDATE scheduler.finished_callbacks SET status = 'notified', attempts = greatest(attempts, 1)
+WHERE id = ANY($1::uuid[]) AND status = 'failed'
+RETURNING id
 
 -- name: id_by_keys
 SELECT id FROM scheduler.callback_requests

@@ -62,6 +62,7 @@ CREATE TABLE scheduler.finished_callbacks (
     occurrence integer NOT NULL,
     status text NOT NULL CHECK (status IN ('notified', 'failed', 'cancelled')),
     dispatch integer NOT NULL,
+    first_dispatch integer NOT NULL,
     attempts integer NOT NULL,
     last_error text
 ) PARTITION BY RANGE (finished_at);
