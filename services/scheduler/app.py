@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from services.scheduler import handlers, settlement
+from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
@@ -91,11 +92,11 @@ async def start(process: Process) -> None:
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
     store, clock, facts = Store(database), DatabaseClock(), FactPublisher(publisher)
-    leases = LeaseExtender(store)
+    leases, changes = LeaseExtender(store), ChangeWriter(store, facts)
     dispatcher = Dispatcher(
         store,
         NotificationPublisher(publisher, amqp, cipher, issuer),
-        facts,
+        changes,
         leases,
         clock,
         batch=settings.batch,
@@ -111,8 +112,8 @@ async def start(process: Process) -> None:
         lease=settings.lease,
         amqp_exchanges=settings.amqp_exchanges,
     )
-    operations = Operations(store, facts, clock, dispatcher.wake_at)
-    settler = Settler(store, facts, dispatcher.wake_at, dispatcher.wait_for_backlog)
+    operations = Operations(store, changes, clock, dispatcher.wake_at)
+    settler = Settler(store, changes, facts, dispatcher.wake_at, dispatcher.wait_for_backlog)
 
     def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
@@ -157,7 +158,7 @@ async def start(process: Process) -> None:
     for part in (database, publisher, amqp):
         if part is not None:
             process.run(part.run())
-    for loop in (dispatcher, intake, settler, schedules, outcomes, responder, retention):
+    for loop in (dispatcher, intake, settler, changes, schedules, outcomes, responder, retention):
         process.run(loop.run())
     process.run(leases.run(dispatcher.wait_for_backlog))
     for drain in (

@@ -10,9 +10,9 @@ from typing import Final
 from uuid import UUID
 
 from services.scheduler import domain, metrics
+from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Step, Transition
-from services.scheduler.facts import FactPublisher
 from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.store import BEGINNING, Claim, Store
@@ -53,7 +53,7 @@ class Dispatcher:
         self,
         store: Store,
         notifications: NotificationPublisher,
-        facts: FactPublisher,
+        changes: ChangeWriter,
         leases: LeaseExtender,
         clock: DatabaseClock,
         *,
@@ -62,7 +62,7 @@ class Dispatcher:
     ) -> None:
         self._store = store
         self._notifications = notifications
-        self._facts = facts
+        self._changes = changes
         self._leases = leases
         self._clock = clock
         self._max_batch = batch
@@ -200,20 +200,17 @@ class Dispatcher:
         published: list[Claim] = []
         results: list[asyncio.Future[None]] = []
         for claim in claims:
-            callback = claim.callback
             try:
-                if domain.claimed(callback, claim.now)[0] is not callback:
-                    steps[callback.id] = callback.dispatch, domain.claimed
-                    continue
-                results.append(self._notifications.publish(claim))
-            except (DecryptionError, UnpublishableError) as error:
-                final = isinstance(error, UnpublishableError)
-                failed = _dispatch_failed(str(error), attempt=0, final=final)
-                steps[callback.id] = callback.dispatch, failed
+                result = self._publish_one(claim)
             except Exception:  # a bug: the callback must not block the others of its claim
-                logger.exception("bug in a dispatch", extra={"schedule_id": str(callback.id)})
-            else:
+                context = {"schedule_id": str(claim.callback.id)}
+                logger.exception("bug in a dispatch", extra=context)
+                continue
+            if isinstance(result, asyncio.Future):
                 published.append(claim)
+                results.append(result)
+            else:
+                steps[claim.callback.id] = claim.callback.dispatch, result
         outcomes = await asyncio.gather(*results, return_exceptions=True)
         unpublished: list[ScheduledCallback] = []
         confirmed: list[Claim] = []
@@ -234,6 +231,17 @@ class Dispatcher:
         self._observe([claim.callback for claim in confirmed], len(unpublished))
         await self._write(steps, unpublished)
 
+    def _publish_one(self, claim: Claim) -> asyncio.Future[None] | NextState:
+        """Publish a claim, or return its next state if it is not to be published."""
+        callback = claim.callback
+        if domain.claimed(callback, claim.now)[0] is not callback:
+            return domain.claimed
+        try:
+            return self._notifications.publish(claim)
+        except (DecryptionError, UnpublishableError) as error:
+            final = isinstance(error, UnpublishableError)
+            return _dispatch_failed(str(error), attempt=0, final=final)
+
     def _observe(self, confirmed: Sequence[ScheduledCallback], unpublished: int) -> None:
         now = self._clock.now()
         for callback in confirmed:
@@ -249,30 +257,23 @@ class Dispatcher:
         self, steps: Mapping[UUID, tuple[int, NextState]], unpublished: Sequence[ScheduledCallback]
     ) -> None:
         """Release unpublished claims, and write the states that no fact will settle."""
-        transitions: list[Transition] = []
-        changed: list[ScheduledCallback] = []
 
-        def decide(
-            callbacks: Mapping[UUID, ScheduledCallback], now: datetime
-        ) -> list[ScheduledCallback]:
-            transitions.clear()
-            changed.clear()
-            for id_, (dispatch, next_state) in steps.items():
-                # A later dispatch belongs to another claim.
-                if id_ in callbacks and callbacks[id_].dispatch == dispatch:
-                    callback, transition = next_state(callbacks[id_], now)
-                    changed.append(callback)
-                    if transition is not None:
-                        transitions.append(transition)
-            return changed
+        def next_state(
+            callback: ScheduledCallback, now: datetime
+        ) -> tuple[ScheduledCallback, Sequence[Transition]]:
+            dispatch, step = steps[callback.id]
+            if callback.dispatch != dispatch:  # a later dispatch belongs to another claim
+                return callback, ()
+            after, transition = step(callback, now)
+            return after, () if transition is None else (transition,)
 
+        changed: Sequence[ScheduledCallback] = ()
         try:
             if unpublished:
                 await self._store.release(unpublished, RETRY_DELAY)
                 self.wake_at(self._clock.now() + timedelta(seconds=RETRY_DELAY))
             if steps:
-                now = await self._store.update(list(steps), decide)
-                await self._facts.report(transitions, now)
+                changed = (await self._changes.write(list(steps), next_state)).changed
         except StoreConnectionLostError as error:
             logger.warning(
                 "Cannot save the dispatch results: %s."

@@ -38,7 +38,13 @@ class FactPublisher:
 
     async def publish(self, transitions: Sequence[Transition], now: datetime) -> None:
         """Publish facts, and repeat until they are confirmed."""
-        facts = [_fact(transition, now) for transition in transitions]
+        await self._publish([fact(transition, now) for transition in transitions])
+
+    async def publish_json(self, facts: Sequence[str]) -> None:
+        """Publish facts that were stored as JSON."""
+        await self._publish([ScheduleFact.model_validate_json(each) for each in facts])
+
+    async def _publish(self, facts: Sequence[ScheduleFact]) -> None:
         while facts:
             try:
                 await self._publisher.publish_all(fact_messages(facts))
@@ -64,7 +70,8 @@ def _log(transition: Transition) -> None:
         logger.log(level, "scheduled callback %s", transition.status.value, extra=context)
 
 
-def _fact(transition: Transition, now: datetime) -> ScheduleFact:
+def fact(transition: Transition, now: datetime) -> ScheduleFact:
+    """Return the fact that reports a transition."""
     callback = transition.callback
     return ScheduleFact(
         type=f"schedule.{transition.status.value}",

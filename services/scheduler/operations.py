@@ -10,9 +10,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler import domain
+from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
-from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import run_at_errors
 from services.scheduler.store import Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
@@ -62,12 +62,12 @@ class Operations:
     def __init__(
         self,
         store: Store,
-        facts: FactPublisher,
+        changes: ChangeWriter,
         clock: DatabaseClock,
         wake_at: Callable[[datetime], None],
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._changes = changes
         self._clock = clock
         self._wake_at = wake_at
 
@@ -153,27 +153,17 @@ class Operations:
                     items.append(CancelResponse(id=id_, result=result))
 
     async def _cancel(self, ids: Sequence[UUID]) -> dict[UUID, CancelResult]:
-        results: dict[UUID, CancelResult] = {}
-        transitions: list[Transition] = []
+        def next_state(
+            callback: ScheduledCallback, _: datetime
+        ) -> tuple[ScheduledCallback, Sequence[Transition]]:
+            after, transition = domain.cancel(callback)
+            return after, () if transition is None else (transition,)
 
-        def decide(
-            callbacks: Mapping[UUID, ScheduledCallback], _: datetime
-        ) -> list[ScheduledCallback]:
-            results.clear()
-            transitions.clear()
-            changed = []
-            for callback in callbacks.values():
-                after, transition = domain.cancel(callback)
-                changed.append(after)
-                results[callback.id] = (
-                    CancelResult.CANCELLED if after.finished else CancelResult.IN_FLIGHT
-                )
-                if transition is not None:
-                    transitions.append(transition)
-            return changed
-
-        now = await self._store.update(ids, decide)
-        await self._facts.report(transitions, now)
+        written = await self._changes.write(ids, next_state)
+        results = {
+            id_: CancelResult.CANCELLED if callback.finished else CancelResult.IN_FLIGHT
+            for id_, callback in written.found.items()
+        }
         rest = [id_ for id_ in ids if id_ not in results]
         finished = await self._store.finished(rest) if rest else {}
         for id_ in rest:

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from services.scheduler import domain
+from services.scheduler.changes import ChangeWriter
 from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.facts import FactPublisher
 from services.scheduler.store import Store
@@ -40,11 +41,13 @@ class Settler:
     def __init__(
         self,
         store: Store,
+        changes: ChangeWriter,
         facts: FactPublisher,
         wake_at: Callable[[datetime], None],
         wait_for_backlog: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
+        self._changes = changes
         self._facts = facts
         self._wake_at = wake_at
         self._wait_for_backlog = wait_for_backlog
@@ -68,39 +71,27 @@ class Settler:
         for fact in (fact for message in messages for fact in message.facts):
             if (id_ := _scheduled_id(fact.callback_id)) is not None:
                 by_id.setdefault(id_, []).append(fact)
-        transitions: list[Transition] = []
-        changed: list[ScheduledCallback] = []
-        found: set[UUID] = set()
 
-        def decide(
-            callbacks: Mapping[UUID, ScheduledCallback], now: datetime
-        ) -> list[ScheduledCallback]:
-            transitions.clear()
-            changed.clear()
-            found.update(callbacks)
-            for callback in callbacks.values():
-                after, its_transitions = settle(callback, by_id[callback.id], now)
-                transitions.extend(its_transitions)
-                if after is not callback:
-                    changed.append(after)
-            return changed
+        def next_state(
+            callback: ScheduledCallback, now: datetime
+        ) -> tuple[ScheduledCallback, Sequence[Transition]]:
+            return settle(callback, by_id[callback.id], now)
 
-        now = await self._store.update(list(by_id), decide)
-        for callback in changed:
+        written = await self._changes.write(list(by_id), next_state, redelivered=True)
+        for callback in written.changed:
             if not callback.finished:
                 self._wake_at(callback.next_at)
-        await self._facts.report(transitions, now)
-        if missing := [id_ for id_ in by_id if id_ not in found]:
+        if missing := [id_ for id_ in by_id if id_ not in written.found]:
             # They finished before, but a crash may have prevented their facts. The facts are
             # published again under the same fact_id.
             finished = await self._store.finished(missing)
-            await self._correct(finished, by_id, now)
+            await self._correct(finished, by_id, written.now)
             repeated = [
                 transition
                 for id_, callback in finished.items()
                 if (transition := repeated_transition(callback, by_id[id_])) is not None
             ]
-            await self._facts.publish(repeated, now)
+            await self._facts.publish(repeated, written.now)
         return [None] * len(messages)
 
     async def _correct(

@@ -30,7 +30,11 @@ BEGINNING: Final = START[0]
 # confirm, up to 4 s of waiting, 4 s for the statement.
 CLAIM_LEASE: Final = 15.0
 
+# Seconds for which the process that stored facts publishes them. Then another one does.
+FACTS_LEASE: Final = 15.0
+
 Decide = Callable[[Mapping[UUID, ScheduledCallback], datetime], Iterable[ScheduledCallback]]
+Outbox = Callable[[datetime], "StoredFacts | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,13 @@ class ExistingCallback:
     status: Status
     run_at: datetime
     fingerprint: bytes | None
+
+
+class StoredFacts(NamedTuple):
+    """Facts as JSON, stored with a change until they are confirmed."""
+
+    id: UUID
+    facts: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +207,22 @@ class Store:
             delay,
         )
 
-    async def update(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+    async def update(
+        self, ids: Sequence[UUID], decide: Decide, outbox: Outbox = lambda _: None
+    ) -> datetime:
         """Lock unfinished callbacks, write the new states from `decide`, and return the time.
 
-        `decide` returns only callbacks that change. It may be called more than once.
+        `decide` returns only callbacks that change. `outbox` is called after it, and returns the
+        facts to store. Both may be called more than once.
         """
         while True:
             try:
-                return await self._update(ids, decide)
+                return await self._update(ids, decide, outbox)
             except asyncpg.CheckViolationError:
                 # No partition exists for today: the database's clock has jumped.
                 await Partitions(self._database).create()
 
-    async def _update(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+    async def _update(self, ids: Sequence[UUID], decide: Decide, outbox: Outbox) -> datetime:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(SQL["lock"], ids)
             now: datetime = rows[0]["now"] if rows else await connection.fetchval("SELECT now()")
@@ -223,7 +237,18 @@ class Store:
                 await connection.execute(
                     SQL["finish"], *map(list, zip(*map(_finish_values, finished), strict=True))
                 )
+            if (stored := outbox(now)) is not None:
+                await connection.execute(SQL["store_facts"], *stored, FACTS_LEASE)
         return now
+
+    async def claim_facts(self) -> StoredFacts | None:
+        """Return facts whose process has not published them in time; None if there are none."""
+        row = await self._database.fetchrow(SQL["claim_facts"], FACTS_LEASE)
+        return None if row is None else StoredFacts(row["id"], row["facts"])
+
+    async def delete_facts(self, id_: UUID) -> None:
+        """Delete facts that are confirmed."""
+        await self._database.execute(SQL["delete_facts"], id_)
 
     async def finished(self, ids: Sequence[UUID]) -> dict[UUID, ScheduledCallback]:
         """Return those of the callbacks that have finished."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler import app
-from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, NewCallback, Store
+from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, NewCallback, Outbox, Store
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
@@ -49,9 +49,11 @@ class CrashingStore(Store):
             reach("after the claim")
         return claims
 
-    async def update(self, ids: Sequence[UUID], decide: Decide) -> datetime:
+    async def update(
+        self, ids: Sequence[UUID], decide: Decide, outbox: Outbox = lambda _: None
+    ) -> datetime:
         reach("before the settlement")
-        now = await super().update(ids, decide)
+        now = await super().update(ids, decide, outbox)
         reach("after the settlement")
         return now
 

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from services.scheduler.app import SCHEMA
+from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
@@ -51,6 +52,8 @@ class ListBroker:
         self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
         self.refuses_all = False
+        self.confirms_facts = asyncio.Event()
+        self.confirms_facts.set()
         self.exchanges = {"", ALLOWED_EXCHANGE}
 
     async def ready(self) -> None:
@@ -66,6 +69,7 @@ class ListBroker:
         return done
 
     async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
+        await self.confirms_facts.wait()
         for message in messages:
             self.facts += json.loads(message.body)["facts"]
 
@@ -88,11 +92,12 @@ class Scheduler:
         self.issuer = TicketIssuer(TICKET_KEY)
         broker: Any = self.broker
         facts = FactPublisher(broker)
+        self.changes = ChangeWriter(self.store, facts)
         self.leases = LeaseExtender(self.store)
         self.dispatcher = Dispatcher(
             self.store,
             NotificationPublisher(broker, broker, self.cipher, self.issuer),
-            facts,
+            self.changes,
             self.leases,
             self.clock,
             batch=given["batch"],
@@ -108,9 +113,13 @@ class Scheduler:
             lease=given["lease"],
             amqp_exchanges=(ALLOWED_EXCHANGE,),
         )
-        self.operations = Operations(self.store, facts, self.clock, self.dispatcher.wake_at)
+        self.operations = Operations(self.store, self.changes, self.clock, self.dispatcher.wake_at)
         self.settler = Settler(
-            self.store, facts, self.dispatcher.wake_at, self.dispatcher.wait_for_backlog
+            self.store,
+            self.changes,
+            facts,
+            self.dispatcher.wake_at,
+            self.dispatcher.wait_for_backlog,
         )
         self.handlers = Requests(
             self.intake, self.operations, fault=lambda: None, anonymous=True
@@ -204,7 +213,7 @@ async def connected(url: str) -> AsyncIterator[Database]:
         await asyncio.wait_for(database.ready(), 20)
         await database.execute(
             "TRUNCATE scheduler.scheduled_callbacks, scheduler.callback_requests,"
-            " scheduler.finished_callbacks"
+            " scheduler.finished_callbacks, scheduler.unpublished_facts"
         )
         await Partitions(database).create()
         yield database

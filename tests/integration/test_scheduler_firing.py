@@ -160,6 +160,46 @@ async def test_finding_a8_a_retry_that_races_with_retention_leaves_no_orphan(
     assert await scheduler.store.restart([other]) == []
 
 
+@pytest.mark.parametrize("kind", ["cancelled", "failed", "notified"])
+async def test_finding_a11_a_fact_that_a_crash_prevented_is_published_by_another_process(
+    scheduler: Scheduler, kind: str
+) -> None:
+    scheme = {"transport": "amqp", "exchange": ALLOWED_EXCHANGE, "routing_key": "due"}
+    callback = await scheduler.create(
+        **({"notify_scheme": scheme} if kind == "notified" else {"misfire": "skip"})
+    )
+    scheduler.broker.confirms_facts.clear()  # the process stops before its fact is confirmed
+    if kind == "cancelled":
+        crashing = asyncio.create_task(scheduler.request("CancelCallbacks", id=str(callback)))
+    else:
+        await scheduler.age(callback, timedelta(hours=3))
+        crashing = asyncio.create_task(scheduler.dispatch())
+
+    async def committed() -> bool:
+        return bool((await scheduler.status(callback))["status"] == kind)
+
+    await until(committed)
+    crashing.cancel()
+    other = Scheduler(scheduler.database)
+    await other.changes.run_once()
+    assert other.broker.facts == []  # the process may still be publishing
+    await scheduler.database.execute("UPDATE scheduler.unpublished_facts SET leased_until = now()")
+    await other.changes.run_once()
+    assert len(other.broker.published_facts(kind)) == 1
+    await other.changes.run_once()
+    assert len(other.broker.facts) == 1
+
+
+async def test_finding_a11_a_confirmed_fact_is_not_stored(scheduler: Scheduler) -> None:
+    callback = await scheduler.create(repeat={"every": 60})
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.settle(delivered(callback))
+    await scheduler.request("CancelCallbacks", id=str(callback))
+    assert len(scheduler.broker.facts) == 2
+    assert await scheduler.database.fetch("SELECT FROM scheduler.unpublished_facts") == []
+
+
 async def blocked(scheduler: Scheduler) -> bool:
     """Return whether a statement waits for a lock."""
     row = await scheduler.database.fetchrow("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")

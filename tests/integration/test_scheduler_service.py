@@ -128,9 +128,9 @@ async def test_s8_a_callback_cancelled_right_after_its_creation_is_never_sent(
 ) -> None:
     keys = [uuid4().hex for _ in range(50)]
     for key in keys:
-        await callbacks.send({"url": URL, "delay": 0.5, "event_key": key})
+        await callbacks.send({"url": URL, "delay": 3, "event_key": key})
         await callbacks.send({"event_key": key}, "CancelCallback")
-    last = await callbacks.send({"url": URL, "delay": 0.6})
+    last = await callbacks.send({"url": URL, "delay": 3.1})
     await until(lambda: callbacks.arrivals_of(str(callback_id_of_message("", last))))
     assert await callbacks.dead_letters() == []
     await until(lambda: len(callbacks.reported("cancelled")) == len(keys))

@@ -108,9 +108,9 @@ RESCHEDULED: Final = ok(
     {"id": examples.ID, "result": "rescheduled", "run_at": _LATER},
 )
 CANCELLED: Final = ok(
-    "`result` is the outcome. `in_flight`: the callback is being delivered. The quick retries of this"
-    " dispatch may still follow, but no main retry. `already_notified`, `already_failed`: it had"
-    " ended before.",
+    "`result` is the outcome. `in_flight`: the callback is being delivered. The quick retries of"
+    " this dispatch may still follow, but no main retry. `already_notified`, `already_failed`: it"
+    " had ended before.",
     CancelResponse,
     {"id": examples.ID, "result": "cancelled"},
 )

@@ -266,6 +266,24 @@ SELECT
 FROM removed
 RETURNING id
 
+-- name: store_facts
+INSERT INTO scheduler.unpublished_facts (id, leased_until, facts)
+VALUES ($1, now() + $3 * interval '1 second', $2::text[])
+
+-- name: claim_facts
+UPDATE scheduler.unpublished_facts SET leased_until = now() + $1 * interval '1 second'
+WHERE id = (
+    SELECT id FROM scheduler.unpublished_facts
+    WHERE leased_until <= now()
+    ORDER BY leased_until
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING id, facts
+
+-- name: delete_facts
+DELETE FROM scheduler.unpublished_facts WHERE id = $1
+
 -- name: partitions
 SELECT p.relname AS name FROM pg_inherits i
 JOIN pg_class p ON p.oid = i.inhrelid

@@ -53,6 +53,13 @@ CREATE TABLE scheduler.scheduled_callbacks (
 );
 CREATE INDEX scheduled_callbacks_next_at ON scheduler.scheduled_callbacks (next_at);
 
+-- Facts that were committed with a change and are not confirmed yet.
+CREATE TABLE scheduler.unpublished_facts (
+    id uuid PRIMARY KEY,
+    leased_until timestamptz NOT NULL,
+    facts text[] NOT NULL               -- JSON
+);
+
 -- Finished callbacks. The service creates and drops one partition for each day.
 CREATE TABLE scheduler.finished_callbacks (
     id uuid NOT NULL,
