@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Final
 
 from pydantic import BaseModel
 
-from services.scheduler.intake import Intake, KeyUsed
+from services.scheduler.intake import IdempotencyConflict, Intake, KeyUsed
 from services.scheduler.operations import CALLBACK_NOT_FOUND, Operations
 from shared.amqp.message import Dead, Message, Outcome
 from shared.amqp.parsing import parse_message
@@ -22,7 +23,7 @@ from shared.contracts.schedules import (
     ScheduleCallback,
     callback_id_of_message,
 )
-from shared.errors import ContractViolationError, PermanentError
+from shared.errors import ContractViolationError, DeferredError, PermanentError
 from shared.security.tickets import TicketVerifier
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 Command = ScheduleCallback | CancelCallback | RescheduleCallback
 
 ANONYMOUS: Final = ""
+# A cancel or a reschedule can overtake its ScheduleCallback, which another scheduler has. That one
+# inserts it within milliseconds, or within seconds after an outage of the database.
+DEFERRAL: Final = 5.0
+MAX_DEFERRALS: Final = 3
 _MODELS: Final[Mapping[str, type[Command]]] = {
     SCHEDULE_CALLBACK: ScheduleCallback,
     CANCEL_CALLBACK: CancelCallback,
@@ -63,7 +68,9 @@ class Handler:
         Raises:
             InvalidTicketError: the ticket is not valid.
             ContractViolationError: the due time is out of bounds.
-            PermanentError: the keys are used, the callback does not exist, or a ticket is required.
+            PermanentError: the keys or the message_id are used, the callback does not exist, or a
+                ticket is required.
+            DeferredError: the callback does not exist yet.
             StoreConnectionLostError: repeat it later.
         """
         client_id = self._client_id(message)
@@ -75,12 +82,14 @@ class Handler:
                 await self._intake.flush()
                 cancelled = await self._operations.cancel(client_id, command)
                 if getattr(cancelled, "result", None) is CancelResult.NOT_FOUND:
-                    raise PermanentError(CALLBACK_NOT_FOUND.detail)
+                    raise _not_found(message)
             case RescheduleCallback():
                 await self._intake.flush()
                 rescheduled = await self._operations.reschedule(client_id, command)
                 if isinstance(rescheduled, Failure):
                     raise ContractViolationError(rescheduled.detail)
+                if rescheduled.result is RescheduleResult.NOT_FOUND:
+                    raise _not_found(message)
                 if rescheduled.result is not RescheduleResult.RESCHEDULED:
                     raise PermanentError(f"not rescheduled: {rescheduled.result.value}")
 
@@ -100,12 +109,22 @@ class Handler:
             command,
             client_id,
             callback_id_of_message(client_id, message.id),
+            fingerprint=sha256(message.body).digest(),
             traceparent=message.traceparent,
         )
         if isinstance(result, Failure):
             raise ContractViolationError(result.detail)
         if isinstance(result, KeyUsed):
             raise PermanentError("event_key: a callback with these keys already exists")
+        if isinstance(result, IdempotencyConflict):
+            raise PermanentError("this message_id was used before with a different callback")
+
+
+def _not_found(message: Message) -> PermanentError | DeferredError:
+    """Return the error for a callback that does not exist, or that another scheduler inserts."""
+    if message.deferrals < MAX_DEFERRALS:
+        return DeferredError(CALLBACK_NOT_FOUND.detail, delay=DEFERRAL)
+    return PermanentError(CALLBACK_NOT_FOUND.detail)
 
 
 def report(message: Message, _: Command | None, outcome: Outcome[None]) -> BaseModel | None:

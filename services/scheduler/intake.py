@@ -96,10 +96,12 @@ class Intake:
         client_id: str,
         callback_id: UUID,
         *,
-        fingerprinted: bool = False,
+        fingerprint: bytes | None = None,
         traceparent: str | None = None,
     ) -> CreateResult | Failure:
         """Create a callback with this id, or return the one that was created before.
+
+        fingerprint: detects a different request with the same id.
 
         Raises:
             StoreConnectionLostError: repeat it with the same id.
@@ -135,7 +137,7 @@ class Intake:
                 client_id=client_id,
                 group_key=command.group_key,
                 event_key=command.event_key,
-                fingerprint=_fingerprint(command) if fingerprinted else None,
+                fingerprint=fingerprint,
                 content=content(command, client_id),
                 secret=self._encrypted_secret(command),
                 lease=domain.lease(command.retry, command.notify_scheme.timeout, slack=self._lease),
@@ -215,7 +217,7 @@ def _result_of_repeat(new: NewCallback, existing: ExistingCallback | None) -> Cr
     return CallbackCreated(id=new.id, status=existing.status, run_at=existing.run_at)
 
 
-def _fingerprint(command: ScheduleCallback) -> bytes:
+def fingerprint(command: ScheduleCallback) -> bytes:
     """Return a hash that does not depend on how the JSON was written."""
     fields = command.model_dump(mode="json", exclude_unset=True)
     return sha256(dumps(fields, sort_keys=True).encode()).digest()

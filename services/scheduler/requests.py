@@ -12,6 +12,7 @@ from services.scheduler.intake import (
     IdempotencyConflict,
     Intake,
     KeyUsed,
+    fingerprint,
     id_of_idempotency_key,
 )
 from services.scheduler.operations import Operations
@@ -133,7 +134,7 @@ class Requests:
             command,
             context.client_id or "",
             id_,
-            fingerprinted=fingerprinted,
+            fingerprint=fingerprint(command) if fingerprinted else None,
             traceparent=context.traceparent,
         )
         if isinstance(result, KeyUsed):

@@ -104,15 +104,36 @@ async def test_s11_a_redelivered_message_creates_one_callback(
     callbacks: FakeCallbackService,
 ) -> None:
     message_id = uuid4().hex
+    body = {"url": URL, "delay": 0.2, "event_key": message_id}
     for _ in range(3):
-        await callbacks.send(
-            {"url": URL, "delay": 0.2, "event_key": message_id}, message_id=message_id
-        )
+        await callbacks.send(body, message_id=message_id)
     callback = str(callback_id_of_message("", message_id))
     await until(lambda: callback in callbacks.reported("notified"))
-    await callbacks.send({"url": URL, "event_key": message_id}, message_id=message_id)
+    await callbacks.send(body, message_id=message_id)
     assert await callbacks.dead_letters() == []
     assert len(callbacks.arrivals_of(callback)) == 1
+
+
+async def test_finding_a14_a_message_id_used_for_another_callback_is_dead_lettered(
+    callbacks: FakeCallbackService,
+) -> None:
+    message_id = await callbacks.send({"url": URL, "delay": 900, "context": 1})
+    await callbacks.send({"url": URL, "delay": 900, "context": 2}, message_id=message_id)
+    reason = str((await callbacks.dead_letter()).headers["x-ringback-reason"])
+    assert "message_id was used before" in reason
+
+
+async def test_finding_a13_a_cancel_that_overtakes_its_callback_is_not_dead_lettered(
+    callbacks: FakeCallbackService,
+) -> None:
+    key = uuid4().hex
+    await callbacks.send({"event_key": key}, "CancelCallback")
+    # Another scheduler inserts the callback later than this one has looked for it.
+    await asyncio.sleep(1)
+    await callbacks.send({"url": URL, "delay": 900, "event_key": key})
+    await until(lambda: [f for f in callbacks.facts if f["event_key"] == key], 30)
+    assert callbacks.facts[-1]["type"] == "schedule.cancelled"
+    assert await callbacks.dead_letters() == []
 
 
 async def test_s3_a_command_with_a_used_key_is_dead_lettered_with_the_reason(
@@ -174,7 +195,9 @@ async def test_unknown_types_and_unknown_callbacks_are_dead_lettered(
     await callbacks.send({"url": URL}, "DeleteEverything")
     assert "DeleteEverything" in str((await callbacks.dead_letter()).headers["x-ringback-reason"])
     await callbacks.send({"id": str(uuid4())}, "CancelCallback")
-    assert "callback not found" in str((await callbacks.dead_letter()).headers["x-ringback-reason"])
+    # It is looked for again three times, every five seconds.
+    dead_letter = await callbacks.dead_letter(60)
+    assert "callback not found" in str(dead_letter.headers["x-ringback-reason"])
 
 
 async def test_s9_the_ticket_is_read_from_a_header(

@@ -1,5 +1,6 @@
 """The scheduler on a real database, step by step: requirement by requirement."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -96,6 +97,27 @@ async def test_s3_a_key_stays_used_after_the_callback_has_finished(
     await scheduler.create(group_key="h", event_key="e")
     await scheduler.create(event_key="e")
     await scheduler.create(client="shop", **keys)
+
+
+async def test_finding_a12_concurrent_batches_with_the_same_keys_do_not_deadlock(
+    database_url: str,
+) -> None:
+    async with schedulers(database_url, 2) as (one, two):
+        for round_ in range(5):
+            callbacks = [
+                {"url": URL, "delay": 60, "group_key": f"{round_}", "event_key": f"{n}"}
+                for n in range(500)
+            ]
+            responses = await asyncio.gather(
+                one.request("CreateCallbacks", callbacks=callbacks),
+                two.request("CreateCallbacks", callbacks=callbacks[::-1]),
+            )
+            results = [
+                item.get("error", {}).get("code")
+                for response in responses
+                for item in response["items"]
+            ]
+            assert sorted(map(str, results)) == ["None"] * 500 + ["conflict"] * 500
 
 
 async def test_s3_the_first_of_two_equal_keys_in_a_batch_is_created(scheduler: Scheduler) -> None:

@@ -2,8 +2,8 @@
 
 -- name: insert
 -- Callbacks that are already due are inserted as dispatched, with a claim lease of $19 seconds. The
--- caller publishes them after the commit. Rows are inserted in the order of their ids, so concurrent
--- batches cannot deadlock.
+-- caller publishes them after the commit. Rows are inserted in the order of their keys, so concurrent
+-- batches cannot deadlock. Rows with the same id have the same keys, unless an id is misused.
 WITH input AS (
     SELECT g.*, coalesce(g.at, now() + g.delay * interval '1 second') AS due
     FROM unnest(
@@ -24,7 +24,7 @@ WITH input AS (
         id, client_id, group_key, event_key, now(), fingerprint, context, message,
         headers, secret, exchange, routing_key, format, lease, stop_after, rules, traceparent
     FROM input
-    ORDER BY id
+    ORDER BY event_key, group_key, client_id, id
     ON CONFLICT DO NOTHING
     RETURNING id
 )

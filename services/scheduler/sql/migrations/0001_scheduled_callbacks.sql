@@ -6,7 +6,7 @@ CREATE TABLE scheduler.callback_requests (
     group_key text,
     event_key text,
     created_at timestamptz NOT NULL,
-    fingerprint bytea,                  -- SHA-256 of the request; only with an idempotency key
+    fingerprint bytea,                  -- SHA-256 of the request, if it has a key of its own
     context text NOT NULL,              -- JSON as it is sent; never searched
     message text NOT NULL,              -- start of SendCallback: JSON without its last brace
     headers text,                       -- JSON
