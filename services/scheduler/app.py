@@ -7,7 +7,7 @@ from typing import Any
 
 from services.scheduler import handlers, settlement
 from services.scheduler.changes import ChangeWriter
-from services.scheduler.clock import DatabaseClock
+from services.scheduler.clock import ClockSkew, DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
 from services.scheduler.handlers import Handler
@@ -92,10 +92,10 @@ async def start(process: Process) -> None:
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
     store, clock, facts = Store(database), DatabaseClock(), FactPublisher(publisher)
-    leases, changes = LeaseExtender(store), ChangeWriter(store, facts)
+    leases, changes, skew = LeaseExtender(store), ChangeWriter(store, facts), ClockSkew()
     dispatcher = Dispatcher(
         store,
-        NotificationPublisher(publisher, amqp, cipher, issuer),
+        NotificationPublisher(publisher, amqp, cipher, issuer, skew),
         changes,
         leases,
         clock,
@@ -113,7 +113,14 @@ async def start(process: Process) -> None:
         amqp_exchanges=settings.amqp_exchanges,
     )
     operations = Operations(store, changes, clock, dispatcher.wake_at)
-    settler = Settler(store, changes, facts, dispatcher.wake_at, dispatcher.wait_for_backlog)
+    settler = Settler(
+        store,
+        changes,
+        facts,
+        skew,
+        wake_at=dispatcher.wake_at,
+        wait_for_backlog=dispatcher.wait_for_backlog,
+    )
 
     def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(

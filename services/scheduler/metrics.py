@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from shared.contracts.schedules import Status
 
@@ -26,6 +26,10 @@ SETTLED: Final = {
 }
 MISFIRES: Final = Counter(
     "ringback_schedule_misfires", "Callbacks claimed long after they fell due.", ["policy"]
+)
+CLOCK_SKEW: Final = Gauge(
+    "ringback_callback_clock_skew_seconds",
+    "Seconds by which the clock of a callback service was ahead of the database's, at most.",
 )
 LAG: Final = Histogram(
     "ringback_schedule_lag_seconds",

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+from services.scheduler.clock import ClockSkew
 from services.scheduler.messages import (
     NOTIFICATION,
     Dispatch,
@@ -35,11 +36,13 @@ class NotificationPublisher:
         amqp: Publisher | None,
         cipher: SecretCipher,
         issuer: TicketIssuer | None,
+        skew: ClockSkew,
     ) -> None:
         self._publisher = publisher
         self._amqp = amqp
         self._cipher = cipher
         self._issuer = issuer
+        self._skew = skew
 
     async def ready(self) -> None:
         """Wait until the broker accepts messages."""
@@ -59,6 +62,7 @@ class NotificationPublisher:
         expires_at = claim.now + timedelta(seconds=claim.lease)
         if stop_at is not None:
             expires_at = min(expires_at, stop_at)
+        expires_at += timedelta(seconds=self._skew.seconds)
         dispatch = Dispatch(
             callback_id=identifier,
             run_at=rfc_3339(callback.run_at),

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from services.scheduler import domain
 from services.scheduler.changes import ChangeWriter
+from services.scheduler.clock import ClockSkew
 from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.facts import FactPublisher
 from services.scheduler.store import Store
@@ -38,17 +39,20 @@ class Settler:
     wait_for_backlog: awaited before each batch.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
         changes: ChangeWriter,
         facts: FactPublisher,
+        skew: ClockSkew,
+        *,
         wake_at: Callable[[datetime], None],
         wait_for_backlog: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._changes = changes
         self._facts = facts
+        self._skew = skew
         self._wake_at = wake_at
         self._wait_for_backlog = wait_for_backlog
         self._batches: Batcher[Facts, None] = Batcher(self._settle, max_size=MAX_MESSAGES)
@@ -78,6 +82,8 @@ class Settler:
             return settle(callback, by_id[callback.id], now)
 
         written = await self._changes.write(list(by_id), next_state, redelivered=True)
+        facts = (fact.at for message in messages for fact in message.facts)
+        self._skew.observe(max(facts, default=written.now), written.now)
         for callback in written.changed:
             if not callback.finished:
                 self._wake_at(callback.next_at)

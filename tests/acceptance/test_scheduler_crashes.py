@@ -171,6 +171,27 @@ async def test_finding_a1_everything_due_is_delivered_within_30_s_of_a_kill_of_a
         assert await callbacks.dead_letters() == []
 
 
+async def test_finding_a9_a_callback_service_whose_clock_is_ahead_delivers_every_callback(
+    amqp_url: str, empty_url: str, tmp_path: Path
+) -> None:
+    ahead = ("-m", "tests.acceptance.callback_ahead")
+    async with AsyncExitStack() as stack:
+        scheduler = stack.enter_context(running(tmp_path, amqp_url, settings(empty_url), RUN))
+        await scheduler.ready()
+        await stack.enter_context(running(tmp_path, amqp_url, {}, ahead)).ready()
+        receiver = await stack.enter_async_context(serve(respond()))
+        callbacks = await stack.enter_async_context(schedules_client(amqp_url))
+        now = time.time()
+        body = {"url": receiver.url, "retry_params": {"base_delay": 0.5}}
+        for n in range(20):
+            run_at = datetime.fromtimestamp(now + 2 + n / 20, UTC).isoformat()
+            await callbacks.send(body | {"run_at": run_at})
+        await until(lambda: len(callbacks.reported("notified")) == 20, 30)
+        assert len(receiver.requests) == 20
+        assert scheduler.logged("callback service clock ahead")
+        assert 3590 < await scheduler.metric("ringback_callback_clock_skew_seconds") < 3601
+
+
 async def _restart(server: Database, after: float) -> None:
     await asyncio.sleep(after)
     await asyncio.to_thread(server.stop, immediate=True)

@@ -47,7 +47,7 @@ PROMISES: Final = {
     "row 14": "A queue with other arguments stops the start with an error that names it.",
     "row 15": "Headers and bodies that are too large are rejected and never forwarded.",
     "row 16": "The scheduler dies between confirm and settlement: one repeat, same id.",
-    "row 17": "The scheduler dies between claim and publish: the callback fires after its lease.",
+    "row 17": "The scheduler dies between claim and publish: the callback fires within 30 s.",
     "row 18": "A process suspended beyond its lease settles nothing.",
     "row 19": "PostgreSQL restarts: nothing is lost.",
     "row 20": "A suspended database backend is replaced, and the pool recovers.",

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from services.scheduler.app import SCHEMA
 from services.scheduler.changes import ChangeWriter
-from services.scheduler.clock import DatabaseClock
+from services.scheduler.clock import ClockSkew, DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import Intake
@@ -91,12 +91,12 @@ class Scheduler:
         self.cipher = SecretCipher.of(SECRETS_KEY)
         self.issuer = TicketIssuer(TICKET_KEY)
         broker: Any = self.broker
-        facts = FactPublisher(broker)
+        facts, skew = FactPublisher(broker), ClockSkew()
         self.changes = ChangeWriter(self.store, facts)
         self.leases = LeaseExtender(self.store)
         self.dispatcher = Dispatcher(
             self.store,
-            NotificationPublisher(broker, broker, self.cipher, self.issuer),
+            NotificationPublisher(broker, broker, self.cipher, self.issuer, skew),
             self.changes,
             self.leases,
             self.clock,
@@ -118,8 +118,9 @@ class Scheduler:
             self.store,
             self.changes,
             facts,
-            self.dispatcher.wake_at,
-            self.dispatcher.wait_for_backlog,
+            skew,
+            wake_at=self.dispatcher.wake_at,
+            wait_for_backlog=self.dispatcher.wait_for_backlog,
         )
         self.handlers = Requests(
             self.intake, self.operations, fault=lambda: None, anonymous=True

@@ -160,6 +160,29 @@ async def test_finding_a8_a_retry_that_races_with_retention_leaves_no_orphan(
     assert await scheduler.store.restart([other]) == []
 
 
+async def test_finding_a9_notifications_expire_later_if_a_callback_service_clock_is_ahead(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create(retry_params={"stop_after_delay": 300})
+    await scheduler.make_due(callback)
+    (first,) = await scheduler.dispatch()
+    expired = dispatch_failed(callback, attempt=0)
+    hour = timedelta(hours=1)
+    await scheduler.settle(expired.model_copy(update={"at": datetime.now(UTC) + hour}))
+    await scheduler.make_due(callback)
+    (second,) = await scheduler.dispatch()
+    later = datetime.fromisoformat(second["expires_at"]) - datetime.fromisoformat(
+        first["expires_at"]
+    )
+    assert abs(later - hour) < timedelta(seconds=20)
+    # A clock that is absurdly far ahead has a limited effect.
+    absurd = dispatch_failed(callback, dispatch=2, attempt=0)
+    await scheduler.settle(absurd.model_copy(update={"at": datetime(9999, 1, 1, tzinfo=UTC)}))
+    await scheduler.make_due(callback)
+    (third,) = await scheduler.dispatch()
+    assert datetime.fromisoformat(third["expires_at"]) < datetime.now(UTC) + 30 * hour
+
+
 @pytest.mark.parametrize("kind", ["cancelled", "failed", "notified"])
 async def test_finding_a11_a_fact_that_a_crash_prevented_is_published_by_another_process(
     scheduler: Scheduler, kind: str
