@@ -56,7 +56,7 @@ class ChangeWriter:
         found: dict[UUID, ScheduledCallback] = {}
         changed: list[ScheduledCallback] = []
         transitions: list[Transition] = []
-        id_ = uuid4()
+        stored: StoredFacts | None = None
 
         def decide(
             callbacks: Mapping[UUID, ScheduledCallback], now: datetime
@@ -72,18 +72,20 @@ class ChangeWriter:
             return changed
 
         def outbox(now: datetime) -> StoredFacts | None:
+            nonlocal stored
             facts = [
                 fact(each, now).model_dump_json()
                 for each in transitions
                 if not (redelivered and found[each.callback.id].finished)
             ]
-            return StoredFacts(id_, facts) if facts else None
+            stored = StoredFacts(uuid4(), facts) if facts else None
+            return stored
 
         now = await self._store.update(ids, decide, outbox)
         await self._facts.report(transitions, now)
-        if outbox(now) is not None:
+        if stored is not None:
             with suppress(StoreConnectionLostError):  # `run` publishes them again
-                await self._store.delete_facts(id_)
+                await self._store.delete_facts(stored.id)
         return Written(found, changed, now)
 
     async def run(self) -> None:
