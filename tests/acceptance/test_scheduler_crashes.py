@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import asyncpg
 import pytest
@@ -46,19 +47,22 @@ async def empty_url(database_url: str) -> str:
         return database_url
 
 
+# No retries within a dispatch, so that each test is short.
+COMMAND: Mapping[str, Any] = {
+    "url": URL,
+    "retry_params": {"quick_retries_count": 0},
+    "notify_scheme": {"timeout": TIMEOUT},
+}
+
+
 async def schedule(
-    callbacks: FakeCallbackService, due: Mapping[str, float], url: str = URL
+    callbacks: FakeCallbackService, due: Mapping[str, float], command: Mapping[str, Any] = COMMAND
 ) -> None:
     """Schedule a callback for each message id, due at these seconds since the epoch."""
     await gather_limited(
         *(
             callbacks.send(
-                {
-                    "url": url,
-                    "run_at": datetime.fromtimestamp(at, UTC).isoformat(),
-                    "retry_params": {"quick_retries_count": 0},
-                    "notify_scheme": {"timeout": TIMEOUT},
-                },
+                {**command, "run_at": datetime.fromtimestamp(at, UTC).isoformat()},
                 message_id=message_id,
             )
             for message_id, at in due.items()
@@ -152,7 +156,7 @@ async def test_finding_a1_everything_due_is_delivered_within_30_s_of_a_kill_of_a
         callbacks = await stack.enter_async_context(schedules_client(amqp_url))
         now = time.time()
         due = {f"m-{n}": now + 3 + n / count for n in range(count)}
-        await schedule(callbacks, due, receiver.url)
+        await schedule(callbacks, due, {"url": receiver.url})
         for killed_at in (now + 3.3, now + 8.3, now + 13.3):
             await _kill_all(stack, services, starts, killed_at)
         restarted_at = time.time()
