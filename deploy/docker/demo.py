@@ -5,41 +5,51 @@ SANDBOX and GATEWAY are URLs for containers. PAGE (the sandbox), HTTP (the gatew
 (RabbitMQ) are URLs for people.
 """
 
-import sys
-
 import click
 
 from services.cli.broker import broker_settings, run_task
-from services.cli.demo import show_callbacks
-from services.cli.demo_postings import show_postings
+from services.cli.demo_postings import was_shown
+from services.cli.demonstration import Places, demonstrate, real_servers
 
-sandbox, gateway, page, http, management = sys.argv[1:]
-
-
-async def _both() -> None:
-    await show_callbacks(broker_settings(), sandbox, gateway)
-    await show_postings(broker_settings(), sandbox, gateway)
+# The id of an event. The database keeps it, so a later `up` shows only the URLs.
+SHOWN = "demonstration"
 
 
-try:
-    run_task(_both())
-except (OSError, TimeoutError) as error:
-    sys.exit(f"Cannot finish the demonstration: {error or 'it took too long'}")
-command = (
-    f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
-    ' "payload": {"hello": "me"}}'
-)
-# One line per command, because `up` prefixes each line with the name of the container.
-click.echo(f"""
+@click.command
+@click.argument("sandbox")
+@click.argument("gateway")
+@click.argument("page")
+@click.argument("http")
+@click.argument("management")
+def demo(sandbox: str, gateway: str, page: str, http: str, management: str) -> None:
+    """Show the demonstration, unless this database has seen it, and all URLs."""
+
+    async def show_once() -> None:
+        if await was_shown(gateway, SHOWN):
+            click.echo("The demonstration was shown before. See docs/docker.md.")
+            return
+        places = Places(sandbox, gateway, page)
+        await demonstrate(broker_settings(), places, movies_event=SHOWN, real=real_servers())
+
+    run_task(show_once())
+    command = (
+        f'{{"target_url": "{sandbox}/hooks/mine", "hmac_secret": "your-secret-key",'
+        ' "payload": {"hello": "me"}}'
+    )
+    # One line per command, because `up` prefixes each line with the name of the container.
+    click.echo(f"""
 Where to look:
-  HTTP API, to try    {http}docs/
-  sandbox, webhooks   {page}
-  e-mails, SMS        {page}mails, {page}sms
-  RabbitMQ            {management} (user ringback)
+  HTTP API, to try    {http}/docs/
+  sandbox, webhooks   {page}/
+  e-mails, SMS        {page}/mails, {page}/sms
+  RabbitMQ            {management}/ (user ringback)
 
 Send a callback of your own in another terminal:
   echo '{command}' | docker compose exec -T callback ringback send SendCallback
-It arrives at {page}?mailbox=mine . List the dead letters:
+It arrives at {page}/?mailbox=mine . List the dead letters:
   docker compose exec callback ringback dead list callbacks
 
 Everything is running. Press Ctrl-C to stop.""")
+
+
+demo()

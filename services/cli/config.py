@@ -10,6 +10,7 @@ import click
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
+from services.cli.output import echo
 from services.cli.run import settings_models
 from shared.registry import SERVICES
 from shared.settings import Settings, table_of, variable_of
@@ -30,7 +31,7 @@ def example() -> None:
     Example:
       ringback config example > ringback.toml
     """
-    click.echo(as_toml(), nl=False)
+    echo(as_toml(), nl=False)
 
 
 def as_toml() -> str:

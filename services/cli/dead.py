@@ -12,6 +12,7 @@ from tqdm import tqdm
 from services.cli import dead_letters as letters
 from services.cli.broker import broker_settings, connection, publishing, run_task
 from services.cli.dead_letters import DeadLetter
+from services.cli.output import echo
 from services.cli.queue_browser import MAX_PREFETCH, browse_queue
 from shared.amqp.connection import BrokerConnection
 from shared.amqp.frame_interceptor import Delivery
@@ -95,10 +96,10 @@ def list_(  # noqa: PLR0913 - the options of the command
     )
     if as_json:
         for letter in found:
-            click.echo(json.dumps(letter.summary(), ensure_ascii=False))
+            echo(json.dumps(letter.summary(), ensure_ascii=False))
         return
     for letter in found:
-        click.echo(_row(letter))
+        echo(_row(letter))
     click.echo(f"{len(found)} shown of {total} in {dead_queue(queue)}", err=True)
 
 
@@ -120,12 +121,12 @@ def show(queue: str, id_: str, *, as_json: bool) -> None:
         )
     details = found[0].details()
     if as_json:
-        click.echo(json.dumps(details, ensure_ascii=False))
+        echo(json.dumps(details, ensure_ascii=False))
         return
     for name, value in details.items():
         nested = isinstance(value, dict | list)
         text = json.dumps(value, indent=2, ensure_ascii=False) if nested else printable(str(value))
-        click.echo("\n".join(map(printable, f"{name}: {text}".split("\n"))))
+        echo("\n".join(map(printable, f"{name}: {text}".split("\n"))))
 
 
 @dead.command
@@ -161,7 +162,7 @@ def redrive(  # noqa: PLR0913 - the options of the command
     if dry_run:
         found, _ = run_task(_find(settings, queue, wanted, limit, oldest=True))
         for letter in found:
-            click.echo(json.dumps(letter.summary()) if as_json else _row(letter))
+            echo(json.dumps(letter.summary()) if as_json else _row(letter))
         click.echo(f"{len(found)} messages would be moved to {queue}", err=True)
         return
     count = run_task(_count(settings, queue, wanted, limit))
@@ -174,7 +175,7 @@ def redrive(  # noqa: PLR0913 - the options of the command
     finally:
         click.echo(f"{moves.count} of {count} messages moved to {queue}", err=True)
     if as_json:
-        click.echo(json.dumps({"redriven": moves.count}))
+        echo(json.dumps({"redriven": moves.count}))
     if moves.error is not None:
         raise click.ClickException(
             f"Cannot redrive the other messages: {moves.error}. They stay in {dead_queue(queue)}."

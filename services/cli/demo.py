@@ -12,6 +12,7 @@ from aiormq.abc import DeliveredMessage
 
 from services.cli.broker import connection, publishing
 from services.cli.dead_letters import parse_dead_letter
+from services.cli.output import echo
 from services.cli.queue_browser import browse_queue
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection
@@ -40,7 +41,7 @@ async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> None
     """
     run = uuid4().hex[:6]
     good, flaky, forbidden = (f"demo-{run}-{number}" for number in (1, 2, 3))
-    click.echo(
+    echo(
         "\nDemonstration, part 1: signed callbacks (webhooks)\n"
         f"  1  a callback to {sandbox}/hooks/demo\n"
         f"  2  a callback to {sandbox}/hooks/flaky, which fails twice with 503\n"
@@ -195,4 +196,4 @@ async def _print_dead_letter(
 
 
 def _print(number: int, text: str) -> None:
-    click.echo(f"  {number}  {text}")
+    echo(f"  {number}  {text}")

@@ -21,6 +21,7 @@ from services.cli.broker import (
     redacted_url,
     run_task,
 )
+from services.cli.output import echo
 from services.cli.run import settings_models
 from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
 from shared.amqp.declare import check
@@ -78,7 +79,7 @@ def doctor(*, as_json: bool) -> None:
         nonlocal healthy
         async for finding in _findings(settings):
             healthy &= finding.ok
-            click.echo(json.dumps(asdict(finding)) if as_json else str(finding))
+            echo(json.dumps(asdict(finding)) if as_json else str(finding))
 
     run_task(examine())
     raise SystemExit(0 if healthy else 1)
@@ -219,7 +220,8 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with connect(url, statement_timeout=TIMEOUT) as connected:
             number = connected.get_server_version()
-            detail = f"PostgreSQL {number.major}.{number.minor} at {without_password(url)}"
+            # asyncpg reads 17.12 as major 17, minor 0, micro 12.
+            detail = f"PostgreSQL {number.major}.{number.micro} at {without_password(url)}"
             if number.major < MIN_POSTGRESQL:
                 fix = f"Ringback needs {MIN_POSTGRESQL} or newer."
                 yield Finding("database", ok=False, detail=detail, fix=fix)

@@ -9,6 +9,7 @@ import aiohttp
 import click
 from yarl import URL
 
+from services.cli.output import echo
 from services.gateway.settings import GatewaySettings
 from shared.process.configuration import configured_table
 from shared.process.logs import printable
@@ -153,10 +154,10 @@ def show_list(
     """Print the items as JSON lines, or as a table; `columns` are titles by field."""
     if as_json:
         for item in found:
-            click.echo(json.dumps(item, ensure_ascii=False))
+            echo(json.dumps(item, ensure_ascii=False))
         return
     for line in _table(found, columns):
-        click.echo(line)
+        echo(line)
     rest = "more follow, see --limit" if more else "no more follow"
     click.echo(f"{len(found)} shown; {rest}", err=True)
 

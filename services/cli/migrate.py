@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from services.cli.broker import BROKER_TIMEOUT, private_database, run_task
+from services.cli.output import echo
 from services.cli.run import settings_models
 from shared.postgres.connection import connect
 from shared.postgres.migrations import Migration, Schema, pending
@@ -45,7 +46,7 @@ def migrate(*, check: bool, as_json: bool) -> None:
 
     def report(line: str) -> None:
         if not as_json:
-            click.echo(line)
+            echo(line)
 
     async def process_all() -> bool:
         clean = True
@@ -53,7 +54,7 @@ def migrate(*, check: bool, as_json: bool) -> None:
             result = await (_check if check else _migrate)(url, schema, report)
             clean &= not result["pending"]
             if as_json:
-                click.echo(json.dumps(result))
+                echo(json.dumps(result))
         return clean
 
     raise SystemExit(0 if run_task(process_all()) else 1)

@@ -8,6 +8,7 @@ import click
 
 from services.cli.broker import run_task
 from services.cli.gateway import LIMIT, Gateway, options, quoted, show_list, without_none
+from services.cli.output import echo
 from shared.contracts.posting_requests import MessageState
 
 # Total length of the bars, in characters.
@@ -52,10 +53,10 @@ def show(id_: str, *, url: str | None, ticket: str | None, as_json: bool) -> Non
     """
     status = run_task(Gateway(url, ticket).request("GET", f"/v1/postings/{quoted(id_)}"))
     if as_json:
-        click.echo(json.dumps(status, ensure_ascii=False))
+        echo(json.dumps(status, ensure_ascii=False))
         return
     for line in progress_lines(status):
-        click.echo(line)
+        echo(line)
 
 
 @posting.command("list")

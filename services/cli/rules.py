@@ -9,6 +9,7 @@ from typing import IO, Any
 import click
 from pydantic import ValidationError
 
+from services.cli.output import echo
 from services.ingestion.domain import (
     MESSAGE_TYPE_OF,
     EventOutcome,
@@ -68,12 +69,12 @@ def check(file: Path | None, *, as_json: bool) -> None:
             }
             for rule in loaded.values()
         ]
-        click.echo(json.dumps({"rules": listed, "errors": faults}))
+        echo(json.dumps({"rules": listed, "errors": faults}))
     else:
         for rule in loaded.values():
             commands = ", ".join(template.kind for template in rule.templates) or "no commands"
             event = f"{rule.from_service}.{rule.event}"
-            click.echo(f"{rule.name} ({rule.source}): {event} -> {commands}")
+            echo(f"{rule.name} ({rule.source}): {event} -> {commands}")
         for fault in faults:
             click.echo(f"  {fault}", err=True)
     if faults:
@@ -125,11 +126,11 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
         )
     if as_json:
         shown = {"id": received.id, "outcome": decision.outcome, "commands": commands}
-        click.echo(json.dumps(shown))
+        echo(json.dumps(shown))
         return
-    click.echo(f"event {received.id}: {OUTCOMES[decision.outcome]}")
+    echo(f"event {received.id}: {OUTCOMES[decision.outcome]}")
     for shown_command in commands:
-        click.echo(_as_text(shown_command))
+        echo(_as_text(shown_command))
 
 
 def _lines(faults: Iterable[str]) -> str:

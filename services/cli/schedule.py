@@ -7,6 +7,7 @@ import click
 
 from services.cli.broker import run_task
 from services.cli.gateway import LIMIT, Gateway, options, quoted, show_list, without_none
+from services.cli.output import echo
 from shared.contracts.schedule_requests import MAX_PAGE_SIZE
 from shared.contracts.schedules import Status
 from shared.process.logs import printable
@@ -88,12 +89,12 @@ def show(  # noqa: PLR0913 - the options of the command
     path = _path(id_, group_key, event_key)
     status = run_task(Gateway(url, ticket).request("GET", path))
     if as_json:
-        click.echo(json.dumps(status, ensure_ascii=False))
+        echo(json.dumps(status, ensure_ascii=False))
         return
     for name, value in status.items():
         if value is not None:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            click.echo(f"{name + ':':<13} {printable(shown)}")
+            echo(f"{name + ':':<13} {printable(shown)}")
 
 
 @schedule.command
@@ -124,12 +125,12 @@ def cancel(  # noqa: PLR0913 - the options of the command
         Gateway(url, ticket).request("DELETE", path or _path(id_, group_key, event_key))
     )
     if as_json:
-        click.echo(json.dumps(response, ensure_ascii=False))
+        echo(json.dumps(response, ensure_ascii=False))
     elif whole:
         counts = [f"{count} {result}" for result, count in response["counts"].items() if count]
-        click.echo(", ".join(counts) or "The group is empty.")
+        echo(", ".join(counts) or "The group is empty.")
     else:
-        click.echo(f"{response['id']}  {response['result']}")
+        echo(f"{response['id']}  {response['result']}")
 
 
 @schedule.command
@@ -180,10 +181,10 @@ def retry(  # noqa: PLR0913 - the options of the command
     wanted |= {"limit": limit, "dry_run": dry_run}
     response = run_task(Gateway(url, ticket).request("POST", "/v1/callbacks/retry", json=wanted))
     if as_json:
-        click.echo(json.dumps(response))
+        echo(json.dumps(response))
         return
     for retried in response["ids"]:
-        click.echo(retried)
+        echo(retried)
     done = "would be retried" if dry_run else "retried"
     click.echo(f"{response['count']} {done}", err=True)
 

@@ -5,7 +5,7 @@ import codecs
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Final
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from services.cli.broker import broker_settings, publishing, run_task
+from services.cli.output import OutputError, echo
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
@@ -25,6 +26,8 @@ from shared.settings import Settings
 # Publishes in flight: enough to hide the round trip, and few enough to send again.
 MAX_IN_FLIGHT: Final = 500
 MAX_FAULTS_SHOWN: Final = 50
+# Seconds that an interrupted command waits for the confirms of messages in flight.
+CONFIRM_TIMEOUT: Final = 5.0
 # Seconds to wait for a lost broker. Its restart takes ten, on a busy machine several times as long.
 RECONNECT_TIMEOUT: Final = 60.0
 
@@ -78,13 +81,20 @@ def send(type_: str, file: IO[bytes], *, as_json: bool) -> None:
         )
     settings = broker_settings()
     # tqdm.write prints a line above the progress bar.
-    write = tqdm.write if sys.stdout.isatty() else click.echo
+    write = tqdm.write if sys.stdout.isatty() else echo
+    unconfirmed = {document.line: document for document in documents}
 
     def confirmed(document: Document) -> None:
+        del unconfirmed[document.line]
         ids = {"id": document.id, "message_id": document.message_id}
         write(json.dumps(ids) if as_json else document.id)
 
-    run_task(_send(settings, type_, documents, confirmed))
+    try:
+        run_task(_send(settings, type_, documents, confirmed))
+    except click.Abort:
+        raise _incomplete(documents, unconfirmed.values(), "interrupted") from None
+    except OutputError as error:
+        raise _incomplete(documents, unconfirmed.values(), error.message) from None
 
 
 def parse(data: bytes, message_type: MessageType) -> tuple[list[Document], list[str]]:
@@ -144,6 +154,8 @@ async def _send(
                 unconfirmed, error = await _round(
                     publisher, MESSAGE_TYPES[type_], remaining, report
                 )
+                if isinstance(error, OutputError):
+                    raise error
                 if len(unconfirmed) == len(remaining):
                     raise _incomplete(documents, unconfirmed, str(error))
                 remaining = unconfirmed
@@ -155,12 +167,13 @@ def _quiet(documents: Sequence[Document]) -> bool | None:
 
 
 def _incomplete(
-    documents: Sequence[Document], unconfirmed: Sequence[Document], reason: str
+    documents: Sequence[Document], unconfirmed: Collection[Document], reason: str
 ) -> click.ClickException:
     confirmed = len(documents) - len(unconfirmed)
+    first = min((document.line for document in unconfirmed), default=None)
+    other = "" if first is None else f" The first other one is on line {first}."
     return click.ClickException(
-        f"Only {confirmed} of {len(documents)} messages were confirmed; their ids are printed. The"
-        f" first other one is on line {min(document.line for document in unconfirmed)}: {reason}"
+        f"{confirmed} of {len(documents)} messages were confirmed, then: {reason}{other}"
     )
 
 
@@ -170,38 +183,55 @@ async def _round(
     documents: Sequence[Document],
     report: Callable[[Document], None],
 ) -> tuple[list[Document], BaseException | None]:
-    """Publish until one publish fails. Return the unconfirmed messages and the first error."""
+    """Publish until one publish fails. Return the unconfirmed messages and the first error.
+
+    An OutputError comes before other errors. When cancelled, wait for the confirms of messages in
+    flight.
+    """
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+    in_flight: set[asyncio.Future[None]] = set()
     failed: list[Document] = []
     errors: list[BaseException] = []
 
     def finish(document: Document, result: asyncio.Future[None]) -> None:
+        in_flight.discard(result)
         slots.release()
-        if result.cancelled() or (error := result.exception()) is None:
-            report(document)
-        else:
+        if (error := result.exception()) is not None:
             failed.append(document)
             errors.append(error)
+            return
+        try:
+            report(document)
+        except OutputError as unprinted:
+            errors.insert(0, unprinted)
 
     rest = iter(documents)
-    for document in rest:
-        properties = Properties(
-            content_type="application/json",
-            type=message_type.name,
-            message_id=document.message_id,
-            delivery_mode=PERSISTENT,
-            timestamp=int(time.time()),
-            app_id="ringback",
-        )
-        await slots.acquire()
-        result = publisher.publish(
-            OutgoingMessage(
-                document.routing_key, properties, document.body, exchange=message_type.exchange
-            )
-        )
-        result.add_done_callback(partial(finish, document))
-        if errors:
-            break
-    for _ in range(MAX_IN_FLIGHT):  # until no publish is in flight
-        await slots.acquire()
+    try:
+        for document in rest:
+            await slots.acquire()
+            result = publisher.publish(_outgoing(message_type, document))
+            in_flight.add(result)
+            result.add_done_callback(partial(finish, document))
+            if errors:
+                break
+        if in_flight:
+            await asyncio.wait(in_flight)
+    except asyncio.CancelledError:
+        if in_flight:
+            await asyncio.wait(in_flight, timeout=CONFIRM_TIMEOUT)
+        raise
     return [*failed, *rest], errors[0] if errors else None
+
+
+def _outgoing(message_type: MessageType, document: Document) -> OutgoingMessage:
+    properties = Properties(
+        content_type="application/json",
+        type=message_type.name,
+        message_id=document.message_id,
+        delivery_mode=PERSISTENT,
+        timestamp=int(time.time()),
+        app_id="ringback",
+    )
+    return OutgoingMessage(
+        document.routing_key, properties, document.body, exchange=message_type.exchange
+    )

@@ -6,6 +6,7 @@ from typing import IO, Any, Final
 
 import click
 
+from services.cli.output import echo
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
 from services.mailings.rendering.formats import FORMATS
 from services.mailings.rendering.loader import (
@@ -45,12 +46,12 @@ def list_(*, as_json: bool) -> None:
         except InvalidTemplateError as error:
             click.echo(f"invalid: {error}", err=True)
     if as_json:
-        click.echo(json.dumps(rows))
+        echo(json.dumps(rows))
         return
     for row in rows:
         variables = [name + "*" * (name in row["fetch"]) for name in row["required"]]
         variables += [f"[{name}{'*' * (name in row['fetch'])}]" for name in row["optional"]]
-        click.echo(
+        echo(
             f"{row['name']}: kind {row['kind']}, by {' and '.join(row['channels'])},"
             f" variables: {', '.join(variables) or 'none'}"
         )
@@ -83,11 +84,11 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
         except (InvalidTemplateError, RenderingError) as error:
             errors.append(str(error))
     if as_json:
-        click.echo(json.dumps({"checked": checked, "errors": errors}))
+        echo(json.dumps({"checked": checked, "errors": errors}))
     else:
         for error_text in errors:
             click.echo(error_text, err=True)
-        click.echo(f"{len(checked)} checked, {len(errors)} invalid")
+        echo(f"{len(checked)} checked, {len(errors)} invalid")
     if errors:
         raise SystemExit(1)
 
@@ -138,8 +139,8 @@ def preview(
     except OSError as error:
         raise click.ClickException(f"Cannot write {file}: {error.strerror}.") from None
     if rendered.subject:
-        click.echo(f"Subject: {rendered.subject}")
-    click.echo(f"Written to {file.resolve()}")
+        echo(f"Subject: {rendered.subject}")
+    echo(f"Written to {file.resolve()}")
 
 
 def _samples() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 import click
 
 from services.cli.keys import development_ticket_key
+from services.cli.output import echo
 from shared.clock import rfc3339
 from shared.errors import PermanentError
 from shared.process.configuration import configured_table
@@ -43,7 +44,7 @@ def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
         raise click.ClickException(str(error)) from None
     expires_at = rfc3339(time.time() + expires_in)
     body = {"ticket": signed, "client_id": client_id, "expires_at": expires_at}
-    click.echo(json.dumps(body) if as_json else signed)
+    echo(json.dumps(body) if as_json else signed)
 
 
 def _development_key() -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from services.cli.broker import broker_settings, connection, redacted_url, run_task
+from services.cli.output import echo
 from shared.amqp import declare as declaring
 from shared.process.configuration import configured
 from shared.settings import Settings
@@ -42,11 +43,11 @@ def show(form: str | None) -> None:
     """
     table = build_topology(configured().queue_type)
     if form == "json":
-        click.echo(json.dumps(as_json(table), indent=2))
+        echo(json.dumps(as_json(table), indent=2))
     elif form == "mermaid":
-        click.echo(mermaid(table))
+        echo(mermaid(table))
     else:
-        click.echo(as_text(table))
+        echo(as_text(table))
 
 
 @topology.command
@@ -59,7 +60,7 @@ def declare() -> None:
     settings = broker_settings()
     table = build_topology(settings.queue_type)
     run_task(_declare(settings, table))
-    click.echo(
+    echo(
         f"{len(table.exchanges)} exchanges and {len(table.queues)} queues"
         f" exist at {redacted_url(settings.amqp_url)}"
     )
@@ -75,11 +76,11 @@ def check(*, as_object: bool) -> None:
     settings = broker_settings()
     differences = run_task(_check(settings))
     if as_object:
-        click.echo(json.dumps({"differences": differences}, indent=2))
+        echo(json.dumps({"differences": differences}, indent=2))
     elif differences:
-        click.echo("\n".join(differences))
+        echo("\n".join(differences))
     else:
-        click.echo(f"no differences at {redacted_url(settings.amqp_url)}")
+        echo(f"no differences at {redacted_url(settings.amqp_url)}")
     raise SystemExit(1 if differences else 0)
 
 

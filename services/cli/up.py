@@ -10,17 +10,18 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 import click
 from pydantic_settings import BaseSettings
 from yarl import URL
 
 from services.callback.settings import CallbackSettings
-from services.cli import demo
 from services.cli.broker import connection, redacted_url, run_task
-from services.cli.demo_postings import show_postings
+from services.cli.demonstration import Places, demonstrate, real_servers
 from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
+from services.cli.output import echo
 from services.cli.run import settings_models
 from services.delivery.settings import DeliverySettings
 from services.gateway.settings import GatewaySettings
@@ -93,11 +94,9 @@ async def _up(settings: Settings, names: list[str]) -> int:
 
     def stop(number: int) -> None:
         if stopping.is_set():
-            click.echo(
-                "\nStopped at once. `python -m deploy.local stop` stops RabbitMQ and PostgreSQL."
-            )
+            echo("\nStopped at once. `python -m deploy.local stop` stops RabbitMQ and PostgreSQL.")
             os._exit(128 + number)
-        click.echo("\nStopping ...")
+        echo("\nStopping ...")
         stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -106,7 +105,7 @@ async def _up(settings: Settings, names: list[str]) -> int:
         code = 0
         if not stopping.is_set():
             code = await _serve(settings, stack, names, stopping)
-    click.echo("Stopped.")
+    echo("Stopped.")
     return code
 
 
@@ -132,7 +131,7 @@ async def _stack(settings: Settings) -> AsyncIterator["Stack"]:
     }
     private = [server for name, server in servers.items() if name not in settings.model_fields_set]
     if private:
-        click.echo(f"Starting a private {' and '.join(private)} ...")
+        echo(f"Starting a private {' and '.join(private)} ...")
     context = start(environment=configured_urls)
     try:
         stack = await asyncio.to_thread(context.__enter__)
@@ -149,6 +148,8 @@ async def _serve(
 ) -> int:
     """Run the services until a signal is received or a service ends; return the exit code."""
     settings = settings.model_copy(update={"amqp_url": stack.amqp_url})
+    if stack.broker:
+        _refuse_real_servers_for_an_interrupted_demonstration()
     _show_ready("RabbitMQ", stack.amqp_url if stack.broker else redacted_url(stack.amqp_url))
     _show_ready(
         "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
@@ -156,7 +157,7 @@ async def _serve(
     async with connection(settings) as broker:
         await declare(broker.connection, topology(settings.queue_type))
     schemas = [Schema.of(SERVICES[name].module) for name in names if SERVICES[name].schema]
-    await migrate_all(stack.database_url, schemas, lambda line: click.echo(f"  {line}"))
+    await migrate_all(stack.database_url, schemas, lambda line: echo(f"  {line}"))
     async with AsyncExitStack() as cleanup:
         reserve = cleanup.enter_context(_reserved_ports())
         environment = _environment(stack, names, reserve)
@@ -258,7 +259,7 @@ async def _service(
             _show_ready(name, f"http://127.0.0.1:{port}/readyz")
             ready.set()
         elif child.fault not in (STARTING, "draining"):
-            click.echo(f"  {name} is not ready: {child.fault}")
+            echo(f"  {name} is not ready: {child.fault}")
 
     argv = [sys.executable, "-m", "services", "run", name, "--metrics-port", str(port)]
     with log.open("wb") as output:
@@ -273,7 +274,7 @@ async def _service(
 
 
 def _show_ready(name: str, url: str) -> None:
-    click.echo(f"  {name:<11} ready  {url}")
+    echo(f"  {name:<11} ready  {url}")
 
 
 def _describe_end(service: RunningService, code: int) -> str:
@@ -296,27 +297,54 @@ async def _introduce(
     sandbox = None
     if any(service.name == SANDBOX for service in services):
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
-        try:
-            await demo.show_callbacks(settings, sandbox, gateway)
-            await show_postings(settings, sandbox, gateway)
-        except Exception as error:  # noqa: BLE001 - the services keep running in any case
-            reason = str(error) or f"it took too long ({type(error).__name__})"
-            click.echo(f"Cannot finish the demonstration: {reason}")
-    places = {"HTTP API, to try": f"{gateway}/docs/", "HTTP gateway": gateway}
+        await _demonstrate(settings, stack, Places(sandbox, gateway, page=sandbox))
+    addresses = {"HTTP API, to try": f"{gateway}/docs/", "HTTP gateway": gateway}
     if sandbox:
-        places["sandbox, webhooks"] = f"{sandbox}/"
-        places["sandbox, e-mails and SMS"] = f"{sandbox}/mails, {sandbox}/sms"
-        places["sandbox, event producers"] = f"{sandbox}/producers"
-    places |= {f"{service.name} metrics": service.metrics for service in services}
+        addresses["sandbox, webhooks"] = f"{sandbox}/"
+        addresses["sandbox, e-mails and SMS"] = f"{sandbox}/mails, {sandbox}/sms"
+        addresses["sandbox, event producers"] = f"{sandbox}/producers"
+    addresses |= {f"{service.name} metrics": service.metrics for service in services}
     if stack.management_url:
-        places["RabbitMQ (guest, guest)"] = stack.management_url
-    places |= {f"{service.name} log": str(service.log) for service in services}
-    click.echo("\nWhere to look:")
-    for name, address in places.items():
-        click.echo(f"  {name:<24} {address}")
+        addresses["RabbitMQ (guest, guest)"] = stack.management_url
+    addresses |= {f"{service.name} log": str(service.log) for service in services}
+    echo("\nWhere to look:")
+    for name, address in addresses.items():
+        echo(f"  {name:<24} {address}")
     if sandbox:
-        click.echo(_next_steps(stack.amqp_url if stack.broker else None, sandbox, gateway))
-    click.echo("Everything is running. Press Ctrl-C to stop.")
+        echo(_next_steps(stack.amqp_url if stack.broker else None, sandbox, gateway))
+    echo("Everything is running. Press Ctrl-C to stop.")
+
+
+async def _demonstrate(settings: Settings, stack: "Stack", places: Places) -> None:
+    real = real_servers()
+    if stack.broker is None:  # other services may consume its queues
+        real.append(variable_of(Settings, "amqp_url"))
+    if not real:
+        _interrupted_demonstration().touch()
+    try:
+        await demonstrate(settings, places, movies_event=uuid4().hex, real=real)
+    except click.ClickException as error:  # the services keep running
+        echo(error.message)
+    else:
+        if not real:
+            _interrupted_demonstration().unlink()
+
+
+def _refuse_real_servers_for_an_interrupted_demonstration() -> None:
+    """Raise an error if e-mails of a demonstration may wait in the private broker."""
+    if (real := real_servers()) and _interrupted_demonstration().exists():
+        raise click.ClickException(
+            "Cannot start: e-mails of an interrupted demonstration may wait in the private"
+            f" RabbitMQ, and {real[0]} is set. Run `ringback up` without it until the demonstration"
+            " ends, or delete the data: `python -m deploy.local clean`."
+        )
+
+
+def _interrupted_demonstration() -> Path:
+    """Return the file that exists from the start of a demonstration to its end."""
+    from deploy.local.stack import DIRECTORY  # noqa: PLC0415 - only in a checkout
+
+    return DIRECTORY / "demonstration"
 
 
 def _next_steps(private_url: str | None, sandbox: str, gateway: str) -> str:

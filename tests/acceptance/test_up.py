@@ -18,6 +18,7 @@ from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import TicketVerifier
 from tests.fakes.command import ROOT, ringback
+from tests.fakes.smtp import mail_server
 from tests.fakes.waiting import until
 
 EVERYTHING_IS_RUNNING = "Everything is running."
@@ -195,6 +196,28 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         assert not alive(services)
         checked = await ringback("topology", "check", amqp_url=amqp_url)
         assert checked.code == 1, "the private broker still runs"
+
+
+async def test_finding_c16_a_real_mail_server_gets_no_e_mail_of_the_demonstration(
+    installation: Installation, stack_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding C16: neither at once, nor after a demonstration in the sandbox was interrupted."""
+    assert installation
+    monkeypatch.setenv("RINGBACK_LOCAL_DIRECTORY", str(stack_directory / "mail-server"))
+    async with mail_server() as real:
+        async with up(RINGBACK_SMTP_URL=real.url()) as running:
+            output = await running.until(EVERYTHING_IS_RUNNING)
+            assert "2  attempt 3 delivered" in output
+            assert "is not shown: RINGBACK_SMTP_URL is set" in output
+            assert await running.end(signal.SIGINT) == 0
+
+        async with up() as running:
+            await running.until("7  posting")
+            assert await running.end(signal.SIGINT) == 0
+        async with up(RINGBACK_SMTP_URL=real.url()) as running:
+            await running.until("e-mails of an interrupted demonstration may wait")
+            assert await running.process.wait() == 1
+        assert real.mails == []
 
 
 async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(

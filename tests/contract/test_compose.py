@@ -25,13 +25,15 @@ HEALTHCHECK = CHECKOUT / "deploy/docker/healthcheck.py"
 
 
 def as_compose_reads_it(text: str) -> Any:
-    """Parse the file without variables: `${NAME:-default}` is its default."""
-    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+    """Parse the file without variables: `${NAME:-default}` is its default, from the inside out."""
+    while (replaced := re.sub(r"\$\{\w+:-([^${}]*)\}", r"\1", text)) != text:
+        text = replaced
+    return yaml.safe_load(text)
 
 
 COMPOSE = as_compose_reads_it((CHECKOUT / "docker-compose.yml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
-BUILT = {name: container for name, container in CONTAINERS.items() if "build" in container}
+BUILT = {name: each for name, each in CONTAINERS.items() if each["image"] == "ringback"}
 PULLED = {name: container for name, container in CONTAINERS.items() if name not in BUILT}
 ONE_SHOT = {name for name, container in BUILT.items() if container["restart"] == "no"}
 RUNNING = {name: BUILT[name] for name in BUILT if name not in ONE_SHOT}
@@ -142,6 +144,14 @@ def test_a_container_waits_for_servers_but_not_for_other_services(name: str) -> 
     assert set(CONTAINERS[name].get("depends_on", {})) == set().union(*providers)
 
 
+def test_finding_d1_one_container_builds_the_image_at_each_up() -> None:
+    """Finding D1: nine builds took nine times as long and left untagged images."""
+    assert [name for name, container in BUILT.items() if "build" in container] == ["migrate"]
+    policies = {name: container["pull_policy"] for name, container in BUILT.items()}
+    assert policies.pop("migrate") == "build"
+    assert set(policies.values()) == {"never"}
+
+
 def test_migrate_waits_for_the_database() -> None:
     assert BUILT["migrate"]["command"] == ["migrate"]
     assert set(BUILT["migrate"]["depends_on"]) == {"postgres"}
@@ -166,6 +176,37 @@ def test_callbacks_can_reach_receivers_but_not_the_broker_or_the_database() -> N
     connected = {name for name in CONTAINERS if "hooks" in CONTAINERS[name]["networks"]}
     assert {"callback", "sandbox"} <= connected
     assert not connected & set(PULLED)
+
+
+def test_finding_d1_the_callback_service_shares_one_network_with_receivers() -> None:
+    """Finding D1: Docker's DNS answers with the address in one of the shared networks only."""
+    own = set(CONTAINERS["callback"]["networks"])
+    assert own & set(CONTAINERS["sandbox"]["networks"]) == {"hooks"}
+    for service in ("rabbitmq", "mailings", "delivery"):
+        assert set(CONTAINERS[service]["networks"]) & set(CONTAINERS["sandbox"]["networks"])
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_finding_d1_links_for_people_do_not_name_a_container(name: str) -> None:
+    """Finding D1: a browser on the host cannot open http://sandbox:8090."""
+    links = ("RINGBACK_MAILINGS_UNSUBSCRIBE_URL", "RINGBACK_SANDBOX_URL")
+    for link in environment(name).keys() & set(links):
+        assert environment(name)[link].startswith("http://127.0.0.1:8090")
+
+
+def test_finding_d1_every_variable_is_documented() -> None:
+    """Finding D1: docs/docker.md left out several variables of ports."""
+    text = (CHECKOUT / "docker-compose.yml").read_text()
+    page = (CHECKOUT / "docs/docker.md").read_text()
+    assert [name for name in re.findall(r"\$\{(\w+):-", text) if f"`{name}`" not in page] == []
+
+
+def test_finding_c16_the_demonstration_sees_each_setting_of_a_real_server() -> None:
+    """Finding C16: it shows no e-mail and no SMS if one of these is set."""
+    text = (CHECKOUT / "docker-compose.yml").read_text()
+    for variable in ("RINGBACK_SMTP_URL", "RINGBACK_SMS_URL", "RINGBACK_SOURCES"):
+        assert environment("demo")[variable] == ""
+        assert text.count(f"${{{variable}:-") == 2  # the service that uses it, and `demo`
 
 
 def test_data_is_in_volumes() -> None:
