@@ -27,7 +27,7 @@ from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe
 from shared.amqp.declare import check
 from shared.postgres.connection import StoreConnectionLostError, connect, without_password
 from shared.postgres.migrations import Schema, SchemaMismatchError, pending
-from shared.process.configuration import configured
+from shared.process.configuration import configured, unknown_variables
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings
 from shared.settings import DATABASE_URL, Settings, load
@@ -106,7 +106,9 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
 
 
 def _advice() -> str:
-    """Return a warning if the ticket key is too short."""
+    """Return a warning about unknown variables, or about a ticket key that is too short."""
+    if unknown := unknown_variables():
+        return f"Warning: {', '.join(unknown)} is not a setting. See config.example.toml."
     key = load(SecuritySettings).ticket_key
     if key is None or len(key.get_secret_value()) >= MIN_KEY_LENGTH:
         return ""

@@ -25,8 +25,8 @@ def settings_models(names: Iterable[str] = SERVICES) -> list[type[BaseSettings]]
     return list(dict.fromkeys(model for name in names for model in load_service(name).settings))
 
 
-@click.command
-@click.argument("service", type=click.Choice(list(SERVICES)))
+@click.command(epilog=f"Services: {', '.join(SERVICES)}.")
+@click.argument("service", metavar="SERVICE", type=click.Choice(list(SERVICES)))
 @options
 def run(service: str, **chosen: Any) -> None:
     """Run one SERVICE until SIGTERM or Ctrl-C.

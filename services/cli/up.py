@@ -31,7 +31,7 @@ from shared.amqp.declare import declare
 from shared.postgres.connection import without_password
 from shared.postgres.migrations import Schema
 from shared.process.child import Child, running
-from shared.process.configuration import configured
+from shared.process.configuration import configured, unknown_variables
 from shared.process.health import STARTING
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings
@@ -75,6 +75,8 @@ def up(*, without_sandbox: bool) -> None:
     """
     names = [name for name in SERVICES if not (without_sandbox and name == SANDBOX)]
     settings = configured(settings_models(names))
+    for variable in unknown_variables():
+        click.echo(f"Warning: {variable} is not a setting. See config.example.toml.", err=True)
     sys.exit(run_task(_up(settings, names)))
 
 

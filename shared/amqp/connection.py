@@ -54,6 +54,9 @@ class BrokerConnection:
 
 def describe_error(error: BaseException) -> str:
     """Return the error's text, or its type: some errors of asyncio and aiormq have no text."""
+    if isinstance(error, aiormq.exceptions.InvalidFrameError):
+        # RabbitMQ closes the connection instead of opening the virtual host. aiormq drops its text.
+        return "the virtual host in the URL does not exist, or this user may not use it"
     return str(error) or type(error).__name__
 
 

@@ -5,9 +5,26 @@ Published on the default exchange, to the queue of the channel (shared/registry.
 
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from shared.contracts.callback import ClientId, Identifier
+
+
+def _describe_address(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("is not an e-mail address such as user@mail.com") from None
+
 
 # Addresses that every mail server accepts: RFC 5321 without quoted local parts.
 EmailAddress = Annotated[
@@ -17,6 +34,7 @@ EmailAddress = Annotated[
         r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$",
         max_length=254,
     ),
+    WrapValidator(_describe_address),  # the pattern has 170 characters
 ]
 # E.164 without the plus.
 Phone = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{6,14}$")]

@@ -1,14 +1,31 @@
 """Loads the configuration for a command: every fault is reported at once, with exit code 2."""
 
+import os
 from collections.abc import Collection, Iterable
-from typing import TypeVar
+from importlib import import_module
+from typing import Final, TypeGuard, TypeVar
 
 import click
 from pydantic_settings import BaseSettings
 
-from shared.settings import InvalidSettingsError, Settings, load, load_shared
+from shared.registry import SERVICES
+from shared.security.settings import SecuritySettings
+from shared.settings import (
+    PREFIX,
+    InvalidSettingsError,
+    Settings,
+    TableSettings,
+    load,
+    load_shared,
+    variable_of,
+)
 
 S = TypeVar("S", bound=BaseSettings)
+
+# Variables of commands and of the local stack. They are not in ringback.toml.
+OTHER_VARIABLES: Final = frozenset(
+    f"{PREFIX}{name}" for name in ("TICKET", "LOCAL_DIRECTORY", "RABBITMQ4_ROOT")
+)
 
 
 class InvalidConfigurationError(click.ClickException):
@@ -45,3 +62,21 @@ def configured_table(model: type[S]) -> S:
     """
     configured([model])
     return load(model)
+
+
+def unknown_variables() -> list[str]:
+    """Return the environment variables that look like a setting, but are not one of any service.
+
+    They are not errors: during an upgrade, old and new versions can share their environment.
+    """
+    models: list[type[BaseSettings]] = [Settings, SecuritySettings]
+    for spec in SERVICES.values():
+        module = import_module(f"{spec.module}.settings")
+        models += [each for each in vars(module).values() if _is_table(each)]
+    known = {variable_of(model, name) for model in models for name in model.model_fields}
+    found = [name for name in os.environ if name.upper().startswith(PREFIX)]
+    return sorted(name for name in found if name.upper() not in known | OTHER_VARIABLES)
+
+
+def _is_table(value: object) -> TypeGuard[type[TableSettings]]:
+    return isinstance(value, type) and issubclass(value, TableSettings)

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from shared.errors import RingbackError
 from shared.process import logs
+from shared.process.configuration import unknown_variables
 from shared.process.health import Health
 from shared.process.metrics import serving
 from shared.registry import SERVICES
@@ -153,6 +154,8 @@ def serve(
     error, by default 1.
     """
     logs.configure(name, level=settings.log_level, form=settings.log_format)
+    for variable in unknown_variables():
+        logger.warning("setting unknown", extra={"variable": variable})
     process = Process(name, settings, Health())
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
