@@ -8,6 +8,9 @@ from shared.contracts.posting_requests import MessageState
 from shared.registry import CHANNELS
 
 POSTINGS: Final = Counter("ringback_postings", "Postings, by outcome.", ["outcome"])
+# `increase()` misses the first count of a series that does not exist before it.
+for _outcome in ("accepted", "repeated", "invalid", "expanded", "failed", "expired", "done"):
+    POSTINGS.labels(_outcome)
 _MESSAGES: Final = Counter(
     "ringback_posting_messages",
     "Messages of postings, by outcome.",

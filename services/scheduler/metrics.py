@@ -9,6 +9,9 @@ from shared.contracts.schedules import Status
 REQUESTED: Final = Counter(
     "ringback_schedules_created", "Requests to create a callback, by outcome.", ["outcome"]
 )
+# `increase()` misses the first count of a series that does not exist before it.
+for _outcome in ("repeated", "key_used", "idempotency_conflict", "invalid"):
+    REQUESTED.labels(_outcome)
 CREATED: Final = REQUESTED.labels("created")
 DISPATCHED: Final = Counter(
     "ringback_schedules_dispatched",
@@ -27,6 +30,8 @@ SETTLED: Final = {
 MISFIRES: Final = Counter(
     "ringback_schedule_misfires", "Callbacks claimed long after they fell due.", ["policy"]
 )
+for _policy in ("fire", "skip"):
+    MISFIRES.labels(_policy)
 CLOCK_SKEW: Final = Gauge(
     "ringback_callback_clock_skew_seconds",
     "Seconds by which the clock of a callback service was ahead of the database's, at most.",

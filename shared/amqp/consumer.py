@@ -102,6 +102,7 @@ class Consumer(Generic[M, R]):
         health.expect(part)
         self._tasks = DeliveryTasks()
         self._acks: AckBatcher | None = None
+        self._bugs = BUGS.labels(spec.queue)
         self._count = {kind: CONSUMED.labels(spec.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
@@ -216,7 +217,7 @@ class Consumer(Generic[M, R]):
                 # The message keeps its prefetch slot: a full prefetch window stops consumption.
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
             except Exception as error:  # a bug: retried, so that no message is lost
-                BUGS.labels(self._spec.queue).inc()
+                self._bugs.inc()
                 logger.exception("bug in a handler", extra={"message_id": message.id})
                 bug = TransientError(f"internal error: {type(error).__name__}")
                 return self._retry(message, model, bug)

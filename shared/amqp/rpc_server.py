@@ -70,6 +70,7 @@ class RpcServer:
         self._health = health
         health.expect(PART)
         self._tasks = DeliveryTasks()
+        self._bugs = BUGS.labels(queue)
         self._outcomes: dict[tuple[str, str], Counter] = {}
 
     async def run(self) -> None:
@@ -186,7 +187,7 @@ class RpcServer:
         return body, value.code
 
     def _bug(self, error: Exception, request: Properties) -> Failure:
-        BUGS.labels(self._queue).inc()
+        self._bugs.inc()
         logger.error("bug in a handler", extra={"operation": request.type}, exc_info=error)
         return Failure(code=FailureCode.INTERNAL, detail="internal error")
 

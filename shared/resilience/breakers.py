@@ -16,7 +16,8 @@ OPEN: Final = Gauge(
     ["target_url"],
     multiprocess_mode="livemax",
 )
-CHANGES: Final = Counter("ringback_breaker_changes", "Changes of circuit breakers.", ["state"])
+_CHANGES: Final = Counter("ringback_breaker_changes", "Changes of circuit breakers.", ["state"])
+CHANGES: Final = {state: _CHANGES.labels(state.value) for state in Breaker}
 
 
 def breaker_observer(label: Callable[[str], str]) -> Callable[[str, Breaker, float], None]:
@@ -24,7 +25,7 @@ def breaker_observer(label: Callable[[str], str]) -> Callable[[str, Breaker, flo
 
     def observe(target: str, breaker: Breaker, open_time: float) -> None:
         OPEN.labels(label(target)).set(breaker is Breaker.OPEN)
-        CHANGES.labels(breaker.value).inc()
+        CHANGES[breaker].inc()
         logger.warning("breaker %s", breaker, extra={"target_url": target, "open_time": open_time})
 
     return observe

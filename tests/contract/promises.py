@@ -34,6 +34,7 @@ PROMISES: Final = {
     "E7": "A posting survives a restart: no recipient is skipped, and ids stay the same.",
     "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
+    "M15": "One command starts everything with Docker Compose.",
     "row 1": "The broker is killed: nothing is lost, and services recover.",
     "row 2": "The broker is suspended: publishes end as unknown within 5 s.",
     "row 3": "The broker restarts gracefully: nothing is lost.",
