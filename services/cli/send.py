@@ -173,7 +173,8 @@ def _incomplete(
     first = min((document.line for document in unconfirmed), default=None)
     other = "" if first is None else f" The first other one is on line {first}."
     return click.ClickException(
-        f"{confirmed} of {len(documents)} messages were confirmed, then: {reason}{other}"
+        f"Cannot send all messages: {reason.rstrip('.')}."
+        f" {confirmed} of {len(documents)} messages were confirmed.{other}"
     )
 
 
