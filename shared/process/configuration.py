@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Final, TypeGuard, TypeVar
 
 import click
@@ -70,8 +71,8 @@ def unknown_variables() -> list[str]:
     They are not errors: during an upgrade, old and new versions can share their environment.
     """
     models: list[type[BaseSettings]] = [Settings, SecuritySettings]
-    for spec in SERVICES.values():
-        module = import_module(f"{spec.module}.settings")
+    names = [f"{spec.module}.settings" for spec in SERVICES.values()]
+    for module in [import_module(name) for name in names if find_spec(name)]:
         models += [each for each in vars(module).values() if _is_table(each)]
     known = {variable_of(model, name) for model in models for name in model.model_fields}
     found = [name for name in os.environ if name.upper().startswith(PREFIX)]
