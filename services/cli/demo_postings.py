@@ -17,7 +17,7 @@ from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.messages import SendEmail
 from shared.contracts.posting_requests import PostingState, PostingStatus
 from shared.contracts.postings import POSTING, Posting
-from shared.registry import CHANNELS
+from shared.registry import CHANNELS, URGENT
 from shared.settings import Settings
 from shared.topology import POSTING_KEY, POSTINGS
 
@@ -85,7 +85,7 @@ async def _check_that_e_mails_reach_the_sandbox(
     mail = SendEmail(to=to, subject="A demonstration follows", text="It stays in the sandbox.")
     await publisher.publish(
         OutgoingMessage(
-            CHANNELS["email"].queue,
+            CHANNELS["email"].queues[URGENT],
             _properties(CHANNELS["email"].type),
             mail.model_dump_json(exclude_defaults=True).encode(),
         )
