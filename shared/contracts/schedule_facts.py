@@ -15,7 +15,8 @@ Kind = Literal["schedule.notified", "schedule.failed", "schedule.cancelled", "sc
 class ScheduleFact(BaseModel):
     """A callback was notified, failed or was cancelled, or a main retry is planned."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A process of another version may have stored the fact, so unknown fields are ignored.
+    model_config = ConfigDict(frozen=True)
 
     type: Kind
     fact_id: str = Field(description="Unique. A repeat of the same fact has the same id.")

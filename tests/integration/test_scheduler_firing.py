@@ -213,6 +213,24 @@ async def test_finding_a11_a_fact_that_a_crash_prevented_is_published_by_another
     assert len(other.broker.facts) == 1
 
 
+async def test_finding_a11_a_fact_stored_by_a_newer_version_is_published(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create()
+    scheduler.broker.confirms_facts.clear()
+    crashing = asyncio.create_task(scheduler.request("CancelCallbacks", id=str(callback)))
+    stored = "SELECT facts FROM scheduler.unpublished_facts"
+    await until(lambda: scheduler.database.fetchrow(stored))
+    crashing.cancel()
+    await scheduler.database.execute(
+        "UPDATE scheduler.unpublished_facts SET leased_until = now(),"
+        " facts = ARRAY[jsonb_set(facts[1]::jsonb, '{new_field}', '1')::text]"
+    )
+    other = Scheduler(scheduler.database)
+    await other.changes.run_once()
+    assert len(other.broker.published_facts("cancelled")) == 1
+
+
 async def test_finding_a11_a_confirmed_fact_is_not_stored(scheduler: Scheduler) -> None:
     callback = await scheduler.create(repeat={"every": 60})
     await scheduler.make_due(callback)
