@@ -40,4 +40,11 @@ class DeferredError(RingbackError):
 
 
 class InfrastructureError(RingbackError):
-    """A store or the broker is unavailable: retried until it recovers, not counted."""
+    """A store or the broker is unavailable: retried until it recovers, not counted.
+
+    `effect_unknown` is false if the work is known to have had no effect.
+    """
+
+    def __init__(self, reason: str, *, effect_unknown: bool = True) -> None:
+        super().__init__(reason)
+        self.effect_unknown = effect_unknown

@@ -43,10 +43,7 @@ class ServiceClient:
         except UnavailableError as error:
             raise unavailable(f"{operation.service}: {error}") from None
         except NoResponseError as error:
-            raise unknown(
-                f"{operation.service}: {error}. It is unknown whether the request was carried out."
-                " Check the status, or repeat the request with the same Idempotency-Key."
-            ) from None
+            raise _unknown_effect(f"{operation.service}: {error}") from None
         if isinstance(response, Failure):
             raise _problem(response)
         return response
@@ -55,8 +52,17 @@ class ServiceClient:
 def _problem(failure: Failure) -> ProblemError:
     if failure.code is FailureCode.UNAVAILABLE:
         return unavailable(failure.detail)
+    if failure.code is FailureCode.UNKNOWN:
+        return _unknown_effect(failure.detail)
     return ProblemError(
         _STATUS[failure.code], failure.code.value, failure.detail, errors=failure.errors
+    )
+
+
+def _unknown_effect(cause: str) -> ProblemError:
+    return unknown(
+        f"{cause}. It is unknown whether the request was carried out. Check the status, or repeat"
+        " the request with the same Idempotency-Key."
     )
 
 

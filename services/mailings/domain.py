@@ -51,6 +51,11 @@ def posting_id_of_key(client_id: str | None, idempotency_key: str) -> UUID:
     return uuid5(_NAMESPACE, f"{client_id or ''}\0key:{idempotency_key}")
 
 
+def posting_id_of_request(client_id: str | None, message_id: str) -> UUID:
+    """Return the id of the posting that a request without an idempotency key creates."""
+    return uuid5(_NAMESPACE, f"{client_id or ''}\0request:{message_id}")
+
+
 def message_id(posting: UUID, channel: str, user_id: str) -> UUID:
     """Return the id of the message to a user, which is the same every time."""
     return uuid5(posting, f"{channel} {user_id}")

@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from pydantic import BaseModel
 
-from services.mailings.domain import posting_id_of_key
+from services.mailings.domain import posting_id_of_key, posting_id_of_request
 from services.mailings.intake import Intake, PostingConflict, new_posting
 from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.store import Store
 from shared.amqp.parsing import parse_request
+from shared.amqp.publisher import new_id
 from shared.amqp.rpc import RequestContext
 from shared.clock import Clock
 from shared.contracts.posting_requests import (
@@ -69,7 +70,12 @@ class Requests:
 
     async def _create(self, context: RequestContext, command: CreatePosting) -> Response:
         key = command.idempotency_key
-        id_ = uuid4() if key is None else posting_id_of_key(context.client_id, key)
+        # Without a key, a request that is delivered again still finds its own posting.
+        id_ = (
+            posting_id_of_request(context.client_id, context.message_id or new_id())
+            if key is None
+            else posting_id_of_key(context.client_id, key)
+        )
         result = await self._intake.accept(
             new_posting(
                 id_,

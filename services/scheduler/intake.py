@@ -21,6 +21,7 @@ from shared.contracts.schedules import (
     ScheduleCallback,
     callback_id_of_message,
 )
+from shared.errors import InfrastructureError
 from shared.resilience.batching import Batcher
 from shared.security.encryption import SecretCipher
 
@@ -38,9 +39,17 @@ class IdempotencyConflict:
 CreateResult = CallbackCreated | KeyUsed | IdempotencyConflict
 
 
-def id_of_idempotency_key(client_id: str, idempotency_key: str) -> UUID:
-    """Return the id of the callback that a request with this idempotency key creates."""
-    return callback_id_of_message(client_id, f"key:{idempotency_key}")
+def id_of_request(
+    client_id: str, idempotency_key: str | None, message_id: str, index: int | None = None
+) -> UUID:
+    """Return the id of the callback that a request creates, or of one in its batch.
+
+    It is the same for a repeat with the same idempotency key, and without a key for a request that
+    the broker delivers again.
+    """
+    request = f"request:{message_id}" if idempotency_key is None else f"key:{idempotency_key}"
+    # Neither contains NUL, so no other request has the ids of a batch.
+    return callback_id_of_message(client_id, request if index is None else f"{request}\0{index}")
 
 
 def run_at_errors(run_at: datetime | None, now: datetime) -> tuple[FieldError, ...]:
@@ -80,7 +89,9 @@ class Intake:
         self._wake_at = wake_at
         self._lease = lease
         self._exchanges = amqp_exchanges
-        self._batches: Batcher[NewCallback, CreateResult] = Batcher(self._insert, max_size=batch)
+        self._batches: Batcher[NewCallback, CreateResult | InfrastructureError] = Batcher(
+            self._insert, max_size=batch
+        )
 
     async def run(self) -> None:
         """Insert callbacks until cancelled."""
@@ -131,7 +142,7 @@ class Intake:
         if errors:
             metrics.REQUESTED.labels("invalid").inc()
             return invalid(errors)
-        return await self._batches.add(
+        result = await self._batches.add(
             NewCallback(
                 id=callback_id,
                 client_id=client_id,
@@ -148,26 +159,32 @@ class Intake:
                 delay=command.delay or 0.0,
             )
         )
+        if isinstance(result, InfrastructureError):
+            raise result
+        return result
 
     def _encrypted_secret(self, command: ScheduleCallback) -> bytes | None:
         secret = command.hmac_secret
         return None if secret is None else self._cipher.encrypt(dumps(secret))
 
-    async def _insert(self, new: list[NewCallback]) -> list[CreateResult]:
-        results: dict[int, CreateResult] = {}
+    async def _insert(self, new: list[NewCallback]) -> list[CreateResult | InfrastructureError]:
+        """Insert a batch in several statements. If one fails, the others keep their results."""
+        results: dict[int, CreateResult | InfrastructureError] = {}
         rest = list(enumerate(new))
         while rest:
             distinct, rest = _split_distinct(rest)
-            results.update(
-                zip(
-                    (index for index, _ in distinct),
-                    await self._insert_distinct([callback for _, callback in distinct]),
-                    strict=True,
-                )
-            )
+            indexes = [index for index, _ in distinct]
+            try:
+                created = await self._insert_distinct([callback for _, callback in distinct])
+            except InfrastructureError as error:
+                results.update(dict.fromkeys(indexes, error))
+            else:
+                results.update(zip(indexes, created, strict=True))
         return [results[index] for index in range(len(new))]
 
-    async def _insert_distinct(self, new: list[NewCallback]) -> list[CreateResult]:
+    async def _insert_distinct(
+        self, new: list[NewCallback]
+    ) -> list[CreateResult | InfrastructureError]:
         inserted = await self._store.insert(new)
         if inserted.due:
             self._dispatch(inserted.due)
@@ -177,14 +194,28 @@ class Intake:
         if later:
             self._wake_at(min(later))
         metrics.CREATED.inc(len(inserted.callbacks))
-        others = [request.id for request in new if request.id not in inserted.callbacks]
-        existing = await self._store.existing(others) if others else {}
+        others = [request for request in new if request.id not in inserted.callbacks]
+        repeats = await self._results_of_repeats(others) if others else {}
         return [
             CallbackCreated(id=callback.id, status=callback.status, run_at=callback.run_at)
             if (callback := inserted.callbacks.get(request.id))
-            else _result_of_repeat(request, existing.get(request.id))
+            else repeats[request.id]
             for request in new
         ]
+
+    async def _results_of_repeats(
+        self, requests: Sequence[NewCallback]
+    ) -> dict[UUID, CreateResult | InfrastructureError]:
+        """Return the results for callbacks that were not inserted."""
+        try:
+            existing = await self._store.existing([request.id for request in requests])
+        except InfrastructureError as error:
+            # An earlier delivery of the request may have created the callback.
+            unknown = InfrastructureError(str(error))
+            return dict.fromkeys((request.id for request in requests), unknown)
+        return {
+            request.id: _result_of_repeat(request, existing.get(request.id)) for request in requests
+        }
 
 
 def _split_distinct(

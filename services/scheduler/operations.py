@@ -14,7 +14,7 @@ from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
 from services.scheduler.intake import run_at_errors
-from services.scheduler.store import Store
+from services.scheduler.store import Listed, Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import (
     CallbackPage,
@@ -30,10 +30,14 @@ from shared.contracts.schedule_requests import (
     RetryResponse,
 )
 from shared.contracts.schedules import CancelCallback, RescheduleCallback, Status
+from shared.errors import InfrastructureError
 from shared.pagination import END, START, Position, decode_cursor, encode_cursor
 
 # Callbacks of a group that are cancelled in one transaction, and the most that a response lists.
 GROUP_BATCH_SIZE: Final = 1000
+# Bytes of the contexts in one page: half of the longest response. A page with larger contexts ends
+# early, and its cursor continues after its last callback.
+MAX_PAGE_BYTES: Final = 4 << 20
 # Callbacks read at a time for a list by status, and how often. After that the page ends early, and
 # its cursor continues after the last callback read.
 FILTER_WINDOW: Final = 2000
@@ -85,12 +89,6 @@ class Operations:
                 position = decode_cursor(request.cursor)
             except ValueError:
                 return invalid([FieldError(field="cursor", message="is not a valid cursor")])
-        if request.event_key is not None:
-            by_keys = GetCallback(group_key=request.group_key, event_key=request.event_key)
-            found = await self.get(client_id, by_keys)
-            if isinstance(found, Failure) or request.status not in (None, found.status):
-                return CallbackPage(items=[], next_cursor=None)
-            return CallbackPage(items=[found], next_cursor=None)
         items, last = await self._page(client_id, request, position)
         return CallbackPage(items=items, next_cursor=None if last is None else encode_cursor(last))
 
@@ -98,30 +96,44 @@ class Operations:
         self, client_id: str, request: ListCallbacks, position: Position
     ) -> tuple[list[CallbackStatus], Position | None]:
         """Return the callbacks after a position, and where the next page begins, if any."""
-        failed = request.status is Status.FAILED
-        filtered = request.status is not None and (not failed or request.group_key is not None)
+        by_failure = request.status is Status.FAILED and request.event_key is None
+        filtered = request.status is not None and not (by_failure and request.group_key is None)
         window = max(FILTER_WINDOW, request.limit) if filtered else request.limit
-        items: list[CallbackStatus] = []
+        chosen: list[Listed] = []
+        room = MAX_PAGE_BYTES
         for _ in range(MAX_FILTER_WINDOWS):
-            positions = await self._store.page(
-                client_id,
-                position,
-                window + 1,  # one more shows whether another page follows
-                group_key=request.group_key,
-                failed=failed,
+            # One more than the window shows whether another page follows.
+            found = (
+                await self._store.failed_page(client_id, position, window + 1)
+                if by_failure
+                else await self._store.page(
+                    client_id,
+                    position,
+                    window + 1,
+                    group_key=request.group_key,
+                    event_key=request.event_key,
+                )
             )
-            rows = await self._store.statuses([id_ for _, id_ in positions[:window]])
-            for found in positions[:window]:
-                row = rows.get(found[1])
-                if row is None or not _matches(row, request):
-                    continue
-                items.append(_status(row))
-                if len(items) == request.limit:
-                    return items, found if found != positions[-1] else None
-            if len(positions) <= window:
-                return items, None
-            position = positions[window - 1]
-        return items, position
+            matching = found[:window]
+            if filtered:
+                states = await self._store.states([each.id for each in matching])
+                matching = [each for each in matching if _matches(states.get(each.id), request)]
+            for each in matching:
+                room -= each.size
+                if chosen and room < 0:
+                    return await self._statuses(chosen), chosen[-1].position
+                chosen.append(each)
+                if len(chosen) == request.limit:
+                    last = None if each is found[-1] else each.position
+                    return await self._statuses(chosen), last
+            if len(found) <= window:
+                return await self._statuses(chosen), None
+            position = found[window - 1].position
+        return await self._statuses(chosen), position
+
+    async def _statuses(self, listed: Sequence[Listed]) -> list[CallbackStatus]:
+        rows = await self._store.statuses([each.id for each in listed])
+        return [_status(rows[each.id]) for each in listed if each.id in rows]
 
     async def cancel(
         self, client_id: str, command: CancelCallback
@@ -141,13 +153,19 @@ class Operations:
         counts: dict[CancelResult, int] = {}
         position = START
         while True:
-            members = await self._store.group_members(
-                client_id, group_key, position, GROUP_BATCH_SIZE
-            )
+            try:
+                members = await self._store.group_members(
+                    client_id, group_key, position, GROUP_BATCH_SIZE
+                )
+                results = await self._cancel([id_ for _, id_ in members]) if members else {}
+            except InfrastructureError as error:
+                if counts:  # earlier batches are committed
+                    raise InfrastructureError(str(error)) from error
+                raise
             if not members:
                 return CancelGroupResponse(items=items, counts=counts)
             position = members[-1]
-            for id_, result in (await self._cancel([id_ for _, id_ in members])).items():
+            for id_, result in results.items():
                 counts[result] = counts.get(result, 0) + 1
                 if len(items) < GROUP_BATCH_SIZE:
                     items.append(CancelResponse(id=id_, result=result))
@@ -233,10 +251,11 @@ class Operations:
         return RetryResponse(count=len(ids), ids=ids)
 
 
-def _matches(row: Any, request: ListCallbacks) -> bool:
-    return (request.status is None or row["status"] == request.status) and (
-        request.group_key is None or row["group_key"] == request.group_key
-    )
+def _matches(state: tuple[str, str | None] | None, request: ListCallbacks) -> bool:
+    if state is None:
+        return False
+    status, group_key = state
+    return status == request.status and request.group_key in (None, group_key)
 
 
 def _status(row: Any) -> CallbackStatus:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import starmap
 from typing import Any, Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -13,11 +14,12 @@ from services.scheduler.intake import (
     Intake,
     KeyUsed,
     fingerprint,
-    id_of_idempotency_key,
+    id_of_request,
 )
 from services.scheduler.operations import Operations
 from shared.amqp.parsing import parse_request
-from shared.amqp.rpc import RequestContext
+from shared.amqp.publisher import new_id
+from shared.amqp.rpc import RequestContext, failure_of
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
@@ -36,6 +38,7 @@ from shared.contracts.schedule_requests import (
     RejectedItem,
 )
 from shared.contracts.schedules import ScheduleCallback
+from shared.errors import InfrastructureError
 
 B = TypeVar("B", bound=BaseModel)
 Response = BaseModel | Failure
@@ -43,6 +46,8 @@ Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
 
 # Requests that may use a database connection at the same time. Creations use the intake's.
 MAX_CONCURRENT: Final = 4
+# The codes of all items of a batch that was not carried out at all.
+_NOTHING_DONE: Final = {FailureCode.UNAVAILABLE}
 KEY_USED: Final = Failure(
     code=FailureCode.CONFLICT,
     detail="a callback with this group_key and event_key already exists",
@@ -119,7 +124,7 @@ class Requests:
 
     async def _create(self, context: RequestContext, request: CreateCallback) -> Response:
         key = request.idempotency_key
-        id_ = uuid4() if key is None else id_of_idempotency_key(context.client_id or "", key)
+        id_ = id_of_request(context.client_id or "", key, context.message_id or new_id())
         return await self._create_one(context, request.callback, id_, fingerprinted=key is not None)
 
     async def _create_one(
@@ -144,14 +149,27 @@ class Requests:
         return result
 
     async def _create_batch(self, context: RequestContext, request: CreateCallbacks) -> Response:
-        async def create(callback: Any) -> CallbackCreated | RejectedItem:
+        client_id, key = context.client_id or "", request.idempotency_key
+        message_id = context.message_id or new_id()
+
+        async def create(index: int, callback: Any) -> CallbackCreated | RejectedItem:
             command = parse_request(ScheduleCallback, to_json(callback))
             if isinstance(command, Failure):
                 return RejectedItem(error=command)
-            result = await self._create_one(context, command, uuid4(), fingerprinted=False)
+            id_ = id_of_request(client_id, key, message_id, index)
+            try:
+                result = await self._create_one(
+                    context, command, id_, fingerprinted=key is not None
+                )
+            except InfrastructureError as error:
+                result = failure_of(error)
             return RejectedItem(error=result) if isinstance(result, Failure) else result
 
-        return CallbacksCreated(items=await asyncio.gather(*map(create, request.callbacks)))
+        items = await asyncio.gather(*starmap(create, enumerate(request.callbacks)))
+        failures = [item.error for item in items if isinstance(item, RejectedItem)]
+        if len(failures) == len(items) and {each.code for each in failures} == _NOTHING_DONE:
+            return failures[0]
+        return CallbacksCreated(items=items)
 
     async def _ping(self, _: RequestContext, __: bytes) -> Response:
         return Pong(status=self._fault() or "ready")

@@ -98,6 +98,19 @@ class Lease(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A callback in a list: its position, and the size of its context in bytes."""
+
+    position: Position
+    size: int
+
+    @property
+    def id(self) -> UUID:
+        """Return its id."""
+        return self.position[1]
+
+
+@dataclass(frozen=True, slots=True)
 class Inserted:
     """The result of an insert. `due` are those that the caller must dispatch at once."""
 
@@ -300,13 +313,29 @@ class Store:
         limit: int,
         *,
         group_key: str | None = None,
-        failed: bool = False,
-    ) -> list[Position]:
-        """Return positions of a client's callbacks, newest first: all, a group, or failed ones."""
-        name = "failed_page" if failed else "client_page" if group_key is None else "group_page"
-        more = () if failed or group_key is None else (group_key,)
-        rows = await self._database.fetch(SQL[name], client_id, *before, limit, *more)
-        return [(row["at"], row["id"]) for row in rows]
+        event_key: str | None = None,
+    ) -> list[Listed]:
+        """Return a client's callbacks, newest first: all, or those with these keys."""
+        if event_key is not None:
+            return await self._page("key_page", client_id, before, limit, group_key, event_key)
+        if group_key is not None:
+            return await self._page("group_page", client_id, before, limit, group_key)
+        return await self._page("client_page", client_id, before, limit)
+
+    async def failed_page(self, client_id: str, before: Position, limit: int) -> list[Listed]:
+        """Return a client's failed callbacks, from the last failure on."""
+        return await self._page("failed_page", client_id, before, limit)
+
+    async def _page(
+        self, name: str, client_id: str, before: Position, limit: int, *keys: str | None
+    ) -> list[Listed]:
+        rows = await self._database.fetch(SQL[name], client_id, *before, limit, *keys)
+        return [Listed((row["at"], row["id"]), row["size"]) for row in rows]
+
+    async def states(self, ids: Sequence[UUID]) -> dict[UUID, tuple[str, str | None]]:
+        """Return the status and the group of callbacks, without their contexts."""
+        rows = await self._database.fetch(SQL["states"], ids)
+        return {row["id"]: (row["status"], row["group_key"]) for row in rows}
 
     async def statuses(self, ids: Sequence[UUID]) -> dict[UUID, Any]:
         """Return the rows for `CallbackStatus`, as `asyncpg.Record`."""

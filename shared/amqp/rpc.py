@@ -1,7 +1,9 @@
 """The parts that RPC clients and servers share: the context of a request, and its encoding.
 
-A request is a message of type OPERATION to a request queue, with the property `expiration`: its
-timeout in milliseconds. The response arrives by direct reply-to, on the channel of the request.
+A request is a message of type OPERATION to a request queue. Its property `expiration` is its
+timeout in milliseconds. Its `message_id` is its idempotency key: the broker delivers a request again
+if the service dies before it responds. The response arrives by direct reply-to, on the channel of
+the request.
 `shared/contracts/requests.py` describes the bodies.
 """
 
@@ -9,6 +11,8 @@ from typing import Final, NamedTuple
 
 from shared.amqp.codec import Properties
 from shared.contracts import headers
+from shared.contracts.requests import Failure, FailureCode
+from shared.errors import InfrastructureError
 
 REPLY_TO: Final = "amq.rabbitmq.reply-to"
 JSON: Final = "application/json"
@@ -17,13 +21,23 @@ DEFAULT_TIMEOUT: Final = 30.0
 
 
 class RequestContext(NamedTuple):
-    """The verified client id behind a request (None: anonymous), and its W3C trace context."""
+    """The verified client id behind a request (None: anonymous), and its W3C trace context.
+
+    `message_id` identifies the request on the service's side, also when it is delivered again.
+    """
 
     client_id: str | None = None
     traceparent: str | None = None
+    message_id: str | None = None
 
 
 ANONYMOUS: Final = RequestContext()
+
+
+def failure_of(error: InfrastructureError) -> Failure:
+    """Return the failure that reports an unavailable store or broker to the caller."""
+    code = FailureCode.UNKNOWN if error.effect_unknown else FailureCode.UNAVAILABLE
+    return Failure(code=code, detail=str(error))
 
 
 def context_headers(context: RequestContext) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ from shared.amqp.consumer import BUGS
 from shared.amqp.declare import declare
 from shared.amqp.delivery_tasks import DeliveryTasks
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
-from shared.amqp.rpc import JSON, REPLY_TO, RequestContext, request_timeout
+from shared.amqp.rpc import JSON, REPLY_TO, RequestContext, failure_of, request_timeout
 from shared.amqp.subscription import subscribe
 from shared.contracts import headers
 from shared.contracts.requests import Failure, FailureCode
@@ -48,7 +48,8 @@ class RpcServer:
 
     `handlers` are called by operation, with the request's context and body, and return a value or a
     `Failure`. At most `prefetch` run at a time. An InfrastructureError becomes the failure
-    `unavailable`, any other error `internal`. A handler is cancelled at the request's timeout.
+    `unavailable` or `unknown`, any other error `internal`. A handler is cancelled at the request's
+    timeout.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes each collaborator by name
@@ -158,11 +159,13 @@ class RpcServer:
         client_id = (request.headers or {}).get(headers.CLIENT_ID)
         if not (client_id is None or isinstance(client_id, str)):
             return Failure(code=FailureCode.INVALID, detail="the client id is not a string")
-        context = RequestContext(client_id, headers.traceparent(request.headers))
+        context = RequestContext(
+            client_id, headers.traceparent(request.headers), request.message_id
+        )
         try:
             return await handler(context, body)
         except InfrastructureError as error:
-            return Failure(code=FailureCode.UNAVAILABLE, detail=str(error))
+            return failure_of(error)
         except Exception as error:  # noqa: BLE001 - a bug in one handler must not stop the server
             return self._bug(error, request)
 

@@ -42,6 +42,7 @@ class FailureCode(StrEnum):
     NOT_FOUND = "not_found"
     FORBIDDEN = "forbidden"
     UNAVAILABLE = "unavailable"  # nothing was done; the caller may retry later
+    UNKNOWN = "unknown"  # a store was lost; it is unknown whether the request took effect
     INTERNAL = "internal"  # a bug in Ringback; the effect of the request is unknown
 
 

@@ -42,11 +42,15 @@ class CreateCallback(BaseModel):
 
 
 class CreateCallbacks(BaseModel):
-    """Create several callbacks. Each is a ScheduleCallback and has its own result."""
+    """Create several callbacks. Each is a ScheduleCallback and has its own result.
+
+    A repeat with the same idempotency key creates only those that the first request did not.
+    """
 
     model_config = STRICT
 
     callbacks: Annotated[list[Any], Field(min_length=1, max_length=MAX_BATCH_SIZE)]
+    idempotency_key: Key | None = None
 
 
 class GetCallback(BaseModel):

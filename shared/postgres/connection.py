@@ -34,9 +34,9 @@ CONNECT_ERRORS: Final = (*DATABASE_ERRORS, asyncpg.InterfaceError)
 
 
 class StoreConnectionLostError(InfrastructureError):
-    """The database is unavailable, too slow, or full. The effect of the last statement is unknown.
+    """The database is unavailable, too slow, or full.
 
-    Repeat only idempotent statements.
+    The effect of the last statement may be unknown, so repeat only idempotent statements.
     """
 
 
@@ -80,6 +80,11 @@ def describe_error(error: BaseException) -> str:
             return "timeout"
         case _:
             return str(error) or type(error).__name__
+
+
+def rejected_by_server(error: BaseException) -> bool:
+    """Return whether the server reported that the statement failed, so it had no effect."""
+    return isinstance(error, asyncpg.PostgresError) and error.severity_en == "ERROR"
 
 
 def without_password(url: str) -> str:

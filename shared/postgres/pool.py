@@ -18,6 +18,7 @@ from shared.postgres.connection import (
     DATABASE_ERRORS,
     StoreConnectionLostError,
     describe_error,
+    rejected_by_server,
     without_password,
 )
 from shared.postgres.migrations import Schema, SchemaOutdatedError, pending
@@ -186,9 +187,10 @@ class Database:
         except TimeoutError:
             if self._available.is_set():
                 raise StoreConnectionLostError(
-                    f"all {self._size} connections to the database are in use"
+                    f"all {self._size} connections to the database are in use",
+                    effect_unknown=False,
                 ) from None
-            raise StoreConnectionLostError(self._fault) from None
+            raise StoreConnectionLostError(self._fault, effect_unknown=False) from None
 
     async def _begin(self, connection: Any, transaction: Any) -> bool:
         """Begin a transaction; return False if the connection is lost. Retrying is safe."""
@@ -222,7 +224,9 @@ class Database:
             self._full_until = asyncio.get_running_loop().time() + MAX_TIME_FULL
             self._health.down(PART, describe_error(error))
         self._probe_now.set()
-        return StoreConnectionLostError(describe_error(error))
+        return StoreConnectionLostError(
+            describe_error(error), effect_unknown=not rejected_by_server(error)
+        )
 
     async def _restore(self) -> None:
         """Replace idle connections that do not respond. If all fail, retry until one responds."""

@@ -27,7 +27,7 @@ TOPOLOGY = Topology((), (Queue(QUEUE, {"x-queue-type": "classic"}),), ())
 
 
 async def echo(context: RequestContext, body: bytes) -> Any:
-    return {"context": list(context), "echo": json.loads(body)}
+    return {"context": list(context[:2]), "echo": json.loads(body)}
 
 
 @asynccontextmanager
@@ -120,7 +120,7 @@ async def test_s9_the_client_id_and_the_trace_context_reach_the_handler(
     amqp_url: str, context: RequestContext
 ) -> None:
     async with rpc_server(amqp_url, {"Echo": echo}), rpc_client(amqp_url) as client:
-        assert (await request(client, context=context))["context"] == list(context)
+        assert (await request(client, context=context))["context"] == list(context[:2])
 
 
 async def test_a_failure_that_is_too_large_for_a_message_is_shortened(amqp_url: str) -> None:
@@ -159,7 +159,7 @@ async def test_a_malformed_reply_to_is_handled_once(amqp_url: str) -> None:
     assert handled == [b"1", b"2"]
 
 
-async def test_failures_are_values_and_errors_become_failures(
+async def test_finding_a4_failures_are_values_and_errors_become_failures(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = Failure(
@@ -172,7 +172,10 @@ async def test_failures_are_values_and_errors_become_failures(
         return wrong
 
     async def lost(_: RequestContext, __: bytes) -> Any:
-        raise InfrastructureError("the database is unavailable")
+        raise InfrastructureError("the connection is lost")
+
+    async def unavailable(_: RequestContext, __: bytes) -> Any:
+        raise InfrastructureError("the database is unavailable", effect_unknown=False)
 
     async def bug(_: RequestContext, __: bytes) -> Any:
         raise TimeoutError("a secret-canary in an error's text")
@@ -186,6 +189,7 @@ async def test_failures_are_values_and_errors_become_failures(
     handlers = {
         "Invalid": invalid,
         "Lost": lost,
+        "Unavailable": unavailable,
         "Bug": bug,
         "Unserializable": unserializable,
         "Endless": endless,
@@ -194,6 +198,9 @@ async def test_failures_are_values_and_errors_become_failures(
     async with rpc_server(amqp_url, handlers), rpc_client(amqp_url) as client:
         assert await request(client, "Invalid") == wrong
         assert await request(client, "Lost") == Failure(
+            code=FailureCode.UNKNOWN, detail="the connection is lost"
+        )
+        assert await request(client, "Unavailable") == Failure(
             code=FailureCode.UNAVAILABLE, detail="the database is unavailable"
         )
         internal = Failure(code=FailureCode.INTERNAL, detail="internal error")
@@ -341,6 +348,29 @@ async def test_another_server_handles_requests_that_a_drained_one_did_not_finish
             await asyncio.sleep(0.1)  # long enough for an ack
         async with rpc_server(amqp_url, {"Echo": echo}):
             assert (await response)["echo"] == 1
+
+
+async def test_finding_a3_a_request_that_is_delivered_again_has_the_same_message_id(
+    amqp_url: str,
+) -> None:
+    received: list[str | None] = []
+
+    async def handle(context: RequestContext, _: bytes) -> Any:
+        received.append(context.message_id)
+        if len(received) == 1:
+            await asyncio.Event().wait()  # until the connection is closed
+        return None
+
+    async with rpc_client(amqp_url) as client:
+        async with rpc_server(amqp_url, {"Echo": handle}):
+            response = asyncio.create_task(request(client))
+            await until(lambda: received)
+        async with rpc_server(amqp_url, {"Echo": handle}):
+            await response
+            await request(client)
+    first, again, other = received
+    assert first
+    assert first == again != other
 
 
 async def test_messages_that_are_not_valid_requests_are_dropped(amqp_url: str) -> None:

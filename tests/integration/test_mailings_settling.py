@@ -254,3 +254,18 @@ async def test_finding_c1_retention_leaves_a_posting_that_another_process_is_del
         assert await mailings.store.status(old, None) is not None
     await retention.run_once(10)
     assert await mailings.store.status(old, None) is None
+
+
+async def test_finding_a3_a_request_that_is_delivered_again_finds_its_own_posting(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, _ = setup
+
+    async def deliver(message_id: str) -> Any:
+        context = RequestContext("shop", None, message_id)
+        body = json.dumps({"posting": posting()}).encode()
+        return await mailings.requests["CreatePosting"](context, body)
+
+    first = await deliver("m-1")
+    assert (await deliver("m-1")).id == first.id
+    assert (await deliver("m-2")).id != first.id

@@ -195,8 +195,9 @@ async def test_connections_that_the_server_closes_are_replaced(
     query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3)'"
     await until(lambda: other.fetchval(query))
     await other.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", before)
-    with pytest.raises(StoreConnectionLostError):
+    with pytest.raises(StoreConnectionLostError) as lost:
         await sleeping
+    assert lost.value.effect_unknown
 
     async with store.transaction() as connection:
         assert await connection.fetchval("SELECT 1") == 1
@@ -209,16 +210,18 @@ async def test_a_slow_statement_is_cancelled_and_its_connection_kept(
 ) -> None:
     async with running_pool(own_database.url, size=1) as store:
         pid = (await store.fetchrow("SELECT pg_backend_pid() AS pid"))["pid"]
-        with pytest.raises(StoreConnectionLostError, match="timeout"):
+        with pytest.raises(StoreConnectionLostError, match="timeout") as cancelled:
             await store.fetch("SELECT pg_sleep(30)")
+        assert not cancelled.value.effect_unknown
         assert (await store.fetchrow("SELECT pg_backend_pid() AS pid"))["pid"] == pid
 
 
 async def test_waiting_for_a_connection_is_bounded(own_database: Server) -> None:
     async with running_pool(own_database.url, size=1) as store, store.transaction():
         started = time.monotonic()
-        with pytest.raises(StoreConnectionLostError, match="all 1 connections"):
+        with pytest.raises(StoreConnectionLostError, match="all 1 connections") as waited:
             await store.fetch("SELECT 1")
+        assert not waited.value.effect_unknown
         assert time.monotonic() - started < ACQUIRE_TIMEOUT + SLACK
         assert fault(store) is None
 

@@ -213,6 +213,12 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Schedule up to 1,000 callbacks",
             description="Each callback is accepted or rejected on its own. The body may also be a"
             " plain list.",
+            parameters=(
+                idempotency_header(
+                    "A repeat with the same key and body schedules only those callbacks that the"
+                    " first request did not."
+                ),
+            ),
             body=Body(Batch, {"Two": batch_example(example_url)}),
             responses={
                 200: ok(
@@ -276,12 +282,15 @@ async def create_callbacks(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Schedule a batch of callbacks; each has its own result."""
-    if IDEMPOTENCY_KEY in request.headers:
-        message = "is not supported for a batch; give each callback an event_key"
-        raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
+    key = idempotency_key(request)
     body, content = await json_body(request, deps.settings.max_batch_bytes)
     if isinstance(content, list):
-        body = b'{"callbacks":%b}' % body
+        content, body = {"callbacks": content}, b'{"callbacks":%b}' % body
+    if isinstance(content, dict) and "idempotency_key" in content:
+        message = f"send it as the header {IDEMPOTENCY_KEY}"
+        raise invalid([FieldError(field="idempotency_key", message=message)])
+    if key is not None and isinstance(content, dict):
+        body = to_json(content | {"idempotency_key": key})
     return json_response(await deps.services.request(CREATE_CALLBACKS, body, context))
 
 

@@ -198,7 +198,7 @@ RETURNING id
 
 -- name: id_by_keys
 SELECT id FROM scheduler.callback_requests
-WHERE client_id = $1 AND coalesce(group_key, '') = coalesce($2, '') AND event_key = $3
+WHERE client_id = $1 AND event_key = $3 AND coalesce(group_key, '') = coalesce($2, '')
 
 -- name: id_of_client
 SELECT id FROM scheduler.callback_requests WHERE client_id = $1 AND id = $2
@@ -221,23 +221,43 @@ LEFT JOIN scheduler.scheduled_callbacks c USING (id)
 LEFT JOIN scheduler.finished_callbacks f USING (id)
 WHERE r.id = ANY($1::uuid[])
 
+-- name: states
+SELECT r.id, coalesce(c.status, f.status) AS status, r.group_key
+FROM scheduler.callback_requests r
+LEFT JOIN scheduler.scheduled_callbacks c USING (id)
+LEFT JOIN scheduler.finished_callbacks f USING (id)
+WHERE r.id = ANY($1::uuid[])
+
 -- name: client_page
-SELECT id, created_at AS at FROM scheduler.callback_requests
+SELECT id, created_at AS at, octet_length(context) AS size FROM scheduler.callback_requests
 WHERE client_id = $1 AND (created_at, id) < ($2, $3)
 ORDER BY created_at DESC, id DESC
 LIMIT $4
 
 -- name: group_page
-SELECT id, created_at AS at FROM scheduler.callback_requests
+SELECT id, created_at AS at, octet_length(context) AS size FROM scheduler.callback_requests
 WHERE client_id = $1 AND (created_at, id) < ($2, $3) AND group_key = $5
 ORDER BY created_at DESC, id DESC
 LIMIT $4
 
--- name: failed_page
-SELECT id, finished_at AS at FROM scheduler.finished_callbacks
-WHERE client_id = $1 AND (finished_at, id) < ($2, $3) AND status = 'failed'
-ORDER BY finished_at DESC, id DESC
+-- name: key_page
+SELECT id, created_at AS at, octet_length(context) AS size FROM scheduler.callback_requests
+WHERE client_id = $1 AND (created_at, id) < ($2, $3)
+    AND event_key = $6 AND ($5::text IS NULL OR group_key = $5)
+ORDER BY created_at DESC, id DESC
 LIMIT $4
+
+-- name: failed_page
+WITH page AS (
+    SELECT id, finished_at AS at FROM scheduler.finished_callbacks
+    WHERE client_id = $1 AND (finished_at, id) < ($2, $3) AND status = 'failed'
+    ORDER BY finished_at DESC, id DESC
+    LIMIT $4
+)
+SELECT page.id, page.at, octet_length(r.context) AS size
+FROM page
+JOIN scheduler.callback_requests r USING (id)
+ORDER BY page.at DESC, page.id DESC
 
 -- name: failed_ids
 SELECT f.id FROM scheduler.finished_callbacks f

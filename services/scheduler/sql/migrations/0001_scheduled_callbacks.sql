@@ -20,7 +20,7 @@ CREATE TABLE scheduler.callback_requests (
     traceparent text                    -- W3C trace context of the request
 );
 CREATE UNIQUE INDEX callback_requests_keys
-    ON scheduler.callback_requests (client_id, coalesce(group_key, ''), event_key)
+    ON scheduler.callback_requests (client_id, event_key, coalesce(group_key, ''))
     WHERE event_key IS NOT NULL;
 CREATE INDEX callback_requests_of_client
     ON scheduler.callback_requests (client_id, created_at, id);

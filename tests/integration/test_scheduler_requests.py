@@ -1,0 +1,150 @@
+"""Requests to the scheduler that are repeated, or that lose the database on the way."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from shared.amqp.rpc import RequestContext
+from tests.fakes.scheduling import URL, Scheduler, schedulers
+from tests.fakes.waiting import until
+
+LATER = {"url": URL, "delay": 3600}
+
+
+@pytest.fixture
+async def scheduler(database_url: str) -> AsyncIterator[Scheduler]:
+    async with schedulers(database_url, batch=2) as (one,):
+        yield one
+
+
+async def deliver(
+    scheduler: Scheduler, operation: str, message_id: str, client: str | None = None, **body: Any
+) -> Any:
+    """Deliver a request with this `message_id`, and return the response as JSON."""
+    context = RequestContext(client, None, message_id)
+    response = await scheduler.handlers[operation](context, json.dumps(body).encode())
+    return json.loads(response.model_dump_json())
+
+
+async def stored(scheduler: Scheduler) -> int:
+    row = await scheduler.database.fetchrow("SELECT count(*) AS n FROM scheduler.callback_requests")
+    return int(row["n"])
+
+
+async def test_finding_a3_a_request_that_is_delivered_again_finds_its_own_callback(
+    scheduler: Scheduler,
+) -> None:
+    keyed = LATER | {"event_key": "e"}
+    first = await deliver(scheduler, "CreateCallback", "m-1", callback=keyed)
+    assert await deliver(scheduler, "CreateCallback", "m-1", callback=keyed) == first
+    assert (await deliver(scheduler, "CreateCallback", "m-2", callback=LATER))["id"] != first["id"]
+    assert await stored(scheduler) == 2
+    # A message id is not a secret: another client has callbacks of its own.
+    other = await deliver(scheduler, "CreateCallback", "m-1", "shop", callback=keyed)
+    assert other["id"] != first["id"]
+
+
+async def test_finding_a3_a_batch_that_is_delivered_again_finds_its_own_callbacks(
+    scheduler: Scheduler,
+) -> None:
+    batch = [LATER, LATER, LATER | {"event_key": "e"}, LATER | {"event_key": "e"}, {"url": "x"}]
+    first = await deliver(scheduler, "CreateCallbacks", "m-1", callbacks=batch)
+    assert ["error" in item for item in first["items"]] == [False, False, False, True, True]
+    assert await deliver(scheduler, "CreateCallbacks", "m-1", callbacks=batch) == first
+    assert await stored(scheduler) == 3
+
+
+async def test_finding_a4_a_batch_can_be_repeated_with_its_idempotency_key(
+    scheduler: Scheduler,
+) -> None:
+    body: dict[str, Any] = {"callbacks": [LATER, LATER], "idempotency_key": "k"}
+    first = await scheduler.request("CreateCallbacks", **body)
+    assert await scheduler.request("CreateCallbacks", **body) == first
+    assert await stored(scheduler) == 2
+    changed = body | {"callbacks": [LATER, {"url": URL, "delay": 60}]}
+    items = (await scheduler.request("CreateCallbacks", **changed))["items"]
+    assert items[0] == first["items"][0]
+    assert items[1]["error"]["code"] == "conflict"
+
+
+async def test_finding_a4_a_batch_that_loses_the_database_has_a_result_for_each_callback(
+    scheduler: Scheduler, database_url: str
+) -> None:
+    batch = [LATER, LATER, LATER | {"event_key": "locked"}, LATER]
+    other = await asyncpg.connect(database_url)
+    try:
+        transaction = other.transaction()
+        await transaction.start()
+        # The second statement of the batch waits for this row.
+        await other.execute(
+            "INSERT INTO scheduler.callback_requests (id, client_id, event_key, created_at,"
+            " context, message, format, lease, stop_after)"
+            " VALUES (gen_random_uuid(), '', 'locked', now(), 'null', '', 'event', 1, 1)"
+        )
+        body: dict[str, Any] = {"callbacks": batch, "idempotency_key": "k"}
+        response = asyncio.create_task(scheduler.request("CreateCallbacks", **body))
+        blocked = (
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE $1::int = ANY(pg_blocking_pids(pid)) AND datname = current_database()"
+        )
+        own_pid = other.get_server_pid()
+        pid = await until(lambda: other.fetchval(blocked, own_pid))
+        await other.execute("SELECT pg_terminate_backend($1)", pid)
+        items = (await response)["items"]
+        assert [item.get("status", item.get("error", {}).get("code")) for item in items] == [
+            "scheduled",
+            "scheduled",
+            "unknown",
+            "unknown",
+        ]
+        await transaction.rollback()
+    finally:
+        await other.close()
+
+    repeated = (await scheduler.request("CreateCallbacks", **body))["items"]
+    assert [item["status"] for item in repeated] == ["scheduled"] * 4
+    assert repeated[:2] == items[:2]
+    assert await stored(scheduler) == 4
+
+
+async def test_finding_d13_a_page_of_large_contexts_ends_early_and_returns_its_cursor(
+    scheduler: Scheduler,
+) -> None:
+    large = "x" * 1_000_000
+    for number in range(10):
+        await scheduler.create(context=large, group_key="g", event_key=f"{number}")
+    queries: list[dict[str, Any]] = [{}, {"group_key": "g"}, {"status": "scheduled"}]
+    for query in queries:
+        sizes: list[int] = []
+        keys: list[int] = []
+        cursor = None
+        while cursor is not None or not sizes:
+            page = await scheduler.request("ListCallbacks", limit=1000, cursor=cursor, **query)
+            sizes.append(len(json.dumps(page)))
+            keys += [int(item["event_key"]) for item in page["items"]]
+            cursor = page["next_cursor"]
+        assert keys == list(range(9, -1, -1))
+        assert max(sizes) < 8 << 20
+        assert len(sizes) == 3
+
+
+async def test_finding_a18_an_event_key_without_a_group_selects_callbacks_of_every_group(
+    scheduler: Scheduler,
+) -> None:
+    created = [await scheduler.create(event_key="e", group_key=group) for group in ("g", "h", None)]
+    await scheduler.create(event_key="other", group_key="g")
+    await scheduler.create("shop", event_key="e")
+
+    async def listed(**query: Any) -> list[str]:
+        page = await scheduler.request("ListCallbacks", event_key="e", **query)
+        return [item["id"] for item in page["items"]]
+
+    assert await listed() == [str(id_) for id_ in reversed(created)]
+    assert await listed(group_key="g") == [str(created[0])]
+    assert await listed(status="failed") == []
+    first = await scheduler.request("ListCallbacks", event_key="e", limit=2)
+    assert await listed(cursor=first["next_cursor"]) == [str(created[0])]
