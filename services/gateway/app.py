@@ -22,6 +22,7 @@ from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_client import RpcClient
 from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
+from shared.http.server import AppRunner
 from shared.process.command import Service
 from shared.process.metrics import add_routes
 from shared.process.run import CLOSE_RESERVE, Process
@@ -62,7 +63,7 @@ async def start(process: Process) -> None:
         ready=lambda: (process.health.ready, process.health.report()),
         registry=_registry(),
     )
-    runner = web.AppRunner(
+    runner = AppRunner(
         app,
         access_log=None,
         auto_decompress=False,  # a small body cannot become a large one

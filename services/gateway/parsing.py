@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic_core import from_json
 
 from shared.contracts.requests import FieldError
@@ -54,6 +55,10 @@ async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
             HTTPStatus.REQUEST_TIMEOUT,
             "timeout",
             f"The body did not arrive within {BODY_TIMEOUT:.0f} s.",
+        ) from None
+    except HttpProcessingError:  # its text repeats a part of the body
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid HTTP."
         ) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(max_bytes) from None

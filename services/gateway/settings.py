@@ -34,6 +34,11 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     max_batch_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
         default=8_388_608, description="Maximum size of a batch in bytes, at most 8 MiB."
     )
+    max_event_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
+        default=262_144,
+        description="Maximum size of an event in bytes. Not more than"
+        " RINGBACK_INGESTION_MAX_MESSAGE_BYTES, beyond which ingestion dead-letters an event.",
+    )
     example_url: Annotated[str, Field(min_length=1)] = Field(
         default="https://example.com/webhook",
         description="URL in the examples at /docs/. `ringback up` sets it to the sandbox.",

@@ -20,6 +20,7 @@ from services.sandbox.sms import SmsGateway, sms_json
 from services.sandbox.store import Store
 from services.sandbox.users import Directory
 from services.sandbox.webhooks import WebhookReceiver
+from shared.http.server import AppRunner
 from shared.process.command import Service
 from shared.process.run import Process
 from shared.registry import SERVICES
@@ -77,7 +78,7 @@ async def serving(
 
 @asynccontextmanager
 async def _http_server(app: web.Application, host: str, port: int) -> AsyncIterator[URL]:
-    runner = web.AppRunner(
+    runner = AppRunner(
         app,
         access_log=None,
         # A signature covers the bytes as sent.

@@ -111,6 +111,7 @@ async def start(process: Process) -> None:
         batch=settings.batch,
         lease=settings.lease,
         amqp_exchanges=settings.amqp_exchanges,
+        max_message_bytes=settings.max_message_bytes,
     )
     operations = Operations(store, changes, clock, dispatcher.wake_at)
     settler = Settler(

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
-from services.scheduler.messages import content
+from services.scheduler.messages import content, fits
 from services.scheduler.recurrence import first_due
 from services.scheduler.store import Claim, ExistingCallback, NewCallback, Store
 from shared.contracts.context import json_text
@@ -81,6 +81,7 @@ class Intake:
         batch: int,
         lease: float,
         amqp_exchanges: Collection[str],
+        max_message_bytes: int,
     ) -> None:
         self._store = store
         self._cipher = cipher
@@ -89,6 +90,7 @@ class Intake:
         self._wake_at = wake_at
         self._lease = lease
         self._exchanges = amqp_exchanges
+        self._max_message_bytes = max_message_bytes
         self._batches: Batcher[NewCallback, CreateResult | InfrastructureError] = Batcher(
             self._insert, max_size=batch
         )
@@ -128,6 +130,10 @@ class Intake:
                     message="is not one of the allowed exchanges (amqp_exchanges)",
                 )
             )
+        parts = content(command, client_id)
+        if not fits(parts, command, self._max_message_bytes):
+            message = f"the notification would exceed {self._max_message_bytes} bytes"
+            errors.append(FieldError(field="context", message=message))
         stored = domain.stored_rules(command)
         rules = None if stored is None else json_text(stored)
         run_at = command.run_at
@@ -149,7 +155,7 @@ class Intake:
                 group_key=command.group_key,
                 event_key=command.event_key,
                 fingerprint=fingerprint,
-                content=content(command, client_id),
+                content=parts,
                 secret=self._encrypted_secret(command),
                 lease=domain.lease(command.retry, command.notify_scheme.timeout, slack=self._lease),
                 stop_after=command.retry.stop_after_delay,

@@ -11,11 +11,14 @@ from typing import Any, Final
 
 from services.scheduler.domain import QUICK_DELAYS
 from shared.contracts.context import json_text
-from shared.contracts.schedules import TICKET_HEADER, ScheduleCallback
+from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, TICKET_HEADER, ScheduleCallback
 
 NOTIFICATION: Final = "Notification"
 # Formats that SendCallback knows; it sends every other payload as JSON.
 _HTTP_FORMATS: Final = frozenset({"form", "query"})
+# Bytes of a notification without the texts of its client: names of fields, id, times and numbers
+# (about 500), and a ticket.
+_MAX_ENVELOPE: Final = 1024 + MAX_OWN_TICKET_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,15 @@ def callback_id(scheduled_id: str, occurrence: int | None) -> str:
 def rfc_3339(at: datetime) -> str:
     """Return a UTC time as RFC 3339, to the microsecond."""
     return at.isoformat().replace("+00:00", "Z")
+
+
+def fits(parts: Content, command: ScheduleCallback, max_bytes: int) -> bool:
+    """Return whether every notification of a command has at most `max_bytes`."""
+    texts = [parts.context, parts.message, parts.headers or ""]
+    texts += [dumps(each) for each in (command.group_key, command.event_key, command.hmac_secret)]
+    room = max_bytes - _MAX_ENVELOPE
+    # A character has at most four bytes in UTF-8, so only long texts are encoded.
+    return sum(map(len, texts)) * 4 <= room or sum(len(each.encode()) for each in texts) <= room
 
 
 def payload(parts: Content, dispatch: Dispatch) -> str:

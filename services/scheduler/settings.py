@@ -48,7 +48,9 @@ class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
     )
     max_message_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=1_048_576,
-        description="Maximum size of a message in bytes. Larger ones are dead-lettered.",
+        description="Maximum size of a message in bytes. Larger ones are dead-lettered, and a"
+        " callback whose notification would be larger is rejected. Not more than"
+        " RINGBACK_CALLBACK_MAX_MESSAGE_BYTES.",
     )
     connections: Annotated[int, Field(ge=4, le=100)] = Field(
         default=10, description="Maximum number of database connections of one worker."

@@ -1,9 +1,9 @@
 """The parts that RPC clients and servers share: the context of a request, and its encoding.
 
 A request is a message of type OPERATION to a request queue. Its property `expiration` is its
-timeout in milliseconds. Its `message_id` is its idempotency key: the broker delivers a request again
-if the service dies before it responds. The response arrives by direct reply-to, on the channel of
-the request.
+timeout in milliseconds. Its `message_id` is its idempotency key: the broker delivers a request
+again if the service dies before it responds. The response arrives by direct reply-to, on the
+channel of the request.
 `shared/contracts/requests.py` describes the bodies.
 """
 

@@ -5,6 +5,7 @@
 schedule_requests.py.
 """
 
+from base64 import b64decode
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -25,7 +26,14 @@ from pydantic import (
     model_validator,
 )
 
-from shared.contracts.callback import Headers, Identifier, Secret, Secrets
+from shared.contracts.callback import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    Headers,
+    Identifier,
+    Secret,
+    Secrets,
+)
 from shared.contracts.context import check_context, field_errors, fields_error
 from shared.http.guard import ForbiddenTargetError, parse_target
 
@@ -41,6 +49,11 @@ MAX_DELAY_AHEAD: Final = 3653 * DAY
 MAX_AGE: Final = 30 * DAY
 # Notifications carry Ringback's own ticket in this header, so clients must not set it.
 TICKET_HEADER: Final = "X-Service-Ticket"
+# Room for that header: its name, and a JWT with a client id of 255 characters of four bytes, which
+# JSON escapes as twelve characters and base64 lengthens by a third.
+MAX_OWN_TICKET_BYTES: Final = 5120
+# A secret of Standard Webhooks continues in base64.
+STANDARD_PREFIX: Final = "whsec_"
 _NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
 
 STRICT: Final = ConfigDict(
@@ -67,10 +80,28 @@ def _check_url(url: str) -> str:
     return url
 
 
-def _reject_ticket(headers: dict[str, str]) -> dict[str, str]:
+def _leave_room_for_ticket(headers: dict[str, str]) -> dict[str, str]:
     if any(name.lower() == TICKET_HEADER.lower() for name in headers):
         raise ValueError(f"{TICKET_HEADER} is reserved for Ringback's own ticket")
+    if len(headers) >= MAX_HEADERS:
+        raise ValueError(f"{len(headers)} headers, at most {MAX_HEADERS - 1} are allowed")
+    limit = MAX_HEADER_BYTES - MAX_OWN_TICKET_BYTES
+    size = sum(len(name) + len(value) for name, value in headers.items())
+    if size > limit:
+        raise ValueError(f"{size} bytes of headers, at most {limit} are allowed")
     return headers
+
+
+def _check_secrets(secrets: str | list[str] | None) -> str | list[str] | None:
+    for secret in [secrets] if isinstance(secrets, str) else secrets or ():
+        if secret.startswith(STANDARD_PREFIX):
+            try:
+                key = b64decode(secret.removeprefix(STANDARD_PREFIX), validate=True)
+            except ValueError:
+                key = b""
+            if not key:
+                raise ValueError(f"must continue in base64 after {STANDARD_PREFIX}")
+    return secrets
 
 
 @lru_cache(maxsize=1024)
@@ -169,7 +200,9 @@ class NotifyScheme(BaseModel):
         "the context alone. `form`, `query`: the envelope as an HTML form, or in the URL's query.",
     )
     method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
-    headers: Annotated[Headers, AfterValidator(_reject_ticket)] = Field(default_factory=dict)
+    headers: Annotated[Headers, AfterValidator(_leave_room_for_ticket)] = Field(
+        default_factory=dict
+    )
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
         default=None, description="Seconds for one attempt, including the connection."
     )
@@ -296,7 +329,7 @@ class ScheduleCallback(BaseModel):
     )
     notify_scheme: NotifyScheme = NotifyScheme()
     retry_params: RetryParams | None = None
-    hmac_secret: Secret | Secrets | None = Field(
+    hmac_secret: Annotated[Secret | Secrets | None, AfterValidator(_check_secrets)] = Field(
         default=None,
         repr=False,
         description="Secret that signs the notification. With several, each adds a signature.",

@@ -7,6 +7,8 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from shared.http.server import AppRunner
+
 Ready = Callable[[], tuple[bool, object]]
 
 
@@ -39,7 +41,7 @@ async def serving(
     """
     app = web.Application()
     add_routes(app, ready=ready, registry=registry)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    runner = AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

@@ -112,6 +112,7 @@ class Scheduler:
             batch=given["batch"],
             lease=given["lease"],
             amqp_exchanges=(ALLOWED_EXCHANGE,),
+            max_message_bytes=1_048_576,
         )
         self.operations = Operations(self.store, self.changes, self.clock, self.dispatcher.wake_at)
         self.settler = Settler(

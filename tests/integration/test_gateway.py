@@ -426,3 +426,41 @@ async def test_readyz_reports_the_broker_and_the_scheduler(
         return response.status == 503 and parts["scheduler"] == "the database is unreachable"
 
     await until(reported)
+
+
+async def raw_exchange(port: int, data: bytes) -> bytes:
+    """Send bytes on a new connection, and return the whole response."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    async with asyncio.timeout(5):
+        response = await reader.read()
+    writer.close()
+    return response
+
+
+MALFORMED = {
+    "nul": b"GET /v1/callbacks HTTP/1.1\r\nHost: x\r\nX: a\x00bearer-canary\r\n\r\n",
+    "name": b"GET / HTTP/1.1\r\nHost: x\r\nbearer-canary (x): y\r\n\r\n",
+    "line": b"bearer-canary\r\n\r\n",
+    "chunk": b"POST /v1/callbacks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\nbearer-canary\r\n\r\n",
+    "length": b"POST /v1/callbacks HTTP/1.1\r\nHost: x\r\nContent-Length: bearer-canary\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+async def test_finding_d6_malformed_http_is_neither_logged_nor_repeated(
+    call: Caller, gateway_service: Service, kind: str
+) -> None:
+    api_port = int(gateway_service.logged("http on port")[-1]["port"])
+    for port in (api_port, await gateway_service.port()):
+        response = await raw_exchange(port, MALFORMED[kind])
+        head, _, body = response.partition(b"\r\n\r\n")
+        if port == api_port or kind != "chunk":  # the other port has no POST
+            assert b" 400 " in head.split(b"\r\n")[0]
+            assert b"application/problem+json" in head
+            assert json.loads(body)["type"] == "urn:ringback:problem:malformed"
+        assert b"canary" not in response
+    assert (await call("GET", "/v1/callbacks")).status == 200
+    assert "bearer-canary" not in gateway_service.output
+    assert not [line for line in gateway_service.lines if line["level"] == "ERROR"]

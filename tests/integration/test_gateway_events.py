@@ -24,7 +24,6 @@ from tests.fakes.waiting import until
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 EVENT = KNOWN_EVENTS[0]
-MIB = 1_048_576
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +140,10 @@ async def test_e1_the_url_of_a_producer_may_have_a_query(call: Caller) -> None:
     assert (await call("POST", "/v1/events?source=crm", EVENT)).status == 202
 
 
-async def test_row_15_and_33_rejected_requests_publish_nothing(
+async def test_finding_d5_row_15_and_33_rejected_requests_publish_nothing(
     call: Caller, events: AbstractQueue
 ) -> None:
-    large = json.dumps(EVENT | {"details": {"x": "x" * MIB}})
+    large = json.dumps(EVENT | {"details": {"x": "x" * 262_144}})
     (await call("POST", "/v1/events", raw=large)).problem(413)
     (await call("POST", "/v1/events", raw="a=1", Content_Type="text/plain")).problem(415)
     (await call("POST", "/v1/events", EVENT, X_Service_Ticket="canary")).problem(401)

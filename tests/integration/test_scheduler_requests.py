@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from shared.amqp.rpc import RequestContext
+from shared.contracts.callback import SendCallback
 from tests.fakes.scheduling import URL, Scheduler, schedulers
 from tests.fakes.waiting import until
 
@@ -148,3 +149,59 @@ async def test_finding_a18_an_event_key_without_a_group_selects_callbacks_of_eve
     assert await listed(status="failed") == []
     first = await scheduler.request("ListCallbacks", event_key="e", limit=2)
     assert await listed(cursor=first["next_cursor"]) == [str(created[0])]
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("context", {"context": "x" * 1_048_400}),
+        ("context", {"context": "ü" * 524_000}),
+        ("context", {"context": ["x" * 3_000_000]}),
+        ("hmac_secret", {"hmac_secret": "whsec_not base64"}),
+        ("hmac_secret", {"hmac_secret": "whsec_"}),
+        ("hmac_secret", {"hmac_secret": ["a", "whsec_ü"]}),
+        (
+            "notify_scheme.headers",
+            {"notify_scheme": {"headers": {f"x-{number}": "v" for number in range(64)}}},
+        ),
+        ("notify_scheme.headers", {"notify_scheme": {"headers": {"x": "v" * 16_000}}}),
+    ],
+    ids=range(8),
+)
+async def test_finding_d5_what_can_never_be_delivered_is_rejected_at_once(
+    scheduler: Scheduler, field: str, fields: dict[str, Any]
+) -> None:
+    failure = await scheduler.request("CreateCallback", callback=LATER | fields)
+    assert [error["field"] for error in failure["errors"]] == [field]
+    batch = await scheduler.request("CreateCallbacks", callbacks=[LATER | fields])
+    assert [error["field"] for error in batch["items"][0]["error"]["errors"]] == [field]
+
+
+async def test_finding_d5_the_largest_accepted_callbacks_can_be_delivered(
+    scheduler: Scheduler,
+) -> None:
+    client = "\U0001f600" * 255
+    extremes: dict[str, Any] = {
+        "group_key": "\U0001f600" * 255,
+        "event_key": '"' * 255,
+        "hmac_secret": ["\U0001f600" * 1024] * 8,
+        "notify_scheme": {"headers": {f"x-{number}": "v" * 170 for number in range(63)}},
+    }
+    low, high = 0, 1_048_576
+    while low + 1 < high:  # find the longest context that is accepted
+        middle = (low + high) // 2
+        callback = LATER | extremes | {"context": "x" * middle, "event_key": f"{middle:0255}"}
+        created = await scheduler.request("CreateCallback", client, callback=callback)
+        low, high = (middle, high) if "id" in created else (low, middle)
+        if "id" in created:
+            largest = created["id"]
+    assert low > 900_000
+    row = await scheduler.database.fetchrow(
+        "UPDATE scheduler.scheduled_callbacks SET next_at = now() WHERE id = $1 RETURNING id",
+        largest,
+    )
+    assert row is not None
+    (body,) = await scheduler.dispatch()
+    sent = scheduler.broker.sent[-1].body
+    assert 1_030_000 < len(sent) <= 1_048_576
+    assert SendCallback.model_validate_json(sent).id == largest == body["id"]

@@ -87,7 +87,7 @@ async def publish_event(
 ) -> web.Response:
     """Publish an event byte for byte; respond after the broker has confirmed it."""
     key = idempotency_key(request)
-    body, _ = await json_body(request, deps.settings.max_body_bytes)
+    body, _ = await json_body(request, deps.settings.max_event_bytes)
     try:
         event = Event.model_validate_json(body)
     except ValidationError as error:
