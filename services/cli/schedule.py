@@ -178,6 +178,8 @@ def retry(  # noqa: PLR0913 - the options of the command
     if not (dry_run or yes or id_):
         selection = "these" if wanted else "all"
         click.confirm(f"Retry {selection} failed callbacks?", abort=True, err=True)
+    if not wanted:
+        wanted["all"] = True
     wanted |= {"limit": limit, "dry_run": dry_run}
     response = run_task(Gateway(url, ticket).request("POST", "/v1/callbacks/retry", json=wanted))
     if as_json:

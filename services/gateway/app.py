@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Collection
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -56,7 +57,10 @@ async def start(process: Process) -> None:
     )
     app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
     routes = all_routes(settings.example_url)
-    app.add_routes(_bound(route, authenticator, deps) for route in routes)
+    for path in dict.fromkeys(route.path for route in routes):
+        on_path = [route for route in routes if route.path == path]
+        app.add_routes(_bound(route, authenticator, deps) for route in on_path)
+        app.add_routes([_other_methods(path, {route.method for route in on_path})])
     app.add_routes(docs_page.routes(document(routes, ABOUT), asyncapi(declared)))
     add_routes(
         app,
@@ -105,6 +109,19 @@ def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> we
         return await route.handler(request, context, deps)
 
     return web.route(route.method, route.path, handle)
+
+
+def _other_methods(path: str, supported: Collection[str]) -> web.RouteDef:
+    """Return the route of all other methods.
+
+    Without it, PATCH /v1/callbacks/batch would be PATCH /v1/callbacks/{id}.
+    """
+    allowed = {*supported, "HEAD"} if "GET" in supported else supported
+
+    async def refuse(request: web.Request) -> web.Response:
+        raise web.HTTPMethodNotAllowed(request.method, allowed)
+
+    return web.route("*", path, refuse)
 
 
 def _registry() -> CollectorRegistry:

@@ -16,12 +16,13 @@ from shared.http.problem import ProblemError
 
 JSON: Final = "application/json"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+IDEMPOTENCY_KEY_PATTERN: Final = r"^[\x21-\x7e]{1,255}$"
 # The parsed query parameters of a request.
 QUERY: Final[web.RequestKey[dict[str, Any]]] = web.RequestKey("query", dict)
 # Seconds for the whole body to arrive; a slower body would only hold memory.
 BODY_TIMEOUT: Final = 30.0
 
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_KEY: Final = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"))
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 
 

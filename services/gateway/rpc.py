@@ -45,18 +45,26 @@ class ServiceClient:
         except NoResponseError as error:
             raise _unknown_effect(f"{operation.service}: {error}") from None
         if isinstance(response, Failure):
-            raise _problem(response)
+            raise problem_of(response)
         return response
 
 
-def _problem(failure: Failure) -> ProblemError:
+def problem_of(failure: Failure) -> ProblemError:
+    """Return the problem that reports a service's failure."""
     if failure.code is FailureCode.UNAVAILABLE:
         return unavailable(failure.detail)
     if failure.code is FailureCode.UNKNOWN:
         return _unknown_effect(failure.detail)
+    if failure.code is FailureCode.NOT_FOUND:
+        return not_found(failure.detail)
     return ProblemError(
         _STATUS[failure.code], failure.code.value, failure.detail, errors=failure.errors
     )
+
+
+def not_found(detail: str) -> ProblemError:
+    """Return the problem 404, which has a `result` like the responses to changes."""
+    return ProblemError(HTTPStatus.NOT_FOUND, "not_found", detail, members={"result": "not_found"})
 
 
 def _unknown_effect(cause: str) -> ProblemError:

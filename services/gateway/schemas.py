@@ -3,15 +3,19 @@
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
-from shared.contracts.schedule_requests import MAX_BATCH_SIZE
+from shared.contracts.schedule_requests import MAX_BATCH_SIZE, CallbackCreated
 from shared.contracts.schedules import Delay, RunAt, ScheduleCallback
+from shared.http.problem import Problem
 
 
 class NewTime(BaseModel):
     """The new time of a callback: either `run_at` or `delay`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
+    )
 
     run_at: RunAt = None
     delay: Delay = None
@@ -23,6 +27,25 @@ class Batch(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     callbacks: Annotated[list[ScheduleCallback], Field(min_length=1, max_length=MAX_BATCH_SIZE)]
+
+
+class RejectedCallback(BaseModel):
+    """A callback of a batch that was not scheduled; the problem that it would be on its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: Problem
+
+
+BatchItem = TypeAliasType("BatchItem", CallbackCreated | RejectedCallback)
+
+
+class BatchResult(BaseModel):
+    """A result for each callback of a batch, in the same order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: list[BatchItem]
 
 
 class EventAccepted(BaseModel):

@@ -42,7 +42,8 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 # Visible ASCII, because the id is sent as the header `webhook-id`.
-Identifier = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")]
+IDENTIFIER_PATTERN: Final = r"^[\x21-\x7e]{1,255}$"
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER_PATTERN)]
 # No control characters, because it appears in facts and logs.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from shared.contracts.context import fields_error
 from shared.contracts.requests import Failure, RpcOperation
 from shared.contracts.schedules import (
     STRICT,
@@ -81,16 +82,24 @@ class ListCallbacks(BaseModel):
 
 
 class RetryCallbacks(BaseModel):
-    """Make failed callbacks due now. Without a filter, all failed callbacks of the client."""
+    """Make failed callbacks due now: those that the filters select, or all of the client."""
 
     model_config = STRICT
 
+    all: bool = Field(default=False, description="Required if there is no filter.")
     id: Id = None
     group_key: Key | None = None
     failed_after: UtcTime | None = None
     failed_before: UtcTime | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE
     dry_run: bool = Field(default=False, description="Only list them.")
+
+    @model_validator(mode="after")
+    def _check_filter(self) -> Self:
+        filters = (self.id, self.group_key, self.failed_after, self.failed_before)
+        if self.all == any(each is not None for each in filters):
+            raise fields_error([("all", "set either `all`, or at least one filter")])
+        return self
 
 
 class CallbackCreated(BaseModel):

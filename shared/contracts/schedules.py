@@ -143,7 +143,8 @@ def _expand_misfire(misfire: Any) -> Any:
 
 UtcTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 # Keys appear in facts and logs, so control characters are not allowed.
-Key = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
+KEY_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,255}$"
+Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 RoutingKey = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{0,255}$")]
 Seconds = Annotated[float, Field(gt=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
 NonNegativeSeconds = Annotated[float, Field(ge=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]

@@ -1,5 +1,6 @@
 """OpenAPI 3.1 documents from routes that are declared as data, with pydantic models."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -38,11 +39,15 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The response with one status; `headers` are descriptions by header name."""
+    """The response with one status; `headers` are descriptions by header name.
+
+    `links` name operations that may follow, with their parameters.
+    """
 
     description: str
     body: Body | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,14 @@ class Route(Generic[H]):
 class Description:
     """The general part of a document.
 
+    `license` is an SPDX identifier.
     `tags` are descriptions by tag. `schemes` are alternative ways to authenticate.
     """
 
     title: str
     version: str
     text: str
+    license: str
     tags: Mapping[str, str]
     schemes: Mapping[str, Mapping[str, Any]]
 
@@ -101,15 +108,41 @@ def document(routes: Iterable[Route[Any]], about: Description) -> dict[str, Any]
         operations[route.method.lower()] = _operation(route, schemas, about)
     return {
         "openapi": OPENAPI,
-        "info": {"title": about.title, "version": about.version, "description": about.text},
+        "info": {
+            "title": about.title,
+            "version": about.version,
+            "description": about.text,
+            "license": {"name": about.license, "identifier": about.license},
+        },
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": text} for name, text in about.tags.items()],
         "paths": paths,
         "components": {
-            "schemas": definitions.get("$defs", {}),
+            "schemas": {
+                name: _without_defaults(schema)
+                for name, schema in definitions.get("$defs", {}).items()
+            },
             "securitySchemes": {name: dict(scheme) for name, scheme in about.schemes.items()},
         },
     }
+
+
+def _without_defaults(schema: Any) -> Any:
+    """Return a schema whose descriptions state the defaults.
+
+    Generated clients cannot handle the keyword `default`: openapi-python-client drops a route whose
+    body has an object as a default, and openapi-typescript makes fields with a default mandatory.
+    """
+    if isinstance(schema, list):
+        return [_without_defaults(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {name: _without_defaults(part) for name, part in schema.items() if name != "default"}
+    default = schema.get("default")
+    if isinstance(default, str | int | float):
+        stated = f"Default: `{json.dumps(default)}`."
+        changed["description"] = f"{schema.get('description', '')} {stated}".strip()
+    return changed
 
 
 def _name(model: type[BaseModel]) -> str:
@@ -149,6 +182,11 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return described
 
 
+def link(operation_id: str, description: str, **parameters: str) -> Mapping[str, Any]:
+    """Return a link to an operation; the parameters are runtime expressions."""
+    return {"operationId": operation_id, "description": description, "parameters": parameters}
+
+
 def _response(response: Response, schemas: Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {"description": response.description}
     if response.headers:
@@ -158,6 +196,8 @@ def _response(response: Response, schemas: Schemas) -> dict[str, Any]:
         }
     if response.body is not None:
         described["content"] = _content(response.body, schemas)
+    if response.links:
+        described["links"] = {name: dict(link) for name, link in response.links.items()}
     return described
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +31,9 @@ class Problem(BaseModel):
     errors: list[FieldError] = Field(
         default_factory=list, description="Every rejected field, if any."
     )
+    result: Literal["not_found"] | None = Field(
+        default=None, description="With the status 404: the result, as for other changes."
+    )
 
 
 class ProblemError(RingbackError):
@@ -53,8 +56,8 @@ class ProblemError(RingbackError):
         self.headers = headers
         self.members = members or {}
 
-    def response(self) -> web.Response:
-        """Return the response; `members` are additional members of the problem."""
+    def body(self) -> dict[str, Any]:
+        """Return the body of the response; `members` are additional members of the problem."""
         content: dict[str, Any] = {
             "type": TYPE + self.kind,
             "title": self.status.phrase,
@@ -63,9 +66,13 @@ class ProblemError(RingbackError):
         }
         if self.errors:
             content["errors"] = self.errors
+        return content | dict(self.members)
+
+    def response(self) -> web.Response:
+        """Return the response."""
         return web.Response(
             status=self.status,
-            body=to_json(content | dict(self.members)),
+            body=to_json(self.body()),
             content_type=PROBLEM_JSON,
             headers=self.headers,
         )

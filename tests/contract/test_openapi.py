@@ -80,10 +80,33 @@ def test_every_path_parameter_is_declared(path: str, method: str, operation: Any
 @pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
 def test_every_error_response_is_a_problem(path: str, method: str, operation: Any) -> None:
     errors = {s: r for s, r in operation["responses"].items() if s >= "400"}
-    assert errors.keys() >= {"401", "422", "503", "504"}, (path, method)
+    assert errors.keys() >= {"401", "403", "422", "500", "503", "504"}, (path, method)
+    assert ("requestBody" in operation) == ("408" in errors) == ("415" in errors)
     for response in errors.values():
         content = response["content"]["application/problem+json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_finding_d7_no_field_has_a_default_that_generated_clients_cannot_handle() -> None:
+    assert '"default"' not in json.dumps(DOCUMENT["components"])
+    stop = DOCUMENT["components"]["schemas"]["RetryParams"]["properties"]["stop_after_delay"]
+    assert stop["description"].endswith("Default: `432000.0`.")
+    items = DOCUMENT["components"]["schemas"]["BatchResult"]["properties"]["items"]["items"]
+    assert items == {"$ref": "#/components/schemas/BatchItem"}
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+def test_finding_d12_parameters_and_operations_are_described(
+    path: str, method: str, operation: Any
+) -> None:
+    assert operation["description"], (path, method)
+    for parameter in operation["parameters"]:
+        schema = parameter["schema"]
+        assert parameter["description"]
+        assert schema.keys() != {"type"}, (path, parameter["name"])
+        if schema["type"] == "string" and not schema.keys() & {"enum", "format"}:
+            assert schema["minLength"] == 1
+            assert schema["pattern"]
 
 
 def every_example() -> Iterator[Any]:

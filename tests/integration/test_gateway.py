@@ -109,6 +109,22 @@ async def test_a_batch_has_a_result_for_each_callback(
     assert scheduler.requests[-1] == ("CreateCallbacks", None, {"callbacks": body})
 
 
+async def test_finding_a18_a_rejected_callback_of_a_batch_is_a_problem(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
+    errors = [{"field": "url", "message": "Field required"}]
+    failure = {"code": "invalid", "detail": "url: Field required", "errors": errors}
+    scheduler.responses["CreateCallbacks"] = lambda _: {"ok": {"items": [{"error": failure}]}}
+    (item,) = (await call("POST", "/v1/callbacks/batch", [CALLBACK])).json["items"]
+    assert item["error"] == {
+        "type": "urn:ringback:problem:invalid",
+        "title": "Unprocessable Entity",
+        "status": 422,
+        "detail": "url: Field required",
+        "errors": errors,
+    }
+
+
 async def test_s2_a_list_passes_every_parameter_on(call: Caller, scheduler: FakeScheduler) -> None:
     caller = call.as_client("lister")
     await caller("POST", "/v1/callbacks", KEYED)
@@ -223,8 +239,10 @@ async def test_s8_not_found_is_404_as_a_result_and_as_a_failure(
 ) -> None:
     scheduler.responses["CancelCallbacks"] = lambda _: {"ok": {"id": "x", "result": "not_found"}}
     assert (await call("DELETE", f"/v1/callbacks/{UNKNOWN}")).problem(404)["result"] == "not_found"
-    (await call("GET", f"/v1/callbacks/{UNKNOWN}")).problem(404)
-    (await call("PATCH", f"/v1/callbacks/{UNKNOWN}", {"delay": 1})).problem(404)
+    for id_ in (UNKNOWN, "7"):
+        for method, body in (("GET", None), ("PATCH", {"delay": 1}), ("DELETE", None)):
+            response = await call(method, f"/v1/callbacks/{id_}", body)
+            assert response.problem(404)["result"] == "not_found"  # finding A18
 
 
 async def test_an_invalid_id_is_not_found_without_a_request_to_the_scheduler(
@@ -366,6 +384,14 @@ async def test_unknown_paths_and_methods_are_problems(call: Caller) -> None:
     wrong = await call("PUT", "/v1/callbacks", CALLBACK)
     wrong.problem(405)
     assert set(wrong.headers["Allow"].split(",")) == {"GET", "HEAD", "POST"}
+
+
+@pytest.mark.parametrize("name", ["batch", "retry"])
+async def test_finding_d12_another_method_of_an_action_is_405(call: Caller, name: str) -> None:
+    for method in ("GET", "PATCH", "DELETE"):
+        wrong = await call(method, f"/v1/callbacks/{name}")
+        wrong.problem(405)
+        assert wrong.headers["Allow"] == "POST"
 
 
 async def test_no_other_origin_is_allowed(call: Caller) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from shared.amqp.rpc import RequestContext
 from shared.contracts.callback import SendCallback
-from tests.fakes.scheduling import URL, Scheduler, schedulers
+from tests.fakes.scheduling import URL, Scheduler, finished, schedulers
 from tests.fakes.waiting import until
 
 LATER = {"url": URL, "delay": 3600}
@@ -205,3 +205,12 @@ async def test_finding_d5_the_largest_accepted_callbacks_can_be_delivered(
     sent = scheduler.broker.sent[-1].body
     assert 1_030_000 < len(sent) <= 1_048_576
     assert SendCallback.model_validate_json(sent).id == largest == body["id"]
+
+
+async def test_finding_a18_a_retry_of_everything_says_so(scheduler: Scheduler) -> None:
+    for body in ({}, {"dry_run": True}, {"all": True, "group_key": "g"}):
+        failure = await deliver(scheduler, "RetryCallbacks", "m", **body)
+        assert [error["field"] for error in failure["errors"]] == ["all"]
+    callback = await finished(scheduler, "failed")
+    retried = await scheduler.request("RetryCallbacks", all=True)
+    assert retried["ids"] == [str(callback)]

@@ -150,7 +150,7 @@ class Comparison:
             model.first_dispatch = model.dispatch + 1
 
     def retry_failed(self) -> None:
-        response = self.request("RetryCallbacks")
+        response = self.request("RetryCallbacks", all=True)
         failed = [callback for callback, model in self.models.items() if model.state == "failed"]
         assert sorted(response["ids"]) == sorted(map(str, failed))
         dispatched = {body["id"] for body in self.run(self.scheduler.dispatch())}

@@ -377,4 +377,4 @@ async def test_retry_makes_failed_callbacks_due_again(scheduler: Scheduler) -> N
     await scheduler.settle(delivered(failed[0], dispatch=2))
     assert (await scheduler.status(failed[0]))["status"] == "notified"
     assert (await scheduler.request("RetryCallbacks", id=str(failed[0])))["count"] == 0
-    assert (await scheduler.request("RetryCallbacks"))["ids"] == [str(failed[2])]
+    assert (await scheduler.request("RetryCallbacks", all=True))["ids"] == [str(failed[2])]

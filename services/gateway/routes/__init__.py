@@ -21,6 +21,7 @@ ABOUT: Final = Description(
     "**Errors** are `application/problem+json` (RFC 9457). A 422 names every rejected field. After"
     " a 503 nothing was done. After a 504 that is unknown: repeat the request with the same"
     " `Idempotency-Key`, or check the status.",
+    license="Apache-2.0",
     tags={
         callbacks.TAG: "Schedule callbacks. Get, reschedule, cancel and retry them by id.",
         groups.TAG: "The same operations by your own keys: `group_key` names a group, `event_key`"

@@ -25,6 +25,7 @@ from services.gateway.parsing import (
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
+    KEY_SCHEMA,
     Dependencies,
     Route,
     failures,
@@ -35,9 +36,10 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
-from services.gateway.schemas import Batch, NewTime
+from services.gateway.rpc import not_found, problem_of
+from services.gateway.schemas import Batch, BatchResult, NewTime
 from shared.amqp.rpc import RequestContext
-from shared.contracts.requests import FieldError, RpcOperation
+from shared.contracts.requests import Failure, FieldError, RpcOperation
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
     CREATE_CALLBACK,
@@ -50,7 +52,6 @@ from shared.contracts.schedule_requests import (
     RETRY_CALLBACKS,
     CallbackCreated,
     CallbackPage,
-    CallbacksCreated,
     CallbackStatus,
     CancelResponse,
     RescheduleResponse,
@@ -58,8 +59,7 @@ from shared.contracts.schedule_requests import (
     RetryResponse,
 )
 from shared.contracts.schedules import ScheduleCallback, Status
-from shared.http.openapi import Body, Parameter, Response
-from shared.http.problem import ProblemError
+from shared.http.openapi import Body, Parameter, Response, link
 
 TAG: Final = "callbacks"
 
@@ -70,8 +70,10 @@ _SECRET: Final = "your-secret-key"  # noqa: S105 - public
 _CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": _RUN_AT}
 _REJECTED: Final = {
     "error": {
-        "code": "invalid",
-        "detail": "1 field is invalid",
+        "type": "urn:ringback:problem:invalid",
+        "title": "Unprocessable Entity",
+        "status": 422,
+        "detail": "url: Field required",
         "errors": [{"field": "url", "message": "Field required"}],
     }
 }
@@ -146,11 +148,18 @@ def routes(example_url: str) -> tuple[Route, ...]:
                 "Scheduled.",
                 Body(CallbackCreated, {"Response": _CREATED}),
                 {"Location": "The URL of its status."},
+                {
+                    name: link(name, text, id="$response.body#/id")
+                    for name, text in (
+                        ("get_callback", "Its status."),
+                        ("reschedule_callback", "Change its due time."),
+                        ("cancel_callback", "Cancel it."),
+                    )
+                },
             ),
             409: problem(
                 "The keys are in use, or the Idempotency-Key was used with a different body."
             ),
-            403: problem("Notifications may not be published to this AMQP exchange."),
             **BODY_FAILURES,
             **FAILURES,
         },
@@ -164,9 +173,16 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=list_callbacks,
             tag=TAG,
             summary="List callbacks",
+            description="A page may have fewer items than `limit`, for example if their contexts"
+            " are large. The last page has no `next_cursor`.",
             parameters=(
-                Parameter("group_key", "query", "Only callbacks of this group."),
-                Parameter("event_key", "query", "Only callbacks with this event key."),
+                Parameter("group_key", "query", "Only callbacks of this group.", KEY_SCHEMA),
+                Parameter(
+                    "event_key",
+                    "query",
+                    "Only callbacks with this event key. Without `group_key`: in any group.",
+                    KEY_SCHEMA,
+                ),
                 *PAGE,
             ),
             responses={200: LIST, **FAILURES},
@@ -178,6 +194,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=get_callback,
             tag=TAG,
             summary="Get the status of a callback",
+            description="Available until the callback's retention ends.",
             parameters=(_ID,),
             responses={200: STATUS, **NOT_FOUND, **FAILURES},
         ),
@@ -223,7 +240,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             responses={
                 200: ok(
                     "A result for each callback, in the same order.",
-                    CallbacksCreated,
+                    BatchResult,
                     {"items": [_CREATED, _REJECTED]},
                 ),
                 **BODY_FAILURES,
@@ -238,7 +255,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             tag=TAG,
             summary="Retry failed callbacks",
             description="Retries one callback by `id`, a group, those that failed in a period, or"
-            " all.",
+            " with `all` every failed callback of the client.",
             body=Body(
                 RetryCallbacks,
                 {
@@ -291,7 +308,14 @@ async def create_callbacks(
         raise invalid([FieldError(field="idempotency_key", message=message)])
     if key is not None and isinstance(content, dict):
         body = to_json(content | {"idempotency_key": key})
-    return json_response(await deps.services.request(CREATE_CALLBACKS, body, context))
+    created = await deps.services.request(CREATE_CALLBACKS, body, context)
+    return json_response({"items": [_batch_item(item) for item in created["items"]]})
+
+
+def _batch_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "error" not in item:
+        return item
+    return {"error": problem_of(Failure.model_validate(item["error"])).body()}
 
 
 async def list_callbacks(
@@ -352,24 +376,15 @@ def _selector(request: web.Request) -> dict[str, str]:
     if "id" in selector:
         callback_id = parse_uuid(selector["id"])
         if callback_id is None:
-            raise _not_found()
+            raise not_found("callback not found")
         request[SCHEDULE_ID] = selector["id"] = callback_id
     return selector
-
-
-def _not_found() -> ProblemError:
-    return ProblemError(
-        HTTPStatus.NOT_FOUND,
-        "not_found",
-        "callback not found",
-        members={"result": "not_found"},
-    )
 
 
 def _result(value: Mapping[str, Any]) -> web.Response:
     """Return the response for a value with a `result`; `not_found` is a 404, as everywhere."""
     if value.get("result") == "not_found":
-        raise _not_found()
+        raise not_found("callback not found")
     return json_response(value)
 
 

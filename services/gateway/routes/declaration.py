@@ -7,11 +7,12 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic import BaseModel
 
-from services.gateway.parsing import IDEMPOTENCY_KEY
+from services.gateway.parsing import IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_PATTERN
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
+from shared.contracts.schedules import KEY_PATTERN
 from shared.http.openapi import Body, Parameter, Response
 from shared.http.openapi import Route as OpenApiRoute
 from shared.http.problem import PROBLEM_JSON, Problem
@@ -41,6 +42,9 @@ def problem(description: str, headers: Mapping[str, str] | None = None) -> Respo
     return Response(description, Body(Problem, media_type=PROBLEM_JSON), headers or {})
 
 
+KEY_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY_PATTERN}
+
+
 def failures(unavailable: str, no_response: str) -> Mapping[int, Response]:
     """Return the errors of every route; the texts are the causes of 503 and 504."""
     return {
@@ -48,7 +52,9 @@ def failures(unavailable: str, no_response: str) -> Mapping[int, Response]:
             "The service ticket is invalid, or required and missing.",
             {"WWW-Authenticate": "How to authenticate."},
         ),
+        403: problem("The service that owns the data requires a service ticket."),
         422: problem("The input is invalid; `errors` names every rejected field."),
+        500: problem("A bug in Ringback."),
         503: problem(
             f"Unavailable: {unavailable}. Nothing was done.",
             {"Retry-After": "Seconds to wait before the next request."},
@@ -59,6 +65,7 @@ def failures(unavailable: str, no_response: str) -> Mapping[int, Response]:
 
 BODY_FAILURES: Final = {
     400: problem("The body is not JSON; `detail` names the position."),
+    408: problem("The body did not arrive in time."),
     413: problem("The body is too large."),
     415: problem("The media type of the body is not `application/json`."),
 }
@@ -66,7 +73,12 @@ BODY_FAILURES: Final = {
 
 def idempotency_header(description: str) -> Parameter:
     """Return the header that makes a request safe to repeat."""
-    schema = {"type": "string", "minLength": 1, "maxLength": 255}
+    schema = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": IDEMPOTENCY_KEY_PATTERN,
+    }
     return Parameter(IDEMPOTENCY_KEY, "header", description, schema)
 
 
@@ -85,8 +97,9 @@ def status_filter(statuses: list[str]) -> Parameter:
 
 def pagination(*, max_size: int, default_size: int) -> tuple[Parameter, ...]:
     """Return the query parameters that select a page of a list."""
-    schema = {"type": "integer", "minimum": 1, "maximum": max_size, "default": default_size}
+    cursor = {"type": "string", "minLength": 1, "maxLength": 255, "format": "cursor"}
+    limit = {"type": "integer", "minimum": 1, "maximum": max_size, "default": default_size}
     return (
-        Parameter("cursor", "query", "`next_cursor` of the previous page."),
-        Parameter("limit", "query", "The maximum number of items in the page.", schema),
+        Parameter("cursor", "query", "`next_cursor` of the previous page.", cursor),
+        Parameter("limit", "query", "The maximum number of items in the page.", limit),
     )

@@ -17,15 +17,17 @@ from services.gateway.routes.callbacks import (
     list_callbacks,
     reschedule_callback,
 )
-from services.gateway.routes.declaration import BODY_FAILURES, Route, ok
+from services.gateway.routes.declaration import BODY_FAILURES, KEY_SCHEMA, Route, ok
 from shared.contracts.schedule_requests import CancelGroupResponse
 from shared.http.openapi import Parameter
 
 TAG: Final = "groups"
 
-_GROUP_KEY: Final = Parameter("group_key", "path", "The key of the group.", example="user-7")
+_GROUP_KEY: Final = Parameter(
+    "group_key", "path", "The key of the group.", KEY_SCHEMA, example="user-7"
+)
 _EVENT_KEY: Final = Parameter(
-    "event_key", "path", "The key of the callback in its group.", example="reminder-1"
+    "event_key", "path", "The key of the callback in its group.", KEY_SCHEMA, example="reminder-1"
 )
 _KEYS: Final = (_GROUP_KEY, _EVENT_KEY)
 
@@ -40,6 +42,7 @@ def routes() -> tuple[Route, ...]:
             handler=list_callbacks,
             tag=TAG,
             summary="List the callbacks of a group",
+            description="The same as `GET /v1/callbacks?group_key=`.",
             parameters=(_GROUP_KEY, *PAGE),
             responses={200: LIST, **FAILURES},
         ),
@@ -50,6 +53,7 @@ def routes() -> tuple[Route, ...]:
             handler=cancel_callback,
             tag=TAG,
             summary="Cancel a group",
+            description="Cancels every callback of the group that has not ended.",
             parameters=(_GROUP_KEY,),
             responses={
                 200: ok(
@@ -70,6 +74,7 @@ def routes() -> tuple[Route, ...]:
             handler=get_callback,
             tag=TAG,
             summary="Get the status of a callback by its keys",
+            description="The same as by id.",
             parameters=_KEYS,
             responses={200: STATUS, **NOT_FOUND, **FAILURES},
         ),
@@ -80,6 +85,7 @@ def routes() -> tuple[Route, ...]:
             handler=reschedule_callback,
             tag=TAG,
             summary="Reschedule a callback by its keys",
+            description="The same as by id.",
             parameters=_KEYS,
             body=NEW_TIME,
             responses={200: RESCHEDULED, **NOT_FOUND, **BODY_FAILURES, **FAILURES},
@@ -91,6 +97,7 @@ def routes() -> tuple[Route, ...]:
             handler=cancel_callback,
             tag=TAG,
             summary="Cancel a callback by its keys",
+            description="The same as by id.",
             parameters=_KEYS,
             responses={200: CANCELLED, **NOT_FOUND, **FAILURES},
         ),

@@ -25,7 +25,9 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
+from services.gateway.rpc import not_found
 from shared.amqp.rpc import RequestContext
+from shared.contracts.callback import IDENTIFIER_PATTERN
 from shared.contracts.posting_requests import (
     CREATE_POSTING,
     DEFAULT_PAGE_SIZE,
@@ -41,7 +43,6 @@ from shared.contracts.posting_requests import (
 )
 from shared.contracts.postings import Posting
 from shared.http.openapi import Body, Parameter, Response
-from shared.http.problem import ProblemError
 
 TAG: Final = "postings"
 
@@ -91,8 +92,14 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=list_postings,
             tag=TAG,
             summary="List postings",
+            description="Postings without a client, such as those from rules, are visible to all.",
             parameters=(
-                Parameter("from_event", "query", "Only postings caused by this event."),
+                Parameter(
+                    "from_event",
+                    "query",
+                    "Only postings caused by this event.",
+                    {"type": "string", "minLength": 1, "pattern": IDENTIFIER_PATTERN},
+                ),
                 *_PAGE,
             ),
             responses={
@@ -111,6 +118,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=get_posting,
             tag=TAG,
             summary="Get the progress of a posting",
+            description="Counts its pages, its recipients and its messages so far.",
             parameters=(_ID,),
             responses={
                 200: ok("The progress.", PostingStatus, _PROGRESS | {"skipped": _SKIPPED}),
@@ -125,6 +133,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=list_posting_messages,
             tag=TAG,
             summary="List the messages of a posting",
+            description="Includes recipients who got no message, with the reason.",
             parameters=(_ID, status_filter([state.value for state in MessageState]), *_PAGE),
             responses={
                 200: ok(
@@ -179,7 +188,7 @@ async def list_posting_messages(
 def _posting_id(request: web.Request) -> str:
     posting_id = parse_uuid(request.match_info["id"])
     if posting_id is None:
-        raise ProblemError(HTTPStatus.NOT_FOUND, "not_found", "the posting does not exist")
+        raise not_found("the posting does not exist")
     request[POSTING_ID] = posting_id
     return posting_id
 
