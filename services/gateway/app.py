@@ -1,9 +1,12 @@
 """The composition root of the gateway: the only module that constructs objects."""
 
 import logging
+import math
 import os
 import socket
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
+from http import HTTPStatus
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -14,15 +17,18 @@ from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
 from services.gateway.middleware import middleware
 from services.gateway.parsing import QUERY, parse_query
+from services.gateway.rate_limit import RateLimiter
 from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import ABOUT, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
+from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_client import RpcClient
 from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
+from shared.http.problem import ProblemError
 from shared.http.server import AppRunner
 from shared.process.command import Service
 from shared.process.metrics import add_routes
@@ -55,11 +61,12 @@ async def start(process: Process) -> None:
     deps = Dependencies(
         ServiceClient(rpc_client, timeout=settings.request_timeout), publisher, settings
     )
+    admit = _admission(authenticator, settings.rate_limit)
     app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
     routes = all_routes(settings.example_url)
     for path in dict.fromkeys(route.path for route in routes):
         on_path = [route for route in routes if route.path == path]
-        app.add_routes(_bound(route, authenticator, deps) for route in on_path)
+        app.add_routes(_bound(route, admit, deps) for route in on_path)
         app.add_routes([_other_methods(path, {route.method for route in on_path})])
     app.add_routes(docs_page.routes(document(routes, ABOUT), asyncapi(declared)))
     add_routes(
@@ -95,7 +102,35 @@ async def start(process: Process) -> None:
     process.on_drain(drain)
 
 
-def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> web.RouteDef:
+def _admission(
+    authenticator: Authenticator, rate: float | None
+) -> Callable[[web.Request], RequestContext]:
+    """Return a function that authenticates a request and enforces the rate limit.
+
+    It raises ProblemError: 401, or 429 with the seconds to wait.
+    """
+    limiter = None if rate is None else RateLimiter(rate)
+
+    def admit(request: web.Request) -> RequestContext:
+        context = authenticator.authenticate(request)
+        if limiter is None:
+            return context
+        delay = limiter.delay(context.client_id or "", time.monotonic())
+        if delay > 0:
+            raise ProblemError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_requests",
+                f"The limit is {rate:g} requests per second.",
+                headers={"Retry-After": f"{math.ceil(delay)}"},
+            )
+        return context
+
+    return admit
+
+
+def _bound(
+    route: Route, admit: Callable[[web.Request], RequestContext], deps: Dependencies
+) -> web.RouteDef:
     """Return the aiohttp route: authentication and the query come before the handler.
 
     A route with a body ignores the query: the URL of a producer may have one.
@@ -103,7 +138,7 @@ def _bound(route: Route, authenticator: Authenticator, deps: Dependencies) -> we
     names = [each.name for each in route.parameters if each.where == "query"]
 
     async def handle(request: web.Request) -> web.Response:
-        context = authenticator.authenticate(request)
+        context = admit(request)
         if route.body is None:
             request[QUERY] = parse_query(request, names)
         return await route.handler(request, context, deps)

@@ -27,6 +27,12 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
         default=10.0,
         description="Timeout of a request to another service, in seconds. Then the status is 504.",
     )
+    rate_limit: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        default=None,
+        description="Requests per second of one client at one process, and at most one second's"
+        " worth at once. Beyond that the status is 429. Default: unlimited.",
+        examples=[100],
+    )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
         default=1_048_576,
         description="Maximum size of a request body in bytes. Larger ones are rejected with 413.",

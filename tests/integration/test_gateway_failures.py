@@ -54,6 +54,20 @@ async def test_without_scheduler_and_mailings_requests_are_503_and_readyz_names_
         assert (await call("GET", "/healthz")).status == 200
 
 
+async def test_a_client_beyond_its_rate_limit_gets_429_and_others_are_served(
+    tmp_path: Path, amqp_url: str
+) -> None:
+    limit = {"RINGBACK_GATEWAY_RATE_LIMIT": "0.2"}
+    async with running(tmp_path, amqp_url, **limit) as (service, call), fake_scheduler(amqp_url):
+        await service.ready()
+        assert (await call("GET", "/v1/callbacks")).status == 200
+        limited = await call("GET", "/v1/callbacks")
+        assert limited.problem(429)["type"] == "urn:ringback:problem:too_many_requests"
+        assert 1 <= int(limited.headers["Retry-After"]) <= 5
+        assert (await call.as_client("shop")("GET", "/v1/callbacks")).status == 200
+        assert (await call("GET", "/openapi.json")).status == 200
+
+
 async def test_row_1_a_stopped_broker_is_503_until_it_is_back(
     tmp_path: Path, own_broker: Broker
 ) -> None:

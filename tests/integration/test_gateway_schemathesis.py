@@ -66,7 +66,9 @@ def violates_contract(case: Any) -> bool:
     model = CONTRACTS.get(case.operation.definition.raw["operationId"])
     if model is None:
         return False
-    body = case.body | {"id": UNKNOWN} if model is RescheduleCallback else case.body
+    body = case.body
+    if model is RescheduleCallback and isinstance(body, dict):
+        body = body | {"id": UNKNOWN}
     try:
         TypeAdapter(model).validate_json(to_json(body))
     except ValidationError:
@@ -101,7 +103,8 @@ def test_s10_finding_d12_a_created_callback_can_be_read_moved_and_cancelled(base
             return {"base_url": base}
 
         def validate_response(self, response: Any, case: Any, **kwargs: Any) -> None:
+            del kwargs  # those of the call
             excluded = inapplicable_checks(case, response)
-            case.validate_response(response, excluded_checks=excluded, **kwargs)
+            case.validate_response(response, excluded_checks=excluded)
 
     run_state_machine_as_test(Links, settings=settings(UNSHRUNK, stateful_step_count=8))

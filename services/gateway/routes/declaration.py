@@ -54,6 +54,10 @@ def failures(unavailable: str, no_response: str) -> Mapping[int, Response]:
         ),
         403: problem("The service that owns the data requires a service ticket."),
         422: problem("The input is invalid; `errors` names every rejected field."),
+        429: problem(
+            "The client exceeds the rate limit.",
+            {"Retry-After": "Seconds to wait before the next request."},
+        ),
         500: problem("A bug in Ringback."),
         503: problem(
             f"Unavailable: {unavailable}. Nothing was done.",

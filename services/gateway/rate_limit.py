@@ -1,0 +1,27 @@
+"""The rate limit of each client: pure bookkeeping, without a clock."""
+
+from typing import Final
+
+# Clients at which those that have no recent requests are forgotten.
+MAX_CLIENTS: Final = 10_000
+
+
+class RateLimiter:
+    """Allows each client `rate` requests a second, and at most one second's worth at once."""
+
+    def __init__(self, rate: float) -> None:
+        self._interval = 1 / rate
+        self._tolerance = max(1.0 - self._interval, 0.0)
+        # When all earlier requests of a client are paid for (the generic cell rate algorithm).
+        self._paid_at: dict[str, float] = {}
+
+    def delay(self, client_id: str, now: float) -> float:
+        """Return 0.0 and count a request, or return the seconds until one is allowed."""
+        paid_at = max(self._paid_at.get(client_id, now), now)
+        delay = paid_at - now - self._tolerance
+        if delay > 0:
+            return delay
+        if len(self._paid_at) >= MAX_CLIENTS and client_id not in self._paid_at:
+            self._paid_at = {name: at for name, at in self._paid_at.items() if at > now}
+        self._paid_at[client_id] = paid_at + self._interval
+        return 0.0
