@@ -23,6 +23,7 @@ QUERY: Final[web.RequestKey[dict[str, Any]]] = web.RequestKey("query", dict)
 BODY_TIMEOUT: Final = 30.0
 
 _KEY: Final = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"))
+_ETAG: Final = re.compile(r'(W/)?"[\x21\x23-\x2b\x2d-\x7e]*"')
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -116,6 +117,22 @@ def idempotency_key(request: web.Request) -> str | None:
         message = "must be 1 to 255 characters of visible ASCII, without spaces"
         raise invalid([FieldError(field=IDEMPOTENCY_KEY, message=message)])
     return key
+
+
+def if_match(request: web.Request) -> dict[str, list[str]]:
+    """Return the entity tags of the header `If-Match` as a field of a request, if present.
+
+    Raises:
+        ProblemError: 422; the header is not `*` or a list of entity tags.
+    """
+    value = ",".join(request.headers.getall(hdrs.IF_MATCH, ()))
+    if not value:
+        return {}
+    tags = [tag.strip() for tag in value.split(",")]
+    if tags != ["*"] and not all(_ETAG.fullmatch(tag) for tag in tags):
+        message = 'must be * or a list of entity tags, such as "5f0c7b1e"'
+        raise invalid([FieldError(field=hdrs.IF_MATCH, message=message)])
+    return {"if_match": tags}
 
 
 def parse_uuid(text: str) -> str | None:

@@ -4,16 +4,18 @@ Each function returns the new state and, if the change must be reported, a `Tran
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
+from hashlib import blake2b
 from json import loads
 from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler.recurrence import Recurrence, next_due
 from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
+from shared.errors import PermanentError
 from shared.resilience.retry import JITTER, attempts_text
 
 DEFAULT_BASE_DELAY: Final = 60.0
@@ -23,6 +25,14 @@ DEFAULT_TIMEOUT: Final = 10.0
 # take 51 s, and up to 77 s with their jitter.
 QUICK_DELAYS: Final = (1.0, 5.0, 15.0)
 FINAL_STATUSES: Final = frozenset({Status.NOTIFIED, Status.FAILED, Status.CANCELLED})
+
+
+# Seconds until a replaced callback is due. A claim that reads the old request ends within 4 s.
+REPLACEMENT_DELAY: Final = 5.0
+
+
+class PreconditionFailedError(PermanentError):
+    """The callback is not in the state that the client has read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +262,58 @@ def reschedule(callback: ScheduledCallback, run_at: datetime, now: datetime) -> 
         next_attempt_at=None,
         stop_at=None,
     )
+
+
+def run_now(callback: ScheduledCallback, now: datetime) -> ScheduledCallback:
+    """Return a waiting callback due now. `run_at` stays, because the next occurrence follows it."""
+    return replace(callback, next_at=now)
+
+
+def replaced(callback: ScheduledCallback, run_at: datetime, now: datetime) -> ScheduledCallback:
+    """Return a waiting callback with a new request, as if it had just been created.
+
+    A claim that began before this can still read the old request, so it must not be due yet for it.
+    """
+    callback = reschedule(replace(callback, dispatch=callback.dispatch + 1), run_at, now)
+    next_at = max(run_at, now + timedelta(seconds=REPLACEMENT_DELAY))
+    return replace(callback, next_at=next_at, occurrence=1, last_error=None)
+
+
+def etag(  # noqa: PLR0913 - the state
+    status: str,
+    run_at: datetime,
+    dispatch: int,
+    occurrence: int,
+    attempts: int,
+    *,
+    cancel_requested: bool,
+) -> str:
+    """Return the entity tag of a state, in quotes.
+
+    A new request counts as a dispatch, so it changes the tag, too.
+    """
+    state = f"{status} {run_at.timestamp()} {dispatch} {occurrence} {attempts} {cancel_requested}"
+    return f'"{blake2b(state.encode(), digest_size=12).hexdigest()}"'
+
+
+def check_match(callback: ScheduledCallback, if_match: Sequence[str] | None) -> None:
+    """Check that a callback is in one of the states with these entity tags; None permits any.
+
+    Raises:
+        PreconditionFailedError: it is in another state.
+    """
+    if if_match is None or "*" in if_match:
+        return
+    current = etag(
+        callback.status,
+        callback.run_at,
+        callback.dispatch,
+        callback.occurrence,
+        callback.attempts,
+        cancel_requested=callback.cancel_requested,
+    )
+    if current not in if_match:
+        raise PreconditionFailedError("the callback has changed since its etag was read")
 
 
 def _with_attempts(

@@ -119,6 +119,26 @@ class Intake:
         Raises:
             StoreConnectionLostError: repeat it with the same id.
         """
+        new = await self.prepare(
+            command, client_id, callback_id, fingerprint=fingerprint, traceparent=traceparent
+        )
+        if isinstance(new, Failure):
+            return new
+        result = await self._batches.add(new)
+        if isinstance(result, InfrastructureError):
+            raise result
+        return result
+
+    async def prepare(
+        self,
+        command: ScheduleCallback,
+        client_id: str,
+        callback_id: UUID,
+        *,
+        fingerprint: bytes | None = None,
+        traceparent: str | None = None,
+    ) -> NewCallback | Failure:
+        """Return the callback to insert, or why this command cannot be carried out."""
         await self._clock.wait_synced()
         now = self._clock.now()
         errors = [*run_at_errors(command.run_at, now)]
@@ -148,26 +168,21 @@ class Intake:
         if errors:
             metrics.REQUESTED.labels("invalid").inc()
             return invalid(errors)
-        result = await self._batches.add(
-            NewCallback(
-                id=callback_id,
-                client_id=client_id,
-                group_key=command.group_key,
-                event_key=command.event_key,
-                fingerprint=fingerprint,
-                content=parts,
-                secret=self._encrypted_secret(command),
-                lease=domain.lease(command.retry, command.notify_scheme.timeout, slack=self._lease),
-                stop_after=command.retry.stop_after_delay,
-                rules=rules,
-                traceparent=traceparent,
-                run_at=run_at,
-                delay=command.delay or 0.0,
-            )
+        return NewCallback(
+            id=callback_id,
+            client_id=client_id,
+            group_key=command.group_key,
+            event_key=command.event_key,
+            fingerprint=fingerprint,
+            content=parts,
+            secret=self._encrypted_secret(command),
+            lease=domain.lease(command.retry, command.notify_scheme.timeout, slack=self._lease),
+            stop_after=command.retry.stop_after_delay,
+            rules=rules,
+            traceparent=traceparent,
+            run_at=run_at,
+            delay=command.delay or 0.0,
         )
-        if isinstance(result, InfrastructureError):
-            raise result
-        return result
 
     def _encrypted_secret(self, command: ScheduleCallback) -> bytes | None:
         secret = command.hmac_secret

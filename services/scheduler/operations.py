@@ -14,7 +14,7 @@ from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
 from services.scheduler.intake import run_at_errors
-from services.scheduler.store import Listed, Store
+from services.scheduler.store import Listed, NewCallback, Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import (
     CallbackPage,
@@ -28,8 +28,11 @@ from shared.contracts.schedule_requests import (
     RescheduleResult,
     RetryCallbacks,
     RetryResponse,
+    RunCallback,
+    RunResponse,
+    RunResult,
 )
-from shared.contracts.schedules import CancelCallback, RescheduleCallback, Status
+from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback, Status
 from shared.errors import InfrastructureError
 from shared.pagination import END, START, Position, decode_cursor, encode_cursor
 
@@ -52,6 +55,11 @@ _RESCHEDULE_RESULTS: Final = {
     Status.NOTIFIED: RescheduleResult.ALREADY_NOTIFIED,
     Status.FAILED: RescheduleResult.ALREADY_FAILED,
     Status.CANCELLED: RescheduleResult.ALREADY_CANCELLED,
+}
+_RUN_RESULTS: Final = {
+    Status.NOTIFIED: RunResult.ALREADY_NOTIFIED,
+    Status.FAILED: RunResult.ALREADY_FAILED,
+    Status.CANCELLED: RunResult.ALREADY_CANCELLED,
 }
 CALLBACK_NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="callback not found")
 
@@ -145,7 +153,7 @@ class Operations:
         id_ = await self._store.find(client_id, command.id, command.group_key, command.event_key)
         if id_ is None:
             return CancelResponse(id=None, result=CancelResult.NOT_FOUND)
-        results = await self._cancel([id_])
+        results = await self._cancel([id_], command.if_match)
         return CancelResponse(id=id_, result=results[id_])
 
     async def _cancel_group(self, client_id: str, group_key: str) -> CancelGroupResponse:
@@ -170,10 +178,13 @@ class Operations:
                 if len(items) < GROUP_BATCH_SIZE:
                     items.append(CancelResponse(id=id_, result=result))
 
-    async def _cancel(self, ids: Sequence[UUID]) -> dict[UUID, CancelResult]:
+    async def _cancel(
+        self, ids: Sequence[UUID], if_match: Sequence[str] | None = None
+    ) -> dict[UUID, CancelResult]:
         def next_state(
             callback: ScheduledCallback, _: datetime
         ) -> tuple[ScheduledCallback, Sequence[Transition]]:
+            domain.check_match(callback, if_match)
             after, transition = domain.cancel(callback)
             return after, () if transition is None else (transition,)
 
@@ -187,6 +198,8 @@ class Operations:
         for id_ in rest:
             # A callback that is in neither table was restarted between the two statements.
             callback = finished.get(id_)
+            if callback is not None:
+                domain.check_match(callback, if_match)
             results[id_] = (
                 CancelResult.IN_FLIGHT if callback is None else _CANCEL_RESULTS[callback.status]
             )
@@ -212,6 +225,7 @@ class Operations:
             if callback is None:
                 response = None
                 return []
+            domain.check_match(callback, command.if_match)
             if callback.in_flight:
                 response = RescheduleResponse(
                     id=id_, result=RescheduleResult.IN_FLIGHT, run_at=callback.run_at
@@ -231,8 +245,62 @@ class Operations:
         callback = (await self._store.finished([id_])).get(id_)
         if callback is None:  # restarted between the two statements
             return RescheduleResponse(id=id_, result=RescheduleResult.IN_FLIGHT, run_at=None)
+        domain.check_match(callback, command.if_match)
         result = _RESCHEDULE_RESULTS[callback.status]
         return RescheduleResponse(id=id_, result=result, run_at=callback.run_at)
+
+    async def run(self, client_id: str, request: RunCallback) -> RunResponse:
+        """Make a waiting callback due now."""
+        id_ = await self._store.find(client_id, request.id, None, None)
+        if id_ is None:
+            return RunResponse(id=None, result=RunResult.NOT_FOUND)
+        result = RunResult.IN_FLIGHT
+
+        def decide(
+            callbacks: Mapping[UUID, ScheduledCallback], now: datetime
+        ) -> list[ScheduledCallback]:
+            nonlocal result
+            waiting = []
+            for callback in callbacks.values():
+                domain.check_match(callback, request.if_match)
+                if not callback.in_flight:
+                    waiting.append(domain.run_now(callback, now))
+            result = RunResult.STARTED if waiting else RunResult.IN_FLIGHT
+            return waiting
+
+        now = await self._store.update([id_], decide)
+        if result is RunResult.STARTED:
+            await self._clock.wait_synced()
+            self._wake_at(now)
+            return RunResponse(id=id_, result=result)
+        if (callback := (await self._store.finished([id_])).get(id_)) is not None:
+            domain.check_match(callback, request.if_match)
+            result = _RUN_RESULTS[callback.status]
+        return RunResponse(id=id_, result=result)
+
+    async def replace(
+        self, new: NewCallback, if_match: Sequence[str] | None
+    ) -> ScheduledCallback | None:
+        """Replace the request of a waiting callback; return None if it does not wait."""
+
+        def decide(callback: ScheduledCallback, now: datetime) -> ScheduledCallback | None:
+            domain.check_match(callback, if_match)
+            if callback.in_flight:
+                return None
+            run_at = new.run_at or now + timedelta(seconds=new.delay)
+            return domain.replaced(callback, run_at, now)
+
+        after = await self._store.replace(new, decide)
+        if after is not None:
+            self._wake_at(after.next_at)
+            return after
+        if (callback := (await self._store.finished([new.id])).get(new.id)) is not None:
+            domain.check_match(callback, if_match)
+        return None
+
+    async def find(self, client_id: str, command: ScheduleCallback) -> UUID | None:
+        """Return the id of the client's callback with the same keys, if any."""
+        return await self._store.find(client_id, None, command.group_key, command.event_key)
 
     async def retry(self, client_id: str, request: RetryCallbacks) -> RetryResponse:
         """Make failed callbacks due now, in the order in which they failed."""
@@ -273,4 +341,12 @@ def _status(row: Any) -> CallbackStatus:
         occurrence=row["occurrence"] if recurs else None,
         created_at=row["created_at"],
         finished_at=row["finished_at"],
+        etag=domain.etag(
+            row["status"],
+            row["run_at"],
+            row["dispatch"],
+            row["occurrence"],
+            row["attempts"],
+            cancel_requested=row["cancel_requested"],
+        ),
     )

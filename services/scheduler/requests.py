@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from services.scheduler.domain import PreconditionFailedError
 from services.scheduler.intake import (
     IdempotencyConflict,
     Intake,
@@ -28,13 +29,17 @@ from shared.contracts.schedule_requests import (
     GET_CALLBACK,
     LIST_CALLBACKS,
     PING,
+    PUT_CALLBACK,
     RESCHEDULE_CALLBACK,
     RETRY_CALLBACKS,
+    RUN_CALLBACK,
     CallbackCreated,
+    CallbackPut,
     CallbacksCreated,
     CreateCallback,
     CreateCallbacks,
     Pong,
+    PutCallback,
     RejectedItem,
 )
 from shared.contracts.schedules import ScheduleCallback
@@ -52,6 +57,10 @@ KEY_USED: Final = Failure(
     code=FailureCode.CONFLICT,
     detail="a callback with this group_key and event_key already exists",
     errors=(FieldError(field="event_key", message="is already used in this group"),),
+)
+NOT_WAITING: Final = Failure(
+    code=FailureCode.CONFLICT,
+    detail="the callback cannot be replaced: it is being delivered, or has ended",
 )
 IDEMPOTENCY_CONFLICT: Final = Failure(
     code=FailureCode.CONFLICT,
@@ -87,6 +96,8 @@ class Requests:
             (
                 self._handler(CREATE_CALLBACK, self._create, within="callback"),
                 self._handler(CREATE_CALLBACKS, self._create_batch),
+                self._handler(PUT_CALLBACK, self._put, within="callback"),
+                self._handler(RUN_CALLBACK, self._limited(operations.run)),
                 self._handler(GET_CALLBACK, self._limited(operations.get)),
                 self._handler(LIST_CALLBACKS, self._limited(operations.list_page)),
                 self._handler(RESCHEDULE_CALLBACK, self._limited(operations.reschedule)),
@@ -109,7 +120,10 @@ class Requests:
             request = parse_request(operation.request, body, within=within)
             if isinstance(request, Failure):
                 return request
-            return await respond(context, request)
+            try:
+                return await respond(context, request)
+            except PreconditionFailedError as error:
+                return Failure(code=FailureCode.PRECONDITION_FAILED, detail=str(error))
 
         return operation.name, handle
 
@@ -170,6 +184,29 @@ class Requests:
         if len(failures) == len(items) and {each.code for each in failures} == _NOTHING_DONE:
             return failures[0]
         return CallbacksCreated(items=items)
+
+    async def _put(self, context: RequestContext, request: PutCallback) -> Response:
+        client_id, command = context.client_id or "", request.callback
+        if request.if_match is None:
+            id_ = id_of_request(client_id, None, context.message_id or new_id())
+            created = await self._create_one(context, command, id_, fingerprinted=False)
+            if isinstance(created, CallbackCreated):
+                return CallbackPut(**created.model_dump(), created=True)
+            if created is not KEY_USED:
+                return created
+        async with self._slots:
+            existing = await self._operations.find(client_id, command)
+            if existing is None:
+                raise PreconditionFailedError("the callback does not exist")
+            new = await self._intake.prepare(
+                command, client_id, existing, traceparent=context.traceparent
+            )
+            if isinstance(new, Failure):
+                return new
+            after = await self._operations.replace(new, request.if_match)
+        if after is None:
+            return NOT_WAITING
+        return CallbackPut(id=after.id, status=after.status, run_at=after.run_at, created=False)
 
     async def _ping(self, _: RequestContext, __: bytes) -> Response:
         return Pong(status=self._fault() or "ready")

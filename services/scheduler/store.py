@@ -254,6 +254,24 @@ class Store:
                 await connection.execute(SQL["store_facts"], *stored, FACTS_LEASE)
         return now
 
+    async def replace(
+        self,
+        new: NewCallback,
+        decide: Callable[[ScheduledCallback, datetime], ScheduledCallback | None],
+    ) -> ScheduledCallback | None:
+        """Replace the request of an unfinished callback, and return its new state.
+
+        `decide` returns the new state, or None to change nothing.
+        """
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(SQL["lock"], [new.id])
+            after = None if row is None else decide(_callback(row), row["now"])
+            if after is not None:
+                values = _insert_values(new)
+                await connection.execute(SQL["replace"], new.id, *values[5:16])
+                await connection.execute(SQL["save"], *([each] for each in _save_values(after)))
+        return after
+
     async def claim_facts(self) -> StoredFacts | None:
         """Return facts whose process has not published them in time; None if there are none."""
         row = await self._database.fetchrow(SQL["claim_facts"], FACTS_LEASE)

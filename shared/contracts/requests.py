@@ -40,6 +40,7 @@ class FailureCode(StrEnum):
     INVALID = "invalid"  # the request itself is wrong; `errors` names each field
     CONFLICT = "conflict"  # the request contradicts the stored state
     NOT_FOUND = "not_found"
+    PRECONDITION_FAILED = "precondition_failed"  # the resource is not in the state that was read
     FORBIDDEN = "forbidden"
     UNAVAILABLE = "unavailable"  # nothing was done; the caller may retry later
     UNKNOWN = "unknown"  # a store was lost; it is unknown whether the request took effect

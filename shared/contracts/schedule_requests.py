@@ -17,6 +17,7 @@ from shared.contracts.schedules import (
     EventKey,
     GroupKey,
     Id,
+    IfMatch,
     Key,
     RescheduleCallback,
     ScheduleCallback,
@@ -52,6 +53,30 @@ class CreateCallbacks(BaseModel):
 
     callbacks: Annotated[list[Any], Field(min_length=1, max_length=MAX_BATCH_SIZE)]
     idempotency_key: Key | None = None
+
+
+class PutCallback(BaseModel):
+    """Create the callback with these keys, or replace it while it waits."""
+
+    model_config = STRICT
+
+    callback: ScheduleCallback
+    if_match: IfMatch = None
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if self.callback.event_key is None:
+            raise fields_error([("event_key", "Field required")])
+        return self
+
+
+class RunCallback(BaseModel):
+    """Send a waiting callback now, instead of at its due time or its next main retry."""
+
+    model_config = STRICT
+
+    id: UUID
+    if_match: IfMatch = None
 
 
 class GetCallback(BaseModel):
@@ -112,6 +137,12 @@ class CallbackCreated(BaseModel):
     run_at: AwareDatetime
 
 
+class CallbackPut(CallbackCreated):
+    """A callback that was created, or replaced if `created` is false."""
+
+    created: bool
+
+
 class RejectedItem(BaseModel):
     """A callback of a batch that was rejected."""
 
@@ -147,6 +178,7 @@ class CallbackStatus(BaseModel):
     occurrence: int | None = Field(description="Number of the occurrence, from 1, if it recurs.")
     created_at: AwareDatetime
     finished_at: AwareDatetime | None
+    etag: str = Field(description="Changes with the state; for `If-Match`.")
 
 
 class CallbackPage(BaseModel):
@@ -177,6 +209,26 @@ class RescheduleResult(StrEnum):
     ALREADY_FAILED = "already_failed"
     ALREADY_CANCELLED = "already_cancelled"
     NOT_FOUND = "not_found"
+
+
+class RunResult(StrEnum):
+    """Result of a request to send a callback now."""
+
+    STARTED = "started"
+    IN_FLIGHT = "in_flight"  # being dispatched already
+    ALREADY_NOTIFIED = "already_notified"
+    ALREADY_FAILED = "already_failed"
+    ALREADY_CANCELLED = "already_cancelled"
+    NOT_FOUND = "not_found"
+
+
+class RunResponse(BaseModel):
+    """Result of a request to send a callback now."""
+
+    model_config = _RESPONSE
+
+    id: UUID | None
+    result: RunResult
 
 
 class CancelResponse(BaseModel):
@@ -236,6 +288,8 @@ CREATE_CALLBACK: Final = RpcOperation(
 CREATE_CALLBACKS: Final = RpcOperation(
     SCHEDULER_REQUESTS, "CreateCallbacks", CreateCallbacks, (CallbacksCreated,)
 )
+PUT_CALLBACK: Final = RpcOperation(SCHEDULER_REQUESTS, "PutCallback", PutCallback, (CallbackPut,))
+RUN_CALLBACK: Final = RpcOperation(SCHEDULER_REQUESTS, "RunCallback", RunCallback, (RunResponse,))
 GET_CALLBACK: Final = RpcOperation(
     SCHEDULER_REQUESTS, "GetCallback", GetCallback, (CallbackStatus,)
 )
@@ -256,6 +310,8 @@ PING: Final = RpcOperation(SCHEDULER_REQUESTS, "Ping", Ping, (Pong,))
 SCHEDULER_OPERATIONS: Final = (
     CREATE_CALLBACK,
     CREATE_CALLBACKS,
+    PUT_CALLBACK,
+    RUN_CALLBACK,
     GET_CALLBACK,
     LIST_CALLBACKS,
     RESCHEDULE_CALLBACK,

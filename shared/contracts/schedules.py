@@ -383,6 +383,10 @@ def _contains_retry_params(context: Any) -> bool:
     return isinstance(context, dict) and "retry_params" in context
 
 
+IfMatch = Annotated[
+    list[str] | None,
+    Field(max_length=16, description="Only if the callback's `etag` is one of these."),
+]
 Id = Annotated[UUID | None, Field(description="Id of the callback.")]
 GroupKey = Annotated[Key | None, Field(description="Group of the callback.")]
 EventKey = Annotated[Key | None, Field(description="Key of the callback within its group.")]
@@ -413,11 +417,14 @@ class CancelCallback(BaseModel):
     id: Id = None
     group_key: GroupKey = None
     event_key: EventKey = None
+    if_match: IfMatch = None
 
     @model_validator(mode="after")
     def _check_selector(self) -> Self:
         if not self.whole_group:
             check_selector(self.id, self.group_key, self.event_key)
+        elif self.if_match is not None:
+            raise fields_error([("if_match", "is not allowed for a group")])
         return self
 
     @property
@@ -436,6 +443,7 @@ class RescheduleCallback(BaseModel):
     event_key: EventKey = None
     run_at: RunAt = None
     delay: Delay = None
+    if_match: IfMatch = None
 
     @model_validator(mode="after")
     def _check_selector(self) -> Self:

@@ -57,7 +57,7 @@ class Route(Generic[H]):
     `operation_id` names the operation in generated clients. Responses are by status.
     """
 
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     operation_id: str
     handler: H

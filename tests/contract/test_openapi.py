@@ -40,6 +40,8 @@ PROMISED = {
     ("get", "/v1/groups/{group_key}/callbacks"),
     ("delete", "/v1/groups/{group_key}/callbacks"),
     ("get", "/v1/groups/{group_key}/callbacks/{event_key}"),
+    ("post", "/v1/callbacks/{id}/run"),
+    ("put", "/v1/groups/{group_key}/callbacks/{event_key}"),
     ("patch", "/v1/groups/{group_key}/callbacks/{event_key}"),
     ("delete", "/v1/groups/{group_key}/callbacks/{event_key}"),
     ("post", "/v1/events"),

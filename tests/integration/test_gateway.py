@@ -207,6 +207,52 @@ async def test_s8_keys_may_contain_slashes_and_umlauts(
     assert scheduler.requests[-1] == ("CancelCallbacks", "keys", keys)
 
 
+async def test_put_by_keys_is_201_if_new_and_200_if_replaced(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
+    path, body = "/v1/groups/user-7/callbacks/reminder%2F1", {"url": CALLBACK["url"], "delay": 5}
+    keys = {"group_key": "user-7", "event_key": "reminder/1"}
+    put = {"id": UNKNOWN, "status": "scheduled", "run_at": CALLBACK["run_at"]}
+    scheduler.responses["PutCallback"] = lambda _: {"ok": put | {"created": True}}
+    created = await call("PUT", path, body)
+    assert (created.status, created.json) == (201, put)
+    assert created.headers["Location"] == f"/v1/callbacks/{UNKNOWN}"
+    assert scheduler.requests[-1] == ("PutCallback", None, {"callback": body | keys})
+    scheduler.responses["PutCallback"] = lambda _: {"ok": put | {"created": False}}
+    replaced = await call("PUT", path, body | keys, If_Match='"a", "b"')
+    assert (replaced.status, replaced.json) == (200, put)
+    sent = {"callback": body | keys, "if_match": ['"a"', '"b"']}
+    assert scheduler.requests[-1] == ("PutCallback", None, sent)
+    wrong = await call("PUT", path, body | {"event_key": "other"})
+    assert wrong.rejected_fields() == {"event_key"}
+
+
+async def test_if_match_is_passed_on_and_an_etag_is_returned(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
+    path = f"/v1/callbacks/{UNKNOWN}"
+    scheduler.responses["GetCallback"] = lambda _: {"ok": {"id": UNKNOWN, "etag": '"a"'}}
+    assert (await call("GET", path)).headers["ETag"] == '"a"'
+    changed = {"error": {"code": "precondition_failed", "detail": "changed"}}
+    requests: list[tuple[str, str, str, Any]] = [
+        ("RescheduleCallback", "PATCH", path, {"delay": 1}),
+        ("CancelCallbacks", "DELETE", path, None),
+        ("RunCallback", "POST", f"{path}/run", None),
+    ]
+    for operation, method, url, body in requests:
+        scheduler.responses[operation] = lambda _: changed
+        response = await call(method, url, body, If_Match='"a"')
+        problem = response.problem(412)
+        assert problem["type"] == "urn:ringback:problem:precondition_failed"
+        sent = {"id": UNKNOWN, "if_match": ['"a"']} | (body or {})
+        assert scheduler.requests[-1] == (operation, None, sent)
+        for invalid in ("a", '"a" "b"', '*, "a"'):
+            wrong = await call(method, url, body, If_Match=invalid)
+            assert wrong.rejected_fields() == {"If-Match"}
+    inside = await call("PATCH", path, {"delay": 1, "if_match": ["x"]})
+    assert inside.rejected_fields() == {"if_match"}
+
+
 async def test_s8_a_group_is_cancelled(call: Caller, scheduler: FakeScheduler) -> None:
     caller = call.as_client("groups")
     for number in range(3):

@@ -8,7 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 from requests import Response
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation.stateful import run_state_machine_as_test
@@ -29,6 +29,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 CONTRACTS: Mapping[str, type[BaseModel]] = {
     "create_callback": ScheduleCallback,
     "add_callback": ScheduleCallback,
+    "put_callback": ScheduleCallback,
     "reschedule_callback": RescheduleCallback,
     "reschedule_callback_by_key": RescheduleCallback,
     "retry_callbacks": RetryCallbacks,
@@ -36,7 +37,7 @@ CONTRACTS: Mapping[str, type[BaseModel]] = {
     "create_posting": Posting,
 }
 # Fields whose validity depends on the time, the configuration, or an earlier response.
-CIRCUMSTANCES = {"run_at", "repeat", "notify_scheme.exchange", "cursor"}
+CIRCUMSTANCES = {"run_at", "repeat", "notify_scheme.exchange", "cursor", "group_key", "event_key"}
 load_all_checks()
 ALL_CHECKS = {check.__name__: check for check in CHECKS.get_all()}
 
@@ -71,7 +72,7 @@ def violates_contract(case: Any) -> bool:
         body = body | {"id": UNKNOWN}
     try:
         TypeAdapter(model).validate_json(to_json(body))
-    except ValidationError:
+    except (ValidationError, PydanticSerializationError):
         return True
     return False
 

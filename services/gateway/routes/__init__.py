@@ -47,7 +47,7 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
     """Return all routes; the examples call `example_url`, and use data from the same server."""
     return (
         *callbacks.routes(example_url),
-        *groups.routes(),
+        *groups.routes(example_url),
         *events.routes(example_url),
         *postings.routes(example_url),
     )

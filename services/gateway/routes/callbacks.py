@@ -18,6 +18,7 @@ from services.gateway.parsing import (
     IDEMPOTENCY_KEY,
     QUERY,
     idempotency_key,
+    if_match,
     invalid,
     json_body,
     parse_uuid,
@@ -39,7 +40,7 @@ from services.gateway.routes.declaration import (
 from services.gateway.rpc import not_found, problem_of
 from services.gateway.schemas import Batch, BatchResult, NewTime
 from shared.amqp.rpc import RequestContext
-from shared.contracts.requests import Failure, FieldError, RpcOperation
+from shared.contracts.requests import Failure, FieldError
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
     CREATE_CALLBACK,
@@ -48,8 +49,10 @@ from shared.contracts.schedule_requests import (
     GET_CALLBACK,
     LIST_CALLBACKS,
     MAX_PAGE_SIZE,
+    PUT_CALLBACK,
     RESCHEDULE_CALLBACK,
     RETRY_CALLBACKS,
+    RUN_CALLBACK,
     CallbackCreated,
     CallbackPage,
     CallbackStatus,
@@ -57,6 +60,7 @@ from shared.contracts.schedule_requests import (
     RescheduleResponse,
     RetryCallbacks,
     RetryResponse,
+    RunResponse,
 )
 from shared.contracts.schedules import ScheduleCallback, Status
 from shared.http.openapi import Body, Parameter, Response, link
@@ -67,7 +71,7 @@ _RUN_AT: Final = "2030-01-01T12:00:00Z"
 _LATER: Final = "2030-01-02T12:00:00Z"
 # The secret that a webhook inbox of the sandbox checks by default.
 _SECRET: Final = "your-secret-key"  # noqa: S105 - public
-_CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": _RUN_AT}
+CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": _RUN_AT}
 _REJECTED: Final = {
     "error": {
         "type": "urn:ringback:problem:invalid",
@@ -77,6 +81,9 @@ _REJECTED: Final = {
         "errors": [{"field": "url", "message": "Field required"}],
     }
 }
+_ETAG: Final = '"9f86d081884c7d659a2feaa0"'
+# The path names the callback, and the header If-Match its state.
+_NOT_IN_BODY: Final = ("id", "group_key", "event_key", "if_match")
 _STATUS: Final = {
     "id": examples.ID,
     "status": "scheduled",
@@ -90,6 +97,7 @@ _STATUS: Final = {
     "occurrence": None,
     "created_at": "2026-11-21T12:00:00Z",
     "finished_at": None,
+    "etag": _ETAG,
 }
 
 FAILURES: Final = failures(
@@ -116,7 +124,18 @@ CANCELLED: Final = ok(
     CancelResponse,
     {"id": examples.ID, "result": "cancelled"},
 )
-STATUS: Final = ok("The status.", CallbackStatus, _STATUS)
+STATUS: Final = replace(
+    ok("The status.", CallbackStatus, _STATUS),
+    headers={"ETag": "Identifies the state; for `If-Match`."},
+)
+IF_MATCH: Final = Parameter(
+    "If-Match",
+    "header",
+    "Only if the callback still has this `ETag`. Otherwise the status is 412.",
+    {"type": "string", "minLength": 1, "pattern": r'^(\*|(W/)?"[!#-+--~]*")$'},
+    example=_ETAG,
+)
+PRECONDITION_FAILED: Final = {412: problem("The callback has changed since its `ETag` was read.")}
 LIST: Final = ok(
     "A page of callbacks, newest first.", CallbackPage, {"items": [_STATUS], "next_cursor": None}
 )
@@ -146,7 +165,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
         responses={
             201: Response(
                 "Scheduled.",
-                Body(CallbackCreated, {"Response": _CREATED}),
+                Body(CallbackCreated, {"Response": CREATED}),
                 {"Location": "The URL of its status."},
                 {
                     name: link(name, text, id="$response.body#/id")
@@ -206,9 +225,15 @@ def routes(example_url: str) -> tuple[Route, ...]:
             tag=TAG,
             summary="Reschedule a callback",
             description="Possible until the callback has ended, also between retries.",
-            parameters=(_ID,),
+            parameters=(_ID, IF_MATCH),
             body=NEW_TIME,
-            responses={200: RESCHEDULED, **NOT_FOUND, **BODY_FAILURES, **FAILURES},
+            responses={
+                200: RESCHEDULED,
+                **NOT_FOUND,
+                **PRECONDITION_FAILED,
+                **BODY_FAILURES,
+                **FAILURES,
+            },
         ),
         Route(
             method="DELETE",
@@ -218,8 +243,29 @@ def routes(example_url: str) -> tuple[Route, ...]:
             tag=TAG,
             summary="Cancel a callback",
             description="Possible until the callback has ended, also between retries.",
-            parameters=(_ID,),
-            responses={200: CANCELLED, **NOT_FOUND, **FAILURES},
+            parameters=(_ID, IF_MATCH),
+            responses={200: CANCELLED, **NOT_FOUND, **PRECONDITION_FAILED, **FAILURES},
+        ),
+        Route(
+            method="POST",
+            path="/v1/callbacks/{id}/run",
+            operation_id="run_callback",
+            handler=run_callback,
+            tag=TAG,
+            summary="Send a waiting callback now",
+            description="Sends it at once, instead of at its due time or its next main retry. The"
+            " later occurrences of a recurring callback keep their times.",
+            parameters=(_ID, IF_MATCH),
+            responses={
+                200: ok(
+                    "`result` is the outcome: started, or the reason why not.",
+                    RunResponse,
+                    {"id": examples.ID, "result": "started"},
+                ),
+                **NOT_FOUND,
+                **PRECONDITION_FAILED,
+                **FAILURES,
+            },
         ),
         Route(
             method="POST",
@@ -241,7 +287,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
                 200: ok(
                     "A result for each callback, in the same order.",
                     BatchResult,
-                    {"items": [_CREATED, _REJECTED]},
+                    {"items": [CREATED, _REJECTED]},
                 ),
                 **BODY_FAILURES,
                 **FAILURES,
@@ -330,14 +376,45 @@ async def get_callback(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the status of the callback that the path names."""
-    return await _request_by_selector(GET_CALLBACK, request, context, deps)
+    body = to_json(_selector(request))
+    found = await deps.services.request(GET_CALLBACK, body, context)
+    # A scheduler of an earlier version responds without an etag.
+    headers = {"ETag": str(found["etag"])} if "etag" in found else None
+    return json_response(found, headers=headers)
 
 
 async def cancel_callback(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Cancel the callback or the group that the path names."""
-    return await _request_by_selector(CANCEL_CALLBACKS, request, context, deps)
+    body = to_json(_selector(request) | if_match(request))
+    return _result(await deps.services.request(CANCEL_CALLBACKS, body, context))
+
+
+async def run_callback(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Send a waiting callback now."""
+    body = to_json(_selector(request) | if_match(request))
+    return _result(await deps.services.request(RUN_CALLBACK, body, context))
+
+
+async def put_callback(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Create the callback with the keys in the path, or replace it while it waits."""
+    keys = _selector(request)
+    content = await _object(request, deps)
+    if differing := [name for name in keys if content.get(name, keys[name]) != keys[name]]:
+        message = "differs from the key in the path"
+        raise invalid([FieldError(field=name, message=message) for name in differing])
+    body = to_json({"callback": content | keys} | if_match(request))
+    put = dict(await deps.services.request(PUT_CALLBACK, body, context))
+    request[SCHEDULE_ID] = put["id"]
+    if put.pop("created"):
+        location = f"/v1/callbacks/{quote(put['id'])}"
+        return json_response(put, HTTPStatus.CREATED, {"Location": location})
+    return json_response(put)
 
 
 async def reschedule_callback(
@@ -345,13 +422,11 @@ async def reschedule_callback(
 ) -> web.Response:
     """Reschedule the callback that the path names."""
     selector = _selector(request)
-    _, content = await json_body(request, deps.settings.max_body_bytes)
-    if not isinstance(content, dict):
-        raise invalid([FieldError(field="", message="Input should be an object")])
-    if repeated := [name for name in ("id", "group_key", "event_key") if name in content]:
+    content = await _object(request, deps)
+    if repeated := [name for name in _NOT_IN_BODY if name in content]:
         message = "is not allowed in the body; the path names the callback"
         raise invalid([FieldError(field=name, message=message) for name in repeated])
-    body = to_json(content | selector)
+    body = to_json(content | selector | if_match(request))
     return _result(await deps.services.request(RESCHEDULE_CALLBACK, body, context))
 
 
@@ -363,11 +438,12 @@ async def retry_callbacks(
     return json_response(await deps.services.request(RETRY_CALLBACKS, body, context))
 
 
-async def _request_by_selector(
-    operation: RpcOperation[Any], request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    body = to_json(_selector(request))
-    return _result(await deps.services.request(operation, body, context))
+async def _object(request: web.Request, deps: Dependencies) -> dict[str, Any]:
+    """Return the body, which must be a JSON object."""
+    _, content = await json_body(request, deps.settings.max_body_bytes)
+    if not isinstance(content, dict):
+        raise invalid([FieldError(field="", message="Input should be an object")])
+    return content
 
 
 def _selector(request: web.Request) -> dict[str, str]:

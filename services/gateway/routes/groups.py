@@ -5,21 +5,26 @@ from typing import Final
 from services.gateway import examples
 from services.gateway.routes.callbacks import (
     CANCELLED,
+    CREATED,
     FAILURES,
+    IF_MATCH,
     LIST,
     NEW_TIME,
     NOT_FOUND,
     PAGE,
+    PRECONDITION_FAILED,
     RESCHEDULED,
     STATUS,
     cancel_callback,
     get_callback,
     list_callbacks,
+    put_callback,
     reschedule_callback,
 )
-from services.gateway.routes.declaration import BODY_FAILURES, KEY_SCHEMA, Route, ok
-from shared.contracts.schedule_requests import CancelGroupResponse
-from shared.http.openapi import Parameter
+from services.gateway.routes.declaration import BODY_FAILURES, KEY_SCHEMA, Route, ok, problem
+from shared.contracts.schedule_requests import CallbackCreated, CancelGroupResponse
+from shared.contracts.schedules import ScheduleCallback
+from shared.http.openapi import Body, Parameter, Response
 
 TAG: Final = "groups"
 
@@ -32,8 +37,8 @@ _EVENT_KEY: Final = Parameter(
 _KEYS: Final = (_GROUP_KEY, _EVENT_KEY)
 
 
-def routes() -> tuple[Route, ...]:
-    """Return the routes; their handlers are those of `/v1/callbacks`."""
+def routes(example_url: str) -> tuple[Route, ...]:
+    """Return the routes; the callbacks in the examples call `example_url`."""
     return (
         Route(
             method="GET",
@@ -79,6 +84,34 @@ def routes() -> tuple[Route, ...]:
             responses={200: STATUS, **NOT_FOUND, **FAILURES},
         ),
         Route(
+            method="PUT",
+            path="/v1/groups/{group_key}/callbacks/{event_key}",
+            operation_id="put_callback",
+            handler=put_callback,
+            tag=TAG,
+            summary="Create or replace a callback by its keys",
+            description="Replaces everything about a waiting callback: its time, URL, headers,"
+            " context, secret and retries. It is then due 5 s later at the earliest. The body may"
+            " repeat the keys of the path.",
+            parameters=(*_KEYS, IF_MATCH),
+            body=Body(
+                ScheduleCallback,
+                {"In a minute": {"url": example_url, "delay": 60, "context": {"text": "Hello."}}},
+            ),
+            responses={
+                200: ok("Replaced.", CallbackCreated, CREATED),
+                201: Response(
+                    "Created.",
+                    Body(CallbackCreated, {"Response": CREATED}),
+                    {"Location": "The URL of its status."},
+                ),
+                409: problem("The callback is being delivered, or has ended."),
+                **PRECONDITION_FAILED,
+                **BODY_FAILURES,
+                **FAILURES,
+            },
+        ),
+        Route(
             method="PATCH",
             path="/v1/groups/{group_key}/callbacks/{event_key}",
             operation_id="reschedule_callback_by_key",
@@ -86,9 +119,15 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="Reschedule a callback by its keys",
             description="The same as by id.",
-            parameters=_KEYS,
+            parameters=(*_KEYS, IF_MATCH),
             body=NEW_TIME,
-            responses={200: RESCHEDULED, **NOT_FOUND, **BODY_FAILURES, **FAILURES},
+            responses={
+                200: RESCHEDULED,
+                **NOT_FOUND,
+                **PRECONDITION_FAILED,
+                **BODY_FAILURES,
+                **FAILURES,
+            },
         ),
         Route(
             method="DELETE",
@@ -98,7 +137,7 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="Cancel a callback by its keys",
             description="The same as by id.",
-            parameters=_KEYS,
-            responses={200: CANCELLED, **NOT_FOUND, **FAILURES},
+            parameters=(*_KEYS, IF_MATCH),
+            responses={200: CANCELLED, **NOT_FOUND, **PRECONDITION_FAILED, **FAILURES},
         ),
     )

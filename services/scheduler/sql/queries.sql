@@ -47,6 +47,13 @@ FROM input
 WHERE id IN (SELECT id FROM inserted)
 RETURNING id, run_at, next_at, in_flight, stop_at, now() AS now
 
+-- name: replace
+-- Replace a request whose callback waits and is locked.
+UPDATE scheduler.callback_requests SET
+    context = $2, message = $3, headers = $4, secret = $5, exchange = $6, routing_key = $7,
+    format = $8, lease = $9, stop_after = $10, rules = $11, traceparent = $12
+WHERE id = $1
+
 -- name: existing
 -- Callbacks that were created before.
 SELECT
@@ -215,7 +222,9 @@ SELECT
     CASE WHEN c.in_flight THEN c.next_attempt_at ELSE c.next_at END AS next_at,
     coalesce(c.earlier_attempts + c.dispatch_attempts, f.attempts) AS attempts,
     coalesce(c.last_error, f.last_error) AS last_error, r.group_key, r.event_key, r.context,
-    coalesce(c.occurrence, f.occurrence) AS occurrence, r.rules, r.created_at, f.finished_at
+    coalesce(c.occurrence, f.occurrence) AS occurrence, r.rules, r.created_at, f.finished_at,
+    coalesce(c.dispatch, f.dispatch) AS dispatch,
+    coalesce(c.cancel_requested, false) AS cancel_requested
 FROM scheduler.callback_requests r
 LEFT JOIN scheduler.scheduled_callbacks c USING (id)
 LEFT JOIN scheduler.finished_callbacks f USING (id)

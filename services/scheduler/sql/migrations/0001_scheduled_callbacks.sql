@@ -1,5 +1,5 @@
--- The requests of clients, as received. A row never changes. It is deleted with the partition of
--- finished_callbacks that holds its callback.
+-- The requests of clients, as received. A row changes only when its client replaces it. It is
+-- deleted with the partition of finished_callbacks that holds its callback.
 CREATE TABLE scheduler.callback_requests (
     id uuid PRIMARY KEY,
     client_id text NOT NULL,            -- '' is the anonymous client
