@@ -89,11 +89,16 @@ def rfc_3339(at: datetime) -> str:
 
 def fits(parts: Content, command: ScheduleCallback, max_bytes: int) -> bool:
     """Return whether every notification of a command has at most `max_bytes`."""
-    texts = [parts.context, parts.message, parts.headers or ""]
-    texts += [dumps(each) for each in (command.group_key, command.event_key, command.hmac_secret)]
+    secret = command.hmac_secret or ""
+    own = (command.group_key or "", command.event_key or "")
     room = max_bytes - _MAX_ENVELOPE
-    # A character has at most four bytes in UTF-8, so only long texts are encoded.
-    return sum(map(len, texts)) * 4 <= room or sum(len(each.encode()) for each in texts) <= room
+    texts = (parts.context, parts.message, parts.headers or "", *own)
+    secret_length = len(secret) if isinstance(secret, str) else sum(map(len, secret))
+    # A character has at most twelve bytes in JSON, so only long texts are encoded.
+    if (sum(map(len, texts)) + secret_length) * 12 <= room:
+        return True
+    size = sum(len(text.encode()) for text in texts[:3])
+    return size + sum(len(dumps(text)) for text in (*own, secret)) <= room
 
 
 def payload(parts: Content, dispatch: Dispatch) -> str:

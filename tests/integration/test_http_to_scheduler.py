@@ -203,7 +203,7 @@ async def test_a_batch_has_a_result_for_each_callback(call: Caller) -> None:
     items = (await call("POST", "/v1/callbacks/batch", {"callbacks": commands})).json["items"]
     assert items[0]["status"] == items[2]["status"] == "scheduled"
     assert items[1]["error"]["errors"][0]["field"] == "url"
-    assert items[3]["error"]["code"] == "conflict"
+    assert items[3]["error"]["type"] == "urn:ringback:problem:conflict"
     assert (await call("POST", "/v1/callbacks/batch", [])).rejected_fields() == {"callbacks"}
     assert (await call("POST", "/v1/callbacks/batch", [LATER] * 1001)).rejected_fields() == {
         "callbacks"

@@ -142,11 +142,12 @@ async def test_a_change_with_an_outdated_etag_changes_nothing(scheduler: Schedul
     current = await etag(scheduler, id_)
     assert current != outdated
 
-    for operation, body in (
+    changes: list[tuple[str, dict[str, Any]]] = [
         ("RescheduleCallback", {"delay": 60}),
         ("CancelCallbacks", {}),
         ("RunCallback", {}),
-    ):
+    ]
+    for operation, body in changes:
         failure = await scheduler.request(operation, id=id_, if_match=[outdated], **body)
         assert failure["code"] == "precondition_failed"
     assert (await put(scheduler, if_match=[outdated]))["code"] == "precondition_failed"
