@@ -125,9 +125,9 @@ def if_match(request: web.Request) -> dict[str, list[str]]:
     Raises:
         ProblemError: 422; the header is not `*` or a list of entity tags.
     """
-    value = ",".join(request.headers.getall(hdrs.IF_MATCH, ()))
-    if not value:
+    if hdrs.IF_MATCH not in request.headers:
         return {}
+    value = ",".join(request.headers.getall(hdrs.IF_MATCH))
     tags = [tag.strip() for tag in value.split(",")]
     if tags != ["*"] and not all(_ETAG.fullmatch(tag) for tag in tags):
         message = 'must be * or a list of entity tags, such as "5f0c7b1e"'

@@ -132,7 +132,7 @@ IF_MATCH: Final = Parameter(
     "If-Match",
     "header",
     "Only if the callback still has this `ETag`. Otherwise the status is 412.",
-    {"type": "string", "minLength": 1, "pattern": r'^(\*|(W/)?"[!\x23-\x2b\x2d-\x7e]*")$'},
+    {"type": "string", "pattern": r'^(\*|(W/)?"[!\x23-\x2b\x2d-\x7e]*")$'},
     example=_ETAG,
 )
 PRECONDITION_FAILED: Final = {412: problem("The callback has changed since its `ETag` was read.")}
