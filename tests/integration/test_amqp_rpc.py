@@ -10,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import pytest
+from prometheus_client import REGISTRY
 
 from deploy.local.broker import Broker
 from shared.amqp.rpc import ANONYMOUS, RequestContext
@@ -151,10 +152,10 @@ async def test_a_malformed_reply_to_is_handled_once(amqp_url: str) -> None:
     ):
         channel = await connection.channel()
         forged = aio_pika.Message(b"1", type="Echo", reply_to="amq.rabbitmq.reply-to.AAAA.BBBB")
+        before = REGISTRY.get_sample_value("amqp_reconnects_total")
         await channel.default_exchange.publish(forged, routing_key=QUEUE)
-        await until(lambda: handled, 10)
-        await until(lambda: not health.ready, 10)
-        await until(lambda: health.ready, 10)
+        await until(lambda: REGISTRY.get_sample_value("amqp_reconnects_total") != before)
+        await until(lambda: health.ready)
         assert await request(client, value=2) == "2"
     assert handled == [b"1", b"2"]
 
