@@ -255,6 +255,26 @@ async def test_up_uses_free_ports_if_the_default_ports_are_taken(
             server.close()
 
 
+async def test_finding_d14_up_works_after_an_interrupted_one_and_beside_another(
+    amqp_url: str, database_url: str, stack_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding D14: it ended early after an interrupted start, or beside a running `make run`."""
+    monkeypatch.setenv("RINGBACK_LOCAL_DIRECTORY", str(stack_directory / "interrupted"))
+    for number in (signal.SIGKILL, signal.SIGINT):
+        async with up() as interrupted:
+            await interrupted.until("Starting a private")
+            await interrupted.end(number)
+    other = {
+        "RINGBACK_AMQP_URL": amqp_url,
+        "RINGBACK_DATABASE_URL": database_url,
+        "RINGBACK_LOCAL_DIRECTORY": str(stack_directory / "beside"),
+    }
+    async with up("--without-sandbox", **other) as beside, up("--without-sandbox") as running:
+        await beside.until(EVERYTHING_IS_RUNNING)
+        await running.until(EVERYTHING_IS_RUNNING)
+        assert await running.end(signal.SIGINT) == 0
+
+
 async def test_services_stop_after_a_kill_9_of_up(amqp_url: str, database_url: str) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
     async with up("--without-sandbox", **settings) as running:
