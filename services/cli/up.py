@@ -63,7 +63,8 @@ def up(*, without_sandbox: bool) -> None:
     logs and keys are in .ringback/. If a default port is taken, a free one is used.
 
     Set RINGBACK_AMQP_URL and RINGBACK_DATABASE_URL to use your own servers, and
-    RINGBACK_LOCAL_DIRECTORY to use another directory.
+    RINGBACK_LOCAL_DIRECTORY to use another directory. With your own RabbitMQ, mail server
+    (RINGBACK_SMTP_URL), SMS gateway or sources, the demonstration sends no e-mails and no SMS.
 
     \b
     Examples:
