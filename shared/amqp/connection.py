@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ HEARTBEAT: Final = 10
 CONNECT_TIMEOUT: Final = 10.0
 # Seconds. Short, because services must recover within 30 s of the broker's return.
 MAX_BACKOFF: Final = 5.0
+# Seconds after which a session counts as working. One that fails earlier, such as by a 403 for its
+# queue, is repeated with a growing delay.
+STABLE_TIME: Final = 5.0
 CLOSE_TIMEOUT: Final = 2.0
 
 # aiormq raises these, and its internals raise RuntimeError, when a connection dies during a call.
@@ -36,6 +40,10 @@ CONNECTION_ERRORS: Final = (
     RuntimeError,
     asyncio.InvalidStateError,
 )
+
+
+class _UnstableSessionError(Exception):
+    """A session failed soon after it had connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +98,18 @@ async def keep_connected(
     """Run `session` on an open connection, and again on a new one when the connection is lost.
 
     The session reports the part as up once it works. The delay between connection attempts grows,
-    with jitter, up to 5 s. Returns when a session returns. Errors other than CONNECTION_ERRORS are
-    raised.
+    with jitter, up to 5 s, and starts again after a session of 5 s. Returns when a session returns.
+    Errors other than CONNECTION_ERRORS are raised.
     """
     shown = censor_url(URL(url))
 
     def report(details: Any) -> None:
-        health.down(part, f"no connection to {shown}: {describe_error(details['exception'])}")
+        if not isinstance(details["exception"], _UnstableSessionError):
+            health.down(part, f"no connection to {shown}: {describe_error(details['exception'])}")
 
     @backoff.on_exception(
         backoff.expo,
-        CONNECTION_ERRORS,
+        (*CONNECTION_ERRORS, _UnstableSessionError),
         factor=0.2,
         max_value=MAX_BACKOFF,
         on_backoff=report,
@@ -109,6 +118,7 @@ async def keep_connected(
     async def run_session() -> bool:
         """Return whether the session has returned, rather than lost its connection."""
         async with connect(url, name=name) as broker:
+            started = time.monotonic()
             try:
                 await session(broker)
             except CONNECTION_ERRORS as error:
@@ -121,6 +131,8 @@ async def keep_connected(
                 return True
             RECONNECTS.inc()
             health.down(part, f"connection to {shown} lost: {reason}")
+            if time.monotonic() - started < STABLE_TIME:
+                raise _UnstableSessionError
             return False
 
     while not await run_session():
