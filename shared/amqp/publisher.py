@@ -34,6 +34,10 @@ class PublishRefusedError(InfrastructureError):
     """Not published: a full queue, no bound queue, an alarm, or no connection."""
 
 
+class QueueFullError(PublishRefusedError):
+    """Not in every queue: at least one is full. The others have the message."""
+
+
 class PublishUnknownError(InfrastructureError):
     """Not confirmed: the message may or may not be in its queue. Publish it again."""
 
@@ -77,11 +81,15 @@ class _Session:
         self.channel.write(frames)
 
     def fail(self, error: InfrastructureError, *, due_by: float = float("inf")) -> None:
-        """Fail the publishes whose deadline is not later than `due_by`."""
+        """Fail and forget the publishes whose deadline is not later than `due_by`."""
+        overdue = takewhile(lambda tag: self.pending[tag].deadline <= due_by, list(self.pending))
+        for tag in overdue:
+            fail(self.pending.pop(tag).confirmed, error)
+
+    def postpone(self, deadline: float) -> None:
+        """Set the deadline of all publishes."""
         for pending in self.pending.values():
-            if pending.deadline > due_by:
-                break
-            fail(pending.confirmed, error)
+            pending.deadline = deadline
 
     def _confirmed(self, tag: int, multiple: bool, accepted: bool) -> None:  # noqa: FBT001 - as called
         tags = list(takewhile(lambda each: each <= tag, self.pending)) if multiple else [tag]
@@ -92,7 +100,7 @@ class _Session:
             if accepted:
                 pending.confirmed.set_result(None)
             else:
-                error = PublishRefusedError("the broker refused the message: a queue is full")
+                error = QueueFullError("the broker refused the message: a queue is full")
                 fail(pending.confirmed, error)
 
     def _returned(self, text: str, header: bytes) -> None:
@@ -115,11 +123,19 @@ class Publisher:
     """Publishes on its own connection, which `run` keeps open.
 
     RabbitMQ stops reading from connections that publish while an alarm is on. The consumer's acks
-    must not wait for that, so they use another connection.
+    must not wait for that, so they use another connection. `part` names it in the health of a
+    process with several publishers.
     """
 
-    def __init__(self, url: str, *, name: str, topology: Topology, health: Health) -> None:
-        part = "publisher"
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        topology: Topology,
+        health: Health,
+        part: str = "publisher",
+    ) -> None:
         self._keep_connected = partial(keep_connected, url, name=name, part=part, health=health)
         self._topology = topology
         self._flow: FlowControl[_Session] = FlowControl(part, health)
@@ -192,11 +208,14 @@ class Publisher:
 
     async def _fail_overdue(self, session: _Session) -> None:
         """Fail publishes without a confirm at their deadline."""
-        error = PublishUnknownError(f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds")
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
-            if self._flow.session is not None:  # while an alarm is on, confirms can take longer
-                session.fail(error, due_by=asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            if self._flow.session is None:  # the broker reads no publish until the alarm ends
+                session.postpone(now + CONFIRM_TIMEOUT)
+            else:
+                text = f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds"
+                session.fail(PublishUnknownError(text), due_by=now)
 
     async def _declare_missing(self, session: _Session, broker: BrokerConnection) -> None:
         """Declare the topology again after a message reached no queue."""

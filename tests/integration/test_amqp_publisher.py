@@ -1,6 +1,8 @@
 """A publish ends confirmed, refused or unknown. Only a confirm allows the ack of its cause."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -161,6 +163,47 @@ async def test_a_publish_is_unknown_at_once_when_the_connection_breaks(own_broke
             await asyncio.wait_for(asyncio.shield(pending), 3)
         with pytest.raises(PublishRefusedError, match="not connected"):
             await publisher.publish(outgoing())
+
+
+async def test_finding_b12_publishes_in_flight_survive_an_alarm(
+    own_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.publisher.CONFIRM_TIMEOUT", 1.0)
+    monkeypatch.setattr("shared.amqp.publisher.CHECK_INTERVAL", 0.1)
+    health = Health()
+    publisher = Publisher(own_broker.url, name="test", topology=topology(), health=health)
+    task = asyncio.create_task(publisher.run())
+    await until(lambda: health.ready)
+    loop = asyncio.get_running_loop()
+    try:
+        await asyncio.to_thread(own_broker.ctl, "set_vm_memory_high_watermark", "absolute", "1")
+        sent = loop.time()
+        in_flight = publisher.publish(outgoing())
+        await until(lambda: not health.ready)
+        await until(lambda: loop.time() > sent + 2)  # far beyond the timeout of the publish
+    finally:
+        await asyncio.to_thread(own_broker.ctl, "set_vm_memory_high_watermark", "0.4")
+    await asyncio.wait_for(in_flight, 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_finding_b12_an_unconfirmed_publish_is_forgotten_when_it_has_failed(
+    own_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.publisher.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.publisher.CHECK_INTERVAL", 0.1)
+    async with publishing(own_broker.url) as publisher:
+        own_broker.suspend()
+        pending = publisher.publish(outgoing())
+        with pytest.raises(PublishUnknownError, match="no confirm"):
+            await pending
+        kept = weakref.ref(pending)
+        del pending
+        await asyncio.sleep(0)  # the loop ends the callback that woke this test
+        gc.collect()
+        assert kept() is None
+        own_broker.resume()
 
 
 @pytest.mark.parametrize(
