@@ -137,11 +137,12 @@ WORK_QUEUES: Final = (
         for channel in CHANNELS.values()
         for queue in channel.queues.values()
     ),
-    WorkQueue(
-        MAILINGS_OUTCOMES,
-        tuple((OUTCOMES, f"message.{result}") for result in ("sent", "failed", "expired")),
-    ),
+    WorkQueue(MAILINGS_OUTCOMES, ((OUTCOMES, "message.*.mailings"),)),
 )
+# The queues in which services get the facts about what they own. Ringback publishes to them
+# directly: on `outcomes`, an observer with a full queue would make the broker refuse the facts. The
+# bindings above are for processes of an older version, and for programs that play a service's part.
+OWNER_QUEUES: Final = {"scheduler": SCHEDULER_OUTCOMES, "mailings": MAILINGS_OUTCOMES}
 # Queues of RPC requests. The broker drops a request at its timeout, so they need no tiers, no
 # dead-letter queue and no replication.
 REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS)

@@ -9,11 +9,13 @@ from services.callback.domain import retry_policy
 from services.callback.handlers import CallbackSender, Reporter
 from services.callback.settings import CallbackSettings
 from shared.amqp.consumer import Consumer
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
+from shared.contracts.headers import SCHEDULER
 from shared.http.client import Client
 from shared.http.guard import Guard
 from shared.process.command import Service
@@ -22,7 +24,7 @@ from shared.registry import SERVICES
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import Lanes
 from shared.settings import load
-from shared.topology import CALLBACKS, topology
+from shared.topology import CALLBACKS, OWNER_QUEUES, topology
 from shared.version import VERSION
 
 
@@ -47,7 +49,7 @@ async def start(process: Process) -> None:
         observe=breaker_observer(labels.label),
     )
     sender = CallbackSender(client, lanes, labels, settings, clock)
-    declared = topology(process.settings.queue_type).only((CALLBACKS,))
+    declared = topology(process.settings.queue_type).only((CALLBACKS, OWNER_QUEUES[SCHEDULER]))
     name = f"ringback callback {socket.gethostname()}"
     publisher = Publisher(
         process.settings.amqp_url,
@@ -55,6 +57,7 @@ async def start(process: Process) -> None:
         topology=declared,
         health=process.health,
     )
+    facts = FactSender(publisher, url=process.settings.amqp_url, name=name, health=process.health)
     consumer = Consumer(
         ConsumerSpec(
             queue=CALLBACKS,
@@ -67,6 +70,7 @@ async def start(process: Process) -> None:
             handle=sender.handle,
             policy=partial(retry_policy, give_up_after=settings.give_up_after),
             report=Reporter(clock).report,
+            send_facts=facts.send,
             drain=lanes.drain,
         ),
         url=process.settings.amqp_url,
@@ -79,8 +83,10 @@ async def start(process: Process) -> None:
     )
     process.run(lanes.run())
     process.run(publisher.run())
+    process.run(facts.run())
     process.run(consumer.run())
     process.on_drain(consumer.drain)
+    process.on_drain(facts.drain)
 
 
 def _identity(command: SendCallback) -> str | None:

@@ -18,6 +18,7 @@ from services.delivery.sms import SmsGateway, TokenSource, gateway_client
 from services.delivery.smtp import MailServer
 from services.delivery.store import Store
 from shared.amqp.consumer import Consumer
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
@@ -30,7 +31,7 @@ from shared.process.run import Process
 from shared.registry import CHANNELS, PRIORITIES, SERVICES, Channel, Priority
 from shared.resilience.breakers import breaker_observer
 from shared.settings import load
-from shared.topology import topology
+from shared.topology import MAILINGS_OUTCOMES, topology
 
 logger = logging.getLogger(__name__)
 CLOCK = SystemClock()
@@ -43,9 +44,8 @@ async def start(process: Process) -> None:
     """Construct and start delivery; messages of a channel that is not configured wait."""
     settings = load(DeliverySettings)
     name = f"ringback delivery {socket.gethostname()}"
-    declared = topology(process.settings.queue_type).only(
-        queue for channel in CHANNELS.values() for queue in channel.queues.values()
-    )
+    queues = [queue for channel in CHANNELS.values() for queue in channel.queues.values()]
+    declared = topology(process.settings.queue_type).only((*queues, MAILINGS_OUTCOMES))
     database = Database(
         process.settings.database_url or "",  # start-up has checked that it is set
         name=name,
@@ -59,6 +59,7 @@ async def start(process: Process) -> None:
         topology=declared,
         health=process.health,
     )
+    facts = FactSender(publisher, url=process.settings.amqp_url, name=name, health=process.health)
     senders = {
         channel: sender
         for channel, factory in SENDERS.items()
@@ -96,6 +97,7 @@ async def start(process: Process) -> None:
             handle=partial(handlers[channel.name].handle, priority),
             policy=partial(retry_policy, give_up_after=settings.give_up_after),
             report=Reporter(channel.name, CLOCK).report,
+            send_facts=facts.send,
             drain=provider.drain,
         )
         return Consumer(
@@ -119,7 +121,7 @@ async def start(process: Process) -> None:
     consumers = [
         consumer(CHANNELS[channel], priority) for channel in senders for priority in PRIORITIES
     ]
-    for work in (database.run(), publisher.run(), claims.run()):
+    for work in (database.run(), publisher.run(), facts.run(), claims.run()):
         process.run(work)
     for provider in providers.values():
         process.run(provider.run())
@@ -131,6 +133,7 @@ async def start(process: Process) -> None:
         await claims.close()
 
     process.on_drain(drain)
+    process.on_drain(facts.drain)
 
 
 def _take_tokens(store: Store, sender: ChannelSender[Any]) -> TakeTokens | None:

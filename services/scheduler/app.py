@@ -22,6 +22,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
 from shared.amqp.consumer import Consumer
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.facts import MAX_BYTES
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
@@ -91,7 +92,8 @@ async def start(process: Process) -> None:
         amqp = Publisher(
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
-    store, clock, facts = Store(database), DatabaseClock(), FactPublisher(publisher)
+    sender = FactSender(publisher, url=url, name=name, health=health)
+    store, clock, facts = Store(database), DatabaseClock(), FactPublisher(sender)
     leases, changes, skew = LeaseExtender(store), ChangeWriter(store, facts), ClockSkew()
     dispatcher = Dispatcher(
         store,
@@ -166,7 +168,10 @@ async def start(process: Process) -> None:
     for part in (database, publisher, amqp):
         if part is not None:
             process.run(part.run())
-    for loop in (dispatcher, intake, settler, changes, schedules, outcomes, responder, retention):
+    for loop in (
+        *(dispatcher, intake, settler, changes, sender),
+        *(schedules, outcomes, responder, retention),
+    ):
         process.run(loop.run())
     process.run(leases.run(dispatcher.wait_for_backlog))
     for drain in (
@@ -175,6 +180,7 @@ async def start(process: Process) -> None:
         dispatcher.drain,
         leases.drain,
         outcomes.drain,
+        sender.drain,
     ):
         process.on_drain(drain)
 

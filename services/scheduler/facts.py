@@ -1,6 +1,5 @@
 """Reports transitions of callbacks: a log line, metrics and a fact on `outcomes` for each."""
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,24 +7,20 @@ from typing import Final
 
 from services.scheduler import metrics
 from services.scheduler.domain import Transition
-from shared.amqp.facts import fact_messages
-from shared.amqp.publisher import Publisher
+from shared.amqp.fact_sender import FactSender
 from shared.contracts.schedule_facts import ScheduleFact
 from shared.contracts.schedules import Status
-from shared.errors import InfrastructureError
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two attempts to publish facts.
-RETRY_DELAY: Final = 1.0
 _LEVELS: Final = {Status.RETRYING: logging.WARNING, Status.FAILED: logging.ERROR}
 
 
 class FactPublisher:
-    """Reports transitions; their facts are confirmed when a method returns."""
+    """Reports transitions; the broker has answered for their facts when a method returns."""
 
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
+    def __init__(self, sender: FactSender) -> None:
+        self._sender = sender
 
     async def report(self, transitions: Sequence[Transition], now: datetime) -> None:
         """Count, log and publish transitions."""
@@ -37,23 +32,12 @@ class FactPublisher:
         await self.publish(transitions, now)
 
     async def publish(self, transitions: Sequence[Transition], now: datetime) -> None:
-        """Publish facts, and repeat until they are confirmed."""
-        await self._publish([fact(transition, now) for transition in transitions])
+        """Publish facts, and wait until the broker has answered for each."""
+        await self._sender.send_confirmed([fact(transition, now) for transition in transitions])
 
     async def publish_json(self, facts: Sequence[str]) -> None:
         """Publish facts that were stored as JSON."""
-        await self._publish([ScheduleFact.model_validate_json(each) for each in facts])
-
-    async def _publish(self, facts: Sequence[ScheduleFact]) -> None:
-        while facts:
-            try:
-                await self._publisher.publish_all(fact_messages(facts))
-            except InfrastructureError as error:
-                logger.warning("Cannot publish facts: %s. Retrying in %.0f s.", error, RETRY_DELAY)
-                await asyncio.sleep(RETRY_DELAY)
-                await self._publisher.ready()
-            else:
-                return
+        await self._sender.send_confirmed([ScheduleFact.model_validate_json(f) for f in facts])
 
 
 def _log(transition: Transition) -> None:

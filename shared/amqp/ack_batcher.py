@@ -1,40 +1,42 @@
-"""Acknowledges deliveries in batches, after the facts about them are confirmed."""
+"""Acknowledges deliveries in batches, after the facts about them are sent."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import BaseModel
 
 from shared.amqp import codec
-from shared.amqp.facts import fact_messages
 from shared.amqp.frame_interceptor import InterceptedChannel
-from shared.amqp.publisher import OutgoingMessage
 
 
 class AckBatcher:
     """The outstanding acks and facts of one channel.
 
-    `publish_facts` publishes and waits for the confirms, however long that takes. Meanwhile the
-    next batch collects.
+    `send_facts` publishes, and waits until the owners' facts are confirmed, however long that
+    takes. Meanwhile the next batch collects.
     """
 
     def __init__(
         self,
         channel: InterceptedChannel,
-        publish_facts: Callable[[list[OutgoingMessage]], Awaitable[None]],
+        send_facts: Callable[[Sequence[BaseModel]], Awaitable[None]],
     ) -> None:
         self.lost = False  # the channel is lost: the broker delivers its messages again
         self._channel = channel
-        self._publish_facts = publish_facts
+        self._send_facts = send_facts
         self._tags: list[int] = []
         self._facts: list[BaseModel] = []
         self._pending = asyncio.Event()
-        self._low = 1  # all tags below it are finished
-        self._finished: set[int] = set()  # and these above it are, too
+        self._outstanding: OrderedDict[int, None] = OrderedDict()  # ascending; at most the prefetch
         self._flushing = asyncio.Lock()
 
+    def started(self, tag: int) -> None:
+        """Record a delivery, in the order of the tags. Each of the methods below ends one."""
+        self._outstanding[tag] = None
+
     def done(self, tag: int, fact: BaseModel | None = None) -> None:
-        """Acknowledge the delivery with the next batch, once its fact is confirmed."""
+        """Acknowledge the delivery with the next batch, once its fact is sent."""
         self._tags.append(tag)
         if fact is not None:
             self._facts.append(fact)
@@ -42,9 +44,11 @@ class AckBatcher:
 
     def requeue(self, tag: int) -> None:
         """Return the delivery to its queue at once."""
-        if not self.lost:
-            self._channel.write(codec.encode_requeue(self._channel.number, tag))
-            self._finished.add(tag)
+        self._return(tag, codec.encode_requeue)
+
+    def reject(self, tag: int) -> None:
+        """Return the delivery to its queue at once, and count that towards the delivery limit."""
+        self._return(tag, codec.encode_reject)
 
     async def run(self, interval: float) -> None:
         """Flush at most once per `interval` seconds, until cancelled."""
@@ -60,22 +64,27 @@ class AckBatcher:
             tags, self._tags = self._tags, []
             facts, self._facts = self._facts, []
             if facts:
-                await self._publish_facts(list(fact_messages(facts)))
+                await self._send_facts(facts)
             if tags and not self.lost:
                 self._ack(tags)
+
+    def _return(self, tag: int, encode: Callable[[int, int], bytes]) -> None:
+        if not self.lost:
+            self._channel.write(encode(self._channel.number, tag))
+            del self._outstanding[tag]
 
     def _ack(self, tags: list[int]) -> None:
         """Acknowledge with few frames: one for the unbroken run of tags, one for each other tag.
 
         The broker knows only outstanding tags, so the run is acknowledged by its highest new tag.
         """
-        self._finished.update(tags)
-        while self._low in self._finished:
-            self._finished.remove(self._low)
-            self._low += 1
+        for tag in tags:
+            del self._outstanding[tag]
+        low = next(iter(self._outstanding), None)
         number = self._channel.number
-        run = [tag for tag in tags if tag < self._low]
-        frames = [codec.encode_ack(number, tag, multiple=False) for tag in tags if tag > self._low]
+        run = tags if low is None else [tag for tag in tags if tag < low]
+        others = () if low is None else (tag for tag in tags if tag > low)
+        frames = [codec.encode_ack(number, tag, multiple=False) for tag in others]
         if run:
             frames.append(codec.encode_ack(number, max(run), multiple=True))
         self._channel.write(b"".join(frames))

@@ -29,12 +29,13 @@ PUBLISH: Final = 60 << 16 | 40
 RETURN: Final = 60 << 16 | 50
 DELIVER: Final = 60 << 16 | 60
 ACK: Final = 60 << 16 | 80
+REJECT: Final = 60 << 16 | 90
 NACK: Final = 60 << 16 | 120
 
 METHOD_ID: Final = Struct(">I")
 TAG_AND_FLAG: Final = Struct(">QB")
 CONTENT_HEADER: Final = Struct(">HHQH")  # class, weight, body size, property flags
-_ACK_FRAME: Final = Struct(">BHIIQBB")  # a whole ack or nack frame
+_ACK_FRAME: Final = Struct(">BHIIQBB")  # a whole ack, reject or nack frame
 _TIMESTAMP: Final = Struct(">Q")
 _LONG: Final = Struct(">I")
 _SIGNED: Final = Struct(">q")
@@ -294,3 +295,11 @@ def encode_ack(channel: int, tag: int, *, multiple: bool) -> bytes:
 def encode_requeue(channel: int, tag: int) -> bytes:
     """Encode a basic.nack frame that returns the delivery to its queue."""
     return _ACK_FRAME.pack(METHOD, channel, 13, NACK, tag, 2, 0xCE)
+
+
+def encode_reject(channel: int, tag: int) -> bytes:
+    """Encode a basic.reject frame that returns the delivery to its queue.
+
+    RabbitMQ 4.3 counts it towards the delivery limit of a quorum queue, but not a basic.nack.
+    """
+    return _ACK_FRAME.pack(METHOD, channel, 13, REJECT, tag, 1, 0xCE)

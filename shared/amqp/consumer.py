@@ -1,8 +1,8 @@
 """Consumes a work queue: passes each message to a handler and acts on the outcome.
 
 Only this module acknowledges, requeues, defers, retries and dead-letters. Copies, dead letters and
-facts are confirmed by the broker before the message is acknowledged. So a crash can repeat
-work, but it loses nothing.
+the facts for owners are confirmed by the broker before the message is acknowledged. So a crash can
+repeat work, but it loses nothing.
 """
 
 import asyncio
@@ -130,13 +130,13 @@ class Consumer(Generic[M, R]):
         await self._publisher.ready()
         await declare(broker.connection, self._topology)
         subscription = await subscribe(broker, self._spec.queue)
-        acks = self._acks = AckBatcher(subscription.intercepted, self._publish_facts)
+        acks = self._acks = AckBatcher(subscription.intercepted, self._spec.send_facts)
 
         def ended(tag: int, error: BaseException | None) -> None:
             if error is not None:
-                # Requeued: the queue's delivery limit ends a message that always fails.
+                # The queue's delivery limit ends a message that always fails.
                 logger.critical("bug in the consumer", exc_info=error)
-                acks.requeue(tag)
+                acks.reject(tag)
 
         try:
             await run_until_first_ends(
@@ -155,6 +155,7 @@ class Consumer(Generic[M, R]):
 
     async def _process(self, acks: AckBatcher, delivery: Delivery) -> None:
         """Process one delivery: parse, wait, identify, handle, follow up, acknowledge."""
+        acks.started(delivery.tag)
         message: Message | None = None
         model: M | None = None
         try:
@@ -316,18 +317,6 @@ class Consumer(Generic[M, R]):
                 logger.warning("publish retried: %s", error, extra={"queue": outgoing.routing_key})
                 jitter = 0.5 + random.random()  # noqa: S311 - not a secret
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY * jitter)
-                await self._publisher.ready()
-            else:
-                return
-
-    async def _publish_facts(self, facts: list[OutgoingMessage]) -> None:
-        """Publish facts until they are confirmed."""
-        while True:
-            try:
-                await self._publisher.publish_all(facts)
-            except InfrastructureError as error:
-                logger.warning("publish of facts retried: %s", error)
-                await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
                 await self._publisher.ready()
             else:
                 return

@@ -1,7 +1,7 @@
 """A message in the consumer, and the outcomes of handling it. Pure data, no IO."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final, Generic, TypeVar
@@ -204,6 +204,10 @@ def _retry_bugs(_: Any) -> RetryPolicy:
     return BUG_POLICY
 
 
+async def _no_facts(_: Sequence[BaseModel]) -> None:
+    """Publish nothing: the reports contain no facts."""
+
+
 def _finish_work() -> None:
     """Let handlers finish the work that they have started."""
 
@@ -219,6 +223,7 @@ class ConsumerSpec(Generic[M, R]):
         if the message could not be parsed.
     identity: returns the id that the model itself contains, if any.
     policy: returns how failed attempts of this model are retried. By default only bugs are.
+    send_facts: publishes the facts of several reports. Their messages are acknowledged afterwards.
     drain: makes `handle` raise InfrastructureError for work that it has not started.
     """
 
@@ -228,4 +233,5 @@ class ConsumerSpec(Generic[M, R]):
     report: Callable[[Message, M | None, Outcome[R]], BaseModel | None]
     identity: Callable[[M], str | None] = _no_identity
     policy: Callable[[M], RetryPolicy] = _retry_bugs
+    send_facts: Callable[[Sequence[BaseModel]], Awaitable[None]] = _no_facts
     drain: Callable[[], None] = _finish_work

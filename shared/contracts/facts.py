@@ -1,8 +1,9 @@
 """Facts about callbacks: what happened, in the past tense, on the exchange `outcomes`.
 
-The routing key is the type, or `TYPE.OWNER` if a service of Ringback owns the message. One AMQP
-message of type `Facts` carries a batch of one type: `{"facts": [ … ]}`. Facts contain no secret, no
-payload, and only the origin of a URL, because a path may contain a token.
+The routing key is the type. One AMQP message of type `Facts` carries a batch of one type:
+`{"facts": [ … ]}`. If a service of Ringback owns the callback, it also gets the facts in its own
+queue. Facts contain no secret, no payload, and only the origin of a URL, because a path may contain
+a token.
 """
 
 from typing import Annotated, Final, Literal
@@ -25,7 +26,7 @@ class _OfCallback(BaseModel):
     attempt: int = Field(description="Number of the attempt, from 1.")
     owner: str | None = Field(
         default=None,
-        description="The service that published the callback; also in the routing key.",
+        description="The service that published the callback.",
     )
     dispatch: int | None = Field(default=None, description="The owner's dispatch number.")
 

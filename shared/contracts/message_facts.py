@@ -23,6 +23,11 @@ class _OfMessage(BaseModel):
     channel: ChannelName
     attempt: int = Field(description="Number of the attempt, from 1.")
 
+    @property
+    def owner(self) -> str | None:
+        """Return the service that settles the message by this fact, None without a posting."""
+        return "mailings" if self.posting_id else None
+
 
 class MessageSent(_OfMessage):
     """The mail server or the gateway accepted the message."""
@@ -39,6 +44,10 @@ class MessageAttemptFailed(_OfMessage):
     next_at: AwareDatetime = Field(
         description="Time of the next attempt, exact to the shortest tier (1 s)."
     )
+
+    @property
+    def owner(self) -> None:
+        """Return None: the message is not settled yet."""
 
 
 class MessageFailed(_OfMessage):

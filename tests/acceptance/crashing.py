@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from services.callback import app
+from shared.amqp import fact_sender
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.http.client import Client, HttpResponse
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
-from shared.topology import OUTCOMES
+from shared.topology import OUTCOMES, SCHEDULER_OUTCOMES
 
 Matching = Callable[[OutgoingMessage], bool]
 
@@ -23,7 +24,8 @@ PUBLISHES: Final[Mapping[str, Matching]] = {
     "tier copy": lambda message: ".retry." in message.routing_key,
     "dead letter": lambda message: message.routing_key.endswith(".dead"),
     "copy with an id": lambda message: message.routing_key == "callbacks",
-    "facts": lambda message: message.exchange == OUTCOMES,
+    "observers' facts": lambda message: message.exchange == OUTCOMES,
+    "owner's facts": lambda message: message.routing_key == SCHEDULER_OUTCOMES,
 }
 POINTS: Final = (
     "before the POST",
@@ -42,7 +44,9 @@ def install_crash(point: str) -> None:
     if what == "POST":
         setattr(app, "Client", _client(when))  # noqa: B010 - app only imports the name
     else:
-        setattr(app, "Publisher", _publisher(when, PUBLISHES[what]))  # noqa: B010 - as above
+        dying = _publisher(when, PUBLISHES[what])
+        for module in (app, fact_sender):
+            setattr(module, "Publisher", dying)  # noqa: B010 - as above
 
 
 def _client(when: str) -> type[Client]:

@@ -204,12 +204,12 @@ async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
                 await until(lambda: len(target.requests) == len(ids))
                 await asyncio.to_thread(own_broker.ctl, *raise_alarm)
                 gate.set()
-                await until(lambda: setup.service.logged("publisher is not ready"))
+                await until(lambda: setup.service.logged("facts is not ready"))
                 status, text = await setup.service.get("/readyz")
                 assert status == 503
-                assert "alarm" in json.loads(text)["parts"]["publisher"]
-                assert "alarm" in setup.service.logged("publisher is not ready")[0]["message"]
-                assert not publisher.facts_of(ids[0]), "confirmed or acked during the alarm"
+                assert "alarm" in json.loads(text)["parts"]["facts"]
+                assert "alarm" in setup.service.logged("facts is not ready")[0]["message"]
+                assert not publisher.facts_of(ids[0]), "published during the alarm"
                 await asyncio.to_thread(own_broker.ctl, *end_alarm)
                 await setup.service.ready(30)
                 await until(lambda: {f["callback_id"] for f in publisher.facts} >= set(ids), 30)

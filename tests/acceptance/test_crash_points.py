@@ -46,6 +46,9 @@ async def test_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
             for number in range(5)
             for kind in KINDS
         )
+        owner = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 1}
+        owned = send_callback(target.url, id="good-owned")
+        ids.append(await publisher.send(owned, headers=owner | {"x-ringback-id": "good-owned"}))
         assert await dying.exit_code() == -9, dying.output
         before = attempts.copy()
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import aio_pika
 import aiormq
 from aiormq.abc import DeliveredMessage
+from pydantic import BaseModel
 
 from shared.amqp.ack_batcher import AckBatcher
 from shared.amqp.codec import Properties, decode_properties
@@ -107,15 +108,16 @@ async def _consume_ours(url: str) -> float:
         channel, intercepted = await broker.channel(confirms=False)
         await channel.basic_qos(prefetch_count=PREFETCH)
 
-        async def publish(_: list[OutgoingMessage]) -> None:
+        async def send(_: Sequence[BaseModel]) -> None:
             raise AssertionError("unexpected facts")
 
-        acks = AckBatcher(intercepted, publish)
+        acks = AckBatcher(intercepted, send)
         flushing = asyncio.create_task(acks.run(0.01))
         tasks: set[asyncio.Task[None]] = set()
         countdown = _Countdown()
 
         async def handle(delivery: Delivery) -> None:
+            acks.started(delivery.tag)
             decode_properties(delivery.header)
             acks.done(delivery.tag)
             countdown.one()

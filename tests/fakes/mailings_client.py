@@ -46,7 +46,7 @@ class MailingsClient:
         }
         message = aio_pika.Message(json.dumps(body).encode(), **(defaults | properties))
         target = await self.channel.get_exchange(exchange, ensure=False)
-        key = {"postings": "posting"}.get(exchange) or body["facts"][0]["type"]
+        key = "posting" if exchange == "postings" else f"{body['facts'][0]['type']}.mailings"
         await target.publish(message, routing_key=key, timeout=30)
         return posting_id
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from pydantic import BaseModel
+
 from services.scheduler.app import SCHEMA
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import ClockSkew, DatabaseClock
@@ -68,10 +70,9 @@ class ListBroker:
             done.set_result(None)
         return done
 
-    async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
+    async def send_confirmed(self, facts: Iterable[BaseModel]) -> None:
         await self.confirms_facts.wait()
-        for message in messages:
-            self.facts += json.loads(message.body)["facts"]
+        self.facts += [fact.model_dump(mode="json") for fact in facts]
 
     def published_facts(self, kind: str) -> list[dict[str, Any]]:
         """Return the published facts of a type."""

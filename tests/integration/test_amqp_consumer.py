@@ -1,21 +1,25 @@
 """The consumer and a real broker: the outcome of each error of a handler."""
 
 import asyncio
+import json
 import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import aio_pika
 import pytest
+from aio_pika.abc import AbstractQueue
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from shared.amqp import codec
 from shared.amqp.connection import connect
 from shared.amqp.consumer import Consumer
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.message import ConsumerSpec, Message
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
@@ -29,11 +33,12 @@ from shared.errors import (
 )
 from shared.process.health import Health
 from shared.resilience.retry import BUG_POLICY, RetryPolicy
-from shared.topology import CALLBACKS, POSTINGS, topology
+from shared.topology import CALLBACKS, POSTINGS, SCHEDULER_OUTCOMES, topology
 from tests.fakes.broker_client import BrokerClient, broker_client, reason
 from tests.fakes.waiting import until
 
 Handler = Callable[[Message, str], Awaitable[str]]
+REFUSED = ("ringback_fact_messages_dropped_total", {"reason": "refused"})
 
 
 @asynccontextmanager
@@ -44,12 +49,14 @@ async def consuming(
     health = Health()
     tables = topology()
     publisher = Publisher(url, name="test publisher", topology=tables, health=health)
+    facts = FactSender(publisher, url=url, name="test", health=health)
     spec: dict[str, Any] = {
         "queue": CALLBACKS,
         "parse": lambda message: message.body.decode(),
         "handle": handle,
         "policy": lambda _: RetryPolicy(delays=(1,), max_retries=3),
         "report": lambda *_: None,
+        "send_facts": facts.send,
     }
     consumer: Consumer[str, str] = Consumer(
         ConsumerSpec(**(spec | others)),
@@ -61,7 +68,7 @@ async def consuming(
         clock=SystemClock(),
         health=health,
     )
-    tasks = [asyncio.create_task(part.run()) for part in (publisher, consumer)]
+    tasks = [asyncio.create_task(part.run()) for part in (publisher, facts, consumer)]
     try:
         await until(lambda: health.ready)
         async with broker_client(url) as client:
@@ -304,41 +311,89 @@ async def test_a_message_without_an_id_has_the_same_one_after_a_crash(amqp_url: 
     assert ids[0] == ids[1]
 
 
-async def test_facts_are_confirmed_before_the_ack(amqp_url: str) -> None:
+def fact_about(message: Message, *_: Any, owner: str | None = None) -> BaseModel:
+    return CallbackDead(
+        fact_id=message.id,
+        at=datetime(2026, 1, 1, tzinfo=UTC),
+        callback_id=message.id,
+        client_id=None,
+        target=None,
+        attempt=1,
+        reason="r" * 1000,
+        owner=owner,
+    )
+
+
+async def fill_queue(client: BrokerClient, name: str = "full") -> AbstractQueue:
+    """Declare a queue that refuses all further messages."""
+    full = await client.channel.declare_queue(
+        name, durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    await client.channel.default_exchange.publish(aio_pika.Message(b""), name)
+    return full
+
+
+async def test_finding_b2_and_d3_an_observer_with_a_full_queue_does_not_stop_the_work(
+    amqp_url: str,
+) -> None:
     async def handle(_: Message, __: str) -> str:
         return "fine"
 
     def report(message: Message, *_: Any) -> BaseModel:
-        return CallbackDead.model_validate(
-            {
-                "fact_id": message.id,
-                "at": "2026-01-01T00:00:00Z",
-                "callback_id": message.id,
-                "client_id": None,
-                "target": None,
-                "attempt": 1,
-                "reason": "r" * 1000,
-            }
-        )
+        return fact_about(message, owner="scheduler" if message.id.endswith("0") else None)
 
-    async with consuming(amqp_url, handle, report=report, prefetch=2000) as (_, publisher):
-        # This queue refuses facts, which must delay the acks.
-        full = await publisher.channel.declare_queue(
-            "full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
-        )
+    dropped = REGISTRY.get_sample_value(*REFUSED) or 0.0
+    async with consuming(amqp_url, handle, report=report, prefetch=2000) as (consumer, client):
+        full = await fill_queue(client)
         await full.bind("outcomes", "#")
-        await publisher.channel.default_exchange.publish(aio_pika.Message(b""), "full")
-        names = {f"m-{number}" for number in range(1200)}
-        await asyncio.gather(*(publisher.send(b"body", message_id=name) for name in names))
-        await until(lambda: len(publisher.fact_messages) > 2)
-    async with broker_client(amqp_url) as listener:
-        await until(lambda: queued(listener, CALLBACKS, 1200))
-        await listener.channel.queue_delete("full")
+        names = {f"m-{number}" for number in range(1000)}
+        await asyncio.gather(*(client.send(b"body", message_id=name) for name in names))
+        await until(lambda: {fact["callback_id"] for fact in client.facts} == names)
+        await consumer.drain(5)
+    async with broker_client(amqp_url) as client:
+        assert await client.length(CALLBACKS) == 0, "all messages are acknowledged"
+        owned = [fact["fact_id"] for fact in await consumed_facts(client, SCHEDULER_OUTCOMES)]
+    assert sorted(owned) == sorted(name for name in names if name.endswith("0"))
+    assert len(client.fact_messages) == 0
+    assert (REGISTRY.get_sample_value(*REFUSED) or 0.0) > dropped
+
+
+async def test_the_facts_of_owners_are_confirmed_before_the_ack(amqp_url: str) -> None:
+    handled: set[str] = set()
+
+    async def handle(message: Message, _: str) -> str:
+        handled.add(message.id)
+        return "fine"
+
+    def report(message: Message, *_: Any) -> BaseModel:
+        return fact_about(message, owner="scheduler")
+
+    names = {f"m-{number}" for number in range(1200)}
+    async with consuming(amqp_url, handle, report=report, prefetch=2000) as (consumer, client):
+        # The owner's queue refuses facts, which must delay the acks.
+        await client.channel.queue_delete(SCHEDULER_OUTCOMES)
+        await fill_queue(client, SCHEDULER_OUTCOMES)
+        await asyncio.gather(*(client.send(b"body", message_id=name) for name in names))
+        await until(lambda: handled == names)
+    async with broker_client(amqp_url) as client:
+        await until(lambda: queued(client, CALLBACKS, 1200))
+        await client.channel.queue_delete(SCHEDULER_OUTCOMES)
         async with consuming(amqp_url, handle, report=report, prefetch=2000) as (consumer, _):
-            await until(lambda: {fact["callback_id"] for fact in listener.facts} == names)
+            await until(lambda: {fact["callback_id"] for fact in client.facts} == names)
             await consumer.drain(5)
-        assert await listener.length(CALLBACKS) == 0
-        assert max(len(message.body) for message in listener.fact_messages) < 1 << 20
+        assert await client.length(CALLBACKS) == 0
+        assert max(len(message.body) for message in client.fact_messages) < 1 << 20
+        owned = {fact["fact_id"] for fact in await consumed_facts(client, SCHEDULER_OUTCOMES)}
+        assert owned == names
+
+
+async def consumed_facts(client: BrokerClient, name: str) -> list[dict[str, Any]]:
+    """Consume the facts in a queue."""
+    queue = await client.channel.get_queue(name)
+    facts: list[dict[str, Any]] = []
+    while message := await queue.get(no_ack=True, fail=False):
+        facts += json.loads(message.body)["facts"]
+    return facts
 
 
 async def test_a_header_that_is_not_utf_8_is_dead_lettered_with_its_message(amqp_url: str) -> None:

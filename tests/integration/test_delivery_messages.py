@@ -195,6 +195,7 @@ async def test_e6_messages_of_a_channel_that_is_not_configured_wait(
             assert process.health.report()["parts"] == {
                 "database": "ok",
                 "publisher": "ok",
+                "facts": "ok",
                 "email urgent consumer": "ok",
                 "email bulk consumer": "ok",
             }

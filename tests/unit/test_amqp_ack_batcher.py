@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import cast
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame
+from pydantic import BaseModel
 
 from shared.amqp.ack_batcher import AckBatcher
-from shared.amqp.facts import MAX_FACTS
+from shared.amqp.facts import MAX_FACTS, fact_messages
 from shared.amqp.frame_interceptor import InterceptedChannel
 from shared.amqp.publisher import OutgoingMessage
 from shared.contracts.facts import CallbackDead, CallbackDelivered, Facts
@@ -74,10 +76,13 @@ class BrokerSide:
             data = data[used:]
             self.frames += 1
             assert channel == CHANNEL
-            assert isinstance(method, commands.Basic.Ack | commands.Basic.Nack)
+            assert isinstance(
+                method, commands.Basic.Ack | commands.Basic.Nack | commands.Basic.Reject
+            )
             tag = method.delivery_tag
             assert tag in self.outstanding, f"PRECONDITION_FAILED - unknown delivery tag {tag}"
-            tags = {each for each in self.outstanding if each <= tag} if method.multiple else {tag}
+            multiple = getattr(method, "multiple", False)
+            tags = {each for each in self.outstanding if each <= tag} if multiple else {tag}
             self.outstanding -= tags
             if isinstance(method, commands.Basic.Ack):
                 self.acked += sorted(tags)
@@ -97,13 +102,19 @@ class BatcherSetup:
     def __post_init__(self) -> None:
         self.batcher = self.new_batcher(self.publish)
 
-    def new_batcher(self, publish: Callable[[list[OutgoingMessage]], object]) -> AckBatcher:
-        return AckBatcher(cast("InterceptedChannel", self.broker), publish)  # type: ignore[arg-type]
+    def new_batcher(self, publish: Callable[[Sequence[BaseModel]], Awaitable[None]]) -> AckBatcher:
+        return AckBatcher(cast("InterceptedChannel", self.broker), publish)
 
-    async def publish(self, facts: list[OutgoingMessage]) -> None:
+    def deliver(self, first: int, last: int) -> None:
+        """Deliver messages with these tags."""
+        for tag in range(first, last + 1):
+            self.broker.outstanding.add(tag)
+            self.batcher.started(tag)
+
+    async def publish(self, facts: Sequence[BaseModel]) -> None:
         self.acks_before.append(len(self.broker.acked))
         await asyncio.sleep(0)
-        self.published += facts
+        self.published += fact_messages(facts)
 
 
 # Steps: the number of new deliveries; the open delivery to finish, if any; how it is finished; and
@@ -111,7 +122,7 @@ class BatcherSetup:
 steps = st.tuples(
     st.integers(0, 3),
     st.none() | st.integers(0, 9),
-    st.sampled_from(["done", "done", "requeued"]),
+    st.sampled_from(["done", "done", "requeued", "rejected"]),
     st.booleans(),
 )
 
@@ -127,7 +138,7 @@ def test_exactly_the_finished_deliveries_are_acked_once(
         open_, done, requeued, last = list[int](), list[int](), list[int](), 0
         for new, nth, ending, flushes in history:
             open_ += range(last + 1, last + 1 + new)
-            broker.outstanding |= set(open_)
+            setup.deliver(last + 1, last + new)
             last += new
             if open_ and nth is not None:
                 tag = open_.pop(nth % len(open_))
@@ -135,7 +146,7 @@ def test_exactly_the_finished_deliveries_are_acked_once(
                     batcher.done(tag)
                     done.append(tag)
                 else:
-                    batcher.requeue(tag)
+                    (batcher.requeue if ending == "requeued" else batcher.reject)(tag)
                     requeued.append(tag)
             if flushes:
                 await batcher.flush()
@@ -150,7 +161,7 @@ def test_exactly_the_finished_deliveries_are_acked_once(
 
 async def test_an_unbroken_run_is_one_frame() -> None:
     setup = BatcherSetup()
-    setup.broker.outstanding = set(range(1, 1001))
+    setup.deliver(1, 1000)
     for tag in sorted(setup.broker.outstanding, reverse=True):
         setup.batcher.done(tag)
     await setup.batcher.flush()
@@ -160,7 +171,7 @@ async def test_an_unbroken_run_is_one_frame() -> None:
 
 async def test_requeued_deliveries_do_not_interrupt_a_run() -> None:
     setup = BatcherSetup()
-    setup.broker.outstanding = set(range(1, 101))
+    setup.deliver(1, 100)
     setup.batcher.requeue(1)
     setup.batcher.requeue(50)
     for tag in sorted(setup.broker.outstanding):
@@ -172,7 +183,7 @@ async def test_requeued_deliveries_do_not_interrupt_a_run() -> None:
 
 async def test_facts_are_published_before_their_deliveries_are_acked() -> None:
     setup = BatcherSetup()
-    setup.broker.outstanding = {1, 2, 3}
+    setup.deliver(1, 3)
     setup.batcher.done(1, delivered(1))
     setup.batcher.done(2)
     setup.batcher.done(3, dead(3))
@@ -186,11 +197,11 @@ async def test_nothing_is_acked_until_the_facts_are_confirmed() -> None:
     setup = BatcherSetup()
     confirmed = asyncio.Event()
 
-    async def publish(_: list[OutgoingMessage]) -> None:
+    async def publish(_: Sequence[BaseModel]) -> None:
         await confirmed.wait()
 
-    batcher = setup.new_batcher(publish)
-    setup.broker.outstanding = {1, 2}
+    batcher = setup.batcher = setup.new_batcher(publish)
+    setup.deliver(1, 2)
     batcher.done(1, delivered(1))
     first_flush = asyncio.ensure_future(batcher.flush())
     await asyncio.sleep(0)
@@ -205,12 +216,12 @@ async def test_nothing_is_acked_until_the_facts_are_confirmed() -> None:
 
 
 async def test_deliveries_stay_unacked_if_their_facts_fail() -> None:
-    async def publish(_: list[OutgoingMessage]) -> None:
+    async def publish(_: Sequence[BaseModel]) -> None:
         raise InfrastructureError("no broker")
 
     setup = BatcherSetup()
-    batcher = setup.new_batcher(publish)
-    setup.broker.outstanding = {1}
+    batcher = setup.batcher = setup.new_batcher(publish)
+    setup.deliver(1, 1)
     batcher.done(1, delivered(1))
     with pytest.raises(InfrastructureError):
         await batcher.flush()
@@ -219,7 +230,7 @@ async def test_deliveries_stay_unacked_if_their_facts_fail() -> None:
 
 async def test_nothing_is_written_to_a_lost_channel() -> None:
     setup = BatcherSetup()
-    setup.broker.outstanding = {1, 2}
+    setup.deliver(1, 2)
     setup.batcher.done(1, delivered(1))
     setup.batcher.lost = True
     setup.batcher.requeue(2)
@@ -237,7 +248,7 @@ def test_facts_are_published_in_valid_batches_of_one_type(
 ) -> None:
     async def published() -> list[OutgoingMessage]:
         setup = BatcherSetup()
-        setup.broker.outstanding = set(range(1, count + 1))
+        setup.deliver(1, count)
         for tag in range(1, count + 1):
             setup.batcher.done(tag, delivered(tag) if tag % 2 else dead(tag))
         await setup.batcher.flush()
@@ -268,7 +279,7 @@ async def test_run_acks_without_explicit_flushes() -> None:
         acked.set()
 
     setup.broker.write = write  # type: ignore[method-assign]
-    setup.broker.outstanding = {1, 2}
+    setup.deliver(1, 2)
     running = asyncio.ensure_future(setup.batcher.run(0.001))
     for tag in (1, 2):
         acked.clear()
@@ -277,3 +288,36 @@ async def test_run_acks_without_explicit_flushes() -> None:
             await acked.wait()
     running.cancel()
     assert setup.broker.acked == [1, 2]
+
+
+async def test_finding_b18_a_held_delivery_does_not_make_the_batcher_grow() -> None:
+    setup = BatcherSetup()
+    setup.deliver(1, 1)
+    tracemalloc.start()
+    try:
+        for tag in range(2, 20_002):
+            setup.deliver(tag, tag)
+            setup.batcher.done(tag)
+            if tag % 100 == 0:
+                await setup.batcher.flush()
+                setup.broker.acked.clear()
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 100_000
+    setup.batcher.done(1)
+    await setup.batcher.flush()
+    assert setup.broker.outstanding == set()
+
+
+async def test_finding_b1_a_bug_is_returned_by_a_reject_which_counts_as_a_delivery() -> None:
+    """RabbitMQ 4.3 does not count basic.nack towards the delivery limit."""
+    setup = BatcherSetup()
+    setup.deliver(1, 2)
+    written: list[bytes] = []
+    setup.broker.write = written.append  # type: ignore[method-assign, assignment]
+    setup.batcher.reject(1)
+    setup.batcher.requeue(2)
+    methods = [frame.unmarshal(data)[2] for data in written]
+    assert [type(method) for method in methods] == [commands.Basic.Reject, commands.Basic.Nack]
+    assert all(method.requeue for method in methods)  # type: ignore[union-attr]

@@ -66,8 +66,7 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
         fact = kind.title().translate(_JOINED)  # callback.dispatch_failed: CallbackDispatchFailed
         channels[kind] = _channel(
             kind,
-            f"A batch of facts on the exchange {OUTCOMES}."
-            + (_OWNED if "owner" in model.model_fields else ""),
+            f"A batch of facts on the exchange {OUTCOMES}.",
             _routed(exchanges[OUTCOMES]),
             {fact: _message(FACTS, _batch(schemas.of(model)))},
         )
@@ -131,9 +130,6 @@ class _Schemas:
         return definitions
 
 
-_OWNED: Final = (
-    " If a service of Ringback sent the callback, its name follows the type in the routing key."
-)
 _JOINED: Final = str.maketrans("", "", "._")
 _CLIENT_ID: Final = {
     "x-ringback-client-id": {
