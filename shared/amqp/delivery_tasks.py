@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from shared.amqp.connection import CONNECTION_ERRORS
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.subscription import Subscription
 
@@ -69,7 +71,8 @@ class DeliveryTasks:
         """Stop consuming, on this connection and on later ones."""
         self.draining = True
         if self._subscription is not None:
-            await self._subscription.stop()
+            with suppress(*CONNECTION_ERRORS):  # a lost connection receives nothing either
+                await self._subscription.stop()
 
     async def finish(self, grace: float) -> None:
         """Wait up to `grace` seconds for the tasks in progress, then cancel the others."""

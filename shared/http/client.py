@@ -8,6 +8,9 @@ aiohttp's.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import resource
 import socket
 from contextlib import suppress
 from contextvars import ContextVar
@@ -20,7 +23,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
-from shared.errors import PermanentError, TransientError
+from shared.errors import DeferredError, InfrastructureError, PermanentError, TransientError
 from shared.http.guard import ForbiddenTargetError
 
 if TYPE_CHECKING:
@@ -42,12 +45,16 @@ _MAX_HEADERS: Final = 100
 # The socket's receive buffer in bytes: how much unread data a receiver can send. Kernels double it.
 _RECEIVE_BUFFER: Final = 32_768
 _MAX_DETAIL_LENGTH: Final = 200
+# Errors of this machine: no file descriptor, no buffer or no memory for another socket.
+_OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Seconds until a local address and port may be free again.
+_NO_ADDRESS_DELAY: Final = 5.0
 # Interim responses, which precede the final one. 101 is final: no request offers an upgrade.
 _INTERIM: Final = frozenset(range(100, 200)) - {101}
 
-# The addresses to which the running request has opened sockets. An empty list means that it uses a
-# pooled connection. It is a list because aiohttp may connect in a task with a copied context.
-_dialled: ContextVar[list[str]] = ContextVar("_dialled")
+# The file numbers of the sockets that the running request has opened. An empty list means that it
+# uses a pooled connection. A list, because aiohttp may connect in a task with a copied context.
+_dialled: ContextVar[list[int]] = ContextVar("_dialled")
 
 
 class RequestFailedError(TransientError):
@@ -62,6 +69,10 @@ class RequestFailedError(TransientError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class OutOfSocketsError(InfrastructureError):
+    """This machine cannot open another socket. The target is not the cause."""
 
 
 class ResponseTooLargeError(PermanentError):
@@ -100,6 +111,7 @@ class Client:
     """
 
     _connector: aiohttp.TCPConnector
+    _max_pooled: int  # the highest file number of a pooled connection
 
     def __init__(  # noqa: PLR0913 - the limits, each with its default
         self,
@@ -131,6 +143,8 @@ class Client:
     async def __aenter__(self) -> Self:
         # c-ares, not getaddrinfo: a look-up that hangs costs a few kB, not a thread.
         self._resolver = self._resolver or aiohttp.AsyncResolver(timeout=2.0, tries=2)
+        # Idle connections must leave file descriptors for requests to other targets.
+        self._max_pooled = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._connector = aiohttp.TCPConnector(
             limit=0,
             keepalive_timeout=_KEEPALIVE_TIMEOUT,
@@ -169,6 +183,7 @@ class Client:
         Raises:
             ForbiddenTargetError: the address of the target is not permitted.
             RequestFailedError: no response arrived; a later attempt may succeed.
+            OutOfSocketsError, DeferredError: this machine has no socket or port for the request.
             ValueError: a header contains a line break.
         """
         prepared = self._prepared(target.url, method)
@@ -181,7 +196,7 @@ class Client:
         try:
             excerpt = await self._read_excerpt(content)
         finally:
-            connection.release()  # closes it if a part of the response is still missing
+            self._release(connection)
         return HttpResponse(message.code, message.headers.get("Retry-After"), excerpt)
 
     async def fetch(
@@ -196,7 +211,7 @@ class Client:
 
         Raises:
             ResponseTooLargeError: the body has more than `max_bytes` bytes.
-            ForbiddenTargetError, ValueError: as in `send`.
+            ForbiddenTargetError, OutOfSocketsError, DeferredError, ValueError: as in `send`.
             RequestFailedError: as in `send`, or the body is late or broken.
         """
         prepared = self._prepared(target.url, "GET")
@@ -207,7 +222,7 @@ class Client:
                 try:
                     body = await _read_body(content, max_bytes, target)
                 finally:
-                    connection.release()
+                    self._release(connection)
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
         return HttpResponse(message.code, message.headers.get("Retry-After"), body)
@@ -216,7 +231,7 @@ class Client:
         self, key: aiohttp.ClientRequest, request: bytes
     ) -> tuple[Connection, RawResponseMessage, aiohttp.StreamReader]:
         """Send the request and read the head; repeat if a pooled connection was closed."""
-        dialled: list[str] = []
+        dialled: list[int] = []
         _dialled.set(dialled)
         while True:
             try:
@@ -249,6 +264,14 @@ class Client:
             raise
         return connection, message, content
 
+    def _release(self, connection: Connection) -> None:
+        """Return a connection to the pool, unless too many files are open."""
+        # The kernel assigns the lowest free number. A pooled connection was checked before.
+        if max(_dialled.get(), default=0) > self._max_pooled:
+            connection.close()
+        else:
+            connection.release()  # closes it if a part of the response is still missing
+
     def _prepare(self, url: URL, method: str) -> _PreparedRequest:
         # It is only the key of the target in the pool. It does not send the request.
         key = aiohttp.ClientRequest(method, url, loop=asyncio.get_running_loop())
@@ -279,8 +302,8 @@ class Client:
         host = str(address[0])
         if not self._guard.permits(host):
             raise ForbiddenTargetError(_forbidden(host, host))
-        _dialled.get().append(host)
         opened = socket.socket(family, kind, protocol)
+        _dialled.get().append(opened.fileno())
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return opened
 
@@ -334,9 +357,20 @@ def _forbidden(host: str, address: str) -> str:
     return f"{host}{resolved} is not a public address and not in the allowed networks"
 
 
-def _failure(error: Exception, target: Target, timeout: float) -> RequestFailedError:
-    """Classify an error of aiohttp; its text may contain the URL, so only safe parts are used."""
-    where = target.origin
+def _failure(
+    error: Exception, target: Target, timeout: float
+) -> RequestFailedError | OutOfSocketsError | DeferredError:
+    """Classify an error of aiohttp: of this machine, or of the target."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _OUT_OF_SOCKETS:
+        return OutOfSocketsError(f"Cannot open a connection: {os.strerror(number)}.")
+    if number == errno.EADDRNOTAVAIL:
+        return DeferredError(f"no local address for {target.origin}", delay=_NO_ADDRESS_DELAY)
+    return _target_failure(error, target.origin, timeout)
+
+
+def _target_failure(error: Exception, where: str, timeout: float) -> RequestFailedError:
+    """Classify an error of the target. Its text may contain the URL, so only parts are used."""
     match error:
         case aiohttp.ConnectionTimeoutError():
             return RequestFailedError("connect", f"{where} did not accept a connection in time")

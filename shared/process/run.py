@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds of the shutdown timeout that are kept for the last acks and for closing connections.
 CLOSE_RESERVE: Final = 2.0
+
+# File descriptors that a process may open. Each of at most 65,535 messages in flight needs one.
+MAX_FILES: Final = 131_072
 
 Drain = Callable[[float], Awaitable[None]]
 
@@ -70,8 +74,12 @@ class Process:
         failed = [task for task in self._tasks if task.done()]
         try:
             async with asyncio.timeout(grace):
-                for drain in () if failed else self._drains:
-                    await drain(max(grace - CLOSE_RESERVE, 0.0))
+                drains = [] if failed else self._drains
+                loop = asyncio.get_running_loop()
+                end = loop.time() + max(grace - CLOSE_RESERVE, 0.0)
+                for others, drain in zip(reversed(range(len(drains))), drains, strict=True):
+                    # A part that needs all of its share must leave time for the others.
+                    await drain(max(end - loop.time(), 0.0) / (others + 1))
         except TimeoutError:
             logger.warning(
                 "not drained within %g s; remaining messages return to their queue", grace
@@ -141,6 +149,14 @@ def _port(process: Process, parts: Parts) -> int:
     return SERVICES[process.name].metrics_port
 
 
+def raise_file_limit() -> None:
+    """Raise the limit of open files. The usual one of 1,024 is too low for many targets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 def serve(
     name: str,
     start: Callable[[Process], Awaitable[None]],
@@ -156,6 +172,7 @@ def serve(
     logs.configure(name, level=settings.log_level, form=settings.log_format)
     for variable in unknown_variables():
         logger.warning("setting unknown", extra={"variable": variable})
+    raise_file_limit()
     process = Process(name, settings, Health())
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import os
+import resource
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,8 @@ import pytest
 import trustme
 
 from services.sandbox import misbehaviour
-from shared.http.client import HttpResponse, RequestFailedError
+from shared.errors import DeferredError
+from shared.http.client import HttpResponse, OutOfSocketsError, RequestFailedError
 from shared.http.guard import parse_target
 from tests.fakes.dns_server import serve_names
 from tests.fakes.receivers import hang_on_accept, respond, respond_then_close, serve
@@ -24,6 +27,8 @@ from tests.fakes.sending import BODY, TIMEOUT, client, client_of, failure, post
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.fakes.receivers import Behaviour, ClientConnection
 
 
@@ -402,3 +407,53 @@ async def test_a_tls_handshake_that_hangs_times_out() -> None:
     async with client() as sender, serve(hang_on_accept) as receiver:
         failed = await failure(sender, receiver.url.replace("http:", "https:"), seconds=0.5)
     assert failed.reason == "timeout"
+
+
+# The limits of this machine
+
+
+@contextmanager
+def file_limit(more: int) -> Iterator[None]:
+    """Allow only so many more open files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_finding_b4_the_file_limit_of_the_process_is_not_a_failure_of_the_target() -> None:
+    async with client() as sender, serve(respond()) as receiver:
+        with file_limit(0), pytest.raises(OutOfSocketsError):
+            await post(sender, receiver.url)
+        assert (await post(sender, receiver.url)).status == 200
+
+
+async def test_finding_b4_a_missing_local_port_is_not_a_failure_of_the_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_port(*_: object) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    async with client() as sender, serve(respond()) as receiver:
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", no_port)
+        with pytest.raises(DeferredError):
+            await post(sender, receiver.url)
+
+
+async def test_finding_b4_idle_connections_use_at_most_half_of_the_files() -> None:
+    async with AsyncExitStack() as stack:
+        with file_limit(100):
+            allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+            sender = await stack.enter_async_context(client())
+        receiver = await stack.enter_async_context(serve(respond()))
+        await asyncio.gather(*(post(sender, receiver.url) for _ in range(allowed)))
+        before = receiver.accepted
+        await asyncio.gather(*(post(sender, receiver.url) for _ in range(allowed)))
+        assert receiver.accepted > before, "some were not kept"
+        before = receiver.accepted
+        await post(sender, receiver.url)
+        assert receiver.accepted == before, "others were"

@@ -59,3 +59,17 @@ async def test_row_32_a_stop_during_the_start_stops_the_subscription() -> None:
     subscription.opened.set()
     await asyncio.wait_for(consuming, 5)
     assert subscription.calls == ["start 10", "stop", "run"]
+
+
+async def test_finding_b17_a_connection_that_is_lost_at_shutdown_does_not_stop_the_drain() -> None:
+    class LostSubscription(SubscriptionUnderTest):
+        async def stop(self) -> None:
+            raise ConnectionResetError("the channel was closed")
+
+    tasks, subscription = DeliveryTasks(), LostSubscription()
+    consuming = asyncio.create_task(consume(tasks, subscription))
+    await asyncio.wait_for(subscription.starting.wait(), 5)
+    subscription.opened.set()
+    subscription.run = lambda **_: tasks.stop()  # type: ignore[method-assign]
+    await asyncio.wait_for(consuming, 5)
+    assert tasks.draining

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from shared.clock import SystemClock, rfc3339
 from shared.errors import RingbackError
 from shared.process.health import Health
-from shared.process.run import CLOSE_RESERVE, Parts, Process, serve
+from shared.process.run import CLOSE_RESERVE, MAX_FILES, Parts, Process, raise_file_limit, serve
 from shared.settings import Settings
 
 QUIET = Parts(metrics=False)
@@ -107,7 +108,7 @@ async def test_row_32_stopping_drains_and_then_cancels_the_tasks() -> None:
     await asyncio.sleep(0)
     assert not process.stopping.is_set()
     assert await process.stop() == 0
-    assert seen == [False, 5.0 - CLOSE_RESERVE, "worker ended"]
+    assert seen == [False, pytest.approx(5.0 - CLOSE_RESERVE, abs=0.1), "worker ended"]
 
 
 # Row 32
@@ -236,3 +237,31 @@ def test_the_clock_returns_seconds_and_formats_utc() -> None:
     assert clock.now() > 1_700_000_000
     assert rfc3339(1_800_000_000.1239) == "2027-01-15T08:00:00.123Z"
     assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
+
+
+def test_finding_b4_a_process_may_open_as_many_files_as_the_system_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = min(before[1], MAX_FILES)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_finding_b17_every_part_gets_its_share_of_the_grace_period() -> None:
+    process = new_process(grace=CLOSE_RESERVE + 0.4)
+    shares: list[float] = []
+
+    async def busy(grace: float) -> None:
+        shares.append(grace)
+        await asyncio.sleep(grace)  # it uses all of its time
+
+    async def fast(grace: float) -> None:
+        shares.append(grace)
+
+    for drain in (busy, fast, busy, busy):
+        process.on_drain(drain)
+    assert await process.stop() == 0
+    assert shares == pytest.approx([0.1, 0.1, 0.15, 0.15], abs=0.03)
