@@ -21,6 +21,8 @@ from shared.errors import ContractViolationError
 RESET_HEADERS: Final = frozenset(
     {
         headers.ATTEMPT,
+        headers.CHAIN,
+        headers.STEP,
         headers.DEFERRALS,
         headers.FIRST_AT,
         headers.NOT_BEFORE,

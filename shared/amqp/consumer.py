@@ -34,6 +34,7 @@ from shared.amqp.message import (
     parse_delivery,
 )
 from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError, new_id
+from shared.amqp.steps import Step, Steps
 from shared.amqp.subscription import subscribe
 from shared.clock import Clock
 from shared.contracts import headers
@@ -101,8 +102,10 @@ class Consumer(Generic[M, R]):
         self._started = partial(health.up, part)
         health.expect(part)
         self._tasks = DeliveryTasks()
+        self._steps = Steps()
         self._acks: AckBatcher | None = None
         self._bugs = BUGS.labels(spec.queue)
+        self._repeated = CONSUMED.labels(spec.queue, "repeated")
         self._count = {kind: CONSUMED.labels(spec.queue, name) for kind, name in OUTCOMES.items()}
 
     async def run(self) -> None:
@@ -154,40 +157,68 @@ class Consumer(Generic[M, R]):
             acks.lost = True
 
     async def _process(self, acks: AckBatcher, delivery: Delivery) -> None:
-        """Process one delivery: parse, wait, identify, handle, follow up, acknowledge."""
+        """Process one delivery: parse, identify, finish it if it is not a repeat, acknowledge."""
         acks.started(delivery.tag)
-        message: Message | None = None
+        message = Message("", Properties(), delivery.body)
         model: M | None = None
+        tier: Tier | None = None
+        outcome: Outcome[R] | None = None
         try:
             message = parse_delivery(delivery)
             tier = self._tier_before_attempt(message)
-            if tier is not None:
-                await self._publish_copy(message, tier_queue(self._spec.queue, tier), {}, acks)
-                acks.done(delivery.tag)
-                return
-            model = self._spec.parse(message)
-            message.id = self._spec.identity(model) or message.id
-            if not message.id:
-                # All attempts must carry the same id, even after a crash. So the message gets its
-                # id in the queue, before the first attempt.
-                message.id = new_id()
-                await self._publish_copy(message, self._spec.queue, {}, acks)
-                acks.done(delivery.tag)
-                return
-            outcome = await self._handle(message, model)
-        except (ContractViolationError, UnpublishableError) as error:
-            message = message or Message("", Properties(), delivery.body)
-            message.id = message.id or new_id()
+            if tier is None:
+                model = self._spec.parse(message)
+                _identify(message, self._spec.identity(model))
+        except ContractViolationError as error:
             outcome = _dead(str(error), error)
+            message.id = message.id or new_id()
+        key = (message.id, message.chain, message.step)
+        # A sender may repeat its message_id, so only copies and redeliveries can be repeats.
+        if message.chain and (message.step or delivery.redelivered):
+            done_by = self._steps.done_by(key, acks)
+            if done_by is not None:
+                self._repeated.inc()
+                acks.done(delivery.tag, done_by.fact)
+                return
+        step = self._steps.begin(key, acks)
+        try:
+            if model is not None and message.id:
+                outcome = await self._handle(message, model)
+            outcome = outcome or await self._forward(message, tier, step)
+            if outcome is not None:
+                await self._finish(message, model, outcome, step)
         except InfrastructureError:
             acks.requeue(delivery.tag)
-            return
+        else:
+            if not acks.lost:
+                acks.done(delivery.tag, step.fact)
+        finally:
+            self._steps.end(key, step)
+
+    async def _forward(self, message: Message, tier: Tier | None, step: Step) -> Dead | None:
+        """Publish a message without an attempt: to a tier, or to its queue with an id.
+
+        All attempts must carry the same id, even after a crash. So a message without one gets it in
+        the queue, before the first attempt.
+        """
+        message.id = message.id or new_id()
+        queue = self._spec.queue if tier is None else tier_queue(self._spec.queue, tier)
+        try:
+            await self._publish_copy(message, queue, {}, step)
+        except UnpublishableError as error:
+            return _dead(str(error), error)
+        return None
+
+    async def _finish(
+        self, message: Message, model: M | None, outcome: Outcome[R], step: Step
+    ) -> None:
+        """Follow up on the outcome of a message, and report it."""
         if type(outcome) is not Done:
-            outcome = await self._follow_up(message, outcome, acks)
-        if acks.lost:
-            return
+            outcome = await self._follow_up(message, model, outcome, step)
+        if step.acks.lost and not step.finished:
+            return  # the broker delivers the message again
         self._count[type(outcome)].inc()
-        acks.done(delivery.tag, self._spec.report(message, model, outcome))
+        step.fact = self._spec.report(message, model, outcome)
 
     def _tier_before_attempt(self, message: Message) -> Tier | None:
         """Return the tier in which the message keeps waiting, or None if its attempt is due."""
@@ -250,34 +281,37 @@ class Consumer(Generic[M, R]):
         return Deferred(decision, str(error))
 
     async def _follow_up(
-        self, message: Message, outcome: Outcome[R], acks: AckBatcher
+        self, message: Message, model: M | None, outcome: Outcome[R], step: Step
     ) -> Outcome[R]:
-        """Publish the copy or dead letter for an outcome, and return the final outcome."""
-        outcome = _for_owner(message, outcome)
+        """Publish the copy or dead letter for an outcome, and return the final outcome.
+
+        A message that cannot be parsed may not be its owner's, although a copied header says so.
+        The owner gets a fact, but the message is dead-lettered as well.
+        """
+        if model is not None:
+            outcome = _for_owner(message, outcome)
         try:
-            await self._publish_outcome(message, outcome, acks)
+            await self._publish_outcome(message, outcome, step)
         except UnpublishableError as error:
             outcome = _for_owner(message, _dead(f"cannot be retried: {error}", error))
-            await self._publish_outcome(message, outcome, acks)
-        return outcome
+            await self._publish_outcome(message, outcome, step)
+        return _for_owner(message, outcome)
 
-    async def _publish_outcome(
-        self, message: Message, outcome: Outcome[R], acks: AckBatcher
-    ) -> None:
+    async def _publish_outcome(self, message: Message, outcome: Outcome[R], step: Step) -> None:
         changes: dict[str, Any] = {headers.FIRST_AT: int(message.first_at * 1000)}
         match outcome:
             case Retried(tier, not_before):
                 changes[headers.ATTEMPT] = message.attempt
                 changes[headers.NOT_BEFORE] = int(not_before * 1000)
                 changes[headers.DEFERRALS] = 0
-                await self._publish_copy(message, tier_queue(self._spec.queue, tier), changes, acks)
+                await self._publish_copy(message, tier_queue(self._spec.queue, tier), changes, step)
             case Deferred(tier):
                 changes[headers.DEFERRALS] = message.deferrals + 1
-                await self._publish_copy(message, tier_queue(self._spec.queue, tier), changes, acks)
+                await self._publish_copy(message, tier_queue(self._spec.queue, tier), changes, step)
             case Dead(reason):
-                await self._dead_letter(message, reason, acks)
+                await self._dead_letter(message, reason, step)
 
-    async def _dead_letter(self, message: Message, reason: str, acks: AckBatcher) -> None:
+    async def _dead_letter(self, message: Message, reason: str, step: Step) -> None:
         now = int(self._clock.now() * 1000)
         changes: dict[str, str | int] = {headers.REASON: reason, headers.DIED_AT: now}
         if message.first_at:
@@ -285,8 +319,13 @@ class Consumer(Generic[M, R]):
             changes[headers.ATTEMPT] = message.attempt
         queue = dead_queue(self._spec.queue)
         properties = message.copy_properties(changes, message_id=message.properties.message_id)
+        properties.headers = {
+            name: value
+            for name, value in (properties.headers or {}).items()
+            if name not in (headers.CHAIN, headers.STEP)  # a redrive begins a new chain
+        }
         try:
-            await self._publish(OutgoingMessage(queue, properties, message.body), acks)
+            await self._publish(OutgoingMessage(queue, properties, message.body), step)
         except UnpublishableError as error:  # its headers are not encodable, or fill the frame
             bare = Properties(
                 content_type=message.properties.content_type,
@@ -295,22 +334,23 @@ class Consumer(Generic[M, R]):
                 delivery_mode=properties.delivery_mode,
                 headers={headers.ID: message.id, headers.REASON: f"{reason}; {error}"},
             )
-            await self._publish(OutgoingMessage(queue, bare, message.body), acks)
+            await self._publish(OutgoingMessage(queue, bare, message.body), step)
 
     async def _publish_copy(
-        self, message: Message, queue: str, changes: Mapping[str, Any], acks: AckBatcher
+        self, message: Message, queue: str, changes: Mapping[str, Any], step: Step
     ) -> None:
-        """Publish a fresh copy of the message.
+        """Publish a fresh copy of the message, the next step of its chain.
 
         Raises:
             UnpublishableError: its headers are not encodable, or too large with Ringback's own.
         """
-        properties = message.copy_properties(changes, message_id=new_id())
-        await self._publish(OutgoingMessage(queue, properties, message.body), acks)
+        chain = {headers.CHAIN: message.chain or new_id(), headers.STEP: message.step + 1}
+        properties = message.copy_properties({**changes, **chain}, message_id=new_id())
+        await self._publish(OutgoingMessage(queue, properties, message.body), step)
 
-    async def _publish(self, outgoing: OutgoingMessage, acks: AckBatcher) -> None:
+    async def _publish(self, outgoing: OutgoingMessage, step: Step) -> None:
         """Publish until confirmed, or until the broker delivers the message again."""
-        while not acks.lost:
+        while not step.acks.lost:
             try:
                 await self._publisher.publish(outgoing)
             except InfrastructureError as error:
@@ -319,6 +359,7 @@ class Consumer(Generic[M, R]):
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY * jitter)
                 await self._publisher.ready()
             else:
+                step.finished = True
                 return
 
 
@@ -329,6 +370,17 @@ def _dead(reason: str, error: Exception, *, attempted: bool = True) -> Dead:
 def _given_up(decision: GiveUp, error: Exception, *, attempted: bool = True) -> Dead:
     cause = ExpiredError(decision.reason) if decision.expired else error
     return _dead(decision.reason, cause, attempted=attempted)
+
+
+def _identify(message: Message, identity: str | None) -> None:
+    """Give the message its model's id, if it has one. Only the owner's own id proves the owner.
+
+    A program that copies all headers to another message would otherwise give it an owner, which
+    does not know it, so its failure would vanish.
+    """
+    if identity != message.id:
+        message.owner = None
+    message.id = identity or message.id
 
 
 def _for_owner(message: Message, outcome: Outcome[R]) -> Outcome[R]:

@@ -39,6 +39,8 @@ class Message:
     first_at: epoch seconds of the first attempt, 0 before it.
     not_before: epoch seconds of the next attempt, 0 for now.
     deferrals: the number of deferrals since the last attempt.
+    chain: the message_id of the original, the same for all its copies. Empty if it had none.
+    step: the number of the copy in the chain, 0 for the original.
     owner: the service that gets a fact instead of a dead letter, usually None.
     """
 
@@ -49,6 +51,8 @@ class Message:
     first_at: float = 0.0
     not_before: float = 0.0
     deferrals: int = 0
+    chain: str = ""
+    step: int = 0
     owner: str | None = None
 
     @property
@@ -76,8 +80,8 @@ class Message:
 
     @property
     def attempt_id(self) -> str:
-        """A unique id of this attempt. `first_at` distinguishes it from those before a redrive."""
-        return f"{self.id}/{self.first_at:.3f}/{self.attempt}"
+        """The id of this attempt, the same if it is repeated, and another one after a redrive."""
+        return f"{self.id}/{self.chain}/{self.attempt}"
 
     @property
     def dispatch(self) -> int | None:
@@ -106,7 +110,8 @@ def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message:
     properties = codec.decode_properties(delivery.header, history=history)
     ours = properties.headers
     if not ours:
-        return Message(_plain(properties.message_id), properties, delivery.body)
+        plain = _plain(properties.message_id)
+        return Message(plain, properties, delivery.body, chain=plain)
     return Message(
         _plain(ours.get(headers.ID) or properties.message_id),
         properties,
@@ -115,6 +120,8 @@ def parse_delivery(delivery: Delivery, *, history: bool = False) -> Message:
         first_at=_number(ours, headers.FIRST_AT) / 1000,
         not_before=_number(ours, headers.NOT_BEFORE) / 1000,
         deferrals=_count(ours, headers.DEFERRALS),
+        chain=_chain(ours, properties),
+        step=_count(ours, headers.STEP),
         owner=_owner(ours.get(headers.OWNER)),
     )
 
@@ -126,6 +133,13 @@ def _plain(identifier: Any) -> str:
     if _PLAIN_ID.fullmatch(identifier):
         return identifier
     return sha256(identifier.encode(errors="surrogatepass")).hexdigest()
+
+
+def _chain(ours: Mapping[str, Any], properties: Properties) -> str:
+    """Return the chain of a copy. A dead letter that was moved back begins a new one."""
+    chain = _plain(ours.get(headers.CHAIN) or properties.message_id)
+    died_at = _number(ours, headers.DIED_AT)
+    return f"{chain}@{died_at}" if chain and died_at else chain
 
 
 def _owner(value: Any) -> str | None:

@@ -5,7 +5,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +34,7 @@ from shared.errors import (
 from shared.process.health import Health
 from shared.resilience.retry import BUG_POLICY, RetryPolicy
 from shared.topology import CALLBACKS, POSTINGS, SCHEDULER_OUTCOMES, topology
-from tests.fakes.broker_client import BrokerClient, broker_client, reason
+from tests.fakes.broker_client import DEAD, BrokerClient, broker_client, reason
 from tests.fakes.waiting import until
 
 Handler = Callable[[Message, str], Awaitable[str]]
@@ -427,3 +427,74 @@ async def test_a_header_that_is_not_utf_8_is_dead_lettered_with_its_message(amqp
 
 async def queued(publisher: BrokerClient, queue: str, count: int) -> bool:
     return await publisher.length(queue) == count
+
+
+async def test_finding_b6_a_repeat_of_a_copied_message_does_not_fork_the_retry_chain(
+    amqp_url: str,
+) -> None:
+    """The copy in the tier is confirmed, but the ack of the original is lost."""
+    attempts: list[int] = []
+
+    async def handle(message: Message, _: str) -> str:
+        attempts.append(message.attempt)
+        raise TransientError("failed")
+
+    facts: list[BaseModel] = []
+
+    async def lose_channel(batch: Sequence[BaseModel]) -> None:
+        facts.extend(batch)
+        if len(facts) == 1:  # before the ack of the first attempt
+            raise ConnectionResetError("the channel was closed")
+
+    others: dict[str, Any] = {"report": fact_about_attempt, "send_facts": lose_channel}
+    others["policy"] = lambda _: RetryPolicy(delays=(1,), max_retries=2)
+    async with consuming(amqp_url, handle, **others) as (_, client):
+        await client.send(b"body", message_id="m")
+        await client.dead_letter("m")
+        await until(lambda: len(facts) == 4)
+        assert attempts == [1, 2, 3]
+        assert await client.length(DEAD) == 0, "only one dead letter"
+    # The fact of the repeated attempt has the same id (finding B.5).
+    assert [fact.model_dump()["fact_id"] for fact in facts] == ["m/m/1", "m/m/1", "m/m/2", "m/m/3"]
+
+
+async def test_finding_b6_copies_of_one_step_are_one_attempt(amqp_url: str) -> None:
+    """A publish whose confirm is unknown is repeated, so a tier can hold several copies."""
+    attempts: Counter[tuple[str, int]] = Counter()
+
+    async def handle(message: Message, _: str) -> str:
+        attempts[message.id, message.attempt] += 1
+        raise TransientError("failed")
+
+    policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=2)}
+    async with consuming(amqp_url, handle, **policy) as (_, client):
+        copy = {"x-ringback-id": "m", "x-ringback-attempt": 1}
+        copy |= {"x-ringback-chain": "m", "x-ringback-step": 1}
+        for number in range(12):
+            await client.send(b"body", message_id=f"copy-{number}", headers=copy)
+        await until(lambda: attempts["m", 3])
+        await client.dead_letter("m")
+        assert await client.length(DEAD) == 0, "only one dead letter"
+    assert attempts == {("m", 2): 1, ("m", 3): 1}
+
+
+async def test_finding_b6_a_dead_letter_that_is_moved_back_is_a_new_chain(amqp_url: str) -> None:
+    """For example by a shovel, which keeps all headers."""
+    attempts: list[str] = []
+
+    async def handle(message: Message, _: str) -> str:
+        attempts.append(message.chain)
+        raise PermanentError("no")
+
+    async with consuming(amqp_url, handle) as (_, client):
+        await client.send(b"body", message_id="m")
+        dead_letter = await client.dead_letter("m")
+        client.dead_letters.clear()
+        await client.send(b"body", message_id="m", headers=dict(dead_letter.headers))
+        await client.dead_letter("m")
+    died_at = str(int(str(dead_letter.headers["x-ringback-died-at"])))
+    assert attempts == ["m", f"m@{died_at}"]
+
+
+def fact_about_attempt(message: Message, *_: Any) -> BaseModel:
+    return fact_about(message).model_copy(update={"fact_id": message.attempt_id})

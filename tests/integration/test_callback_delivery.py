@@ -441,8 +441,9 @@ async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a
     publisher: BrokerClient, receiver: Sandbox, status: int, retry: dict[str, Any], *, final: bool
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": status})
-    owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 2}
-    callback = await publisher.send(send_callback(url, retry=retry), headers=owned)
+    body = send_callback(url, retry=retry)
+    owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 2, "x-ringback-id": body["id"]}
+    callback = await publisher.send(body, headers=owned)
     fact = await publisher.fact(callback, "callback.dispatch_failed")
     assert (fact["final"], fact["owner"], fact["dispatch"]) == (final, "scheduler", 2)
     assert {fact["dispatch"] for fact in publisher.facts_of(callback)} == {2}
@@ -450,7 +451,7 @@ async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a
         message.routing_key
         for message in publisher.fact_messages
         if callback in message.body.decode()
-    } <= {"callback.attempt_failed.scheduler", "callback.dispatch_failed.scheduler"}
+    } <= {"callback.attempt_failed", "callback.dispatch_failed"}
     assert not [
         each for each in await publisher.read_dead_letters() if callback in identities(each)
     ]
@@ -463,6 +464,22 @@ async def test_an_unreadable_message_of_the_scheduler_ends_in_a_failed_dispatch(
     await publisher.send(b"nonsense", headers=owned)
     fact = await publisher.fact("owned-nonsense", "callback.dispatch_failed")
     assert fact["final"] is True
+    await publisher.dead_letter("owned-nonsense")
+
+
+async def test_finding_b11_a_copied_owner_does_not_make_another_message_vanish(
+    publisher: BrokerClient, receiver: Sandbox
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 410})
+    copied = {
+        "x-ringback-owner": "scheduler",
+        "x-ringback-dispatch": 1,
+        "x-ringback-id": "another-callback",
+    }
+    callback = await publisher.send(send_callback(url), headers=copied)
+    await publisher.dead_letter(callback)
+    fact = await publisher.fact(callback, "callback.dead")
+    assert (fact["owner"], fact["dispatch"]) == (None, None)
 
 
 async def test_s6_forms_and_queries_are_url_encoded(
