@@ -128,16 +128,17 @@ def signed_headers(
 ) -> CIMultiDict[str]:
     """Return the headers with both signatures; without a key they contain no signature.
 
-    X-Signature: hex HMAC-SHA256 of the body, one header line for each key. webhook-signature:
-    Standard Webhooks, `v1,` and base64 HMAC-SHA256 over `id.timestamp.body`, for each key.
+    X-Signature: hex HMAC-SHA256 of the body with the first key. webhook-signature: Standard
+    Webhooks, `v1,` and base64 HMAC-SHA256 over `id.timestamp.body`, for each key.
     """
     headers: CIMultiDict[str] = CIMultiDict()
     prefix = f"{callback_id}.{timestamp}.".encode()
     standard = []
-    for key in keys:
-        digest = key.plain.copy()
+    if keys:
+        digest = keys[0].plain.copy()
         digest.update(body)
-        headers.add("X-Signature", digest.hexdigest())
+        headers["X-Signature"] = digest.hexdigest()
+    for key in keys:
         digest = key.standard.copy()
         digest.update(prefix)
         digest.update(body)
@@ -158,6 +159,13 @@ def allowed_headers(headers: Mapping[str, str]) -> dict[str, str]:
         for name, value in headers.items()
         if (low := name.lower()) not in RESERVED_HEADERS and not low.startswith(RESERVED_PREFIX)
     }
+
+
+def requested_pause(status: int, retry_after: str | None, *, now: float) -> float:
+    """Return the seconds for which a receiver that works refuses requests, or 0."""
+    if status != HTTPStatus.TOO_MANY_REQUESTS:
+        return 0.0
+    return parse_retry_after(retry_after, now=now)
 
 
 def check_response(status: int, retry_after: str | None, *, now: float) -> None:

@@ -26,8 +26,8 @@ from shared.resilience.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
-# Statuses that count against the target's circuit breaker. Any other response shows that the
-# target works.
+# Statuses that count against the circuit breaker, except 429 with Retry-After. Any other response
+# shows that the target works.
 OVERLOADED: Final = frozenset({429, 502, 503, 504})
 
 
@@ -65,26 +65,34 @@ class CallbackSender:
             TransientError: the attempt failed; a later one may succeed.
             DeferredError: the target's lane is full or its breaker is open.
         """
-        if command.expires_at is not None and self._clock.now() >= command.expires_at.timestamp():
-            raise ExpiredError(f"expired at {command.expires_at.isoformat()}")
+        self._check_expiry(command)
         target = parse_target(command.target_url)
-        lane = self._lanes.lane(target.origin)
+        lane = self._lanes.lane(target.origin, command.client_id)
         probe = await self._lanes.enter(lane, message.deferrals)
         alive: bool | None = None
+        pause = 0.0
         started = self._clock.monotonic()
         try:
+            self._check_expiry(command)  # again: it may have waited for its place
             response = await self._send(message, command, target)
-            alive = response.status not in OVERLOADED
+            pause = domain.requested_pause(
+                response.status, response.retry_after, now=self._clock.now()
+            )
+            alive = pause > 0 or response.status not in OVERLOADED
         except RequestFailedError:
             alive = False
             raise
         finally:
             duration = self._clock.monotonic() - started
-            self._lanes.leave(lane, probe=probe, alive=alive, duration=duration)
+            self._lanes.leave(lane, probe=probe, alive=alive, duration=duration, pause=pause)
             if alive is not None:
                 self._labels.duration(target.origin).observe(duration)
         domain.check_response(response.status, response.retry_after, now=self._clock.now())
         return Delivered(response.status, duration)
+
+    def _check_expiry(self, command: SendCallback) -> None:
+        if command.expires_at is not None and self._clock.now() >= command.expires_at.timestamp():
+            raise ExpiredError(f"expired at {command.expires_at.isoformat()}")
 
     async def _send(
         self,
@@ -95,17 +103,19 @@ class CallbackSender:
         keys = self._keys(command)
         content_type: str | None = domain.JSON
         if command.format == "json":
-            body = domain.encode_json(command.payload)
+            signed = body = domain.encode_json(command.payload)
         elif command.format == "form":
-            body, content_type = domain.encode_form(command.payload).encode(), domain.FORM
+            signed = body = domain.encode_form(command.payload).encode()
+            content_type = domain.FORM
         else:
             body, content_type = b"", None
             query = domain.encode_form(command.payload)
             target = parse_target(domain.with_query(command.target_url, query))
+            signed = target.url.raw_query_string.encode()  # the body is empty
         # Sign right before sending: receivers accept a timestamp for five minutes, and the message
         # may have waited longer in a lane or a tier.
         headers = domain.signed_headers(
-            message.id, body, keys, timestamp=int(self._clock.now()), content_type=content_type
+            message.id, signed, keys, timestamp=int(self._clock.now()), content_type=content_type
         )
         if command.headers:
             headers.extend(domain.allowed_headers(command.headers))

@@ -57,7 +57,8 @@ class CallbackSettings(TableSettings, env_prefix="RINGBACK_CALLBACK_"):
     )
     lane_limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=100,
-        description="Maximum number of requests in flight to one target (scheme, host, port).",
+        description="Maximum number of requests in flight from one client to one target (scheme,"
+        " host, port).",
     )
     breaker_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=5, description="Number of failures in a row that open a target's circuit breaker."

@@ -72,7 +72,10 @@ class WebhookReceiver:
             unread = SignatureCheck((), (error.text or "too large",))
             self._record(request, mailbox, b"", signatures=unread, status=error.status)
             raise
-        signatures = check_signatures(request.headers, body, mailbox.keys, time.time())
+        # With `format: query` there is no body, and the query is signed instead.
+        has_body = body or "Content-Type" in request.headers
+        signed = body if has_body else request.rel_url.raw_query_string.encode()
+        signatures = check_signatures(request.headers, signed, mailbox.keys, time.time())
         webhook_id = request.headers.get("webhook-id")
         behaviour = mailbox.next_behaviour(webhook_id)
         usual = 200 if signatures.verified or not mailbox.settings.verify else 401

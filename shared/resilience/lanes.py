@@ -1,6 +1,8 @@
 """Lanes: a bulkhead and circuit breaker per target, so that a slow one does not affect the others.
 
-A lane limits the requests in flight to its target, has a short queue for the next ones, and opens
+A lane is for the requests of one client to one target. Many customers share a host such as a chat
+service, and one customer's failing hook must not affect the others. A lane limits the requests in
+flight, has a short queue for the next ones, and opens
 its breaker after consecutive failures. A message without a place is deferred, so that it holds no
 prefetch slot of the worker. No IO: futures only order the queue.
 """
@@ -34,8 +36,16 @@ MAX_DEFERRAL: Final = 300.0
 FAILURE_LIFETIME: Final = 60.0
 # The weight of a new duration in the moving average.
 SMOOTHING: Final = 0.1
-# Lanes in memory. Beyond it the least recently used idle one is removed.
+# Seconds for which a target can pause a lane (429 with Retry-After). The message that got this
+# response waits for as long as the target requests.
+MAX_PAUSE: Final = 60.0
+# Lanes in memory. Beyond it the least recently used idle one is removed. Lanes with failures have
+# their own limit: healthy ones must not remove them before their breakers open.
 MAX_LANES: Final = 10_000
+MAX_FAILING_LANES: Final = 50_000
+
+# The target and the client.
+Key = tuple[str, str | None]
 
 
 class Breaker(StrEnum):
@@ -47,9 +57,10 @@ class Breaker(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The state of one target. Times are those of `Lanes`' clock."""
+    """The state of one target for one client. Times are those of `Lanes`' clock."""
 
     target: str
+    client: str | None = None
     limit: int = INITIAL_LIMIT
     in_flight: int = 0
     queue: deque[asyncio.Future[None]] = field(default_factory=deque)
@@ -62,6 +73,12 @@ class Lane:
     open_time: float = 0.0  # seconds for which the breaker was last opened, 0 while it is closed
     open_until: float = 0.0
     probing: bool = False
+    paused_until: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        """Return the target and the client."""
+        return self.target, self.client
 
     @property
     def idle(self) -> bool:
@@ -72,7 +89,7 @@ class Lane:
 class Lanes:
     """All lanes of one worker.
 
-    max_in_flight: requests in flight to one target.
+    max_in_flight: requests in flight from one client to one target.
     prefetch: the slots of the worker. Unproven targets (without a response so far, or since a
         failure) hold at most half of them, so that they do not displace the others. For the first
         request to a target the limit is three quarters, so that a new target can prove itself.
@@ -95,18 +112,21 @@ class Lanes:
         self._max_failures = max_failures
         self._clock = clock
         self._observe = observe
-        self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self._lanes: OrderedDict[Key, Lane] = OrderedDict()
+        self._failing: OrderedDict[Key, Lane] = OrderedDict()  # failed since their last response
         self._unproven = 0
         self._draining = False
 
-    def lane(self, target: str) -> Lane:
-        """Return the lane of a target."""
-        lane = self._lanes.get(target)
-        if lane is None:
-            lane = self._lanes[target] = Lane(target, limit=min(INITIAL_LIMIT, self._max_in_flight))
-            self._remove_oldest()
-        else:
-            self._lanes.move_to_end(target)
+    def lane(self, target: str, client: str | None = None) -> Lane:
+        """Return the lane of a client to a target."""
+        key = target, client
+        for lanes in (self._lanes, self._failing):
+            lane = lanes.get(key)
+            if lane is not None:
+                lanes.move_to_end(key)
+                return lane
+        lane = Lane(target, client, limit=min(INITIAL_LIMIT, self._max_in_flight))
+        self._keep(lane, self._lanes, MAX_LANES)
         return lane
 
     async def enter(self, lane: Lane, deferrals: int = 0) -> bool:
@@ -123,6 +143,8 @@ class Lanes:
             raise InfrastructureError("stopping")
         # At most ten: any sender can set the number.
         deferral = min(2.0 ** min(deferrals, 10), MAX_DEFERRAL)
+        if lane.paused_until and (remaining := lane.paused_until - self._clock()) > 0:
+            raise DeferredError("paused by the target", delay=max(remaining, deferral))
         if lane.open_time:
             remaining = lane.open_until - self._clock()
             if remaining > 0 or lane.probing:
@@ -146,13 +168,20 @@ class Lanes:
         return False
 
     def leave(
-        self, lane: Lane, *, probe: bool = False, alive: bool | None = None, duration: float = 0.0
+        self,
+        lane: Lane,
+        *,
+        probe: bool = False,
+        alive: bool | None = None,
+        duration: float = 0.0,
+        pause: float = 0.0,
     ) -> None:
         """Release the place.
 
         probe: the result of `enter`.
         alive: whether the target responded. None: no request was sent.
         duration: seconds until the response.
+        pause: seconds for which the target requests a pause, 0 for none.
         """
         if probe:
             lane.probing = False
@@ -163,6 +192,8 @@ class Lanes:
             self._succeeded(lane, duration)
         elif alive is False:
             self._failed(lane, probe=probe)
+        if pause:
+            self._pause(lane, min(pause, MAX_PAUSE))
         while lane.queue and lane.in_flight < lane.limit and not lane.open_time:
             waiting = self._pop_next(lane)
             if not waiting.done():
@@ -183,7 +214,7 @@ class Lanes:
         not hold them until its requests time out.
         """
         now = self._clock()
-        for lane in self._lanes.values():
+        for lane in (*self._lanes.values(), *self._failing.values()):
             if lane.queue and now - lane.last_progress > STALL_TIMEOUT:
                 lane.stalled = True
                 self._reject_queue(lane, DeferredError("lane stalled", delay=STALL_DELAY))
@@ -191,7 +222,7 @@ class Lanes:
     def drain(self) -> None:
         """Reject all queued messages, and all that enter later."""
         self._draining = True
-        for lane in self._lanes.values():
+        for lane in (*self._lanes.values(), *self._failing.values()):
             self._reject_queue(lane, InfrastructureError("stopping"))
 
     def _count_in(self, lane: Lane) -> None:
@@ -227,7 +258,18 @@ class Lanes:
                 self.leave(lane)
             raise
 
+    def _pause(self, lane: Lane, seconds: float) -> None:
+        lane.paused_until = self._clock() + seconds
+        self._narrow(lane)
+        self._reject_queue(lane, DeferredError("paused by the target", delay=seconds))
+
+    def _narrow(self, lane: Lane) -> None:
+        lane.limit = max(lane.limit // 2, min(INITIAL_LIMIT, self._max_in_flight))
+
     def _succeeded(self, lane: Lane, duration: float) -> None:
+        if lane.failures:
+            self._failing.pop(lane.key, None)
+            self._keep(lane, self._lanes, MAX_LANES)
         lane.failures = 0
         lane.stalled = False
         mean = duration if lane.mean_duration is None else lane.mean_duration
@@ -244,7 +286,9 @@ class Lanes:
         now = self._clock()
         lane.failures = 1 if now - lane.last_failure > FAILURE_LIFETIME else lane.failures + 1
         lane.last_failure = now
-        lane.limit = max(lane.limit // 2, min(INITIAL_LIMIT, self._max_in_flight))
+        self._lanes.pop(lane.key, None)
+        self._keep(lane, self._failing, MAX_FAILING_LANES)
+        self._narrow(lane)
         if lane.proven:
             lane.proven = False
             self._unproven += lane.in_flight + len(lane.queue)
@@ -260,9 +304,13 @@ class Lanes:
             if not waiting.done():
                 waiting.set_exception(error)
 
-    def _remove_oldest(self) -> None:
-        if len(self._lanes) > MAX_LANES:
-            oldest = next(lane for lane in self._lanes.values() if lane.idle)
-            del self._lanes[oldest.target]
+    def _keep(self, lane: Lane, lanes: OrderedDict[Key, Lane], limit: int) -> None:
+        """Add a lane. Beyond the limit, remove the least recently used idle one."""
+        lanes[lane.key] = lane
+        if len(lanes) > limit:
+            oldest = next((each for each in lanes.values() if each.idle), None)
+            if oldest is None:
+                return
+            del lanes[oldest.key]
             if oldest.open_time:  # nothing else will report it as closed
                 self._observe(oldest.target, Breaker.CLOSED, 0.0)

@@ -93,8 +93,6 @@ def _cases() -> tuple[list[dict[str, Any]], list[list[bool]]]:
         other_id["webhook-id"] = "id-2"
         add(secret, other_id, BODY, [False, True])
     rotated = signed_headers("id-1", BODY, [signing_key(each) for each in SECRETS], timestamp=now)
-    x_signature = rotated.getall("X-Signature")[0]
-    rotated["X-Signature"] = x_signature
     add(SECRETS[0], rotated, BODY, [True, True])
     add(SECRETS[1], rotated, BODY, [True, False])
     return cases, expected

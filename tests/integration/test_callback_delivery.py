@@ -497,6 +497,19 @@ async def test_s6_forms_and_queries_are_url_encoded(
     assert query["path"].endswith("?count=3&name=Zo%C3%AB")
 
 
+async def test_finding_b10_the_query_is_signed(publisher: BrokerClient, receiver: Sandbox) -> None:
+    url = await receiver.mailbox()
+    payload = {"name": "Zoë", "count": 3}
+    body = send_callback(f"{url}?tenant=7", payload=payload, format="query", target_method="GET")
+    await publisher.send(body)
+    (webhook,) = await receiver.webhooks(url)
+    assert webhook["path"].endswith("?tenant=7&count=3&name=Zo%C3%AB")
+    signed = b"tenant=7&count=3&name=Zo%C3%AB"
+    signature = hmac.new(SECRET.encode(), signed, "sha256").hexdigest()
+    assert webhook["headers"]["x-signature"] == signature
+    assert webhook["verified"]
+
+
 async def test_an_unsigned_callback_has_no_signature(
     publisher: BrokerClient, receiver: Sandbox
 ) -> None:

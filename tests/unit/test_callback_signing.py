@@ -187,16 +187,17 @@ def test_h2_rfc_4231_test_case_2() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(secrets | standard_secrets, min_size=1, max_size=8))
-def test_h2_each_of_several_secrets_signs_in_order(given_secrets: list[str]) -> None:
+def test_h2_and_finding_d8_each_of_several_secrets_signs_and_the_first_in_x_signature(
+    given_secrets: list[str],
+) -> None:
     command = SendCallback(
         target_url="https://example.com/", hmac_secret=given_secrets, payload=[1]
     )
     body = domain.encode_json(command.payload)
     keys = [domain.signing_key(secret) for secret in command.secrets]
     headers = domain.signed_headers("id-1", body, keys, timestamp=1)
-    assert headers.getall("X-Signature") == [
-        HMAC(secret.encode(), body, sha256).hexdigest() for secret in given_secrets
-    ]
+    first = given_secrets[0].encode()
+    assert headers.getall("X-Signature") == [HMAC(first, body, sha256).hexdigest()]
     signatures = headers["webhook-signature"].split(" ")
     assert len(headers.getall("webhook-signature")) == 1
     at = datetime.fromtimestamp(1, UTC)

@@ -1,9 +1,11 @@
 """Lanes and circuit breakers by example. test_lanes_every_order.py tests all orders of events."""
 
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.errors import DeferredError, InfrastructureError
 from shared.resilience import lanes as module
+from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import INITIAL_LIMIT, MAX_DEFERRAL, Breaker
 from tests.fakes.lanes import LanesUnderTest, run_ready_tasks
 
@@ -278,9 +280,12 @@ async def test_the_least_recently_used_idle_lane_is_removed(
     setup: LanesUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_LANES", 3)
+    monkeypatch.setattr(module, "MAX_FAILING_LANES", 1)
     busy, first = setup.lanes.lane("busy"), setup.lanes.lane("first")
     await setup.enter("busy")
     await open_breaker(setup, "broken")
+    await setup.attempt("failing", alive=False)  # replaces "broken"
+    setup.lanes.lane("third")
     assert setup.lanes.lane("first") is first  # used again
     setup.lanes.lane("fourth")
     assert setup.changes == [("broken", Breaker.OPEN, 2.0), ("broken", Breaker.CLOSED, 0.0)]
@@ -288,3 +293,57 @@ async def test_the_least_recently_used_idle_lane_is_removed(
     assert setup.lanes.lane("busy") is busy
     setup.lanes.lane("fifth")  # replaces "fourth", the only one not used again
     assert setup.lanes.lane("first") is first
+
+
+async def test_finding_b7_breakers_open_among_many_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """12,000 targets in turn, of which one in twenty fails, with room for 10,000 lanes."""
+    monkeypatch.setattr(module, "MAX_LANES", 100)
+    setup = LanesUnderTest()
+    for _ in range(setup.max_failures):
+        for number in range(120):
+            await setup.attempt(f"https://{number}.example:443", alive=number % 20 != 0)
+    assert {target for target, breaker, _ in setup.changes if breaker is Breaker.OPEN} == {
+        f"https://{number}.example:443" for number in range(0, 120, 20)
+    }
+
+
+async def test_finding_b8_a_breaker_is_open_for_one_client_only(setup: LanesUnderTest) -> None:
+    await open_breaker(setup, A)
+    other = setup.lanes.lane(A, "another-client")
+    assert await setup.lanes.enter(other) is False
+
+
+async def test_finding_b8_a_paused_lane_defers_and_its_breaker_stays_closed(
+    setup: LanesUnderTest,
+) -> None:
+    lane = setup.lanes.lane(A)
+    for _ in range(10):
+        await setup.enter(A)
+        setup.lanes.leave(lane, alive=True, pause=30)
+        error = await setup.deferred(A)
+        assert (str(error), error.delay) == ("paused by the target", 30)
+        setup.time.now += 30
+    assert setup.changes == []
+    await setup.enter(A)
+    setup.lanes.leave(lane, alive=True, pause=3600)
+    assert (await setup.deferred(A)).delay == module.MAX_PAUSE
+    assert not await setup.attempt(B, alive=True)
+
+
+async def test_finding_b20_the_gauge_counts_the_open_breakers_of_a_label() -> None:
+    observe = breaker_observer(lambda _: "finding-b20")
+
+    def value() -> float | None:
+        labels = {"target_url": "finding-b20"}
+        return REGISTRY.get_sample_value("ringback_breaker_open", labels)
+
+    observe(A, Breaker.OPEN, module.INITIAL_OPEN_TIME)
+    observe(B, Breaker.OPEN, module.INITIAL_OPEN_TIME)
+    observe(B, Breaker.OPEN, 2 * module.INITIAL_OPEN_TIME)
+    assert value() == 2
+    observe(A, Breaker.CLOSED, 0.0)
+    assert value() == 1
+    observe(B, Breaker.CLOSED, 0.0)
+    assert value() == 0
