@@ -47,7 +47,7 @@ from shared.errors import (
     TransientError,
 )
 from shared.process.health import Health
-from shared.resilience.retry import JITTER, GiveUp, decide, defer, next_hop
+from shared.resilience.retry import JITTER, GiveUp, decide, defer, first_tier, next_hop
 from shared.topology import Tier, Topology, dead_queue, tier_queue, tiers_of
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,11 @@ OUTCOMES: Final[Mapping[type, str]] = {
 ACK_INTERVAL: Final = 0.01
 # Seconds to wait when a store or the broker is unavailable.
 INFRASTRUCTURE_RETRY_DELAY: Final = 1.0
+# Seconds for which a message is held meanwhile. RabbitMQ closes the channel of a consumer that has
+# not acknowledged a message for 30 minutes, and counts that as a delivery of all its messages.
+HOLD_TIMEOUT: Final = 900.0
+# Minimum seconds in a tier after that.
+HOLD_DELAY: Final = 60.0
 # Characters of a reason in the dead letter, the log and the fact. It may quote the sender.
 MAX_REASON_LENGTH: Final = 1000
 
@@ -196,13 +201,16 @@ class Consumer(Generic[M, R]):
             self._steps.end(key, step)
 
     async def _forward(self, message: Message, tier: Tier | None, step: Step) -> Dead | None:
-        """Publish a message without an attempt: to a tier, or to its queue with an id.
+        """Publish a message without an outcome: to a tier, or to its queue with an id.
 
         All attempts must carry the same id, even after a crash. So a message without one gets it in
         the queue, before the first attempt.
         """
-        message.id = message.id or new_id()
-        queue = self._spec.queue if tier is None else tier_queue(self._spec.queue, tier)
+        queue = self._spec.queue
+        if message.id:
+            queue = tier_queue(queue, tier or first_tier(HOLD_DELAY, self._tiers))
+        else:
+            message.id = new_id()
         try:
             await self._publish_copy(message, queue, {}, step)
         except UnpublishableError as error:
@@ -230,8 +238,12 @@ class Consumer(Generic[M, R]):
             return None
         return next_hop(remaining, random.random(), self._tiers)  # noqa: S311 - not a secret
 
-    async def _handle(self, message: Message, model: M) -> Outcome[R]:
-        """Call the handler, and return the outcome by the error table of docs/architecture.md."""
+    async def _handle(self, message: Message, model: M) -> Outcome[R] | None:
+        """Call the handler, and return the outcome by the error table of docs/architecture.md.
+
+        Returns None without an outcome, because a store or the broker stays unavailable.
+        """
+        hold_until = self._clock.monotonic() + HOLD_TIMEOUT
         while True:
             now = self._clock.now()
             message.first_at = min(message.first_at or now, now)
@@ -246,6 +258,8 @@ class Consumer(Generic[M, R]):
             except InfrastructureError:
                 if self._tasks.draining:
                     raise
+                if self._clock.monotonic() >= hold_until:
+                    return None
                 # The message keeps its prefetch slot: a full prefetch window stops consumption.
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
             except Exception as error:  # a bug: retried, so that no message is lost

@@ -44,6 +44,18 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 # Visible ASCII, because the id is sent as the header `webhook-id`.
 IDENTIFIER_PATTERN: Final = r"^[\x21-\x7e]{1,255}$"
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER_PATTERN)]
+# Standard Webhooks signs `ID.TIMESTAMP.BODY`. An id that ends in a dot and a time could be split at
+# another dot, so that a signed request could be sent again as one with another id and time.
+_AMBIGUOUS_ID: Final = re.compile(r".*\.[0-9]{9,}(\..*)?")
+
+
+def _unambiguous(identifier: str) -> str:
+    if _AMBIGUOUS_ID.fullmatch(identifier):
+        raise ValueError("a dot before a number of 9 or more digits makes signatures ambiguous")
+    return identifier
+
+
+WebhookId = Annotated[Identifier, AfterValidator(_unambiguous)]
 # No control characters, because it appears in facts and logs.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -98,9 +110,7 @@ class SendCallback(BaseModel):
         description="Encoding of the payload. `form` and `query` require an object: it is sent as "
         "an HTML form, or in the query with an empty body. Values that are not text are JSON.",
     )
-    id: Identifier | None = Field(
-        default=None, description="Sent as `webhook-id` on every attempt."
-    )
+    id: WebhookId | None = Field(default=None, description="Sent as `webhook-id` on every attempt.")
     headers: Headers = Field(default_factory=dict)
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
         default=None, description="Timeout of one attempt in seconds, including connecting."

@@ -3,7 +3,7 @@
 The routing key is the type. One AMQP message of type `Facts` carries a batch of one type:
 `{"facts": [ … ]}`. If a service of Ringback owns the callback, it also gets the facts in its own
 queue. Facts contain no secret, no payload, and only the origin of a URL, because a path may contain
-a token.
+a token. Unknown fields are ignored: they are from a newer version.
 """
 
 from typing import Annotated, Final, Literal
@@ -16,7 +16,7 @@ FACTS: Final = "Facts"
 class _OfCallback(BaseModel):
     """The fields that all facts about a callback share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     fact_id: str = Field(description="Unique id; a repeated fact has the same id.")
     at: AwareDatetime
@@ -74,6 +74,6 @@ Fact = Annotated[
 class Facts(BaseModel):
     """The body of one AMQP message on `outcomes`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     facts: list[Fact]

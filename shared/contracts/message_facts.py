@@ -14,7 +14,7 @@ from shared.registry import ChannelName
 class _OfMessage(BaseModel):
     """The fields that all facts about a message share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     fact_id: str = Field(description="Unique id; a repeated fact has the same id.")
     at: AwareDatetime
@@ -73,6 +73,6 @@ MessageFact = Annotated[
 class MessageFacts(BaseModel):
     """The body of one AMQP message on `outcomes`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     facts: list[MessageFact]

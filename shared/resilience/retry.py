@@ -72,14 +72,19 @@ def decide(  # noqa: PLR0913 - each is an input of the decision
 ) -> Retry | GiveUp:
     """Decide how to continue after attempt number `attempt` (1 is the first) has failed at `now`.
 
-    `chance` is a random number in [0, 1). The tier is at least as long as the policy's delay and
-    the error's `retry_after`, up to the longest of the queue's tiers.
+    `chance` is a random number in [0, 1). The wait is at least as long as the policy's delay and
+    the error's `retry_after`, up to the longest of the queue's tiers. If the first tier of this
+    length is much longer than `retry_after`, the message waits in several shorter ones.
     """
     if policy.max_retries is not None and attempt > policy.max_retries:
         return GiveUp(f"gave up after {attempts_text(attempt)}: {error}")
     index = min(attempt, len(policy.delays)) - 1
     tier = first_tier(max(policy.delays[index], error.retry_after), tiers)
-    not_before = now + tier.seconds * (1 + JITTER * chance)
+    delay = float(tier.seconds)
+    if policy.delays[index] < error.retry_after < delay / (1 + JITTER):
+        delay = error.retry_after
+        tier = next_hop(delay, 0.0, tiers) or tier
+    not_before = now + delay * (1 + JITTER * chance)
     if policy.expires_at is not None and not_before >= policy.expires_at:
         return GiveUp(f"expired after {attempts_text(attempt)}: {error}", expired=True)
     if not_before > first_at + policy.give_up_after:

@@ -156,8 +156,8 @@ def test_every_fact_has_an_example_and_contains_no_private_data() -> None:
     for fact in FACTS:
         written = json.loads(fact.model_dump_json())
         assert not {"text", "html", "subject", "to", "phone", "user_id"} & written.keys()
-        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-            MessageFacts.model_validate({"facts": [written | {"phone": "79161234567"}]})
+        parsed = MessageFacts.model_validate({"facts": [written | {"phone": "79161234567"}]})
+        assert "79161234567" not in parsed.model_dump_json()  # unknown fields are ignored
 
 
 def test_the_schema_is_unchanged(golden: Golden) -> None:

@@ -211,6 +211,31 @@ async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
     assert set(deliveries.values()) == {1}, "requeued, although that counts towards the limit"
 
 
+async def test_finding_b16_a_message_is_not_held_for_longer_than_the_broker_allows(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.consumer.INFRASTRUCTURE_RETRY_DELAY", 0.05)
+    monkeypatch.setattr("shared.amqp.consumer.HOLD_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.consumer.HOLD_DELAY", 1.0)
+    store_is_back = asyncio.Event()
+    handled: list[tuple[int, int, int]] = []
+
+    async def handle(message: Message, _: str) -> str:
+        if not store_is_back.is_set():
+            raise InfrastructureError("the store is unavailable")
+        handled.append((message.step, message.attempt, message.deferrals))
+        return "fine"
+
+    async with consuming(amqp_url, handle) as (_, publisher):
+        await publisher.send(b"body", message_id="m")
+        await until(lambda: queued(publisher, "callbacks.retry.1s", 1))
+        store_is_back.set()
+        await until(lambda: handled)
+    step, attempt, deferrals = handled[0]
+    assert step >= 1
+    assert (attempt, deferrals) == (1, 0), "waiting is not an attempt"
+
+
 async def test_a_bug_outside_of_the_handler_is_dead_lettered_at_the_delivery_limit(
     amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ from shared.contracts.callback import MAX_DELAY, Retry, SendCallback
 from shared.errors import DeferredError, TransientError
 from shared.resilience.retry import (
     BUG_POLICY,
+    JITTER,
     GiveUp,
     RetryPolicy,
     attempts_text,
@@ -309,3 +310,20 @@ def test_a_bug_in_a_queue_without_retries_is_retried_for_15_minutes_through_its_
     assert all(60 <= wait <= 60 * 1.5 + 5 for wait in others)
     assert 900 - 60 * 1.5 <= attempts[-1] - NOW <= 900 + 5
     assert reason.startswith(f"gave up after {len(attempts)} attempts in 900 s")
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "tier", "delay"), [(61, "1m", 61), (50, "1m", 60), (3, "1s", 3), (4, "5s", 5)]
+)
+def test_finding_b19_a_retry_waits_about_as_long_as_the_receiver_requests(
+    retry_after: float, tier: str, delay: float
+) -> None:
+    """No tier has 61 s. The next one has five minutes, but shorter ones add up to it."""
+    error = TransientError("429", retry_after=retry_after)
+    for chance in (0.0, 0.99):
+        decision = decide(
+            RetryPolicy(), TIERS, attempt=1, first_at=NOW, now=NOW, error=error, chance=chance
+        )
+        assert isinstance(decision, Retried)
+        assert decision.tier.name == tier
+        assert decision.not_before == pytest.approx(NOW + delay * (1 + JITTER * chance))

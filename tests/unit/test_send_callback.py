@@ -269,3 +269,18 @@ def test_broker_headers_and_routing_headers_are_not_copied() -> None:
         "x-ringback-attempt": 3,
     }
     assert without_broker_headers(None) == {}
+
+
+@pytest.mark.parametrize("identifier", ["order.1795219200", "order.1795219200.5", "1.179521920"])
+def test_finding_b14_an_id_that_makes_a_signature_ambiguous_is_rejected(identifier: str) -> None:
+    """`ID.TIMESTAMP.BODY` of one request must not be that of another id, time and body."""
+    with pytest.raises(ValidationError, match="ambiguous"):
+        SendCallback(target_url="https://a.example", hmac_secret="s", payload=1, id=identifier)
+
+
+@pytest.mark.parametrize("identifier", ["order.7", "1795219200", "1795219200.order", "a.b.c"])
+def test_finding_b14_other_ids_with_dots_are_accepted(identifier: str) -> None:
+    assert (
+        SendCallback(target_url="https://a.example", hmac_secret="s", payload=1, id=identifier).id
+        == identifier
+    )
