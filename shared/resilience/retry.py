@@ -74,14 +74,14 @@ def decide(  # noqa: PLR0913 - each is an input of the decision
 
     `chance` is a random number in [0, 1). The wait is at least as long as the policy's delay and
     the error's `retry_after`, up to the longest of the queue's tiers. If the first tier of this
-    length is much longer than `retry_after`, the message waits in several shorter ones.
+    length is more than twice as long as `retry_after`, the message waits in several shorter ones.
     """
     if policy.max_retries is not None and attempt > policy.max_retries:
         return GiveUp(f"gave up after {attempts_text(attempt)}: {error}")
     index = min(attempt, len(policy.delays)) - 1
     tier = first_tier(max(policy.delays[index], error.retry_after), tiers)
     delay = float(tier.seconds)
-    if policy.delays[index] < error.retry_after < delay / (1 + JITTER):
+    if policy.delays[index] < error.retry_after < delay / 2:
         delay = error.retry_after
         tier = next_hop(delay, 0.0, tiers) or tier
     not_before = now + delay * (1 + JITTER * chance)

@@ -328,9 +328,10 @@ async def test_a_message_without_an_id_has_the_same_one_after_a_crash(amqp_url: 
             await asyncio.Event().wait()
         return "fine"
 
-    async with consuming(amqp_url, handle) as (_, publisher):
+    async with consuming(amqp_url, handle) as (consumer, publisher):
         await publisher.send_without_message_id({"a": 1})
         await until(lambda: ids)
+        await consumer.drain(0)  # sends the ack of the message without an id
     async with consuming(amqp_url, handle):
         await until(lambda: len(ids) == 2)
     assert ids[0] == ids[1]

@@ -426,8 +426,12 @@ async def test_finding_a5_a_dispatch_that_expired_before_an_attempt_reports_none
     publisher: BrokerClient, receiver: Sandbox
 ) -> None:
     url = await receiver.mailbox()
-    owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 1}
     expired = send_callback(url, expires_at="2026-01-01T00:00:00Z")
+    owned = {
+        "x-ringback-owner": "scheduler",
+        "x-ringback-dispatch": 1,
+        "x-ringback-id": expired["id"],
+    }
     callback = await publisher.send(expired, headers=owned)
     fact = await publisher.fact(callback, "callback.dispatch_failed")
     assert (fact["attempt"], fact["final"]) == (0, False)
