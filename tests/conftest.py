@@ -5,6 +5,7 @@ that kill or suspend a server.
 """
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="test against RabbitMQ 4 from Debian 13 in a chroot (needs root and debootstrap)",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and tests out of garbage collections, which would use up a time limit."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,8 +28,10 @@ MAX_IN_FLIGHT: Final = 500
 MAX_FAULTS_SHOWN: Final = 50
 # Seconds that an interrupted command waits for the confirms of messages in flight.
 CONFIRM_TIMEOUT: Final = 5.0
-# Seconds to wait for a lost broker. Its restart takes ten, on a busy machine several times as long.
-RECONNECT_TIMEOUT: Final = 60.0
+# Seconds to wait for a broker that is lost, or refuses all messages: after its restart, a queue has
+# no leader for a while. A restart takes ten seconds, on a busy machine several times as long.
+BROKER_TIMEOUT: Final = 60.0
+RETRY_DELAY: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,11 @@ async def _send(
 
         async with publishing(settings) as publisher:
             remaining, error = documents, None
+            now = asyncio.get_running_loop().time
+            deadline = now() + BROKER_TIMEOUT
             while remaining:
                 try:
-                    async with asyncio.timeout(RECONNECT_TIMEOUT):
+                    async with asyncio.timeout_at(deadline):
                         await publisher.ready()
                 except TimeoutError:
                     raise _incomplete(documents, remaining, str(error)) from None
@@ -156,8 +160,12 @@ async def _send(
                 )
                 if isinstance(error, OutputError):
                     raise error
-                if len(unconfirmed) == len(remaining):
+                if len(unconfirmed) < len(remaining):
+                    deadline = now() + BROKER_TIMEOUT
+                elif now() >= deadline:
                     raise _incomplete(documents, unconfirmed, str(error))
+                else:
+                    await asyncio.sleep(RETRY_DELAY)
                 remaining = unconfirmed
 
 

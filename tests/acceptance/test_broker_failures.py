@@ -243,7 +243,7 @@ async def test_row_8_a_deleted_queue_is_redeclared(own_broker: Broker, tmp_path:
         async def accepted() -> bool:
             try:
                 await setup.send(publisher, 1)
-            except aiormq.exceptions.PublishError:  # not redeclared yet
+            except aiormq.exceptions.DeliveryError:  # not redeclared yet, or without a leader
                 return False
             return True
 
