@@ -194,7 +194,11 @@ class Operations:
             for id_, callback in written.found.items()
         }
         rest = [id_ for id_ in ids if id_ not in results]
-        finished = await self._store.finished(rest) if rest else {}
+        try:
+            finished = await self._store.finished(rest) if rest else {}
+        except InfrastructureError as error:
+            unknown = bool(written.changed)  # these are committed
+            raise InfrastructureError(str(error), effect_unknown=unknown) from error
         for id_ in rest:
             # A callback that is in neither table was restarted between the two statements.
             callback = finished.get(id_)

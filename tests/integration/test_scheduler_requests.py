@@ -10,6 +10,7 @@ import pytest
 
 from shared.amqp.rpc import RequestContext
 from shared.contracts.callback import SendCallback
+from shared.errors import InfrastructureError
 from tests.fakes.scheduling import URL, Scheduler, finished, schedulers
 from tests.fakes.waiting import until
 
@@ -110,6 +111,23 @@ async def test_finding_a4_a_batch_that_loses_the_database_has_a_result_for_each_
     assert [item["status"] for item in repeated] == ["scheduled"] * 4
     assert repeated[:2] == items[:2]
     assert await stored(scheduler) == 4
+
+
+async def test_finding_a4_a_group_that_was_cancelled_in_part_has_an_unknown_result(
+    scheduler: Scheduler,
+) -> None:
+    await finished(scheduler, "notified", group_key="g")
+    callback = await scheduler.create(group_key="g")
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    async with scheduler.database.transaction() as connection:
+        # The cancellation is committed, and then the results of the others cannot be read.
+        await connection.execute("LOCK TABLE scheduler.finished_callbacks")
+        with pytest.raises(InfrastructureError) as caught:
+            await scheduler.request("CancelCallbacks", group_key="g")
+    assert caught.value.effect_unknown
+    response = await scheduler.request("CancelCallbacks", group_key="g")
+    assert response["counts"] == {"already_notified": 1, "in_flight": 1}
 
 
 async def test_finding_d13_a_page_of_large_contexts_ends_early_and_returns_its_cursor(
