@@ -50,8 +50,8 @@ class ChangeWriter:
     ) -> Written:
         """Lock unfinished callbacks, and write and report what `next_state` returns for each.
 
-        redelivered: whether the cause of the change is delivered again after a crash. Facts about
-        callbacks that finish are then not stored, because they can be derived again.
+        redelivered: whether the cause of the change is delivered again after a crash. The fact
+        about a final status is then not stored, because it can be derived again.
         """
         found: dict[UUID, ScheduledCallback] = {}
         changed: list[ScheduledCallback] = []
@@ -76,7 +76,7 @@ class ChangeWriter:
             facts = [
                 fact(each, now).model_dump_json()
                 for each in transitions
-                if not (redelivered and found[each.callback.id].finished)
+                if not (redelivered and _is_last(each, found[each.callback.id]))
             ]
             stored = StoredFacts(uuid4(), facts) if facts else None
             return stored
@@ -102,3 +102,8 @@ class ChangeWriter:
         while (stored := await self._store.claim_facts()) is not None:
             await self._facts.publish_json(stored.facts)
             await self._store.delete_facts(stored.id)
+
+
+def _is_last(transition: Transition, callback: ScheduledCallback) -> bool:
+    """Return whether a transition led to the final status. An occurrence can have another one."""
+    return callback.finished and transition.status is callback.status
