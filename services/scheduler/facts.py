@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict
+
 from services.scheduler import metrics
 from services.scheduler.domain import Transition
 from shared.amqp.fact_sender import FactSender
@@ -14,6 +16,14 @@ from shared.contracts.schedules import Status
 logger = logging.getLogger(__name__)
 
 _LEVELS: Final = {Status.RETRYING: logging.WARNING, Status.FAILED: logging.ERROR}
+
+
+class StoredFact(BaseModel):
+    """A stored fact, with all its fields. A process of another version may have stored it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
 
 
 class FactPublisher:
@@ -37,7 +47,7 @@ class FactPublisher:
 
     async def publish_json(self, facts: Sequence[str]) -> None:
         """Publish facts that were stored as JSON."""
-        await self._sender.send_confirmed([ScheduleFact.model_validate_json(f) for f in facts])
+        await self._sender.send_confirmed([StoredFact.model_validate_json(f) for f in facts])
 
 
 def _log(transition: Transition) -> None:

@@ -15,7 +15,7 @@ Kind = Literal["schedule.notified", "schedule.failed", "schedule.cancelled", "sc
 class ScheduleFact(BaseModel):
     """A callback was notified, failed or was cancelled, or a main retry is planned."""
 
-    # A process of another version may have stored the fact, so unknown fields are ignored.
+    # Readers ignore the fields of newer versions.
     model_config = ConfigDict(frozen=True)
 
     type: Kind

@@ -224,7 +224,7 @@ async def test_finding_a11_a_fact_stored_by_a_newer_version_is_published(
     crashing.cancel()
     await scheduler.database.execute(
         "UPDATE scheduler.unpublished_facts SET leased_until = now(),"
-        " facts = ARRAY[jsonb_set(facts[1]::jsonb, '{new_field}', '1')::text]"
+        """ facts = ARRAY[(facts[1]::jsonb || '{"type": "schedule.new", "field": 1}')::text]"""
     )
     other = Scheduler(scheduler.database)
     await other.changes.run_once()
@@ -267,6 +267,29 @@ async def test_a_repeated_fact_changes_nothing_and_is_published_under_the_same_i
     callback = await finished(scheduler, "notified")
     await scheduler.settle(delivered(callback))
     assert (await scheduler.status(callback))["attempts"] == 1
+async def test_a_fact_that_its_cause_cannot_repeat_survives_a_crash(scheduler: Scheduler) -> None:
+    callback = await scheduler.create(repeat={"every": 60})
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.request("CancelCallbacks", id=str(callback))
+    scheduler.broker.confirms_facts.clear()
+    # The delivery of this occurrence is reported, and the callback ends as cancelled.
+    crashing = asyncio.create_task(scheduler.settle(delivered(f"{callback}.1")))
+
+    async def committed() -> bool:
+        return bool((await scheduler.status(callback))["status"] == "cancelled")
+
+    await until(committed)
+    crashing.cancel()
+    await scheduler.database.execute("UPDATE scheduler.unpublished_facts SET leased_until = now()")
+    other = Scheduler(scheduler.database)
+    running = asyncio.create_task(other.settler.run())
+    await other.settle(delivered(f"{callback}.1"))
+    await other.changes.run_once()
+    running.cancel()
+    assert len(other.broker.published_facts("notified")) == 1
+
+
 async def test_a_fact_that_its_cause_cannot_repeat_survives_a_crash(scheduler: Scheduler) -> None:
     callback = await scheduler.create(repeat={"every": 60})
     await scheduler.make_due(callback)
