@@ -27,6 +27,7 @@ class LeaseExtender:
         self._store = store
         self._recent: list[Lease] = []
         self._due: list[Lease] = []
+        self._extending = asyncio.Lock()  # a drain can begin during a round
 
     def add(self, confirmed: Sequence[Claim]) -> None:
         """Extend the leases of these claims soon."""
@@ -43,15 +44,16 @@ class LeaseExtender:
 
     async def run_once(self) -> None:
         """Extend the leases of the callbacks that were added before the last round."""
-        while self._due:
-            batch = self._due[:MAX_BATCH]
-            try:
-                await self._store.extend(batch)
-            except StoreConnectionLostError as error:
-                logger.warning("Cannot extend leases: %s. Retrying in %.0f s.", error, INTERVAL)
-                return
-            del self._due[: len(batch)]
-        self._due, self._recent = self._recent, []
+        async with self._extending:
+            while self._due:
+                batch = self._due[:MAX_BATCH]
+                try:
+                    await self._store.extend(batch)
+                except StoreConnectionLostError as error:
+                    logger.warning("Cannot extend leases: %s. Retrying in %.0f s.", error, INTERVAL)
+                    return
+                del self._due[: len(batch)]
+            self._due, self._recent = self._recent, []
 
     async def drain(self, _: float) -> None:
         """Extend all leases."""

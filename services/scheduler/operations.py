@@ -240,11 +240,12 @@ class Operations:
             response = RescheduleResponse(
                 id=id_, result=RescheduleResult.RESCHEDULED, run_at=after.run_at
             )
-            self._wake_at(after.next_at)
             return [after]
 
-        await self._store.update([id_], decide)
+        now = await self._store.update([id_], decide)
         if response is not None:
+            if response.result is RescheduleResult.RESCHEDULED and response.run_at is not None:
+                self._wake_at(max(response.run_at, now))
             return response
         callback = (await self._store.finished([id_])).get(id_)
         if callback is None:  # restarted between the two statements

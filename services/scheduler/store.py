@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 SQL: Final = queries("services.scheduler")
 BEGINNING: Final = START[0]
 # Seconds for which a claim holds a callback until its lease is extended. When they have passed, the
-# callbacks of a crashed process are claimed again. A slow extension takes less: 5 s for the
-# confirm, up to 4 s of waiting, 4 s for the statement.
+# callbacks of a crashed process are claimed again. A slow extension takes no longer: 5 s for the
+# confirm, up to 6 s in two rounds during a backlog, 4 s for the statement.
 CLAIM_LEASE: Final = 15.0
 
 # Seconds for which the process that stored facts publishes them. Then another one does.

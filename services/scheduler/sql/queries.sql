@@ -126,11 +126,19 @@ WHERE next_at > $1 AND next_at <= now() + $2 * interval '1 second'
 
 -- name: release
 -- Release claims that were not published: due again in $3 seconds, unless they have changed since.
+-- The order of the locks prevents deadlocks with settlements.
+WITH locked AS MATERIALIZED (
+    SELECT id FROM scheduler.scheduled_callbacks
+    WHERE id = ANY($1::uuid[])
+    ORDER BY id
+    FOR UPDATE
+)
 UPDATE scheduler.scheduled_callbacks c SET
     in_flight = false,
     next_at = now() + $3 * interval '1 second',
     status = CASE WHEN c.earlier_attempts > 0 THEN 'retrying' ELSE 'scheduled' END
 FROM unnest($1::uuid[], $2::integer[]) AS u (id, dispatch)
+JOIN locked USING (id)
 WHERE c.id = u.id AND c.dispatch = u.dispatch AND c.in_flight AND NOT c.cancel_requested
 
 -- name: lock
