@@ -17,7 +17,14 @@ class PermanentError(RingbackError):
 
 
 class ExpiredError(PermanentError):
-    """The work is useless: its time has expired."""
+    """The work is useless: its time has expired.
+
+    `retry_after` is that of its last attempt, for an owner that repeats the work.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 class TransientError(RingbackError):

@@ -202,7 +202,9 @@ class Reporter:
                 context |= {"reason": reason, "owner": message.owner}
                 logger.warning("callback dispatch failed", extra=context)
                 fact["attempt"] -= not outcome.attempted
-                return CallbackDispatchFailed(**fact, reason=reason, final=outcome.final)
+                return CallbackDispatchFailed(
+                    **fact, reason=reason, final=outcome.final, retry_after=outcome.retry_after
+                )
 
 
 def _origin(command: SendCallback | None) -> str | None:

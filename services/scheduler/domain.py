@@ -202,11 +202,12 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
     now: datetime,
     *,
     final: bool,
+    retry_after: float = 0.0,
 ) -> Step:
     """Plan a main retry, or fail if no attempt can succeed (`final`) or `stop_at` is earlier.
 
-    A dispatch without an attempt, `attempt` 0, is no main retry. It is repeated after a minute at
-    most.
+    The retry waits at least `retry_after` seconds, as the receiver requested. A dispatch without an
+    attempt, `attempt` 0, is no main retry. It is repeated after a minute at most.
     """
     if not callback.in_flight or dispatch != callback.dispatch:
         return callback, None
@@ -219,7 +220,7 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
     attempted = callback.dispatch_attempts > 0
     if not attempted:
         delay = min(delay, DEFAULT_BASE_DELAY)
-    next_at = now + timedelta(seconds=delay)
+    next_at = now + timedelta(seconds=max(delay, retry_after))
     expired = callback.stop_at is not None and next_at >= callback.stop_at
     if expired and callback.attempts > 0:
         return _finish_occurrence(callback, Status.FAILED, f"gave up: {reason}", now)

@@ -149,7 +149,13 @@ def _apply(callback: ScheduledCallback, fact: Fact, now: datetime) -> Step:
             )
         case CallbackDispatchFailed():
             return domain.dispatch_failed(
-                callback, fact.dispatch, fact.attempt, fact.reason, now, final=fact.final
+                callback,
+                fact.dispatch,
+                fact.attempt,
+                fact.reason,
+                now,
+                final=fact.final,
+                retry_after=fact.retry_after,
             )
         case _:
             return callback, None

@@ -279,7 +279,7 @@ class Consumer(Generic[M, R]):
             chance=random.random(),  # noqa: S311 - jitter, not a secret
         )
         if isinstance(decision, GiveUp):
-            return _given_up(decision, error)
+            return _given_up(decision, error, retry_after=error.retry_after)
         return Retried(decision.tier, decision.not_before, error)
 
     def _defer(self, message: Message, model: M, error: DeferredError) -> Deferred | Dead:
@@ -381,8 +381,11 @@ def _dead(reason: str, error: Exception, *, attempted: bool = True) -> Dead:
     return Dead(reason[:MAX_REASON_LENGTH], error, attempted)
 
 
-def _given_up(decision: GiveUp, error: Exception, *, attempted: bool = True) -> Dead:
-    cause = ExpiredError(decision.reason) if decision.expired else error
+def _given_up(
+    decision: GiveUp, error: Exception, *, retry_after: float = 0.0, attempted: bool = True
+) -> Dead:
+    expired = ExpiredError(decision.reason, retry_after=retry_after)
+    cause = expired if decision.expired else error
     return _dead(decision.reason, cause, attempted=attempted)
 
 

@@ -206,6 +206,12 @@ class DispatchFailed:
         """Whether a later dispatch cannot succeed either."""
         return not isinstance(self.error, TransientError | DeferredError | ExpiredError)
 
+    @property
+    def retry_after(self) -> float:
+        """The seconds that a later dispatch must wait, as the target requested; or 0."""
+        error = self.error
+        return error.retry_after if isinstance(error, TransientError | ExpiredError) else 0.0
+
 
 Outcome = Done[R] | Retried | Deferred | Dead | DispatchFailed
 

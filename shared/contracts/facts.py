@@ -63,6 +63,9 @@ class CallbackDispatchFailed(_OfCallback):
     attempt: int = Field(description="Number of attempts in this dispatch, from 0.")
     reason: str
     final: bool = Field(description="True if no later attempt can succeed.")
+    retry_after: float = Field(
+        default=0.0, description="Seconds that the receiver requested to wait, up to an hour."
+    )
 
 
 Fact = Annotated[

@@ -461,6 +461,19 @@ async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a
     ]
 
 
+@pytest.mark.parametrize("retries", [0, 5])
+async def test_row_30_a_failed_dispatch_reports_the_requested_delay(
+    publisher: BrokerClient, receiver: Sandbox, retries: int
+) -> None:
+    url = await receiver.mailbox(behaviour={"kind": "fail", "status": 503, "retry_after": 600})
+    soon = datetime.now(UTC) + timedelta(seconds=100)  # with retries, the dispatch expires first
+    body = send_callback(url, retry={"quick_retries_count": retries}, expires_at=soon.isoformat())
+    owned = {"x-ringback-owner": "scheduler", "x-ringback-dispatch": 1, "x-ringback-id": body["id"]}
+    callback = await publisher.send(body, headers=owned)
+    fact = await publisher.fact(callback, "callback.dispatch_failed")
+    assert (fact["final"], fact["attempt"], fact["retry_after"]) == (False, 1, 600)
+
+
 async def test_an_unreadable_message_of_the_scheduler_ends_in_a_failed_dispatch(
     publisher: BrokerClient,
 ) -> None:

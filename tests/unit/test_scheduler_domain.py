@@ -79,6 +79,14 @@ def test_s5_a_failed_dispatch_plans_a_main_retry() -> None:
     assert transition.status is Status.RETRYING
 
 
+def test_row_30_a_main_retry_waits_as_long_as_the_receiver_requested() -> None:
+    for requested, delay in ((600.0, 600), (30.0, 60)):
+        after, _ = domain.dispatch_failed(
+            in_flight(), 1, 1, "503", NOW, final=False, retry_after=requested
+        )
+        assert after.next_at == NOW + timedelta(seconds=delay)
+
+
 def test_s5_a_callback_fails_if_the_next_retry_would_come_after_stop_at() -> None:
     ending = in_flight(stop_at=NOW + timedelta(seconds=59))
     after, transition = domain.dispatch_failed(ending, 1, 1, "500", NOW, final=False)
