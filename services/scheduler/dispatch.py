@@ -74,6 +74,7 @@ class Dispatcher:
         self._claimed_until = BEGINNING
         self._last_full_scan = float("-inf")
         self._draining = False
+        self._claiming = asyncio.Lock()  # a drain waits for the claim in progress
         self._batch = min(batch, FIRST_BATCH_SIZE)
         self._no_backlog = asyncio.Event()
         self._no_backlog.set()
@@ -98,8 +99,12 @@ class Dispatcher:
     async def drain(self, grace: float) -> None:
         """Stop claiming, and wait at most `grace` seconds for confirms."""
         self._draining = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                async with self._claiming:
+                    pass
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
 
     async def run(self) -> None:
         """Claim and dispatch until cancelled."""
@@ -112,8 +117,9 @@ class Dispatcher:
                 await self._notifications.ready()
                 if not self._clock.synced:
                     await self._plan_wake()
-                limit = self._batch
-                full = await self.run_once(limit) == limit
+                async with self._claiming:
+                    limit = self._batch
+                    full = not self._draining and await self.run_once(limit) == limit
                 if not full:
                     await self._plan_wake()
             except StoreConnectionLostError as error:

@@ -181,6 +181,20 @@ async def test_a_drain_during_an_extension_extends_every_lease(scheduler: Schedu
     assert short == []
 
 
+async def test_row_32_a_drain_waits_for_the_claim_in_progress(scheduler: Scheduler) -> None:
+    callback = await scheduler.create()
+    await scheduler.make_due(callback)
+    async with scheduler.database.transaction() as connection:
+        await connection.execute("LOCK TABLE scheduler.scheduled_callbacks IN SHARE MODE")
+        dispatching = asyncio.create_task(scheduler.dispatcher.run())
+        await until(lambda: blocked(scheduler))
+        drain = asyncio.create_task(scheduler.dispatcher.drain(10))
+        await asyncio.wait([drain], timeout=0.1)
+    await drain
+    dispatching.cancel()
+    assert [json.loads(message.body)["id"] for message in scheduler.broker.sent] == [str(callback)]
+
+
 async def test_a_release_and_a_settlement_cannot_deadlock(scheduler: Scheduler) -> None:
     for _ in range(2):
         await scheduler.create()
