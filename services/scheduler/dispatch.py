@@ -234,7 +234,7 @@ class Dispatcher:
             else:
                 raise outcome
         self._leases.add([claim for claim in confirmed if claim.callback.id not in steps])
-        self._observe([claim.callback for claim in confirmed], len(unpublished))
+        self._observe(confirmed, len(unpublished))
         await self._write(steps, unpublished)
 
     def _publish_one(self, claim: Claim) -> asyncio.Future[None] | NextState:
@@ -248,11 +248,14 @@ class Dispatcher:
             final = isinstance(error, UnpublishableError)
             return _dispatch_failed(str(error), attempt=0, final=final)
 
-    def _observe(self, confirmed: Sequence[ScheduledCallback], unpublished: int) -> None:
+    def _observe(self, confirmed: Sequence[Claim], unpublished: int) -> None:
         now = self._clock.now()
-        for callback in confirmed:
+        for claim in confirmed:
+            callback = claim.callback
             if callback.earlier_attempts == callback.main_retries == 0:
-                lag = max((now - callback.run_at).total_seconds(), 0.0)
+                first = callback.dispatch == callback.first_dispatch
+                due_at = claim.due_at if first else callback.run_at
+                lag = max((now - due_at).total_seconds(), 0.0)
                 metrics.LAG.observe(lag)
                 if lag > MISFIRE_THRESHOLD:
                     metrics.MISFIRES.labels("fire").inc()

@@ -38,7 +38,8 @@ CLOCK_SKEW: Final = Gauge(
 )
 LAG: Final = Histogram(
     "ringback_schedule_lag_seconds",
-    "Seconds from the due time to the broker's confirmation of the first dispatch.",
+    "Seconds from the due time, or from a later request, to the broker's confirmation of the first"
+    " dispatch.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600, 3600, 86_400),
 )
 CLAIM: Final = Histogram(

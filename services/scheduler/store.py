@@ -78,6 +78,7 @@ class Claim:
     """A callback claimed until `callback.next_at`, with everything that its dispatch needs.
 
     lease: seconds that the dispatch may take from its confirmation.
+    due_at: since when it could be claimed; later than a `run_at` that was in the past.
     now: when it was claimed.
     """
 
@@ -86,6 +87,7 @@ class Claim:
     lease: float
     secret: bytes | None
     traceparent: str | None
+    due_at: datetime
     now: datetime
 
 
@@ -159,6 +161,7 @@ class Store:
                         request.secret,
                         request.traceparent,
                         row["now"],
+                        row["now"],
                     )
                 )
         return Inserted(callbacks, due)
@@ -194,6 +197,7 @@ class Store:
                 row["lease"],
                 row["secret"],
                 row["traceparent"],
+                row["due_at"],
                 row["now"],
             )
             for row in rows

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.scheduler.partitions import partition_name
 from services.scheduler.retention import Retention
@@ -392,6 +393,33 @@ async def test_a_misfire_is_skipped_on_request(scheduler: Scheduler) -> None:
     status = await scheduler.status(skipped)
     assert status["status"] == "failed"
     assert "misfire" in status["last_error"]
+
+
+async def test_finding_d9_a_due_time_in_the_past_is_not_lag(scheduler: Scheduler) -> None:
+    def total() -> tuple[float, float]:
+        read = REGISTRY.get_sample_value
+        name = "ringback_schedule_lag_seconds"
+        return read(f"{name}_count") or 0.0, read(f"{name}_sum") or 0.0
+
+    past = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    before = total()
+    await scheduler.create(run_at=past)
+    moved = await scheduler.create()
+    await scheduler.request("RescheduleCallback", id=str(moved), run_at=past)
+    await scheduler.dispatch()
+    count, seconds = (after - start for after, start in zip(total(), before, strict=True))
+    assert count == 2
+    assert seconds < 10
+    # A callback that fell due while no scheduler was running is late.
+    late = await scheduler.create()
+    await scheduler.database.execute(
+        "UPDATE scheduler.scheduled_callbacks SET next_at = now() - interval '1 h' WHERE id = $1",
+        late,
+    )
+    other = Scheduler(scheduler.database)
+    other.clock.sync(datetime.now(UTC), other.clock.start())
+    await other.dispatch()
+    assert total()[1] - before[1] >= 3600
 
 
 async def test_overdue_callbacks_are_dispatched_oldest_first(scheduler: Scheduler) -> None:

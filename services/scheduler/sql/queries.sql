@@ -70,7 +70,7 @@ WHERE r.id = ANY($1::uuid[])
 -- claimed as well: the scan would otherwise find it first each time. The scan starts after $1: while a transaction is
 -- idle, vacuum cannot remove the dead index entries of earlier claims, and the scan must skip them.
 WITH due AS MATERIALIZED (
-    SELECT id FROM scheduler.scheduled_callbacks
+    SELECT id, next_at FROM scheduler.scheduled_callbacks
     WHERE next_at <= now() AND next_at > $1
     ORDER BY next_at
     LIMIT $2
@@ -101,7 +101,7 @@ RETURNING
     c.in_flight, c.cancel_requested, c.dispatch, c.first_dispatch, c.main_retries,
     c.earlier_attempts, c.dispatch_attempts, c.next_attempt_at, c.stop_at, c.last_error, r.rules,
     r.context, r.message, r.headers, r.secret, r.exchange, r.routing_key, r.format, r.lease,
-    r.traceparent, now() AS now
+    r.traceparent, due.next_at AS due_at, now() AS now
 
 -- name: extend
 -- Extend claims whose dispatch the broker has confirmed, unless they have a result. The order of the
