@@ -55,7 +55,7 @@ class Claim:
     lease: the number of the claim.
     unfinished: whether the last slice may have published a part of a page.
     fetched_data: the data that the template fetches; None if it is not fetched yet.
-    next_url: of the page after the checkpoint; None for the first page.
+    next_url: of the page after the checkpoint; None before the first page and after the last one.
     pages: the checkpoint.
     failures: failed slices since the checkpoint.
     """

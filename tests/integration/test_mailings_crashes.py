@@ -51,6 +51,13 @@ class FailingStore(Store):
         self._fail("after the checkpoint", pages - 1)
 
 
+class UnfinishedStore(Store):
+    """Loses the database after the last checkpoint, before the posting ends."""
+
+    async def finish(self, *_: Any, **__: Any) -> dict[str, int]:
+        raise StoreConnectionLostError("the connection is lost")
+
+
 POINTS = {
     "before the messages are added": 0,
     "before publishing": 0,
@@ -94,6 +101,24 @@ async def test_e7_an_interruption_repeats_at_most_one_page_and_skips_no_recipien
     assert sum(ids.values()) - 35 == POINTS[point]
     assert (status.status, status.pages, status.receivers) == ("sending", 4, 35)
     assert counts(status)["created"] == 35
+
+
+async def test_e7_an_interruption_after_the_last_checkpoint_does_not_fail_the_posting(
+    url: str, lists: UserLists
+) -> None:
+    broker = FakeBroker()
+    async with running_mailings(
+        url, {"auth": lists.url}, broker=broker, store=UnfinishedStore
+    ) as first:
+        posting_id = await first.post(posting(receivers=PAGES))
+        await first.expansion.run_once(1)
+    fetched = len(lists.requests)
+    async with running_mailings(url, {"auth": lists.url}, broker=broker) as second:
+        await second.make_due(posting_id)
+        status = await second.expand(posting_id)
+    assert (status.status, status.reason) == ("sending", None)
+    assert (status.pages, status.receivers, counts(status)["created"]) == (4, 35, 35)
+    assert len(lists.requests) == fetched, "the list is not read again"
 
 
 async def test_e7_a_message_settled_before_the_repeat_is_not_sent_again(

@@ -110,6 +110,8 @@ class ExpansionSlice:
             SourceError: the next page is not available.
             InfrastructureError, LeaseLostError: the slice was interrupted.
         """
+        if self.pages and self.claim.next_url is None:
+            return True  # an earlier slice was interrupted after the last page
         urls = PageUrls.of(self.claim.posting.receivers)
         number = self.pages
         first = self.claim.next_url or urls.at(0)
