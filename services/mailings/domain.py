@@ -151,10 +151,10 @@ def parse_page(value: Any, *, size: int, earlier: int, by_number: str) -> Page:
     if isinstance(value, dict) and "next" in value:
         next_url = link or None
     elif type(count) is int:
-        next_url = by_number if missing > 0 else None
+        next_url = by_number if missing > 0 and items else None
     else:
         next_url = by_number if len(items) >= size else None
-    if missing > 0 and (next_url is None or not items):
+    if missing > 0 and next_url is None:
         raise InvalidPostingError(f"the list ends before its count of {count} users")
     return Page(items, next_url)
 

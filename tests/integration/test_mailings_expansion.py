@@ -429,6 +429,32 @@ async def test_finding_c3_a_source_that_caps_its_pages_is_read_to_its_end(
     assert counts(status) == {"created": 250}
 
 
+@pytest.mark.parametrize("count", [{}, {"count": 2}], ids=["next", "next and count"])
+async def test_finding_c3_an_empty_page_with_next_does_not_end_the_list(
+    setup: tuple[Mailings, UserLists], count: dict[str, int]
+) -> None:
+    """A source with cursors that filters its pages can send empty ones."""
+    mailings, lists = setup
+    for number, users in enumerate(([user(1)], [], [user(2)]), start=1):
+        following = f"/lists/all/?page_number={number + 1}" if number < 3 else None
+        page = {"results": users, "next": following, **count}
+        lists.responses["all", number] = lambda page=page: page  # type: ignore[misc]
+    status = await mailings.expand(await mailings.post(posting()))
+    assert (status.status, status.reason) == ("sending", None)
+    assert (status.pages, counts(status)) == (3, {"created": 2})
+
+
+async def test_finding_c3_a_list_of_empty_pages_that_does_not_end_fails_the_posting(
+    setup: tuple[Mailings, UserLists], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slice_module, "MAX_EMPTY_PAGES", 10)
+    mailings, lists = setup
+    lists.responses["all", 0] = lambda: {"results": [], "next": "/lists/all/?page_number=2"}
+    status = await mailings.expand(await mailings.post(posting()))
+    assert (status.status, status.pages) == ("failed", 10)
+    assert "Check that the list ends" in (status.reason or "")
+
+
 async def test_finding_c3_a_list_that_is_shorter_than_its_count_fails_the_posting(
     setup: tuple[Mailings, UserLists],
 ) -> None:

@@ -32,6 +32,8 @@ SLICE_DURATION: Final = 1.0
 LEASE: Final = 15.0
 # Recipients whose messages are added at a time: a page of the usual size.
 BATCH_SIZE: Final = 500
+# Pages by which those of a list may outnumber its users. With cursors, a page can be empty.
+MAX_EMPTY_PAGES: Final = 1000
 # Seconds of composing before other tasks of this process run. A large message alone takes longer.
 COMPOSE_DURATION: Final = 0.01
 
@@ -223,10 +225,16 @@ class ExpansionSlice:
         return new
 
     async def _check_progress(self, number: int, ids: Sequence[UUID]) -> None:
-        """Raise an error for a full page whose users were all on earlier pages.
+        """Raise an error for a page whose users were all on earlier pages, or for many empty pages.
 
         A page that an interrupted slice has already added is not an error.
         """
+        if not ids:
+            if number >= self._receivers + MAX_EMPTY_PAGES:
+                raise InvalidPostingError(
+                    f"{_position(number)}: too many pages are empty. Check that the list ends"
+                )
+            return
         if await self._store.known_before(self.claim, number, ids) == len(ids):
             raise InvalidPostingError(
                 f"{_position(number)}: all users were on earlier pages. Check that the list ends"
