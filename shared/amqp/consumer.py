@@ -177,8 +177,9 @@ class Consumer(Generic[M, R]):
         except ContractViolationError as error:
             outcome = _dead(str(error), error)
             message.id = message.id or new_id()
-        key = (message.id, message.chain, message.step)
-        # A sender may repeat its message_id, so only copies and redeliveries can be repeats.
+        # A sender may repeat its message_id, even for another body. So only copies and redeliveries
+        # of the same body can be repeats.
+        key = (message.id, message.chain, message.step, hash(message.body))
         if message.chain and (message.step or delivery.redelivered):
             done_by = self._steps.done_by(key, acks)
             if done_by is not None:

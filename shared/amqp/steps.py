@@ -15,8 +15,8 @@ from shared.amqp.ack_batcher import AckBatcher
 # Finished steps in memory, about 1 kB each. A repeat follows within seconds of a lost connection.
 MAX_STEPS: Final = 10_000
 
-# The logical id, the chain and the number of the step.
-Key = tuple[str, str, int]
+# The logical id, the chain, the number of the step, and a hash of the body.
+Key = tuple[str, str, int, int]
 
 
 @dataclass(slots=True, eq=False)

@@ -504,6 +504,24 @@ async def test_finding_b6_copies_of_one_step_are_one_attempt(amqp_url: str) -> N
     assert attempts == {("m", 2): 1, ("m", 3): 1}
 
 
+async def test_finding_b6_different_messages_with_one_message_id_are_both_retried(
+    amqp_url: str,
+) -> None:
+    """Some senders number their messages from 1 after each start."""
+    attempts: Counter[tuple[str, int]] = Counter()
+
+    async def handle(message: Message, text: str) -> str:
+        attempts[text, message.attempt] += 1
+        raise TransientError("failed")
+
+    policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=1)}
+    async with consuming(amqp_url, handle, **policy) as (_, client):
+        await client.send(b"first", message_id="1")
+        await client.send(b"second", message_id="1")
+        await until(lambda: attempts["first", 2] and attempts["second", 2])
+        await until(lambda: queued(client, DEAD, 2))
+
+
 async def test_finding_b6_a_dead_letter_that_is_moved_back_is_a_new_chain(amqp_url: str) -> None:
     """For example by a shovel, which keeps all headers."""
     attempts: list[str] = []
