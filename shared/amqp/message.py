@@ -137,9 +137,11 @@ def _plain(identifier: Any) -> str:
 
 def _chain(ours: Mapping[str, Any], properties: Properties) -> str:
     """Return the chain of a copy. A dead letter that was moved back begins a new one."""
-    chain = _plain(ours.get(headers.CHAIN) or properties.message_id)
+    if chain := _plain(ours.get(headers.CHAIN)):
+        return chain
+    original = _plain(properties.message_id)
     died_at = _number(ours, headers.DIED_AT)
-    return f"{chain}@{died_at}" if chain and died_at else chain
+    return f"{original}@{died_at}" if original and died_at else original
 
 
 def _owner(value: Any) -> str | None:

@@ -528,16 +528,17 @@ async def test_finding_b6_a_dead_letter_that_is_moved_back_is_a_new_chain(amqp_u
 
     async def handle(message: Message, _: str) -> str:
         attempts.append(message.chain)
-        raise PermanentError("no")
+        raise PermanentError("no") if len(attempts) == 1 else TransientError("failed")
 
-    async with consuming(amqp_url, handle) as (_, client):
+    policy: dict[str, Any] = {"policy": lambda _: RetryPolicy(delays=(1,), max_retries=2)}
+    async with consuming(amqp_url, handle, **policy) as (_, client):
         await client.send(b"body", message_id="m")
         dead_letter = await client.dead_letter("m")
         client.dead_letters.clear()
         await client.send(b"body", message_id="m", headers=dict(dead_letter.headers))
         await client.dead_letter("m")
     died_at = str(int(str(dead_letter.headers["x-ringback-died-at"])))
-    assert attempts == ["m", f"m@{died_at}"]
+    assert attempts == ["m", f"m@{died_at}", f"m@{died_at}"]
 
 
 def fact_about_attempt(message: Message, *_: Any) -> BaseModel:
