@@ -73,7 +73,8 @@ class FactSender:
         )
         self._waiting_bytes = 0
         self._repeats: list[_Waiting] = []
-        self._stalled = False  # a queue does not confirm: nobody waits for it any more
+        # Types of facts that a queue does not confirm: nobody waits for them any more.
+        self._stalled: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._dropped = 0
@@ -90,10 +91,11 @@ class FactSender:
     async def send_confirmed(self, facts: Sequence[BaseModel]) -> None:
         """Publish facts without owners, and return when each is confirmed, refused or dropped.
 
-        A queue that never confirms delays this once, until its first facts are dropped.
+        A queue that never confirms delays this once for each type of fact, until the first ones
+        are dropped.
         """
         for waiting in self._send_to_observers(facts):
-            if not self._stalled:
+            if waiting.message.routing_key not in self._stalled:
                 await waiting.ended.wait()
 
     async def drain(self, grace: float) -> None:
@@ -140,7 +142,7 @@ class FactSender:
     def _answered(self, waiting: _Waiting, confirmed: asyncio.Future[None]) -> None:
         error = confirmed.exception()
         if error is None:
-            self._stalled = False
+            self._stalled.discard(waiting.message.routing_key)
             self._end(waiting)
         elif isinstance(error, QueueFullError):
             self._end(waiting, REFUSED)
@@ -150,7 +152,7 @@ class FactSender:
             waiting.unknown -= 1
             self._repeats.append(waiting)
         else:
-            self._stalled = True
+            self._stalled.add(waiting.message.routing_key)
             self._end(waiting, UNCONFIRMED)
 
     def _end(self, waiting: _Waiting, dropped: Counter | None = None) -> None:
