@@ -81,6 +81,8 @@ class Claims:
         self._sent: dict[UUID, tuple[float, Callable[[], None]]] = {}
         self._released: set[UUID] = set()
         self._release_now = asyncio.Event()
+        # Held by each statement that claims or releases: a late release would remove a newer claim.
+        self._in_order = asyncio.Lock()
 
     async def run(self) -> None:
         """Keep the process registered until cancelled."""
@@ -156,7 +158,8 @@ class Claims:
         process = self._process
         if not process:
             raise InfrastructureError("stopping")
-        others = await self._store.claim(process, ids)
+        async with self._in_order:
+            others = await self._store.claim(process, ids)
         return [
             None if id_ in others and others[id_] is None else Claim(id_, process, others.get(id_))
             for id_ in ids
@@ -176,9 +179,10 @@ class Claims:
         while True:
             await self._release_now.wait()
             self._release_now.clear()
-            released = list(self._released)
             try:
-                await self._store.release(self._process, released)
+                async with self._in_order:
+                    released = list(self._released)
+                    await self._store.release(self._process, released)
                 self._released.difference_update(released)
             except InfrastructureError as error:
                 logger.warning("claims not given up: %s", error)

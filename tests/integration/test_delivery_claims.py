@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -101,6 +101,32 @@ async def test_finding_c2_a_message_that_was_not_sent_can_be_sent_by_another_pro
         assert (await one.claims.claim(id_)).sent is None
         with pytest.raises(InfrastructureError):
             other.claims.check(claim)
+
+
+async def test_finding_c2_a_late_release_does_not_remove_a_newer_claim_of_the_same_process(
+    store_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the message arrives while the claim of the first one is given up."""
+    id_ = claim_id("email", uuid4().hex)
+    release, releasing, go_on = Store.release, asyncio.Event(), asyncio.Event()
+
+    async def late(store: Store, number: int, messages: Sequence[UUID]) -> None:
+        releasing.set()
+        await go_on.wait()
+        await release(store, number, messages)
+
+    monkeypatch.setattr(Store, "release", late)
+    async with process(store_database) as one, process(store_database) as other:
+        one.claims.release(await one.claims.claim(id_))
+        await releasing.wait()
+        again = asyncio.create_task(one.claims.claim(id_))
+        await asyncio.wait([again], timeout=0.5)  # without the release, it takes milliseconds
+        go_on.set()
+        claim = await again
+        with pytest.raises(DeferredError, match="another process"):
+            await other.claims.claim(id_)
+        await one.claims.record(claim, 0.25, lambda: None)
+        assert (await other.claims.claim(id_)).sent == 0.25
 
 
 async def test_finding_c2_a_killed_process_loses_its_claims_and_a_suspended_one_cannot_use_them(
