@@ -136,10 +136,11 @@ class Claims:
         self._release_now.set()
 
     async def close(self) -> None:
-        """Give up all claims, for good."""
+        """Record what is sent, and give up all claims, for good."""
         self._closed = True
         process, self._process = self._process, 0
         try:
+            await self._record([])
             await self._store.unregister(process)
         except InfrastructureError as error:
             logger.warning("claims not given up: %s", error)

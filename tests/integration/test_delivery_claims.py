@@ -13,7 +13,7 @@ from services.delivery.claims import LEASE, Claims, claim_id
 from services.delivery.domain import Rate
 from services.delivery.store import Store
 from shared.errors import DeferredError, InfrastructureError
-from shared.postgres.pool import Database
+from shared.postgres.pool import Database, StoreConnectionLostError
 from shared.process.health import Health
 from shared.registry import BULK, URGENT
 from tests.fakes.delivering import delivery_database
@@ -126,6 +126,24 @@ async def test_finding_c2_a_late_release_does_not_remove_a_newer_claim_of_the_sa
         with pytest.raises(DeferredError, match="another process"):
             await other.claims.claim(id_)
         await one.claims.record(claim, 0.25, lambda: None)
+        assert (await other.claims.claim(id_)).sent == 0.25
+
+
+async def test_finding_c2_a_process_that_stops_records_what_it_could_not_record_before(
+    store_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = claim_id("email", uuid4().hex)
+
+    async def unavailable(*_: object) -> None:
+        raise StoreConnectionLostError("the connection is lost")
+
+    async with process(store_database) as one, process(store_database) as other:
+        claim = await one.claims.claim(id_)
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "record", unavailable)
+            with pytest.raises(StoreConnectionLostError):
+                await one.claims.record(claim, 0.25, lambda: None)
+        await one.claims.close()
         assert (await other.claims.claim(id_)).sent == 0.25
 
 
