@@ -189,7 +189,7 @@ class Consumer(Generic[M, R]):
         step = self._steps.begin(key, acks)
         try:
             if model is not None and message.id:
-                outcome = await self._handle(message, model)
+                outcome = await self._handle(message, model, acks)
             outcome = outcome or await self._forward(message, tier, step)
             if outcome is not None:
                 await self._finish(message, model, outcome, step)
@@ -239,7 +239,7 @@ class Consumer(Generic[M, R]):
             return None
         return next_hop(remaining, random.random(), self._tiers)  # noqa: S311 - not a secret
 
-    async def _handle(self, message: Message, model: M) -> Outcome[R] | None:
+    async def _handle(self, message: Message, model: M, acks: AckBatcher) -> Outcome[R] | None:
         """Call the handler, and return the outcome by the error table of docs/architecture.md.
 
         Returns None without an outcome, because a store or the broker stays unavailable.
@@ -257,7 +257,7 @@ class Consumer(Generic[M, R]):
             except DeferredError as error:
                 return self._defer(message, model, error)
             except InfrastructureError:
-                if self._tasks.draining:
+                if self._tasks.draining or acks.lost:  # the broker delivers the message again
                     raise
                 if self._clock.monotonic() >= hold_until:
                     return None

@@ -211,6 +211,35 @@ async def test_unavailable_infrastructure_holds_messages_and_stops_consumption(
     assert set(deliveries.values()) == {1}, "requeued, although that counts towards the limit"
 
 
+async def test_a_held_message_is_released_when_its_channel_is_lost(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker delivers it again, so it would be held once more after each reconnection."""
+    monkeypatch.setattr("shared.amqp.consumer.INFRASTRUCTURE_RETRY_DELAY", 0.05)
+    attempts: Counter[asyncio.Task[Any] | None] = Counter()
+
+    async def handle(message: Message, _: str) -> str:
+        if message.id == "held":
+            attempts[asyncio.current_task()] += 1
+            raise InfrastructureError("the store is unavailable")
+        return "fine"
+
+    async def lose_channel(_: Sequence[BaseModel]) -> None:
+        if len(attempts) == 1:
+            raise ConnectionResetError("the channel was closed")
+
+    others: dict[str, Any] = {"report": fact_about, "send_facts": lose_channel}
+    async with consuming(amqp_url, handle, **others) as (_, client):
+        await client.send(b"body", message_id="held")
+        await until(lambda: attempts)
+        await client.send(b"body", message_id="other")
+        await until(lambda: len(attempts) == 2)
+        first, second = attempts
+        assert first is not None
+        await until(lambda: attempts[second] > 3)
+        assert first.done()
+
+
 async def test_finding_b16_a_message_is_not_held_for_longer_than_the_broker_allows(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
