@@ -77,7 +77,7 @@ class Claims:
         self._closed = False
         self._claiming: Batcher[UUID, Claim | None] = Batcher(self._claim, max_size=BATCH_SIZE)
         self._recording: Batcher[UUID, None] = Batcher(self._record, max_size=BATCH_SIZE)
-        # What the database does not know yet: sent messages, and claims that are given up.
+        # Not yet in the database: sent messages, and claims that are given up.
         self._sent: dict[UUID, tuple[float, Callable[[], None]]] = {}
         self._released: set[UUID] = set()
         self._release_now = asyncio.Event()

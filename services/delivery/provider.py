@@ -41,7 +41,7 @@ TakeTokens = Callable[[Mapping[Priority, int]], Awaitable[Grant]]
 
 
 class Result(Enum):
-    """What an attempt shows about the provider."""
+    """The result of an attempt, as far as it concerns the provider."""
 
     NOTHING = auto()  # no attempt was made
     SENT = auto()  # `recorded` follows

@@ -1,8 +1,8 @@
 """Sends facts: to the service that owns the work, and to observers.
 
 The owner's facts are part of the work, so its messages are acknowledged after these are confirmed.
-Observers are everybody else on the exchange `outcomes`. They can never stop or slow the work: their
-facts use their own connection, and nothing waits for the confirms.
+Observers are everybody else on the exchange `outcomes`. They never stop the work: their facts use
+their own connection. Only `send_confirmed` waits for confirms, and not for those that never arrive.
 """
 
 import asyncio

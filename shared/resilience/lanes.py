@@ -2,9 +2,9 @@
 
 A lane is for the requests of one client to one target. Many customers share a host such as a chat
 service, and one customer's failing hook must not affect the others. A lane limits the requests in
-flight, has a short queue for the next ones, and opens
-its breaker after consecutive failures. A message without a place is deferred, so that it holds no
-prefetch slot of the worker. No IO: futures only order the queue.
+flight, has a short queue for the next ones, and opens its breaker after consecutive failures. A
+message without a place is deferred, so that it holds no prefetch slot of the worker. No IO: futures
+only order the queue.
 """
 
 import asyncio
