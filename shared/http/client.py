@@ -362,11 +362,22 @@ def _failure(
 ) -> RequestFailedError | OutOfSocketsError | DeferredError:
     """Classify an error of aiohttp: of this machine, or of the target."""
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        number = _socket_error()  # c-ares does not report why it could not send its query
     if number in _OUT_OF_SOCKETS:
         return OutOfSocketsError(f"Cannot open a connection: {os.strerror(number)}.")
     if number == errno.EADDRNOTAVAIL:
         return DeferredError(f"no local address for {target.origin}", delay=_NO_ADDRESS_DELAY)
     return _target_failure(error, target.origin, timeout)
+
+
+def _socket_error() -> int | None:
+    """Return why this machine cannot open a socket now, or None."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def _target_failure(error: Exception, where: str, timeout: float) -> RequestFailedError:

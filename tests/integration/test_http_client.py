@@ -432,6 +432,13 @@ async def test_finding_b4_the_file_limit_of_the_process_is_not_a_failure_of_the_
         assert (await post(sender, receiver.url)).status == 200
 
 
+async def test_finding_b4_the_file_limit_fails_no_target_by_its_name() -> None:
+    """The look-up of a name needs a socket, too."""
+    async with serve_names({"empty.test": []}) as server, client_of(server.address) as sender:
+        with file_limit(0), pytest.raises(OutOfSocketsError):
+            await post(sender, "http://empty.test/")
+
+
 async def test_finding_b4_a_missing_local_port_is_not_a_failure_of_the_target(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
