@@ -95,13 +95,16 @@ def _spare_broker(stack_directory: Path, installation: Installation) -> Iterator
 def own_broker(_spare_broker: Broker) -> Broker:
     """Return a running, empty node that only this test uses: it may kill, suspend and restart it.
 
-    The next test gets it running again, with an empty vhost `/`. A test that changes limits with
-    `ctl` must restore them.
+    The next test gets it running again, with an empty virtual host of another name: RabbitMQ can
+    lose a queue at a kill if one with the same name was deleted before. A test that changes limits
+    with `ctl` must restore them.
     """
     _spare_broker.resume()
     _spare_broker.start()
-    _spare_broker.delete_vhost("/")
-    _spare_broker.add_vhost("/")
+    if _spare_broker.vhost != "/":
+        _spare_broker.delete_vhost(_spare_broker.vhost)
+    _spare_broker.vhost = f"own-{uuid4().hex[:12]}"
+    _spare_broker.add_vhost(_spare_broker.vhost)
     return _spare_broker
 
 

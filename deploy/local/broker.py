@@ -64,6 +64,7 @@ class Broker:
         self.directory = directory.absolute()
         self._given = installation
         self.settings = dict(settings or {})
+        self.vhost = "/"
         self._unclean = self.directory / "unclean"  # exists until a clean stop
         self._node = Daemon(self.directory / "node.lock", self.directory / "node.log")
         self._epmd = Daemon(self.directory / "epmd.lock", self.directory / "epmd.log")
@@ -75,8 +76,12 @@ class Broker:
 
     @property
     def url(self) -> str:
-        """Return the AMQP URL of the vhost `/`."""
-        return f"amqp://guest:guest@127.0.0.1:{self._ports()['amqp']}/"
+        """Return the AMQP URL of the virtual host `vhost`."""
+        return self._url(self.vhost)
+
+    def _url(self, vhost: str) -> str:
+        path = "" if vhost == "/" else quote(vhost, safe="")
+        return f"amqp://guest:guest@127.0.0.1:{self._ports()['amqp']}/{path}"
 
     @property
     def management_url(self) -> str:
@@ -182,7 +187,7 @@ class Broker:
     def add_vhost(self, name: str) -> str:
         """Add a virtual host and return its AMQP URL. Takes 40 ms."""
         self._management("PUT", f"/api/vhosts/{quote(name, safe='')}")
-        return self.url + quote(name, safe="")
+        return self._url(name)
 
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host and its queues, and close its connections."""

@@ -117,17 +117,17 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     is_suspended = asyncio.Event()
 
-    async def respond_while_suspended(connection: ClientConnection) -> None:
+    async def fail_while_suspended(connection: ClientConnection) -> None:
         await connection.request()
         await is_suspended.wait()
-        await connection.write(response(200))
+        await connection.write(response(500))
 
     async with (
         running_setup(broker, directory) as setup,
-        serve(respond_while_suspended) as slow_target,
+        serve(fail_while_suspended) as slow_target,
     ):
         async with broker_client(broker.url) as publisher:
-            # This response arrives during the suspension, so a publish waits for its confirm.
+            # This response arrives during the suspension, so its copy in a tier waits for a confirm.
             await publisher.send(send_callback(slow_target.url))
             await until(lambda: slow_target.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
@@ -274,7 +274,9 @@ async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
     ):
         # A quorum queue detects late that it is full, and that it has room again.
         small = '{"max-length":2}'
-        own_broker.ctl("set_policy", "small", r"^callbacks\.retry\.", small, "--apply-to", "queues")
+        vhost = ("--vhost", own_broker.vhost)
+        policy = ("small", r"^callbacks\.retry\.", small, "--apply-to", "queues")
+        own_broker.ctl("set_policy", *vhost, *policy)
         try:
             for _ in range(20):
                 await setup.send(publisher, 8)  # two of them fail their first attempt
@@ -283,7 +285,7 @@ async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
             failing = setup.targets[3].requests
             await until(lambda: len(failing) == 2 * 40)  # each attempt once
         finally:
-            own_broker.ctl("clear_policy", "small")
+            own_broker.ctl("clear_policy", *vhost, "small")
 
 
 async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_redelivery(

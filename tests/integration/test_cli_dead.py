@@ -260,7 +260,8 @@ async def test_messages_refused_by_the_work_queue_stay_dead_lettered(own_broker:
     """A message leaves the dead-letter queue only after the work queue has confirmed it."""
     expected = {f"c{n}" for n in range(300)}
     await ringback("topology", "declare", amqp_url=own_broker.url)
-    own_broker.ctl("set_policy", "short", "^callbacks$", '{"max-length": 50}')
+    policy = ("short", "^callbacks$", '{"max-length": 50}')
+    own_broker.ctl("set_policy", "--vhost", own_broker.vhost, *policy)
     async with await aio_pika.connect(own_broker.url) as connection:
         channel = await connection.channel()
         await dead_letter(channel, expected)
