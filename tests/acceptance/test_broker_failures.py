@@ -127,7 +127,7 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
         serve(fail_while_suspended) as slow_target,
     ):
         async with broker_client(broker.url) as publisher:
-            # This response arrives during the suspension, so its copy in a tier waits for a confirm.
+            # It fails during the suspension, so its copy in a tier waits for a confirm.
             await publisher.send(send_callback(slow_target.url))
             await until(lambda: slow_target.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
