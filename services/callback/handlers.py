@@ -75,9 +75,10 @@ class CallbackSender:
         try:
             self._check_expiry(command)  # again: it may have waited for its place
             response = await self._send(message, command, target)
-            pause = domain.requested_pause(
-                response.status, response.retry_after, now=self._clock.now()
-            )
+            if response.retry_after is not None:
+                pause = domain.requested_pause(
+                    response.status, response.retry_after, now=self._clock.now()
+                )
             alive = pause > 0 or response.status not in OVERLOADED
         except RequestFailedError:
             alive = False

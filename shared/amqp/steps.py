@@ -49,15 +49,26 @@ class Steps:
         return step if step.acks is acks and not acks.lost else None
 
     def begin(self, key: Key, acks: AckBatcher) -> Step:
-        """Record a delivery in progress."""
-        step = self._steps[key] = Step(acks)
-        if len(self._steps) > MAX_STEPS:
-            self._steps.popitem(last=False)
+        """Return the step of a delivery.
+
+        A copy is recorded as in progress, because a tier can hold several of it. The original can
+        be new although its ids are not, so an earlier step is forgotten.
+        """
+        step = Step(acks)
+        if key[2]:
+            self._keep(key, step)
+        elif self._steps:
+            self._steps.pop(key, None)
         return step
 
     def end(self, key: Key, step: Step) -> None:
         """Remember a finished step, and forget any other."""
         if step.finished:
-            self._steps[key] = step
-        elif self._steps.get(key) is step:
+            self._keep(key, step)
+        elif self._steps and self._steps.get(key) is step:
             del self._steps[key]
+
+    def _keep(self, key: Key, step: Step) -> None:
+        self._steps[key] = step
+        if len(self._steps) > MAX_STEPS:
+            self._steps.popitem(last=False)

@@ -120,11 +120,14 @@ class Lanes:
     def lane(self, target: str, client: str | None = None) -> Lane:
         """Return the lane of a client to a target."""
         key = target, client
-        for lanes in (self._lanes, self._failing):
-            lane = lanes.get(key)
-            if lane is not None:
-                lanes.move_to_end(key)
-                return lane
+        lane = self._lanes.get(key)
+        if lane is not None:
+            self._lanes.move_to_end(key)
+            return lane
+        lane = self._failing.get(key)
+        if lane is not None:
+            self._failing.move_to_end(key)
+            return lane
         lane = Lane(target, client, limit=min(INITIAL_LIMIT, self._max_in_flight))
         self._keep(lane, self._lanes, MAX_LANES)
         return lane

@@ -27,7 +27,7 @@ MAX_CORE_SHARE: Final = 0.9
 # Long enough for requests to time out (10 s) and breakers to open.
 PACED_SECONDS: Final = 15.0
 TARGET: Final = "at least 0.9"
-# Seconds after the last response for acks and facts, which are sent every 10 ms.
+# Seconds after the last response for acks and facts, which are sent every 20 ms.
 SETTLE_SECONDS: Final = 0.3
 
 
