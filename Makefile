@@ -14,8 +14,8 @@ run: $(READY)  ## start everything on this machine and show a demonstration (Ctr
 	@exec $(VENV)/bin/ringback up
 
 test: $(READY)  ## run the tests against a private broker and database; some of them: make test T=tests/unit
-# Two processes, each with its own broker and database: most tests wait for other processes.
-	$(PYTHON) -m pytest $(or $(T),-n 2 --dist worksteal)
+# Three processes, each with its own broker and database: most tests wait for other processes.
+	$(PYTHON) -m pytest $(or $(T),-n 3 --dist worksteal)
 
 test-rabbitmq4: $(READY)  ## run the tests against RabbitMQ 4 from Debian 13 in a chroot (needs root, debootstrap)
 	$(PYTHON) -m pytest --rabbitmq4 $(T)
