@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from services.delivery.app import SCHEMA
-from services.delivery.claims import LEASE, Claims, claim_id
+from services.delivery.claims import LEASE, Claim, Claims, claim_id
 from services.delivery.domain import Rate
 from services.delivery.store import Store
 from shared.errors import DeferredError, InfrastructureError
@@ -90,12 +90,14 @@ async def test_finding_c2_a_message_that_was_not_sent_can_be_sent_by_another_pro
     id_ = claim_id("email", uuid4().hex)
     async with process(store_database) as one, process(store_database) as other:
         one.claims.release(await one.claims.claim(id_))
-        while True:
+
+        async def claimed() -> Claim | None:
             try:
-                claim = await other.claims.claim(id_)
-                break
-            except DeferredError:
-                await asyncio.sleep(0.01)
+                return await other.claims.claim(id_)
+            except DeferredError:  # not released yet
+                return None
+
+        claim = await until(claimed)
         assert claim.sent is None
         await other.claims.close()  # a process that stops gives up its claims
         assert (await one.claims.claim(id_)).sent is None

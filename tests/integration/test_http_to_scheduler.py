@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.routes.callbacks import batch_example, callback_examples
+from services.gateway import examples
 from tests.fakes.gateway import Caller
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.system import System, fresh_database, system
@@ -270,7 +270,7 @@ async def test_a_failed_callback_is_listed_and_retried_under_its_id(
     assert len(webhooks) == 2
 
 
-@pytest.mark.parametrize("example", callback_examples("https://example.com/webhook").values())
+@pytest.mark.parametrize("example", examples.callbacks("https://example.com/webhook").values())
 async def test_s10_every_example_is_accepted(call: Caller, example: dict[str, Any]) -> None:
     created = await call("POST", "/v1/callbacks", example)
     assert created.status == 201, created.text
@@ -279,7 +279,7 @@ async def test_s10_every_example_is_accepted(call: Caller, example: dict[str, An
 
 
 async def test_s10_the_batch_example_is_accepted(call: Caller) -> None:
-    batch = batch_example("https://example.com/webhook")
+    batch = examples.batch("https://example.com/webhook")
     items = (await call("POST", "/v1/callbacks/batch", batch)).json["items"]
     assert [item["status"] for item in items] == ["scheduled", "scheduled"]
 

@@ -67,11 +67,8 @@ from shared.http.openapi import Body, Parameter, Response, link
 
 TAG: Final = "callbacks"
 
-_RUN_AT: Final = "2030-01-01T12:00:00Z"
 _LATER: Final = "2030-01-02T12:00:00Z"
-# The secret that a webhook inbox of the sandbox checks by default.
-_SECRET: Final = "your-secret-key"  # noqa: S105 - public
-CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": _RUN_AT}
+CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": examples.RUN_AT}
 _REJECTED: Final = {
     "error": {
         "type": "urn:ringback:problem:invalid",
@@ -87,8 +84,8 @@ _NOT_IN_BODY: Final = ("id", "group_key", "event_key", "if_match")
 _STATUS: Final = {
     "id": examples.ID,
     "status": "scheduled",
-    "run_at": _RUN_AT,
-    "next_at": _RUN_AT,
+    "run_at": examples.RUN_AT,
+    "next_at": examples.RUN_AT,
     "attempts": 0,
     "last_error": None,
     "group_key": "user-7",
@@ -161,7 +158,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
                 " nothing."
             ),
         ),
-        body=Body(ScheduleCallback, callback_examples(example_url)),
+        body=Body(ScheduleCallback, examples.callbacks(example_url)),
         responses={
             201: Response(
                 "Scheduled.",
@@ -282,7 +279,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
                     " first request did not."
                 ),
             ),
-            body=Body(Batch, {"Two": batch_example(example_url)}),
+            body=Body(Batch, {"Two": examples.batch(example_url)}),
             responses={
                 200: ok(
                     "A result for each callback, in the same order.",
@@ -462,60 +459,3 @@ def _result(value: Mapping[str, Any]) -> web.Response:
     if value.get("result") == "not_found":
         raise not_found("callback not found")
     return json_response(value)
-
-
-def callback_examples(url: str) -> dict[str, Any]:
-    """Return callbacks to `url`, by the feature that they show."""
-    return {
-        "In ten seconds": {
-            "url": url,
-            "delay": 10,
-            "group_key": "user-7",
-            "hmac_secret": _SECRET,
-            "context": {"text": "Hello from Ringback."},
-        },
-        "At a given time, with your own keys": {
-            "url": url,
-            "run_at": _RUN_AT,
-            "group_key": "user-7",
-            "event_key": "reminder-1",
-            "hmac_secret": _SECRET,
-            "context": {"text": "Your trial ends tomorrow."},
-        },
-        "With a retry policy, and the context as the body": {
-            "url": url,
-            "delay": 10,
-            "hmac_secret": _SECRET,
-            "context": {"text": "Again and again."},
-            "notify_scheme": {"transport": "http", "method": "POST", "format": "context"},
-            "retry_params": {
-                "stop_after_delay": 86400,
-                "quick_retries_count": 3,
-                "strategy": "exponential",
-                "base_delay": 60,
-                "delay_growth_rate": 2,
-            },
-        },
-        "Every weekday at nine in Berlin": {
-            "url": url,
-            "group_key": "reports",
-            "hmac_secret": _SECRET,
-            "repeat": {"cron": "0 9 * * 1-5", "timezone": "Europe/Berlin", "count": 10},
-        },
-    }
-
-
-def batch_example(url: str) -> dict[str, Any]:
-    """Return a batch of two callbacks to `url`."""
-    return {
-        "callbacks": [
-            {
-                "url": url,
-                "delay": 10,
-                "group_key": "user-8",
-                "hmac_secret": _SECRET,
-                "context": {"number": number},
-            }
-            for number in (1, 2)
-        ]
-    }
