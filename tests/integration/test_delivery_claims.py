@@ -229,5 +229,5 @@ async def test_finding_c5_processes_together_keep_the_rate_of_a_provider(
     )
     elapsed = time.monotonic() - started
     assert sum(taken.values()) <= rate.burst + rate.per_second * elapsed
-    assert sum(taken.values()) >= 0.7 * rate.per_second * seconds
+    assert sum(taken.values()) > rate.burst
     assert taken[URGENT] > 0
