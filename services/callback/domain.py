@@ -14,12 +14,11 @@ from urllib.parse import urlencode, urlsplit
 
 from multidict import CIMultiDict
 
-from shared.contracts.callback import SendCallback
+from shared.contracts.callback import STANDARD_PREFIX, SendCallback
 from shared.errors import ContractViolationError, PermanentError, TransientError
 from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
 from shared.resilience.retry import RetryPolicy, first_tier
 
-STANDARD_PREFIX: Final = "whsec_"
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
 

@@ -12,14 +12,14 @@ from services.callback import domain, metrics
 from services.callback.settings import CallbackSettings
 from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.clock import Clock
-from shared.contracts.callback import SendCallback
+from shared.contracts.callback import SendCallback, check_webhook_id
 from shared.contracts.facts import (
     CallbackAttemptFailed,
     CallbackDead,
     CallbackDelivered,
     CallbackDispatchFailed,
 )
-from shared.errors import ExpiredError
+from shared.errors import ContractViolationError, ExpiredError
 from shared.http.client import Client, HttpResponse, RequestFailedError
 from shared.http.guard import ForbiddenTargetError, Target, parse_target
 from shared.resilience.lanes import Lanes
@@ -60,12 +60,15 @@ class CallbackSender:
         """Make one attempt.
 
         Raises:
+            ContractViolationError: the message_id, which serves as the id, is ambiguous.
             ExpiredError: `expires_at` has passed.
             PermanentError: the target is forbidden, signing failed, or the receiver responded 410.
             TransientError: the attempt failed; a later one may succeed.
             DeferredError: the target's lane is full or its breaker is open.
         """
         self._check_expiry(command)
+        if command.id is None:
+            _check_message_id(message.id)
         target = parse_target(command.target_url)
         lane = self._lanes.lane(target.origin, command.client_id)
         probe = await self._lanes.enter(lane, message.deferrals)
@@ -206,6 +209,13 @@ class Reporter:
                 return CallbackDispatchFailed(
                     **fact, reason=reason, final=outcome.final, retry_after=outcome.retry_after
                 )
+
+
+def _check_message_id(message_id: str) -> None:
+    try:
+        check_webhook_id(message_id)
+    except ValueError as error:
+        raise ContractViolationError(f"message_id: {error}") from None
 
 
 def _origin(command: SendCallback | None) -> str | None:

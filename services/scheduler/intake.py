@@ -103,6 +103,13 @@ class Intake:
         """Wait until every earlier request was inserted or failed."""
         await self._batches.finish_pending()
 
+    def size_error(self, body: bytes) -> Failure | None:
+        """Return why a request is too long to be worth parsing: its notification would be, too."""
+        if len(body) <= self._max_message_bytes:
+            return None
+        message = f"has {len(body)} bytes, at most {self._max_message_bytes} are allowed"
+        return invalid([FieldError(field="", message=message)])
+
     async def create(
         self,
         command: ScheduleCallback,

@@ -167,7 +167,10 @@ class Requests:
         message_id = context.message_id or new_id()
 
         async def create(index: int, callback: Any) -> CallbackCreated | RejectedItem:
-            command = parse_request(ScheduleCallback, to_json(callback))
+            body = to_json(callback)
+            if too_long := self._intake.size_error(body):
+                return RejectedItem(error=too_long)
+            command = parse_request(ScheduleCallback, body)
             if isinstance(command, Failure):
                 return RejectedItem(error=command)
             id_ = id_of_request(client_id, key, message_id, index)

@@ -235,7 +235,9 @@ class Store:
         while True:
             try:
                 return await self._update(ids, decide, outbox)
-            except asyncpg.CheckViolationError:
+            except asyncpg.CheckViolationError as error:
+                if error.constraint_name is not None:
+                    raise
                 # No partition exists for today: the database's clock has jumped.
                 await Partitions(self._database).create()
 

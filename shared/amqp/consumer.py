@@ -348,7 +348,11 @@ class Consumer(Generic[M, R]):
                 type=message.properties.type,
                 message_id=message.properties.message_id,
                 delivery_mode=properties.delivery_mode,
-                headers={headers.ID: message.id, headers.REASON: f"{reason}; {error}"},
+                headers={
+                    headers.ID: message.id,
+                    headers.REASON: f"{reason}; {error}",
+                    headers.DIED_AT: now,
+                },
             )
             await self._publish(OutgoingMessage(queue, bare, message.body), step)
 

@@ -14,6 +14,8 @@ from pydantic import (
 )
 
 SEND_CALLBACK: Final = "SendCallback"
+# A secret of Standard Webhooks continues in base64.
+STANDARD_PREFIX: Final = "whsec_"
 
 # RFC 9110: a header name is a token; a value is visible text, spaces and tabs.
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -49,13 +51,18 @@ Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER_PATTERN)]
 _AMBIGUOUS_ID: Final = re.compile(r".*\.[0-9]{9,}(\..*)?")
 
 
-def _unambiguous(identifier: str) -> str:
+def check_webhook_id(identifier: str) -> str:
+    """Check that a signature of this id can be read in one way only, and return it.
+
+    Raises:
+        ValueError: it is ambiguous.
+    """
     if _AMBIGUOUS_ID.fullmatch(identifier):
         raise ValueError("a dot before a number of 9 or more digits makes signatures ambiguous")
     return identifier
 
 
-WebhookId = Annotated[Identifier, AfterValidator(_unambiguous)]
+WebhookId = Annotated[Identifier, AfterValidator(check_webhook_id)]
 # No control characters, because it appears in facts and logs.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]

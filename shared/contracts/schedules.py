@@ -29,6 +29,7 @@ from pydantic import (
 from shared.contracts.callback import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
+    STANDARD_PREFIX,
     Headers,
     Identifier,
     Secret,
@@ -52,8 +53,6 @@ TICKET_HEADER: Final = "X-Service-Ticket"
 # Room for that header: its name, and a JWT with a client id of 255 characters of four bytes, which
 # JSON escapes as twelve characters and base64 lengthens by a third.
 MAX_OWN_TICKET_BYTES: Final = 5120
-# A secret of Standard Webhooks continues in base64.
-STANDARD_PREFIX: Final = "whsec_"
 _NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
 
 STRICT: Final = ConfigDict(

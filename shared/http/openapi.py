@@ -137,12 +137,21 @@ def _without_defaults(schema: Any) -> Any:
         return [_without_defaults(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {name: _without_defaults(part) for name, part in schema.items() if name != "default"}
+    changed = {
+        name: (_of_properties if name == "properties" else _without_defaults)(part)
+        for name, part in schema.items()
+        if name != "default"
+    }
     default = schema.get("default")
     if isinstance(default, str | int | float):
         stated = f"Default: `{json.dumps(default)}`."
         changed["description"] = f"{schema.get('description', '')} {stated}".strip()
     return changed
+
+
+def _of_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return schemas by property without defaults; a property may have a keyword's name."""
+    return {name: _without_defaults(schema) for name, schema in properties.items()}
 
 
 def _name(model: type[BaseModel]) -> str:

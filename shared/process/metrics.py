@@ -4,10 +4,25 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    REGISTRY,
+    CollectorRegistry,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from shared.http.server import AppRunner
+
+# The registry is global, so it is prepared once: without `_created` series, and with our prefix on
+# the metrics of the process.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+for _collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+    REGISTRY.unregister(_collector)
+ProcessCollector(namespace="ringback")
 
 Ready = Callable[[], tuple[bool, object]]
 

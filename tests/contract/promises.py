@@ -35,6 +35,7 @@ PROMISES: Final = {
     "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
     "M15": "One command starts everything with Docker Compose.",
+    "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
     "row 1": "The broker is killed: nothing is lost, and services recover.",
     "row 2": "The broker is suspended: publishes end as unknown within 5 s.",
     "row 3": "The broker restarts gracefully: nothing is lost.",
@@ -67,10 +68,10 @@ PROMISES: Final = {
 }
 
 _IN_NAME: Final = re.compile(
-    r"(?<=_)(?:([shem])(\d{1,2})(?:_to_\1(\d+))?|(rows?)_(\d+)(?:_(?:and_)?(\d+))?)(?=_)"
+    r"(?<=_)(?:([shemn])(\d{1,2})(?:_to_\1(\d+))?|(rows?)_(\d+)(?:_(?:and_)?(\d+))?)(?=_)"
 )
 _IN_COMMENT: Final = re.compile(
-    r"\b(?:([SHEM])(\d{1,2})|[Rr]ows? (\d+)(?:(?:,| and| to) (\d+))?)\b"
+    r"\b(?:([SHEMN])(\d{1,2})|[Rr]ows? (\d+)(?:(?:,| and| to) (\d+))?)\b"
 )
 
 

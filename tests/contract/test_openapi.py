@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import BaseModel
 
 from services.gateway import examples
 from services.gateway.routes import ABOUT, all_routes
@@ -18,7 +20,7 @@ from shared.contracts.events import Event
 from shared.contracts.postings import Posting
 from shared.contracts.schedule_requests import RetryCallbacks
 from shared.contracts.schedules import ScheduleCallback
-from shared.http.openapi import document
+from shared.http.openapi import Body, document
 
 URL = "https://example.com/webhook"
 DOCUMENT = document(all_routes(URL), ABOUT)
@@ -91,6 +93,15 @@ def test_every_error_response_is_a_problem(path: str, method: str, operation: An
 
 def test_finding_d7_no_field_has_a_default_that_generated_clients_cannot_handle() -> None:
     assert '"default"' not in json.dumps(DOCUMENT["components"])
+
+
+def test_a_property_may_be_named_default() -> None:
+    class Choice(BaseModel):
+        default: str = "first"
+
+    route = next(route for route in all_routes(URL) if route.operation_id == "create_callback")
+    schemas = document([replace(route, body=Body(Choice))], ABOUT)["components"]["schemas"]
+    assert schemas["Choice"]["properties"]["default"]["description"] == 'Default: `"first"`.'
     stop = DOCUMENT["components"]["schemas"]["RetryParams"]["properties"]["stop_after_delay"]
     assert stop["description"].endswith("Default: `432000.0`.")
     items = DOCUMENT["components"]["schemas"]["BatchResult"]["properties"]["items"]["items"]

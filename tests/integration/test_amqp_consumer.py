@@ -478,6 +478,8 @@ async def test_a_header_that_is_not_utf_8_is_dead_lettered_with_its_message(amqp
         dead_letter = await publisher.dead_letter("strange")
     assert dead_letter.body == b"body"
     assert reason(dead_letter).startswith("no")
+    # A redrive derives the id of the new chain from it.
+    assert isinstance(dead_letter.headers["x-ringback-died-at"], int)
 
 
 async def queued(publisher: BrokerClient, queue: str, count: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import aio_pika
 import aiormq
@@ -270,3 +271,12 @@ async def test_an_expiration_is_not_copied_to_the_tiers(
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": 500}, times=1)
     callback = await publisher.send(send_callback(url, retry={"delays": [1]}), expiration=30)
     await publisher.fact(callback, "callback.delivered")
+
+
+async def test_finding_b14_a_message_id_that_makes_a_signature_ambiguous_is_dead_lettered(
+    service: Service, publisher: BrokerClient
+) -> None:
+    assert await service.is_ready()
+    identifier = f"{uuid4().hex}.1795219200"
+    await publisher.send(body(id=None), message_id=identifier)
+    assert "ambiguous" in reason(await publisher.dead_letter(identifier))

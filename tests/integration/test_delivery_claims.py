@@ -184,7 +184,7 @@ async def test_finding_c2_many_claims_of_two_processes_never_overlap(
     assert all(isinstance(r, DeferredError) for r in results if isinstance(r, BaseException))
 
 
-async def test_finding_c5_live_processes_are_counted_for_each_provider(
+async def test_n9_finding_c5_live_processes_are_counted_for_each_provider(
     store_database: Database,
 ) -> None:
     async with process(store_database) as one, process(store_database) as other:
@@ -209,7 +209,7 @@ async def test_finding_c2_old_ids_are_deleted_in_batches(store_database: Databas
     assert (await store.claim(await store.register([], LEASE), ids)).keys() == set(ids[25:])
 
 
-async def test_finding_c5_processes_together_keep_the_rate_of_a_provider(
+async def test_n9_finding_c5_processes_together_keep_the_rate_of_a_provider(
     store_database: Database,
 ) -> None:
     rate, provider, seconds = Rate(50.0, 10.0), "smtp://rate:25", 2.0

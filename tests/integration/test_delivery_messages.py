@@ -226,7 +226,7 @@ async def test_m7_email_does_not_wait_for_a_hanging_sms_gateway(
             assert {fact["channel"] for fact in client.facts} == {"email"}
 
 
-async def test_finding_c5_and_d4_an_urgent_message_does_not_wait_for_a_bulk(
+async def test_n9_finding_c5_and_d4_an_urgent_message_does_not_wait_for_a_bulk(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:
     bulk = [email() for _ in range(1000)]

@@ -373,7 +373,7 @@ REQUIRED: dict[str, Any] = {
         (REQUIRED | {"priority": "bulk"}, "messages.email"),
     ],
 )
-async def test_finding_c5_a_posting_has_the_priority_of_its_template_or_its_own(
+async def test_n9_finding_c5_a_posting_has_the_priority_of_its_template_or_its_own(
     setup: tuple[Mailings, UserLists], fields: dict[str, Any], queue: str
 ) -> None:
     mailings, lists = setup
@@ -382,7 +382,7 @@ async def test_finding_c5_a_posting_has_the_priority_of_its_template_or_its_own(
     assert [message.routing_key for message in mailings.broker.sent] == [queue]
 
 
-async def test_finding_c5_urgent_postings_are_expanded_first_and_not_paused_by_a_full_bulk_queue(
+async def test_n9_finding_c5_urgent_postings_are_expanded_first_and_not_paused_by_a_full_bulk_queue(
     setup: tuple[Mailings, UserLists],
 ) -> None:
     mailings, lists = setup

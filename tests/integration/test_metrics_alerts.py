@@ -30,6 +30,30 @@ def own_database_url(database_url: str) -> Iterator[str]:
         yield url
 
 
+# H4
+async def test_h4_finding_d12_metrics_have_our_prefix_and_no_creation_times(
+    tmp_path: Path, amqp_url: str, own_database_url: str
+) -> None:
+    fixed = (
+        "callback_total",
+        "callback_duration_seconds_",
+        "hmac_errors_total",
+        "amqp_reconnects_total",
+    )
+    with system(tmp_path, amqp_url, own_database_url, "callback", "scheduler") as services:
+        names = set()
+        for service in (await services.ready()).values():
+            _, text = await service.get("/metrics")
+            names |= {
+                sample.name
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+    assert len(names) > 20
+    assert [name for name in names if name.endswith("_created")] == []
+    assert [name for name in names if not name.startswith(("ringback_", *fixed))] == []
+
+
 async def test_finding_d9_every_series_of_an_alert_exists_before_its_first_count(
     tmp_path: Path, amqp_url: str, own_database_url: str
 ) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
@@ -515,6 +516,18 @@ async def test_row_24_a_missing_partition_is_created(scheduler: Scheduler) -> No
     await scheduler.database.execute(f"DROP TABLE scheduler.{today}")
     callback = await finished(scheduler, "notified")
     assert (await scheduler.status(callback))["status"] == "notified"
+
+
+async def test_a_violated_constraint_is_not_repaired_by_a_new_partition(
+    scheduler: Scheduler,
+) -> None:
+    await scheduler.database.execute(
+        "ALTER TABLE scheduler.finished_callbacks ADD CONSTRAINT none CHECK (status = 'failed')"
+    )
+    created = await scheduler.request("CreateCallback", callback={"url": URL, "delay": 60})
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncpg.CheckViolationError, match="none"):
+            await scheduler.request("CancelCallbacks", id=created["id"])
 
 
 async def test_row_23_two_schedulers_never_claim_the_same_callback(database_url: str) -> None:

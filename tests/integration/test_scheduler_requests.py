@@ -73,6 +73,16 @@ async def test_finding_a4_a_batch_can_be_repeated_with_its_idempotency_key(
     assert items[1]["error"]["code"] == "conflict"
 
 
+async def test_a_callback_of_a_batch_is_no_larger_than_one_on_its_own(scheduler: Scheduler) -> None:
+    """Validation of 8 MB of unknown fields would take half a second of CPU."""
+    large = LATER | {f"field-{number}": None for number in range(100_000)}
+    items = (await scheduler.request("CreateCallbacks", callbacks=[large, LATER]))["items"]
+    [error] = items[0]["error"]["errors"]
+    assert error["message"].startswith("has ")
+    assert "at most" in error["message"]
+    assert "id" in items[1]
+
+
 async def test_finding_a4_a_batch_that_loses_the_database_has_a_result_for_each_callback(
     scheduler: Scheduler, database_url: str
 ) -> None:

@@ -67,7 +67,7 @@ async def run_ready_tasks() -> None:
         await asyncio.sleep(0)
 
 
-async def test_finding_c5_a_free_place_goes_to_an_urgent_message_first() -> None:
+async def test_n9_finding_c5_a_free_place_goes_to_an_urgent_message_first() -> None:
     setup = Setup(concurrency=1)
     assert await setup.provider.enter(BULK) is False
     bulk = setup.enqueue(BULK, 500)
@@ -121,7 +121,7 @@ async def test_a_cancelled_message_takes_no_place() -> None:
     await asyncio.gather(cancelled, stopped, return_exceptions=True)
 
 
-async def test_finding_c5_processes_divide_the_places_and_each_has_at_least_one() -> None:
+async def test_n9_finding_c5_processes_divide_the_places_and_each_has_at_least_one() -> None:
     setup = Setup(concurrency=10)
     assert await setup.places() == INITIAL_LIMIT
     await setup.attempts(Result.WORKS, 20)
@@ -157,7 +157,7 @@ async def test_finding_d10_a_server_that_takes_no_connection_opens_the_breaker()
     assert setup.changes == [Breaker.OPEN]
 
 
-async def test_finding_c5_throttling_halves_the_places_and_opens_the_breaker() -> None:
+async def test_n9_finding_c5_throttling_halves_the_places_and_opens_the_breaker() -> None:
     setup = Setup()
     await setup.attempts(Result.WORKS, 20)
     await setup.attempts(Result.THROTTLES, 2)
@@ -184,7 +184,7 @@ async def test_m7_an_open_breaker_lets_one_probe_through_at_a_time() -> None:
     assert setup.changes == [Breaker.OPEN, Breaker.CLOSED]
 
 
-async def test_finding_c5_a_message_waits_for_a_token_and_bulk_leaves_one_for_urgent() -> None:
+async def test_n9_finding_c5_a_message_waits_for_a_token_and_bulk_leaves_one_for_urgent() -> None:
     setup = Setup(rate=Rate(0.001, 3))
     running = asyncio.create_task(setup.provider.run())
     bulk = setup.enqueue(BULK, 4)
@@ -203,7 +203,7 @@ async def test_finding_c5_a_message_waits_for_a_token_and_bulk_leaves_one_for_ur
     st.floats(1, 100),
     st.lists(st.tuples(st.floats(0, 10), st.integers(0, 50), st.integers(0, 50)), max_size=50),
 )
-def test_finding_c5_a_bucket_grants_at_most_burst_and_rate(
+def test_n9_finding_c5_a_bucket_grants_at_most_burst_and_rate(
     per_second: float, burst: float, requests: list[tuple[float, int, int]]
 ) -> None:
     rate = Rate(per_second, burst)

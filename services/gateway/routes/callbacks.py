@@ -40,6 +40,7 @@ from services.gateway.routes.declaration import (
 from services.gateway.rpc import not_found, problem_of
 from services.gateway.schemas import Batch, BatchResult, NewTime
 from shared.amqp.rpc import RequestContext
+from shared.contracts.context import MAX_FIELD_ERRORS
 from shared.contracts.requests import Failure, FieldError
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
@@ -349,6 +350,8 @@ async def create_callbacks(
     if isinstance(content, dict) and "idempotency_key" in content:
         message = f"send it as the header {IDEMPOTENCY_KEY}"
         raise invalid([FieldError(field="idempotency_key", message=message)])
+    if isinstance(content, dict) and len(content) > MAX_FIELD_ERRORS:
+        raise invalid([FieldError(field="", message=f"has {len(content)} fields, not one")])
     if key is not None and isinstance(content, dict):
         body = to_json(content | {"idempotency_key": key})
     created = await deps.services.request(CREATE_CALLBACKS, body, context)
