@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "dead": "List, show and redrive dead letters.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
     "migrate": "Apply the database migrations.",
+    "secrets": "Encrypt stored secrets with a new key.",
     "ticket": "Print a service ticket, for development.",
     "doctor": "Check settings, broker, topology, database, migrations and clocks.",
     "config": "Print an example configuration.",

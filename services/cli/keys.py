@@ -31,10 +31,12 @@ def development_keys(settings: SecuritySettings, directory: Path) -> dict[str, s
     }
 
 
-def development_ticket_key(directory: Path) -> str | None:
-    """Return the ticket key that `ringback up` has created, or None."""
-    with suppress(FileNotFoundError):
-        return _file("ticket_key", directory).read_text()
+def development_key(name: str) -> str | None:
+    """Return a key that `ringback up` has created in this checkout, or None."""
+    with suppress(ImportError, FileNotFoundError):
+        from deploy.local.daemon import LOCAL_DIRECTORY  # noqa: PLC0415 - only in a checkout
+
+        return _file(name, LOCAL_DIRECTORY).read_text()
     return None
 
 

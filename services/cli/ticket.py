@@ -5,7 +5,7 @@ import time
 
 import click
 
-from services.cli.keys import development_ticket_key
+from services.cli.keys import development_key
 from services.cli.output import echo
 from shared.clock import rfc3339
 from shared.errors import PermanentError
@@ -48,12 +48,7 @@ def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
 
 
 def _development_key() -> str:
-    try:
-        from deploy.local.daemon import LOCAL_DIRECTORY  # noqa: PLC0415 - only in a checkout
-
-        key = development_ticket_key(LOCAL_DIRECTORY)
-    except ImportError:
-        key = None
+    key = development_key("ticket_key")
     if key is None:
         raise click.ClickException(
             "Cannot sign a ticket: RINGBACK_TICKET_KEY is not set. Set it to the key of the"

@@ -1,5 +1,6 @@
 """Creates callbacks in batches: one statement inserts many, and each has its own result."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,7 +24,9 @@ from shared.contracts.schedules import (
 )
 from shared.errors import InfrastructureError
 from shared.resilience.batching import Batcher
-from shared.security.encryption import SecretCipher
+from shared.security.encryption import DecryptionError, SecretCipher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ class Intake:
                     message="is not one of the allowed exchanges (amqp_exchanges)",
                 )
             )
-        parts = content(command, client_id)
+        parts = content(command, client_id, self._cipher.encrypt)
         if not fits(parts, command, self._max_message_bytes):
             message = f"the notification would exceed {self._max_message_bytes} bytes"
             errors.append(FieldError(field="context", message=message))
@@ -180,9 +183,8 @@ class Intake:
             client_id=client_id,
             group_key=command.group_key,
             event_key=command.event_key,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint and self._cipher.encrypt(fingerprint),
             content=parts,
-            secret=self._encrypted_secret(command),
             lease=domain.lease(command.retry, command.notify_scheme.timeout, slack=self._lease),
             stop_after=command.retry.stop_after_delay,
             rules=rules,
@@ -190,10 +192,6 @@ class Intake:
             run_at=run_at,
             delay=command.delay or 0.0,
         )
-
-    def _encrypted_secret(self, command: ScheduleCallback) -> bytes | None:
-        secret = command.hmac_secret
-        return None if secret is None else self._cipher.encrypt(dumps(secret))
 
     async def _insert(self, new: list[NewCallback]) -> list[CreateResult | InfrastructureError]:
         """Insert a batch in several statements. If one fails, the others keep their results."""
@@ -242,8 +240,32 @@ class Intake:
             unknown = InfrastructureError(str(error))
             return dict.fromkeys((request.id for request in requests), unknown)
         return {
-            request.id: _result_of_repeat(request, existing.get(request.id)) for request in requests
+            request.id: self._result_of_repeat(request, existing.get(request.id))
+            for request in requests
         }
+
+    def _result_of_repeat(
+        self, new: NewCallback, existing: ExistingCallback | None
+    ) -> CreateResult:
+        """Return the result for a callback that was not inserted."""
+        if existing is None:
+            metrics.REQUESTED.labels("key_used").inc()
+            return KeyUsed()
+        if not self._is_same(new.fingerprint, existing.fingerprint):
+            metrics.REQUESTED.labels("idempotency_conflict").inc()
+            return IdempotencyConflict()
+        metrics.REQUESTED.labels("repeated").inc()
+        return CallbackCreated(id=new.id, status=existing.status, run_at=existing.run_at)
+
+    def _is_same(self, new: bytes | None, existing: bytes | None) -> bool:
+        """Return whether two encrypted fingerprints are those of the same request."""
+        if new is None or existing is None:
+            return new is existing
+        try:
+            return self._cipher.decrypt(new) == self._cipher.decrypt(existing)
+        except DecryptionError as error:
+            logger.warning("repeated request not recognised: %s", error)
+            return False
 
 
 def _split_distinct(
@@ -262,18 +284,6 @@ def _split_distinct(
             rest.append((index, request))
         seen.update(unique)
     return distinct, rest
-
-
-def _result_of_repeat(new: NewCallback, existing: ExistingCallback | None) -> CreateResult:
-    """Return the result for a callback that was not inserted."""
-    if existing is None:
-        metrics.REQUESTED.labels("key_used").inc()
-        return KeyUsed()
-    if existing.fingerprint != new.fingerprint:
-        metrics.REQUESTED.labels("idempotency_conflict").inc()
-        return IdempotencyConflict()
-    metrics.REQUESTED.labels("repeated").inc()
-    return CallbackCreated(id=new.id, status=existing.status, run_at=existing.run_at)
 
 
 def fingerprint(command: ScheduleCallback) -> bytes:

@@ -4,6 +4,7 @@ The constant part is built once, when a callback is created. A dispatch joins te
 JSON. Building models for each dispatch would take five times as much CPU.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from json import dumps
@@ -23,22 +24,27 @@ _MAX_ENVELOPE: Final = 1024 + MAX_OWN_TICKET_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The constant part of a notification. `message` is a JSON object without its last brace."""
+    """The constant part of a notification.
+
+    message: encrypted, because URLs and headers can contain tokens: the beginning of a SendCallback
+    as JSON, up to its last header. None for the transport amqp.
+    """
 
     context: str
-    message: str
-    headers: str | None
+    message: bytes | None
     exchange: str | None
     routing_key: str | None
     format: str
 
 
-def content(command: ScheduleCallback, client_id: str) -> Content:
+def content(
+    command: ScheduleCallback, client_id: str, encrypt: Callable[[bytes], bytes]
+) -> Content:
     """Return the constant part of the notifications of a command."""
     scheme = command.notify_scheme
     context = json_text(command.context)
     if scheme.transport == "amqp":
-        return Content(context, "", None, scheme.exchange, scheme.routing_key, scheme.format)
+        return Content(context, None, scheme.exchange, scheme.routing_key, scheme.format)
     message: dict[str, Any] = {
         "target_url": command.url,
         "target_method": scheme.method,
@@ -55,10 +61,13 @@ def content(command: ScheduleCallback, client_id: str) -> Content:
         message["client_id"] = client_id
     if command.secret_ref is not None:
         message["secret_ref"] = command.secret_ref
-    elif command.hmac_secret is None:
+    elif command.hmac_secret is not None:
+        message["hmac_secret"] = command.hmac_secret
+    else:
         message["unsigned"] = True
-    headers = json_text(scheme.headers) if scheme.headers else None
-    return Content(context, json_text(message)[:-1], headers, None, None, scheme.format)
+    message["headers"] = scheme.headers
+    opened = json_text(message).removesuffix("}}")
+    return Content(context, encrypt(opened.encode()), None, None, scheme.format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +98,12 @@ def rfc_3339(at: datetime) -> str:
 
 def fits(parts: Content, command: ScheduleCallback, max_bytes: int) -> bool:
     """Return whether every notification of a command has at most `max_bytes`."""
-    secret = command.hmac_secret or ""
-    own = (command.group_key or "", command.event_key or "")
-    room = max_bytes - _MAX_ENVELOPE
-    texts = (parts.context, parts.message, parts.headers or "", *own)
-    secret_length = len(secret) if isinstance(secret, str) else sum(map(len, secret))
+    keys = (command.group_key or "", command.event_key or "")
+    room = max_bytes - _MAX_ENVELOPE - len(parts.message or b"")
     # A character has at most twelve bytes in JSON, so only long texts are encoded.
-    if (sum(map(len, texts)) + secret_length) * 12 <= room:
+    if sum(map(len, (parts.context, *keys))) * 12 <= room:
         return True
-    size = sum(len(text.encode()) for text in texts[:3])
-    return size + sum(len(dumps(text)) for text in (*own, secret)) <= room
+    return len(parts.context.encode()) + sum(len(dumps(key)) for key in keys) <= room
 
 
 def payload(parts: Content, dispatch: Dispatch) -> str:
@@ -120,19 +125,13 @@ def payload(parts: Content, dispatch: Dispatch) -> str:
     return ",".join(pieces) + "}"
 
 
-def send_callback(
-    parts: Content, dispatch: Dispatch, *, secret: str | None, ticket: str | None
-) -> bytes:
-    """Return the body of a SendCallback. `secret` is JSON: a string or a list of strings."""
-    pieces = [
-        f'{parts.message},"id":"{dispatch.callback_id}","expires_at":"{dispatch.expires_at}"',
-        f'"payload":{payload(parts, dispatch)}',
-    ]
-    if secret is not None:
-        pieces.append(f'"hmac_secret":{secret}')
+def send_callback(message: str, parts: Content, dispatch: Dispatch, *, ticket: str | None) -> bytes:
+    """Return the body of a SendCallback; `message` is the decrypted one of its parts."""
+    header = ""
     if ticket is not None:
-        rest = "}" if parts.headers is None else f",{parts.headers[1:]}"
-        pieces.append(f'"headers":{{"{TICKET_HEADER}":"{ticket}"{rest}')
-    elif parts.headers is not None:
-        pieces.append(f'"headers":{parts.headers}')
-    return (",".join(pieces) + "}").encode()
+        separator = "" if message.endswith("{") else ","
+        header = f'{separator}"{TICKET_HEADER}":"{ticket}"'
+    return (
+        f'{message}{header}}},"id":"{dispatch.callback_id}","expires_at":"{dispatch.expires_at}",'
+        f'"payload":{payload(parts, dispatch)}}}'
+    ).encode()

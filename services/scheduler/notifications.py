@@ -52,7 +52,7 @@ class NotificationPublisher:
         """Publish a notification; the future has the result of `Publisher.publish`.
 
         Raises:
-            DecryptionError: no configured key decrypts its secret.
+            DecryptionError: no configured key decrypts its request.
             UnpublishableError: it can never be published.
         """
         callback, content = claim.callback, claim.content
@@ -99,9 +99,9 @@ class NotificationPublisher:
         own_headers[headers.OWNER] = headers.SCHEDULER
         own_headers[headers.DISPATCH] = callback.dispatch
         properties.headers = own_headers
-        secret = None if claim.secret is None else self._cipher.decrypt(claim.secret)
+        message = self._cipher.decrypt(content.message or b"").decode()
         ticket = None
         if callback.client_id and self._issuer:
             ticket = self._issuer.own(callback.client_id)
-        body = send_callback(content, dispatch, secret=secret, ticket=ticket)
+        body = send_callback(message, content, dispatch, ticket=ticket)
         return self._publisher.publish(OutgoingMessage(CALLBACKS, properties, body))

@@ -39,7 +39,10 @@ Outbox = Callable[[datetime], "StoredFacts | None"]
 
 @dataclass(frozen=True, slots=True)
 class NewCallback:
-    """A callback to insert, due at `run_at` or in `delay` seconds. `secret` is encrypted."""
+    """A callback to insert, due at `run_at` or in `delay` seconds.
+
+    fingerprint: encrypted, because a hash of a request with a weak secret can be guessed.
+    """
 
     id: UUID
     client_id: str
@@ -47,7 +50,6 @@ class NewCallback:
     event_key: str | None
     fingerprint: bytes | None
     content: Content
-    secret: bytes | None
     lease: float
     stop_after: float
     rules: str | None
@@ -85,7 +87,6 @@ class Claim:
     callback: ScheduledCallback
     content: Content
     lease: float
-    secret: bytes | None
     traceparent: str | None
     due_at: datetime
     now: datetime
@@ -158,7 +159,6 @@ class Store:
                         callback,
                         request.content,
                         request.lease,
-                        request.secret,
                         request.traceparent,
                         row["now"],
                         row["now"],
@@ -180,7 +180,7 @@ class Store:
     async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
         """Claim at most `limit` callbacks that fell due after `after`, oldest first."""
         rows = await self._database.fetch(SQL["claim"], after, limit, CLAIM_LEASE)
-        if orphans := [row["id"] for row in rows if row["message"] is None]:
+        if orphans := [row["id"] for row in rows if row["format"] is None]:
             logger.error("callbacks without a request removed", extra={"count": len(orphans)})
             await self._database.execute(SQL["remove"], orphans)
         return [
@@ -189,19 +189,17 @@ class Store:
                 Content(
                     row["context"],
                     row["message"],
-                    row["headers"],
                     row["exchange"],
                     row["routing_key"],
                     row["format"],
                 ),
                 row["lease"],
-                row["secret"],
                 row["traceparent"],
                 row["due_at"],
                 row["now"],
             )
             for row in rows
-            if row["message"] is not None
+            if row["format"] is not None
         ]
 
     async def extend(self, leases: Sequence[Lease]) -> None:
@@ -274,7 +272,7 @@ class Store:
             after = None if row is None else decide(_callback(row), row["now"])
             if after is not None:
                 values = _insert_values(new)
-                await connection.execute(SQL["replace"], new.id, *values[5:16])
+                await connection.execute(SQL["replace"], new.id, *values[5:14])
                 await connection.execute(SQL["save"], *([each] for each in _save_values(after)))
         return after
 
@@ -397,8 +395,6 @@ def _insert_values(new: NewCallback) -> tuple[Any, ...]:
         new.fingerprint,
         content.context,
         content.message,
-        content.headers,
-        new.secret,
         content.exchange,
         content.routing_key,
         content.format,

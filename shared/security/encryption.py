@@ -44,14 +44,19 @@ class SecretCipher:
         """
         return cls(parse_keys(text))
 
-    def encrypt(self, text: str) -> bytes:
-        """Return the encrypted text. It is different each time."""
-        header = _FORMAT + self._first
+    def encrypt(self, secret: bytes) -> bytes:
+        """Return the encrypted secret. It is different each time."""
+        header = self.prefix
         nonce = os.urandom(_NONCE_BYTES)
-        return header + nonce + self._ciphers[self._first].encrypt(nonce, text.encode(), header)
+        return header + nonce + self._ciphers[self._first].encrypt(nonce, secret, header)
 
-    def decrypt(self, encrypted: bytes) -> str:
-        """Return the text that was encrypted.
+    @property
+    def prefix(self) -> bytes:
+        """Return the first bytes of everything that the first key encrypts."""
+        return _FORMAT + self._first
+
+    def decrypt(self, encrypted: bytes) -> bytes:
+        """Return the secret that was encrypted.
 
         Raises:
             DecryptionError: its key is not configured, or its bytes were changed.
@@ -67,10 +72,9 @@ class SecretCipher:
                 f" RINGBACK_SECRETS_KEY, which has {configured}"
             )
         try:
-            text = self._ciphers[key_id].decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], header)
+            return self._ciphers[key_id].decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], header)
         except InvalidTag:
             raise DecryptionError("cannot decrypt a secret: its bytes were changed") from None
-        return text.decode()
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:

@@ -82,14 +82,14 @@ class ListBroker:
 class Scheduler:
     """A scheduler that the test moves step by step."""
 
-    def __init__(self, database: Database, **settings: Any) -> None:
+    def __init__(self, database: Database, *, keys: str = SECRETS_KEY, **settings: Any) -> None:
         given = {"lease": 60.0, "batch": 500, "poll": 2.0} | settings
         self.database = database
         self.store = Store(database)
         self.partitions = Partitions(database)
         self.broker = ListBroker()
         self.clock = DatabaseClock()
-        self.cipher = SecretCipher.of(SECRETS_KEY)
+        self.cipher = SecretCipher.of(keys)
         self.issuer = TicketIssuer(TICKET_KEY)
         broker: Any = self.broker
         facts, skew = FactPublisher(broker), ClockSkew()
@@ -232,21 +232,28 @@ async def schedulers(
     """Run the intake and the settler of `count` schedulers on one empty database."""
     async with connected(url) as database:
         created = [Scheduler(database, **settings) for _ in range(count)]
-        tasks = [
-            asyncio.create_task(loop)
-            for each in created
-            for loop in (each.intake.run(), each.settler.run())
-        ]
-        for each in created:
-            started = each.clock.start()
-            _, now = await each.store.next_due(1)
-            each.clock.sync(now, started)
-        try:
+        async with running(*created):
             yield created
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def running(*schedulers: Scheduler) -> AsyncIterator[None]:
+    """Run the intake and the settler of these schedulers."""
+    tasks = [
+        asyncio.create_task(loop)
+        for each in schedulers
+        for loop in (each.intake.run(), each.settler.run())
+    ]
+    for each in schedulers:
+        started = each.clock.start()
+        _, now = await each.store.next_due(1)
+        each.clock.sync(now, started)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def finished(scheduler: Scheduler, status: str, **fields: Any) -> UUID:

@@ -371,8 +371,12 @@ async def test_facts_about_unknown_callbacks_are_ignored(scheduler: Scheduler) -
     assert scheduler.broker.facts == []
 
 
-async def test_secrets_are_encrypted_in_the_database(scheduler: Scheduler) -> None:
-    callback = await scheduler.create(hmac_secret="canary-secret")
+async def test_finding_a16_urls_headers_and_secrets_are_encrypted_in_the_database(
+    scheduler: Scheduler,
+) -> None:
+    url = "https://shop.example.com/canary-path?token=canary-token"
+    scheme = {"headers": {"Authorization": "Bearer canary-header"}}
+    callback = await scheduler.create(hmac_secret="canary-secret", url=url, notify_scheme=scheme)
     await scheduler.create(hmac_secret=["canary-1", "canary-2"], delay=0)
     rows = await scheduler.database.fetch(
         "SELECT r::text AS row FROM scheduler.callback_requests r"
@@ -383,6 +387,9 @@ async def test_secrets_are_encrypted_in_the_database(scheduler: Scheduler) -> No
     await scheduler.dispatch()
     sent = [json.loads(message.body)["hmac_secret"] for message in scheduler.broker.sent]
     assert sorted(map(str, sent)) == ["['canary-1', 'canary-2']", "canary-secret"]
+    notification = json.loads(scheduler.broker.sent[-1].body)
+    assert notification["target_url"] == url
+    assert notification["headers"] == scheme["headers"]
 
 
 async def test_a_misfire_is_skipped_on_request(scheduler: Scheduler) -> None:
@@ -452,7 +459,7 @@ async def test_a_claim_reads_only_the_index_of_due_times(scheduler: Scheduler) -
         WITH created AS (
             INSERT INTO scheduler.callback_requests
                 (id, client_id, created_at, context, message, format, lease, stop_after)
-            SELECT gen_random_uuid(), '', now(), 'null', '{', 'event', 60, 60
+            SELECT gen_random_uuid(), '', now(), 'null', NULL, 'event', 60, 60
             FROM generate_series(1, 50000)
             RETURNING id
         )

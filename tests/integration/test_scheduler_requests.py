@@ -95,7 +95,7 @@ async def test_finding_a4_a_batch_that_loses_the_database_has_a_result_for_each_
         await other.execute(
             "INSERT INTO scheduler.callback_requests (id, client_id, event_key, created_at,"
             " context, message, format, lease, stop_after)"
-            " VALUES (gen_random_uuid(), '', 'locked', now(), 'null', '', 'event', 1, 1)"
+            " VALUES (gen_random_uuid(), '', 'locked', now(), 'null', NULL, 'event', 1, 1)"
         )
         body: dict[str, Any] = {"callbacks": batch, "idempotency_key": "k"}
         response = asyncio.create_task(scheduler.request("CreateCallbacks", **body))

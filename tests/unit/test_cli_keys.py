@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from deploy.local import daemon
 from services.__main__ import main
-from services.cli.keys import development_keys, development_ticket_key
+from services.cli.keys import development_key, development_keys
 from shared.security.encryption import SecretCipher
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import TicketVerifier
@@ -22,11 +22,14 @@ def ticket(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["ticket", *arguments])
 
 
-def test_keys_are_created_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
-    assert development_ticket_key(tmp_path) is None
+def test_keys_are_created_once_and_readable_by_their_owner_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(daemon, "LOCAL_DIRECTORY", tmp_path)
+    assert development_key("ticket_key") is None
     created = development_keys(SecuritySettings(), tmp_path)
     assert development_keys(SecuritySettings(), tmp_path) == created
-    assert development_ticket_key(tmp_path) == created["RINGBACK_TICKET_KEY"]
+    assert development_key("ticket_key") == created["RINGBACK_TICKET_KEY"]
     assert SecretCipher.of(created["RINGBACK_SECRETS_KEY"])
     files = list((tmp_path / "keys").iterdir())
     assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]

@@ -1,28 +1,28 @@
 -- The queries of the scheduler. Every statement uses the database's clock, now().
 
 -- name: insert
--- Callbacks that are already due are inserted as dispatched, with a claim lease of $19 seconds. The
+-- Callbacks that are already due are inserted as dispatched, with a claim lease of $17 seconds. The
 -- caller publishes them after the commit. Rows are inserted in the order of their keys, so concurrent
 -- batches cannot deadlock. Rows with the same id have the same keys, unless an id is misused.
 WITH input AS (
     SELECT g.*, coalesce(g.at, now() + g.delay * interval '1 second') AS due
     FROM unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[],
-        $8::text[], $9::bytea[], $10::text[], $11::text[], $12::text[], $13::float8[],
-        $14::float8[], $15::text[], $16::text[], $17::timestamptz[], $18::float8[]
+        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bytea[],
+        $8::text[], $9::text[], $10::text[], $11::float8[], $12::float8[], $13::text[],
+        $14::text[], $15::timestamptz[], $16::float8[]
     ) AS g (
         id, client_id, group_key, event_key, fingerprint, context, message,
-        headers, secret, exchange, routing_key, format, lease,
-        stop_after, rules, traceparent, at, delay
+        exchange, routing_key, format, lease, stop_after, rules,
+        traceparent, at, delay
     )
 ), inserted AS (
     INSERT INTO scheduler.callback_requests (
         id, client_id, group_key, event_key, created_at, fingerprint, context, message,
-        headers, secret, exchange, routing_key, format, lease, stop_after, rules, traceparent
+        exchange, routing_key, format, lease, stop_after, rules, traceparent
     )
     SELECT
         id, client_id, group_key, event_key, now(), fingerprint, context, message,
-        headers, secret, exchange, routing_key, format, lease, stop_after, rules, traceparent
+        exchange, routing_key, format, lease, stop_after, rules, traceparent
     FROM input
     ORDER BY event_key, group_key, client_id, id
     ON CONFLICT DO NOTHING
@@ -35,7 +35,7 @@ INSERT INTO scheduler.scheduled_callbacks (
 SELECT
     id,
     due,
-    CASE WHEN due <= now() THEN now() + $19 * interval '1 second' ELSE due END,
+    CASE WHEN due <= now() THEN now() + $17 * interval '1 second' ELSE due END,
     1,
     CASE WHEN due <= now() THEN 'dispatched' ELSE 'scheduled' END,
     due <= now(),
@@ -50,8 +50,8 @@ RETURNING id, run_at, next_at, in_flight, stop_at, now() AS now
 -- name: replace
 -- Replace a request whose callback waits and is locked.
 UPDATE scheduler.callback_requests SET
-    context = $2, message = $3, headers = $4, secret = $5, exchange = $6, routing_key = $7,
-    format = $8, lease = $9, stop_after = $10, rules = $11, traceparent = $12
+    context = $2, message = $3, exchange = $4, routing_key = $5, format = $6, lease = $7,
+    stop_after = $8, rules = $9, traceparent = $10
 WHERE id = $1
 
 -- name: existing
@@ -100,8 +100,8 @@ RETURNING
     c.id, r.client_id, r.group_key, r.event_key, c.run_at, c.next_at, c.occurrence, c.status,
     c.in_flight, c.cancel_requested, c.dispatch, c.first_dispatch, c.main_retries,
     c.earlier_attempts, c.dispatch_attempts, c.next_attempt_at, c.stop_at, c.last_error, r.rules,
-    r.context, r.message, r.headers, r.secret, r.exchange, r.routing_key, r.format, r.lease,
-    r.traceparent, due.next_at AS due_at, now() AS now
+    r.context, r.message, r.exchange, r.routing_key, r.format, r.lease, r.traceparent,
+    due.next_at AS due_at, now() AS now
 
 -- name: extend
 -- Extend claims whose dispatch the broker has confirmed, unless they have a result. The order of the
@@ -302,6 +302,42 @@ SELECT
     id, now(), now(), occurrence, 'scheduled', false, false, dispatch, dispatch + 1, 0, 0, 0
 FROM removed
 RETURNING id
+
+-- name: secrets
+-- The next $2 requests by id. Their secrets are returned if one of them does not begin with $3.
+SELECT id, outdated, CASE WHEN outdated THEN message END AS message,
+    CASE WHEN outdated THEN fingerprint END AS fingerprint
+FROM (
+    SELECT id, message, fingerprint,
+        coalesce(substring(message FOR length($3::bytea)) <> $3, false)
+            OR coalesce(substring(fingerprint FOR length($3::bytea)) <> $3, false) AS outdated
+    FROM scheduler.callback_requests
+    WHERE id > $1
+    ORDER BY id
+    LIMIT $2
+) page
+ORDER BY id
+
+-- name: reseal
+-- Replace secrets that are still those that were read ($2). Rows that are locked are skipped, so this
+-- waits for nobody.
+WITH unlocked AS MATERIALIZED (
+    SELECT id FROM scheduler.callback_requests
+    WHERE id = ANY($1::uuid[])
+    FOR UPDATE SKIP LOCKED
+), changed AS (
+    UPDATE scheduler.callback_requests r SET message = u.message, fingerprint = u.fingerprint
+    FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[])
+        AS u (id, old_message, message, fingerprint)
+    JOIN unlocked USING (id)
+    WHERE r.id = u.id AND r.message IS NOT DISTINCT FROM u.old_message
+    RETURNING 1
+)
+SELECT count(*) FROM changed
+
+-- name: estimated_requests
+SELECT greatest(reltuples, 0)::bigint FROM pg_class
+WHERE oid = 'scheduler.callback_requests'::regclass
 
 -- name: store_facts
 INSERT INTO scheduler.unpublished_facts (id, leased_until, facts)

@@ -6,12 +6,10 @@ CREATE TABLE scheduler.callback_requests (
     group_key text,
     event_key text,
     created_at timestamptz NOT NULL,
-    fingerprint bytea,                  -- SHA-256 of the request, if it has a key of its own
+    fingerprint bytea,                  -- encrypted SHA-256 of the request, if it has a key
     context text NOT NULL,              -- JSON as it is sent; never searched
-    message text NOT NULL,              -- start of SendCallback: JSON without its last brace
-    headers text,                       -- JSON
-    secret bytea,                       -- encrypted
-    exchange text,                      -- only for the transport amqp
+    message bytea,                      -- encrypted: URL, headers and secrets, the start of SendCallback
+    exchange text,                      -- only for the transport amqp, which has no message
     routing_key text,
     format text NOT NULL,
     lease double precision NOT NULL,    -- seconds
