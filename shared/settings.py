@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
+from shared.postgres.url import urls_of_hosts
 from shared.registry import SERVICES
 from shared.topology import QueueType
 
@@ -49,8 +50,7 @@ def _amqp_url(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    if not value.startswith(("postgresql://", "postgres://")):
-        raise ValueError("must look like postgresql://user:password@host:5432/name")
+    urls_of_hosts(value)
     return value
 
 
@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     )
     database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
         default=None,
-        description="URL of PostgreSQL, for the services that store data.",
+        description="URL of PostgreSQL, for the services that store data. With a standby, list"
+        " all hosts: `user:password@a:5432,b:5432`. The one that accepts writes is used.",
         examples=[DATABASE_EXAMPLE],
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

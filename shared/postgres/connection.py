@@ -1,13 +1,14 @@
 """Connections to PostgreSQL, and the errors that mean that the database is unavailable."""
 
-import re
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import asyncpg
 
 from shared.errors import InfrastructureError
+from shared.postgres.url import urls_of_hosts, without_password
 
 # Seconds to connect. A healthy server takes milliseconds.
 CONNECT_TIMEOUT: Final = 3.0
@@ -50,7 +51,7 @@ async def connect(url: str, *, statement_timeout: float | None) -> AsyncIterator
         StoreConnectionLostError: the connection cannot be opened, or was lost.
     """
     try:
-        connection = await asyncpg.connect(
+        connection = await connect_to_primary(
             url, timeout=CONNECT_TIMEOUT, command_timeout=statement_timeout
         )
     except CONNECT_ERRORS as error:
@@ -67,6 +68,35 @@ async def connect(url: str, *, statement_timeout: float | None) -> AsyncIterator
         connection.terminate()
 
 
+async def connect_to_primary(url: str, **options: Any) -> Any:
+    """Open a connection (`asyncpg.Connection`) to the host of `url` that accepts writes.
+
+    All hosts are tried at the same time, so one that does not respond delays nobody.
+
+    Raises:
+        CONNECT_ERRORS: no host accepts writes.
+    """
+    options |= {"target_session_attrs": "read-write"}
+    urls = urls_of_hosts(url)
+    if len(urls) == 1:
+        return await asyncpg.connect(url, **options)
+    attempts = [asyncio.create_task(asyncpg.connect(each, **options)) for each in urls]
+    chosen = None
+    try:
+        for attempt in asyncio.as_completed(attempts):
+            with suppress(*CONNECT_ERRORS):
+                chosen = await attempt
+                return chosen
+    finally:
+        for each in attempts:
+            each.cancel()
+        for opened in await asyncio.gather(*attempts, return_exceptions=True):
+            if opened is not chosen and not isinstance(opened, BaseException):
+                opened.terminate()
+    causes = [describe_error(error) for each in attempts if (error := each.exception())]
+    raise ConnectionError("; ".join(causes))
+
+
 def describe_error(error: BaseException) -> str:
     """Return a description of a database error and what to do; never with a secret."""
     match error:
@@ -74,8 +104,8 @@ def describe_error(error: BaseException) -> str:
             return f"the disk of the database is full; free space on its server ({error})"
         case asyncpg.TooManyConnectionsError():
             return f"{error}; raise max_connections, or run fewer workers"
-        case asyncpg.ReadOnlySQLTransactionError():
-            return f"{error}; this server is read-only, so configure the primary one"
+        case asyncpg.ReadOnlySQLTransactionError() | asyncpg.TargetServerAttributeNotMatched():
+            return "the server is read-only; configure the primary one, or all hosts"
         case asyncpg.QueryCanceledError() | TimeoutError():
             return "timeout"
         case _:
@@ -85,8 +115,3 @@ def describe_error(error: BaseException) -> str:
 def rejected_by_server(error: BaseException) -> bool:
     """Return whether the server reported that the statement failed, so it had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.severity_en == "ERROR"
-
-
-def without_password(url: str) -> str:
-    """Return the URL without its password and its query, which can contain a password."""
-    return re.sub(r"//([^:/@]*):.*@", r"//\1:******@", url.partition("?")[0])

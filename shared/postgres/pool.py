@@ -17,11 +17,12 @@ from shared.postgres.connection import (
     CONNECT_TIMEOUT,
     DATABASE_ERRORS,
     StoreConnectionLostError,
+    connect_to_primary,
     describe_error,
     rejected_by_server,
-    without_password,
 )
 from shared.postgres.migrations import Schema, SchemaOutdatedError, pending
+from shared.postgres.url import without_password
 from shared.process.health import Health
 
 __all__ = ["Database", "StoreConnectionLostError"]
@@ -91,6 +92,7 @@ class Database:
         """
         self._pool = await asyncpg.create_pool(
             self._url,
+            connect=connect_to_primary,
             min_size=0,
             max_size=self._size,
             timeout=CONNECT_TIMEOUT,
@@ -160,7 +162,9 @@ class Database:
         try:
             yield connection, transaction
         except DATABASE_ERRORS as error:
-            if not isinstance(error, asyncpg.PostgresError):  # the error is not from the server
+            if not isinstance(error, asyncpg.PostgresError) or isinstance(
+                error, asyncpg.ReadOnlySQLTransactionError
+            ):  # not from the server, or from one that is read-only since a failover
                 _discard(connection)
             raise self._lost(error) from error
         except asyncpg.InterfaceError as error:
