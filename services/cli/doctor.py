@@ -26,8 +26,8 @@ from services.cli.run import settings_models
 from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
 from shared.amqp.declare import check
 from shared.postgres.connection import StoreConnectionLostError, connect
-from shared.postgres.url import without_password
 from shared.postgres.migrations import Schema, SchemaMismatchError, pending
+from shared.postgres.url import without_password
 from shared.process.configuration import configured, unknown_variables
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings

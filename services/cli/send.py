@@ -20,6 +20,7 @@ from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.context import field_errors
+from shared.contracts.headers import APP_ID
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
 from shared.settings import Settings
 
@@ -239,7 +240,7 @@ def _outgoing(message_type: MessageType, document: Document) -> OutgoingMessage:
         message_id=document.message_id,
         delivery_mode=PERSISTENT,
         timestamp=int(time.time()),
-        app_id="ringback",
+        app_id=APP_ID,
     )
     return OutgoingMessage(
         document.routing_key, properties, document.body, exchange=message_type.exchange

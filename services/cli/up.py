@@ -28,8 +28,8 @@ from services.gateway.settings import GatewaySettings
 from services.mailings.settings import MailingsSettings
 from services.sandbox.settings import SandboxSettings
 from shared.amqp.declare import declare
-from shared.postgres.url import without_password
 from shared.postgres.migrations import Schema
+from shared.postgres.url import without_password
 from shared.process.child import Child, running
 from shared.process.configuration import configured, unknown_variables
 from shared.process.health import STARTING

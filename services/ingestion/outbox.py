@@ -142,7 +142,7 @@ def command_message(pending: PendingCommand) -> OutgoingMessage:
             message_id=new_id(),
             timestamp=int(pending.created_at),
             type=message_type.name,
-            app_id="ringback",
+            app_id=headers.APP_ID,
         ),
         pending.command.body,
         exchange=message_type.exchange,

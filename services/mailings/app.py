@@ -19,14 +19,13 @@ from services.mailings.settings import MailingsSettings
 from services.mailings.settlement import Settler
 from services.mailings.store import Store
 from shared.amqp.consumer import Consumer
-from shared.amqp.facts import MAX_BYTES
+from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
-from shared.contracts.facts import FACTS
-from shared.contracts.message_facts import MessageFacts
+from shared.contracts.message_facts import MESSAGE_FACT_TYPES, MessageFacts
 from shared.contracts.postings import POSTING, Posting
 from shared.http.client import Client
 from shared.postgres.migrations import Schema
@@ -115,7 +114,7 @@ async def start(process: Process) -> None:
     outcomes = consumer(
         ConsumerSpec(
             queue=MAILINGS_OUTCOMES,
-            parse=partial(parse_message, models={FACTS: MessageFacts}, max_bytes=MAX_BYTES),
+            parse=partial(parse_facts, model=MessageFacts, types=MESSAGE_FACT_TYPES),
             handle=settler.handle,
             report=settlement.report,
         )

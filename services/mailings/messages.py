@@ -114,7 +114,7 @@ def outgoing(message: ReadyMessage, traceparent: str | None, now: float) -> Outg
             message_id=new_id(),
             timestamp=int(now),
             type=message.type,
-            app_id="ringback",
+            app_id=headers.APP_ID,
         ),
         message.body,
     )

@@ -167,7 +167,7 @@ class Store:
                 row["id"],
                 row["lease"],
                 row["unfinished"],
-                Posting.model_validate_json(row["body"]),
+                _posting(row["body"]),
                 row["traceparent"],
                 row["expires_at"],
                 row["priority"],
@@ -314,13 +314,18 @@ class Store:
         await self._database.execute(SQL["delete_posting"], posting_id)
 
 
+def _posting(body: str) -> Posting:
+    """Return a stored posting. A newer version may have stored it, with fields of its own."""
+    return Posting.model_validate_json(body, extra="ignore")
+
+
 async def _lock(connection: Any, claim: Claim) -> None:
     if not await connection.fetchrow(SQL["lock"], claim.id, claim.lease):
         raise LeaseLostError
 
 
 def _progress(row: Any) -> dict[str, Any]:
-    posting = Posting.model_validate_json(row["body"])
+    posting = _posting(row["body"])
     return {
         "id": row["id"],
         "status": _state(row),

@@ -23,13 +23,12 @@ from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
 from shared.amqp.consumer import Consumer
 from shared.amqp.fact_sender import FactSender
-from shared.amqp.facts import MAX_BYTES
+from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
-from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
-from shared.contracts.facts import FACTS, Facts
+from shared.contracts.facts import FACT_TYPES, Facts
 from shared.errors import RingbackError
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
@@ -148,7 +147,7 @@ async def start(process: Process) -> None:
     outcomes = consumer(
         ConsumerSpec(
             queue=SCHEDULER_OUTCOMES,
-            parse=partial(parse_message, models={FACTS: Facts}, max_bytes=MAX_BYTES),
+            parse=partial(parse_facts, model=Facts, types=FACT_TYPES),
             handle=settler.handle,
             report=settlement.report,
         )

@@ -77,7 +77,7 @@ class NotificationPublisher:
             type=SEND_CALLBACK,
             message_id=new_id(),
             delivery_mode=PERSISTENT,
-            app_id="ringback",
+            app_id=headers.APP_ID,
         )
         own_headers: dict[str, str | int] = {headers.ID: identifier}
         if claim.traceparent is not None:

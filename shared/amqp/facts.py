@@ -1,23 +1,35 @@
 """Facts as messages: for observers on the exchange `outcomes`, for owners in their own queues."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from shared.amqp.codec import Properties
-from shared.amqp.message import PERSISTENT
+from shared.amqp.message import PERSISTENT, Message
+from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts.facts import FACTS
+from shared.contracts.headers import APP_ID
+from shared.errors import ContractViolationError
 from shared.topology import OUTCOMES, OWNER_QUEUES
+
+logger = logging.getLogger(__name__)
 
 # Facts in one AMQP message: about 100 kB.
 MAX_FACTS: Final = 500
 # Bytes of such a message, if each fact has a reason of 1,000 escaped characters.
 MAX_BYTES: Final = 4 << 20
+# Characters of a type in the log.
+MAX_TYPE_LENGTH: Final = 100
+
+F = TypeVar("F", bound=BaseModel)
 
 
 def fact_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
@@ -32,6 +44,40 @@ def owner_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
     owned = [fact for fact in facts if _owner(fact)]
     for owner, properties, body in _batches(owned, _owner):
         yield OutgoingMessage(OWNER_QUEUES[owner], properties, body)
+
+
+def parse_facts(message: Message, model: type[F], types: Collection[str]) -> F:
+    """Parse a batch of facts of these types. Others are from a newer version, and are ignored.
+
+    Raises:
+        ContractViolationError: the message is not valid.
+    """
+    try:
+        return parse_message(message, {FACTS: model}, max_bytes=MAX_BYTES)
+    except ContractViolationError:
+        known = _with_types(message.body, types)
+        if known is None:
+            raise
+    return parse_message(replace(message, body=known), {FACTS: model}, max_bytes=MAX_BYTES)
+
+
+def _with_types(body: bytes, types: Collection[str]) -> bytes | None:
+    """Return the batch with only the facts of these types; None if there are no others."""
+    try:
+        facts = from_json(body)["facts"]
+        unknown = {fact["type"] for fact in facts if fact["type"] not in types}
+    except (ValueError, KeyError, TypeError):
+        return None
+    for name in unknown:
+        _report_unknown(str(name)[:MAX_TYPE_LENGTH])
+    known = [fact for fact in facts if fact["type"] in types]
+    return to_json({"facts": known}) if unknown else None
+
+
+@lru_cache(maxsize=100)
+def _report_unknown(name: str) -> None:
+    """Log a type of facts once."""
+    logger.warning("facts of an unknown type ignored", extra={"fact_type": name})
 
 
 def _type(fact: Any) -> str:
@@ -55,6 +101,6 @@ def _batches(
                 message_id=new_id(),
                 delivery_mode=PERSISTENT,
                 timestamp=int(time.time()),
-                app_id="ringback",
+                app_id=APP_ID,
             )
             yield name, properties, to_json({"facts": batch[start : start + MAX_FACTS]})

@@ -1,12 +1,13 @@
 """Parses the body of a message into a model, or reports every error in it."""
 
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from shared.amqp.message import Message
 from shared.contracts.context import field_errors
+from shared.contracts.headers import APP_ID
 from shared.contracts.requests import Failure, invalid
 from shared.errors import ContractViolationError
 
@@ -18,6 +19,9 @@ M = TypeVar("M", bound=BaseModel)
 
 def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes: int) -> M:
     """Parse a message into the model that its property `type` names.
+
+    Unknown fields are errors. Those of another service of Ringback are from a newer version, and
+    are ignored.
 
     Raises:
         ContractViolationError: the message is not valid. Its text names every wrong field, but
@@ -37,8 +41,9 @@ def parse_message(message: Message, models: Mapping[str, type[M]], *, max_bytes:
         raise ContractViolationError(
             f"content_encoding {properties.content_encoding!r} is not supported"
         )
+    extra: Literal["ignore"] | None = "ignore" if properties.app_id == APP_ID else None
     try:
-        return model.model_validate_json(message.body)
+        return model.model_validate_json(message.body, extra=extra)
     except ValidationError as error:
         faults = list(map(str, field_errors(error)))
         others = len(faults) - MAX_ERRORS_LISTED

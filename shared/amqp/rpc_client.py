@@ -147,6 +147,6 @@ def _parse_response(body: bytes) -> Any:
     try:
         response = json.loads(body)
         error = response.get("error")
-        return response["ok"] if error is None else Failure.model_validate(error)
+        return response["ok"] if error is None else Failure.model_validate(error, extra="ignore")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NoResponseError(f"the response is not valid: {type(error).__name__}") from error

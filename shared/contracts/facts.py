@@ -3,7 +3,7 @@
 The routing key is the type. One AMQP message of type `Facts` carries a batch of one type:
 `{"facts": [ … ]}`. If a service of Ringback owns the callback, it also gets the facts in its own
 queue. Facts contain no secret, no payload, and only the origin of a URL, because a path may contain
-a token. Unknown fields are ignored: they are from a newer version.
+a token. Unknown fields and types are ignored: they are from a newer version.
 """
 
 from typing import Annotated, Final, Literal
@@ -72,6 +72,9 @@ Fact = Annotated[
     CallbackDelivered | CallbackAttemptFailed | CallbackDead | CallbackDispatchFailed,
     Field(discriminator="type"),
 ]
+FACT_TYPES: Final = frozenset(
+    {"callback.delivered", "callback.attempt_failed", "callback.dead", "callback.dispatch_failed"}
+)
 
 
 class Facts(BaseModel):

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+# The property `app_id` of all messages that Ringback itself publishes.
+APP_ID: Final = "ringback"
 PREFIX: Final = "x-ringback-"
 ID: Final = "x-ringback-id"  # logical id, the same on all retries
 ATTEMPT: Final = "x-ringback-attempt"  # number of attempts so far

@@ -4,7 +4,7 @@ As with callbacks (facts.py), one AMQP message of type `Facts` carries a batch o
 contain no text, address or phone.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -68,6 +68,9 @@ MessageFact = Annotated[
     MessageSent | MessageAttemptFailed | MessageFailed | MessageExpired,
     Field(discriminator="type"),
 ]
+MESSAGE_FACT_TYPES: Final = frozenset(
+    {"message.sent", "message.attempt_failed", "message.failed", "message.expired"}
+)
 
 
 class MessageFacts(BaseModel):

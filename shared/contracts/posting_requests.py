@@ -9,16 +9,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 from shared.contracts.callback import Identifier
 from shared.contracts.postings import Posting
 from shared.contracts.requests import RpcOperation
-from shared.contracts.schedules import Key
+from shared.contracts.schedules import ENVELOPE, Key
 from shared.registry import ChannelName
 from shared.topology import MAILINGS_REQUESTS
 
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
 
-_STRICT: Final = ConfigDict(
-    frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
-)
 _RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -46,7 +43,7 @@ class MessageState(StrEnum):
 class CreatePosting(BaseModel):
     """Operation: accept a posting. A repeat with the same idempotency key changes nothing."""
 
-    model_config = _STRICT
+    model_config = ENVELOPE
 
     posting: Posting
     idempotency_key: Key | None = None
@@ -55,7 +52,7 @@ class CreatePosting(BaseModel):
 class GetPosting(BaseModel):
     """Operation: return the status of a posting."""
 
-    model_config = _STRICT
+    model_config = ENVELOPE
 
     id: UUID
 
@@ -63,7 +60,7 @@ class GetPosting(BaseModel):
 class ListPostings(BaseModel):
     """Operation: list postings, a page at a time. `from_event` selects those of an event."""
 
-    model_config = _STRICT
+    model_config = ENVELOPE
 
     from_event: Identifier | None = None
     cursor: Annotated[str, Field(max_length=200)] | None = None
@@ -73,7 +70,7 @@ class ListPostings(BaseModel):
 class ListPostingMessages(BaseModel):
     """Operation: list the messages of a posting, a page at a time."""
 
-    model_config = _STRICT
+    model_config = ENVELOPE
 
     id: UUID
     status: MessageState | None = None

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from shared.contracts.context import fields_error
 from shared.contracts.requests import Failure, RpcOperation
 from shared.contracts.schedules import (
+    ENVELOPE,
     STRICT,
     CancelCallback,
     EventKey,
@@ -37,7 +38,7 @@ _RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 class CreateCallback(BaseModel):
     """Create a callback. A repeat with the same idempotency key has no effect."""
 
-    model_config = STRICT
+    model_config = ENVELOPE
 
     callback: ScheduleCallback
     idempotency_key: Key | None = None
@@ -58,7 +59,7 @@ class CreateCallbacks(BaseModel):
 class PutCallback(BaseModel):
     """Create the callback with these keys, or replace it while it waits."""
 
-    model_config = STRICT
+    model_config = ENVELOPE
 
     callback: ScheduleCallback
     if_match: IfMatch = None
@@ -73,7 +74,7 @@ class PutCallback(BaseModel):
 class RunCallback(BaseModel):
     """Send a waiting callback now, instead of at its due time or its next main retry."""
 
-    model_config = STRICT
+    model_config = ENVELOPE
 
     id: UUID
     if_match: IfMatch = None
@@ -82,7 +83,7 @@ class RunCallback(BaseModel):
 class GetCallback(BaseModel):
     """Get the status of a callback by id or keys."""
 
-    model_config = STRICT
+    model_config = ENVELOPE
 
     id: Id = None
     group_key: GroupKey = None
@@ -97,7 +98,7 @@ class GetCallback(BaseModel):
 class ListCallbacks(BaseModel):
     """List the client's callbacks, newest first."""
 
-    model_config = STRICT
+    model_config = ENVELOPE
 
     group_key: Key | None = None
     event_key: Key | None = None
@@ -279,7 +280,7 @@ class Pong(BaseModel):
 class Ping(BaseModel):
     """Report whether the scheduler is ready."""
 
-    model_config = STRICT
+    model_config = ENVELOPE
 
 
 CREATE_CALLBACK: Final = RpcOperation(

@@ -58,6 +58,11 @@ _NAMESPACE: Final = UUID("7b0c3f0e-5d0b-4a50-9f5c-3b1c3a7b6f10")
 STRICT: Final = ConfigDict(
     frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
 )
+# For requests with fields of the gateway: unknown ones are from a newer gateway. The client's part,
+# such as the callback, is STRICT.
+ENVELOPE: Final = ConfigDict(
+    frozen=True, strict=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False
+)
 
 
 class Status(StrEnum):

@@ -106,6 +106,8 @@ def describe_error(error: BaseException) -> str:
             return f"{error}; raise max_connections, or run fewer workers"
         case asyncpg.ReadOnlySQLTransactionError() | asyncpg.TargetServerAttributeNotMatched():
             return "the server is read-only; configure the primary one, or all hosts"
+        case asyncpg.LockNotAvailableError():
+            return "another transaction holds a lock for too long; end it, see pg_locks"
         case asyncpg.QueryCanceledError() | TimeoutError():
             return "timeout"
         case _:

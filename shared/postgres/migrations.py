@@ -2,6 +2,8 @@
 
 They are numbered from 1 without a gap, and forward-only. Each one is a transaction together with
 its row in the schema's table `migrations`. The row has a checksum: an applied file never changes.
+During an upgrade, services of the previous version work on the new schema, so a schema may have
+migrations that this version does not know.
 """
 
 import hashlib
@@ -12,9 +14,18 @@ from importlib import resources
 from typing import Any, Final
 
 import asyncpg
+import backoff
 
 from shared.errors import RingbackError
 from shared.postgres.connection import DATABASE_ERRORS, connect
+
+# Seconds that a migration waits for a lock. Statements of services on that table wait behind it,
+# and their limit is 4 s.
+LOCK_TIMEOUT: Final = 2
+# Seconds in which a migration is repeated because of a lock.
+MAX_LOCK_WAIT: Final = 60
+# Seconds for one statement of a migration. Those that take longer than a moment lock no table.
+STATEMENT_TIMEOUT: Final = 300
 
 _FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _SCHEMA: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -120,9 +131,9 @@ def missing(schema: Schema, applied: Mapping[int, tuple[str, str]]) -> tuple[Mig
     faults = []
     for number, (name, checksum) in sorted(applied.items()):
         label = f"migration {number:04}_{name} of the schema {schema.name}"
-        if number not in known:
-            faults.append(f"{label} is newer than this version: run a newer Ringback")
-        elif known[number].name != name:
+        if number not in known:  # of a newer version, which keeps the schema usable for this one
+            continue
+        if known[number].name != name:
             faults.append(
                 f"{label} is named {known[number]} in this version: do not rename migrations"
             )
@@ -166,9 +177,11 @@ async def migrate(
 
     `applied` is called after each committed migration.
 
+    While a lock that a migration needs is held, the migration is retried for MAX_LOCK_WAIT.
+
     Raises:
         SchemaMismatchError: the applied migrations differ; nothing was changed.
-        MigrationError: PostgreSQL rejected a migration.
+        MigrationError: PostgreSQL rejected a migration, or it took too long.
         StoreConnectionLostError: the database is unavailable or full.
     """
     async with connect(url, statement_timeout=None) as connection:
@@ -176,9 +189,19 @@ async def migrate(
             applied(migration)
 
 
+@backoff.on_exception(
+    backoff.expo,
+    asyncpg.LockNotAvailableError,
+    max_time=MAX_LOCK_WAIT,
+    max_value=LOCK_TIMEOUT,
+    logger=None,
+)
 async def _next(connection: Any, schema: Schema) -> Migration | None:
     """Apply the next migration and return it; None if the schema is up to date."""
     async with connection.transaction():
+        await connection.execute(
+            "SET LOCAL statement_timeout = 0"
+        )  # another process may be at work
         # The lock is held until the commit, so the next process sees this migration.
         await connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"ringback {schema.name}"
@@ -187,6 +210,10 @@ async def _next(connection: Any, schema: Schema) -> Migration | None:
         if not waiting:
             return None
         migration = waiting[0]
+        await connection.execute(
+            f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT} s';"
+            f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT} s'"
+        )
         try:
             await connection.execute(
                 f"""CREATE SCHEMA IF NOT EXISTS {schema.name};
@@ -205,6 +232,11 @@ async def _next(connection: Any, schema: Schema) -> Migration | None:
                 migration.name,
                 migration.checksum,
             )
+        except asyncpg.QueryCanceledError as error:
+            raise MigrationError(
+                f"Cannot apply migration {migration} of the schema {schema.name}: a statement took"
+                f" longer than {STATEMENT_TIMEOUT} s. Split it into several migrations."
+            ) from error
         except DATABASE_ERRORS:
             raise
         except asyncpg.PostgresError as error:

@@ -53,8 +53,7 @@ async def test_n11_and_row_19_a_killed_primary_loses_nothing_and_work_resumes_on
         async with flowing_traffic(load):
             await until(lambda: len(load.arrived) > 150, 60)
             await asyncio.to_thread(pair.kill_primary)
-            for service in services[1:]:
-                await until(lambda service=service: service.logged("database is not ready"))
+            await until(lambda: all(each.logged("database is not ready") for each in services[1:]))
             await asyncio.to_thread(pair.promote)
             promoted_at = time.monotonic()
             await until(lambda: load.kinds_since(promoted_at) == KINDS, 30)

@@ -53,9 +53,7 @@ class Traffic:
     @property
     def arrived(self) -> list[str]:
         """Return the names of the items that have arrived, with repeats."""
-        addresses = (
-            parseaddr(str(message_from_bytes(mail)["To"]))[1] for mail in self.mails.mails
-        )
+        addresses = (parseaddr(str(message_from_bytes(mail)["To"]))[1] for mail in self.mails.mails)
         return self.hooks + [address.partition("@")[0] for address in addresses]
 
     @property
@@ -205,5 +203,4 @@ async def flowing_traffic(traffic: Traffic) -> AsyncIterator[None]:
     finally:
         flow.cancel()
         (ended,) = await asyncio.gather(flow, return_exceptions=True)
-        if not isinstance(ended, asyncio.CancelledError):
-            raise AssertionError("the traffic ended early") from ended
+        assert isinstance(ended, asyncio.CancelledError), ended

@@ -19,10 +19,13 @@ from shared.postgres.migrations import (
     migrate,
     ordered,
 )
+from shared.postgres.pool import Database
 from shared.postgres.queries import queries
+from shared.process.health import Health
 from shared.registry import SERVICES
 from tests.fakes.service import running
 from tests.fakes.shop import app as shop
+from tests.fakes.waiting import until
 
 RUN_SHOP = ("-m", "tests.fakes.shop", "--metrics-port", "0")
 CHECKOUT = str(Path(__file__).parents[2])
@@ -110,12 +113,59 @@ def test_on_a_different_history_nothing_is_changed(url: str) -> None:
         SchemaMismatchError, match="0001_orders of the schema shop was changed after"
     ):
         asyncio.run(migrate(url, Schema("shop", ordered(changed))))
-    with pytest.raises(
-        SchemaMismatchError, match="0002_prices of the schema shop is newer than this"
-    ):
-        asyncio.run(migrate(url, Schema("shop", shop.SCHEMA.migrations[:1])))
 
     assert fetch(url, "SELECT to_regclass('shop.y')") == [(None,)]
+
+
+async def test_finding_a17_an_older_version_works_on_a_newer_schema(url: str) -> None:
+    await migrate(url, shop.SCHEMA)
+    older = Schema("shop", shop.SCHEMA.migrations[:1])
+
+    await migrate(url, older)
+    store = Database(url, name="older", health=Health(), schema=older)
+    running = asyncio.create_task(store.run())
+    await asyncio.wait_for(store.ready(), 20)
+    assert await store.fetch("SELECT number FROM shop.migrations") == [(1,), (2,)]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_finding_a17_a_migration_waits_for_a_lock_without_blocking_the_services(
+    url: str,
+) -> None:
+    await migrate(url, shop.SCHEMA)
+    files = {f"{each}.sql": each.sql for each in shop.SCHEMA.migrations}
+    next_version = Schema(
+        "shop", ordered(files | {"0003_next.sql": "ALTER TABLE shop.orders ADD COLUMN next text"})
+    )
+    idle, service = await asyncpg.connect(url), await asyncpg.connect(url)
+    await service.execute("SET statement_timeout = '4 s'")  # as in the pool
+    transaction = idle.transaction()
+    await transaction.start()
+    await idle.execute("SELECT * FROM shop.orders")
+
+    migrating = asyncio.create_task(migrate(url, next_version))
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE relation = 'shop.orders'::regclass AND NOT granted"
+    )
+    for _ in range(2):  # it gives way and tries again
+        await until(lambda: service.fetchval(waiting))
+        await service.execute("SELECT * FROM shop.orders")  # waits behind it
+    assert not migrating.done()
+    await transaction.rollback()
+    await asyncio.wait_for(migrating, 20)
+    assert await service.fetch("SELECT next FROM shop.orders") == [(None,)]
+    await idle.close()
+    await service.close()
+
+
+async def test_finding_a17_a_migration_that_locks_for_too_long_is_rolled_back(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.postgres.migrations.STATEMENT_TIMEOUT", 1)
+    slow = Schema("shop", ordered({"0001_slow.sql": "SELECT pg_sleep(60)"}))
+    with pytest.raises(MigrationError, match=r"0001_slow .* longer than 1 s\. Split it"):
+        await migrate(url, slow)
 
 
 def test_an_unavailable_database_is_reported_without_its_password() -> None:

@@ -1,14 +1,23 @@
 """Facts between versions, and the services that own them."""
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
 from pydantic import BaseModel
 
-from shared.amqp.facts import fact_messages, owner_messages
-from shared.contracts.facts import CallbackDelivered, Facts
-from shared.contracts.message_facts import MessageAttemptFailed, MessageFacts, MessageSent
+from shared.amqp.codec import Properties
+from shared.amqp.facts import fact_messages, owner_messages, parse_facts
+from shared.amqp.message import Message
+from shared.contracts.facts import FACT_TYPES, CallbackDelivered, Facts
+from shared.contracts.message_facts import (
+    MESSAGE_FACT_TYPES,
+    MessageAttemptFailed,
+    MessageFacts,
+    MessageSent,
+)
+from shared.errors import ContractViolationError
 
 AT = datetime(2026, 11, 20, 15, tzinfo=UTC)
 DELIVERED = CallbackDelivered(
@@ -62,3 +71,38 @@ def test_finding_b2_only_the_owner_gets_the_facts_that_must_arrive() -> None:
     }
     assert {each.exchange for each in to_observers.values()} == {"outcomes"}
     assert not any(each.mandatory for each in to_observers.values())
+
+
+def batch_of(*facts: object) -> Message:
+    properties = Properties(content_type="application/json", type="Facts", app_id="ringback")
+    return Message("id", properties, json.dumps({"facts": facts}).encode())
+
+
+@pytest.mark.parametrize(
+    ("model", "types", "fact"),
+    [(Facts, FACT_TYPES, DELIVERED), (MessageFacts, MESSAGE_FACT_TYPES, SENT)],
+)
+def test_n12_facts_of_an_unknown_type_are_ignored_and_logged_once(
+    model: type[BaseModel],
+    types: frozenset[str],
+    fact: BaseModel,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    known, unknown = fact.model_dump(mode="json"), {"type": f"{model.__name__}.later", "x": 1}
+    assert parse_facts(batch_of(known, unknown, known), model, types) == model(facts=[fact, fact])
+    assert parse_facts(batch_of(unknown), model, types) == model(facts=[])
+    assert caplog.messages == ["facts of an unknown type ignored"]
+
+
+@pytest.mark.parametrize("fact", [{**DELIVERED.model_dump(mode="json"), "at": 5e20}, {}, None, 1])
+def test_a_malformed_fact_is_an_error_beside_one_of_an_unknown_type(fact: object) -> None:
+    with pytest.raises(ContractViolationError, match="facts"):
+        parse_facts(batch_of(fact, {"type": "callback.later"}), Facts, FACT_TYPES)
+    with pytest.raises(ContractViolationError, match="facts"):
+        parse_facts(batch_of(fact), Facts, FACT_TYPES)
+
+
+def test_the_types_of_facts_are_complete() -> None:
+    for model, types in ((Facts, FACT_TYPES), (MessageFacts, MESSAGE_FACT_TYPES)):
+        schema = json.dumps(model.model_json_schema())
+        assert types == set(re.findall(r'"const": "([^"]+)"', schema))

@@ -52,10 +52,13 @@ def test_missing_migrations_are_those_not_applied() -> None:
     assert missing(SHOP, APPLIED) == ()
 
 
+def test_finding_a17_migrations_of_a_newer_version_are_not_an_error() -> None:
+    assert missing(SHOP, APPLIED | {3: ("later", "x")}) == ()
+
+
 @pytest.mark.parametrize(
     ("applied", "fault"),
     [
-        (APPLIED | {3: ("later", "x")}, "0003_later of the schema shop is newer than this"),
         (APPLIED | {1: ("orders", "x")}, "0001_orders of the schema shop was changed after"),
         (APPLIED | {1: ("other", "x")}, "0001_other of the schema shop is named 0001_orders in"),
         ({2: APPLIED[2]}, "0001_orders of the schema shop was not applied"),
@@ -69,4 +72,4 @@ def test_a_different_history_is_an_error(applied: dict[int, tuple[str, str]], fa
 def test_all_differences_are_reported_at_once() -> None:
     with pytest.raises(SchemaMismatchError) as caught:
         missing(SHOP, {2: ("prices", "x"), 3: ("later", "x")})
-    assert len(caught.value.faults) == 3
+    assert len(caught.value.faults) == 2

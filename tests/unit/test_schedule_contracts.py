@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from shared.contracts.context import field_errors
+from shared.contracts.schedule_requests import CreateCallback
 from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback
 
 URL = "https://shop.example.com/hook"
@@ -264,3 +265,13 @@ def test_s8_a_group_key_alone_cancels_a_group_but_cannot_reschedule_it() -> None
 def test_secrets_do_not_appear_in_repr_and_errors() -> None:
     assert "canary" not in repr(command(hmac_secret="canary"))
     assert "canary" not in str(errors(hmac_secret="canary", secret_ref="a"))
+
+
+def test_n12_a_newer_gateway_may_add_fields_but_a_client_may_not() -> None:
+    request = {"callback": {"url": URL}, "added_later": 1}
+    assert CreateCallback.model_validate_json(json.dumps(request)).callback == command()
+    request["callback"] = {"url": URL, "dealy": 1}
+    assert errors(CreateCallback, **request) == {"callback.dealy": "Extra inputs are not permitted"}
+    assert errors(CancelCallback, group_key="a", event_kye="b") == {
+        "event_kye": "Extra inputs are not permitted"
+    }

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -13,7 +14,7 @@ from shared.amqp.codec import Properties
 from shared.amqp.message import Message
 from shared.amqp.parsing import parse_message
 from shared.contracts.callback import MAX_HEADERS, SEND_CALLBACK, SendCallback
-from shared.contracts.headers import without_broker_headers
+from shared.contracts.headers import APP_ID, without_broker_headers
 from shared.errors import ContractViolationError
 
 CANARY: Final = "c4n4ry"
@@ -283,4 +284,15 @@ def test_finding_b14_other_ids_with_dots_are_accepted(identifier: str) -> None:
     assert (
         SendCallback(target_url="https://a.example", hmac_secret="s", payload=1, id=identifier).id
         == identifier
+    )
+
+
+def test_n12_unknown_fields_are_ignored_only_from_a_service_of_ringback() -> None:
+    newer = with_fields(added_later=1, retry={"delays": [1], "added_later": 1})
+    assert "added_later: Extra inputs are not permitted" in rejection(newer)
+    assert "added_later" in rejection(newer, replace(JSON, app_id="shop"))
+    from_service = parsed(newer, replace(JSON, app_id=APP_ID))
+    assert from_service == parsed(with_fields(retry={"delays": [1]}))
+    assert "payload: Field required" in rejection(
+        b'{"target_url": "https://example.com/", "added_later": 1}', replace(JSON, app_id=APP_ID)
     )

@@ -361,7 +361,7 @@ async def create_callbacks(
 def _batch_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
     if "error" not in item:
         return item
-    return {"error": problem_of(Failure.model_validate(item["error"])).body()}
+    return {"error": problem_of(Failure.model_validate(item["error"], extra="ignore")).body()}
 
 
 async def list_callbacks(

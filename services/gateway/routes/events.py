@@ -35,7 +35,7 @@ from shared.amqp.publisher import (
 from shared.amqp.rpc import RequestContext
 from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
-from shared.contracts.headers import TRACEPARENT
+from shared.contracts.headers import APP_ID, TRACEPARENT
 from shared.contracts.message_types import MESSAGE_TYPES
 from shared.http.openapi import Body
 
@@ -102,7 +102,7 @@ async def publish_event(
             message_id=message_id,
             delivery_mode=PERSISTENT,
             timestamp=int(time.time()),
-            app_id="ringback",
+            app_id=APP_ID,
             headers={TRACEPARENT: context.traceparent} if context.traceparent else None,
         ),
         body,
