@@ -36,6 +36,8 @@ PROMISES: Final = {
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
     "M15": "One command starts everything with Docker Compose.",
     "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
+    "N11": "PostgreSQL's primary dies: nothing is lost, and work resumes on the promoted standby.",
+    "N12": "Two versions run side by side during an upgrade: nothing is lost or dead-lettered.",
     "row 1": "The broker is killed: nothing is lost, and services recover.",
     "row 2": "The broker is suspended: publishes end as unknown within 5 s.",
     "row 3": "The broker restarts gracefully: nothing is lost.",
