@@ -91,7 +91,7 @@ class BrokerClient:
             self.dead_letters.append(message)
         return self.dead_letters
 
-    async def dead_letter(self, callback_id: str, within: float = 20.0) -> AbstractIncomingMessage:
+    async def dead_letter(self, callback_id: str, within: float = 60.0) -> AbstractIncomingMessage:
         """Wait for the dead letter of a callback."""
 
         async def found() -> AbstractIncomingMessage | None:
@@ -105,7 +105,7 @@ class BrokerClient:
         """Return the facts about a callback so far, in order."""
         return [fact for fact in self.facts if fact["callback_id"] == callback_id]
 
-    async def fact(self, callback_id: str, kind: str, within: float = 20.0) -> dict[str, Any]:
+    async def fact(self, callback_id: str, kind: str, within: float = 60.0) -> dict[str, Any]:
         """Wait for a fact about a callback."""
         found: list[dict[str, Any]] = await until(
             lambda: [fact for fact in self.facts_of(callback_id) if fact["type"] == kind], within

@@ -78,7 +78,7 @@ class FakeCallbackService:
             found.append(message)
         return found
 
-    async def dead_letter(self, within: float = 20.0) -> AbstractIncomingMessage:
+    async def dead_letter(self, within: float = 60.0) -> AbstractIncomingMessage:
         """Wait for a dead letter."""
         found: list[AbstractIncomingMessage] = await until(self.dead_letters, within)
         return found[0]

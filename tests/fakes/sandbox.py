@@ -31,7 +31,7 @@ class Sandbox:
         await self.configure(f"/api/mailboxes/{URL(mailbox).name}", **settings)
 
     async def webhooks(
-        self, mailbox: str, count: int = 1, webhook_id: str = "", within: float = 20.0
+        self, mailbox: str, count: int = 1, webhook_id: str = "", within: float = 60.0
     ) -> list[dict[str, Any]]:
         """Wait for so many webhooks and return them, oldest first."""
         query: dict[str, str | float] = {
@@ -53,7 +53,7 @@ class Sandbox:
             assert response.status == 200, await response.text()
 
     async def received(
-        self, path: str, count: int = 1, within: float = 20.0, **query: Any
+        self, path: str, count: int = 1, within: float = 60.0, **query: Any
     ) -> list[dict[str, Any]]:
         """Wait for so many accepted mails (/api/mails) or SMS (/api/sms), oldest first."""
         query |= {"count": count, "timeout": within, "limit": 1000}

@@ -20,7 +20,7 @@ from tests.fakes.waiting import until
 LOOPBACK = {"RINGBACK_CALLBACK_ALLOWED_NETWORKS": "127.0.0.0/8"}
 RUN_CALLBACK = ("-m", "services", "run", "callback", "--metrics-port", "0")
 # A start takes one second on an idle machine of two cores.
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 class Service:

@@ -132,7 +132,7 @@ async def test_row_2_a_publish_to_a_suspended_broker_is_unknown_within_5_seconds
                 return False
             return True
 
-        await until(confirmed, 30)
+        await until(confirmed)
 
 
 async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
@@ -147,7 +147,7 @@ async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
     own_broker.suspend()
     await until(lambda: not health.ready)
     own_broker.resume()
-    await until(lambda: health.ready or task.done(), 30)
+    await until(lambda: health.ready or task.done())
     assert not task.done()
     await publisher.publish(outgoing())
     task.cancel()

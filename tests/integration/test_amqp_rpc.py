@@ -59,7 +59,7 @@ async def rpc_server(
     )
     task = asyncio.create_task(server.run())
     try:
-        await until(lambda: health.ready, 30)
+        await until(lambda: health.ready)
         yield server, health
         assert not task.done()
     finally:
@@ -401,7 +401,7 @@ async def test_a_deleted_queue_is_declared_again(amqp_url: str) -> None:
             except (UnavailableError, NoResponseError):
                 return False
 
-        await until(responded, 30)
+        await until(responded)
 
 
 async def test_row_1_a_killed_broker_makes_requests_unknown_then_unavailable_until_it_returns(
@@ -431,7 +431,7 @@ async def test_row_1_a_killed_broker_makes_requests_unknown_then_unavailable_unt
             except (UnavailableError, NoResponseError):
                 return False
 
-        await until(responded, 30)
+        await until(responded)
 
 
 async def test_row_2_a_suspended_broker_makes_requests_unknown_in_time(

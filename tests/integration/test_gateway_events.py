@@ -222,7 +222,7 @@ async def until_accepted(call: Caller) -> None:
     async def accepted() -> bool:
         return (await post(call))[0].status == 202
 
-    await until(accepted, 30)
+    await until(accepted)
 
 
 async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(

@@ -101,7 +101,7 @@ async def test_row_2_a_suspended_broker_is_504_in_time(tmp_path: Path, own_broke
         async def served() -> bool:
             return (await call("POST", "/v1/callbacks", CALLBACK)).status == 201
 
-        await until(served, 30)
+        await until(served)
 
 
 @pytest.mark.parametrize("alarm", [memory_alarm, disk_alarm], ids=["row_6_memory", "row_7_disk"])

@@ -46,7 +46,7 @@ async def receiver() -> AsyncIterator[Sandbox]:
         yield server
 
 
-async def status(call: Caller, callback_id: str, expected: str, within: float = 20.0) -> Any:
+async def status(call: Caller, callback_id: str, expected: str, within: float = 60.0) -> Any:
     """Wait until a callback has this status, and return the response."""
 
     async def reached() -> Any:
