@@ -11,7 +11,7 @@ import pytest
 from services.delivery.app import SCHEMA
 from services.delivery.claims import LEASE, Claim, Claims, claim_id
 from services.delivery.domain import Rate
-from services.delivery.store import Store
+from services.delivery.store import SQL, Store
 from shared.errors import DeferredError, InfrastructureError
 from shared.postgres.pool import Database, StoreConnectionLostError
 from shared.process.health import Health
@@ -182,6 +182,22 @@ async def test_finding_c2_many_claims_of_two_processes_never_overlap(
     assert len(claimed) == len(ids)
     assert {claim.id for claim in claimed} == set(ids)
     assert all(isinstance(r, DeferredError) for r in results if isinstance(r, BaseException))
+
+
+async def test_finding_c2_claiming_and_recording_use_the_index_in_a_growing_table(
+    store_database: Database,
+) -> None:
+    """PostgreSQL knows nothing about the rows that were added since the last ANALYZE."""
+    store = Store(store_database)
+    worker = await store.register([], LEASE)
+    ids = [uuid4() for _ in range(2000)]
+    await store.claim(worker, ids)
+    durations = [0.1] * 20
+    for name, arguments in (("claim", (worker, ids[:20])), ("record", (ids[:20], durations))):
+        plan = "\n".join(
+            row[0] for row in await store_database.fetch(f"EXPLAIN {SQL[name]}", *arguments)
+        )
+        assert "Seq Scan on messages" not in plan, plan
 
 
 async def test_n9_finding_c5_live_processes_are_counted_for_each_provider(

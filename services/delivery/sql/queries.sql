@@ -34,9 +34,11 @@ claimed AS (
 SELECT id, (SELECT duration FROM delivery.messages AS message WHERE message.id = input.id)
 FROM input WHERE NOT EXISTS (SELECT FROM claimed WHERE claimed.id = input.id);
 
+-- The second condition makes PostgreSQL use the index. With the first one alone, it reads the table.
 -- name: record
 UPDATE delivery.messages AS message SET duration = input.duration
-FROM unnest($1::uuid[], $2::real[]) AS input(id, duration) WHERE message.id = input.id;
+FROM unnest($1::uuid[], $2::real[]) AS input(id, duration)
+WHERE message.id = input.id AND message.id = ANY ($1);
 
 -- name: release
 DELETE FROM delivery.messages
