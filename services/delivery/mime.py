@@ -23,7 +23,6 @@ from shared.contracts.messages import SendEmail
 _DOT_ATOM: Final = re.compile(
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
 )
-_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 # RFC 5322, 2.1.1: the hard limit and the recommended limit of a line.
 _MAX_LINE: Final = 998
 _RECOMMENDED_LINE: Final = 78
@@ -99,7 +98,7 @@ def _folded(url: str) -> str:
 
 def _part(subtype: str, text: str) -> bytes:
     """Return a part: headers, an empty line, and the content in the shortest encoding."""
-    text = _LINE_END.sub("\n", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     content = text.encode()
     if (len(content) - len(text)) * _BASE64_SHARE > len(content):
         encoding = "base64"
