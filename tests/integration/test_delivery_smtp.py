@@ -110,6 +110,16 @@ async def test_e6_an_unavailable_server_is_a_provider_error() -> None:
             await send(server)
 
 
+@pytest.mark.parametrize("ending", ["", "\r\n", "\r\n.\r\n"])
+async def test_a_line_with_a_dot_neither_ends_the_mail_nor_changes(ending: str) -> None:
+    content = f"Subject: x\r\n\r\n.\r\n..\r\n.a\r\nMAIL FROM:<{SENDER}>{ending}".encode()
+    async with mail_server({}) as script, connected(script.url()) as server:
+        await server.send(SENDER, RECIPIENT, content, not_expired)
+        await send(server)  # the connection still works
+        received = content if ending else content + b"\r\n"
+        assert script.mails == [received, CONTENT + b"\r\n"]
+
+
 async def test_connections_are_reused_and_closed_ones_replaced() -> None:
     async with mail_server() as script, connected(script.url()) as server:
         await asyncio.gather(*(send(server) for _ in range(5)))
