@@ -9,8 +9,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
-from uuid import UUID, uuid5
+
+# A UUID in C. Each is hashed and compared several times.
+from asyncpg.pgproto.pgproto import UUID
 
 from services.delivery.store import Store
 from shared.errors import DeferredError, InfrastructureError
@@ -24,12 +27,16 @@ LEASE: Final = 10.0
 RENEW_INTERVAL: Final = 3.0
 # Messages in one statement.
 BATCH_SIZE: Final = 500
+# Seconds between two statements that claim messages, and that record sent ones. At 3,000 messages a
+# second, they then have 60 and 12 messages. Without them, it is 5, and a message costs 30 µs more
+# (measured on a 2-core development machine). A place can wait for a record, but none for a claim.
+CLAIM_INTERVAL: Final = 0.02
+RECORD_INTERVAL: Final = 0.004
 # Seconds that a copy is deferred while another process sends the message.
 COPY_DELAY: Final = 1.0
 # Seconds between two deletions of old ids, and ids deleted in one statement.
 DELETE_INTERVAL: Final = 60.0
 DELETE_BATCH: Final = 5_000
-_NAMESPACE: Final = UUID("5d1f6c1e-0d5a-4b6c-9c8e-6b1f0f6d2a77")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Claim:
 
 def claim_id(channel: str, message_id: str) -> UUID:
     """Return the id under which a message is claimed."""
-    return uuid5(_NAMESPACE, f"{channel} {message_id}")
+    return UUID(sha256(f"{channel} {message_id}".encode()).digest()[:16])
 
 
 class Claims:
@@ -75,8 +82,12 @@ class Claims:
         self._registered = asyncio.Event()
         self._valid_until = 0.0
         self._closed = False
-        self._claiming: Batcher[UUID, Claim | None] = Batcher(self._claim, max_size=BATCH_SIZE)
-        self._recording: Batcher[UUID, None] = Batcher(self._record, max_size=BATCH_SIZE)
+        self._claiming: Batcher[UUID, Claim | None] = Batcher(
+            self._claim, max_size=BATCH_SIZE, interval=CLAIM_INTERVAL
+        )
+        self._recording: Batcher[UUID, None] = Batcher(
+            self._record, max_size=BATCH_SIZE, interval=RECORD_INTERVAL
+        )
         # Not yet in the database: sent messages, and claims that are given up.
         self._sent: dict[UUID, tuple[float, Callable[[], None]]] = {}
         self._released: set[UUID] = set()

@@ -13,14 +13,23 @@ R = TypeVar("R")
 class Batcher(Generic[T, R]):
     """Calls `work` with all collected items, at most `max_size`, as soon as the last call ends.
 
+    `interval`: seconds from the start of a call to the next one, so that more items collect.
+
     `work` returns a result for each item, in order. If it raises an InfrastructureError, all its
     items get the error. After any other error it is called again with each half, so that one
     invalid item does not fail the others. So `work` must be idempotent.
     """
 
-    def __init__(self, work: Callable[[list[T]], Awaitable[list[R]]], *, max_size: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[list[T]], Awaitable[list[R]]],
+        *,
+        max_size: int,
+        interval: float = 0.0,
+    ) -> None:
         self._work = work
         self._max_size = max_size
+        self._interval = interval
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._pending = asyncio.Event()
         self._working: list[asyncio.Future[R]] = []
@@ -44,8 +53,13 @@ class Batcher(Generic[T, R]):
 
     async def run(self) -> None:
         """Work until cancelled."""
+        loop = asyncio.get_running_loop()
+        earliest = 0.0
         while True:
             await self._pending.wait()
+            if (remaining := earliest - loop.time()) > 0:
+                await asyncio.sleep(remaining)
+            earliest = loop.time() + self._interval
             batch, self._waiting = self._waiting[: self._max_size], self._waiting[self._max_size :]
             if not self._waiting:
                 self._pending.clear()

@@ -4,12 +4,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from services.delivery.app import SCHEMA
-from services.delivery.claims import LEASE, Claim, Claims, claim_id
+from services.delivery.claims import (
+    CLAIM_INTERVAL,
+    LEASE,
+    RECORD_INTERVAL,
+    Claim,
+    Claims,
+    claim_id,
+)
 from services.delivery.domain import Rate
 from services.delivery.store import SQL, Store
 from shared.errors import DeferredError, InfrastructureError
@@ -182,6 +190,37 @@ async def test_finding_c2_many_claims_of_two_processes_never_overlap(
     assert len(claimed) == len(ids)
     assert {claim.id for claim in claimed} == set(ids)
     assert all(isinstance(r, DeferredError) for r in results if isinstance(r, BaseException))
+
+
+async def test_finding_c2_messages_in_a_row_share_their_statements(
+    store_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement for each message would cost as much CPU as the rest of its delivery."""
+    statements = {"claim": 0, "record": 0}
+    claim, record = Store.claim, Store.record
+
+    async def counted_claim(store: Store, *arguments: Any) -> Any:
+        statements["claim"] += 1
+        return await claim(store, *arguments)
+
+    async def counted_record(store: Store, *arguments: Any) -> None:
+        statements["record"] += 1
+        await record(store, *arguments)
+
+    monkeypatch.setattr(Store, "claim", counted_claim)
+    monkeypatch.setattr(Store, "record", counted_record)
+    async with process(store_database) as one:
+        began = time.monotonic()
+
+        async def send(number: int) -> None:
+            await asyncio.sleep(number / 5000)
+            claimed = await one.claims.claim(claim_id("email", uuid4().hex))
+            await one.claims.record(claimed, 0.1, lambda: None)
+
+        await asyncio.gather(*map(send, range(1000)))
+        elapsed = time.monotonic() - began
+    assert statements["claim"] <= elapsed / CLAIM_INTERVAL + 2
+    assert statements["record"] <= elapsed / RECORD_INTERVAL + 2
 
 
 async def test_finding_c2_claiming_and_recording_use_the_index_in_a_growing_table(

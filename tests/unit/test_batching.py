@@ -32,6 +32,24 @@ async def test_items_added_during_a_batch_form_the_next_batches() -> None:
     running.cancel()
 
 
+async def test_items_of_an_interval_form_one_batch() -> None:
+    batches: list[list[int]] = []
+
+    async def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    batcher = Batcher(work, max_size=10, interval=0.5)
+    running = asyncio.create_task(batcher.run())
+    await batcher.add(0)  # the first one does not wait
+    for number in (1, 2, 3):
+        adding = asyncio.create_task(batcher.add(number))
+        await asyncio.sleep(0)
+    await adding
+    assert batches == [[0], [1, 2, 3]]
+    running.cancel()
+
+
 async def test_an_infrastructure_error_is_raised_to_all_callers_and_the_next_batch_works() -> None:
     async def work(items: list[int]) -> list[int]:
         if 0 in items:
