@@ -50,6 +50,7 @@ class Expression:
         Raises:
             ExpressionFailedError: it has no value, or the evaluation took too long.
         """
+        _ENVIRONMENT.meter.restart()
         try:
             with _LIMIT:
                 context = self._template.new_context(dict(values))

@@ -33,7 +33,7 @@ from shared.contracts.context import field_errors, json_text
 from shared.contracts.durations import Duration, seconds
 from shared.contracts.events import Word, Words
 from shared.errors import RingbackError
-from shared.templating.sandbox import MAX_SIZE
+from shared.templating.meter import MAX_SIZE
 
 SHIPPED: Final = resources.files("services.ingestion").joinpath("rules.toml")
 MAX_FAULTS: Final = 10

@@ -26,7 +26,7 @@ class SlowComposer:
         return self.composed * COMPOSE_DURATION
 
 
-async def test_other_tasks_run_between_the_recipients_of_slow_messages() -> None:
+async def test_finding_c11_other_tasks_run_between_the_recipients_of_slow_messages() -> None:
     composer = SlowComposer()
     seen = set()
 

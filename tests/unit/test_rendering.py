@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.mailings.rendering import bound_template
-from services.mailings.rendering.bound_template import MAX_SHAPES, RenderingError
+from services.mailings.rendering import shape
+from services.mailings.rendering.bound_template import RenderingError
 from services.mailings.rendering.loader import InvalidTemplateError
 from services.mailings.rendering.markdown import Document, parse_markdown
 from tests.fakes.rendering import ParsedHtml, bind, rendered
@@ -239,7 +239,7 @@ def test_e5_default_replaces_null_and_missing_values() -> None:
 
 def test_e5_recipients_with_many_shapes_each_get_their_own_message() -> None:
     bound = bind("{% for g in user.genres %}- {{ g }} {{ user.name }}\n{% endfor %}")
-    users = [{"name": f"n{n}", "genres": [f"g{n}"] * (n % 3)} for n in range(3 * MAX_SHAPES)]
+    users = [{"name": f"n{n}", "genres": [f"g{n}"] * (n % 3)} for n in range(200)]
 
     for user in users * 2:
         lines = [f"- {genre} {user['name']}" for genre in user["genres"]]
@@ -276,7 +276,7 @@ def test_e5_markdown_is_converted_once_for_recipients_with_the_same_shape(
         converted.append(markdown)
         return parse_markdown(markdown)
 
-    monkeypatch.setattr(bound_template, "parse_markdown", convert)
+    monkeypatch.setattr(shape, "parse_markdown", convert)
     bound = bind("Hello {{ user.name }}{% if user.vip %}, VIP{% endif %}")
 
     for number in range(10):

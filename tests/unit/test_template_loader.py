@@ -150,7 +150,7 @@ def test_e5_a_file_that_is_not_text_or_too_large_is_rejected(tmp_path: Path) -> 
 
     with pytest.raises(InvalidTemplateError, match=r"x.md line 2: is not valid UTF-8"):
         TemplateLoader(tmp_path).get("email/x.md", "email")
-    with pytest.raises(InvalidTemplateError, match=r"y.md: is larger than 262144 bytes"):
+    with pytest.raises(InvalidTemplateError, match=r"y.md: is larger than 65536 bytes"):
         TemplateLoader(tmp_path).get("email/y.md", "email")
 
 

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final
 
-from jinja2 import Environment, TemplateRuntimeError
+from jinja2 import TemplateRuntimeError
 from jinja2.environment import Template as JinjaTemplate
 
 from services.mailings.rendering.compiler import (
@@ -17,18 +16,11 @@ from services.mailings.rendering.compiler import (
     rendering_variables,
     trial_variables,
 )
-from services.mailings.rendering.formats import FORMATS, Format, Rendered
-from services.mailings.rendering.loader import SHIPPED, InvalidTemplateError, Template
-from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, parse_markdown
-from services.mailings.rendering.placeholder import (
-    PlaceholderText,
-    clean,
-    in_html,
-    in_line,
-    in_text,
-    placeholder,
-)
-from shared.templating.sandbox import TooLargeError
+from services.mailings.rendering.formats import FORMATS, Rendered
+from services.mailings.rendering.loader import InvalidTemplateError, Template
+from services.mailings.rendering.placeholder import clean, placeholder
+from services.mailings.rendering.shape import ShapeCache, convert
+from shared.templating.meter import TooLargeError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 
 # Seconds of CPU time for one message: a hundred times what a large message takes.
@@ -37,13 +29,7 @@ RENDERING_TIMEOUT: Final = 0.5
 MAX_SIZE: Final = 262_144
 # The longest line that RFC 5322 allows.
 MAX_SUBJECT_SIZE: Final = 998
-# A shape of a large message takes 100 kB, so the shapes of a template take a few megabytes.
-MAX_SHAPES: Final = 64
 
-_FRAME: Final = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    SHIPPED.joinpath("frame.html").read_text()
-)
-_EMPTY: Final = PlaceholderText(())
 # Errors whose text contains no value.
 _SAFE_ERRORS: Final = (
     *(OutputError, TimeLimitExceededError, TooLargeError, TemplateRuntimeError),
@@ -59,26 +45,20 @@ class RenderingError(Exception):
     """The message cannot be rendered for this recipient. The text contains no value."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """A converted message with placeholders."""
-
-    subject: PlaceholderText
-    text: PlaceholderText
-    html: PlaceholderText | None
-
-
 class _Output:
-    """Collects the values of one message, and puts placeholders into its texts."""
+    """Collects the values of one message, and puts placeholders into its texts.
+
+    size: characters of the texts and of the values.
+    """
 
     def __init__(self) -> None:
         self.values: list[str] = []
-        self._size = 0
+        self.size = 0
 
     def write(self, value: Any, expression: str) -> str:
         """Keep a value and return its placeholder."""
         text = clean(output_text(value, expression))
-        self._size += len(text)
+        self.size += len(text)
         self.values.append(text)
         return placeholder(len(self.values) - 1)
 
@@ -87,8 +67,8 @@ class _Output:
         pieces = []
         for piece in template.root_render_func(template.new_context(variables, shared=True)):
             pieces.append(piece)
-            self._size += len(piece)
-            if self._size > MAX_SIZE:
+            self.size += len(piece)
+            if self.size > MAX_SIZE:
                 raise _too_large(MAX_SIZE)
         return "".join(pieces)
 
@@ -114,8 +94,9 @@ class BoundTemplate:
         self._context = {**context, "product": product}
         # The cache has no reference to `self`: a cycle would keep the context and the shapes in
         # memory until the garbage collector runs, which is rare.
-        convert = partial(_convert, self._format, is_markdown=is_markdown, product=product)
-        self._shape = lru_cache(MAX_SHAPES)(convert)
+        self._shapes = ShapeCache(
+            partial(convert, self._format, is_markdown=is_markdown, product=product)
+        )
         for name in sorted(RESERVED & context.keys()):
             raise InvalidTemplateError(template.name, f"{name} cannot be set in the context")
         for name, line in self._compiled.required.items():
@@ -149,7 +130,7 @@ class BoundTemplate:
             subject = output.render(self._compiled.subject, variables)
             if unsubscribe_url:
                 unsubscribe = output.write(unsubscribe_url, "unsubscribe_url")
-        shape = self._shape(subject, body, unsubscribe)
+        shape = self._shapes.get((subject, body, unsubscribe), output.size)
         text = shape.text.fill(output.values)
         if shape.html is None:
             return Rendered("", self._checked(_compact(text)), None)
@@ -194,29 +175,6 @@ class BoundTemplate:
         if isinstance(error, _SAFE_ERRORS):
             return InvalidTemplateError(self._name, str(error), line)
         return InvalidTemplateError(self._name, type(error).__name__, line)
-
-
-def _convert(  # noqa: PLR0913 - the first three are bound once, the others are texts of a message
-    format_: Format, subject: str, body: str, unsubscribe: str, *, is_markdown: bool, product: str
-) -> _Shape:
-    """Convert texts with placeholders."""
-    if not is_markdown:
-        return _Shape(_EMPTY, in_line(body), None)
-    document = parse_markdown(body)
-    if not format_.has_html:
-        return _Shape(_EMPTY, in_text(document.text), None)
-    subject = " ".join(subject.split())
-    text = document.text
-    if unsubscribe:
-        text += f"\n\n---\nUnsubscribe{URL_BEGINS}{unsubscribe}{URL_ENDS}"
-    html = _FRAME.render(
-        subject=subject,
-        opening=document.opening,
-        product=product,
-        content=document.html.strip(),
-        unsubscribe=unsubscribe,
-    )
-    return _Shape(in_line(subject), in_text(text + "\n"), in_html(html))
 
 
 def _one_line(text: str) -> str:

@@ -7,6 +7,7 @@ mention the recipient have the value `_truth`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from jinja2 import (
@@ -16,6 +17,7 @@ from jinja2 import (
     Undefined,
     nodes,
     pass_context,
+    pass_environment,
 )
 from jinja2.environment import Template
 from jinja2.meta import find_undeclared_variables
@@ -23,7 +25,8 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import safe_range
 from jinja2.visitor import NodeTransformer
 
-from shared.templating.sandbox import JsonEnvironment, text
+from shared.templating.filters import text
+from shared.templating.sandbox import JsonEnvironment
 
 PER_RECIPIENT: Final = frozenset(("user", "unsubscribe_url"))
 # Variables that every template has. The context of a posting cannot contain them.
@@ -35,6 +38,8 @@ _LOOP: Final = frozenset(
 )
 _STATEMENTS: Final = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.With)
 _OPTIONAL: Final = frozenset(("default", "d", "defined", "undefined"))
+# Jinja nodes of a template: 600 values with conditions. They compile in half a second.
+MAX_NODES: Final = 5_000
 
 
 class OutputError(Exception):
@@ -56,7 +61,8 @@ class _Environment(JsonEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True)
         self.globals["range"] = safe_range
-        self.filters |= {"default": _default, "d": _default, "_output": _output}
+        self.filters |= {"default": _default, "d": _default}
+        self.filters |= {"_output": _output, "_counted": _counted}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext) and attribute in _LOOP:
@@ -88,6 +94,12 @@ def _default(value: Any, instead: Any = "", boolean: bool = False) -> Any:  # no
 def _output(context: Context, value: Any, expression: str) -> str:
     write: Write = context.parent["_write"]
     return write(value, expression)
+
+
+@pass_environment
+def _counted(environment: "_Environment", value: Any) -> Any:
+    environment.meter.count_value(value)
+    return value
 
 
 _ENVIRONMENT: Final = _Environment()
@@ -126,6 +138,7 @@ def compile_template(subject: str, body: str) -> CompiledTemplate:
     used: dict[str, int] = {}
     optional: set[str] = set()
     for tree in trees:
+        _check_size(tree)
         _check(tree)
         names = find_undeclared_variables(tree) - RESERVED - set(_ENVIRONMENT.globals)
         for name in tree.find_all(nodes.Name):
@@ -150,7 +163,8 @@ def compile_template(subject: str, body: str) -> CompiledTemplate:
 def rendering_variables(
     context: Mapping[str, Any], *, write: Write, recipient: Any, unsubscribe_url: Any
 ) -> dict[str, Any]:
-    """Return all variables for rendering to a recipient."""
+    """Return all variables for rendering to a recipient, whose memory is counted from here."""
+    _ENVIRONMENT.meter.restart()
     return {
         **_ENVIRONMENT.globals,
         **context,
@@ -189,6 +203,11 @@ def output_text(value: Any, expression: str) -> str:
     raise OutputError(f"{expression} is a list or an object and cannot be part of a text")
 
 
+def _check_size(tree: nodes.Template) -> None:
+    for node in islice(tree.find_all(nodes.Node), MAX_NODES, None):
+        raise TemplateSyntaxError("has too many values and tags from here", node.lineno)
+
+
 def _check(tree: nodes.Template) -> None:
     for node in tree.find_all(nodes.Node):
         if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
@@ -224,6 +243,27 @@ class _Transformer(NodeTransformer):
         """Replace `~` by the filter `join`, which has a size limit."""
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes, lineno=node.lineno), "join")
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802 - as above
+        return self._counted(node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802 - as above
+        return self._counted(node) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802 - as above
+        return self._counted(node)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - as above
+        if isinstance(node.arg, nodes.Slice):
+            return self._counted(node)
+        return self.generic_visit(node)
+
+    def _counted(self, node: nodes.Expr) -> nodes.Expr:
+        """Count a value that the template creates, unless it contains only constants."""
+        if not any(node.find_all((nodes.Name, nodes.Filter, nodes.Call))):
+            return node
+        self.generic_visit(node)
+        return _filter(node, "_counted")
 
     def visit_Output(self, node: nodes.Output) -> list[nodes.Output]:  # noqa: N802 - as above
         """Write each part on its own, so that an error has the right line."""
