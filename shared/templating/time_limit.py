@@ -4,6 +4,9 @@ import signal
 from types import FrameType
 from typing import Final
 
+# Seconds of CPU time between two interruptions of a block that goes on.
+_REPEAT_INTERVAL: Final = 0.05
+
 
 class TimeLimitExceededError(Exception):
     """The time limit is exceeded."""
@@ -26,7 +29,8 @@ class TimeLimit:
         if signal.getsignal(signal.SIGVTALRM) is not _interrupt:
             signal.signal(signal.SIGVTALRM, _interrupt)
         _active_limit = self._seconds
-        signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds)
+        # It repeats, because Python ignores an exception in a destructor or a callback.
+        signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, _REPEAT_INTERVAL)
 
     def __exit__(self, *_: object) -> None:
         global _active_limit  # noqa: PLW0603 - as above
@@ -37,6 +41,7 @@ class TimeLimit:
 _active_limit: float | None = None
 
 
-def _interrupt(_: int, __: FrameType | None) -> None:
-    if _active_limit is not None:
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    is_ending = frame is not None and frame.f_code is TimeLimit.__exit__.__code__
+    if _active_limit is not None and not is_ending:
         raise TimeLimitExceededError(f"takes longer than {_active_limit:g} s")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import pytest
 from services.ingestion.expressions import ExpressionFailedError, compile_condition
 from services.mailings.rendering.bound_template import RenderingError
 from services.mailings.rendering.loader import InvalidTemplateError
+from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 from tests.fakes.rendering import bind
 
 # Bytes by which the memory of the process may grow. Its limit for created values is 32 MiB.
@@ -137,6 +139,28 @@ def test_finding_c10_a_bomb_in_a_rule_ends_with_an_error(condition: str) -> None
             expression.evaluate({"x": {"a": ["я" * 4_000] * 200}})
 
     assert growth(evaluate) < MAX_GROWTH
+
+
+@pytest.mark.parametrize("piece", ["*a*", "- a\n", "[a](b)", "> a\n\n", "`a` "])
+def test_finding_c10_the_longest_markdown_takes_little_memory(piece: str) -> None:
+    bound = bind("{% for i in range(user.n) %}" + piece + "{% endfor %}")
+
+    def render() -> None:
+        with suppress(RenderingError):  # a slow machine may need more than the time limit
+            bound.render({"n": 99_999 // len(piece)}, unsubscribe_url=None)
+
+    assert growth(render) < MAX_GROWTH
+
+
+def test_finding_c10_a_time_limit_holds_although_its_first_exception_is_ignored() -> None:
+    def work() -> None:
+        while True:
+            pass
+
+    with pytest.raises(TimeLimitExceededError), TimeLimit(0.02):  # noqa: PT012 - the first work ends
+        with suppress(TimeLimitExceededError):
+            work()
+        work()
 
 
 def test_finding_c10_the_memory_is_counted_for_each_message() -> None:

@@ -27,6 +27,8 @@ from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 RENDERING_TIMEOUT: Final = 0.5
 # Characters that a template may write, values included.
 MAX_SIZE: Final = 262_144
+# Characters of the Markdown of a message, without values: its conversion takes up to 36 MB.
+MAX_MARKDOWN_SIZE: Final = 100_000
 # The longest line that RFC 5322 allows.
 MAX_SUBJECT_SIZE: Final = 998
 
@@ -130,6 +132,8 @@ class BoundTemplate:
             subject = output.render(self._compiled.subject, variables)
             if unsubscribe_url:
                 unsubscribe = output.write(unsubscribe_url, "unsubscribe_url")
+        if len(body) > MAX_MARKDOWN_SIZE:
+            raise OutputError(f"the Markdown is longer than {MAX_MARKDOWN_SIZE} characters")
         shape = self._shapes.get((subject, body, unsubscribe), output.size)
         text = shape.text.fill(output.values)
         if shape.html is None:
