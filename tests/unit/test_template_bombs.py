@@ -14,6 +14,9 @@ from services.mailings.rendering.loader import InvalidTemplateError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 from tests.fakes.rendering import bind
 
+# The time limit may interrupt a callback of the garbage collector, such as the one of Hypothesis.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 # Bytes by which the memory of the process may grow. Its limit for created values is 32 MiB.
 MAX_GROWTH: Final = 50 << 20
 # Seconds of CPU time: three runs of at most 0.5 s each, parsing, and a lot of room.
