@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
     "migrate": "Apply the database migrations.",
     "secrets": "Encrypt stored secrets with a new key.",
+    "keys": "Create and show the keys that sign Ringback's service tickets.",
     "ticket": "Print a service ticket, for development.",
     "doctor": "Check settings, broker, topology, database, migrations and clocks.",
     "config": "Print an example configuration.",

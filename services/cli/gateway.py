@@ -13,6 +13,7 @@ from services.cli.output import echo
 from services.gateway.settings import GatewaySettings
 from shared.process.configuration import configured_table
 from shared.process.logs import printable
+from shared.security.settings import SecuritySettings
 from shared.settings import connectable_host
 
 # Seconds. The gateway itself waits ten seconds for a service.
@@ -37,7 +38,9 @@ class Gateway:
             if base.scheme not in ("http", "https") or not base.host:
                 raise click.BadParameter("must look like http://127.0.0.1:8080", param_hint="--url")
         self._base = str(base).rstrip("/")
-        self._headers = {} if ticket is None else {"X-Service-Ticket": ticket}
+        self._headers = (
+            {} if ticket is None else {configured_table(SecuritySettings).ticket_header: ticket}
+        )
 
     async def request(self, method: str, path: str, **request: Any) -> Any:
         """Send a request and return the JSON of the response.

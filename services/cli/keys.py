@@ -1,6 +1,7 @@
-"""Development keys: `ringback up` creates them once if none are configured."""
+"""`ringback keys`: keys of service tickets. Also the keys for development of `ringback up`."""
 
 import base64
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -8,20 +9,65 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import click
+
+from services.cli.output import echo
+from shared.process.configuration import configured_table
 from shared.security.encryption import KEY_BYTES
+from shared.security.jwks import new_signing_key, published_jwks, signing_keys
 from shared.security.settings import SecuritySettings
 from shared.settings import variable_of
 
 _CREATE: Final[dict[str, Callable[[], str]]] = {
+    "ticket_signing_key": new_signing_key,
     "ticket_key": lambda: secrets.token_urlsafe(KEY_BYTES),
     "secrets_key": lambda: base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode(),
 }
 
 
+@click.group
+def keys() -> None:
+    """Create and show the keys that sign Ringback's service tickets."""
+
+
+@keys.command
+def new() -> None:
+    """Print a new Ed25519 key for RINGBACK_TICKET_SIGNING_KEY, as a JWK.
+
+    \b
+    Example:
+      ringback keys new > signing-key.json
+      export RINGBACK_TICKET_SIGNING_KEY="$(cat signing-key.json)"
+    """
+    echo(new_signing_key())
+
+
+@keys.command
+def jwks() -> None:
+    """Print the public parts of RINGBACK_TICKET_SIGNING_KEY, as a JWKS.
+
+    The gateway publishes them at /.well-known/jwks.json. Receivers verify the tickets of
+    notifications with them.
+
+    \b
+    Example:
+      ringback keys jwks > jwks.json
+    """
+    key = configured_table(SecuritySettings).ticket_signing_key
+    if key is None:
+        raise click.ClickException(
+            "Cannot show the public keys: RINGBACK_TICKET_SIGNING_KEY is not set. Create a key with"
+            " `ringback keys new`."
+        )
+    echo(json.dumps(published_jwks(signing_keys(key.get_secret_value()))))
+
+
 def development_keys(settings: SecuritySettings, directory: Path) -> dict[str, str]:
     """Return the variables of the keys that are not configured, from files in `directory`."""
+    no_ticket_key = settings.ticket_key is None and settings.ticket_jwks_file is None
     missing = {
-        "ticket_key": settings.ticket_key is None and settings.ticket_jwks_file is None,
+        "ticket_signing_key": no_ticket_key and settings.ticket_signing_key is None,
+        "ticket_key": no_ticket_key,
         "secrets_key": settings.secrets_key is None,
     }
     return {

@@ -10,6 +10,7 @@ from services.cli.output import echo
 from shared.clock import rfc3339
 from shared.errors import PermanentError
 from shared.process.configuration import configured_table
+from shared.security.jwks import shared_key
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import TicketIssuer
 
@@ -39,7 +40,7 @@ def ticket(client_id: str, *, expires_in: float, as_json: bool) -> None:
     key = settings.ticket_key.get_secret_value() if settings.ticket_key else _development_key()
 
     try:
-        signed = TicketIssuer(key).issue(client_id, lifetime=expires_in)
+        signed = TicketIssuer(shared_key(key)).issue(client_id, lifetime=expires_in)
     except PermanentError as error:
         raise click.ClickException(str(error)) from None
     expires_at = rfc3339(time.time() + expires_in)

@@ -12,14 +12,14 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from services.gateway.api import docs_page
+from services.gateway.api import docs_page, jwks
 from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
 from services.gateway.middleware import middleware
 from services.gateway.parsing import QUERY, parse_query
 from services.gateway.rate_limit import RateLimiter
 from services.gateway.readiness import keep_publishing, watch_scheduler
-from services.gateway.routes import ABOUT, all_routes
+from services.gateway.routes import about, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
@@ -55,8 +55,9 @@ async def start(process: Process) -> None:
         health=process.health,
     )
     process.health.expect(PING.service)
+    security = load(SecuritySettings)
     authenticator = Authenticator(
-        TicketVerifier.of(load(SecuritySettings)), anonymous=settings.anonymous
+        TicketVerifier.of(security), header=security.ticket_header, anonymous=settings.anonymous
     )
     deps = Dependencies(
         ServiceClient(rpc_client, timeout=settings.request_timeout), publisher, settings
@@ -68,7 +69,9 @@ async def start(process: Process) -> None:
         on_path = [route for route in routes if route.path == path]
         app.add_routes(_bound(route, admit, deps) for route in on_path)
         app.add_routes([_other_methods(path, {route.method for route in on_path})])
-    app.add_routes(docs_page.routes(document(routes, ABOUT), asyncapi(declared)))
+    openapi = document(routes, about(security.ticket_header))
+    app.add_routes(docs_page.routes(openapi, asyncapi(declared)))
+    app.add_routes(jwks.routes(security))
     add_routes(
         app,
         ready=lambda: (process.health.ready, process.health.report()),

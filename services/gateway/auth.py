@@ -12,16 +12,20 @@ from shared.contracts.headers import traceparent
 from shared.http.problem import ProblemError
 from shared.security.tickets import InvalidTicketError, TicketVerifier
 
-TICKET: Final = istr("X-Service-Ticket")
 AUTHORIZATION: Final = istr("Authorization")
 _CHALLENGE: Final = 'Bearer realm="ringback"'
 
 
 class Authenticator:
-    """Authenticates requests; `anonymous` is whether requests without a ticket are accepted."""
+    """Authenticates requests.
 
-    def __init__(self, verifier: TicketVerifier, *, anonymous: bool) -> None:
+    header: the name of the header with a ticket.
+    anonymous: whether requests without a ticket are accepted.
+    """
+
+    def __init__(self, verifier: TicketVerifier, *, header: str, anonymous: bool) -> None:
         self._verifier = verifier
+        self._header = istr(header)
         self._anonymous = anonymous
 
     def authenticate(self, request: web.Request) -> RequestContext:
@@ -32,7 +36,7 @@ class Authenticator:
         """
         headers = request.headers
         trace = traceparent(headers)
-        tickets = headers.getall(TICKET, ()) if TICKET in headers else ()
+        tickets = headers.getall(self._header, ()) if self._header in headers else ()
         if AUTHORIZATION in headers:
             tickets = (*tickets, *map(_bearer, headers.getall(AUTHORIZATION)))
         if not tickets:
@@ -40,7 +44,7 @@ class Authenticator:
                 return RequestContext(None, trace)
             # RFC 6750: the challenge to a request without credentials has no error code.
             raise _unauthorized(
-                "A service ticket is required. Send it in the header X-Service-Ticket.", _CHALLENGE
+                f"A service ticket is required. Send it in the header {self._header}.", _CHALLENGE
             )
         if len(tickets) > 1:
             raise _invalid("The request has more than one service ticket.")

@@ -62,6 +62,7 @@ async def start(process: Process) -> None:
 
     Raises:
         MissingSecretsKeyError: the key that encrypts secrets is not configured.
+        PublicSigningKeyError: the first key that signs tickets is public.
     """
     settings = load(SchedulerSettings)
     security = load(SecuritySettings)
@@ -71,8 +72,8 @@ async def start(process: Process) -> None:
             " encrypted. Create a key with `openssl rand -base64 32`."
         )
     cipher = SecretCipher.of(security.secrets_key.get_secret_value())
-    key, verifier = security.ticket_key, TicketVerifier.of(security)
-    issuer = TicketIssuer(key.get_secret_value()) if key else None
+    verifier, issuer = TicketVerifier.of(security), TicketIssuer.of(security)
+    ticket_header = security.ticket_header
     name = f"ringback scheduler {socket.gethostname()}"
     url, health = process.settings.amqp_url, process.health
     declared = topology(process.settings.queue_type).only(
@@ -96,7 +97,7 @@ async def start(process: Process) -> None:
     leases, changes, skew = LeaseExtender(store), ChangeWriter(store, facts), ClockSkew()
     dispatcher = Dispatcher(
         store,
-        NotificationPublisher(publisher, amqp, cipher, issuer, skew),
+        NotificationPublisher(publisher, amqp, cipher, issuer, skew, ticket_header=ticket_header),
         changes,
         leases,
         clock,
@@ -113,6 +114,7 @@ async def start(process: Process) -> None:
         lease=settings.lease,
         amqp_exchanges=settings.amqp_exchanges,
         max_message_bytes=settings.max_message_bytes,
+        ticket_header=ticket_header,
     )
     operations = Operations(store, changes, clock, dispatcher.wake_at)
     settler = Settler(
@@ -140,7 +142,13 @@ async def start(process: Process) -> None:
         ConsumerSpec(
             queue=SCHEDULES,
             parse=partial(handlers.parse_command, max_bytes=settings.max_message_bytes),
-            handle=Handler(intake, operations, verifier, anonymous=settings.anonymous).handle,
+            handle=Handler(
+                intake,
+                operations,
+                verifier,
+                anonymous=settings.anonymous,
+                ticket_header=ticket_header,
+            ).handle,
             report=handlers.report,
         )
     )

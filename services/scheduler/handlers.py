@@ -17,7 +17,6 @@ from shared.contracts.schedules import (
     CANCEL_CALLBACK,
     RESCHEDULE_CALLBACK,
     SCHEDULE_CALLBACK,
-    TICKET_HEADER,
     CancelCallback,
     RescheduleCallback,
     ScheduleCallback,
@@ -55,12 +54,19 @@ class Handler:
     """Executes commands."""
 
     def __init__(
-        self, intake: Intake, operations: Operations, verifier: TicketVerifier, *, anonymous: bool
+        self,
+        intake: Intake,
+        operations: Operations,
+        verifier: TicketVerifier,
+        *,
+        anonymous: bool,
+        ticket_header: str,
     ) -> None:
         self._intake = intake
         self._operations = operations
         self._verifier = verifier
         self._anonymous = anonymous
+        self._ticket_header = ticket_header
 
     async def handle(self, message: Message, command: Command) -> None:
         """Execute a command; the result is committed on return.
@@ -97,11 +103,13 @@ class Handler:
         headers = {
             name.lower(): value for name, value in (message.properties.headers or {}).items()
         }
-        ticket = headers.get(TICKET_HEADER.lower())
+        ticket = headers.get(self._ticket_header.lower())
         if ticket is not None:
             return self._verifier.verify(ticket if isinstance(ticket, str) else "")
         if not self._anonymous:
-            raise PermanentError(f"a service ticket is required in the header {TICKET_HEADER}")
+            raise PermanentError(
+                f"a service ticket is required in the header {self._ticket_header}"
+            )
         return ANONYMOUS
 
     async def _create(self, command: ScheduleCallback, client_id: str, message: Message) -> None:

@@ -85,6 +85,7 @@ class Intake:
         lease: float,
         amqp_exchanges: Collection[str],
         max_message_bytes: int,
+        ticket_header: str,
     ) -> None:
         self._store = store
         self._cipher = cipher
@@ -94,6 +95,7 @@ class Intake:
         self._lease = lease
         self._exchanges = amqp_exchanges
         self._max_message_bytes = max_message_bytes
+        self._ticket_header = ticket_header
         self._batches: Batcher[NewCallback, CreateResult | InfrastructureError] = Batcher(
             self._insert, max_size=batch
         )
@@ -160,6 +162,9 @@ class Intake:
                     message="is not one of the allowed exchanges (amqp_exchanges)",
                 )
             )
+        if any(n.lower() == self._ticket_header.lower() for n in command.notify_scheme.headers):
+            message = f"{self._ticket_header} is reserved for Ringback's own ticket"
+            errors.append(FieldError(field="notify_scheme.headers", message=message))
         parts = content(command, client_id, self._cipher.encrypt)
         if not fits(parts, command, self._max_message_bytes):
             message = f"the notification would exceed {self._max_message_bytes} bytes"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from services.scheduler.domain import QUICK_DELAYS
 from shared.contracts.context import json_text
-from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, TICKET_HEADER, ScheduleCallback
+from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, ScheduleCallback
 
 NOTIFICATION: Final = "Notification"
 # Formats that SendCallback knows; it sends every other payload as JSON.
@@ -125,12 +125,18 @@ def payload(parts: Content, dispatch: Dispatch) -> str:
     return ",".join(pieces) + "}"
 
 
-def send_callback(message: str, parts: Content, dispatch: Dispatch, *, ticket: str | None) -> bytes:
-    """Return the body of a SendCallback; `message` is the decrypted one of its parts."""
+def send_callback(
+    message: str, parts: Content, dispatch: Dispatch, *, ticket: tuple[str, str] | None
+) -> bytes:
+    """Return the body of a SendCallback.
+
+    message: the decrypted message of its parts.
+    ticket: the name and the value of the header with Ringback's ticket.
+    """
     header = ""
     if ticket is not None:
         separator = "" if message.endswith("{") else ","
-        header = f'{separator}"{TICKET_HEADER}":"{ticket}"'
+        header = f'{separator}"{ticket[0]}":"{ticket[1]}"'
     return (
         f'{message}{header}}},"id":"{dispatch.callback_id}","expires_at":"{dispatch.expires_at}",'
         f'"payload":{payload(parts, dispatch)}}}'

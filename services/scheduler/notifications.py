@@ -30,19 +30,22 @@ class NotificationPublisher:
     It is None if no exchange is allowed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         publisher: Publisher,
         amqp: Publisher | None,
         cipher: SecretCipher,
         issuer: TicketIssuer | None,
         skew: ClockSkew,
+        *,
+        ticket_header: str,
     ) -> None:
         self._publisher = publisher
         self._amqp = amqp
         self._cipher = cipher
         self._issuer = issuer
         self._skew = skew
+        self._ticket_header = ticket_header
 
     async def ready(self) -> None:
         """Wait until the broker accepts messages."""
@@ -102,6 +105,6 @@ class NotificationPublisher:
         message = self._cipher.decrypt(content.message or b"").decode()
         ticket = None
         if callback.client_id and self._issuer:
-            ticket = self._issuer.own(callback.client_id)
+            ticket = self._ticket_header, self._issuer.own(callback.client_id)
         body = send_callback(message, content, dispatch, ticket=ticket)
         return self._publisher.publish(OutgoingMessage(CALLBACKS, properties, body))

@@ -1,18 +1,48 @@
 """The settings of service tickets and of encryption, for the services that use them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
 from shared.security.encryption import parse_keys
-from shared.security.jwks import public_keys
+from shared.security.jwks import public_keys, signing_keys
 from shared.settings import EMPTY_IS_NONE, TableSettings
+
+# Beginnings of headers that requests or notifications use for something else, in lower case.
+_RESERVED_HEADERS: Final = (
+    "authorization",
+    "connection",
+    "content-",
+    "host",
+    "transfer-encoding",
+    "user-agent",
+    "webhook-",
+    "x-ringback-",
+    "x-signature",
+)
+# RFC 8410, 10.3: not secret.
+_EXAMPLE_KEY: Final = (
+    "-----BEGIN PRIVATE KEY-----\n"
+    "MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n"
+    "-----END PRIVATE KEY-----"
+)
 
 
 def _ticket_key(value: SecretStr) -> SecretStr:
-    if value.get_secret_value().startswith(("-----BEGIN ", "ssh-")):
+    if value.get_secret_value().startswith(("-----BEGIN ", "ssh-", "{")):
         raise ValueError("must be a secret that both sides know; put public keys into a JWKS file")
+    return value
+
+
+def _signing_key(value: SecretStr) -> SecretStr:
+    signing_keys(value.get_secret_value())
+    return value
+
+
+def _header_name(value: str) -> str:
+    if value.lower().startswith(_RESERVED_HEADERS):
+        raise ValueError("is a header with another meaning")
     return value
 
 
@@ -34,10 +64,27 @@ class SecuritySettings(TableSettings, env_prefix="RINGBACK_SECURITY_"):
     ] = Field(
         default=None,
         validation_alias="RINGBACK_TICKET_KEY",
-        description="Key that verifies clients' service tickets and signs Ringback's own (HS256),"
-        " at"
-        " least 32 random characters.",
+        description="Key that verifies clients' service tickets (HS256), at least 32 random"
+        " characters. Without RINGBACK_TICKET_SIGNING_KEY, it also signs Ringback's own.",
         examples=["a-secret-of-32-random-characters"],
+    )
+    ticket_signing_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_signing_key)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        validation_alias="RINGBACK_TICKET_SIGNING_KEY",
+        description="Ed25519 or RSA keys as PEM, JWK or JWKS (`ringback keys new`). The first signs"
+        " Ringback's tickets; the public parts of all are at /.well-known/jwks.json.",
+        examples=[_EXAMPLE_KEY],
+    )
+    ticket_header: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9-]{1,64}$"),
+        AfterValidator(_header_name),
+    ] = Field(
+        default="X-Service-Ticket",
+        validation_alias="RINGBACK_TICKET_HEADER",
+        description="Header of service tickets, in requests, AMQP messages and notifications.",
     )
     ticket_jwks_file: Annotated[
         Annotated[Path, AfterValidator(_jwks_file)] | None, EMPTY_IS_NONE

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
-from joserfc.jwk import Key, KeySet, OctKey
+from joserfc.jwk import Key, KeySet
 
 from shared.clock import Clock, SystemClock
-from shared.errors import PermanentError
-from shared.security.jwks import ALGORITHMS, public_keys
+from shared.errors import PermanentError, RingbackError
+from shared.security.jwks import ALGORITHMS, public_keys, shared_key, signature_of, signing_keys
 from shared.security.settings import SecuritySettings
 
 AUDIENCE: Final = "ringback"
@@ -38,6 +38,12 @@ class InvalidTicketError(PermanentError):
     """The ticket is not valid. The text says why, without the ticket."""
 
 
+class PublicSigningKeyError(RingbackError):
+    """The key that must sign is public."""
+
+    exit_code = 2
+
+
 class TicketVerifier:
     """Checks clients' tickets with an HS256 key, a set of public keys, or both.
 
@@ -47,7 +53,7 @@ class TicketVerifier:
     def __init__(
         self, key: str | None, public: KeySet | None = None, *, clock: Clock | None = None
     ) -> None:
-        self._keys = ([_secret_key(key)] if key else []) + list(public or ())
+        self._keys = ([shared_key(key)] if key else []) + list(public or ())
         self._clock = clock or SystemClock()
 
     @classmethod
@@ -99,12 +105,32 @@ class TicketVerifier:
 
 
 class TicketIssuer:
-    """Signs tickets with the HS256 key: Ringback's own, and clients' tickets for development."""
+    """Signs Ringback's own tickets, and clients' tickets for development."""
 
-    def __init__(self, key: str, *, clock: Clock | None = None) -> None:
-        self._key = _secret_key(key)
+    def __init__(self, key: Key, *, clock: Clock | None = None) -> None:
+        self._key = key
+        self._header = {"alg": signature_of(key)} | ({"kid": key.kid} if key.kid else {})
         self._clock = clock or SystemClock()
         self._own: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: SecuritySettings) -> "TicketIssuer | None":
+        """Return the issuer for `ticket_signing_key`, otherwise for `ticket_key`, if one is set.
+
+        Raises:
+            PublicSigningKeyError: the first signing key is public.
+        """
+        if settings.ticket_signing_key is not None:
+            key = signing_keys(settings.ticket_signing_key.get_secret_value())[0]
+            if not key.is_private:
+                raise PublicSigningKeyError(
+                    "Cannot sign tickets: the first key in RINGBACK_TICKET_SIGNING_KEY is public."
+                    " Put the private key first."
+                )
+            return cls(key)
+        if settings.ticket_key is not None:
+            return cls(shared_key(settings.ticket_key.get_secret_value()))
+        return None
 
     def issue(self, client: str, *, lifetime: float) -> str:
         """Return a ticket of this client, valid for `lifetime` seconds.
@@ -129,7 +155,11 @@ class TicketIssuer:
     def _sign(self, claims: dict[str, Any], lifetime: float) -> str:
         now = self._clock.now()
         times = {"iat": int(now), "exp": math.ceil(now + lifetime)}
-        return jwt.encode({"alg": "HS256"}, claims | times, self._key, algorithms=["HS256"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SecurityWarning)  # see `TicketVerifier.verify`
+            return jwt.encode(
+                self._header, claims | times, self._key, algorithms=[self._header["alg"]]
+            )
 
 
 def client_id(value: Any) -> str:
@@ -148,12 +178,6 @@ def client_id(value: Any) -> str:
             " no control characters"
         )
     return value
-
-
-def _secret_key(key: str) -> OctKey:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SecurityWarning)  # `ringback doctor` reports a short key
-        return OctKey.import_key(key)
 
 
 def _timestamp(claims: dict[str, Any], name: str) -> float:

@@ -13,7 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
 from services.gateway import examples
-from services.gateway.routes import ABOUT, all_routes
+from services.gateway.routes import about, all_routes
 from services.sandbox.movies import Catalogue
 from services.sandbox.users import Directory
 from shared.contracts.events import Event
@@ -23,7 +23,7 @@ from shared.contracts.schedules import ScheduleCallback
 from shared.http.openapi import Body, document
 
 URL = "https://example.com/webhook"
-DOCUMENT = document(all_routes(URL), ABOUT)
+DOCUMENT = document(all_routes(URL), about("X-Service-Ticket"))
 OPERATIONS = [
     (path, method, operation)
     for path, methods in DOCUMENT["paths"].items()
@@ -100,7 +100,9 @@ def test_a_property_may_be_named_default() -> None:
         default: str = "first"
 
     route = next(route for route in all_routes(URL) if route.operation_id == "create_callback")
-    schemas = document([replace(route, body=Body(Choice))], ABOUT)["components"]["schemas"]
+    schemas = document([replace(route, body=Body(Choice))], about("X-Service-Ticket"))[
+        "components"
+    ]["schemas"]
     assert schemas["Choice"]["properties"]["default"]["description"] == 'Default: `"first"`.'
     stop = DOCUMENT["components"]["schemas"]["RetryParams"]["properties"]["stop_after_delay"]
     assert stop["description"].endswith("Default: `432000.0`.")

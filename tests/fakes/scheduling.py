@@ -39,6 +39,7 @@ from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
 from shared.security.encryption import SecretCipher
+from shared.security.jwks import shared_key
 from shared.security.tickets import TicketIssuer
 
 SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
@@ -82,7 +83,14 @@ class ListBroker:
 class Scheduler:
     """A scheduler that the test moves step by step."""
 
-    def __init__(self, database: Database, *, keys: str = SECRETS_KEY, **settings: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        keys: str = SECRETS_KEY,
+        ticket_header: str = "X-Service-Ticket",
+        **settings: Any,
+    ) -> None:
         given = {"lease": 60.0, "batch": 500, "poll": 2.0} | settings
         self.database = database
         self.store = Store(database)
@@ -90,14 +98,16 @@ class Scheduler:
         self.broker = ListBroker()
         self.clock = DatabaseClock()
         self.cipher = SecretCipher.of(keys)
-        self.issuer = TicketIssuer(TICKET_KEY)
+        self.issuer = TicketIssuer(shared_key(TICKET_KEY))
         broker: Any = self.broker
         facts, skew = FactPublisher(broker), ClockSkew()
         self.changes = ChangeWriter(self.store, facts)
         self.leases = LeaseExtender(self.store)
         self.dispatcher = Dispatcher(
             self.store,
-            NotificationPublisher(broker, broker, self.cipher, self.issuer, skew),
+            NotificationPublisher(
+                broker, broker, self.cipher, self.issuer, skew, ticket_header=ticket_header
+            ),
             self.changes,
             self.leases,
             self.clock,
@@ -114,6 +124,7 @@ class Scheduler:
             lease=given["lease"],
             amqp_exchanges=(ALLOWED_EXCHANGE,),
             max_message_bytes=1_048_576,
+            ticket_header=ticket_header,
         )
         self.operations = Operations(self.store, self.changes, self.clock, self.dispatcher.wake_at)
         self.settler = Settler(

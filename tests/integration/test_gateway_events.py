@@ -155,17 +155,30 @@ async def test_finding_d5_row_15_and_33_rejected_requests_publish_nothing(
     assert await next_event(events) is None
 
 
+# S9
+async def test_finding_c15_a_ticket_publishes_events_of_its_own_service_only(
+    call: Caller, events: AbstractQueue
+) -> None:
+    response = await call.as_client("shop")("POST", "/v1/events", EVENT)
+    assert response.problem(403)["errors"] == [
+        {"field": "from_service", "message": "must be the ticket's client id"}
+    ]
+    assert await next_event(events) is None
+    assert (await call.as_client("auth")("POST", "/v1/events", EVENT)).status == 202
+    assert await next_event(events)
+
+
 async def test_the_log_line_has_the_id_of_the_event_and_none_of_its_details(
     call: Caller, events: AbstractQueue, gateway_service: Service
 ) -> None:
     body = EVENT | {"details": {"token": "details-canary"}, "event_id": "logged-7"}
-    caller = call.as_client("shop")
+    caller = call.as_client("auth")
     assert (await caller("POST", "/v1/events", body, traceparent="nonsense")).status == 202
     message = await next_event(events)
     assert message
     assert "traceparent" not in message.headers
     [line] = await until(lambda: gateway_service.logged("http request", event_id="logged-7"))
-    assert (line["client_id"], line["route"], line["status"]) == ("shop", "/v1/events", 202)
+    assert (line["client_id"], line["route"], line["status"]) == ("auth", "/v1/events", 202)
     assert "canary" not in gateway_service.output
 
 

@@ -14,7 +14,7 @@ from requests import Response
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation.stateful import run_state_machine_as_test
 
-from services.gateway.routes import ABOUT, all_routes
+from services.gateway.routes import about, all_routes
 from shared.contracts.events import Event
 from shared.contracts.postings import Posting
 from shared.contracts.schedule_requests import RetryCallbacks
@@ -23,7 +23,9 @@ from shared.http.openapi import document
 from tests.fakes.gateway import base_url
 from tests.fakes.system import fresh_database, system
 
-API = schemathesis.openapi.from_dict(document(all_routes("https://example.com"), ABOUT))
+API = schemathesis.openapi.from_dict(
+    document(all_routes("https://example.com"), about("X-Service-Ticket"))
+)
 SERVICES = ("scheduler", "callback", "mailings")
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 # The contracts of bodies. They have rules about several fields, which JSON Schema does not state.

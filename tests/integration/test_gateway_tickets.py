@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from shared.security.jwks import new_signing_key, published_jwks, signing_keys
 from tests.fakes.gateway import Caller, Response, base_url, calling, gateway, ticket
 from tests.fakes.scheduler import FakeScheduler, fake_scheduler
 from tests.fakes.service import Service
@@ -183,3 +184,35 @@ async def test_s9_a_setting_rejects_anonymous_requests(
             assert "error=" not in response.headers["WWW-Authenticate"]
             assert (await call.as_client("shop")("GET", "/v1/callbacks")).status == 200
             assert (await call("GET", "/docs/")).status == 200
+
+
+# S9
+async def test_finding_a15_the_public_keys_are_published_and_the_ticket_header_is_a_setting(
+    shared_amqp_url: str, scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    key = new_signing_key()
+    settings = {
+        "RINGBACK_GATEWAY_ANONYMOUS": "false",
+        "RINGBACK_TICKET_SIGNING_KEY": key,
+        "RINGBACK_TICKET_HEADER": "X-Ya-Service-Ticket",
+    }
+    with gateway(tmp_path_factory.mktemp("signing"), shared_amqp_url, settings) as service:
+        await service.ready()
+        async with calling(await base_url(service)) as call:
+            response = await call("GET", "/.well-known/jwks.json")
+            assert response.status == 200
+            assert response.headers["Cache-Control"] == "public, max-age=300"
+            assert response.json == published_jwks(signing_keys(key))
+            assert json.loads(key)["d"] not in response.text
+            call_with = {"X_Ya_Service_Ticket": ticket("shop")}
+            assert (await call("POST", "/v1/callbacks", CALLBACK, **call_with)).status == 201
+            assert scheduler.requests[-1][1] == "shop"
+            without = await call("GET", "/v1/callbacks", X_Service_Ticket=ticket("shop"))
+            assert "in the header X-Ya-Service-Ticket" in rejected(without)
+            schemes = (await call("GET", "/openapi.json")).json["components"]["securitySchemes"]
+            assert schemes["ticket"]["name"] == "X-Ya-Service-Ticket"
+
+
+async def test_without_a_signing_key_no_key_is_published(call: Caller) -> None:
+    assert (await call("GET", "/.well-known/jwks.json")).json == {"keys": []}
+    assert (await call("POST", "/.well-known/jwks.json", {})).status == 405

@@ -16,6 +16,7 @@ from shared.amqp.rpc_client import RpcClient
 from shared.contracts.requests import Failure
 from shared.contracts.schedules import callback_id_of_message
 from shared.process.health import Health
+from shared.security.jwks import shared_key
 from shared.security.tickets import TicketIssuer
 from tests.fakes.broker_client import SECRET
 from tests.fakes.callback_service import Arrival, FakeCallbackService, fake_callback_service
@@ -203,7 +204,7 @@ async def test_unknown_types_and_unknown_callbacks_are_dead_lettered(
 async def test_s9_the_ticket_is_read_from_a_header(
     callbacks: FakeCallbackService, requester: RpcClient
 ) -> None:
-    ticket = TicketIssuer(TICKET_KEY).issue("shop", lifetime=60)
+    ticket = TicketIssuer(shared_key(TICKET_KEY)).issue("shop", lifetime=60)
     message_id = await callbacks.send(
         {"url": URL, "delay": 900}, headers={"x-service-ticket": ticket}
     )

@@ -9,8 +9,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from services.scheduler.handlers import Handler
+from shared.amqp.codec import Properties
+from shared.amqp.message import Message
+from shared.contracts.schedules import ScheduleCallback
+from shared.errors import PermanentError
+from shared.security.jwks import shared_key
+from shared.security.tickets import TicketIssuer, TicketVerifier
 from tests.fakes.scheduling import (
     ALLOWED_EXCHANGE,
+    TICKET_KEY,
     URL,
     Scheduler,
     attempt_failed,
@@ -335,6 +343,34 @@ async def test_s9_only_clients_with_a_ticket_get_a_ticket_of_ringback(
     assert with_ticket["headers"]["X-Service-Ticket"]
     assert with_ticket["client_id"] == "shop"
     assert without["headers"] == {}
+
+
+async def test_finding_a15_the_ticket_header_is_a_setting(database_url: str) -> None:
+    header = "X-Ya-Service-Ticket"
+    async with schedulers(database_url, ticket_header=header) as (scheduler,):
+        handler = Handler(
+            scheduler.intake,
+            scheduler.operations,
+            TicketVerifier(TICKET_KEY),
+            anonymous=False,
+            ticket_header=header,
+        )
+        ticket = TicketIssuer(shared_key(TICKET_KEY)).issue("shop", lifetime=60)
+        command = ScheduleCallback.model_validate_json(json.dumps({"url": URL, "delay": 0}))
+        sent = {name: Properties(headers={name.lower(): ticket}) for name in (header, "X-Other")}
+        await handler.handle(Message("m", sent[header], b"{}"), command)
+        with pytest.raises(PermanentError, match=f"required in the header {header}"):
+            await handler.handle(Message("m", sent["X-Other"], b"{}"), command)
+        await scheduler.dispatcher.drain(10)
+        (notification,) = (json.loads(message.body) for message in scheduler.broker.sent)
+        assert list(notification["headers"]) == [header]
+
+        forged = {"headers": {header.lower(): "forged"}}
+        create: dict[str, Any] = {"url": URL, "delay": 5, "notify_scheme": forged}
+        rejected = await scheduler.request("CreateCallback", "shop", callback=create)
+        (error,) = rejected["errors"]
+        assert error["field"] == "notify_scheme.headers"
+        assert "reserved" in error["message"]
 
 
 async def test_lists_are_paged_by_cursor_newest_first(scheduler: Scheduler) -> None:

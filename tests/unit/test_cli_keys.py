@@ -32,7 +32,22 @@ def test_keys_are_created_once_and_readable_by_their_owner_only(
     assert development_key("ticket_key") == created["RINGBACK_TICKET_KEY"]
     assert SecretCipher.of(created["RINGBACK_SECRETS_KEY"])
     files = list((tmp_path / "keys").iterdir())
-    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
+
+
+# S9
+def test_finding_a15_the_keys_command_creates_a_key_and_shows_its_public_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    created = CliRunner().invoke(main, ["keys", "new"]).stdout
+    monkeypatch.setenv("RINGBACK_TICKET_SIGNING_KEY", created)
+    (shown,) = json.loads(CliRunner().invoke(main, ["keys", "jwks"]).stdout)["keys"]
+    private = json.loads(created)
+    assert shown == {name: value for name, value in private.items() if name != "d"}
+    monkeypatch.delenv("RINGBACK_TICKET_SIGNING_KEY")
+    missing = CliRunner().invoke(main, ["keys", "jwks"])
+    assert missing.exit_code == 1
+    assert "ringback keys new" in missing.output
 
 
 def test_configured_keys_are_not_replaced(tmp_path: Path) -> None:

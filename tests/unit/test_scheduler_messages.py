@@ -81,8 +81,10 @@ def test_the_notification_of_a_recurring_callback_contains_its_occurrence() -> N
 
 @pytest.mark.parametrize("headers", [{}, {"X-Shop": "7"}])
 def test_s9_the_ticket_is_sent_with_the_client_s_own_headers(headers: dict[str, str]) -> None:
-    message = sent(command(notify_scheme={"headers": headers}), "shop", ticket="a.b.c")
-    assert message.headers == headers | {"X-Service-Ticket": "a.b.c"}
+    message = sent(
+        command(notify_scheme={"headers": headers}), "shop", ticket=("X-Ticket", "a.b.c")
+    )
+    assert message.headers == headers | {"X-Ticket": "a.b.c"}
     assert message.client_id == "shop"
     assert sent(command(notify_scheme={"headers": headers})).headers == headers
 

@@ -227,6 +227,8 @@ def test_row_31_malformed_secrets_in_the_file_are_not_shown(file: Path) -> None:
     ("name", "value", "fault"),
     [
         ("ticket_key", f"-----BEGIN PUBLIC KEY-----{CANARY}", "must be a secret that both sides"),
+        ("ticket_key", f'{{"kty": "OKP", "x": "{CANARY}"}}', "must be a secret that both sides"),
+        ("ticket_signing_key", CANARY, "must be keys without a password, as PEM"),
         ("secrets_key", CANARY, "key 1 must be 32 bytes in base64"),
         ("ticket_jwks_file", "/missing/jwks.json", "cannot read /missing/jwks.json"),
     ],

@@ -14,7 +14,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, Key, KeySet, OctKey, OKPKey, RSAKey
 from pydantic import SecretStr
 
-from shared.security.jwks import public_keys
+from shared.security.jwks import public_keys, shared_key
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import (
     CACHE_SIZE,
@@ -54,7 +54,7 @@ def verifier(*keys: Key, secret: str | None = SECRET) -> TicketVerifier:
 
 
 def issuer(clock: SetClock | None = None) -> TicketIssuer:
-    return TicketIssuer(SECRET, clock=clock or SetClock())
+    return TicketIssuer(shared_key(SECRET), clock=clock or SetClock())
 
 
 def signed(claims: dict[str, Any], key: Key | None = None, **header: Any) -> str:

@@ -3,44 +3,45 @@
 The aiohttp routes and the OpenAPI document both follow from these declarations.
 """
 
-from typing import Final
-
 from services.gateway.routes import callbacks, events, groups, postings
 from services.gateway.routes.declaration import Route
 from shared.http.openapi import Description
 from shared.version import VERSION
 
-ABOUT: Final = Description(
-    title="Ringback",
-    version=VERSION,
-    text="Ringback calls your service back at a given time: at least once, never early, and with"
-    " the same id on every retry.\n\n"
-    "**Authentication.** A service ticket in `X-Service-Ticket`, or as a bearer token, identifies"
-    " your client. Each client sees only its own callbacks. Without a ticket you are the anonymous"
-    " client, if this server allows it.\n\n"
-    "**Errors** are `application/problem+json` (RFC 9457). A 422 names every rejected field. After"
-    " a 503 nothing was done. After a 504 that is unknown: repeat the request with the same"
-    " `Idempotency-Key`, or check the status.",
-    license="Apache-2.0",
-    tags={
-        callbacks.TAG: "Schedule callbacks. Get, reschedule, cancel and retry them by id.",
-        groups.TAG: "The same operations by your own keys: `group_key` names a group, `event_key`"
-        " one callback in it.",
-        events.TAG: "Publish events. Ringback's rules turn them into commands.",
-        postings.TAG: "Send a template to a list of users, by e-mail or SMS, and follow its"
-        " progress.",
-    },
-    schemes={
-        "ticket": {
-            "type": "apiKey",
-            "in": "header",
-            "name": "X-Service-Ticket",
-            "description": "A service ticket: a JWT whose `sub` is the client id and whose `aud`"
-            " is `ringback`. `ringback ticket CLIENT_ID` creates one for development.",
+
+def about(ticket_header: str) -> Description:
+    """Return the general part of the document; clients send their ticket in this header."""
+    return Description(
+        title="Ringback",
+        version=VERSION,
+        text="Ringback calls your service back at a given time: at least once, never early, and"
+        " with the same id on every retry.\n\n"
+        f"**Authentication.** A service ticket in `{ticket_header}`, or as a bearer token,"
+        " identifies your client. Each client sees only its own callbacks. Without a ticket you are"
+        " the anonymous client, if this server allows it.\n\n"
+        "**Errors** are `application/problem+json` (RFC 9457). A 422 names every rejected field."
+        " After a 503 nothing was done. After a 504 that is unknown: repeat the request with the"
+        " same `Idempotency-Key`, or check the status.",
+        license="Apache-2.0",
+        tags={
+            callbacks.TAG: "Schedule callbacks. Get, reschedule, cancel and retry them by id.",
+            groups.TAG: "The same operations by your own keys: `group_key` names a group,"
+            " `event_key` one callback in it.",
+            events.TAG: "Publish events. Ringback's rules turn them into commands.",
+            postings.TAG: "Send a template to a list of users, by e-mail or SMS, and follow its"
+            " progress.",
         },
-        "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-    },
-)
+        schemes={
+            "ticket": {
+                "type": "apiKey",
+                "in": "header",
+                "name": ticket_header,
+                "description": "A service ticket: a JWT whose `sub` is the client id and whose"
+                " `aud` is `ringback`. `ringback ticket CLIENT_ID` creates one for development.",
+            },
+            "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+        },
+    )
 
 
 def all_routes(example_url: str) -> tuple[Route, ...]:

@@ -19,6 +19,7 @@ from services.gateway.routes.declaration import (
     failures,
     idempotency_header,
     ok,
+    problem,
 )
 from services.gateway.rpc import unavailable, unknown
 from services.gateway.schemas import EventAccepted
@@ -37,7 +38,9 @@ from shared.contracts.context import field_errors
 from shared.contracts.events import EVENT, Event
 from shared.contracts.headers import APP_ID, TRACEPARENT
 from shared.contracts.message_types import MESSAGE_TYPES
+from shared.contracts.requests import FieldError
 from shared.http.openapi import Body
+from shared.http.problem import ProblemError
 
 TAG: Final = "events"
 
@@ -57,7 +60,8 @@ def routes(example_url: str) -> tuple[Route, ...]:
             description="For producers without AMQP. The body is the message `Event`; it is"
             " published byte for byte. The response is sent after the broker has confirmed the"
             " event, so an accepted event is not lost. A repeated event with the same `event_id`"
-            " (or, without one, the same `Idempotency-Key`) has no further effect.",
+            " (or, without one, the same `Idempotency-Key`) has no further effect. With a service"
+            " ticket, `from_service` must be its client id.",
             parameters=(
                 idempotency_header(
                     "Identifies the event if the body has no `event_id`, so that it is safe to"
@@ -77,6 +81,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
                     "the broker is unreachable, refuses the event, or has raised an alarm",
                     "The broker did not confirm in time",
                 ),
+                403: problem("`from_service` is not the client id of the service ticket."),
             },
         ),
     )
@@ -92,6 +97,13 @@ async def publish_event(
         event = Event.model_validate_json(body)
     except ValidationError as error:
         raise invalid(field_errors(error)) from None
+    if context.client_id not in (None, event.from_service):
+        raise ProblemError(
+            HTTPStatus.FORBIDDEN,
+            "forbidden",
+            "The service ticket is not that of the service that the event names.",
+            errors=[FieldError(field="from_service", message="must be the ticket's client id")],
+        )
     message_id = key or new_id()
     logical_id = request[EVENT_ID] = _EVENT.logical_id(event, message_id)
     message = OutgoingMessage(
