@@ -130,7 +130,7 @@ async def start(process: Process) -> None:
     )
     retention = Retention(store, timedelta(days=settings.retention))
     for part in (
-        *(database, publisher, depth, intake, settler, expansion),
+        *(database, store, publisher, depth, intake, settler, expansion),
         *(postings, outcomes, server, retention),
     ):
         process.run(part.run())

@@ -1,10 +1,14 @@
 """Postings and their messages in PostgreSQL. Every method is one statement or one transaction.
 
+The writes of slices that run at the same time share a transaction, so a posting to one recipient
+costs a fraction of a round trip.
+
 All raise StoreConnectionLostError when the database is unavailable, slow or full. The effect is
 then unknown. Writes of a slice check its lease, and raise LeaseLostError when another slice has
 claimed the posting.
 """
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,8 +29,11 @@ from shared.contracts.postings import Posting
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 from shared.registry import Priority
+from shared.resilience.batching import Batcher
 
 SQL: Final = queries("services.mailings")
+# Slices whose writes share a transaction. Each has up to 500 messages, and most have one.
+BATCH_SIZE: Final = 200
 # Reasons for skipping in a status: the most frequent ones.
 MAX_REASONS: Final = 100
 
@@ -55,7 +62,8 @@ class Claim:
     lease: the number of the claim.
     unfinished: whether the last slice may have published a part of a page.
     fetched_data: the data that the template fetches; None if it is not fetched yet.
-    next_url: of the page after the checkpoint; None before the first page and after the last one.
+    is_list: whether its users are known to be more than one small response.
+    next_url: of the page after the checkpoint; None before the first page.
     pages: the checkpoint.
     failures: failed slices since the checkpoint.
     """
@@ -68,6 +76,7 @@ class Claim:
     expires_at: datetime | None
     priority: Priority
     fetched_data: dict[str, Any] | None
+    is_list: bool
     next_url: str | None
     pages: int
     receivers: int
@@ -100,11 +109,42 @@ class DonePosting(NamedTuple):
     messages: dict[str, int]
 
 
+class _Addition(NamedTuple):
+    """Messages of a page to add."""
+
+    claim: Claim
+    page: int
+    rows: Sequence[MessageRow]
+    remove_unfinished: bool
+
+
+class _Checkpoint(NamedTuple):
+    """A checkpoint to set."""
+
+    claim: Claim
+    pages: int
+    receivers: int
+    next_url: str | None
+    lease: float
+
+
 class Store:
     """The schema `mailings`, which several processes may use at the same time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._additions: Batcher[_Addition, set[UUID] | None] = Batcher(
+            self._add_messages, max_size=BATCH_SIZE
+        )
+        self._checkpoints: Batcher[_Checkpoint, dict[str, int] | None] = Batcher(
+            self._set_checkpoints, max_size=BATCH_SIZE
+        )
+
+    async def run(self) -> None:
+        """Write for slices until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._additions.run())
+            group.create_task(self._checkpoints.run())
 
     async def accept(self, postings: Sequence[NewPosting]) -> set[UUID]:
         """Store postings with different ids, and return the ids that are new."""
@@ -160,8 +200,10 @@ class Store:
         rows = await self._database.fetch(SQL["messages"], posting_id, after, status, limit)
         return [PostingMessage(**dict(row.items())) for row in rows]
 
-    async def claim(self, limit: int, *, lease: float, only_urgent: bool = False) -> list[Claim]:
-        """Claim due postings for `lease` seconds, urgent ones first."""
+    async def claim(
+        self, small: int, lists: int, *, lease: float, only_urgent: bool = False
+    ) -> list[Claim]:
+        """Claim due postings for `lease` seconds, urgent ones first: small ones, and lists."""
         return [
             Claim(
                 row["id"],
@@ -172,18 +214,21 @@ class Store:
                 row["expires_at"],
                 row["priority"],
                 None if row["fetched_data"] is None else from_json(row["fetched_data"]),
+                row["is_list"],
                 row["next_url"],
                 row["pages"],
                 row["receivers"],
                 row["failures"],
             )
-            for row in await self._database.fetch(SQL["claim"], limit, lease, only_urgent)
+            for row in await self._database.fetch(SQL["claim"], small, lists, lease, only_urgent)
         ]
 
-    async def renew(self, claim: Claim, *, lease: float) -> bool:
-        """Extend a claim by `lease` seconds; return False if it is lost."""
-        row = await self._database.fetchrow(SQL["renew"], claim.id, claim.lease, lease)
-        return row is not None
+    async def renew(self, claims: Sequence[Claim], *, lease: float) -> set[UUID]:
+        """Extend claims by `lease` seconds, and return the ids of those that are not lost."""
+        async with self._database.transaction() as connection:
+            locked = await _lock(connection, claims)
+            await connection.execute(SQL["renew"], locked, lease)
+        return locked
 
     async def save_fetched_data(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Store the data that the template of a posting fetches."""
@@ -198,20 +243,27 @@ class Store:
         With `remove_unfinished`, it first removes the messages that an interrupted slice added
         for this page and later ones, unless they have been settled.
         """
-        async with self._database.transaction() as connection:
-            await _lock(connection, claim)
-            created = skipped = 0
-            if remove_unfinished:
-                removed = await connection.fetchrow(SQL["remove_unfinished"], claim.id, page)
-                created, skipped = -removed["created"], -removed["skipped"]
-            columns = list(map(list, zip(*rows, strict=True))) or [[], [], [], []]
-            added = await connection.fetch(SQL["add_messages"], claim.id, page, *columns)
-            new = {row["id"] for row in added}
-            new_created = sum(1 for row in rows if row.reason is None and row.id in new)
-            created += new_created
-            skipped += len(new) - new_created
-            await connection.execute(SQL["count_messages"], claim.id, created, skipped)
+        new = await self._additions.add(_Addition(claim, page, rows, remove_unfinished))
+        if new is None:
+            raise LeaseLostError
         return new
+
+    async def _add_messages(self, additions: list[_Addition]) -> list[set[UUID] | None]:
+        async with self._database.transaction() as connection:
+            locked = await _lock(connection, [addition.claim for addition in additions])
+            rows = []
+            for claim, page, messages, remove_unfinished in additions:
+                if claim.id not in locked:
+                    continue
+                if remove_unfinished:
+                    await connection.execute(SQL["remove_unfinished"], claim.id, page)
+                rows += [(claim.id, page, *message) for message in messages]
+            new: dict[UUID, set[UUID]] = {id_: set() for id_ in locked}
+            if rows:
+                columns = map(list, zip(*rows, strict=True))
+                for row in await connection.fetch(SQL["add_messages"], *columns):
+                    new[row["posting_id"]].add(row["id"])
+        return [new.get(addition.claim.id) for addition in additions]
 
     async def known_before(self, claim: Claim, page: int, ids: Collection[UUID]) -> int:
         """Return how many of these messages were added for earlier pages."""
@@ -220,38 +272,63 @@ class Store:
 
     async def checkpoint(
         self, claim: Claim, *, pages: int, receivers: int, next_url: str | None, lease: float
-    ) -> None:
+    ) -> dict[str, int]:
         """Record that all messages of the first `pages` pages are published.
+
+        After the last page, the posting ends.
 
         Args:
             claim: the claim, which is extended by `lease` seconds.
             pages: the number of pages.
             receivers: the number of users on the last of them.
-            next_url: the URL of the next page.
+            next_url: the URL of the next page; None after the last one.
             lease: seconds.
-        """
-        if not await self._database.fetchrow(
-            SQL["checkpoint"], claim.id, claim.lease, pages, receivers, lease, next_url
-        ):
-            raise LeaseLostError
 
-    async def release(
-        self, claim: Claim, *, unfinished: bool, delay: float, failures: int, reason: str | None
+        Returns:
+            the messages of the posting, by status.
+        """
+        counts = await self._checkpoints.add(_Checkpoint(claim, pages, receivers, next_url, lease))
+        if counts is None:
+            raise LeaseLostError
+        return counts
+
+    async def _set_checkpoints(self, checkpoints: list[_Checkpoint]) -> list[dict[str, int] | None]:
+        async with self._database.transaction() as connection:
+            locked = await _lock(connection, [each.claim for each in checkpoints])
+            rows = [(each.claim.id, *each[1:]) for each in checkpoints if each.claim.id in locked]
+            counts = {}
+            if rows:
+                columns = map(list, zip(*rows, strict=True))
+                for row in await connection.fetch(SQL["checkpoint"], *columns):
+                    counts[row["id"]] = _messages(row)
+        return [counts.get(each.claim.id) for each in checkpoints]
+
+    async def release(  # noqa: PLR0913 - each is a column
+        self,
+        claim: Claim,
+        *,
+        unfinished: bool,
+        is_list: bool,
+        delay: float,
+        failures: int,
+        reason: str | None,
     ) -> None:
         """End a slice; the next one is due in `delay` seconds."""
         await self._database.execute(
-            SQL["release"], claim.id, claim.lease, unfinished, delay, failures, reason
+            *(SQL["release"], claim.id, claim.lease, unfinished, is_list),
+            *(delay, failures, reason),
         )
 
     async def finish(
         self, claim: Claim, ended: str, reason: str | None, *, unpublished_from: int | None
     ) -> dict[str, int]:
-        """End a posting, and return its messages by status.
+        """End a posting before its last page, and return its messages by status.
 
         Messages from page `unpublished_from` on that are not settled get the status `ended`.
         """
         async with self._database.transaction() as connection:
-            await _lock(connection, claim)
+            if not await _lock(connection, [claim]):
+                raise LeaseLostError
             unpublished = 0
             if unpublished_from is not None:
                 unpublished = await connection.fetchval(
@@ -319,9 +396,12 @@ def _posting(body: str) -> Posting:
     return Posting.model_validate_json(body, extra="ignore")
 
 
-async def _lock(connection: Any, claim: Claim) -> None:
-    if not await connection.fetchrow(SQL["lock"], claim.id, claim.lease):
-        raise LeaseLostError
+async def _lock(connection: Any, claims: Sequence[Claim]) -> set[UUID]:
+    """Lock the postings whose claims are not lost, and return their ids."""
+    rows = await connection.fetch(
+        SQL["lock"], [claim.id for claim in claims], [claim.lease for claim in claims]
+    )
+    return {row["id"] for row in rows}
 
 
 def _progress(row: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tests.bench.expansion import expansion
 from tests.bench.ingest import ingestion
 from tests.bench.layer import layer
 from tests.bench.messages import delivery
+from tests.bench.one_recipient import one_recipient
 from tests.bench.rig import Rig, StalledError, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.table import Section, data, plain
@@ -30,6 +31,7 @@ PARTS = {
     "i": ingestion,
     "j": delivery,
     "k": expansion,
+    "l": one_recipient,
 }
 
 
@@ -51,13 +53,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     i  ingestion: events
     j  delivery: e-mails and SMS
     k  expansion: messages of one posting
+    l  expansion: postings to one recipient
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to k.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to l.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

@@ -64,7 +64,7 @@ async def expansion(rig: Rig) -> Section:
 async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, float]:
     """Return messages per second, MB at the end, and seconds of CPU per message."""
     name = f"expansion_{receivers}"
-    async with _site(rig, name) as (url, broker, publisher):
+    async with site(rig, name) as (url, broker, publisher):
         database_url = rig.database.create_database(name)
         await migrate(database_url, SCHEMA)
         process = rig.start(
@@ -78,9 +78,9 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
             },
         )
         try:
-            received = await _receiving(broker)
+            received = await receiving(broker)
             await publisher.publish_all([_posting(receivers)])
-            seconds, cpu = await _until(received, receivers, process)
+            seconds, cpu = await until(received, receivers, process)
             memory = process.resident()
         finally:
             process.signal(signal.SIGKILL)
@@ -90,19 +90,19 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
 
 async def _hand_written(rig: Rig, port: int) -> tuple[float, float]:
     name = "expansion_by_hand"
-    async with _site(rig, name) as (url, broker, _):
-        received = await _receiving(broker)
+    async with site(rig, name) as (url, broker, _):
+        received = await receiving(broker)
         source_url = f"http://127.0.0.1:{port}"
         process = rig.start(("-m", f"tests.bench.{name}", source_url, str(BASELINE)), url, name)
         try:
-            seconds, cpu = await _until(received, BASELINE, process)
+            seconds, cpu = await until(received, BASELINE, process)
         finally:
             process.signal(signal.SIGKILL)
             process.process.wait()
     return BASELINE / seconds, cpu / BASELINE
 
 
-async def _until(received: "Received", receivers: int, process: Sender) -> tuple[float, float]:
+async def until(received: "Received", receivers: int, process: Sender) -> tuple[float, float]:
     """Return the seconds and CPU seconds from the first message to the last."""
     while not received.count:
         process.check()
@@ -115,7 +115,7 @@ async def _until(received: "Received", receivers: int, process: Sender) -> tuple
 
 
 @asynccontextmanager
-async def _site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnection, Publisher]]:
+async def site(rig: Rig, name: str) -> AsyncIterator[tuple[str, BrokerConnection, Publisher]]:
     """Provide a virtual host with all queues, and a publisher."""
     url = rig.broker.add_vhost(name)
     try:
@@ -136,7 +136,7 @@ class Received:
         self.count = 0
 
 
-async def _receiving(broker: BrokerConnection) -> Received:
+async def receiving(broker: BrokerConnection) -> Received:
     """Consume the e-mails with as little work as possible."""
     received = Received()
     channel, intercepted = await broker.channel(confirms=False)
@@ -150,13 +150,16 @@ async def _receiving(broker: BrokerConnection) -> Received:
 
 
 def _posting(receivers: int) -> OutgoingMessage:
-    body = {
-        "from_event": "bench",
-        "receivers": f"http://auth/users/{receivers}/?page_size={PAGE}",
-        "template": TEMPLATE,
-        "delivery_type": ["email"],
-        "template_context": {"movies": "http://auth/movies/"},
-    }
+    return posting(
+        receivers=f"http://auth/users/{receivers}/?page_size={PAGE}",
+        template=TEMPLATE,
+        template_context={"movies": "http://auth/movies/"},
+    )
+
+
+def posting(**fields: object) -> OutgoingMessage:
+    """Make a posting of e-mails."""
+    body = {"from_event": "bench", "delivery_type": ["email"], **fields}
     properties = Properties(
         content_type="application/json",
         type=POSTING,

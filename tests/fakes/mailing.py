@@ -274,7 +274,7 @@ async def running_mailings(
         mailings = Mailings(database, client, sources, broker or FakeBroker(), store, **settings)
         tasks = [
             asyncio.create_task(part.run())
-            for part in (database, mailings.intake, mailings.settler)
+            for part in (database, mailings.store, mailings.intake, mailings.settler)
         ]
         await database.ready()
         try:

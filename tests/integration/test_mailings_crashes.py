@@ -45,10 +45,11 @@ class FailingStore(Store):
         self._fail("before publishing", page)
         return new
 
-    async def checkpoint(self, claim: Claim, *, pages: int, **options: Any) -> None:
+    async def checkpoint(self, claim: Claim, *, pages: int, **options: Any) -> Any:
         self._fail("before the checkpoint", pages - 1)
-        await super().checkpoint(claim, pages=pages, **options)
+        counted = await super().checkpoint(claim, pages=pages, **options)
         self._fail("after the checkpoint", pages - 1)
+        return counted
 
 
 class UnfinishedStore(Store):

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 from uuid import UUID
 
 from services.mailings import metrics
@@ -16,7 +17,8 @@ from services.mailings.domain import (
     parse_page,
 )
 from services.mailings.expansion.publisher import ThrottledPublisher
-from services.mailings.expansion.sources import SourceError, Sources
+from services.mailings.expansion.slots import Slot
+from services.mailings.expansion.sources import LargeResponseError, SourceError, Sources
 from services.mailings.messages import Composer, ReadyMessage
 from services.mailings.store import Claim, MessageRow, Store
 from shared.clock import Clock
@@ -42,11 +44,20 @@ class SliceDeferredError(Exception):
     """The slice cannot continue now, although the posting is valid. The text is the reason."""
 
 
+class NoSlotError(Exception):
+    """The posting is a list, and other lists use all slots."""
+
+
 class ExpansionSlice:
     """A slice of an expansion.
 
+    A posting whose users are more than one small response is a list. Its slice needs a slot for
+    lists, because it keeps more in memory and takes longer.
+
+    is_list: whether the posting is known to be a list.
     pages: the checkpoint, in pages.
     failures: failed slices since the checkpoint.
+    counts: the messages by status at the last checkpoint.
     """
 
     def __init__(  # noqa: PLR0913 - the worker names each
@@ -55,15 +66,19 @@ class ExpansionSlice:
         store: Store,
         sources: Sources,
         publisher: ThrottledPublisher,
+        slot: Slot,
         *,
         clock: Clock,
         max_receivers: int,
         is_stopping: Callable[[], bool],
     ) -> None:
         self.claim = claim
+        self._slot = slot
         self._queues = queues_of(claim).values()
+        self.is_list = claim.is_list
         self.pages = claim.pages
         self.failures = claim.failures
+        self.counts: dict[str, int] = {}
         self._added_pages = claim.pages
         self._receivers = claim.receivers
         self._store = store
@@ -96,6 +111,7 @@ class ExpansionSlice:
         await self._store.release(
             self.claim,
             unfinished=self.unfinished,
+            is_list=self.is_list,
             delay=delay,
             failures=self.failures,
             reason=reason,
@@ -107,13 +123,11 @@ class ExpansionSlice:
         The next page is fetched, and its messages are added, while a page is being published.
 
         Raises:
-            PostingExpiredError, SliceDeferredError.
+            PostingExpiredError, SliceDeferredError, NoSlotError.
             InvalidPostingError: the user list is invalid, or does not end.
             SourceError: the next page is not available.
             InfrastructureError, LeaseLostError: the slice was interrupted.
         """
-        if self.pages and self.claim.next_url is None:
-            return True  # an earlier slice was interrupted after the last page
         urls = PageUrls.of(self.claim.posting.receivers)
         number = self.pages
         first = self.claim.next_url or urls.at(0)
@@ -124,6 +138,8 @@ class ExpansionSlice:
                 recipients = self._recipients(page, number)
                 await self.check_queues()
                 ends = self._clock.monotonic() >= self._end or self._is_stopping()
+                if page.next_url is not None and not self._become_list():
+                    ends = True
                 if not ends and page.next_url is not None:
                     fetching = asyncio.create_task(self._fetch(urls, number + 1, page.next_url))
                 await self._expand(page, number, recipients, composer)
@@ -131,7 +147,10 @@ class ExpansionSlice:
                     await self._publishing
                     return page.next_url is None
                 number += 1
-        except (SourceError, InvalidPostingError, SliceDeferredError, InfrastructureError):
+        except (
+            *(SourceError, InvalidPostingError, SliceDeferredError),
+            *(NoSlotError, InfrastructureError),
+        ):
             await self._publishing  # the previous page gets its checkpoint
             raise
         finally:
@@ -142,9 +161,9 @@ class ExpansionSlice:
     async def _fetch(self, urls: PageUrls, number: int, url: str) -> Page:
         with metrics.FETCH.time():
             try:
-                value = await self._sources.json(url)
+                value = await self._json(url)
                 if author := author_of(value):
-                    value = await self._sources.json(self._sources.follow(url, author))
+                    value = await self._json(self._sources.follow(url, author))
                 page = parse_page(
                     value,
                     size=urls.size,
@@ -158,6 +177,19 @@ class ExpansionSlice:
                 raise InvalidPostingError(f"{_position(number)}: {error}") from None
             except SourceError as error:
                 raise SourceError(f"{_position(number)}: {error}") from None
+
+    def _become_list(self) -> bool:
+        """Record that the posting is a list, and return whether its slice has a slot for it."""
+        self.is_list = True
+        return self._slot.extend()
+
+    async def _json(self, url: str) -> Any:
+        if not self._slot.is_list:
+            with suppress(LargeResponseError):
+                return await self._sources.small_json(url)
+            if not self._become_list():
+                raise NoSlotError
+        return await self._sources.json(url)
 
     def _recipients(self, page: Page, number: int) -> list[Recipient]:
         """Return the recipients of a page, each once.
@@ -252,7 +284,7 @@ class ExpansionSlice:
         self, messages: Sequence[ReadyMessage], number: int, page: Page, begin: float
     ) -> None:
         await self._publish(messages)
-        await self._store.checkpoint(
+        self.counts = await self._store.checkpoint(
             self.claim,
             pages=number + 1,
             receivers=len(page.items),

@@ -1,6 +1,7 @@
 """Fetches user lists and template data from the configured hosts only."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
@@ -22,8 +23,12 @@ RESPONSE_TIMEOUT: Final = 30.0
 MAX_URLS: Final = 100
 # Characters of all data fetched for one posting, which is kept in memory.
 MAX_FETCHED_DATA: Final = 1 << 20
-# Responses in memory at a time, in one process.
+# Large responses in memory at a time, in one process.
 MAX_CONCURRENT_FETCHES: Final = 8
+# Bytes of a response with a single user, who has about 400.
+MAX_SMALL_RESPONSE: Final = 16_384
+# Requests for small responses to one host at a time.
+MAX_SMALL_FETCHES: Final = 32
 
 _HEADERS: Final = {"Accept": "application/json"}
 _PORTS: Final = {"http": 80, "https": 443}
@@ -31,6 +36,10 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 class SourceError(Exception):
     """A source is not available now. The text names the host, without the path."""
+
+
+class LargeResponseError(InvalidPostingError):
+    """A response has too many bytes."""
 
 
 class Sources:
@@ -44,6 +53,9 @@ class Sources:
         self._client = client
         self._hosts = hosts
         self._limit = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
+        self._small_limits: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_SMALL_FETCHES)
+        )
 
     async def json(self, url: str) -> Any:
         """Return the JSON at a URL.
@@ -53,14 +65,32 @@ class Sources:
             SourceError: timeout, broken connection, 408, 425, 429, 5xx, invalid JSON.
         """
         host, target = self._resolve(url)
-        async with self._limit:
+        return await self._fetch_json(host, target, self._limit, MAX_RESPONSE_SIZE)
+
+    async def small_json(self, url: str) -> Any:
+        """Return the JSON at a URL, which is small. More requests than by `json` are in flight.
+
+        Raises:
+            LargeResponseError: it has more than MAX_SMALL_RESPONSE bytes.
+            InvalidPostingError, SourceError: as `json`.
+        """
+        host, target = self._resolve(url)
+        limit = self._small_limits[target.origin]
+        return await self._fetch_json(host, target, limit, MAX_SMALL_RESPONSE)
+
+    async def _fetch_json(
+        self, host: str, target: Target, limit: asyncio.Semaphore, max_bytes: int
+    ) -> Any:
+        async with limit:
             try:
                 response = await self._client.fetch(
-                    target, _HEADERS, max_bytes=MAX_RESPONSE_SIZE, timeout=RESPONSE_TIMEOUT
+                    target, _HEADERS, max_bytes=max_bytes, timeout=RESPONSE_TIMEOUT
                 )
             except RequestFailedError as error:
                 raise SourceError(f"{host}: {error}") from None
-            except (ResponseTooLargeError, ForbiddenTargetError) as error:
+            except ResponseTooLargeError as error:
+                raise LargeResponseError(f"{host}: {error}") from None
+            except ForbiddenTargetError as error:
                 raise InvalidPostingError(f"{host}: {error}") from None
             if response.status in (408, 425, 429) or response.status >= 500:  # noqa: PLR2004
                 raise SourceError(f"{host} responded with {response.status}")

@@ -1,6 +1,7 @@
 """Claims postings and runs an expansion slice of each.
 
-A slice works on pages for about a second. Then the posting is due again after all others. A page
+Many slices run at the same time, and share their transactions. The slice of a list works on pages
+for about a second. Then the posting is due again after all others. A page
 is fetched while the previous one is published. Its messages are added, then published, then the
 checkpoint is set. If a slice is interrupted, the next one removes the messages of the unfinished
 page and repeats the page under the same ids.
@@ -8,6 +9,8 @@ page and repeats the page under the same ids.
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from services.mailings import metrics
@@ -16,17 +19,18 @@ from services.mailings.expansion.publisher import PostingExpiredError, Throttled
 from services.mailings.expansion.slice import (
     LEASE,
     ExpansionSlice,
+    NoSlotError,
     SliceDeferredError,
     log_context,
     queues_of,
 )
+from services.mailings.expansion.slots import Slot, Slots
 from services.mailings.expansion.sources import MAX_FETCHED_DATA, SourceError, Sources
 from services.mailings.messages import ChannelTemplate, Composer
 from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
 from services.mailings.settings import MailingsSettings
 from services.mailings.store import Claim, LeaseLostError, Store
-from shared.amqp.connection import run_until_first_ends
 from shared.amqp.consumer import BUGS
 from shared.clock import Clock
 from shared.contracts.context import json_text
@@ -35,6 +39,8 @@ from shared.topology import POSTINGS
 
 logger = logging.getLogger(__name__)
 
+# Postings to one recipient that one process expands at a time. At 3,000 a second, one takes 50 ms.
+MAX_SMALL: Final = 200
 # Seconds between two checks for due postings.
 POLL_INTERVAL: Final = 1.0
 # Seconds before a posting with a full queue is checked again.
@@ -64,13 +70,16 @@ class ExpansionWorker:
         self._publisher = publisher
         self._clock = clock
         self._settings = settings
-        self._new_posting = asyncio.Event()
+        # Urgent postings have slots of their own, which are free while bulk ones use the others.
+        self._slots = Slots(MAX_SMALL, settings.concurrency)
+        self._urgent_slots = Slots(MAX_SMALL, 1)
         self._stopping = asyncio.Event()
         self._slices: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
         """Check for due postings now."""
-        self._new_posting.set()
+        self._slots.changed.set()
+        self._urgent_slots.changed.set()
 
     async def drain(self, grace: float) -> None:
         """Start no more pages, and wait up to `grace` seconds for the current ones."""
@@ -81,70 +90,92 @@ class ExpansionWorker:
     async def run(self) -> None:
         """Expand postings until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._settings.concurrency):
-                group.create_task(self._work())
-            group.create_task(self._work(only_urgent=True))
+            group.create_task(self._work(group, self._slots, only_urgent=False))
+            group.create_task(self._work(group, self._urgent_slots, only_urgent=True))
 
-    async def _work(self, *, only_urgent: bool = False) -> None:
-        """Run slices. A worker for urgent postings only is free while bulk ones use the others."""
+    async def _work(self, group: asyncio.TaskGroup, slots: Slots, *, only_urgent: bool) -> None:
+        """Run slices while slots are free."""
         while True:
+            slots.changed.clear()
             try:
                 await self._publisher.ready()
-                if await self.run_once(1, only_urgent=only_urgent):
+                if claims := await self._claim(slots, only_urgent=only_urgent):
+                    group.create_task(self._run_slices(claims))
                     continue
             except InfrastructureError as error:
                 logger.warning("expansion paused: %s", error)
                 await asyncio.sleep(UNAVAILABLE_DELAY)
                 continue
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_INTERVAL):
-                    await self._new_posting.wait()
-                self._new_posting.clear()
-            except TimeoutError:
-                pass
+                    await slots.changed.wait()
 
     async def run_once(self, limit: int, *, only_urgent: bool = False) -> int:
-        """Run a slice of up to `limit` due postings, and return their number."""
-        if self._stopping.is_set():
-            return 0
-        claims = await self._store.claim(limit, lease=LEASE, only_urgent=only_urgent)
-        slices = [asyncio.create_task(self._run_slice(claim)) for claim in claims]
-        self._slices.update(slices)
-        try:
-            await asyncio.gather(*slices)
-        finally:
-            for task in slices:
-                task.cancel()
-            self._slices.difference_update(slices)
+        """Run a slice of due postings: up to `limit` small ones and lists. Return their number."""
+        slots = Slots(limit, limit)
+        claims = await self._claim(slots, only_urgent=only_urgent)
+        await self._run_slices(claims)
         return len(claims)
 
-    async def _run_slice(self, claim: Claim) -> None:
-        """Run a slice while its lease can be renewed."""
+    async def _claim(self, slots: Slots, *, only_urgent: bool) -> list[tuple[Claim, Slot]]:
+        if self._stopping.is_set() or not (slots.small or slots.lists):
+            return []
+        claims = await self._store.claim(
+            slots.small, slots.lists, lease=LEASE, only_urgent=only_urgent
+        )
+        return [(claim, Slot(slots, is_list=claim.is_list)) for claim in claims]
+
+    async def _run_slices(self, claims: Sequence[tuple[Claim, Slot]]) -> None:
+        """Run slices, each while its lease can be renewed."""
+        slices = {
+            asyncio.create_task(self._run_slice(claim, slot)): claim for claim, slot in claims
+        }
+        self._slices.update(slices)
+        renewing = asyncio.create_task(self._renew(slices))
         try:
-            await run_until_first_ends(self._expand(claim), self._renew(claim))
+            for result in await asyncio.gather(*slices, return_exceptions=True):
+                if isinstance(result, Exception):
+                    raise result
+        finally:
+            for task in (renewing, *slices):
+                task.cancel()
+            self._slices.difference_update(slices)
+
+    async def _run_slice(self, claim: Claim, slot: Slot) -> None:
+        try:
+            await self._expand(claim, slot)
         except LeaseLostError:
             logger.warning("lease of the posting lost", extra=log_context(claim))
         except InfrastructureError as error:
             # The effect of the last write is unknown. When the lease expires, the next slice
             # repeats the unfinished page.
             logger.warning("expansion slice interrupted: %s", error, extra=log_context(claim))
+        finally:
+            slot.release()
 
-    async def _renew(self, claim: Claim) -> None:
+    async def _renew(self, slices: Mapping[asyncio.Task[None], Claim]) -> None:
+        """Renew leases, and cancel the slices that have lost theirs."""
         while True:
             await asyncio.sleep(LEASE / 3)
+            running = {task: claim for task, claim in slices.items() if not task.done()}
             try:
-                if not await self._store.renew(claim, lease=LEASE):
-                    raise LeaseLostError
+                renewed = await self._store.renew(list(running.values()), lease=LEASE)
             except InfrastructureError as error:
-                logger.warning("lease not renewed: %s", error, extra=log_context(claim))
+                logger.warning("leases not renewed: %s", error)
+                continue
+            for task, claim in running.items():
+                if claim.id not in renewed and not task.done():
+                    logger.warning("lease of the posting lost", extra=log_context(claim))
+                    task.cancel()
 
-    async def _expand(self, claim: Claim) -> None:
+    async def _expand(self, claim: Claim, slot: Slot) -> None:
         """Run a slice, and record how it ended."""
         expansion = ExpansionSlice(
             claim,
             self._store,
             self._sources,
             self._publisher,
+            slot,
             clock=self._clock,
             max_receivers=self._settings.max_receivers,
             is_stopping=self._stopping.is_set,
@@ -153,9 +184,11 @@ class ExpansionWorker:
             self._publisher.check_expiry(claim.expires_at)
             await expansion.check_queues()
             if await expansion.run(await self._composer(claim)):
-                await self._finish(expansion, "expanded")
+                _report(expansion, "expanded", expansion.counts)
             else:
                 await expansion.release(0.0)
+        except NoSlotError:
+            await expansion.release(0.0)
         except PostingExpiredError:
             await self._finish(expansion, "expired", "expired before all messages were published")
         except (InvalidPostingError, InvalidTemplateError) as error:
@@ -181,23 +214,14 @@ class ExpansionWorker:
         logger.warning("expansion slice failed: %s", reason, extra=context)
         await expansion.release(RETRY_DELAYS[failures - 1], reason)
 
-    async def _finish(
-        self, expansion: ExpansionSlice, ended: str, reason: str | None = None
-    ) -> None:
-        claim = expansion.claim
+    async def _finish(self, expansion: ExpansionSlice, ended: str, reason: str) -> None:
         counts = await self._store.finish(
-            claim,
+            expansion.claim,
             ended,
             reason,
             unpublished_from=expansion.pages if expansion.unfinished else None,
         )
-        metrics.POSTINGS.labels(ended).inc()
-        level = logging.INFO if ended == "expanded" else logging.WARNING
-        context = log_context(claim) | {"reason": reason, "messages": counts}
-        logger.log(level, "posting %s", ended, extra=context)
-        if ended == "expanded" and not counts["created"]:
-            metrics.POSTINGS.labels("done").inc()
-            logger.info("posting done", extra=log_context(claim) | {"messages": counts})
+        _report(expansion, ended, counts, reason)
 
     async def _composer(self, claim: Claim) -> Composer:
         """Return the composer of a posting. Its data is fetched once.
@@ -244,3 +268,15 @@ class ExpansionWorker:
             queues_of(claim),
             self._settings.unsubscribe_url,
         )
+
+
+def _report(
+    expansion: ExpansionSlice, ended: str, counts: Mapping[str, int], reason: str | None = None
+) -> None:
+    metrics.POSTINGS.labels(ended).inc()
+    level = logging.INFO if ended == "expanded" else logging.WARNING
+    context = log_context(expansion.claim) | {"messages": counts}
+    logger.log(level, "posting %s", ended, extra=context | {"reason": reason})
+    if ended == "expanded" and not counts["created"]:
+        metrics.POSTINGS.labels("done").inc()
+        logger.info("posting done", extra=context)

@@ -33,30 +33,36 @@ SELECT id, user_id, channel, status, reason, created_at, settled_at FROM mailing
 WHERE posting_id = $1 AND id > $2 AND ($3::text IS NULL OR status = $3)
 ORDER BY id LIMIT $4;
 
--- Claims urgent postings, then bulk ones unless $3, that have been due longest. Returns `unfinished` as the last slice left it.
+-- Claims up to $1 small postings and up to $2 lists that have been due longest, urgent ones first
+-- and only those if $4. Returns `unfinished` as the last slice left it.
 -- name: claim
-WITH due AS (
+WITH small AS (
     SELECT id, unfinished FROM mailings.postings
-    WHERE ended_at IS NULL AND due_at <= now() AND (priority = 'urgent' OR NOT $3)
+    WHERE NOT is_list AND ended_at IS NULL AND due_at <= now() AND (priority = 'urgent' OR NOT $4)
     ORDER BY priority DESC, due_at LIMIT $1 FOR UPDATE SKIP LOCKED
-)
+), lists AS (
+    SELECT id, unfinished FROM mailings.postings
+    WHERE is_list AND ended_at IS NULL AND due_at <= now() AND (priority = 'urgent' OR NOT $4)
+    ORDER BY priority DESC, due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), due AS (SELECT * FROM small UNION ALL SELECT * FROM lists)
 UPDATE mailings.postings AS posting
-SET due_at = now() + make_interval(secs => $2), lease = lease + 1, unfinished = true
+SET due_at = now() + make_interval(secs => $3), lease = lease + 1, unfinished = true
 FROM due WHERE posting.id = due.id
 RETURNING posting.id, lease, due.unfinished, body, from_event, traceparent, expires_at, priority,
-    fetched_data, next_url, pages, receivers, failures;
+    fetched_data, is_list, next_url, pages, receivers, failures;
 
--- The queries of a slice, from here to `finish`, check the lease.
+-- The queries of slices, from here to `finish`, check the lease. Those of several slices change
+-- postings only after `lock`, so they lock them ordered by id.
+-- name: lock
+SELECT id FROM mailings.postings JOIN unnest($1::uuid[], $2::int[]) AS input(id, lease)
+    USING (id, lease)
+WHERE ended_at IS NULL ORDER BY id FOR UPDATE OF postings;
+
 -- name: renew
-UPDATE mailings.postings SET due_at = now() + make_interval(secs => $3)
-WHERE id = $1 AND lease = $2 AND ended_at IS NULL RETURNING id;
+UPDATE mailings.postings SET due_at = now() + make_interval(secs => $2) WHERE id = ANY ($1::uuid[]);
 
 -- name: save_fetched_data
 UPDATE mailings.postings SET fetched_data = $3 WHERE id = $1 AND lease = $2;
-
--- name: lock
-SELECT id FROM mailings.postings
-WHERE id = $1 AND lease = $2 AND ended_at IS NULL FOR UPDATE;
 
 -- Removes the messages that an interrupted slice added after its checkpoint, unless they are sent.
 -- name: remove_unfinished
@@ -65,34 +71,53 @@ WITH removed AS (
     WHERE posting_id = $1 AND page >= $2 AND status IN ('created', 'skipped')
     RETURNING status
 )
-SELECT count(*) FILTER (WHERE status = 'created') AS created,
-    count(*) FILTER (WHERE status = 'skipped') AS skipped
-FROM removed;
+UPDATE mailings.postings
+SET created = created - (SELECT count(*) FROM removed WHERE status = 'created'),
+    skipped = skipped - (SELECT count(*) FROM removed WHERE status = 'skipped')
+WHERE id = $1;
 
 -- name: add_messages
-INSERT INTO mailings.messages (posting_id, id, user_id, channel, reason, page, status)
-SELECT $1, id, user_id, channel, reason, $2,
-    CASE WHEN reason IS NULL THEN 'created' ELSE 'skipped' END
-FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[]) AS input(id, user_id, channel, reason)
-ON CONFLICT DO NOTHING
-RETURNING id;
-
--- name: count_messages
-UPDATE mailings.postings SET created = created + $2, skipped = skipped + $3 WHERE id = $1;
+WITH added AS (
+    INSERT INTO mailings.messages (posting_id, page, id, user_id, channel, reason, status)
+    SELECT *, CASE WHEN reason IS NULL THEN 'created' ELSE 'skipped' END
+    FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[])
+        AS input(posting_id, page, id, user_id, channel, reason)
+    ON CONFLICT DO NOTHING
+    RETURNING posting_id, id, status
+), counts AS (
+    SELECT posting_id, count(*) FILTER (WHERE status = 'created') AS created,
+        count(*) FILTER (WHERE status = 'skipped') AS skipped
+    FROM added GROUP BY posting_id
+), counted AS (
+    UPDATE mailings.postings AS posting
+    SET created = posting.created + counts.created, skipped = posting.skipped + counts.skipped
+    FROM counts WHERE posting.id = counts.posting_id
+)
+SELECT posting_id, id FROM added;
 
 -- name: known_before
 SELECT count(*) FROM mailings.messages
 WHERE posting_id = $1 AND id = ANY ($2::uuid[]) AND page < $3;
 
+-- After the last page, the posting ends. Its context is removed, because it may contain codes.
 -- name: checkpoint
-UPDATE mailings.postings
-SET pages = $3, receivers = receivers + $4, next_url = $6, failures = 0, reason = NULL,
-    due_at = now() + make_interval(secs => $5)
-WHERE id = $1 AND lease = $2 AND ended_at IS NULL RETURNING id;
+UPDATE mailings.postings AS posting
+SET pages = input.pages, receivers = receivers + users, next_url = input.next_url, failures = 0,
+    reason = NULL, due_at = now() + make_interval(secs => input.lease), is_list = input.next_url IS NOT NULL,
+    unfinished = input.next_url IS NOT NULL,
+    ended = CASE WHEN input.next_url IS NULL THEN 'expanded' END,
+    ended_at = CASE WHEN input.next_url IS NULL THEN now() END,
+    fetched_data = CASE WHEN input.next_url IS NOT NULL THEN fetched_data END,
+    body = CASE WHEN input.next_url IS NULL THEN (body::jsonb - 'template_context')::text ELSE body END
+FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::float[])
+    AS input(id, pages, users, next_url, lease)
+WHERE posting.id = input.id
+RETURNING posting.id, posting.receivers, created, sent, failed, expired, skipped;
 
 -- name: release
 UPDATE mailings.postings
-SET unfinished = $3, due_at = now() + make_interval(secs => $4), failures = $5, reason = $6
+SET unfinished = $3, is_list = $4, due_at = now() + make_interval(secs => $5), failures = $6,
+    reason = $7
 WHERE id = $1 AND lease = $2 AND ended_at IS NULL;
 
 -- name: end_unpublished

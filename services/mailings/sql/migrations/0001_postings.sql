@@ -11,6 +11,7 @@ CREATE TABLE mailings.postings (
     expires_at timestamptz,
     fetched_data text,                      -- JSON: the data that the template fetches; NULL: not yet
 
+    is_list boolean NOT NULL DEFAULT false, -- its users are more than one small response
     next_url text,                          -- of the page after the checkpoint; NULL: the first page
     pages integer NOT NULL DEFAULT 0,       -- the checkpoint: all messages of these pages are published
     receivers integer NOT NULL DEFAULT 0,   -- users on these pages
@@ -32,7 +33,8 @@ CREATE TABLE mailings.postings (
 
 CREATE INDEX postings_newest ON mailings.postings (accepted_at, id);
 CREATE INDEX postings_from_event ON mailings.postings (from_event, accepted_at, id);
-CREATE INDEX postings_due ON mailings.postings (priority DESC, due_at) WHERE ended_at IS NULL;
+CREATE INDEX postings_due ON mailings.postings (is_list, priority DESC, due_at)
+    WHERE ended_at IS NULL;
 CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NOT NULL;
 
 -- One message to one recipient. Its address and its text are only in the queue.
