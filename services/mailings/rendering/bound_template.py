@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Final
 
 from jinja2 import TemplateRuntimeError
@@ -19,7 +18,7 @@ from services.mailings.rendering.compiler import (
 from services.mailings.rendering.formats import FORMATS, Rendered
 from services.mailings.rendering.loader import InvalidTemplateError, Template
 from services.mailings.rendering.placeholder import clean, placeholder
-from services.mailings.rendering.shape import ShapeCache, convert
+from services.mailings.rendering.shape import Conversion, ShapeCache
 from shared.templating.meter import TooLargeError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 
@@ -37,6 +36,8 @@ _SAFE_ERRORS: Final = (
     *(OutputError, TimeLimitExceededError, TooLargeError, TemplateRuntimeError),
     *(TypeError, ArithmeticError),
 )
+# Of all templates.
+_SHAPES: Final = ShapeCache()
 _TIME_LIMIT: Final = TimeLimit(RENDERING_TIMEOUT)
 _BREAKS: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 _SPACES: Final = re.compile(r"[^\S\n]+")
@@ -79,8 +80,8 @@ class BoundTemplate:
     """A template with the context of one posting, for rendering to many recipients.
 
     Jinja runs for each recipient and puts placeholders in place of values. Messages with the same
-    text and placeholders share a shape, which is converted from Markdown once. Use it only in the
-    main thread, because of TimeLimit.
+    text and placeholders share a shape, even those of different postings. It is converted from
+    Markdown once. Use it only in the main thread, because of TimeLimit.
 
     Raises:
         InvalidTemplateError: a variable is missing, or the template fails for every recipient.
@@ -94,11 +95,7 @@ class BoundTemplate:
         self._format = FORMATS[channel]
         is_markdown = self._format.has_html or template.is_markdown
         self._context = {**context, "product": product}
-        # The cache has no reference to `self`: a cycle would keep the context and the shapes in
-        # memory until the garbage collector runs, which is rare.
-        self._shapes = ShapeCache(
-            partial(convert, self._format, is_markdown=is_markdown, product=product)
-        )
+        self._conversion = Conversion(self._format, product, is_markdown=is_markdown)
         for name in sorted(RESERVED & context.keys()):
             raise InvalidTemplateError(template.name, f"{name} cannot be set in the context")
         for name, line in self._compiled.required.items():
@@ -134,7 +131,7 @@ class BoundTemplate:
                 unsubscribe = output.write(unsubscribe_url, "unsubscribe_url")
         if len(body) > MAX_MARKDOWN_SIZE:
             raise OutputError(f"the Markdown is longer than {MAX_MARKDOWN_SIZE} characters")
-        shape = self._shapes.get((subject, body, unsubscribe), output.size)
+        shape = _SHAPES.get((self._conversion, subject, body, unsubscribe), output.size)
         text = shape.text.fill(output.values)
         if shape.html is None:
             return Rendered("", self._checked(_compact(text)), None)

@@ -1,6 +1,5 @@
 """Converts messages with placeholders from Markdown, and keeps the converted ones."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +10,7 @@ from services.mailings.rendering.loader import SHIPPED
 from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, parse_markdown
 from services.mailings.rendering.placeholder import PlaceholderText, in_html, in_line, in_text
 
-# Characters of the messages whose shapes a template keeps. A message of five movies has 5,000. A
+# Characters of the messages whose shapes are kept. A message of five movies has 5,000. A
 # shape takes up to 110 bytes for each character, if the message consists of links.
 MAX_KEPT_SIZE: Final = 400_000
 
@@ -30,22 +29,30 @@ class Shape:
     html: PlaceholderText | None
 
 
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The format and the product of the messages of a template."""
+
+    format: Format
+    product: str
+    is_markdown: bool
+
+
 # The subject, the body and the unsubscribe URL, with placeholders.
-Texts = tuple[str, str, str]
+Texts = tuple[Conversion, str, str, str]
 
 
 class ShapeCache:
     """Keeps the shapes that were used last."""
 
-    def __init__(self, convert: Callable[[str, str, str], Shape]) -> None:
-        self._convert = convert
+    def __init__(self) -> None:
         self._shapes: dict[Texts, tuple[Shape, int]] = {}  # the last one was used last
         self._size = 0
 
     def get(self, texts: Texts, size: int) -> Shape:
         """Return the shape of a message of this size."""
         known = texts in self._shapes
-        shape, old_size = self._shapes.pop(texts) if known else (self._convert(*texts), 0)
+        shape, old_size = self._shapes.pop(texts) if known else (convert(*texts), 0)
         self._shapes[texts] = shape, size
         self._size += size - old_size
         while self._size > MAX_KEPT_SIZE and self._shapes:
@@ -54,14 +61,12 @@ class ShapeCache:
         return shape
 
 
-def convert(  # noqa: PLR0913 - the first three are bound once, the others are texts of a message
-    format_: Format, subject: str, body: str, unsubscribe: str, *, is_markdown: bool, product: str
-) -> Shape:
+def convert(conversion: Conversion, subject: str, body: str, unsubscribe: str) -> Shape:
     """Convert texts with placeholders."""
-    if not is_markdown:
+    if not conversion.is_markdown:
         return Shape(_EMPTY, in_line(body), None)
     document = parse_markdown(body)
-    if not format_.has_html:
+    if not conversion.format.has_html:
         return Shape(_EMPTY, in_text(document.text), None)
     subject = " ".join(subject.split())
     text = document.text
@@ -70,7 +75,7 @@ def convert(  # noqa: PLR0913 - the first three are bound once, the others are t
     html = _FRAME.render(
         subject=subject,
         opening=document.opening,
-        product=product,
+        product=conversion.product,
         content=document.html.strip(),
         unsubscribe=unsubscribe,
     )
