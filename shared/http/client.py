@@ -139,6 +139,7 @@ class Client:
         self._tls = tls
         self._resolver = resolver
         self._prepared = lru_cache(maxsize=1024)(self._prepare)
+        self._key = lru_cache(maxsize=1024)(_pool_key)
 
     async def __aenter__(self) -> Self:
         # c-ares, not getaddrinfo: a look-up that hangs costs a few kB, not a thread.
@@ -273,8 +274,7 @@ class Client:
             connection.release()  # closes it if a part of the response is still missing
 
     def _prepare(self, url: URL, method: str) -> _PreparedRequest:
-        # It is only the key of the target in the pool. It does not send the request.
-        key = aiohttp.ClientRequest(method, url, loop=asyncio.get_running_loop())
+        key = self._key(url.origin())
         lines = (
             f"{method} {url.raw_path_qs} HTTP/1.1",
             f"Host: {key.headers['Host']}",
@@ -326,6 +326,11 @@ class _CheckedResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._resolver.close()
+
+
+def _pool_key(origin: URL) -> aiohttp.ClientRequest:
+    """Return the key of a target in the pool. It does not send a request."""
+    return aiohttp.ClientRequest("GET", origin, loop=asyncio.get_running_loop())
 
 
 async def _read_body(content: aiohttp.StreamReader, max_bytes: int, target: Target) -> bytes:

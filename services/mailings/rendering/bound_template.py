@@ -157,7 +157,7 @@ class BoundTemplate:
         templates = [self._compiled.body]
         if self._format.has_html:
             templates.append(self._compiled.subject)
-        for truth in (False, True):
+        for truth in (False, True) if self._compiled.has_conditions else (False,):
             for template in templates:
                 output = _Output()
                 try:

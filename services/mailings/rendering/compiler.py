@@ -109,12 +109,17 @@ _UNKNOWN: Final = StrictUndefined(exc=DependsOnRecipientError)
 
 @dataclass(frozen=True, slots=True)
 class CompiledTemplate:
-    """The subject and the body of a template, and the variables they use."""
+    """The subject and the body of a template, and the variables they use.
+
+    required: variables of the context, and the line of their first use.
+    has_conditions: whether a condition mentions the recipient.
+    """
 
     subject: Template
     body: Template
-    required: Mapping[str, int]  # variables of the context, and the line of their first use
+    required: Mapping[str, int]
     optional: frozenset[str]
+    has_conditions: bool
 
     def line_of(self, error: BaseException) -> int | None:
         """Return the line of the template that raised an error."""
@@ -157,6 +162,7 @@ def compile_template(subject: str, body: str) -> CompiledTemplate:
         compiled_body,
         {name: line for name, line in used.items() if name not in optional},
         frozenset(used.keys() & optional),
+        any(name.name == "_truth" for tree in trees for name in tree.find_all(nodes.Name)),
     )
 
 
