@@ -52,11 +52,14 @@ class FailingStore(Store):
         return counted
 
 
-class UnfinishedStore(Store):
-    """Loses the database after the last checkpoint, before the posting ends."""
+class UnreportedStore(Store):
+    """Loses the database after the last checkpoint, before the slice has its result."""
 
-    async def finish(self, *_: Any, **__: Any) -> dict[str, int]:
-        raise StoreConnectionLostError("the connection is lost")
+    async def checkpoint(self, claim: Claim, *, next_url: str | None, **options: Any) -> Any:
+        counted = await super().checkpoint(claim, next_url=next_url, **options)
+        if next_url is None:
+            raise StoreConnectionLostError("the connection is lost")
+        return counted
 
 
 POINTS = {
@@ -109,7 +112,7 @@ async def test_e7_an_interruption_after_the_last_checkpoint_does_not_fail_the_po
 ) -> None:
     broker = FakeBroker()
     async with running_mailings(
-        url, {"auth": lists.url}, broker=broker, store=UnfinishedStore
+        url, {"auth": lists.url}, broker=broker, store=UnreportedStore
     ) as first:
         posting_id = await first.post(posting(receivers=PAGES))
         await first.expansion.run_once(1)

@@ -326,11 +326,11 @@ async def test_small_postings_do_not_wait_for_a_huge_one(
     huge = await mailings.post(posting(receivers="http://auth/lists/huge/?page_size=10"))
     await mailings.expansion.run_once(1)
     small = [await mailings.post(posting()) for _ in range(3)]
-    for _ in range(6):
+    for _ in range(3):
         await mailings.expansion.run_once(1)
 
     assert [(await mailings.status(each)).status for each in small] == ["sending"] * 3
-    assert (await mailings.status(huge)).pages in range(2, 5), "every other slice"
+    assert (await mailings.status(huge)).pages == 4, "one page in each slice"
 
 
 async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
