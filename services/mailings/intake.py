@@ -9,8 +9,9 @@ from typing import Final
 from uuid import UUID
 
 from services.mailings import metrics
+from services.mailings.records import NewPosting
 from services.mailings.rendering.loader import TemplateLoader
-from services.mailings.store import NewPosting, Store
+from services.mailings.store import Store
 from shared.contracts.posting_requests import PostingAccepted, PostingState
 from shared.contracts.postings import Posting
 from shared.registry import BULK, URGENT

@@ -9,9 +9,9 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from services.mailings.domain import Recipient, Skip, address, message_id, storable
+from services.mailings.records import MessageRow
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
 from services.mailings.rendering.formats import FORMATS
-from services.mailings.store import MessageRow
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, new_id

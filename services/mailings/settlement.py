@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from services.mailings import metrics
 from services.mailings.domain import storable
-from services.mailings.store import MessageChange, Store
+from services.mailings.records import MessageChange
+from services.mailings.store import Store
 from shared.amqp.message import Dead, Message, Outcome
 from shared.contracts.message_facts import (
     MessageExpired,

@@ -10,7 +10,6 @@ claimed the posting.
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -18,6 +17,14 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 
 from services.mailings import domain
+from services.mailings.records import (
+    Claim,
+    DonePosting,
+    LeaseLostError,
+    MessageChange,
+    MessageRow,
+    NewPosting,
+)
 from shared.contracts.posting_requests import (
     MessageState,
     PostingMessage,
@@ -28,7 +35,6 @@ from shared.contracts.posting_requests import (
 from shared.contracts.postings import Posting
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
-from shared.registry import Priority
 from shared.resilience.batching import Batcher
 
 SQL: Final = queries("services.mailings")
@@ -36,77 +42,6 @@ SQL: Final = queries("services.mailings")
 BATCH_SIZE: Final = 200
 # Reasons for skipping in a status: the most frequent ones.
 MAX_REASONS: Final = 100
-
-
-class LeaseLostError(Exception):
-    """Another slice has claimed the posting, so this one must not write any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewPosting:
-    """A posting to accept."""
-
-    id: UUID
-    posting: Posting
-    fingerprint: bytes
-    expires_at: datetime | None
-    priority: Priority
-    client_id: str | None = None
-    traceparent: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A claimed posting.
-
-    lease: the number of the claim.
-    unfinished: whether the last slice may have published a part of a page.
-    fetched_data: the data that the template fetches; None if it is not fetched yet.
-    is_list: whether its users are known to be more than one small response.
-    next_url: of the page after the checkpoint; None before the first page.
-    pages: the checkpoint.
-    failures: failed slices since the checkpoint.
-    """
-
-    id: UUID
-    lease: int
-    unfinished: bool
-    posting: Posting
-    traceparent: str | None
-    expires_at: datetime | None
-    priority: Priority
-    fetched_data: dict[str, Any] | None
-    is_list: bool
-    next_url: str | None
-    pages: int
-    receivers: int
-    failures: int
-
-
-class MessageRow(NamedTuple):
-    """A new message; with a reason, it is skipped."""
-
-    id: UUID
-    user_id: str
-    channel: str
-    reason: str | None
-
-
-class MessageChange(NamedTuple):
-    """The new status of a message."""
-
-    posting_id: UUID
-    id: UUID
-    status: MessageState
-    reason: str | None
-
-
-class DonePosting(NamedTuple):
-    """A posting whose last message is settled, and its messages by status."""
-
-    id: UUID
-    from_event: str | None
-    messages: dict[str, int]
 
 
 class _Addition(NamedTuple):

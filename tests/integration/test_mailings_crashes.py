@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from services.mailings.expansion import slice as slice_module
-from services.mailings.store import Claim, MessageRow, Store
+from services.mailings.records import Claim, MessageRow
+from services.mailings.store import Store
 from shared.amqp.publisher import OutgoingMessage
 from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.mailing import (

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 
 from services.mailings.expansion.sources import MAX_SMALL_FETCHES
-from services.mailings.store import Claim, Store
+from services.mailings.records import Claim
+from services.mailings.store import Store
 from shared.postgres.pool import Database, StoreConnectionLostError
 from tests.fakes.mailing import (
     FakeBroker,

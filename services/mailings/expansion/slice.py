@@ -20,7 +20,8 @@ from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.slots import Slot
 from services.mailings.expansion.sources import LargeResponseError, SourceError, Sources
 from services.mailings.messages import Composer, ReadyMessage
-from services.mailings.store import Claim, MessageRow, Store
+from services.mailings.records import Claim, MessageRow
+from services.mailings.store import Store
 from shared.clock import Clock
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError

@@ -27,10 +27,11 @@ from services.mailings.expansion.slice import (
 from services.mailings.expansion.slots import Slot, Slots
 from services.mailings.expansion.sources import MAX_FETCHED_DATA, SourceError, Sources
 from services.mailings.messages import ChannelTemplate, Composer
+from services.mailings.records import Claim, LeaseLostError
 from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
 from services.mailings.settings import MailingsSettings
-from services.mailings.store import Claim, LeaseLostError, Store
+from services.mailings.store import Store
 from shared.amqp.consumer import BUGS
 from shared.clock import Clock
 from shared.contracts.context import json_text
