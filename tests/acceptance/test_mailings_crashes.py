@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from deploy.local.database import Database
+from services.mailings.expansion.worker import MAX_SMALL
 from tests.fakes.mailing import empty_mailings, posting
 from tests.fakes.mailings_client import MailingsClient, mailings_client
 from tests.fakes.sandbox import running_sandbox
@@ -13,6 +14,7 @@ SHORT_LEASES = ("-m", "tests.acceptance.short_lease_mailings")
 USERS = 20_000
 RESTART_USERS = 6_000
 PAGE = 500
+SINGLE_USERS = 4_000
 
 
 def to_all_users() -> dict[str, object]:
@@ -88,3 +90,38 @@ async def test_row_19_a_database_restart_skips_no_recipient(
             status = await client.wait_for_status(posting_id)
             assert not service.logged("bug")
     assert status["receivers"] == RESTART_USERS
+
+
+async def test_finding_c19_e7_two_kills_lose_no_posting_to_one_recipient(
+    amqp_url: str, own_database: Database, tmp_path: Path
+) -> None:
+    await empty_mailings(own_database.url)
+    async with running_sandbox(users=SINGLE_USERS) as sandbox, mailings_client(amqp_url) as client:
+        settings = {
+            "RINGBACK_DATABASE_URL": own_database.url,
+            "RINGBACK_SOURCES": f"auth={sandbox.url}auth",
+        }
+        directory = client.directory(SINGLE_USERS)
+        code = {
+            "template": "email/email_confirmation.md",
+            "template_context": {"confirmation_link": "http://auth/abcDe4"},
+        }
+        one = "http://auth/api/v1/users/?id="
+        ids = await asyncio.gather(
+            *(client.post(posting(receivers=one + user["id"], **code)) for user in directory)
+        )
+        reachable = {user["id"] for user in directory if user["email"]}
+        for reached in (100, 1_000):
+            with running(tmp_path, amqp_url, settings, SHORT_LEASES) as service:
+                await client.wait_for_users(reached)
+                service.kill()
+            assert len(client.ids) < len(reachable), "the process was killed too late"
+        with running(tmp_path, amqp_url, settings, SHORT_LEASES) as service:
+            await client.wait_for_users(len(reachable))
+            statuses = [await client.wait_for_status(each) for each in ids]
+            assert not service.logged("bug")
+    assert client.ids.keys() == reachable
+    assert {len(each) for each in client.ids.values()} == {1}, "a user has two ids"
+    repeats = sum(each.total() for each in client.ids.values()) - len(reachable)
+    assert repeats <= 2 * 2 * MAX_SMALL, "the postings in progress at each kill"
+    assert {(each["status"], each["receivers"]) for each in statuses} == {("sending", 1)}
