@@ -83,7 +83,7 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         description="Maximum number of messages in flight from each queue in one worker.",
     )
     concurrency: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=4, description="Number of postings that one worker expands at a time."
+        default=4, description="Number of user lists that one worker expands at a time."
     )
     max_waiting: Annotated[int, Field(ge=100)] = Field(
         default=20_000,
