@@ -1,12 +1,14 @@
-"""The settings of service tickets and of encryption, for the services that use them."""
+"""The settings of service tickets and of encryption, for the services that use them.
+
+Every process imports this module, to know all variables. So it imports the libraries of
+cryptography, which take 9 MB, only where one of the settings is set.
+"""
 
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from shared.security.encryption import parse_keys
-from shared.security.jwks import public_keys, signing_keys
 from shared.settings import EMPTY_IS_NONE, TableSettings
 
 # Beginnings of headers that requests or notifications use for something else, in lower case.
@@ -36,6 +38,8 @@ def _ticket_key(value: SecretStr) -> SecretStr:
 
 
 def _signing_key(value: SecretStr) -> SecretStr:
+    from shared.security.jwks import signing_keys  # noqa: PLC0415
+
     signing_keys(value.get_secret_value())
     return value
 
@@ -47,11 +51,15 @@ def _header_name(value: str) -> str:
 
 
 def _jwks_file(value: Path) -> Path:
+    from shared.security.jwks import public_keys  # noqa: PLC0415
+
     public_keys(value)
     return value
 
 
 def _secrets_key(value: SecretStr) -> SecretStr:
+    from shared.security.encryption import parse_keys  # noqa: PLC0415
+
     parse_keys(value.get_secret_value())
     return value
 

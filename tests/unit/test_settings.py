@@ -2,6 +2,8 @@
 
 import base64
 import os
+import subprocess
+import sys
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -272,3 +274,17 @@ def test_a_service_that_stores_data_needs_a_database(
     file.write_text("")
     monkeypatch.setenv("RINGBACK_DATABASE_URL", "postgresql://u@h/y")
     assert load_shared(storing=["shop"], file=file).database_url == "postgresql://u@h/y"
+
+
+def test_a_service_without_the_settings_of_security_does_not_load_cryptography() -> None:
+    """The libraries take 9 MB in each process."""
+    program = (
+        "import sys, services.callback.app\n"
+        "from shared.process.configuration import unknown_variables\n"
+        "unknown_variables()\n"
+        "print(*{'cryptography', 'joserfc'} & sys.modules.keys())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout.split() == []
