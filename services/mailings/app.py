@@ -80,7 +80,7 @@ async def start(process: Process) -> None:
     templates = TemplateLoader(settings.templates_dir)
     expansion = ExpansionWorker(
         store,
-        Sources(client, settings.sources),
+        Sources(client, settings.sources, settings.credentials),
         templates,
         ThrottledPublisher(publisher, depth, clock),
         clock=clock,

@@ -2,13 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic_settings import NoDecode
 from yarl import URL
 
 from shared.settings import EMPTY_IS_NONE, TableSettings
+
+# A token, or a scheme and a token: visible ASCII, so that it is one header.
+_TOKEN: Final = re.compile(r"[!-~]+( [!-~]+)?")
 
 
 def _split_sources(value: Any) -> Any:
@@ -28,6 +31,20 @@ def _check_sources(value: dict[str, str]) -> dict[str, str]:
         if url and not _is_http_url(url):
             raise ValueError(f"{host}: {url!r} is not a URL such as http://10.0.0.7:8000")
     return {host.lower(): url.rstrip("/") for host, url in value.items()}
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not _TOKEN.fullmatch(value.get_secret_value()):
+        raise ValueError("must be a token, or a scheme and a token such as `Token abc`")
+    return value
+
+
+def _source_tokens(value: dict[str, SecretStr], others: ValidationInfo) -> dict[str, SecretStr]:
+    sources = others.data.get("sources", value)  # if they are not valid, they have an error already
+    for host in value:
+        if host not in sources and sources.get(host.rpartition(":")[0]) != "":
+            raise ValueError(f"{host!r} is not in RINGBACK_SOURCES")
+    return value
 
 
 def _is_http_url(text: str) -> bool:
@@ -60,6 +77,15 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         " commas."
         " HOST=URL sets the URL of a host.",
         examples=["auth, movies=http://10.0.0.7:8000"],
+    )
+    source_tokens: Annotated[
+        dict[str, Annotated[SecretStr, AfterValidator(_token)]], AfterValidator(_source_tokens)
+    ] = Field(
+        default_factory=dict,
+        description="Tokens for sources, by host. A request to the host has the header"
+        " `Authorization: Bearer TOKEN`, or the value itself if it names another scheme. In the"
+        " environment: a JSON object.",
+        examples=[{"auth": "a-token", "movies": "Token another-token"}],
     )
     templates_dir: Annotated[Path | None, EMPTY_IS_NONE] = Field(
         default=None,
@@ -100,3 +126,11 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         default=1_048_576,
         description="Maximum size of a message in bytes. Larger ones are dead-lettered.",
     )
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """Return the `Authorization` header for each source with a token."""
+        tokens = {host: token.get_secret_value() for host, token in self.source_tokens.items()}
+        return {
+            host: token if " " in token else f"Bearer {token}" for host, token in tokens.items()
+        }

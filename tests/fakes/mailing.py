@@ -75,6 +75,7 @@ class UserLists:
         self.users: dict[str, list[Any]] = {}
         self.responses: dict[tuple[str, int], Callable[[], Any]] = {}
         self.requests: list[tuple[str, int]] = []
+        self.authorizations: list[str | None] = []
 
     async def page(self, request: web.Request) -> web.Response:
         """Respond with a page."""
@@ -82,6 +83,7 @@ class UserLists:
         number = int(request.query.get("page_number", "1"))
         size = int(request.query.get("page_size", "500"))
         self.requests.append((name, number))
+        self.authorizations.append(request.headers.get("Authorization"))
         response = self.responses.get((name, number)) or self.responses.get((name, 0))
         if response is not None:
             value = response()
@@ -174,11 +176,11 @@ class Mailings:
         self.broker = broker
         self.clock = Clock()
         self.database = database
-        mailings_settings = MailingsSettings(**settings)
+        mailings_settings = MailingsSettings(sources=sources, **settings)
         self.templates = TemplateLoader(mailings_settings.templates_dir)
         self.expansion = ExpansionWorker(
             self.store,
-            Sources(client, sources),
+            Sources(client, sources, mailings_settings.credentials),
             self.templates,
             ThrottledPublisher(broker, broker, self.clock),  # type: ignore[arg-type]
             clock=self.clock,

@@ -5,9 +5,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from services.mailings.expansion import sources
-from tests.fakes.mailing import Mailings, empty_mailings, posting, running_mailings
+from tests.fakes.mailing import (
+    Mailings,
+    empty_mailings,
+    posting,
+    running_mailings,
+    user,
+    user_lists,
+)
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.waiting import until
 
@@ -210,3 +218,54 @@ async def test_a_dns_error_is_temporary(
         return "nowhere.invalid: dns" in ((await mailings.status(posting_id)).reason or "")
 
     await until(has_reason)
+
+
+async def test_finding_c7_a_token_is_sent_to_its_source_and_to_no_other(url: str) -> None:
+    async with user_lists() as auth, user_lists() as other:
+        hosts = {"auth": auth.url, "other": other.url, "127.0.0.1": ""}
+        tokens = {"auth": "s3cret-1", "other": "Token s3cret-2"}
+        auth.responses["linked", 1] = lambda: {
+            "results": [user(1)],
+            "next": "http://other/lists/all/",
+        }
+        auth.responses["any", 1] = lambda: {
+            "results": [user(1)],
+            "next": f"{other.url}/lists/all/",
+        }
+        other.users["all"] = [user(2)]
+        auth.responses["moved", 1] = lambda: web.Response(
+            status=307, headers={"Location": f"{other.url}/lists/all/"}
+        )
+        async with running_mailings(url, hosts, source_tokens=tokens) as mailings:
+            lists = ("linked", "any", "moved")
+            statuses = [
+                await mailings.expand(
+                    await mailings.post(posting(receivers=f"http://auth/lists/{name}/"))
+                )
+                for name in lists
+            ]
+
+    assert auth.authorizations == ["Bearer s3cret-1"] * 3
+    assert other.authorizations == ["Token s3cret-2", None]
+    assert [status.receivers for status in statuses] == [2, 2, 0]
+    assert "auth responded with 307" in (statuses[2].reason or "")
+
+
+async def test_finding_c7_a_refused_token_fails_the_posting_and_is_never_logged(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with user_lists() as auth:
+        auth.responses["all", 1] = lambda: web.Response(status=401)
+        auth.responses["broken", 1] = lambda: web.Response(text="not JSON")
+        async with running_mailings(
+            url, {"auth": auth.url}, source_tokens={"auth": "s3cret"}
+        ) as mailings:
+            refused = await mailings.expand(await mailings.post(posting()), slices=1)
+            broken_id = await mailings.post(posting(receivers="http://auth/lists/broken/"))
+            await mailings.expansion.run_once(1)
+            broken = await mailings.status(broken_id)
+
+    assert "auth responded with 401" in (refused.reason or "")
+    assert "invalid JSON" in (broken.reason or "")
+    assert "s3cret" not in f"{refused} {broken} {caplog.text}"

@@ -47,11 +47,18 @@ class Sources:
 
     hosts: for each host, the URL to use instead of it, or '' for the host itself. A host without
         a port and without such a URL may be used on any port.
+    credentials: for each host, with its port unless it is the default one, the `Authorization`
+        header of requests to it.
     """
 
-    def __init__(self, client: Client, hosts: Mapping[str, str]) -> None:
+    def __init__(
+        self, client: Client, hosts: Mapping[str, str], credentials: Mapping[str, str]
+    ) -> None:
         self._client = client
         self._hosts = hosts
+        self._headers = {
+            host: {**_HEADERS, "Authorization": value} for host, value in credentials.items()
+        }
         self._limit = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
         self._small_limits: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MAX_SMALL_FETCHES)
@@ -84,7 +91,10 @@ class Sources:
         async with limit:
             try:
                 response = await self._client.fetch(
-                    target, _HEADERS, max_bytes=max_bytes, timeout=RESPONSE_TIMEOUT
+                    target,
+                    self._headers.get(host, _HEADERS),
+                    max_bytes=max_bytes,
+                    timeout=RESPONSE_TIMEOUT,
                 )
             except RequestFailedError as error:
                 raise SourceError(f"{host}: {error}") from None
