@@ -11,7 +11,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
-from shared.contracts.messages import RenderedMessage, SendEmail, SendSms, phone_digits
+from shared.contracts.messages import (
+    RenderedMessage,
+    SendEmail,
+    SendSms,
+    ascii_domain,
+    phone_digits,
+)
 
 BROKER: Final = "broker"
 DATABASE: Final = "database"
@@ -109,7 +115,7 @@ class Channel:
 CHANNELS: Final[Mapping[str, Channel]] = {
     channel.name: channel
     for channel in (
-        Channel("email", SendEmail, "to", "email", "e-mail address"),
+        Channel("email", SendEmail, "to", "email", "e-mail address", ascii_domain),
         Channel("sms", SendSms, "phone", "phone", "phone", phone_digits),
     )
 }

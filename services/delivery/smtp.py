@@ -20,6 +20,7 @@ from yarl import URL
 
 from services.delivery.domain import SERVER_BUSY, BusyError, ProviderError, smtp_error
 from services.delivery.settings import Tls
+from shared.contracts.messages import SANDBOX_DOMAIN, SANDBOX_EXTENSION
 from shared.errors import PermanentError, TransientError
 
 # Seconds after which an idle connection is not reused: firewalls drop idle connections silently,
@@ -167,8 +168,9 @@ class MailServer:
     ) -> None:
         reusable = False
         try:
+            parameters = _parameters(smtp, recipient)
             try:
-                await self._run("MAIL", _envelope(smtp, f"MAIL FROM:<{sender}>"))
+                await self._run("MAIL", _envelope(smtp, f"MAIL FROM:<{sender}>{parameters}"))
             except ProviderError as error:
                 if is_reused:
                     raise _StaleConnectionError(str(error)) from None
@@ -198,6 +200,21 @@ class MailServer:
             raise smtp_error(error.code, error.message, step) from None
         except SMTPServerDisconnected:
             raise ProviderError(f"{self.origin} closed the connection at {step}") from None
+
+
+def _parameters(smtp: SMTP, recipient: str) -> str:
+    """Return the parameters of MAIL that a recipient's address needs.
+
+    Raises:
+        PermanentError: this server cannot deliver to the address.
+    """
+    if recipient.endswith(SANDBOX_DOMAIN) and not smtp.supports_extension(SANDBOX_EXTENSION):
+        raise PermanentError(f"a domain in {SANDBOX_DOMAIN} exists in the sandbox only")
+    if recipient.isascii():
+        return ""
+    if not smtp.supports_extension("smtputf8"):
+        raise PermanentError("the mail server does not support addresses outside ASCII (SMTPUTF8)")
+    return " SMTPUTF8"
 
 
 async def _greet(smtp: SMTP) -> None:

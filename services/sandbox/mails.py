@@ -15,6 +15,7 @@ from yarl import URL
 
 from services.sandbox.behaviours import Close, Delay, MailSettings, Refuse
 from services.sandbox.inbox import Inbox, ReceivedMessage, message_json
+from shared.contracts.messages import SANDBOX_EXTENSION
 
 # aiosmtpd logs each command at INFO, with addresses and credentials; each line of mail at DEBUG.
 logging.getLogger("mail.log").setLevel(logging.WARNING)
@@ -56,7 +57,10 @@ class MailServer:
         """Respond to EHLO with the extensions."""
         session.host_name = hostname
         refusal = await self._misbehave(server, "hello")
-        return [refusal] if refusal else responses
+        if refusal:
+            return [refusal]
+        first, *others = responses  # the name of the server
+        return [first, f"250-{SANDBOX_EXTENSION}", *others]
 
     async def handle_RCPT(  # noqa: N802
         self,

@@ -12,6 +12,8 @@ from itertools import count as counting
 from typing import Any
 from uuid import UUID
 
+from shared.contracts.messages import SANDBOX_DOMAIN
+
 PATTERN_LENGTH = 100
 KINDS = ("new_movies", "new_episode", "reactions_summary", "advertising")
 
@@ -29,7 +31,6 @@ _FIRST = (
     "Maria",
 )
 _LAST = ("Abramenko", "Kim", "Lem", "Berg", "Novak", "Dumas", "Kovalenko", "Stein", "Wolff")
-_OPERATORS = (900, 903, 905, 910, 915, 916, 921, 925, 926, 951, 960, 965, 977, 985, 999)
 _TIMEZONES = (
     *("Europe/Moscow",) * 6,
     *("Asia/Yekaterinburg", "Asia/Novosibirsk", "Asia/Krasnoyarsk", "Asia/Vladivostok"),
@@ -67,8 +68,8 @@ class Directory:
         timezone: str | None = _TIMEZONES[random_bytes[10] % len(_TIMEZONES)]
         if random_bytes[11] < 5:  # noqa: PLR2004 - 5 of 256 are 2 of 100
             timezone = _BAD_TIMEZONES[random_bytes[12] % len(_BAD_TIMEZONES)]
-        address = f"{first}.{last}.{number}@example.com".lower()
-        phone = f"7{_OPERATORS[random_bytes[13] % len(_OPERATORS)]}{number % 10_000_000:07d}"
+        address = f"{first}.{last}.{number}@sandbox{SANDBOX_DOMAIN}".lower()
+        phone = f"7000{number % 10_000_000:07d}"  # nobody has a number that begins with 7000
         return {
             "id": str(_identity(number, random_bytes)),
             "name": f"{first} {last}",

@@ -5,6 +5,7 @@ Published on the default exchange, to the queue of the channel (shared/registry.
 
 from typing import Annotated, Any, Final
 
+import idna
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -19,25 +20,51 @@ from pydantic import (
 from shared.contracts.callback import ClientId, Identifier
 
 
-def _describe_address(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return validate(value)
-    except ValidationError:
-        raise ValueError("is not an e-mail address such as user@mail.com") from None
+def _described(form: str) -> WrapValidator:
+    """Replace the error of a pattern, which can have hundreds of characters."""
+
+    def validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"is not {form}") from None
+
+    return WrapValidator(validate)
 
 
-# Addresses that every mail server accepts: RFC 5321 without quoted local parts.
+# E-mails to this top-level domain go only to a mail server that offers the extension, the sandbox.
+# The domain never exists anywhere else (RFC 2606), so a demonstration cannot reach a person.
+SANDBOX_DOMAIN: Final = ".invalid"
+SANDBOX_EXTENSION: Final = "X-RINGBACK-SANDBOX"
+
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u00a1-\uffff-]+"
+_LABEL: Final = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+# Addresses that every mail server accepts: RFC 5321 without quoted local parts. A local part that
+# is not ASCII needs a server with SMTPUTF8 (RFC 6531); domains are in ASCII.
 EmailAddress = Annotated[
     str,
     StringConstraints(
-        pattern=r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
-        r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$",
+        pattern=rf"^{_ATOM}(\.{_ATOM})*@({_LABEL}\.)+{_LABEL}$",
         max_length=254,
     ),
-    WrapValidator(_describe_address),  # the pattern has 170 characters
+    _described("an e-mail address such as user@mail.com"),
 ]
+# The country codes of E.164. Numbers in a national format, such as 8 916 123-45-67, have none.
+_COUNTRY_CODES: Final = "|".join(
+    (
+        *("1", "7", "20", "21[12368]", "2[2346][0-9]", "25[0-8]", "27", "29[01789]"),
+        *("3[0-469]", "35[0-9]", "37[0-8]", "38[01235679]", "4[013-9]", "42[013]"),
+        *("5[09][0-9]", "5[1-8]", "6[0-6]", "67[02-9]", "68[0-35-9]", "69[0-2]"),
+        *("8[1246]", "80[08]", "85[02356]", "87[08]", "88[0-368]"),
+        *("9[0-58]", "96[0-8]", "97[0-79]", "99[2-68]"),
+    )
+)
 # E.164 without the plus.
-Phone = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{6,14}$")]
+Phone = Annotated[
+    str,
+    StringConstraints(pattern=f"^({_COUNTRY_CODES})[0-9]+$", min_length=7, max_length=15),
+    _described("a phone number with a country code such as 79161234567"),
+]
 # One line, because a line break would start another header.
 Subject = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=998)]
 # PostgreSQL and mail both reject NUL.
@@ -53,6 +80,17 @@ def phone_digits(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MAX_PHONE:
         return str(value)
     return value.translate(_PHONE_MARKS) if isinstance(value, str) else value
+
+
+def ascii_domain(value: Any) -> Any:
+    """Return a user's e-mail address with its domain in ASCII; any other value is unchanged."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    local_part, at, domain = value.rpartition("@")
+    try:
+        return f"{local_part}{at}{idna.encode(domain, uts46=True).decode()}"
+    except idna.IDNAError:
+        return value
 
 
 class RenderedMessage(BaseModel):

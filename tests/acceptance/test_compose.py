@@ -154,7 +154,7 @@ async def test_m15_finding_d1_docker_compose_up_shows_the_demonstration_once(
         assert f"2  attempt 3 {delivered}" in output
         assert "3  dead-lettered to callbacks.dead: 169.254.169.254 is not a public" in output
         assert re.search(r"4  delivered \d+ ms after it was due; signatures verified", output)
-        assert re.search(r"5  “Welcome to Ringback” sent to \S+@example.com", output)
+        assert re.search(r"5  “Welcome to Ringback” sent to \S+@sandbox\.invalid", output)
         assert re.search(r"6  \d+ of \d+ users got an e-mail", output)
         assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
         assert re.search(r"8  posting \S+: expired, nothing was sent", output)

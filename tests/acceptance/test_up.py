@@ -152,7 +152,7 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         assert 0 <= int(lateness[1]) < 2000
 
         # E1 to E6: events become e-mails to subscribers. A code is sent as an SMS until its expiry.
-        welcome = re.search(r"5  “Welcome to Ringback” sent to \S+@example.com: (\S+)", output)
+        welcome = re.search(r"5  “Welcome to Ringback” sent to \S+@sandbox\.invalid: (\S+)", output)
         assert welcome
         async with aiohttp.ClientSession() as http, http.get(welcome[1]) as page:
             assert "Welcome to Ringback" in await page.text()

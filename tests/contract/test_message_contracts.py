@@ -116,7 +116,10 @@ def test_an_unknown_field_is_rejected(model: type[BaseModel], example: Any) -> N
             (SendEmail, "to", invalid)
             for invalid in ("", "user", "a@b", "a b@c.de", "a@c.de\nBcc: x@y.z")
         ),
-        *((SendEmail, "to", invalid) for invalid in ('"a"@c.de', "a..b@c.de", "a@-c.de", "ä@c.de")),
+        *(
+            (SendEmail, "to", invalid)
+            for invalid in ('"a"@c.de', "a..b@c.de", "a@-c.de", "a@ä.de", "ä @c.de")
+        ),
         *(
             (SendEmail, "to", invalid)
             for invalid in ("<a@c.de>", "a@c.de,b@c.de", "a" * 250 + "@c.de")

@@ -238,3 +238,31 @@ async def test_finding_d10_421_is_not_an_attempt(step: str) -> None:
     async with mail_server(responses) as script, connected(script.url()) as server:
         with pytest.raises(BusyError):
             await send(server)
+
+
+async def test_finding_c18_an_address_outside_ascii_needs_a_server_with_smtputf8() -> None:
+    async with mail_server({}) as script, connected(script.url()) as server:
+        with pytest.raises(PermanentError, match="does not support addresses outside ASCII"):
+            await server.send(SENDER, "用户@example.org", CONTENT, not_expired)
+        await send(server)
+        assert len(script.mails) == 1
+
+    async with running_sandbox() as sandbox:
+        async with connected(str(sandbox.smtp)) as server:
+            await server.send(SENDER, "用户@example.org", CONTENT, not_expired)
+        [mail] = await sandbox.received("/api/mails")
+        assert mail["to"] == ["用户@example.org"]
+
+
+async def test_e_mails_of_a_demonstration_go_to_the_sandbox_only() -> None:
+    recipient = "vera.lem.7@sandbox.invalid"
+    async with mail_server({}) as script, connected(script.url()) as server:
+        with pytest.raises(PermanentError, match="exists in the sandbox only"):
+            await server.send(SENDER, recipient, CONTENT, not_expired)
+        assert script.mails == []
+
+    async with running_sandbox() as sandbox:
+        async with connected(str(sandbox.smtp)) as server:
+            await server.send(SENDER, recipient, CONTENT, not_expired)
+        [mail] = await sandbox.received("/api/mails")
+        assert mail["to"] == [recipient]

@@ -67,6 +67,8 @@ JSON = st.recursive(
         ({"email": "user@"}, "invalid e-mail address", None),
         ({"email": "a@b.c\r\nBcc: x@y.z"}, "invalid e-mail address", None),
         ({"email": ["a@b.com"]}, "invalid e-mail address", None),
+        ({"email": "ann@-bücher.example"}, "invalid e-mail address", None),
+        ({"email": "ann@bücher..example"}, "invalid e-mail address", None),
         ({"phone": None}, None, "no phone"),
         ({"phone": "12"}, None, "invalid phone"),
         ({"phone": "+7 (900) 123-45-67"}, None, None),
@@ -87,6 +89,44 @@ def test_e4_only_users_who_enabled_the_channel_and_the_kind_have_an_address(
     )
     found = address(listed_user, CHANNELS["sms"], KIND, required=False)
     assert found == Skip(by_sms) if by_sms else str(found).startswith("7900")
+
+
+@pytest.mark.parametrize(
+    ("email", "expected"),
+    [
+        ("ann@bücher.example", "ann@xn--bcher-kva.example"),
+        ("Änn@Bücher.Example", "Änn@xn--bcher-kva.example"),
+        ("用户@例え.テスト", "用户@xn--r8jz45g.xn--zckzah"),
+        ("ann@example.com", "ann@example.com"),
+    ],
+)
+def test_finding_c18_an_internationalised_address_has_its_domain_in_ascii(
+    email: str, expected: str
+) -> None:
+    found = address(user(1, email=email), CHANNELS["email"], KIND, required=False)
+
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("phone", "is_valid"),
+    [
+        ("+7 916 123-45-67", True),
+        ("8 (916) 123-45-67", False),  # Russian, in its national format
+        ("8 999 123-45-67", False),
+        ("0049 30 123456", False),
+        ("030 123456", False),
+        ("210 1234567890", False),
+        ("+1 555 0100 100", True),
+        ("+998 90 123 45 67", True),
+        ("+49 30 123456789012345", False),
+        ("+49 30", False),
+    ],
+)
+def test_finding_c18_a_phone_begins_with_a_country_code(phone: str, is_valid: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    found = address(user(1, phone=phone), CHANNELS["sms"], KIND, required=False)
+
+    assert isinstance(found, Skip) != is_valid
 
 
 def test_e4_a_channel_is_off_by_default() -> None:
