@@ -38,7 +38,7 @@ def list_(*, as_json: bool) -> None:
     For each template, the command prints its kind, its channels and the variables of a posting.
     Variables in brackets are optional. Variables with a star are fetched from a URL.
     """
-    loader = TemplateLoader(configured_table(MailingsSettings).templates_dir)
+    loader = configured_table(MailingsSettings).templates()
     rows = []
     for name in loader.names():
         try:
@@ -71,7 +71,7 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
       ringback template check
       ringback template check email/new_movies.md
     """
-    loader = TemplateLoader(configured_table(MailingsSettings).templates_dir)
+    loader = configured_table(MailingsSettings).templates()
     samples = _samples()
     errors = []
     checked = names or tuple(loader.names())
@@ -83,6 +83,7 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
                 bound.render(samples["user"], unsubscribe_url=UNSUBSCRIBE_URL)
         except (InvalidTemplateError, RenderingError) as error:
             errors.append(str(error))
+    errors = list(dict.fromkeys(errors))  # each e-mail has the error of the frame
     if as_json:
         echo(json.dumps({"checked": checked, "errors": errors}))
     else:
@@ -126,7 +127,7 @@ def preview(
     variables = samples.get(name, {}) if context is None else _object(context, "--context")
     recipient = samples["user"] if user is None else _object(user, "--user")
     try:
-        found = TemplateLoader(configured_table(MailingsSettings).templates_dir).get(name, channel)
+        found = configured_table(MailingsSettings).templates().get(name, channel)
         bound = BoundTemplate(found, channel, variables, PRODUCT)
         url = UNSUBSCRIBE_URL if FORMATS[channel].has_html else None
         rendered = bound.render(recipient, unsubscribe_url=url)

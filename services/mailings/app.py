@@ -12,7 +12,6 @@ from services.mailings.expansion.sources import ANYWHERE, Sources
 from services.mailings.expansion.worker import ExpansionWorker
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
-from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.requests import Requests
 from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
@@ -77,7 +76,7 @@ async def start(process: Process) -> None:
         monotonic=clock.monotonic,
     )
     store = Store(database)
-    templates = TemplateLoader(settings.templates_dir)
+    templates = settings.templates()
     expansion = ExpansionWorker(
         store,
         Sources(client, settings.sources, settings.credentials),

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import NoDecode
 from yarl import URL
 
+from services.mailings.rendering.loader import LANGUAGE, TemplateLoader
 from shared.settings import EMPTY_IS_NONE, TableSettings
 
 # A token, or a scheme and a token: visible ASCII, so that it is one header.
@@ -97,6 +98,15 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
     product: Annotated[str, Field(min_length=1, max_length=100)] = Field(
         default="Ringback", description="Name of your product in messages."
     )
+    language: Annotated[str, Field(pattern=f"^{LANGUAGE}$")] = Field(
+        default="en", description="Language of templates that do not name one."
+    )
+    postal_address: Annotated[str, Field(max_length=500)] = Field(
+        default="",
+        description="Postal address of the sender, at the end of each e-mail. It may have several"
+        " lines.",
+        examples=["Shop Ltd.\n1 Long Lane\nLondon"],
+    )
     unsubscribe_url: Annotated[
         Annotated[str, AfterValidator(_unsubscribe_url)] | None, EMPTY_IS_NONE
     ] = Field(
@@ -134,3 +144,9 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         return {
             host: token if " " in token else f"Bearer {token}" for host, token in tokens.items()
         }
+
+    def templates(self) -> TemplateLoader:
+        """Return a loader of the templates."""
+        return TemplateLoader(
+            self.templates_dir, language=self.language, postal_address=self.postal_address
+        )

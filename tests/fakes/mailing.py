@@ -19,7 +19,6 @@ from services.mailings.expansion.sources import ANYWHERE, Sources
 from services.mailings.expansion.worker import ExpansionWorker
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
-from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.requests import Requests
 from services.mailings.settings import MailingsSettings
 from services.mailings.settlement import Settler
@@ -177,7 +176,7 @@ class Mailings:
         self.clock = Clock()
         self.database = database
         mailings_settings = MailingsSettings(sources=sources, **settings)
-        self.templates = TemplateLoader(mailings_settings.templates_dir)
+        self.templates = mailings_settings.templates()
         self.expansion = ExpansionWorker(
             self.store,
             Sources(client, sources, mailings_settings.credentials),

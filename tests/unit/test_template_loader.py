@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from services.mailings.rendering.bound_template import BoundTemplate
+from services.mailings.rendering.formats import Rendered
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader, parse_template
 
 HEAD = "---\nsubject: Hi\n---\n"
@@ -179,3 +181,82 @@ def test_e5_windows_line_endings_are_accepted(tmp_path: Path) -> None:
 def test_e5_front_matter_with_an_invalid_value_is_rejected(value: str) -> None:
     with pytest.raises(InvalidTemplateError, match="is not valid YAML"):
         parse_template("email/x.md", f"---\nkind: {value}\n---\nHello")
+
+
+def render(folder: Path, name: str, **options: str) -> Rendered:
+    template = TemplateLoader(folder, **options).get(name, "email")
+    return BoundTemplate(template, "email", {}, "Shop").render({}, unsubscribe_url=None)
+
+
+def test_finding_c17_the_frame_can_be_replaced(tmp_path: Path) -> None:
+    put(tmp_path, "email/x.md", "---\nsubject: A & B\n---\nHi *you*")
+    put(
+        tmp_path,
+        "frame.html",
+        "<html lang={{ language }}><title>{{ subject }}</title>{{ content }}{{ product }}"
+        "{% for line in postal_address %}<i>{{ line }}</i>{% endfor %}</html>",
+    )
+
+    message = render(tmp_path, "email/x.md", postal_address="Shop <Ltd>\n1 Lane")
+
+    assert message.html == (
+        "<html lang=en><title>A &amp; B</title><p>Hi <em>you</em></p>Shop"
+        "<i>Shop &lt;Ltd&gt;</i><i>1 Lane</i></html>"
+    )
+    assert message.text == "Hi you\n\n---\nShop <Ltd>\n1 Lane\n"
+
+
+def test_finding_c17_a_changed_frame_is_read_again(tmp_path: Path) -> None:
+    put(tmp_path, "email/x.md", "---\nsubject: X\n---\nHi")
+    loader = TemplateLoader(tmp_path)
+    shipped = loader.get("email/x.md", "email").frame
+    file = put(tmp_path, "frame.html", "<b>{{ content }}</b>")
+    own = loader.get("email/x.md", "email").frame
+    put(tmp_path, "frame.html", "<i>{{ content }}</i> changed")
+    changed = loader.get("email/x.md", "email").frame
+    file.unlink()
+
+    assert len({shipped, own, changed}) == 3
+    assert loader.get("email/x.md", "email").frame is shipped
+
+
+def test_finding_c17_an_email_has_a_language_and_a_postal_address(tmp_path: Path) -> None:
+    put(tmp_path, "email/x.md", "---\nsubject: X\n---\nHi")
+    put(tmp_path, "email/y.md", "---\nsubject: X\nlanguage: pt-BR\n---\nHi")
+
+    german = render(tmp_path, "email/x.md", language="de", postal_address="1 Lane")
+    portuguese = render(tmp_path, "email/y.md", language="de")
+
+    assert german.html is not None
+    assert '<html lang="de">' in german.html
+    assert "<br>1 Lane" in german.html
+    assert portuguese.html is not None
+    assert '<html lang="pt-BR">' in portuguese.html
+    assert "---" not in portuguese.text
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        ("<p>{{ subject }}</p>", r"frame.html line 1: does not contain \{\{ content \}\}"),
+        ("{{ content }}{{ name }}", "frame.html line 1: unknown variable name; available: content"),
+        ("{{ content }}\n{% if %}", "frame.html line 2: "),
+        ("{{ content }}{{ postal_address.x }}", "frame.html line 1: cannot be rendered"),
+        ("{{ content }}" + "x" * 70_000, "frame.html: is larger than 65536 bytes"),
+    ],
+)
+def test_finding_c17_an_invalid_frame_is_named(tmp_path: Path, frame: str, reason: str) -> None:
+    put(tmp_path, "email/x.md", "---\nsubject: X\n---\nHi")
+    put(tmp_path, "frame.html", frame)
+
+    with pytest.raises(InvalidTemplateError, match=reason):
+        TemplateLoader(tmp_path).get("email/x.md", "email")
+    assert TemplateLoader(tmp_path).get("sms/phone_confirmation.md", "sms")
+
+
+@pytest.mark.parametrize("language", ["7", "'d e'", "[de]", "'de\"'"])
+def test_finding_c17_an_invalid_language_is_named(tmp_path: Path, language: str) -> None:
+    put(tmp_path, "email/x.md", f"---\nsubject: X\nlanguage: {language}\n---\nHi")
+
+    with pytest.raises(InvalidTemplateError, match=r"line 3: language must be a tag such as de"):
+        TemplateLoader(tmp_path).get("email/x.md", "email")

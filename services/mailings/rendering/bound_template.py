@@ -93,9 +93,14 @@ class BoundTemplate:
         self._name = template.name
         self._compiled = template.compiled
         self._format = FORMATS[channel]
-        is_markdown = self._format.has_html or template.is_markdown
         self._context = {**context, "product": product}
-        self._conversion = Conversion(self._format, product, is_markdown=is_markdown)
+        self._conversion = Conversion(
+            self._format,
+            product,
+            is_markdown=self._format.has_html or template.is_markdown,
+            frame=template.frame,
+            language=template.language,
+        )
         for name in sorted(RESERVED & context.keys()):
             raise InvalidTemplateError(template.name, f"{name} cannot be set in the context")
         for name, line in self._compiled.required.items():

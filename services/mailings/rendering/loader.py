@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from services.mailings.rendering.compiler import CompiledTemplate, compile_template
 from services.mailings.rendering.formats import FORMATS
+from services.mailings.rendering.frame import Frame, parse_frame
 from shared.contracts.postings import Template as TemplateName
 from shared.registry import CHANNELS
 
@@ -24,7 +25,10 @@ MAX_FILE_SIZE: Final = 65_536
 
 _KIND: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_KEYS: Final = ("subject", "kind", "fetch", "required")
+_KEYS: Final = ("subject", "kind", "fetch", "required", "language")
+# A language of BCP 47, such as `de` or `pt-BR`.
+LANGUAGE: Final = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
+FRAME: Final = "frame.html"
 _NAME: Final = TypeAdapter[str](TemplateName)
 
 
@@ -35,6 +39,11 @@ class InvalidTemplateError(Exception):
         super().__init__(f"{name} line {line}: {reason}" if line else f"{name}: {reason}")
 
 
+_SHIPPED_FRAME: Final = parse_frame(
+    SHIPPED.joinpath(FRAME).read_text("utf-8"), language="en", postal_address=""
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A parsed and compiled template.
@@ -42,6 +51,7 @@ class Template:
     kind: the kind of notification, which users switch on and off.
     fetch: the variables whose values are URLs of data.
     is_required: whether users cannot switch it off, as with confirmations and codes.
+    language: of the text; None for the language of the frame.
     """
 
     name: str
@@ -51,6 +61,8 @@ class Template:
     compiled: CompiledTemplate
     is_required: bool = False
     is_shipped: bool = False
+    language: str | None = None
+    frame: Frame = _SHIPPED_FRAME
 
     @property
     def is_markdown(self) -> bool:
@@ -59,12 +71,20 @@ class Template:
 
 
 class TemplateLoader:
-    """Loads templates from a folder, and the shipped ones that the folder does not replace."""
+    """Loads templates from a folder, and the shipped ones that the folder does not replace.
 
-    def __init__(self, folder: Path | None) -> None:
+    language: of templates that name none. postal_address: of the sender, in e-mails.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, language: str = "en", postal_address: str = ""
+    ) -> None:
         self._folders = (folder, SHIPPED) if folder else (SHIPPED,)
+        self._language = language
+        self._postal_address = postal_address
         # By file, with its modification time and size.
-        self._cache: dict[Path, tuple[tuple[int, int], Template]] = {}
+        self._cache: dict[Path, tuple[tuple[int, int], Template | Frame]] = {}
+        self._with_frame: dict[str, tuple[Template, Template]] = {}
 
     def names(self) -> list[str]:
         """Return the names of all templates."""
@@ -111,7 +131,7 @@ class TemplateLoader:
             raise InvalidTemplateError(
                 template.name, f"{channel} needs a subject; add one to the front matter"
             )
-        return template
+        return self._framed(template) if FORMATS[channel].has_html else template
 
     def is_required(self, name: str, channels: Iterable[str]) -> bool:
         """Return whether a template is required on one of these channels."""
@@ -120,15 +140,48 @@ class TemplateLoader:
         return False
 
     def _find(self, name: str) -> Template | None:
+        found = self._read(name, self._parse_template)
+        return found if isinstance(found, Template) else None
+
+    def _framed(self, template: Template) -> Template:
+        """Return a template with the current frame; the same object if neither has changed."""
+        frame = self._frame()
+        known, framed = self._with_frame.get(template.name, (None, template))
+        if known is not template or framed.frame is not frame:
+            framed = replace(template, frame=frame)
+            self._with_frame[template.name] = template, framed
+        return framed
+
+    def _frame(self) -> Frame:
+        found = self._read(FRAME, self._parse_frame)
+        return found if isinstance(found, Frame) else _SHIPPED_FRAME
+
+    def _parse_template(self, name: str, file: Path) -> Template:
+        template = parse_template(name, _content(name, file))
+        return replace(template, is_shipped=file.is_relative_to(SHIPPED))
+
+    def _parse_frame(self, name: str, file: Path) -> Frame:
+        try:
+            return parse_frame(
+                _content(name, file),
+                language=self._language,
+                postal_address=self._postal_address,
+            )
+        except TemplateSyntaxError as error:
+            reason = error.message or "is not a valid template"
+            raise InvalidTemplateError(name, reason, error.lineno) from None
+
+    def _read(
+        self, name: str, parse: Callable[[str, Path], Template | Frame]
+    ) -> Template | Frame | None:
+        """Return the parsed file of a name. It is parsed again when it has changed."""
         for file in (folder / name for folder in self._folders):
             try:
                 stat = file.stat()
                 version = (stat.st_mtime_ns, stat.st_size)
                 cached = self._cache.get(file)
                 if cached is None or cached[0] != version:
-                    template = parse_template(name, _content(name, file))
-                    template = replace(template, is_shipped=file.is_relative_to(SHIPPED))
-                    cached = self._cache[file] = (version, template)
+                    cached = self._cache[file] = (version, parse(name, file))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
@@ -180,7 +233,12 @@ def parse_template(name: str, content: str) -> Template:
     required, required_line = front_matter.pop("required", (False, 0))
     if not isinstance(required, bool):
         raise InvalidTemplateError(name, "required must be true or false", required_line)
-    return Template(name, kind, tuple(fetch), bool(subject), compiled, required)
+    language, language_line = front_matter.pop("language", (None, 0))
+    if language is not None and not (
+        isinstance(language, str) and re.fullmatch(LANGUAGE, language)
+    ):
+        raise InvalidTemplateError(name, "language must be a tag such as de", language_line)
+    return Template(name, kind, tuple(fetch), bool(subject), compiled, required, language=language)
 
 
 def _content(name: str, file: Path) -> str:

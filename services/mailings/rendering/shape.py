@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from jinja2 import Environment
-
 from services.mailings.rendering.formats import Format
-from services.mailings.rendering.loader import SHIPPED
+from services.mailings.rendering.frame import Frame
 from services.mailings.rendering.markdown import URL_BEGINS, URL_ENDS, parse_markdown
 from services.mailings.rendering.placeholder import PlaceholderText, in_html, in_line, in_text
 
@@ -14,9 +12,6 @@ from services.mailings.rendering.placeholder import PlaceholderText, in_html, in
 # shape takes up to 110 bytes for each character, if the message consists of links.
 MAX_KEPT_SIZE: Final = 400_000
 
-_FRAME: Final = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    SHIPPED.joinpath("frame.html").read_text()
-)
 _EMPTY: Final = PlaceholderText(())
 
 
@@ -31,11 +26,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The format and the product of the messages of a template."""
+    """What the messages of a template have in common."""
 
     format: Format
     product: str
     is_markdown: bool
+    frame: Frame
+    language: str | None
 
 
 # The subject, the body and the unsubscribe URL, with placeholders.
@@ -69,14 +66,15 @@ def convert(conversion: Conversion, subject: str, body: str, unsubscribe: str) -
     if not conversion.format.has_html:
         return Shape(_EMPTY, in_text(document.text), None)
     subject = " ".join(subject.split())
-    text = document.text
-    if unsubscribe:
-        text += f"\n\n---\nUnsubscribe{URL_BEGINS}{unsubscribe}{URL_ENDS}"
-    html = _FRAME.render(
+    footer = [f"Unsubscribe{URL_BEGINS}{unsubscribe}{URL_ENDS}"] if unsubscribe else []
+    footer += conversion.frame.postal_address
+    lines = [document.text, *(("", "---", *footer) if footer else ())]
+    html = conversion.frame.render(
+        document.html.strip(),
         subject=subject,
         opening=document.opening,
         product=conversion.product,
-        content=document.html.strip(),
         unsubscribe=unsubscribe,
+        language=conversion.language,
     )
-    return Shape(in_line(subject), in_text(text + "\n"), in_html(html))
+    return Shape(in_line(subject), in_text("\n".join(lines) + "\n"), in_html(html))
