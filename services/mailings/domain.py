@@ -112,6 +112,7 @@ class Page(NamedTuple):
 
     items: list[Any]
     next_url: str | None
+    total: int = 0  # users on all pages, if the response has `count`
 
 
 def author_of(value: Any) -> str | None:
@@ -156,7 +157,7 @@ def parse_page(value: Any, *, size: int, earlier: int, by_number: str) -> Page:
         next_url = by_number if len(items) >= size else None
     if missing > 0 and next_url is None:
         raise InvalidPostingError(f"the list ends before its count of {count} users")
-    return Page(items, next_url)
+    return Page(items, next_url, count if type(count) is int else 0)
 
 
 @dataclass(frozen=True, slots=True)

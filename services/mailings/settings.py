@@ -125,9 +125,13 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         default=20_000,
         description="Number of messages in a channel's queue and tiers at which expansion pauses.",
     )
-    max_receivers: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
-        default=2_000_000,
-        description="Maximum number of users on a list. A posting to a longer list fails.",
+    max_receivers: Annotated[
+        Annotated[int, Field(ge=1, le=1_000_000_000)] | None, EMPTY_IS_NONE
+    ] = Field(
+        default=None,
+        description="Maximum number of users on a list. A posting to a longer list fails: before it"
+        " sends anything if the first page has `count`. Default: no limit.",
+        examples=[100_000],
     )
     retention: Annotated[float, Field(ge=1, le=3650)] = Field(
         default=30.0, description="Retention of ended postings, in days."

@@ -191,7 +191,7 @@ async def test_e5_the_data_of_several_urls_becomes_one_list(
     [
         (7, "must be a URL or a list of URLs"),
         ([{"url": "http://fastapi/"}], "must be a URL or a list of URLs"),
-        (["http://fastapi/api/v1/movies/?new=True"] * 101, "more than 100 URLs"),
+        (["http://fastapi/nothing/here/"] * 2001, "fastapi responded with 404"),
         ("ftp://fastapi/", "URL must begin with http"),
         ("http://fastapi/nothing/here/", "fastapi responded with 404"),
     ],
@@ -269,3 +269,70 @@ async def test_finding_c7_a_refused_token_fails_the_posting_and_is_never_logged(
     assert "auth responded with 401" in (refused.reason or "")
     assert "invalid JSON" in (broken.reason or "")
     assert "s3cret" not in f"{refused} {broken} {caplog.text}"
+
+
+def movies(count: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{"title": f"Movie {number}", "genres": ["drama"], **fields} for number in range(count)]
+
+
+@pytest.mark.parametrize("form", ["urls", "pages"])
+async def test_finding_c17_a_posting_may_have_hundreds_of_movies(url: str, form: str) -> None:
+    async with user_lists() as server:
+        server.users["all"] = [user(1)]
+        server.responses["movie", 1] = lambda: movies(1)[0]
+        server.responses["movies", 1] = lambda: {
+            "results": movies(150),
+            "next": "/lists/movies/?page_number=2",
+        }
+        server.responses["movies", 2] = lambda: {"results": movies(100), "next": None}
+        source = {"urls": ["http://auth/lists/movie/"] * 250, "pages": "http://auth/lists/movies/"}
+        body = posting(template="email/new_movies.md", template_context={"movies": source[form]})
+        async with running_mailings(url, {"auth": server.url}) as mailings:
+            posting_id = await mailings.post(body)
+            status = await mailings.expand(posting_id)
+            [message] = mailings.broker.bodies(posting_id)
+
+    assert (status.status, status.reason) == ("sending", None)
+    assert message["subject"] == "250 new movies on Ringback"
+    assert message["text"].count("Movie ") == 50
+    assert "… and 200 more." in message["text"]
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (
+            {"results": [], "next": "/lists/movies/?page_number=1"},
+            "the data needs more than 2000 requests",
+        ),
+        (
+            {"results": movies(100, text="x" * 500), "next": "/lists/movies/?page_number=1"},
+            "the data is larger than 1048576 characters",
+        ),
+    ],
+)
+async def test_finding_c17_endless_data_fails_the_posting(
+    url: str, response: dict[str, Any], reason: str
+) -> None:
+    async with user_lists() as server:
+        server.responses["movies", 1] = lambda: response
+        context = {"movies": "http://auth/lists/movies/"}
+        body = posting(template="email/new_movies.md", template_context=context)
+        async with running_mailings(url, {"auth": server.url}) as mailings:
+            status = await mailings.expand(await mailings.post(body))
+
+    assert status.reason == f"template_context.movies: {reason}"
+
+
+async def test_finding_c17_a_list_that_is_too_long_fails_before_anything_is_sent(url: str) -> None:
+    async with user_lists() as server:
+        server.responses["all", 1] = lambda: {
+            "results": [user(number) for number in range(10)],
+            "count": 451,
+        }
+        async with running_mailings(url, {"auth": server.url}, max_receivers=450) as mailings:
+            status = await mailings.expand(await mailings.post(posting()))
+
+    assert status.status == "failed"
+    assert "more than 450 receivers" in (status.reason or "")
+    assert mailings.broker.sent == []

@@ -216,10 +216,10 @@ def page(response: Any, earlier: int = 0) -> Page:
 
 
 def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
-    assert page([1, 2]) == ([1, 2], NEXT)
-    assert page({"results": [1], "count": 1}) == ([1], None)
-    assert page({"id": 7}) == ([{"id": 7}], None)
-    assert page([]) == ([], None)
+    assert page([1, 2])[:2] == ([1, 2], NEXT)
+    assert page({"results": [1], "count": 1})[:2] == ([1], None)
+    assert page({"id": 7})[:2] == ([{"id": 7}], None)
+    assert page([])[:2] == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
 def test_finding_c3_next_or_count_decides_whether_a_list_continues(
     response: Any, earlier: int, next_url: str | None
 ) -> None:
-    assert page(response, earlier) == (response["results"], next_url)
+    assert page(response, earlier)[:2] == (response["results"], next_url)
 
 
 @pytest.mark.parametrize(

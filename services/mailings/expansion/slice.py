@@ -70,7 +70,7 @@ class ExpansionSlice:
         slot: Slot,
         *,
         clock: Clock,
-        max_receivers: int,
+        max_receivers: int | None,
         is_stopping: Callable[[], bool],
     ) -> None:
         self.claim = claim
@@ -199,7 +199,7 @@ class ExpansionSlice:
             InvalidPostingError: every item is invalid, or the list is too long.
         """
         self._receivers += len(page.items)
-        if self._receivers > self._max_receivers:
+        if self._max_receivers and max(self._receivers, page.total) > self._max_receivers:
             raise InvalidPostingError(
                 f"{_position(number)}: more than {self._max_receivers} receivers. Check"
                 " that the list ends, or raise RINGBACK_MAILINGS_MAX_RECEIVERS"

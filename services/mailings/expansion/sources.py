@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 from pydantic_core import from_json
 
 from services.mailings.domain import InvalidPostingError
+from shared.contracts.context import json_text
 from shared.http.client import Client, RequestFailedError, ResponseTooLargeError
 from shared.http.guard import ForbiddenTargetError, Guard, Target, parse_target
 
@@ -19,8 +20,8 @@ ANYWHERE: Final = Guard((IPv4Network("0.0.0.0/0"), IPv6Network("::/0")))
 MAX_RESPONSE_SIZE: Final = 8 << 20
 # Seconds for a response.
 RESPONSE_TIMEOUT: Final = 30.0
-# URLs of one variable.
-MAX_URLS: Final = 100
+# Requests for the data of one posting.
+MAX_DATA_REQUESTS: Final = 2_000
 # Characters of all data fetched for one posting, which is kept in memory.
 MAX_FETCHED_DATA: Final = 1 << 20
 # Large responses in memory at a time, in one process.
@@ -128,36 +129,50 @@ class Sources:
     async def fetch_data(self, context: Mapping[str, Any], fetch: Iterable[str]) -> dict[str, Any]:
         """Return the data at the URLs in the variables that `fetch` names.
 
-        A variable has one URL or a list of URLs.
+        A variable has one URL or a list of URLs. All pages of a list are fetched.
 
         Raises:
-            InvalidPostingError, SourceError: as `json`; also if a value is not a URL.
+            InvalidPostingError, SourceError: as `json`; also if a value is not a URL, or if there
+                is too much data.
         """
         fetched: dict[str, Any] = {}
+        quota = _Quota()
         for name in fetch:
             match context.get(name):
                 case None:
                     continue  # the template reports the missing variable
                 case str(url):
-                    fetched[name] = _items(await self._fetch(name, url))
+                    fetched[name] = await self._fetch(name, url, quota)
                 case [*urls] if all(isinstance(url, str) for url in urls):
-                    if len(urls) > MAX_URLS:
-                        raise InvalidPostingError(
-                            f"template_context.{name}: more than {MAX_URLS} URLs"
-                        )
-                    responses = [_items(await self._fetch(name, url)) for url in urls]
-                    fetched[name] = [item for data in responses for item in _as_list(data)]
+                    fetched[name] = []
+                    for start in range(0, len(urls), MAX_CONCURRENT_FETCHES):
+                        some = urls[start : start + MAX_CONCURRENT_FETCHES]
+                        fetching = [self._fetch(name, url, quota) for url in some]
+                        for data in await asyncio.gather(*fetching):
+                            fetched[name] += _as_list(data)
                 case _:
                     raise InvalidPostingError(
                         f"template_context.{name}: must be a URL or a list of URLs"
                     )
         return fetched
 
-    async def _fetch(self, name: str, url: str) -> Any:
+    async def _fetch(self, name: str, url: str, quota: "_Quota") -> Any:
+        """Return the value at a URL, or the items of all pages of a list."""
+        items: list[Any] = []
+        next_url: str | None = url
         try:
-            return await self.json(url)
+            while next_url is not None:
+                quota.count_request()
+                value = await self.json(next_url)
+                quota.count_data(value)
+                if not (isinstance(value, dict) and isinstance(value.get("results"), list)):
+                    return value
+                items += value["results"]
+                link = value.get("next")
+                next_url = self.follow(next_url, link) if isinstance(link, str) and link else None
         except InvalidPostingError as error:
             raise InvalidPostingError(f"template_context.{name}: {error}") from None
+        return items
 
     def _resolve(self, url: str) -> tuple[str, Target]:
         """Return the host in a URL, and the target to request."""
@@ -175,11 +190,27 @@ class Sources:
             raise InvalidPostingError(str(error)) from None
 
 
-def _items(value: Any) -> Any:
-    """Return the items of a page, or any other value unchanged."""
-    if isinstance(value, dict) and isinstance(value.get("results"), list):
-        return value["results"]
-    return value
+class _Quota:
+    """Limits the data of one posting."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._size = 0
+
+    def count_request(self) -> None:
+        self._requests += 1
+        if self._requests > MAX_DATA_REQUESTS:
+            raise InvalidPostingError(f"the data needs more than {MAX_DATA_REQUESTS} requests")
+
+    def count_data(self, value: Any) -> None:
+        try:
+            self._size += len(json_text(value))
+        except ValueError:
+            raise InvalidPostingError(
+                "the data contains a number that JSON cannot represent"
+            ) from None
+        if self._size > MAX_FETCHED_DATA:
+            raise InvalidPostingError(f"the data is larger than {MAX_FETCHED_DATA} characters")
 
 
 def _as_list(value: Any) -> list[Any]:

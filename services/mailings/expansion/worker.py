@@ -25,7 +25,7 @@ from services.mailings.expansion.slice import (
     queues_of,
 )
 from services.mailings.expansion.slots import Slot, Slots
-from services.mailings.expansion.sources import MAX_FETCHED_DATA, SourceError, Sources
+from services.mailings.expansion.sources import SourceError, Sources
 from services.mailings.messages import ChannelTemplate, Composer
 from services.mailings.records import Claim, LeaseLostError
 from services.mailings.rendering.bound_template import BoundTemplate
@@ -34,7 +34,6 @@ from services.mailings.settings import MailingsSettings
 from services.mailings.store import Store
 from shared.amqp.consumer import BUGS
 from shared.clock import Clock
-from shared.contracts.context import json_text
 from shared.errors import InfrastructureError
 from shared.topology import POSTINGS
 
@@ -242,16 +241,6 @@ class ExpansionWorker:
             )
             fetched = await self._sources.fetch_data(posting.template_context, variables)
             if fetched:
-                try:
-                    size = len(json_text(fetched))
-                except ValueError:
-                    raise InvalidPostingError(
-                        "the fetched data contains a number that JSON cannot represent"
-                    ) from None
-                if size > MAX_FETCHED_DATA:
-                    raise InvalidPostingError(
-                        f"the fetched data is larger than {MAX_FETCHED_DATA} characters"
-                    )
                 await self._store.save_fetched_data(claim, fetched)
         context = {**posting.template_context, **fetched}
         product = self._settings.product
