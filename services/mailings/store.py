@@ -200,10 +200,10 @@ class Store:
                     new[row["posting_id"]].add(row["id"])
         return [new.get(addition.claim.id) for addition in additions]
 
-    async def known_before(self, claim: Claim, page: int, ids: Collection[UUID]) -> int:
-        """Return how many of these messages were added for earlier pages."""
+    async def known_before(self, claim: Claim, page: int, ids: Collection[UUID]) -> tuple[int, int]:
+        """Return how many of these messages were added for earlier pages, and the last of these."""
         row = await self._database.fetchrow(SQL["known_before"], claim.id, ids, page)
-        return int(row["count"])
+        return row["count"], row["page"] or 0
 
     async def checkpoint(
         self, claim: Claim, *, pages: int, receivers: int, next_url: str | None, lease: float

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -442,6 +443,26 @@ async def test_finding_c3_an_empty_page_with_next_does_not_end_the_list(
     status = await mailings.expand(await mailings.post(posting()))
     assert (status.status, status.reason) == ("sending", None)
     assert (status.pages, counts(status)) == (3, {"created": 2})
+
+
+async def test_finding_c4_a_list_that_grows_at_its_front_reaches_every_user_once(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(20)]
+
+    def second_page() -> list[dict[str, Any]]:
+        lists.users["all"][:0] = [user(number) for number in range(100, 110)]
+        del lists.responses["all", 2]
+        return lists.users["all"][5:10]
+
+    lists.responses["all", 2] = second_page
+    posting_id = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=5"))
+    status = await mailings.expand(posting_id)
+
+    assert (status.status, status.reason) == ("sending", None)
+    messages = Counter(body["user_id"] for body in mailings.broker.bodies(posting_id))
+    assert messages == Counter(f"user-{number}" for number in (*range(20), *range(105, 110)))
 
 
 async def test_finding_c3_a_list_of_empty_pages_that_does_not_end_fails_the_posting(

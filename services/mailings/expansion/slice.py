@@ -37,6 +37,8 @@ LEASE: Final = 15.0
 BATCH_SIZE: Final = 500
 # Pages by which those of a list may outnumber its users. With cursors, a page can be empty.
 MAX_EMPTY_PAGES: Final = 1000
+# Pages by which a list may grow during its expansion. A list that repeats its pages does not end.
+MAX_GROWTH: Final = 200
 # Seconds of composing before other tasks of this process run. A large message alone takes longer.
 COMPOSE_DURATION: Final = 0.01
 
@@ -258,9 +260,10 @@ class ExpansionSlice:
         return new
 
     async def _check_progress(self, number: int, ids: Sequence[UUID]) -> None:
-        """Raise an error for a page whose users were all on earlier pages, or for many empty pages.
+        """Raise an error for many empty pages, or if all users were on a much earlier page.
 
-        A page that an interrupted slice has already added is not an error.
+        A page that an interrupted slice has already added is not an error, and neither are users
+        who moved to later pages because the list has grown at its front.
         """
         if not ids:
             if number >= self._receivers + MAX_EMPTY_PAGES:
@@ -268,9 +271,11 @@ class ExpansionSlice:
                     f"{_position(number)}: too many pages are empty. Check that the list ends"
                 )
             return
-        if await self._store.known_before(self.claim, number, ids) == len(ids):
+        count, page = await self._store.known_before(self.claim, number, ids)
+        if count == len(ids) and number - page >= MAX_GROWTH:
             raise InvalidPostingError(
-                f"{_position(number)}: all users were on earlier pages. Check that the list ends"
+                f"{_position(number)}: all users were {MAX_GROWTH} pages earlier. Check that the"
+                " list ends"
             )
 
     async def _publish(self, messages: Sequence[ReadyMessage]) -> None:

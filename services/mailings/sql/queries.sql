@@ -96,7 +96,7 @@ WITH added AS (
 SELECT posting_id, id FROM added;
 
 -- name: known_before
-SELECT count(*) FROM mailings.messages
+SELECT count(*) AS count, max(page) AS page FROM mailings.messages
 WHERE posting_id = $1 AND id = ANY ($2::uuid[]) AND page < $3;
 
 -- After the last page, the posting ends. Its context is removed, because it may contain codes.
