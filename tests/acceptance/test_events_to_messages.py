@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from services.delivery.app import SCHEMA as DELIVERY_SCHEMA
 from services.ingestion.app import SCHEMA
 from services.sandbox.users import Directory
 from shared.postgres.migrations import migrate
@@ -43,6 +44,7 @@ async def test_e1_to_e7_a_duplicate_event_is_one_mail_for_each_user_although_mai
 ) -> None:
     await empty_mailings(database_url)
     await migrate(database_url, SCHEMA)
+    await migrate(database_url, DELIVERY_SCHEMA)
     expected = sum(wants_new_movies(user) for user in map(Directory(USERS).user, range(USERS)))
     async with (
         running_sandbox(amqp_url, users=USERS) as sandbox,
