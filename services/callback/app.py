@@ -36,7 +36,7 @@ async def start(process: Process) -> None:
 
     client = await process.stack.enter_async_context(
         Client(
-            Guard(settings.allowed_networks),
+            Guard(settings.allowed_networks, settings.allowed_ports),
             user_agent=f"Ringback/{VERSION}",
             connect_timeout=settings.connect_timeout,
         )

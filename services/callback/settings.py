@@ -9,10 +9,19 @@ from pydantic_settings import NoDecode
 from shared.contracts.callback import Secret, Secrets
 from shared.settings import TableSettings
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _parts(value: Any) -> Any:
+    """Return the parts of a comma-separated text, as in the environment; a list stays as it is."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
 
 def _networks(value: Any) -> Any:
     """Parse a comma-separated text, as in the environment, or a list."""
-    parts = value.split(",") if isinstance(value, str) else value
+    parts = _parts(value)
     if not isinstance(parts, list | tuple):
         raise ValueError("must be networks such as 10.0.0.0/8, separated by commas")  # noqa: TRY004 - pydantic reports a ValueError
     networks = []
@@ -35,6 +44,11 @@ class CallbackSettings(TableSettings, env_prefix="RINGBACK_CALLBACK_"):
         default=(),
         description="Networks that callbacks may reach in addition to the public internet.",
         examples=[["10.0.0.0/8", "fd00::/8"]],
+    )
+    allowed_ports: Annotated[tuple[Port, ...], NoDecode, BeforeValidator(_parts)] = Field(
+        default=(),
+        description="Ports that callbacks may use. Default: all.",
+        examples=[[80, 443, 8443]],
     )
     secrets: dict[str, Secret | Secrets] = Field(
         default_factory=dict,

@@ -19,12 +19,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
 from shared.errors import DeferredError, InfrastructureError, PermanentError, TransientError
-from shared.http.guard import ForbiddenTargetError
+from shared.http.guard import ForbiddenTargetError, forbidden
+from shared.http.resolver import CheckedResolver, socket_error
 
 if TYPE_CHECKING:
     import ssl
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aiohttp import AddrInfoType
-    from aiohttp.abc import ResolveResult
+    from aiohttp.abc import AbstractResolver
     from yarl import URL
 
     from shared.http.guard import Guard, Target
@@ -149,7 +149,7 @@ class Client:
         self._connector = aiohttp.TCPConnector(
             limit=0,
             keepalive_timeout=_KEEPALIVE_TIMEOUT,
-            resolver=_CheckedResolver(self._guard, self._resolver),
+            resolver=CheckedResolver(self._guard, self._resolver),
             ttl_dns_cache=self._dns_ttl,
             socket_factory=self._open_socket,
             ssl=self._tls or True,
@@ -184,7 +184,8 @@ class Client:
         Raises:
             ForbiddenTargetError: the address of the target is not permitted.
             RequestFailedError: no response arrived; a later attempt may succeed.
-            OutOfSocketsError, DeferredError: this machine has no socket or port for the request.
+            OutOfSocketsError, DeferredError: this machine has no socket, port or name server for
+                the request.
             ValueError: a header contains a line break.
         """
         prepared = self._prepared(target.url, method)
@@ -301,31 +302,13 @@ class Client:
         family, kind, protocol, _, address = info
         host = str(address[0])
         if not self._guard.permits(host):
-            raise ForbiddenTargetError(_forbidden(host, host))
+            raise ForbiddenTargetError(forbidden(host, host))
+        if not self._guard.permits_port(int(address[1])):
+            raise ForbiddenTargetError(f"port {address[1]} is not one of the allowed ports")
         opened = socket.socket(family, kind, protocol)
         _dialled.get().append(opened.fileno())
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return opened
-
-
-class _CheckedResolver(AbstractResolver):
-    """A resolver that returns only permitted addresses, and fails if a name has none."""
-
-    def __init__(self, guard: Guard, resolver: AbstractResolver) -> None:
-        self._guard = guard
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        addresses = await self._resolver.resolve(host, port, family)
-        permitted = [address for address in addresses if self._guard.permits(address["host"])]
-        if not permitted:
-            raise ForbiddenTargetError(_forbidden(host, addresses[0]["host"]))
-        return permitted
-
-    async def close(self) -> None:
-        await self._resolver.close()
 
 
 def _pool_key(origin: URL) -> aiohttp.ClientRequest:
@@ -357,32 +340,18 @@ def _header_lines(headers: Mapping[str, str], length: int) -> bytes:
     return f"{text}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
-def _forbidden(host: str, address: str) -> str:
-    resolved = "" if host == address else f" resolves to {address}, which"
-    return f"{host}{resolved} is not a public address and not in the allowed networks"
-
-
 def _failure(
     error: Exception, target: Target, timeout: float
 ) -> RequestFailedError | OutOfSocketsError | DeferredError:
     """Classify an error of aiohttp: of this machine, or of the target."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        number = _socket_error()  # c-ares does not report why it could not send its query
+        number = socket_error()  # c-ares does not report why it could not send its query
     if number in _OUT_OF_SOCKETS:
         return OutOfSocketsError(f"Cannot open a connection: {os.strerror(number)}.")
     if number == errno.EADDRNOTAVAIL:
         return DeferredError(f"no local address for {target.origin}", delay=_NO_ADDRESS_DELAY)
     return _target_failure(error, target.origin, timeout)
-
-
-def _socket_error() -> int | None:
-    """Return why this machine cannot open a socket now, or None."""
-    try:
-        socket.socket().close()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def _target_failure(error: Exception, where: str, timeout: float) -> RequestFailedError:

@@ -17,7 +17,7 @@ from yarl import URL
 from shared.errors import PermanentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 MAX_URL_LENGTH = 2048  # characters; every common server and proxy accepts this length
 
@@ -73,9 +73,17 @@ _ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})  # upper half of the interface i
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A check that permits public unicast addresses and those in `allowed_networks`."""
+    """A check that permits public unicast addresses and those in `allowed_networks`.
+
+    `allowed_ports` are the permitted ports; if it is empty, all are.
+    """
 
     allowed_networks: Sequence[IPv4Network | IPv6Network] = ()
+    allowed_ports: Collection[int] = ()
+
+    def permits_port(self, port: int) -> bool:
+        """Return whether a connection to this port is permitted."""
+        return not self.allowed_ports or port in self.allowed_ports
 
     def permits(self, address: str) -> bool:
         """Return whether a connection to this address is permitted.
@@ -101,6 +109,12 @@ class Guard:
             and not any(ip in network for network in _FORBIDDEN_V6)
             and (int(ip) >> 32) & 0xFFFF_FFFF not in _ISATAP
         )
+
+
+def forbidden(host: str, address: str) -> str:
+    """Return why a host with this address is not permitted."""
+    resolved = "" if host == address else f" resolves to {address}, which"
+    return f"{host}{resolved} is not a public address and not in the allowed networks"
 
 
 def _unwrap(ip: IPv6Address) -> IPv4Address | IPv6Address:

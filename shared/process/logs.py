@@ -10,6 +10,8 @@ from typing import Any, Final
 from pydantic_core import PydanticSerializationError, to_json
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
+from shared.process.log_handler import NonBlockingHandler
+
 _OWN: Final = frozenset(RESERVED_ATTRS) | {"message", "asctime"}
 
 
@@ -89,7 +91,7 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 def configure(service: str, *, level: str, form: str) -> None:
     """Log to standard error from `level` up, as `json` or `text`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = NonBlockingHandler(sys.stderr.fileno())
     handler.setFormatter(_Json(service) if form == "json" else _Text(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Skip what no formatter shows. The logging HOWTO names these switches.

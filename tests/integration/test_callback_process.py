@@ -16,6 +16,9 @@ import aio_pika
 import pytest
 
 from services.sandbox.misbehaviour import hang, response
+from shared.amqp.connection import connect
+from shared.amqp.declare import declare
+from shared.topology import topology
 from tests.fakes.broker_client import CALLBACKS, DEAD, BrokerClient, broker_client, send_callback
 from tests.fakes.receivers import ClientConnection, respond, serve
 from tests.fakes.sandbox import running_sandbox
@@ -61,8 +64,23 @@ async def test_h4_the_metrics_have_the_documented_names_and_values(
         assert labels == {t.url.removesuffix("/hook") for t in targets[:3]} | {"other"}
         names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         promised = ("callback_", "hmac_errors", "amqp_reconnects", "ringback_")
-        library = ("python_", "process_")
-        assert [name for name in names if not name.startswith(promised + library)] == []
+        assert [name for name in names if not name.startswith(promised)] == []
+
+
+async def test_finding_b20_a_stalled_reader_of_the_log_does_not_stop_deliveries(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    stalled = "import os; os.dup2(os.pipe()[1], 2); from services.__main__ import main; "
+    arguments = ("-c", f"{stalled}main({list(RUN_CALLBACK[2:])!r})")
+    async with connect(amqp_url, name="test") as broker:
+        await declare(broker.connection, topology())
+    async with serve(respond()) as receiver, broker_client(amqp_url) as publisher:
+        with running(tmp_path, amqp_url, arguments=arguments) as service:
+            # The pipe takes 64 kB, and each callback logs about 300 bytes.
+            await publisher.send_all(send_callback(receiver.url) for _ in range(600))
+            await until(lambda: len(receiver.requests) == 600, 40)
+            service.signal(signal.SIGTERM)
+            assert await service.exit_code() == 0
 
 
 async def test_h5_logs_are_json_one_line_for_each_attempt(amqp_url: str, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ async def test_a_part_that_ends_by_itself_stops_the_process_and_is_logged(
 @pytest.mark.usefixtures("_restored_process")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_row_32_a_signal_drains_a_service_and_it_exits_with_0(
-    capsys: pytest.CaptureFixture[str], number: signal.Signals
+    capfd: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     seen = []
 
@@ -180,7 +180,7 @@ def test_row_32_a_signal_drains_a_service_and_it_exits_with_0(
 
     assert serve("callback", start, Settings(), QUIET) == 0
     assert seen == ["drained", "closed"]
-    assert f'"message":"stopping on {number.name}"' in capsys.readouterr().err
+    assert f'"message":"stopping on {number.name}"' in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("_restored_process")
@@ -189,7 +189,7 @@ def test_row_32_a_signal_drains_a_service_and_it_exits_with_0(
     [(OSError("address already in use"), "cannot start: address already in use"), (None, "ended")],
 )
 def test_a_service_that_fails_exits_with_1(
-    capsys: pytest.CaptureFixture[str], failure: OSError | None, output: str
+    capfd: pytest.CaptureFixture[str], failure: OSError | None, output: str
 ) -> None:
     async def start(process: Process) -> None:
         if failure is not None:
@@ -197,7 +197,7 @@ def test_a_service_that_fails_exits_with_1(
         process.run(asyncio.sleep(0))
 
     assert serve("callback", start, Settings(), QUIET) == 1
-    assert output in capsys.readouterr().err
+    assert output in capfd.readouterr().err
 
 
 SECOND_SIGNAL = """

@@ -183,6 +183,18 @@ def test_h7_networks_are_a_list_or_a_text(file: Path) -> None:
     assert "separated by commas" in faults(file)[0]
 
 
+def test_h7_finding_b20_allowed_ports_are_a_list_or_separated_by_commas(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(CallbackSettings, file=file).allowed_ports == ()
+    file.write_text("[callback]\nallowed_ports = [443]\n")
+    assert load(CallbackSettings, file=file).allowed_ports == (443,)
+    monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_PORTS", " 80,443 ,")
+    assert load(CallbackSettings, file=file).allowed_ports == (80, 443)
+    monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_PORTS", "80,https,70000")
+    assert len(faults(file)) == 2
+
+
 # H2, H7
 def test_a_secret_has_a_name_and_one_or_more_values(
     file: Path, monkeypatch: pytest.MonkeyPatch
