@@ -123,16 +123,30 @@ def if_match(request: web.Request) -> dict[str, list[str]]:
     """Return the entity tags of the header `If-Match` as a field of a request, if present.
 
     Raises:
+        ProblemError: 422; see `entity_tags`.
+    """
+    tags = entity_tags(request, hdrs.IF_MATCH)
+    return {} if tags is None else {"if_match": tags}
+
+
+def entity_tags(request: web.Request, header: str) -> list[str] | None:
+    """Return the entity tags of a header, or None if it is absent.
+
+    Raises:
         ProblemError: 422; the header is not `*` or a list of entity tags.
     """
-    if hdrs.IF_MATCH not in request.headers:
-        return {}
-    value = ",".join(request.headers.getall(hdrs.IF_MATCH))
-    tags = [tag.strip() for tag in value.split(",")]
+    if header not in request.headers:
+        return None
+    tags = [tag.strip() for tag in ",".join(request.headers.getall(header)).split(",")]
     if tags != ["*"] and not all(_ETAG.fullmatch(tag) for tag in tags):
         message = 'must be * or a list of entity tags, such as "5f0c7b1e"'
-        raise invalid([FieldError(field=hdrs.IF_MATCH, message=message)])
-    return {"if_match": tags}
+        raise invalid([FieldError(field=header, message=message)])
+    return tags
+
+
+def matches(tags: Collection[str] | None, etag: str) -> bool:
+    """Return whether an entity tag is one of these. A proxy may have made them weak (`W/`)."""
+    return any(tag in ("*", etag, f"W/{etag}") for tag in tags or ())
 
 
 def parse_uuid(text: str) -> str | None:

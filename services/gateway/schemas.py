@@ -6,19 +6,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
 from shared.contracts.schedule_requests import MAX_BATCH_SIZE, CallbackCreated
-from shared.contracts.schedules import Delay, RunAt, ScheduleCallback
+from shared.contracts.schedules import (
+    Delay,
+    NewContext,
+    NewScheme,
+    NewUrl,
+    RunAt,
+    ScheduleCallback,
+)
 from shared.http.problem import Problem
 
 
-class NewTime(BaseModel):
-    """The new time of a callback: either `run_at` or `delay`."""
+class CallbackChange(BaseModel):
+    """The changes of a waiting callback. Everything that is not given stays as it is."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"minProperties": 1})
 
     run_at: RunAt = None
     delay: Delay = None
+    url: NewUrl = None
+    notify_scheme: NewScheme = None
+    context: NewContext = None
 
 
 class Batch(BaseModel):

@@ -116,7 +116,7 @@ async def start(process: Process) -> None:
         max_message_bytes=settings.max_message_bytes,
         ticket_header=ticket_header,
     )
-    operations = Operations(store, changes, clock, dispatcher.wake_at)
+    operations = Operations(store, changes, clock, dispatcher.wake_at, intake.changed)
     settler = Settler(
         store,
         changes,

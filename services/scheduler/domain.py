@@ -14,7 +14,13 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler.recurrence import Recurrence, next_due
-from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
+from shared.contracts.schedules import (
+    MAX_DELAY_AHEAD,
+    RescheduleCallback,
+    RetryParams,
+    ScheduleCallback,
+    Status,
+)
 from shared.errors import PermanentError
 from shared.resilience.retry import JITTER, attempts_text
 
@@ -270,14 +276,29 @@ def run_now(callback: ScheduledCallback, now: datetime) -> ScheduledCallback:
     return replace(callback, next_at=now)
 
 
-def replaced(callback: ScheduledCallback, run_at: datetime, now: datetime) -> ScheduledCallback:
-    """Return a waiting callback with a new request, as if it had just been created.
+def changed(
+    callback: ScheduledCallback, command: RescheduleCallback, now: datetime
+) -> ScheduledCallback:
+    """Return a waiting callback as a command changes it."""
+    if command.changes_time:
+        run_at = command.run_at or now + timedelta(seconds=command.delay or 0.0)
+        callback = reschedule(callback, run_at, now)
+    return content_changed(callback, now) if command.changes_content else callback
+
+
+def content_changed(callback: ScheduledCallback, now: datetime) -> ScheduledCallback:
+    """Return a waiting callback whose request was changed.
 
     A claim that began before this can still read the old request, so it must not be due yet for it.
     """
-    callback = reschedule(replace(callback, dispatch=callback.dispatch + 1), run_at, now)
-    next_at = max(run_at, now + timedelta(seconds=REPLACEMENT_DELAY))
-    return replace(callback, next_at=next_at, occurrence=1, last_error=None)
+    next_at = max(callback.next_at, now + timedelta(seconds=REPLACEMENT_DELAY))
+    return replace(callback, dispatch=callback.dispatch + 1, next_at=next_at)
+
+
+def replaced(callback: ScheduledCallback, run_at: datetime, now: datetime) -> ScheduledCallback:
+    """Return a waiting callback with a new request, as if it had just been created."""
+    callback = content_changed(reschedule(callback, run_at, now), now)
+    return replace(callback, occurrence=1, last_error=None)
 
 
 def etag(  # noqa: PLR0913 - the state

@@ -27,6 +27,7 @@ from shared.security.tickets import TicketVerifier
 
 logger = logging.getLogger(__name__)
 
+_CHANGED: Final = (RescheduleResult.RESCHEDULED, RescheduleResult.CHANGED)
 Command = ScheduleCallback | CancelCallback | RescheduleCallback
 
 ANONYMOUS: Final = ""
@@ -96,7 +97,7 @@ class Handler:
                     raise ContractViolationError(rescheduled.detail)
                 if rescheduled.result is RescheduleResult.NOT_FOUND:
                     raise _not_found(message)
-                if rescheduled.result is not RescheduleResult.RESCHEDULED:
+                if rescheduled.result not in _CHANGED:
                     raise PermanentError(f"not rescheduled: {rescheduled.result.value}")
 
     def _client_id(self, message: Message) -> str:

@@ -1,7 +1,7 @@
 """Creates callbacks in batches: one statement inserts many, and each has its own result."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -10,15 +10,17 @@ from uuid import UUID
 
 from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
-from services.scheduler.messages import content, fits
+from services.scheduler.domain import ScheduledCallback
+from services.scheduler.messages import Content, changed, content, fits
 from services.scheduler.recurrence import first_due
 from services.scheduler.store import Claim, ExistingCallback, NewCallback, Store
 from shared.contracts.context import json_text
-from shared.contracts.requests import Failure, FieldError, invalid
+from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import CallbackCreated
 from shared.contracts.schedules import (
     MAX_AGE,
     MAX_DELAY_AHEAD,
+    RescheduleCallback,
     ScheduleCallback,
     callback_id_of_message,
 )
@@ -162,13 +164,9 @@ class Intake:
                     message="is not one of the allowed exchanges (amqp_exchanges)",
                 )
             )
-        if any(n.lower() == self._ticket_header.lower() for n in command.notify_scheme.headers):
-            message = f"{self._ticket_header} is reserved for Ringback's own ticket"
-            errors.append(FieldError(field="notify_scheme.headers", message=message))
+        errors += self._header_errors(command.notify_scheme.headers)
         parts = content(command, client_id, self._cipher.encrypt)
-        if not fits(parts, command, self._max_message_bytes):
-            message = f"the notification would exceed {self._max_message_bytes} bytes"
-            errors.append(FieldError(field="context", message=message))
+        errors += self._content_errors(parts, command.group_key, command.event_key)
         stored = domain.stored_rules(command)
         rules = None if stored is None else json_text(stored)
         run_at = command.run_at
@@ -197,6 +195,35 @@ class Intake:
             run_at=run_at,
             delay=command.delay or 0.0,
         )
+
+    def changed(
+        self, callback: ScheduledCallback, parts: Content, command: RescheduleCallback
+    ) -> Content | Failure:
+        """Return the changed content of a callback, or why it cannot be changed like that."""
+        cipher = self._cipher
+        try:
+            new = changed(parts, command, decrypt=cipher.decrypt, encrypt=cipher.encrypt)
+        except ValueError as error:
+            field = "url" if command.url is not None else "notify_scheme.headers"
+            return invalid([FieldError(field=field, message=str(error))])
+        except DecryptionError as error:
+            return Failure(code=FailureCode.CONFLICT, detail=f"{error}; replace the callback")
+        errors = self._content_errors(new, callback.group_key, callback.event_key)
+        if command.notify_scheme is not None:
+            errors += self._header_errors(command.notify_scheme.headers)
+        return invalid(errors) if errors else new
+
+    def _header_errors(self, names: Iterable[str]) -> list[FieldError]:
+        if all(name.lower() != self._ticket_header.lower() for name in names):
+            return []
+        message = f"{self._ticket_header} is reserved for Ringback's own ticket"
+        return [FieldError(field="notify_scheme.headers", message=message)]
+
+    def _content_errors(self, parts: Content, *keys: str | None) -> list[FieldError]:
+        if fits(parts, [key or "" for key in keys], self._max_message_bytes):
+            return []
+        message = f"the notification would exceed {self._max_message_bytes} bytes"
+        return [FieldError(field="context", message=message)]
 
     async def _insert(self, new: list[NewCallback]) -> list[CreateResult | InfrastructureError]:
         """Insert a batch in several statements. If one fails, the others keep their results."""

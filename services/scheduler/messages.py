@@ -4,15 +4,15 @@ The constant part is built once, when a callback is created. A dispatch joins te
 JSON. Building models for each dispatch would take five times as much CPU.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from json import dumps
+from json import dumps, loads
 from typing import Any, Final
 
 from services.scheduler.domain import QUICK_DELAYS
 from shared.contracts.context import json_text
-from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, ScheduleCallback
+from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, RescheduleCallback, ScheduleCallback
 
 NOTIFICATION: Final = "Notification"
 # Formats that SendCallback knows; it sends every other payload as JSON.
@@ -20,6 +20,8 @@ _HTTP_FORMATS: Final = frozenset({"form", "query"})
 # Bytes of a notification without the texts of its client: names of fields, id, times and numbers
 # (about 500), and a ticket.
 _MAX_ENVELOPE: Final = 1024 + MAX_OWN_TICKET_BYTES
+# The end of a request, after its last header.
+_CLOSING: Final = b"}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,40 @@ def content(
     else:
         message["unsigned"] = True
     message["headers"] = scheme.headers
-    opened = json_text(message).removesuffix("}}")
-    return Content(context, encrypt(opened.encode()), None, None, scheme.format)
+    return Content(context, encrypt(_opened(message)), None, None, scheme.format)
+
+
+def changed(
+    parts: Content,
+    command: RescheduleCallback,
+    *,
+    decrypt: Callable[[bytes], bytes],
+    encrypt: Callable[[bytes], bytes],
+) -> Content:
+    """Return the constant part with the URL, headers and context of a command, where it has them.
+
+    Raises:
+        ValueError: the notification goes over AMQP, which has no URL and no headers.
+    """
+    message = parts.message
+    if command.url is not None or command.notify_scheme is not None:
+        if message is None:
+            raise ValueError("is only allowed with the transport http")
+        request = loads(decrypt(message) + _CLOSING)
+        if command.url is not None:
+            request["target_url"] = command.url
+        if command.notify_scheme is not None:
+            request["headers"] = command.notify_scheme.headers
+        message = encrypt(_opened(request))
+    context = parts.context
+    if "context" in command.model_fields_set:
+        context = json_text(command.context)
+    return replace(parts, context=context, message=message)
+
+
+def _opened(request: Mapping[str, Any]) -> bytes:
+    """Return a request up to its last header; `headers` is its last field."""
+    return json_text(request).encode().removesuffix(_CLOSING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +130,8 @@ def rfc_3339(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
 
-def fits(parts: Content, command: ScheduleCallback, max_bytes: int) -> bool:
-    """Return whether every notification of a command has at most `max_bytes`."""
-    keys = (command.group_key or "", command.event_key or "")
+def fits(parts: Content, keys: Sequence[str], max_bytes: int) -> bool:
+    """Return whether every notification of a callback with these keys has at most `max_bytes`."""
     room = max_bytes - _MAX_ENVELOPE - len(parts.message or b"")
     # A character has at most twelve bytes in JSON, so only long texts are encoded.
     if sum(map(len, (parts.context, *keys))) * 12 <= room:

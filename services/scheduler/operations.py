@@ -14,6 +14,7 @@ from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
 from services.scheduler.intake import run_at_errors
+from services.scheduler.messages import Content
 from services.scheduler.store import Listed, NewCallback, Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import (
@@ -69,6 +70,7 @@ class Operations:
 
     All operations raise StoreConnectionLostError.
     wake_at: called with the next time at which a callback needs attention.
+    change: returns the content of a callback with the changes of a command.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Operations:
         changes: ChangeWriter,
         clock: DatabaseClock,
         wake_at: Callable[[datetime], None],
+        change: Callable[[ScheduledCallback, Content, RescheduleCallback], Content | Failure],
     ) -> None:
         self._store = store
         self._changes = changes
         self._clock = clock
         self._wake_at = wake_at
+        self._change = change
 
     async def get(self, client_id: str, request: GetCallback) -> CallbackStatus | Failure:
         """Return the status of a callback."""
@@ -212,40 +216,40 @@ class Operations:
     async def reschedule(
         self, client_id: str, command: RescheduleCallback
     ) -> RescheduleResponse | Failure:
-        """Move a callback to another due time, and count its attempts from zero."""
+        """Change the due time of a callback, and count its attempts from zero; or its content."""
         await self._clock.wait_synced()
         if errors := run_at_errors(command.run_at, self._clock.now()):
             return invalid(errors)
         id_ = await self._store.find(client_id, command.id, command.group_key, command.event_key)
         if id_ is None:
             return RescheduleResponse(id=None, result=RescheduleResult.NOT_FOUND, run_at=None)
-        response: RescheduleResponse | None = None
+        response: RescheduleResponse | Failure | None = None
+        wake_at: datetime | None = None
 
         def decide(
-            callbacks: Mapping[UUID, ScheduledCallback], now: datetime
-        ) -> list[ScheduledCallback]:
-            nonlocal response
-            callback = callbacks.get(id_)
-            if callback is None:
-                response = None
-                return []
+            callback: ScheduledCallback, content: Content, now: datetime
+        ) -> tuple[ScheduledCallback, Content] | None:
+            nonlocal response, wake_at
             domain.check_match(callback, command.if_match)
-            if callback.in_flight:
-                response = RescheduleResponse(
-                    id=id_, result=RescheduleResult.IN_FLIGHT, run_at=callback.run_at
-                )
-                return []
-            run_at = command.run_at or now + timedelta(seconds=command.delay or 0.0)
-            after = domain.reschedule(callback, run_at, now)
-            response = RescheduleResponse(
-                id=id_, result=RescheduleResult.RESCHEDULED, run_at=after.run_at
-            )
-            return [after]
+            result = RescheduleResult.IN_FLIGHT
+            changed: tuple[ScheduledCallback, Content] | None = None
+            if not callback.in_flight:
+                new = self._change(callback, content, command)
+                if isinstance(new, Failure):
+                    response = new
+                    return None
+                result = RescheduleResult.CHANGED
+                if command.changes_time:
+                    result = RescheduleResult.RESCHEDULED
+                callback = domain.changed(callback, command, now)
+                changed, wake_at = (callback, new), callback.next_at
+            response = RescheduleResponse(id=id_, result=result, run_at=callback.run_at)
+            return changed
 
-        now = await self._store.update([id_], decide)
+        await self._store.change(id_, decide)
+        if wake_at is not None:
+            self._wake_at(wake_at)
         if response is not None:
-            if response.result is RescheduleResult.RESCHEDULED and response.run_at is not None:
-                self._wake_at(max(response.run_at, now))
             return response
         callback = (await self._store.finished([id_])).get(id_)
         if callback is None:  # restarted between the two statements

@@ -197,6 +197,8 @@ class Requests:
                 return CallbackPut(**created.model_dump(), created=True)
             if created is not KEY_USED:
                 return created
+            if request.create_only:
+                raise PreconditionFailedError("a callback with these keys exists")
         async with self._slots:
             existing = await self._operations.find(client_id, command)
             if existing is None:

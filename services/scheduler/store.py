@@ -186,13 +186,7 @@ class Store:
         return [
             Claim(
                 _callback(row),
-                Content(
-                    row["context"],
-                    row["message"],
-                    row["exchange"],
-                    row["routing_key"],
-                    row["format"],
-                ),
+                _content(row),
                 row["lease"],
                 row["traceparent"],
                 row["due_at"],
@@ -275,6 +269,29 @@ class Store:
                 await connection.execute(SQL["replace"], new.id, *values[5:14])
                 await connection.execute(SQL["save"], *([each] for each in _save_values(after)))
         return after
+
+    async def change(
+        self,
+        id_: UUID,
+        decide: Callable[
+            [ScheduledCallback, Content, datetime], tuple[ScheduledCallback, Content] | None
+        ],
+    ) -> None:
+        """Change the state and the content of an unfinished callback.
+
+        `decide` returns both, or None to change nothing. It is not called for other callbacks.
+        """
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(SQL["lock"], [id_])
+            if row is None:
+                return
+            stored = _content(await connection.fetchrow(SQL["content"], id_))
+            changed = decide(_callback(row), stored, row["now"])
+            if changed is not None:
+                after, content = changed
+                if content != stored:
+                    await connection.execute(SQL["change"], id_, content.context, content.message)
+                await connection.execute(SQL["save"], *([each] for each in _save_values(after)))
 
     async def claim_facts(self) -> StoredFacts | None:
         """Return facts whose process has not published them in time; None if there are none."""
@@ -404,6 +421,12 @@ def _insert_values(new: NewCallback) -> tuple[Any, ...]:
         new.traceparent,
         new.run_at,
         new.delay,
+    )
+
+
+def _content(row: Any) -> Content:
+    return Content(
+        row["context"], row["message"], row["exchange"], row["routing_key"], row["format"]
     )
 
 

@@ -63,6 +63,7 @@ class PutCallback(BaseModel):
 
     callback: ScheduleCallback
     if_match: IfMatch = None
+    create_only: bool = Field(default=False, description="Fail if the callback exists.")
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
@@ -205,6 +206,7 @@ class RescheduleResult(StrEnum):
     """Result of a reschedule."""
 
     RESCHEDULED = "rescheduled"
+    CHANGED = "changed"  # without a new due time
     IN_FLIGHT = "in_flight"  # being dispatched; nothing was changed
     ALREADY_NOTIFIED = "already_notified"
     ALREADY_FAILED = "already_failed"

@@ -150,6 +150,10 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
 NonNegativeSeconds = Annotated[float, Field(ge=0, le=MAX_DELAY_AHEAD, allow_inf_nan=False)]
 
 
+Url = Annotated[str, StringConstraints(min_length=1), AfterValidator(_check_url)]
+CallbackHeaders = Annotated[Headers, AfterValidator(_leave_room_for_ticket)]
+
+
 class RetryParams(BaseModel):
     """Retries after a failed attempt: quick retries, then a main retry with quick retries again."""
 
@@ -201,9 +205,7 @@ class NotifyScheme(BaseModel):
         "the context alone. `form`, `query`: the envelope as an HTML form, or in the URL's query.",
     )
     method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
-    headers: Annotated[Headers, AfterValidator(_leave_room_for_ticket)] = Field(
-        default_factory=dict
-    )
+    headers: CallbackHeaders = Field(default_factory=dict)
     timeout: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] | None = Field(
         default=None, description="Seconds for one attempt, including the connection."
     )
@@ -314,7 +316,7 @@ class ScheduleCallback(BaseModel):
 
     model_config = STRICT
 
-    url: Annotated[str, StringConstraints(min_length=1), AfterValidator(_check_url)]
+    url: Url
     run_at: RunAt = None
     delay: Delay = None
     group_key: Key | None = Field(
@@ -433,8 +435,37 @@ class CancelCallback(BaseModel):
         return self.group_key is not None and self.event_key is None and self.id is None
 
 
+class ChangedScheme(BaseModel):
+    """The part of a `notify_scheme` that can be changed."""
+
+    model_config = STRICT
+
+    headers: CallbackHeaders = Field(description="Replace all headers. Transport `http` only.")
+
+
+def _check_changed_context(value: Any) -> Any:
+    value = _check_context(value)
+    if _contains_retry_params(value):
+        raise fields_error(
+            [("retry_params", "cannot be changed; replace the callback by its keys")]
+        )
+    return value
+
+
+NewUrl = Annotated[Url | None, Field(description="Replaces the URL. Transport `http` only.")]
+NewScheme = Annotated[ChangedScheme | None, Field(description="Replaces the headers.")]
+NewContext = Annotated[
+    Any,
+    AfterValidator(_check_changed_context),
+    Field(description="Replaces the context. It cannot contain `retry_params`."),
+]
+
+
 class RescheduleCallback(BaseModel):
-    """Move one callback to another due time. Used as message and operation of this name."""
+    """Change a waiting callback: its due time, its URL, its headers or its context.
+
+    Used as message and operation of this name.
+    """
 
     model_config = STRICT
 
@@ -443,12 +474,27 @@ class RescheduleCallback(BaseModel):
     event_key: EventKey = None
     run_at: RunAt = None
     delay: Delay = None
+    url: NewUrl = None
+    notify_scheme: NewScheme = None
+    context: NewContext = None
     if_match: IfMatch = None
 
     @model_validator(mode="after")
     def _check_selector(self) -> Self:
         check_selector(self.id, self.group_key, self.event_key)
         _check_due_time(self.run_at, self.delay)
-        if self.run_at is None and self.delay is None:
-            raise fields_error([("run_at", "set either run_at or delay")])
+        if not (self.changes_time or self.changes_content):
+            message = "set run_at, delay, url, notify_scheme or context"
+            raise fields_error([("run_at", message)])
         return self
+
+    @property
+    def changes_time(self) -> bool:
+        """Whether it moves the callback to another due time."""
+        return self.run_at is not None or self.delay is not None
+
+    @property
+    def changes_content(self) -> bool:
+        """Whether it changes what is sent, or where to. The context may become null."""
+        changed = self.url is not None or self.notify_scheme is not None
+        return changed or "context" in self.model_fields_set

@@ -126,7 +126,9 @@ class Scheduler:
             max_message_bytes=1_048_576,
             ticket_header=ticket_header,
         )
-        self.operations = Operations(self.store, self.changes, self.clock, self.dispatcher.wake_at)
+        self.operations = Operations(
+            self.store, self.changes, self.clock, self.dispatcher.wake_at, self.intake.changed
+        )
         self.settler = Settler(
             self.store,
             self.changes,

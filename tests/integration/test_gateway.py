@@ -237,6 +237,30 @@ async def test_put_by_keys_is_201_if_new_and_200_if_replaced(
     assert wrong.rejected_fields() == {"event_key"}
 
 
+async def test_put_with_if_none_match_only_creates(call: Caller, scheduler: FakeScheduler) -> None:
+    path, body = "/v1/groups/g/callbacks/e", {"url": "https://example.com/hook", "delay": 60}
+    put = {"id": UNKNOWN, "status": "scheduled", "run_at": CALLBACK["run_at"], "created": True}
+    scheduler.responses["PutCallback"] = lambda _: {"ok": put}
+    assert (await call("PUT", path, body, If_None_Match="*")).status == 201
+    assert scheduler.requests[-1][2]["create_only"] is True
+    rejected = await call("PUT", path, body, If_None_Match='"a"')
+    assert rejected.rejected_fields() == {"If-None-Match"}
+
+
+async def test_a_get_with_a_current_etag_gets_304_without_a_body(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
+    scheduler.responses["GetCallback"] = lambda _: {"ok": {"id": UNKNOWN, "etag": '"a"'}}
+    for path in (f"/v1/callbacks/{UNKNOWN}", "/v1/groups/g/callbacks/e"):
+        for current in ('"a"', 'W/"a"', '"x", "a"', "*"):
+            response = await call("GET", path, If_None_Match=current)
+            assert (response.status, response.text) == (304, "")
+            assert response.headers["ETag"] == '"a"'
+        assert (await call("GET", path, If_None_Match='"x"')).status == 200
+        wrong = await call("GET", path, If_None_Match="a")
+        assert wrong.rejected_fields() == {"If-None-Match"}
+
+
 async def test_if_match_is_passed_on_and_an_etag_is_returned(
     call: Caller, scheduler: FakeScheduler
 ) -> None:

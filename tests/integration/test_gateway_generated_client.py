@@ -109,7 +109,7 @@ async def test_finding_d7_a_generated_client_schedules_reads_and_cancels_callbac
     status, page = await generated.call("groups", "list_group", "g", limit=10)
     assert (status, [item.id for item in page.items]) == (200, [id_])
 
-    later = models.NewTime(run_at=datetime(2030, 1, 1, tzinfo=UTC))
+    later = models.CallbackChange(run_at=datetime(2030, 1, 1, tzinfo=UTC))
     status, moved = await generated.call("callbacks", "reschedule_callback", id_, body=later)
     assert (status, moved.result) == (200, "rescheduled")
     status, cancelled = await generated.call("groups", "cancel_callback_by_key", "g", "e")

@@ -49,6 +49,7 @@ CIRCUMSTANCES = {
     "group_key",
     "event_key",
     "If-Match",
+    "If-None-Match",
 }
 load_all_checks()
 ALL_CHECKS = {check.__name__: check for check in CHECKS.get_all()}

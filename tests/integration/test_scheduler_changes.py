@@ -3,10 +3,19 @@
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from tests.fakes.scheduling import URL, Scheduler, delivered, dispatch_failed, finished, schedulers
+from tests.fakes.scheduling import (
+    ALLOWED_EXCHANGE,
+    URL,
+    Scheduler,
+    delivered,
+    dispatch_failed,
+    finished,
+    schedulers,
+)
 
 KEYS = {"group_key": "g", "event_key": "e"}
 OTHER = "https://other.example.com/hook"
@@ -170,3 +179,99 @@ async def test_a_change_with_an_outdated_etag_changes_nothing(scheduler: Schedul
 async def test_put_with_an_etag_never_creates(scheduler: Scheduler) -> None:
     assert (await put(scheduler, if_match=["*"]))["code"] == "precondition_failed"
     assert (await scheduler.request("GetCallback", **KEYS))["code"] == "not_found"
+
+
+async def change(scheduler: Scheduler, id_: UUID, client: str | None = None, **fields: Any) -> Any:
+    return await scheduler.request("RescheduleCallback", client, id=str(id_), **fields)
+
+
+async def test_url_headers_and_context_of_a_waiting_callback_can_be_changed(
+    scheduler: Scheduler,
+) -> None:
+    headers = {"headers": {"x": "old", "y": "1"}}
+    callback = await scheduler.create(
+        "shop", context={"n": 1}, notify_scheme=headers, hmac_secret="key", delay=3600
+    )
+    before = await scheduler.status(callback, "shop")
+    response = await change(
+        scheduler, callback, "shop", url=OTHER, notify_scheme={"headers": {"x": "new"}}
+    )
+    run_at = response.pop("run_at")
+    assert response == {"id": str(callback), "result": "changed"}
+    assert datetime.fromisoformat(run_at) == datetime.fromisoformat(before["run_at"])
+    after = await scheduler.status(callback, "shop")
+    assert after.pop("etag") != before.pop("etag")
+    assert after == before  # its time, its attempts and its context stay
+    assert (await change(scheduler, callback, "shop", context=None))["result"] == "changed"
+    assert (await scheduler.status(callback, "shop"))["context"] is None
+
+    await scheduler.make_due(callback)
+    (body,) = await scheduler.dispatch()
+    assert (body["target_url"], body["headers"]["x"], body["hmac_secret"]) == (OTHER, "new", "key")
+    assert "y" not in body["headers"]
+    assert body["payload"]["context"] is None
+
+
+async def test_a_change_with_a_new_time_does_both_and_waits_for_earlier_claims(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create()
+    assert (await change(scheduler, callback, delay=0, url=OTHER))["result"] == "rescheduled"
+    found = await scheduler.status(callback)
+    run_at, next_at = (datetime.fromisoformat(found[name]) for name in ("run_at", "next_at"))
+    assert next_at - run_at == timedelta(seconds=5)
+    await scheduler.make_due(callback)
+    (body,) = await scheduler.dispatch()
+    assert body["target_url"] == OTHER
+    assert (await change(scheduler, callback, url=URL))["result"] == "in_flight"
+
+
+async def test_a_change_between_retries_keeps_the_attempts(scheduler: Scheduler) -> None:
+    callback = await scheduler.create()
+    await scheduler.make_due(callback)
+    await scheduler.dispatch()
+    await scheduler.settle(dispatch_failed(callback, 1))
+    before = await scheduler.status(callback)
+    await change(scheduler, callback, url=OTHER)
+    after = await scheduler.status(callback)
+    assert (after["status"], after["attempts"]) == ("retrying", before["attempts"])
+    # The outcome of the earlier dispatch still counts.
+    await scheduler.settle(delivered(callback, 1))
+    assert (await scheduler.status(callback))["status"] == "notified"
+    assert (await change(scheduler, callback, url=URL))["result"] == "already_notified"
+
+
+async def test_a_change_that_is_not_valid_changes_nothing(scheduler: Scheduler) -> None:
+    callback = await scheduler.create()
+    amqp = await scheduler.create(
+        notify_scheme={"transport": "amqp", "exchange": ALLOWED_EXCHANGE, "routing_key": "r"}
+    )
+    tag = await etag(scheduler, str(callback))
+    long = {"a": "x" * 1_100_000}
+    for id_, fields, field in (
+        (callback, {}, "run_at"),
+        (callback, {"url": "ftp://x"}, "url"),
+        (callback, {"notify_scheme": {"headers": {"X-Service-Ticket": "t"}}}, "notify_scheme"),
+        (callback, {"notify_scheme": {"method": "PUT"}}, "notify_scheme"),
+        (callback, {"context": {"retry_params": {}}}, "context"),
+        (callback, {"context": long}, "context"),
+        (amqp, {"url": OTHER}, "url"),
+        (amqp, {"notify_scheme": {"headers": {}}}, "notify_scheme"),
+    ):
+        failure = await change(scheduler, id_, **fields)
+        assert {each["field"].split(".")[0] for each in failure["errors"]} == {field}
+    assert await etag(scheduler, str(callback)) == tag
+    assert (await change(scheduler, amqp, context={"n": 2}))["result"] == "changed"
+    assert (await scheduler.status(amqp))["context"] == {"n": 2}
+    outdated = await change(scheduler, callback, url=OTHER, if_match=['"x"'])
+    assert outdated["code"] == "precondition_failed"
+    other = await change(scheduler, callback, "another", url=OTHER)
+    assert other["result"] == "not_found"
+
+
+async def test_put_can_only_create(scheduler: Scheduler) -> None:
+    callback = {"url": URL, "delay": 3600} | KEYS
+    first = await scheduler.request("PutCallback", callback=callback, create_only=True)
+    assert first["created"]
+    again = await scheduler.request("PutCallback", callback=callback, create_only=True)
+    assert again["code"] == "precondition_failed"

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic_core import to_json
 
 from services.gateway import examples
@@ -17,10 +17,12 @@ from services.gateway.middleware import SCHEDULE_ID
 from services.gateway.parsing import (
     IDEMPOTENCY_KEY,
     QUERY,
+    entity_tags,
     idempotency_key,
     if_match,
     invalid,
     json_body,
+    matches,
     parse_uuid,
 )
 from services.gateway.responses import json_response
@@ -38,7 +40,7 @@ from services.gateway.routes.declaration import (
     status_filter,
 )
 from services.gateway.rpc import not_found, problem_of
-from services.gateway.schemas import Batch, BatchResult, NewTime
+from services.gateway.schemas import Batch, BatchResult, CallbackChange
 from shared.amqp.rpc import RequestContext
 from shared.contracts.context import MAX_FIELD_ERRORS
 from shared.contracts.requests import Failure, FieldError
@@ -107,11 +109,20 @@ PAGE: Final = (
     status_filter([status.value for status in Status]),
     *pagination(max_size=MAX_PAGE_SIZE, default_size=DEFAULT_PAGE_SIZE),
 )
-NEW_TIME: Final = Body(
-    NewTime, {"In a minute": {"delay": 60}, "At a given time": {"run_at": _LATER}}
+CHANGE: Final = Body(
+    CallbackChange,
+    {
+        "In a minute": {"delay": 60},
+        "At a given time": {"run_at": _LATER},
+        "Another URL, header and context": {
+            "url": "https://example.com/other",
+            "notify_scheme": {"headers": {"X-Tenant": "7"}},
+            "context": {"text": "Your trial ends today."},
+        },
+    },
 )
 RESCHEDULED: Final = ok(
-    "`result` is the outcome: rescheduled, or the reason why not.",
+    "`result` is the outcome: rescheduled, changed (without a new time), or the reason why not.",
     RescheduleResponse,
     {"id": examples.ID, "result": "rescheduled", "run_at": _LATER},
 )
@@ -122,18 +133,32 @@ CANCELLED: Final = ok(
     CancelResponse,
     {"id": examples.ID, "result": "cancelled"},
 )
-STATUS: Final = replace(
-    ok("The status.", CallbackStatus, _STATUS),
-    headers={"ETag": "Identifies the state; for `If-Match`."},
-)
+_ETAG_HEADER: Final = {"ETag": "Identifies the state; for `If-Match` and `If-None-Match`."}
+STATUS: Final = replace(ok("The status.", CallbackStatus, _STATUS), headers=_ETAG_HEADER)
+NOT_MODIFIED: Final = {304: Response("The callback still has this `ETag`.", headers=_ETAG_HEADER)}
+_ETAGS: Final = {"type": "string", "pattern": r'^(\*|(W/)?"[!\x23-\x2b\x2d-\x7e]*")$'}
 IF_MATCH: Final = Parameter(
     "If-Match",
     "header",
     "Only if the callback still has this `ETag`. Otherwise the status is 412.",
-    {"type": "string", "pattern": r'^(\*|(W/)?"[!\x23-\x2b\x2d-\x7e]*")$'},
+    _ETAGS,
     example=_ETAG,
 )
-PRECONDITION_FAILED: Final = {412: problem("The callback has changed since its `ETag` was read.")}
+IF_NONE_MATCH: Final = Parameter(
+    "If-None-Match",
+    "header",
+    "If the callback still has this `ETag`, the status is 304, without a body.",
+    _ETAGS,
+)
+IF_NONE_MATCH_ANY: Final = Parameter(
+    "If-None-Match",
+    "header",
+    "`*`: only create the callback. If it exists, the status is 412.",
+    {"type": "string", "enum": ["*"]},
+)
+PRECONDITION_FAILED: Final = {
+    412: problem("The callback has changed since its `ETag` was read, or exists already.")
+}
 LIST: Final = ok(
     "A page of callbacks, newest first.", CallbackPage, {"items": [_STATUS], "next_cursor": None}
 )
@@ -212,8 +237,8 @@ def routes(example_url: str) -> tuple[Route, ...]:
             tag=TAG,
             summary="Get the status of a callback",
             description="Available until the callback's retention ends.",
-            parameters=(_ID,),
-            responses={200: STATUS, **NOT_FOUND, **FAILURES},
+            parameters=(_ID, IF_NONE_MATCH),
+            responses={200: STATUS, **NOT_MODIFIED, **NOT_FOUND, **FAILURES},
         ),
         Route(
             method="PATCH",
@@ -221,10 +246,12 @@ def routes(example_url: str) -> tuple[Route, ...]:
             operation_id="reschedule_callback",
             handler=reschedule_callback,
             tag=TAG,
-            summary="Reschedule a callback",
-            description="Possible until the callback has ended, also between retries.",
+            summary="Reschedule or change a callback",
+            description="Changes the due time, the URL, the headers or the context of a callback"
+            " that waits, also between retries. A new time counts the attempts from zero. With"
+            " another change, the callback is due in 5 s at the earliest.",
             parameters=(_ID, IF_MATCH),
-            body=NEW_TIME,
+            body=CHANGE,
             responses={
                 200: RESCHEDULED,
                 **NOT_FOUND,
@@ -376,10 +403,13 @@ async def get_callback(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the status of the callback that the path names."""
+    known = entity_tags(request, hdrs.IF_NONE_MATCH)
     body = to_json(_selector(request))
     found = await deps.services.request(GET_CALLBACK, body, context)
     # A scheduler of an earlier version responds without an etag.
     headers = {"ETag": str(found["etag"])} if "etag" in found else None
+    if headers and matches(known, headers["ETag"]):
+        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
     return json_response(found, headers=headers)
 
 
@@ -408,7 +438,11 @@ async def put_callback(
     if differing := [name for name in keys if content.get(name, keys[name]) != keys[name]]:
         message = "differs from the key in the path"
         raise invalid([FieldError(field=name, message=message) for name in differing])
-    body = to_json({"callback": content | keys} | if_match(request))
+    if (tags := entity_tags(request, hdrs.IF_NONE_MATCH)) not in (None, ["*"]):
+        message = "must be *; to replace a callback in a known state, send If-Match"
+        raise invalid([FieldError(field=hdrs.IF_NONE_MATCH, message=message)])
+    only = {} if tags is None else {"create_only": True}
+    body = to_json({"callback": content | keys} | if_match(request) | only)
     put = dict(await deps.services.request(PUT_CALLBACK, body, context))
     request[SCHEDULE_ID] = put["id"]
     if put.pop("created"):

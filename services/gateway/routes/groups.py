@@ -5,12 +5,15 @@ from typing import Final
 from services.gateway import examples
 from services.gateway.routes.callbacks import (
     CANCELLED,
+    CHANGE,
     CREATED,
     FAILURES,
     IF_MATCH,
+    IF_NONE_MATCH,
+    IF_NONE_MATCH_ANY,
     LIST,
-    NEW_TIME,
     NOT_FOUND,
+    NOT_MODIFIED,
     PAGE,
     PRECONDITION_FAILED,
     RESCHEDULED,
@@ -80,8 +83,8 @@ def routes(example_url: str) -> tuple[Route, ...]:
             tag=TAG,
             summary="Get the status of a callback by its keys",
             description="The same as by id.",
-            parameters=_KEYS,
-            responses={200: STATUS, **NOT_FOUND, **FAILURES},
+            parameters=(*_KEYS, IF_NONE_MATCH),
+            responses={200: STATUS, **NOT_MODIFIED, **NOT_FOUND, **FAILURES},
         ),
         Route(
             method="PUT",
@@ -93,7 +96,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             description="Replaces everything about a waiting callback: its time, URL, headers,"
             " context, secret and retries. It is then due 5 s later at the earliest. The body may"
             " repeat the keys of the path.",
-            parameters=(*_KEYS, IF_MATCH),
+            parameters=(*_KEYS, IF_MATCH, IF_NONE_MATCH_ANY),
             body=Body(
                 ScheduleCallback,
                 {"In a minute": {"url": example_url, "delay": 60, "context": {"text": "Hello."}}},
@@ -117,10 +120,10 @@ def routes(example_url: str) -> tuple[Route, ...]:
             operation_id="reschedule_callback_by_key",
             handler=reschedule_callback,
             tag=TAG,
-            summary="Reschedule a callback by its keys",
+            summary="Reschedule or change a callback by its keys",
             description="The same as by id.",
             parameters=(*_KEYS, IF_MATCH),
-            body=NEW_TIME,
+            body=CHANGE,
             responses={
                 200: RESCHEDULED,
                 **NOT_FOUND,

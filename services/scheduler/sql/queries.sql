@@ -54,6 +54,14 @@ UPDATE scheduler.callback_requests SET
     stop_after = $8, rules = $9, traceparent = $10
 WHERE id = $1
 
+-- name: content
+SELECT context, message, exchange, routing_key, format FROM scheduler.callback_requests
+WHERE id = $1
+
+-- name: change
+-- Change the content of a callback that waits and is locked.
+UPDATE scheduler.callback_requests SET context = $2, message = $3 WHERE id = $1
+
 -- name: existing
 -- Callbacks that were created before.
 SELECT
