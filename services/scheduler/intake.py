@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from json import dumps
+from typing import Any
 from uuid import UUID
+
+from pydantic_core import to_json
 
 from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
@@ -110,8 +113,10 @@ class Intake:
         """Wait until every earlier request was inserted or failed."""
         await self._batches.finish_pending()
 
-    def size_error(self, body: bytes) -> Failure | None:
-        """Return why a request is too long to be worth parsing: its notification would be, too."""
+    def size_error(self, callback: Any, body: bytes) -> Failure | None:
+        """Return why a callback is not worth parsing: without its context it is still too long."""
+        if len(body) > self._max_message_bytes and isinstance(callback, dict):
+            body = to_json({name: value for name, value in callback.items() if name != "context"})
         if len(body) <= self._max_message_bytes:
             return None
         message = f"has {len(body)} bytes, at most {self._max_message_bytes} are allowed"

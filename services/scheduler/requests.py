@@ -168,7 +168,7 @@ class Requests:
 
         async def create(index: int, callback: Any) -> CallbackCreated | RejectedItem:
             body = to_json(callback)
-            if too_long := self._intake.size_error(body):
+            if too_long := self._intake.size_error(callback, body):
                 return RejectedItem(error=too_long)
             command = parse_request(ScheduleCallback, body)
             if isinstance(command, Failure):
