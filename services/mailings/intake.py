@@ -1,7 +1,7 @@
 """Accepts postings in batches: one statement stores many, and each gets its own result."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from json import dumps
@@ -14,7 +14,7 @@ from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.store import Store
 from shared.contracts.posting_requests import PostingAccepted, PostingState
 from shared.contracts.postings import Posting
-from shared.registry import BULK, URGENT
+from shared.registry import BULK, URGENT, Priority
 from shared.resilience.batching import Batcher
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def new_posting(  # noqa: PLR0913 - each is a part of the posting
 class Intake:
     """Accepts postings, and calls `wake` when one is new."""
 
-    def __init__(self, store: Store, wake: Callable[[], None]) -> None:
+    def __init__(self, store: Store, wake: Callable[[Collection[Priority]], None]) -> None:
         self._store = store
         self._wake = wake
         self._batches: Batcher[NewPosting, bool] = Batcher(self._accept, max_size=BATCH_SIZE)
@@ -95,5 +95,5 @@ class Intake:
         first = {posting.id: posting for posting in reversed(postings)}
         new = await self._store.accept(list(first.values()))
         if new:
-            self._wake()
+            self._wake({posting.priority for posting in postings})
         return [posting.id in new and posting is first[posting.id] for posting in postings]

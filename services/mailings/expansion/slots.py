@@ -4,7 +4,10 @@ import asyncio
 
 
 class Slots:
-    """The free slots for small postings and for lists. `changed` is set when one becomes free."""
+    """The free slots for small postings and for lists.
+
+    `changed` is set when another posting may be claimed.
+    """
 
     def __init__(self, small: int, lists: int) -> None:
         self.small = small
@@ -31,9 +34,10 @@ class Slot:
         return True
 
     def release(self) -> None:
-        """Make it free for another slice."""
+        """Make it free for another slice. The posting of a list may be due again."""
+        if self.is_list or not self._slots.small:
+            self._slots.changed.set()
         self._add(1)
-        self._slots.changed.set()
 
     def _add(self, number: int) -> None:
         if self.is_list:
