@@ -215,7 +215,7 @@ def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]
         | _unless_set(
             MailingsSettings,
             sources=",".join([sandbox, *(f"{name}=http://{sandbox}/{name}" for name in APIS)]),
-            unsubscribe_url=f"http://{sandbox}/hooks/unsubscribe?user_id={{user_id}}&kind={{kind}}",
+            unsubscribe_url=f"http://127.0.0.1:{environment[HTTP_PORT]}/v1/unsubscribe",
         )
     )
 

@@ -56,7 +56,8 @@ class MimeBuilder:
             "MIME-Version: 1.0\r\n",
             "Auto-Submitted: auto-generated\r\n",
         ]
-        if command.unsubscribe_url:
+        # RFC 8058 requires https.
+        if command.unsubscribe_url and command.unsubscribe_url.startswith("https://"):
             lines.append(f"List-Unsubscribe: <{_folded(command.unsubscribe_url)}>\r\n")
             lines.append("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n")
         if command.html is None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from services.gateway.api import docs_page, jwks
+from services.gateway.api import docs_page, jwks, unsubscribe
 from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
 from services.gateway.middleware import middleware
@@ -72,6 +72,7 @@ async def start(process: Process) -> None:
     openapi = document(routes, about(security.ticket_header))
     app.add_routes(docs_page.routes(openapi, asyncapi(declared)))
     app.add_routes(jwks.routes(security))
+    app.add_routes(unsubscribe.routes(deps.services))
     add_routes(
         app,
         ready=lambda: (process.health.ready, process.health.report()),

@@ -5,6 +5,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from pydantic import SecretStr
+
 from services.mailings import handlers, settlement
 from services.mailings.expansion.depth import QueueDepth
 from services.mailings.expansion.publisher import ThrottledPublisher
@@ -17,6 +19,7 @@ from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
 from services.mailings.settlement import Settler
 from services.mailings.store import Store
+from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.consumer import Consumer
 from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
@@ -26,12 +29,15 @@ from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.message_facts import MESSAGE_FACT_TYPES, MessageFacts
 from shared.contracts.postings import POSTING, Posting
+from shared.errors import RingbackError
 from shared.http.client import Client
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
 from shared.registry import CHANNELS, SERVICES
+from shared.security.encryption import parse_keys
+from shared.security.settings import SecuritySettings
 from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
@@ -44,9 +50,30 @@ from shared.version import VERSION
 SCHEMA = Schema.of("services.mailings")
 
 
+class MissingSecretsKeyError(RingbackError):
+    """The key that signs unsubscribe links is not configured."""
+
+    exit_code = 2
+
+
+def _unsubscribe(url: str | None, key: SecretStr | None) -> Unsubscribe:
+    if url is not None and key is None:
+        raise MissingSecretsKeyError(
+            "Cannot start mailings: RINGBACK_MAILINGS_UNSUBSCRIBE_URL is set, but not"
+            " RINGBACK_SECRETS_KEY, which signs the links. Create a key with"
+            " `openssl rand -base64 32`."
+        )
+    return Unsubscribe(url, () if key is None else parse_keys(key.get_secret_value()))
+
+
 async def start(process: Process) -> None:
-    """Construct the service and start it."""
+    """Construct the service and start it.
+
+    Raises:
+        MissingSecretsKeyError: the key that signs unsubscribe links is not configured.
+    """
     settings = load(MailingsSettings)
+    unsubscribe = _unsubscribe(settings.unsubscribe_url, load(SecuritySettings).secrets_key)
     name = f"ringback mailings {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
     declared = topology(process.settings.queue_type).only(
@@ -84,6 +111,7 @@ async def start(process: Process) -> None:
         ThrottledPublisher(publisher, depth, clock),
         clock=clock,
         settings=settings,
+        unsubscribe=unsubscribe,
     )
     intake = Intake(store, expansion.wake)
     settler = Settler(store)
@@ -120,7 +148,7 @@ async def start(process: Process) -> None:
     )
     server = RpcServer(
         MAILINGS_REQUESTS,
-        Requests(intake, store, templates, clock).handlers(),
+        Requests(intake, store, templates, unsubscribe, clock).handlers(),
         url=url,
         name=f"{name} requests",
         topology=declared,
@@ -137,4 +165,4 @@ async def start(process: Process) -> None:
         process.on_drain(drain)
 
 
-SERVICE = Service(SERVICES["mailings"], (MailingsSettings,), start)
+SERVICE = Service(SERVICES["mailings"], (MailingsSettings, SecuritySettings), start)

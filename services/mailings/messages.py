@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
-from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -12,6 +11,7 @@ from services.mailings.domain import Recipient, Skip, address, message_id, stora
 from services.mailings.records import MessageRow
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
 from services.mailings.rendering.formats import FORMATS
+from services.mailings.unsubscribe import Unsubscribe, subscription_id
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, new_id
@@ -50,12 +50,12 @@ class Composer:
         expires_at: datetime | None,
         templates: Mapping[str, ChannelTemplate],
         queues: Mapping[str, str],
-        unsubscribe_url: str | None,
+        unsubscribe: Unsubscribe,
     ) -> None:
         self._posting_id = posting_id
         self._templates = templates
         self._queues = queues
-        self._unsubscribe_url = unsubscribe_url
+        self._unsubscribe = unsubscribe
         self._common: dict[str, Any] = {"posting_id": str(posting_id), "expires_at": expires_at}
 
     def compose(self, recipient: Recipient) -> Iterator[tuple[MessageRow, ReadyMessage | None]]:
@@ -65,14 +65,16 @@ class Composer:
             id_ = message_id(self._posting_id, name, recipient.id)
             body = self._body(id_, recipient, channel, template)
             if isinstance(body, Skip):
-                yield MessageRow(id_, recipient.id, name, storable(body.reason)), None
+                yield MessageRow(id_, recipient.id, name, storable(body.reason), None), None
             else:
-                message = ReadyMessage(id_, channel.type, self._queues[name], body)
-                yield MessageRow(id_, recipient.id, name, None), message
+                content, subscription = body
+                message = ReadyMessage(id_, channel.type, self._queues[name], content)
+                yield MessageRow(id_, recipient.id, name, None, subscription), message
 
     def _body(
         self, id_: UUID, recipient: Recipient, channel: Channel, template: ChannelTemplate
-    ) -> bytes | Skip:
+    ) -> tuple[bytes, bytes | None] | Skip:
+        """Return the body of a message, and the subscription that it belongs to, if any."""
         if recipient.error:
             return Skip(recipient.error)
         kind = template.kind
@@ -82,7 +84,8 @@ class Composer:
         try:
             form = FORMATS[channel.name]
             can_unsubscribe = form.has_html and not template.is_required
-            url = self._unsubscribe(recipient.id, kind) if can_unsubscribe else None
+            subscription = subscription_id(to, kind) if can_unsubscribe else None
+            url = self._unsubscribe.link(subscription) if subscription else None
             content = form.fields(template.bound.render(recipient.user, unsubscribe_url=url), url)
             fields: dict[str, Any] = {"id": str(id_), "user_id": recipient.id, channel.address: to}
             model = channel.contract(**fields, **self._common, **content)
@@ -91,13 +94,7 @@ class Composer:
         except ValidationError as error:
             invalid = field_errors(error)[0]
             return Skip(f"{invalid.field}: {invalid.message}")
-        return model.__pydantic_serializer__.to_json(model, exclude_none=True)
-
-    def _unsubscribe(self, user_id: str, kind: str) -> str | None:
-        if self._unsubscribe_url is None:
-            return None
-        url = self._unsubscribe_url.replace("{kind}", quote(kind, safe=""))
-        return url.replace("{user_id}", quote(user_id, safe=""))
+        return model.__pydantic_serializer__.to_json(model, exclude_none=True), subscription
 
 
 def outgoing(message: ReadyMessage, traceparent: str | None, now: float) -> OutgoingMessage:

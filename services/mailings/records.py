@@ -56,12 +56,16 @@ class Claim:
 
 
 class MessageRow(NamedTuple):
-    """A new message; with a reason, it is skipped."""
+    """A new message; with a reason, it is skipped.
+
+    subscription: the message is also skipped if its recipient has ended this one.
+    """
 
     id: UUID
     user_id: str
     channel: str
     reason: str | None
+    subscription: bytes | None
 
 
 class MessageChange(NamedTuple):

@@ -11,21 +11,25 @@ from services.mailings.domain import posting_id_of_key, posting_id_of_request
 from services.mailings.intake import Intake, PostingConflict, new_posting
 from services.mailings.rendering.loader import TemplateLoader
 from services.mailings.store import Store
+from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.parsing import parse_request
 from shared.amqp.publisher import new_id
 from shared.amqp.rpc import RequestContext
 from shared.clock import Clock
 from shared.contracts.posting_requests import (
+    CHANGE_SUBSCRIPTION,
     CREATE_POSTING,
     GET_POSTING,
     LIST_POSTING_MESSAGES,
     LIST_POSTINGS,
+    ChangeSubscription,
     CreatePosting,
     GetPosting,
     ListPostingMessages,
     ListPostings,
     PostingMessages,
     Postings,
+    SubscriptionChanged,
 )
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation, invalid
 from shared.pagination import END, decode_cursor, encode_cursor
@@ -34,7 +38,7 @@ B = TypeVar("B", bound=BaseModel)
 Response = BaseModel | Failure
 Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
 
-# Requests that use a database connection at a time.
+# Requests that use a database connection at a time, except creations.
 MAX_CONCURRENT_READS: Final = 2
 NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="the posting does not exist")
 CONFLICT: Final = Failure(
@@ -49,11 +53,17 @@ class Requests:
     """Handles requests. Only its client sees a posting; one without a client is visible to all."""
 
     def __init__(
-        self, intake: Intake, store: Store, templates: TemplateLoader, clock: Clock
+        self,
+        intake: Intake,
+        store: Store,
+        templates: TemplateLoader,
+        unsubscribe: Unsubscribe,
+        clock: Clock,
     ) -> None:
         self._intake = intake
         self._templates = templates
         self._store = store
+        self._unsubscribe = unsubscribe
         self._clock = clock
         self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
@@ -65,6 +75,7 @@ class Requests:
                 _bound(GET_POSTING, self._get),
                 _bound(LIST_POSTINGS, self._list),
                 _bound(LIST_POSTING_MESSAGES, self._messages),
+                _bound(CHANGE_SUBSCRIPTION, self._change_subscription),
             )
         )
 
@@ -120,6 +131,16 @@ class Requests:
             items=items,
             next_cursor=str(items[-1].id) if len(found) > command.limit else None,
         )
+
+    async def _change_subscription(
+        self, _: RequestContext, command: ChangeSubscription
+    ) -> Response:
+        subscription = self._unsubscribe.verified(command.token)
+        if subscription is None:
+            return invalid([FieldError(field="token", message="is not a valid token")])
+        async with self._reads:
+            await self._store.set_subscribed(subscription, subscribed=command.subscribed)
+        return SubscriptionChanged(subscribed=command.subscribed)
 
 
 def _bound(

@@ -57,12 +57,8 @@ def _is_http_url(text: str) -> bool:
 
 
 def _unsubscribe_url(value: str) -> str:
-    if not value.startswith(("https://", "http://")):
-        raise ValueError(
-            "must look like https://example.com/unsubscribe?user={user_id}&kind={kind}"
-        )
-    if set("{}") & set(value.replace("{user_id}", "").replace("{kind}", "")):
-        raise ValueError("can contain {user_id} and {kind}, but no other braces")
+    if not _is_http_url(value) or set("?#{}") & set(value):
+        raise ValueError("must look like https://ringback.example.com/v1/unsubscribe")
     return value
 
 
@@ -111,8 +107,9 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         Annotated[str, AfterValidator(_unsubscribe_url)] | None, EMPTY_IS_NONE
     ] = Field(
         default=None,
-        description="URL for one-click unsubscribe from a kind of e-mail.",
-        examples=["https://example.com/unsubscribe?user={user_id}&kind={kind}"],
+        description="Public URL of the gateway's /v1/unsubscribe, for the unsubscribe links of"
+        " e-mails. Requires RINGBACK_SECRETS_KEY, which signs them.",
+        examples=["https://ringback.example.com/v1/unsubscribe"],
     )
     prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
         default=500,

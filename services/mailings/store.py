@@ -68,7 +68,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._additions: Batcher[_Addition, set[UUID] | None] = Batcher(
+        self._additions: Batcher[_Addition, dict[UUID, MessageState] | None] = Batcher(
             self._add_messages, max_size=BATCH_SIZE
         )
         self._checkpoints: Batcher[_Checkpoint, dict[str, int] | None] = Batcher(
@@ -172,8 +172,8 @@ class Store:
 
     async def add_messages(
         self, claim: Claim, page: int, rows: Sequence[MessageRow], *, remove_unfinished: bool
-    ) -> set[UUID]:
-        """Add messages of a page, and return the ids that are new.
+    ) -> dict[UUID, MessageState]:
+        """Add messages of a page, and return the states of those that are new.
 
         With `remove_unfinished`, it first removes the messages that an interrupted slice added
         for this page and later ones, unless they have been settled.
@@ -183,7 +183,9 @@ class Store:
             raise LeaseLostError
         return new
 
-    async def _add_messages(self, additions: list[_Addition]) -> list[set[UUID] | None]:
+    async def _add_messages(
+        self, additions: list[_Addition]
+    ) -> list[dict[UUID, MessageState] | None]:
         async with self._database.transaction() as connection:
             locked = await _lock(connection, [addition.claim for addition in additions])
             rows = []
@@ -193,12 +195,18 @@ class Store:
                 if remove_unfinished:
                     await connection.execute(SQL["remove_unfinished"], claim.id, page)
                 rows += [(claim.id, page, *message) for message in messages]
-            new: dict[UUID, set[UUID]] = {id_: set() for id_ in locked}
+            new: dict[UUID, dict[UUID, MessageState]] = {id_: {} for id_ in locked}
             if rows:
                 columns = map(list, zip(*rows, strict=True))
                 for row in await connection.fetch(SQL["add_messages"], *columns):
-                    new[row["posting_id"]].add(row["id"])
+                    new[row["posting_id"]][row["id"]] = MessageState(row["status"])
         return [new.get(addition.claim.id) for addition in additions]
+
+    async def set_subscribed(self, subscription: bytes, *, subscribed: bool) -> None:
+        """End a subscription to a kind of e-mail, or restore it."""
+        await self._database.execute(
+            SQL["subscribe" if subscribed else "unsubscribe"], subscription
+        )
 
     async def known_before(self, claim: Claim, page: int, ids: Collection[UUID]) -> tuple[int, int]:
         """Return how many of these messages were added for earlier pages, and the last of these."""

@@ -126,7 +126,8 @@ class SendEmail(RenderedMessage):
     )
     unsubscribe_url: Url | None = Field(
         default=None,
-        description="URL for one-click unsubscribe (RFC 8058), sent as `List-Unsubscribe`.",
+        description="URL for one-click unsubscribe (RFC 8058), sent as `List-Unsubscribe` if it is"
+        " an https one.",
     )
 
 

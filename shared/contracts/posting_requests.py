@@ -78,6 +78,23 @@ class ListPostingMessages(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE
 
 
+class ChangeSubscription(BaseModel):
+    """Operation: unsubscribe the recipient that a token names from a kind of e-mail, or undo it."""
+
+    model_config = ENVELOPE
+
+    token: Annotated[str, Field(min_length=1, max_length=200, repr=False)]
+    subscribed: bool
+
+
+class SubscriptionChanged(BaseModel):
+    """The subscription is as requested."""
+
+    model_config = _RESPONSE
+
+    subscribed: bool
+
+
 class PostingAccepted(BaseModel):
     """The posting is stored and will be expanded."""
 
@@ -151,5 +168,14 @@ LIST_POSTINGS: Final = RpcOperation(MAILINGS_REQUESTS, "ListPostings", ListPosti
 LIST_POSTING_MESSAGES: Final = RpcOperation(
     MAILINGS_REQUESTS, "ListPostingMessages", ListPostingMessages, (PostingMessages,)
 )
+CHANGE_SUBSCRIPTION: Final = RpcOperation(
+    MAILINGS_REQUESTS, "ChangeSubscription", ChangeSubscription, (SubscriptionChanged,)
+)
 
-MAILINGS_OPERATIONS: Final = (CREATE_POSTING, GET_POSTING, LIST_POSTINGS, LIST_POSTING_MESSAGES)
+MAILINGS_OPERATIONS: Final = (
+    CREATE_POSTING,
+    GET_POSTING,
+    LIST_POSTINGS,
+    LIST_POSTING_MESSAGES,
+    CHANGE_SUBSCRIPTION,
+)

@@ -18,7 +18,7 @@ from shared.topology import REQUEST_QUEUES
     ("operations", "handled"),
     [
         (SCHEDULER_OPERATIONS, scheduler.Requests(Mock(), Mock(), fault=Mock(), anonymous=True)),
-        (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock(), Mock())),
+        (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock(), Mock(), Mock())),
     ],
     ids=["scheduler", "mailings"],
 )

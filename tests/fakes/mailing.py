@@ -23,6 +23,7 @@ from services.mailings.requests import Requests
 from services.mailings.settings import MailingsSettings
 from services.mailings.settlement import Settler
 from services.mailings.store import Store
+from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
 from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
@@ -177,6 +178,7 @@ class Mailings:
         self.database = database
         mailings_settings = MailingsSettings(sources=sources, **settings)
         self.templates = mailings_settings.templates()
+        unsubscribe = Unsubscribe(mailings_settings.unsubscribe_url, [b"k" * 32])
         self.expansion = ExpansionWorker(
             self.store,
             Sources(client, sources, mailings_settings.credentials),
@@ -184,10 +186,13 @@ class Mailings:
             ThrottledPublisher(broker, broker, self.clock),  # type: ignore[arg-type]
             clock=self.clock,
             settings=mailings_settings,
+            unsubscribe=unsubscribe,
         )
         self.intake = Intake(self.store, self.expansion.wake)
         self.settler = Settler(self.store)
-        self.requests = Requests(self.intake, self.store, self.templates, self.clock).handlers()
+        self.requests = Requests(
+            self.intake, self.store, self.templates, unsubscribe, self.clock
+        ).handlers()
 
     async def post(self, body: dict[str, Any], **properties: Any) -> UUID:
         """Accept a posting as the consumer does, and return its id."""
@@ -238,7 +243,7 @@ async def empty_mailings(database_url: str) -> str:
     """Migrate a database, delete the data of mailings, and return its URL."""
     await migrate(database_url, SCHEMA)
     connection = await asyncpg.connect(database_url)
-    await connection.execute("TRUNCATE mailings.postings, mailings.messages")
+    await connection.execute("TRUNCATE mailings.postings, mailings.messages, mailings.unsubscribed")
     await connection.close()
     return database_url
 

@@ -22,6 +22,7 @@ POSTING = {
     "expires_in": "120 sec",
     "template_context": {"secret_code": "1234"},
 }
+UNSUBSCRIBE_URL = "https://ringback.example.com/v1/unsubscribe"
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 MIB = 1_048_576
 
@@ -33,6 +34,7 @@ def services(
     settings = {
         "RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2",
         "RINGBACK_SOURCES": "127.0.0.1",
+        "RINGBACK_MAILINGS_UNSUBSCRIBE_URL": UNSUBSCRIBE_URL,
     }
     directory = tmp_path_factory.mktemp("system")
     with (
@@ -309,3 +311,60 @@ async def test_the_log_lines_have_the_id_of_the_posting_and_none_of_its_content(
     assert services["mailings"].logged("posting accepted", posting_id=identity, client_id="shop")
     assert not any("canary" in service.output for service in services.values())
     assert 'route="/v1/postings/{id}"' in (await call("GET", "/metrics")).text
+
+
+# E4
+async def test_finding_c14_ringback_answers_the_one_click_post_of_its_own_links_only(
+    services: System, call: Caller, client: MailingsClient
+) -> None:
+    async with running_sandbox(users=9) as sandbox:
+        users = await sandbox.get("/auth/api/v1/users/", page_size=9)
+        user = next(each for each in users if each["is_active"] and each["email_notifications"])
+        body = {
+            "receivers": str(sandbox.url / f"auth/api/v1/users/{user['id']}/"),
+            "template": "email/welcome.md",
+            "delivery_type": ["email"],
+            "template_context": {"username": "ann"},
+        }
+
+        async def outcome() -> dict[str, int]:
+            path = (await call("POST", "/v1/postings", body)).headers["Location"]
+            progress = await until(lambda: _ended(call, path))
+            skipped: dict[str, int] = progress["skipped"]
+            return skipped
+
+        assert await outcome() == {}
+        message = await until(
+            lambda: next(
+                (each for each in client.messages if b"unsubscribe_url" in each.body), None
+            )
+        )
+        url = json.loads(message.body)["unsubscribe_url"]
+        assert user["email"] not in url
+        path = url.removeprefix("https://ringback.example.com")
+
+        page = await call("GET", path)  # as a virus scanner does
+        assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert page.headers["Referrer-Policy"] == "no-referrer"
+        assert await outcome() == {}
+
+        form = {"Content_Type": "application/x-www-form-urlencoded"}
+        for _ in range(2):
+            response = await call("POST", path, raw="List-Unsubscribe=One-Click", **form)
+            assert (response.status, "You are unsubscribed" in response.text) == (200, True)
+            assert await outcome() == {"unsubscribed": 1}
+
+        last = "E" if path.endswith("A") else "A"
+        for forged in ("/v1/unsubscribe", "/v1/unsubscribe?token=", path[:-1] + last):
+            problem = (await call("POST", forged, raw="", **form)).problem(422)
+            assert [error["field"] for error in problem["errors"]] == ["token"]
+
+        undone = await call("POST", path, raw="subscribed=yes", **form)
+        assert "You are subscribed" in undone.text
+        assert await outcome() == {}
+    assert path.partition("=")[2] not in services["gateway"].output + services["mailings"].output
+
+
+async def _ended(call: Caller, path: str) -> Any:
+    progress = (await call("GET", path)).json
+    return progress if progress["status"] in ("sending", "done") else None

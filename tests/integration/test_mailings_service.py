@@ -11,6 +11,7 @@ from tests.fakes.mailing import RUN_MAILINGS, empty_mailings, fact, posting
 from tests.fakes.mailings_client import MailingsClient, mailings_client
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import Service, running
+from tests.fakes.system import SECRETS_KEY
 from tests.fakes.waiting import until
 
 PAGED = "http://auth/api/v1/users/?is_active=True&email_notifications=True&page_size=100"
@@ -34,7 +35,8 @@ def service(amqp_url: str, url: str, users: Sandbox, tmp_path: Path) -> Iterator
         "RINGBACK_SOURCES": f"auth={users.url}auth, fastapi={users.url}fastapi",
         "RINGBACK_MAILINGS_MAX_WAITING": "400",
         "RINGBACK_MAILINGS_PRODUCT": "Kinoteka",
-        "RINGBACK_MAILINGS_UNSUBSCRIBE_URL": "https://auth/off?user={user_id}&kind={kind}",
+        "RINGBACK_MAILINGS_UNSUBSCRIBE_URL": "https://ringback.example.com/v1/unsubscribe",
+        "RINGBACK_SECRETS_KEY": SECRETS_KEY,
         "RINGBACK_LOG_LEVEL": "DEBUG",
     }
     with running(tmp_path, amqp_url, settings, RUN_MAILINGS) as started:
@@ -78,7 +80,7 @@ async def test_e5_a_posting_on_the_queue_is_expanded_and_settled_by_facts(
     assert message.app_id == "ringback"
     assert "https://auth/secret-canary" in body
     assert "Kinoteka" in body
-    assert f"https://auth/off?user={user['id']}&kind=welcome" in body
+    assert "https://ringback.example.com/v1/unsubscribe?token=" in body
     assert (status["status"], status["receivers"]) == ("sending", 1)
     assert (done["messages"]["sent"], counted) == (1, 1)
     assert listed["items"][0]["user_id"] == user["id"]

@@ -108,7 +108,7 @@ class FailingStore(Store):
         if point == self.failing_point:
             raise StoreConnectionLostError("the connection is lost")
 
-    async def add_messages(self, claim: Claim, page: int, rows: Any, **options: Any) -> set[UUID]:
+    async def add_messages(self, claim: Claim, page: int, rows: Any, **options: Any) -> Any:
         self._fail("before the messages are added")
         new = await super().add_messages(claim, page, rows, **options)
         self._fail("before publishing")

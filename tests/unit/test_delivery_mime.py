@@ -109,6 +109,12 @@ def test_e6_a_mail_has_the_headers_for_one_click_unsubscribe(length: int) -> Non
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
+def test_finding_c14_there_is_no_one_click_unsubscribe_over_http() -> None:
+    mail = parsed(built(unsubscribe_url="http://shop.example.com/u?t=a"))
+    assert "List-Unsubscribe" not in mail
+    assert "List-Unsubscribe-Post" not in mail
+
+
 def test_an_unsubscribe_url_cannot_end_its_angle_brackets() -> None:
     mail = parsed(built(unsubscribe_url="https://x.org/>,<mailto:evil@example.org"))
     assert mail["List-Unsubscribe"] == "<https://x.org/%3E,%3Cmailto:evil@example.org>"

@@ -315,9 +315,9 @@ def test_the_state_of_a_posting_follows_from_its_end_its_pages_and_its_open_mess
     assert posting_state(ended, started=pages > 0, unsettled=unsettled) == expected
 
 
-@pytest.mark.parametrize("url", ["/unsubscribe", "https://x/{user}", "https://x/{user_id"])
+@pytest.mark.parametrize("url", ["/unsubscribe", "https://x/{user_id}", "https://x/u?a=b"])
 def test_an_invalid_unsubscribe_url_is_rejected(url: str) -> None:
-    with pytest.raises(ValueError, match=r"must look like|can contain"):
+    with pytest.raises(ValueError, match="must look like"):
         MailingsSettings(unsubscribe_url=url)
 
 

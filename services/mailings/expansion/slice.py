@@ -231,21 +231,23 @@ class ExpansionSlice:
             new = await self._add(number, rows)
             users = {recipient.id for recipient in batch if recipient.error is None}
             ids = [row.id for row in rows if row.user_id in users]
-            has_new_user = has_new_user or not new.isdisjoint(ids)
+            has_new_user = has_new_user or any(id_ in new for id_ in ids)
             known += ids
             await self._publishing
             ends_page = batch is batches[-1]
             if ends_page and page.next_url is not None and not has_new_user:
                 await self._check_progress(number, known)
-            new_messages = [message for message in messages if message.id in new]
+            new_messages = [
+                message for message in messages if new.get(message.id) is MessageState.CREATED
+            ]
             self._publishing = asyncio.create_task(
                 self._publish_and_checkpoint(new_messages, number, page, begin)
                 if ends_page
                 else self._publish(new_messages)
             )
 
-    async def _add(self, number: int, rows: Sequence[MessageRow]) -> set[UUID]:
-        """Add messages of a page to the database, and return the ids that are new."""
+    async def _add(self, number: int, rows: Sequence[MessageRow]) -> dict[UUID, MessageState]:
+        """Add messages of a page to the database, and return the states of those that are new."""
         new = await self._store.add_messages(
             self.claim, number, rows, remove_unfinished=self._remove_unfinished
         )
@@ -255,8 +257,7 @@ class ExpansionSlice:
         self._added_pages = number + 1
         for row in rows:
             if row.id in new:
-                status = MessageState.CREATED if row.reason is None else MessageState.SKIPPED
-                metrics.MESSAGES[row.channel, status].inc()
+                metrics.MESSAGES[row.channel, new[row.id]].inc()
         return new
 
     async def _check_progress(self, number: int, ids: Sequence[UUID]) -> None:

@@ -32,6 +32,7 @@ from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
 from services.mailings.settings import MailingsSettings
 from services.mailings.store import Store
+from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.consumer import BUGS
 from shared.clock import Clock
 from shared.errors import InfrastructureError
@@ -66,6 +67,7 @@ class ExpansionWorker:
         *,
         clock: Clock,
         settings: MailingsSettings,
+        unsubscribe: Unsubscribe,
     ) -> None:
         self._store = store
         self._sources = sources
@@ -73,6 +75,7 @@ class ExpansionWorker:
         self._publisher = publisher
         self._clock = clock
         self._settings = settings
+        self._unsubscribe = unsubscribe
         # Urgent postings have slots of their own, which are free while bulk ones use the others.
         self._slots = Slots(MAX_SMALL, settings.concurrency)
         self._urgent_slots = Slots(MAX_SMALL, 1)
@@ -261,7 +264,7 @@ class ExpansionWorker:
                 for channel, template in templates.items()
             },
             queues_of(claim),
-            self._settings.unsubscribe_url,
+            self._unsubscribe,
         )
 
 

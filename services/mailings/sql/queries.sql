@@ -79,9 +79,13 @@ WHERE id = $1;
 -- name: add_messages
 WITH added AS (
     INSERT INTO mailings.messages (posting_id, page, id, user_id, channel, reason, status)
-    SELECT *, CASE WHEN reason IS NULL THEN 'created' ELSE 'skipped' END
-    FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[])
-        AS input(posting_id, page, id, user_id, channel, reason)
+    SELECT posting_id, page, id, user_id, channel,
+        CASE WHEN ended IS NULL THEN reason ELSE 'unsubscribed' END,
+        CASE WHEN ended IS NULL AND reason IS NULL THEN 'created' ELSE 'skipped' END
+    FROM unnest(
+        $1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bytea[]
+    ) AS input(posting_id, page, id, user_id, channel, reason, subscription)
+    LEFT JOIN mailings.unsubscribed AS ended USING (subscription)
     ON CONFLICT DO NOTHING
     RETURNING posting_id, id, status
 ), counts AS (
@@ -93,7 +97,13 @@ WITH added AS (
     SET created = posting.created + counts.created, skipped = posting.skipped + counts.skipped
     FROM counts WHERE posting.id = counts.posting_id
 )
-SELECT posting_id, id FROM added;
+SELECT posting_id, id, status FROM added;
+
+-- name: unsubscribe
+INSERT INTO mailings.unsubscribed (subscription) VALUES ($1) ON CONFLICT DO NOTHING;
+
+-- name: subscribe
+DELETE FROM mailings.unsubscribed WHERE subscription = $1;
 
 -- name: known_before
 SELECT count(*) AS count, max(page) AS page FROM mailings.messages

@@ -52,3 +52,9 @@ CREATE TABLE mailings.messages (
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX messages_skipped ON mailings.messages (posting_id, reason) WHERE status = 'skipped';
+
+-- Recipients who have unsubscribed from a kind of e-mail with the link in one. Kept forever.
+CREATE TABLE mailings.unsubscribed (
+    subscription bytea PRIMARY KEY,         -- a hash of the address and the kind
+    at timestamptz NOT NULL DEFAULT now()
+);
