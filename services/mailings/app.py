@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from services.mailings import handlers, settlement
-from services.mailings.expansion.depth import QueueDepth
+from services.mailings.expansion.depth import QueueLimit
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import ANYWHERE, Sources
 from services.mailings.expansion.worker import ExpansionWorker
@@ -21,6 +21,7 @@ from services.mailings.settlement import Settler
 from services.mailings.store import Store
 from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.consumer import Consumer
+from shared.amqp.depth import QueueDepth
 from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
@@ -94,21 +95,15 @@ async def start(process: Process) -> None:
     client = await process.stack.enter_async_context(
         Client(ANYWHERE, user_agent=f"Ringback/{VERSION}")
     )
-    depth = QueueDepth(
-        url,
-        name=f"{name} depths",
-        topology=declared,
-        health=health,
-        max_waiting=settings.max_waiting,
-        monotonic=clock.monotonic,
-    )
+    depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
+    limit = QueueLimit(depth, max_waiting=settings.max_waiting, monotonic=clock.monotonic)
     store = Store(database)
     templates = settings.templates()
     expansion = ExpansionWorker(
         store,
         Sources(client, settings.sources, settings.credentials),
         templates,
-        ThrottledPublisher(publisher, depth, clock),
+        ThrottledPublisher(publisher, limit, clock),
         clock=clock,
         settings=settings,
         unsubscribe=unsubscribe,

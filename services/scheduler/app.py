@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from services.scheduler import handlers, settlement
+from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import ClockSkew, DatabaseClock
 from services.scheduler.dispatch import Dispatcher
@@ -22,6 +23,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
 from shared.amqp.consumer import Consumer
+from shared.amqp.depth import QueueDepth
 from shared.amqp.fact_sender import FactSender
 from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
@@ -92,6 +94,8 @@ async def start(process: Process) -> None:
         amqp = Publisher(
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
+    depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
+    queue = CallbackQueue(lambda: depth.count((CALLBACKS,)), settings.max_queued)
     sender = FactSender(publisher, url=url, name=name, health=health)
     store, clock, facts = Store(database), DatabaseClock(), FactPublisher(sender)
     leases, changes, skew = LeaseExtender(store), ChangeWriter(store, facts), ClockSkew()
@@ -101,6 +105,7 @@ async def start(process: Process) -> None:
         changes,
         leases,
         clock,
+        queue=queue,
         batch=settings.batch,
         poll=settings.poll,
     )
@@ -108,6 +113,7 @@ async def start(process: Process) -> None:
         store,
         cipher,
         clock,
+        queue=queue,
         dispatch=dispatcher.dispatch,
         wake_at=dispatcher.wake_at,
         batch=settings.batch,
@@ -172,7 +178,7 @@ async def start(process: Process) -> None:
         health=health,
     )
     retention = Retention(Partitions(database), timedelta(days=settings.retention))
-    for part in (database, publisher, amqp):
+    for part in (database, publisher, amqp, depth):
         if part is not None:
             process.run(part.run())
     for loop in (

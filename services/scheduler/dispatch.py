@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from services.scheduler import domain, metrics
+from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Step, Transition
@@ -57,6 +59,7 @@ class Dispatcher:
         leases: LeaseExtender,
         clock: DatabaseClock,
         *,
+        queue: CallbackQueue,
         batch: int,
         poll: float,
     ) -> None:
@@ -65,6 +68,7 @@ class Dispatcher:
         self._changes = changes
         self._leases = leases
         self._clock = clock
+        self._queue = queue
         self._max_batch = batch
         self._poll = poll
         self._slots = asyncio.Semaphore(MAX_BATCHES_IN_FLIGHT)
@@ -76,6 +80,8 @@ class Dispatcher:
         self._draining = False
         self._claiming = asyncio.Lock()  # a drain waits for the claim in progress
         self._batch = min(batch, FIRST_BATCH_SIZE)
+        self._backlog = False  # the last claim of the oldest callbacks was full
+        self._share = False  # whether the next claim is shared by all clients
         self._no_backlog = asyncio.Event()
         self._no_backlog.set()
 
@@ -117,15 +123,19 @@ class Dispatcher:
                 await self._notifications.ready()
                 if not self._clock.synced:
                     await self._plan_wake()
+                if not (room := await self._queue.room()):
+                    self._no_backlog.set()  # settlements need not wait for a full queue
+                    await asyncio.sleep(COUNT_INTERVAL)
+                    continue
                 async with self._claiming:
-                    limit = self._batch
-                    full = not self._draining and await self.run_once(limit) == limit
-                if not full:
+                    if not self._draining:
+                        await self.run_once(min(self._batch, room))
+                if not self._backlog:
                     await self._plan_wake()
             except StoreConnectionLostError as error:
                 logger.warning("Cannot claim due callbacks: %s. Retrying in 1 s.", error)
-                self._wake_time, full = loop.time() + RETRY_DELAY, False
-            if full:
+                self._wake_time, self._backlog = loop.time() + RETRY_DELAY, False
+            if self._backlog:
                 self._no_backlog.clear()
             else:
                 self._no_backlog.set()
@@ -152,12 +162,17 @@ class Dispatcher:
         return len(claims)
 
     async def _claim(self, limit: int) -> list[Claim]:
+        if self._share:
+            self._share = False
+            if claims := await self._claim_shared(limit):
+                return claims
         started = time.monotonic()
         full_scan = started - self._last_full_scan >= FULL_SCAN_INTERVAL
         after = BEGINNING if full_scan else self._claimed_until - LATE_COMMIT_MARGIN
         claims = await self._store.claim(limit, after=after)
         metrics.CLAIM.observe(time.monotonic() - started)
-        if len(claims) < limit:
+        self._backlog = self._share = len(claims) >= limit
+        if not self._backlog:
             if full_scan:
                 self._last_full_scan = started
             # Everything due is claimed. Only late commits can add older callbacks.
@@ -167,6 +182,14 @@ class Dispatcher:
             mean_size = sum(len(claim.content.context) for claim in claims) / len(claims)
             self._batch = max(1, min(self._max_batch, int(MAX_BATCH_BYTES / mean_size)))
         return claims
+
+    async def _claim_shared(self, limit: int) -> list[Claim]:
+        """Claim the same number of callbacks of each client, so that none waits for another."""
+        clients = await self._store.due_clients()
+        if len(clients) < 2:  # noqa: PLR2004 - one client has nothing to share
+            return []
+        chosen = random.sample(clients, min(len(clients), limit))
+        return await self._store.claim_shared(chosen, limit // len(chosen))
 
     async def _plan_wake(self) -> None:
         """Read the next due time."""
@@ -189,9 +212,11 @@ class Dispatcher:
         await asyncio.sleep(max(started + MIN_CLAIM_INTERVAL - loop.time(), 0.0))
 
     def _start(self, claims: Sequence[Claim]) -> asyncio.Task[None]:
+        self._queue.publishing(len(claims))
         task = asyncio.get_running_loop().create_task(self._publish(claims))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: self._queue.published(len(claims)))
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:

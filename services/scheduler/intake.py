@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from services.scheduler import domain, metrics
+from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback
 from services.scheduler.messages import Content, changed, content, fits
@@ -84,6 +85,7 @@ class Intake:
         cipher: SecretCipher,
         clock: DatabaseClock,
         *,
+        queue: CallbackQueue,
         dispatch: Callable[[Sequence[Claim]], None],
         wake_at: Callable[[datetime], None],
         batch: int,
@@ -95,6 +97,7 @@ class Intake:
         self._store = store
         self._cipher = cipher
         self._clock = clock
+        self._queue = queue
         self._dispatch = dispatch
         self._wake_at = wake_at
         self._lease = lease
@@ -248,7 +251,8 @@ class Intake:
     async def _insert_distinct(
         self, new: list[NewCallback]
     ) -> list[CreateResult | InfrastructureError]:
-        inserted = await self._store.insert(new)
+        # While the queue is full, callbacks that are due now wait for their client's turn, too.
+        inserted = await self._store.insert(new, claim=await self._queue.room() > 0)
         if inserted.due:
             self._dispatch(inserted.due)
         later = [

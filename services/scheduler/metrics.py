@@ -36,6 +36,10 @@ CLOCK_SKEW: Final = Gauge(
     "ringback_callback_clock_skew_seconds",
     "Seconds by which the clock of a callback service was ahead of the database's, at most.",
 )
+BACKPRESSURE: Final = Gauge(
+    "ringback_schedule_backpressure",
+    "1 while due callbacks wait because the queue `callbacks` is full, otherwise 0.",
+)
 LAG: Final = Histogram(
     "ringback_schedule_lag_seconds",
     "Seconds from the due time, or from a later request, to the broker's confirmation of the first"

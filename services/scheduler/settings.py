@@ -25,6 +25,11 @@ class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
     batch: Annotated[int, Field(ge=1, le=5000)] = Field(
         default=500, description="Maximum number of scheduled callbacks in one statement."
     )
+    max_queued: Annotated[int, Field(ge=100)] = Field(
+        default=1000,
+        description="Maximum number of messages in the queue `callbacks`. While it is full, due"
+        " callbacks wait in the database.",
+    )
     lease: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0,
         description="Time after which a dispatch without a result is repeated, in seconds. The time"

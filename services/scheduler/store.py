@@ -24,6 +24,8 @@ from shared.postgres.queries import queries
 logger = logging.getLogger(__name__)
 
 SQL: Final = queries("services.scheduler")
+CLAIM_DUE: Final = f"WITH due AS MATERIALIZED (\n{SQL['due']}\n)\n{SQL['claim']}"
+CLAIM_SHARED: Final = f"WITH due AS MATERIALIZED (\n{SQL['due_shared']}\n)\n{SQL['claim']}"
 BEGINNING: Final = START[0]
 # Seconds for which a claim holds a callback until its lease is extended. When they have passed, the
 # callbacks of a crashed process are claimed again. A slow extension takes no longer: 5 s for the
@@ -127,13 +129,13 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, new: Sequence[NewCallback]) -> Inserted:
-        """Insert the callbacks whose id and keys are free.
+    async def insert(self, new: Sequence[NewCallback], *, claim: bool = True) -> Inserted:
+        """Insert the callbacks whose id and keys are free, and claim those that are due.
 
         One call must not contain the same id or keys twice: only one of them would be inserted.
         """
         columns = zip(*map(_insert_values, new), strict=True)
-        rows = await self._database.fetch(SQL["insert"], *map(list, columns), CLAIM_LEASE)
+        rows = await self._database.fetch(SQL["insert"], *map(list, columns), CLAIM_LEASE, claim)
         by_id = {request.id: request for request in new}
         callbacks = {}
         due = []
@@ -178,8 +180,23 @@ class Store:
         }
 
     async def claim(self, limit: int, *, after: datetime = BEGINNING) -> list[Claim]:
-        """Claim at most `limit` callbacks that fell due after `after`, oldest first."""
-        rows = await self._database.fetch(SQL["claim"], after, limit, CLAIM_LEASE)
+        """Claim `limit` callbacks that fell due after `after`, and `limit` of expired leases.
+
+        The oldest are first. There can be fewer.
+        """
+        return await self._claim(CLAIM_DUE, after, limit)
+
+    async def claim_shared(self, clients: Sequence[str], share: int) -> list[Claim]:
+        """Claim at most `share` due callbacks of each of these clients."""
+        return await self._claim(CLAIM_SHARED, clients, share)
+
+    async def due_clients(self) -> list[str]:
+        """Return the clients that have due callbacks."""
+        rows = await self._database.fetch(SQL["due_clients"])
+        return [row["client_id"] for row in rows]
+
+    async def _claim(self, sql: str, *args: Any) -> list[Claim]:
+        rows = await self._database.fetch(sql, *args, CLAIM_LEASE)
         if orphans := [row["id"] for row in rows if row["format"] is None]:
             logger.error("callbacks without a request removed", extra={"count": len(orphans)})
             await self._database.execute(SQL["remove"], orphans)

@@ -37,9 +37,9 @@ def reach(point: str) -> None:
 class CrashingStore(Store):
     """The store, with points before and after its writes."""
 
-    async def insert(self, new: Sequence[NewCallback]) -> Inserted:
+    async def insert(self, new: Sequence[NewCallback], *, claim: bool = True) -> Inserted:
         reach("before the insert")
-        inserted = await super().insert(new)
+        inserted = await super().insert(new, claim=claim)
         reach("after the insert")
         return inserted
 

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel
 
 from services.scheduler.app import SCHEMA
+from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import ClockSkew, DatabaseClock
 from services.scheduler.dispatch import Dispatcher
@@ -55,6 +56,7 @@ class ListBroker:
         self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
         self.refuses_all = False
+        self.queued = 0  # as if no consumer had received them
         self.confirms_facts = asyncio.Event()
         self.confirms_facts.set()
         self.exchanges = {"", ALLOWED_EXCHANGE}
@@ -70,6 +72,9 @@ class ListBroker:
             self.sent.append(message)
             done.set_result(None)
         return done
+
+    async def count(self) -> int:
+        return self.queued
 
     async def send_confirmed(self, facts: Iterable[BaseModel]) -> None:
         await self.confirms_facts.wait()
@@ -91,7 +96,7 @@ class Scheduler:
         ticket_header: str = "X-Service-Ticket",
         **settings: Any,
     ) -> None:
-        given = {"lease": 60.0, "batch": 500, "poll": 2.0} | settings
+        given = {"lease": 60.0, "batch": 500, "poll": 2.0, "max_queued": 1000} | settings
         self.database = database
         self.store = Store(database)
         self.partitions = Partitions(database)
@@ -103,6 +108,7 @@ class Scheduler:
         facts, skew = FactPublisher(broker), ClockSkew()
         self.changes = ChangeWriter(self.store, facts)
         self.leases = LeaseExtender(self.store)
+        queue = CallbackQueue(self.broker.count, given["max_queued"])
         self.dispatcher = Dispatcher(
             self.store,
             NotificationPublisher(
@@ -111,6 +117,7 @@ class Scheduler:
             self.changes,
             self.leases,
             self.clock,
+            queue=queue,
             batch=given["batch"],
             poll=given["poll"],
         )
@@ -118,6 +125,7 @@ class Scheduler:
             self.store,
             self.cipher,
             self.clock,
+            queue=queue,
             dispatch=self.dispatcher.dispatch,
             wake_at=self.dispatcher.wake_at,
             batch=given["batch"],
@@ -178,7 +186,7 @@ class Scheduler:
     async def dispatch(self, limit: int = 500) -> list[dict[str, Any]]:
         """Dispatch all due callbacks, and return the published bodies."""
         before = len(self.broker.sent)
-        while await self.dispatcher.run_once(limit) == limit:
+        while await self.dispatcher.run_once(limit):
             pass
         await self.dispatcher.drain(10)
         return [json.loads(message.body) for message in self.broker.sent[before:]]

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from services.scheduler.partitions import partition_name
 from services.scheduler.retention import Retention
-from services.scheduler.store import SQL
+from services.scheduler.store import CLAIM_DUE, SQL
 from shared.amqp.rpc import ANONYMOUS
 from tests.fakes.scheduling import (
     ALLOWED_EXCHANGE,
@@ -464,16 +464,17 @@ async def test_a_claim_reads_only_the_index_of_due_times(scheduler: Scheduler) -
             RETURNING id
         )
         INSERT INTO scheduler.scheduled_callbacks
-        SELECT id, t, t, 1, 'scheduled', false, false, 0, 1, 0, 0, 0
+        SELECT id, '', t, t, 1, 'scheduled', false, false, 0, 1, 0, 0, 0
         FROM (SELECT id, now() + (row_number() OVER () - 20) * interval '1 s' AS t FROM created) c
         """
     )
     await scheduler.database.execute(
         "ANALYZE scheduler.scheduled_callbacks, scheduler.callback_requests"
     )
-    sql = SQL["claim"].replace("$1", "'1970-01-01'").replace("$2", "500").replace("$3", "15")
+    sql = CLAIM_DUE.replace("$1", "'1970-01-01'").replace("$2", "500").replace("$3", "15")
     plan = "\n".join(row[0] for row in await scheduler.database.fetch("EXPLAIN " + sql))
     assert "Index Scan using scheduled_callbacks_next_at" in plan
+    assert "Index Scan using scheduled_callbacks_lease" in plan
     assert "Seq Scan" not in plan, plan
 
 

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from services.mailings.expansion.depth import QueueDepth, QueueDepthUnknownError
+from services.mailings.expansion.depth import QueueLimit
 from services.mailings.messages import ReadyMessage, outgoing
+from shared.amqp.depth import QueueDepthUnknownError
 from shared.amqp.publisher import Publisher
 from shared.clock import Clock
 from shared.errors import InfrastructureError
@@ -27,9 +28,9 @@ class PostingExpiredError(Exception):
 class ThrottledPublisher:
     """Publishes to the queues of the channels, and waits while they are full."""
 
-    def __init__(self, publisher: Publisher, depth: QueueDepth, clock: Clock) -> None:
+    def __init__(self, publisher: Publisher, limit: QueueLimit, clock: Clock) -> None:
         self._publisher = publisher
-        self._depth = depth
+        self._limit = limit
         self._clock = clock
 
     async def ready(self) -> None:
@@ -49,7 +50,7 @@ class ThrottledPublisher:
         """Return whether one of these queues is full, or its depth is unknown."""
         try:
             for queue in queues:
-                if await self._depth.is_full(queue):
+                if await self._limit.is_full(queue):
                     return True
         except QueueDepthUnknownError as error:
             logger.warning("expansion paused: %s", error)

@@ -1,11 +1,11 @@
 -- The queries of the scheduler. Every statement uses the database's clock, now().
 
 -- name: insert
--- Callbacks that are already due are inserted as dispatched, with a claim lease of $17 seconds. The
--- caller publishes them after the commit. Rows are inserted in the order of their keys, so concurrent
--- batches cannot deadlock. Rows with the same id have the same keys, unless an id is misused.
+-- If $18, callbacks that are already due are inserted as dispatched, with a claim lease of $17
+-- seconds. The caller publishes them after the commit. Rows are inserted in the order of their
+-- keys, so concurrent batches cannot deadlock. Rows with the same id have the same keys, unless an id is misused.
 WITH input AS (
-    SELECT g.*, coalesce(g.at, now() + g.delay * interval '1 second') AS due
+    SELECT g.*, t.due, t.due <= now() AND $18 AS claimed
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bytea[],
         $8::text[], $9::text[], $10::text[], $11::float8[], $12::float8[], $13::text[],
@@ -15,6 +15,7 @@ WITH input AS (
         exchange, routing_key, format, lease, stop_after, rules,
         traceparent, at, delay
     )
+    CROSS JOIN LATERAL (SELECT coalesce(g.at, now() + g.delay * interval '1 second') AS due) t
 ), inserted AS (
     INSERT INTO scheduler.callback_requests (
         id, client_id, group_key, event_key, created_at, fingerprint, context, message,
@@ -29,20 +30,21 @@ WITH input AS (
     RETURNING id
 )
 INSERT INTO scheduler.scheduled_callbacks (
-    id, run_at, next_at, occurrence, status, in_flight, cancel_requested, dispatch,
+    id, client_id, run_at, next_at, occurrence, status, in_flight, cancel_requested, dispatch,
     first_dispatch, main_retries, earlier_attempts, dispatch_attempts, stop_at
 )
 SELECT
     id,
+    client_id,
     due,
-    CASE WHEN due <= now() THEN now() + $17 * interval '1 second' ELSE due END,
+    CASE WHEN claimed THEN now() + $17 * interval '1 second' ELSE greatest(due, now()) END,
     1,
-    CASE WHEN due <= now() THEN 'dispatched' ELSE 'scheduled' END,
-    due <= now(),
+    CASE WHEN claimed THEN 'dispatched' ELSE 'scheduled' END,
+    claimed,
     false,
-    (due <= now())::integer,
+    claimed::integer,
     1, 0, 0, 0,
-    CASE WHEN due <= now() THEN now() + stop_after * interval '1 second' END
+    CASE WHEN claimed THEN now() + stop_after * interval '1 second' END
 FROM input
 WHERE id IN (SELECT id FROM inserted)
 RETURNING id, run_at, next_at, in_flight, stop_at, now() AS now
@@ -73,17 +75,64 @@ LEFT JOIN scheduler.scheduled_callbacks c USING (id)
 LEFT JOIN scheduler.finished_callbacks f USING (id)
 WHERE r.id = ANY($1::uuid[])
 
--- name: claim
--- Claim the callbacks that have been due longest, for $3 seconds. A callback without its request is
--- claimed as well: the scan would otherwise find it first each time. The scan starts after $1: while a transaction is
--- idle, vacuum cannot remove the dead index entries of earlier claims, and the scan must skip them.
-WITH due AS MATERIALIZED (
+-- name: due
+-- The callbacks that have been due longest, and those whose leases have expired. The scans start
+-- after $1: while a transaction is idle, vacuum cannot remove the dead index entries of earlier
+-- claims, and the scans must skip them.
+WITH waiting AS MATERIALIZED (
     SELECT id, next_at FROM scheduler.scheduled_callbacks
-    WHERE next_at <= now() AND next_at > $1
+    WHERE NOT in_flight AND next_at <= now() AND next_at > $1
+    ORDER BY next_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), expired AS MATERIALIZED (
+    SELECT id, next_at FROM scheduler.scheduled_callbacks
+    WHERE in_flight AND next_at <= now() AND next_at > $1
     ORDER BY next_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 )
+SELECT id, next_at FROM waiting
+UNION ALL
+SELECT id, next_at FROM expired
+
+-- name: due_shared
+-- The same number $2 of due callbacks of each of the clients $1.
+SELECT due.id, due.next_at
+FROM unnest($1::text[]) AS u (client_id)
+CROSS JOIN LATERAL (
+    SELECT id, next_at FROM scheduler.scheduled_callbacks c
+    WHERE NOT in_flight AND c.client_id = u.client_id AND next_at <= now()
+    ORDER BY next_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+) due
+
+-- name: due_clients
+-- The clients with a callback that is due. Each step of the recursion finds the next client in the
+-- index, so the cost depends on the number of clients and not of callbacks.
+WITH RECURSIVE clients AS (
+    (
+        SELECT client_id, next_at FROM scheduler.scheduled_callbacks
+        WHERE NOT in_flight
+        ORDER BY client_id, next_at
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.client_id, following.next_at
+    FROM clients
+    CROSS JOIN LATERAL (
+        SELECT c.client_id, c.next_at FROM scheduler.scheduled_callbacks c
+        WHERE NOT c.in_flight AND c.client_id > clients.client_id
+        ORDER BY c.client_id, c.next_at
+        LIMIT 1
+    ) following
+)
+SELECT client_id FROM clients WHERE next_at <= now()
+
+-- name: claim
+-- Claim the callbacks of `due`, which is `due` or `due_shared`, for $3 seconds. A callback without its
+-- request is claimed as well: the scan would otherwise find it first each time.
 UPDATE scheduler.scheduled_callbacks c SET
     in_flight = true,
     next_at = now() + $3 * interval '1 second',
@@ -128,9 +177,19 @@ WHERE c.id = u.id AND c.dispatch = u.dispatch AND c.in_flight
 
 -- name: next_due
 -- Only within $2 seconds: beyond that, the scan could meet many dead index entries of leases.
-SELECT min(next_at) AS next_at, clock_timestamp() AS now
-FROM scheduler.scheduled_callbacks
-WHERE next_at > $1 AND next_at <= now() + $2 * interval '1 second'
+SELECT
+    least(
+        (
+            SELECT min(next_at) FROM scheduler.scheduled_callbacks
+            WHERE NOT in_flight
+                AND next_at > $1 AND next_at <= now() + $2 * interval '1 second'
+        ),
+        (
+            SELECT min(next_at) FROM scheduler.scheduled_callbacks
+            WHERE in_flight AND next_at > $1 AND next_at <= now() + $2 * interval '1 second'
+        )
+    ) AS next_at,
+    clock_timestamp() AS now
 
 -- name: release
 -- Release claims that were not published: due again in $3 seconds, unless they have changed since.
@@ -300,14 +359,14 @@ LIMIT $6
 WITH removed AS (
     DELETE FROM scheduler.finished_callbacks
     WHERE id = ANY($1::uuid[]) AND status = 'failed'
-    RETURNING id, occurrence, dispatch
+    RETURNING id, client_id, occurrence, dispatch
 )
 INSERT INTO scheduler.scheduled_callbacks (
-    id, run_at, next_at, occurrence, status, in_flight, cancel_requested, dispatch,
+    id, client_id, run_at, next_at, occurrence, status, in_flight, cancel_requested, dispatch,
     first_dispatch, main_retries, earlier_attempts, dispatch_attempts
 )
 SELECT
-    id, now(), now(), occurrence, 'scheduled', false, false, dispatch, dispatch + 1, 0, 0, 0
+    id, client_id, now(), now(), occurrence, 'scheduled', false, false, dispatch, dispatch + 1, 0, 0, 0
 FROM removed
 RETURNING id
 

@@ -29,6 +29,7 @@ CREATE INDEX callback_requests_of_group
 -- Unfinished callbacks only, so the cost of a claim does not grow with the finished ones.
 CREATE TABLE scheduler.scheduled_callbacks (
     id uuid PRIMARY KEY,
+    client_id text COLLATE "C" NOT NULL, -- of its request
     run_at timestamptz NOT NULL,
     next_at timestamptz NOT NULL,
     occurrence integer NOT NULL,
@@ -49,7 +50,13 @@ CREATE TABLE scheduler.scheduled_callbacks (
     autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 1
 );
-CREATE INDEX scheduled_callbacks_next_at ON scheduler.scheduled_callbacks (next_at);
+-- A row is either in the first two indexes or in the third. So a claim inserts into one of them only.
+CREATE INDEX scheduled_callbacks_next_at ON scheduler.scheduled_callbacks (next_at)
+    WHERE NOT in_flight;
+CREATE INDEX scheduled_callbacks_of_client ON scheduler.scheduled_callbacks (client_id, next_at)
+    WHERE NOT in_flight;
+CREATE INDEX scheduled_callbacks_lease ON scheduler.scheduled_callbacks (next_at)
+    WHERE in_flight;
 
 -- Facts that were committed with a change and are not confirmed yet.
 CREATE TABLE scheduler.unpublished_facts (

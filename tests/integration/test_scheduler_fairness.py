@@ -1,0 +1,175 @@
+"""A backlog of one client does not delay others, and waits where it can be cancelled."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from uuid import UUID
+
+import aio_pika
+import pytest
+
+from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
+from shared.amqp.publisher import OutgoingMessage
+from shared.errors import InfrastructureError
+from tests.fakes.scheduling import SECRETS_KEY, URL, Scheduler, schedulers
+from tests.fakes.service import running
+from tests.fakes.waiting import until
+
+BATCH = 50
+
+
+@pytest.fixture
+async def scheduler(database_url: str) -> AsyncIterator[Scheduler]:
+    async with schedulers(database_url, batch=BATCH) as (one,):
+        yield one
+
+
+async def backlog(scheduler: Scheduler, client: str, count: int) -> None:
+    """Create callbacks of a client that have been due for an hour."""
+    for start in range(0, count, 1000):
+        callbacks = [{"url": URL, "delay": 60}] * min(1000, count - start)
+        await scheduler.request("CreateCallbacks", client, callbacks=callbacks)
+    await scheduler.database.execute(
+        "UPDATE scheduler.scheduled_callbacks SET next_at = now() - interval '1 h'"
+        " WHERE client_id = $1",
+        client,
+    )
+
+
+def position(sent: list[OutgoingMessage], callback: UUID) -> int:
+    """Return how many messages were sent before a callback."""
+    return next(n for n, each in enumerate(sent) if json.loads(each.body)["id"] == str(callback))
+
+
+async def until_sent(scheduler: Scheduler, callback: UUID) -> None:
+    sent = scheduler.broker.sent
+    while not any(json.loads(each.body)["id"] == str(callback) for each in sent):
+        assert await scheduler.dispatcher.run_once(BATCH)
+        await scheduler.dispatcher.drain(10)
+
+
+async def test_n10_a_backlog_of_one_client_delays_another_by_two_batches(
+    scheduler: Scheduler,
+) -> None:
+    await backlog(scheduler, "shop", 2000)
+    sent = scheduler.broker.sent
+    for _ in range(4):
+        await scheduler.dispatcher.run_once(BATCH)
+    for client in ("bank", None):
+        callback = await scheduler.create(client)
+        await scheduler.make_due(callback)
+        before = len(sent)
+        await until_sent(scheduler, callback)
+        assert position(sent, callback) - before <= 2 * BATCH
+    await scheduler.dispatch(BATCH)
+    assert len(sent) == 2002
+
+
+async def test_n10_clients_with_backlogs_share_the_throughput(scheduler: Scheduler) -> None:
+    for client, count in (("a", 1500), ("b", 200), ("c", 200)):
+        await backlog(scheduler, client, count)
+    await scheduler.dispatch(BATCH)
+    found: dict[str, int] = {}
+    for message in scheduler.broker.sent[:600]:
+        client = json.loads(message.body)["client_id"]
+        found[client] = found.get(client, 0) + 1
+    # Every second claim is shared: each client gets at least a sixth.
+    assert min(found[client] for client in "abc") >= 90, found
+
+
+async def test_n10_more_clients_than_a_batch_are_all_served(scheduler: Scheduler) -> None:
+    clients = [f"c{n}" for n in range(3 * BATCH)]
+    for client in clients:
+        await backlog(scheduler, client, 2)
+    await scheduler.dispatch(BATCH)
+    assert len(scheduler.broker.sent) == 2 * len(clients)
+
+
+async def test_n10_the_clients_are_found_in_the_index_without_reading_their_callbacks(
+    scheduler: Scheduler,
+) -> None:
+    await backlog(scheduler, "a", 3000)
+    await backlog(scheduler, "b", 1)
+    await scheduler.create("later")
+    await scheduler.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
+    assert sorted(await scheduler.store.due_clients()) == ["a", "b"]
+
+
+async def test_n10_while_the_queue_is_full_callbacks_wait_and_can_be_cancelled(
+    scheduler: Scheduler,
+) -> None:
+    scheduler.broker.queued = 1000
+    now = [await scheduler.create("shop", delay=0, group_key="g") for _ in range(3)]
+    later = await scheduler.create("shop")
+    await scheduler.make_due(later)
+    running = asyncio.create_task(scheduler.dispatcher.run())
+    try:
+        await scheduler.dispatcher.wait_for_backlog()
+        assert scheduler.broker.sent == []
+        assert (await scheduler.status(now[0], "shop"))["status"] == "scheduled"
+        cancelled = await scheduler.request("CancelCallbacks", "shop", id=str(now[0]))
+        assert cancelled["result"] == "cancelled"
+        scheduler.broker.queued = 0
+        await until(lambda: len(scheduler.broker.sent) == 3)
+    finally:
+        running.cancel()
+
+
+def counting(counts: list[int]) -> tuple[Callable[[], Awaitable[int]], list[int]]:
+    made: list[int] = []
+
+    async def count() -> int:
+        made.append(counts[len(made)])
+        if made[-1] < 0:
+            raise InfrastructureError("not connected to the broker")
+        return made[-1]
+
+    return count, made
+
+
+async def test_n10_the_queue_is_counted_only_near_its_limit() -> None:
+    count, made = counting([0, 300, 900, -1])
+    queue = CallbackQueue(count, 1000)
+    for _ in range(7):
+        assert await queue.room() >= 250
+        queue.publishing(100)
+        queue.published(100)
+        await asyncio.sleep(COUNT_INTERVAL)
+    assert made == [0]
+    queue.publishing(100)  # not confirmed yet, so the count may lack it
+    assert await queue.room() == 600
+    queue.publishing(500)
+    await asyncio.sleep(COUNT_INTERVAL)
+    assert await queue.room() == 0
+    queue.published(600)
+    await asyncio.sleep(COUNT_INTERVAL)
+    # Without a count, callbacks are rather sent in an unfair order than late.
+    assert await queue.room() == 1000
+    assert made == [0, 300, 900, -1]
+
+
+async def test_n10_the_scheduler_leaves_a_backlog_in_the_database(
+    amqp_url: str, database_url: str, tmp_path: Path
+) -> None:
+    environment = {
+        "RINGBACK_DATABASE_URL": database_url,
+        "RINGBACK_SECRETS_KEY": SECRETS_KEY,
+        "RINGBACK_SCHEDULER_MAX_QUEUED": "200",
+        "RINGBACK_SCHEDULER_BATCH": "50",
+    }
+    run = ("-m", "services", "run", "scheduler", "--metrics-port", "0")
+    async with schedulers(database_url) as (creating,):
+        with running(tmp_path, amqp_url, environment, run) as service:
+            await service.ready()
+            await backlog(creating, "shop", 1000)
+            connection = await aio_pika.connect(amqp_url)
+            async with connection:
+                channel = await connection.channel()
+                received: set[str] = set()
+                while len(received) < 1000:
+                    queue = await channel.declare_queue("callbacks", passive=True)
+                    assert (queue.declaration_result.message_count or 0) <= 200
+                    message = await queue.get(no_ack=True, fail=False)
+                    if message is not None:
+                        received.add(json.loads(message.body)["id"])
