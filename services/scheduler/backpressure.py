@@ -18,33 +18,26 @@ COUNT_INTERVAL: Final = 0.02
 class CallbackQueue:
     """The queue `callbacks`, which is full when it contains `max_queued` messages.
 
-    A count of the broker and the callbacks published since then are an upper bound, so a count is
-    necessary only when they approach the limit. It costs a round trip.
+    The callbacks published since the last count are all assumed to be in the queue still. So a
+    count, which costs a round trip, is only necessary when they approach the limit.
     """
 
     def __init__(self, count: Callable[[], Awaitable[int]], max_queued: int) -> None:
         self._count = count
         self._max_queued = max_queued
         self._queued = max_queued  # unknown, so the first use counts
-        self._unconfirmed = 0
         self._counted_at = float("-inf")
         self._counting = asyncio.Lock()
 
     def publishing(self, callbacks: int) -> None:
         """Add callbacks that are about to be published."""
         self._queued += callbacks
-        self._unconfirmed += callbacks
-
-    def published(self, callbacks: int) -> None:
-        """Note the broker's answer for callbacks: the next count contains them."""
-        self._unconfirmed -= callbacks
 
     async def room(self) -> int:
         """Return how many callbacks may be published now: 0, or at least a quarter of the limit."""
         async with self._counting:
             if not self._room() and monotonic() - self._counted_at >= COUNT_INTERVAL:
-                # Unconfirmed callbacks may be missing in the count, and more may follow meanwhile.
-                self._queued = self._unconfirmed
+                self._queued = 0  # some may be published during the count
                 try:
                     count = await self._count()
                 except InfrastructureError as error:

@@ -216,7 +216,6 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(self._publish(claims))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        task.add_done_callback(lambda _: self._queue.published(len(claims)))
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
