@@ -121,8 +121,11 @@ def cancel(  # noqa: PLR0913 - the options of the command
     """
     whole = id_ is None and event_key is None and group_key is not None
     path = f"/v1/groups/{quoted(group_key)}/callbacks" if whole else None
-    response = run_task(
-        Gateway(url, ticket).request("DELETE", path or _path(id_, group_key, event_key))
+    gateway = Gateway(url, ticket)
+    response = (
+        run_task(_cancel_group(gateway, path))
+        if path
+        else run_task(gateway.request("DELETE", _path(id_, group_key, event_key)))
     )
     if as_json:
         echo(json.dumps(response, ensure_ascii=False))
@@ -131,6 +134,17 @@ def cancel(  # noqa: PLR0913 - the options of the command
         echo(", ".join(counts) or "The group is empty.")
     else:
         echo(f"{response['id']}  {response['result']}")
+
+
+async def _cancel_group(gateway: Gateway, path: str) -> Any:
+    """Cancel a group, in as many requests as it takes, and return the sum of the responses."""
+    total = await gateway.request("DELETE", path)
+    while cursor := total.pop("next_cursor", None):
+        more = await gateway.request("DELETE", f"{path}?cursor={quoted(cursor)}")
+        for result, count in more["counts"].items():
+            total["counts"][result] = total["counts"].get(result, 0) + count
+        total["next_cursor"] = more["next_cursor"]
+    return total
 
 
 @schedule.command

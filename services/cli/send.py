@@ -18,10 +18,11 @@ from services.cli.broker import broker_settings, publishing, run_task
 from services.cli.output import OutputError, echo
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
+from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.contracts.context import field_errors
 from shared.contracts.headers import APP_ID
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
+from shared.ids import uuid7
 from shared.settings import Settings
 
 # Publishes in flight: enough to hide the round trip, and few enough to send again.
@@ -116,7 +117,7 @@ def parse(data: bytes, message_type: MessageType) -> tuple[list[Document], list[
             where = f"line {line}: " if len(parts) > 1 else ""
             faults += [f"{where}{fault}" for fault in field_errors(error)]
         else:
-            message_id = new_id()
+            message_id = uuid7().hex
             logical_id = message_type.logical_id(model, message_id)
             routing_key = message_type.routing_key_of(model)
             documents.append(Document(line, body, logical_id, message_id, routing_key))

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from services.scheduler import handlers, settlement
+from services.scheduler.backlog import BacklogMonitor
 from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import ClockSkew, DatabaseClock
@@ -183,7 +184,7 @@ async def start(process: Process) -> None:
             process.run(part.run())
     for loop in (
         *(dispatcher, intake, settler, changes, sender),
-        *(schedules, outcomes, responder, retention),
+        *(schedules, outcomes, responder, retention, BacklogMonitor(store)),
     ):
         process.run(loop.run())
     process.run(leases.run(dispatcher.wait_for_backlog))

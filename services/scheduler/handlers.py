@@ -87,8 +87,11 @@ class Handler:
             case CancelCallback():
                 # Earlier messages of the queue may still wait for their batch.
                 await self._intake.flush()
+                if command.whole_group:
+                    await self._cancel_group(client_id, command)
+                    return
                 cancelled = await self._operations.cancel(client_id, command)
-                if getattr(cancelled, "result", None) is CancelResult.NOT_FOUND:
+                if cancelled.result is CancelResult.NOT_FOUND:
                     raise _not_found(message)
             case RescheduleCallback():
                 await self._intake.flush()
@@ -99,6 +102,15 @@ class Handler:
                     raise _not_found(message)
                 if rescheduled.result not in _CHANGED:
                     raise PermanentError(f"not rescheduled: {rescheduled.result.value}")
+
+    async def _cancel_group(self, client_id: str, command: CancelCallback) -> None:
+        while True:
+            response = await self._operations.cancel_group(client_id, command)
+            if isinstance(response, Failure):
+                raise ContractViolationError(response.detail)
+            if response.next_cursor is None:
+                return
+            command = command.model_copy(update={"cursor": response.next_cursor})
 
     def _client_id(self, message: Message) -> str:
         headers = {

@@ -56,9 +56,11 @@ def id_of_request(
     It is the same for a repeat with the same idempotency key, and without a key for a request that
     the broker delivers again.
     """
-    request = f"request:{message_id}" if idempotency_key is None else f"key:{idempotency_key}"
-    # Neither contains NUL, so no other request has the ids of a batch.
-    return callback_id_of_message(client_id, request if index is None else f"{request}\0{index}")
+    # Neither name contains NUL, so no other request has the ids of a batch.
+    place = "" if index is None else f"{index}\0"
+    if idempotency_key is None:
+        return callback_id_of_message(client_id, message_id, f"{place}request:")
+    return callback_id_of_message(client_id, idempotency_key, f"{place}key:")
 
 
 def run_at_errors(run_at: datetime | None, now: datetime) -> tuple[FieldError, ...]:

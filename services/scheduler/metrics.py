@@ -40,6 +40,13 @@ BACKPRESSURE: Final = Gauge(
     "ringback_schedule_backpressure",
     "1 while due callbacks wait because the queue `callbacks` is full, otherwise 0.",
 )
+WAITING: Final = Gauge(
+    "ringback_schedules_waiting", "Callbacks that wait for their due time or a retry, about."
+)
+DUE: Final = Gauge("ringback_schedules_due", "Callbacks that are due, at most 10,000.")
+OLDEST_DUE: Final = Gauge(
+    "ringback_schedule_oldest_due_seconds", "Seconds for which the oldest of them has been due."
+)
 LAG: Final = Histogram(
     "ringback_schedule_lag_seconds",
     "Seconds from the due time, or from a later request, to the broker's confirmation of the first"

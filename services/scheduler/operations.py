@@ -3,9 +3,11 @@
 Clients are isolated from each other: a callback of another client is not found.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from json import loads
+from time import monotonic
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,7 +17,7 @@ from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
 from services.scheduler.intake import run_at_errors
 from services.scheduler.messages import Content
-from services.scheduler.store import Listed, NewCallback, Store
+from services.scheduler.store import Listed, Member, NewCallback, Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_requests import (
     CallbackPage,
@@ -39,6 +41,8 @@ from shared.pagination import END, START, Position, decode_cursor, encode_cursor
 
 # Callbacks of a group that are cancelled in one transaction, and the most that a response lists.
 GROUP_BATCH_SIZE: Final = 1000
+# Seconds for which one request cancels callbacks of a group: less than the gateway's timeout.
+GROUP_TIME: Final = 3.0
 # Bytes of the contexts in one page: half of the longest response. A page with larger contexts ends
 # early, and its cursor continues after its last callback.
 MAX_PAGE_BYTES: Final = 4 << 20
@@ -47,7 +51,7 @@ MAX_PAGE_BYTES: Final = 4 << 20
 FILTER_WINDOW: Final = 2000
 MAX_FILTER_WINDOWS: Final = 10
 
-_CANCEL_RESULTS: Final = {
+_CANCEL_RESULTS: Final[Mapping[Status | None, CancelResult]] = {
     Status.NOTIFIED: CancelResult.ALREADY_NOTIFIED,
     Status.FAILED: CancelResult.ALREADY_FAILED,
     Status.CANCELLED: CancelResult.CANCELLED,
@@ -62,6 +66,7 @@ _RUN_RESULTS: Final = {
     Status.FAILED: RunResult.ALREADY_FAILED,
     Status.CANCELLED: RunResult.ALREADY_CANCELLED,
 }
+INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a valid cursor")])
 CALLBACK_NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="callback not found")
 
 
@@ -86,6 +91,7 @@ class Operations:
         self._clock = clock
         self._wake_at = wake_at
         self._change = change
+        self._group_turn = asyncio.Lock()
 
     async def get(self, client_id: str, request: GetCallback) -> CallbackStatus | Failure:
         """Return the status of a callback."""
@@ -100,7 +106,7 @@ class Operations:
             try:
                 position = decode_cursor(request.cursor)
             except ValueError:
-                return invalid([FieldError(field="cursor", message="is not a valid cursor")])
+                return INVALID_CURSOR
         items, last = await self._page(client_id, request, position)
         return CallbackPage(items=items, next_cursor=None if last is None else encode_cursor(last))
 
@@ -147,40 +153,59 @@ class Operations:
         rows = await self._store.statuses([each.id for each in listed])
         return [_status(rows[each.id]) for each in listed if each.id in rows]
 
-    async def cancel(
-        self, client_id: str, command: CancelCallback
-    ) -> CancelResponse | CancelGroupResponse:
-        """Cancel a callback or a whole group."""
-        if command.whole_group:
-            assert command.group_key is not None  # noqa: S101 - `whole_group` implies it
-            return await self._cancel_group(client_id, command.group_key)
+    async def cancel(self, client_id: str, command: CancelCallback) -> CancelResponse:
+        """Cancel a callback."""
         id_ = await self._store.find(client_id, command.id, command.group_key, command.event_key)
         if id_ is None:
             return CancelResponse(id=None, result=CancelResult.NOT_FOUND)
         results = await self._cancel([id_], command.if_match)
         return CancelResponse(id=id_, result=results[id_])
 
-    async def _cancel_group(self, client_id: str, group_key: str) -> CancelGroupResponse:
+    async def cancel_group(
+        self, client_id: str, command: CancelCallback
+    ) -> CancelGroupResponse | Failure:
+        """Cancel callbacks of a group for some seconds, from the command's cursor on.
+
+        Batches of all groups take turns, so groups never hold more than one connection.
+        """
+        assert command.group_key is not None  # noqa: S101 - `whole_group` implies it
+        position = START
+        if command.cursor is not None:
+            try:
+                position = decode_cursor(command.cursor)
+            except ValueError:
+                return INVALID_CURSOR
         items: list[CancelResponse] = []
         counts: dict[CancelResult, int] = {}
-        position = START
-        while True:
+        started = monotonic()
+        while not counts or monotonic() - started < GROUP_TIME:
             try:
-                members = await self._store.group_members(
-                    client_id, group_key, position, GROUP_BATCH_SIZE
-                )
-                results = await self._cancel([id_ for _, id_ in members]) if members else {}
+                async with self._group_turn:
+                    members = await self._store.group_members(
+                        client_id, command.group_key, position, GROUP_BATCH_SIZE
+                    )
+                    results = await self._cancel_members(members)
             except InfrastructureError as error:
                 if counts:  # earlier batches are committed
                     raise InfrastructureError(str(error)) from error
                 raise
-            if not members:
-                return CancelGroupResponse(items=items, counts=counts)
-            position = members[-1]
             for id_, result in results.items():
                 counts[result] = counts.get(result, 0) + 1
                 if len(items) < GROUP_BATCH_SIZE:
                     items.append(CancelResponse(id=id_, result=result))
+            if len(members) < GROUP_BATCH_SIZE:
+                return CancelGroupResponse(items=items, counts=counts)
+            position = members[-1].position
+        return CancelGroupResponse(items=items, counts=counts, next_cursor=encode_cursor(position))
+
+    async def _cancel_members(self, members: Sequence[Member]) -> dict[UUID, CancelResult]:
+        """Cancel those that have not ended; nothing is locked or loaded for the others."""
+        unfinished = [member.position[1] for member in members if member.unfinished]
+        cancelled = await self._cancel(unfinished) if unfinished else {}
+        return {
+            id_: cancelled.get(id_) or _CANCEL_RESULTS.get(status, CancelResult.IN_FLIGHT)
+            for (_, id_), status, _ in members
+        }
 
     async def _cancel(
         self, ids: Sequence[UUID], if_match: Sequence[str] | None = None

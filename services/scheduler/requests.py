@@ -42,7 +42,7 @@ from shared.contracts.schedule_requests import (
     PutCallback,
     RejectedItem,
 )
-from shared.contracts.schedules import ScheduleCallback
+from shared.contracts.schedules import CancelCallback, ScheduleCallback
 from shared.errors import InfrastructureError
 
 B = TypeVar("B", bound=BaseModel)
@@ -101,7 +101,7 @@ class Requests:
                 self._handler(GET_CALLBACK, self._limited(operations.get)),
                 self._handler(LIST_CALLBACKS, self._limited(operations.list_page)),
                 self._handler(RESCHEDULE_CALLBACK, self._limited(operations.reschedule)),
-                self._handler(CANCEL_CALLBACKS, self._limited(operations.cancel)),
+                self._handler(CANCEL_CALLBACKS, self._cancel),
                 self._handler(RETRY_CALLBACKS, self._limited(operations.retry)),
                 (PING.name, self._ping),
             )
@@ -212,6 +212,13 @@ class Requests:
         if after is None:
             return NOT_WAITING
         return CallbackPut(id=after.id, status=after.status, run_at=after.run_at, created=False)
+
+    async def _cancel(self, context: RequestContext, request: CancelCallback) -> Response:
+        client_id = context.client_id or ""
+        if request.whole_group:
+            return await self._operations.cancel_group(client_id, request)
+        async with self._slots:
+            return await self._operations.cancel(client_id, request)
 
     async def _ping(self, _: RequestContext, __: bytes) -> Response:
         return Pong(status=self._fault() or "ready")

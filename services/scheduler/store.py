@@ -102,6 +102,22 @@ class Lease(NamedTuple):
     seconds: float
 
 
+class Backlog(NamedTuple):
+    """How many callbacks wait, how many of them are due, and since how many seconds at most."""
+
+    waiting: int
+    due: int
+    oldest: float
+
+
+class Member(NamedTuple):
+    """A callback of a group. `status` is None while it moves from one table to another."""
+
+    position: Position
+    status: Status | None
+    unfinished: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A callback in a list: its position, and the size of its context in bytes."""
@@ -223,6 +239,16 @@ class Store:
         """Return the next due time after `after`, within `within` seconds, and the current time."""
         row = await self._database.fetchrow(SQL["next_due"], after, within)
         return row["next_at"], row["now"]
+
+    async def backlog(self, limit: int) -> Backlog:
+        """Return how many callbacks wait; a count above `limit` is estimated, or cut off there."""
+        row = await self._database.fetchrow(SQL["backlog"], limit)
+        waiting = row["waiting"]
+        return Backlog(
+            waiting if waiting < limit else max(waiting, int(row["estimate"])),
+            row["due"],
+            row["oldest"] or 0.0,
+        )
 
     async def release(self, callbacks: Sequence[ScheduledCallback], delay: float) -> None:
         """Release claims that could not be published; they are due again in `delay` seconds."""
@@ -357,10 +383,17 @@ class Store:
 
     async def group_members(
         self, client_id: str, group_key: str, after: Position, limit: int
-    ) -> list[Position]:
-        """Return the positions of a group's callbacks after a position, oldest first."""
+    ) -> list[Member]:
+        """Return a group's callbacks after a position, oldest first."""
         rows = await self._database.fetch(SQL["group_members"], client_id, group_key, *after, limit)
-        return [(row["created_at"], row["id"]) for row in rows]
+        return [
+            Member(
+                (row["created_at"], row["id"]),
+                Status(row["status"]) if row["status"] is not None else None,
+                row["unfinished"],
+            )
+            for row in rows
+        ]
 
     async def page(
         self,

@@ -15,11 +15,11 @@ from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection, keep_connected, wait_until_lost
 from shared.amqp.flow_control import FlowControl, fail
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
-from shared.amqp.publisher import new_id
 from shared.amqp.rpc import ANONYMOUS, JSON, REPLY_TO, RequestContext, context_headers
 from shared.amqp.subscription import ignore_delivery
 from shared.contracts.requests import Failure
 from shared.errors import InfrastructureError
+from shared.ids import uuid7
 from shared.process.health import Health
 
 # Requests in flight from one client. A service handles far fewer within their timeout, so more
@@ -111,7 +111,7 @@ class RpcClient:
             Properties(
                 content_type=JSON,
                 type=operation,
-                message_id=new_id(),
+                message_id=uuid7().hex,
                 correlation_id=correlation_id,
                 reply_to=REPLY_TO,
                 expiration=str(max(int(timeout * 1000), 1)),

@@ -244,12 +244,17 @@ class CancelResponse(BaseModel):
 
 
 class CancelGroupResponse(BaseModel):
-    """Result for a group: counts of all callbacks, and the results of the first 1,000."""
+    """Result for a group: counts of all callbacks, and the results of the first 1,000.
+
+    A large group takes several requests. Each contains `next_cursor` of the response before; it is
+    null in the last response.
+    """
 
     model_config = _RESPONSE
 
     items: list[CancelResponse]
     counts: dict[CancelResult, int]
+    next_cursor: str | None = None
 
 
 class RescheduleResponse(BaseModel):

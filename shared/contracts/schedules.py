@@ -37,6 +37,7 @@ from shared.contracts.callback import (
 )
 from shared.contracts.context import check_context, field_errors, fields_error
 from shared.http.guard import ForbiddenTargetError, parse_target
+from shared.ids import with_time_of
 
 SCHEDULE_CALLBACK: Final = "ScheduleCallback"
 CANCEL_CALLBACK: Final = "CancelCallback"
@@ -373,12 +374,13 @@ class ScheduleCallback(BaseModel):
         return RetryParams()
 
 
-def callback_id_of_message(client_id: str, message_id: str) -> UUID:
+def callback_id_of_message(client_id: str, message_id: str, part: str = "") -> UUID:
     """Return the id of the callback that a ScheduleCallback message creates.
 
-    A redelivered message leads to the same id. `client_id` is '' without a ticket.
+    A redelivered message leads to the same id. `client_id` is '' without a ticket. `part` tells the
+    callbacks of one message apart. If the `message_id` is a UUIDv7, so is the id.
     """
-    return uuid5(_NAMESPACE, f"{client_id}\0{message_id}")
+    return with_time_of(message_id, uuid5(_NAMESPACE, f"{client_id}\0{part}{message_id}"))
 
 
 def _contains_retry_params(context: Any) -> bool:
@@ -420,11 +422,20 @@ class CancelCallback(BaseModel):
     group_key: GroupKey = None
     event_key: EventKey = None
     if_match: IfMatch = None
+    cursor: Annotated[
+        str | None,
+        Field(
+            max_length=255,
+            description="Only for a whole group: `next_cursor` of the response before.",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check_selector(self) -> Self:
         if not self.whole_group:
             check_selector(self.id, self.group_key, self.event_key)
+            if self.cursor is not None:
+                raise fields_error([("cursor", "is only allowed for a group")])
         elif self.if_match is not None:
             raise fields_error([("if_match", "is not allowed for a group")])
         return self

@@ -8,11 +8,15 @@ from uuid import UUID
 
 import aio_pika
 import pytest
+from prometheus_client import REGISTRY
 
+from services.scheduler import operations
+from services.scheduler.backlog import BacklogMonitor
 from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
+from services.scheduler.store import SQL
 from shared.amqp.publisher import OutgoingMessage
 from shared.errors import InfrastructureError
-from tests.fakes.scheduling import SECRETS_KEY, URL, Scheduler, schedulers
+from tests.fakes.scheduling import SECRETS_KEY, URL, Scheduler, finished, schedulers
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
@@ -171,3 +175,97 @@ async def test_n10_the_scheduler_leaves_a_backlog_in_the_database(
                     message = await queue.get(no_ack=True, fail=False)
                     if message is not None:
                         received.add(json.loads(message.body)["id"])
+
+
+async def test_finding_a10_a_large_group_is_cancelled_in_several_requests(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "GROUP_TIME", 0.0)
+    monkeypatch.setattr(operations, "GROUP_BATCH_SIZE", 40)
+    ended = [await finished(scheduler, "notified", group_key="g") for _ in range(2)]
+    callbacks = [{"url": URL, "delay": 60, "group_key": "g"}] * 100
+    await scheduler.request("CreateCallbacks", callbacks=callbacks)
+    counts: list[dict[str, int]] = []
+    cursor = None
+    while cursor is not None or not counts:
+        response = await scheduler.request("CancelCallbacks", group_key="g", cursor=cursor)
+        counts.append(response["counts"])
+        cursor = response["next_cursor"]
+    assert counts == [
+        {"already_notified": 2, "cancelled": 38},
+        {"cancelled": 40},
+        {"cancelled": 22},
+    ]
+    assert await scheduler.store.statuses(ended)
+    left = await scheduler.database.fetchrow("SELECT FROM scheduler.scheduled_callbacks")
+    assert left is None
+
+
+async def test_finding_a10_large_groups_leave_the_database_to_others(
+    scheduler: Scheduler,
+) -> None:
+    callback = await scheduler.create()
+    members = [await scheduler.create(group_key="g") for _ in range(3)]
+    async with scheduler.database.transaction() as connection:
+        await connection.fetch(SQL["lock"], members)
+        cancelling = [
+            asyncio.create_task(scheduler.request("CancelCallbacks", group_key="g"))
+            for _ in range(20)
+        ]
+        await asyncio.sleep(0)
+        # Otherwise it would get its turn when the statements of the others time out.
+        async with asyncio.timeout(3):
+            assert (await scheduler.status(callback))["status"] == "scheduled"
+        assert not any(each.done() for each in cancelling)
+    for response in await asyncio.gather(*cancelling):
+        assert response["counts"] == {"cancelled": 3}
+
+
+async def test_finding_a10_a_cursor_must_be_valid_and_belongs_to_a_group(
+    scheduler: Scheduler,
+) -> None:
+    for wrong in (
+        {"group_key": "g", "cursor": "x"},
+        {"group_key": "g", "event_key": "e", "cursor": "x"},
+    ):
+        response = await scheduler.request("CancelCallbacks", **wrong)
+        assert response["errors"][0]["field"] == "cursor"
+
+
+async def test_finding_a19_a_status_does_not_read_partitions_before_its_callback(
+    scheduler: Scheduler,
+) -> None:
+    callback = await finished(scheduler, "notified")
+    await scheduler.database.execute(
+        "CREATE TABLE scheduler.finished_callbacks_old PARTITION OF scheduler.finished_callbacks"
+        " FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')"
+    )
+    try:
+        sql = SQL["statuses"].replace("$1", f"ARRAY['{callback}']")
+        plan = await scheduler.database.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {sql}")
+    finally:
+        await scheduler.database.execute("DROP TABLE scheduler.finished_callbacks_old")
+    found = [row[0] for row in plan if " on finished_callbacks_old" in row[0]]
+    assert found
+    assert all("never executed" in line for line in found), found
+
+
+async def test_finding_a19_gauges_show_how_many_callbacks_wait_and_are_due(
+    scheduler: Scheduler,
+) -> None:
+    def value(name: str) -> float:
+        return REGISTRY.get_sample_value(f"ringback_{name}") or 0.0
+
+    await backlog(scheduler, "shop", 30)
+    await scheduler.create()
+    await BacklogMonitor(scheduler.store).run_once()
+    assert value("schedules_waiting") == 31
+    assert value("schedules_due") == 30
+    assert 3600 <= value("schedule_oldest_due_seconds") < 3900
+    # A count has a limit, and the estimate counts further.
+    assert (await scheduler.store.backlog(10)).due == 10
+    await scheduler.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
+    assert (await scheduler.store.backlog(10)).waiting == 31
+    await scheduler.dispatch()
+    await BacklogMonitor(scheduler.store).run_once()
+    assert value("schedules_due") == value("schedule_oldest_due_seconds") == 0

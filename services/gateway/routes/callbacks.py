@@ -417,7 +417,7 @@ async def cancel_callback(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Cancel the callback or the group that the path names."""
-    body = to_json(_selector(request) | if_match(request))
+    body = to_json(request[QUERY] | _selector(request) | if_match(request))
     return _result(await deps.services.request(CANCEL_CALLBACKS, body, context))
 
 

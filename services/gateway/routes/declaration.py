@@ -99,11 +99,18 @@ def status_filter(statuses: list[str]) -> Parameter:
     )
 
 
+CURSOR: Final = Parameter(
+    "cursor",
+    "query",
+    "`next_cursor` of the previous response.",
+    {"type": "string", "minLength": 1, "maxLength": 255, "format": "cursor"},
+)
+
+
 def pagination(*, max_size: int, default_size: int) -> tuple[Parameter, ...]:
     """Return the query parameters that select a page of a list."""
-    cursor = {"type": "string", "minLength": 1, "maxLength": 255, "format": "cursor"}
     limit = {"type": "integer", "minimum": 1, "maximum": max_size, "default": default_size}
     return (
-        Parameter("cursor", "query", "`next_cursor` of the previous page.", cursor),
+        CURSOR,
         Parameter("limit", "query", "The maximum number of items in the page.", limit),
     )

@@ -24,7 +24,14 @@ from services.gateway.routes.callbacks import (
     put_callback,
     reschedule_callback,
 )
-from services.gateway.routes.declaration import BODY_FAILURES, KEY_SCHEMA, Route, ok, problem
+from services.gateway.routes.declaration import (
+    BODY_FAILURES,
+    CURSOR,
+    KEY_SCHEMA,
+    Route,
+    ok,
+    problem,
+)
 from shared.contracts.schedule_requests import CallbackCreated, CancelGroupResponse
 from shared.contracts.schedules import ScheduleCallback
 from shared.http.openapi import Body, Parameter, Response
@@ -61,8 +68,10 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=cancel_callback,
             tag=TAG,
             summary="Cancel a group",
-            description="Cancels every callback of the group that has not ended.",
-            parameters=(_GROUP_KEY,),
+            description="Cancels every callback of the group that has not ended. A group of more"
+            " than some ten thousand takes several requests: repeat it with `next_cursor` as"
+            " `cursor` until that is null. What is cancelled stays so, whatever follows.",
+            parameters=(_GROUP_KEY, CURSOR),
             responses={
                 200: ok(
                     "The counts of all results, and the first thousand results.",
@@ -70,6 +79,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
                     {
                         "items": [{"id": examples.ID, "result": "cancelled"}],
                         "counts": {"cancelled": 1},
+                        "next_cursor": None,
                     },
                 ),
                 **FAILURES,

@@ -65,14 +65,18 @@ WHERE id = $1
 UPDATE scheduler.callback_requests SET context = $2, message = $3 WHERE id = $1
 
 -- name: existing
--- Callbacks that were created before.
+-- Callbacks that were created before. Here and below, the time of the request excludes the partitions
+-- before it; the day is for clocks that are set back.
 SELECT
     r.id, r.fingerprint,
     coalesce(c.status, f.status) AS status,
     coalesce(c.run_at, f.run_at) AS run_at
 FROM scheduler.callback_requests r
 LEFT JOIN scheduler.scheduled_callbacks c USING (id)
-LEFT JOIN scheduler.finished_callbacks f USING (id)
+LEFT JOIN LATERAL (
+    SELECT * FROM scheduler.finished_callbacks f
+    WHERE f.id = r.id AND f.finished_at > r.created_at - interval '1 day'
+) f ON true
 WHERE r.id = ANY($1::uuid[])
 
 -- name: due
@@ -191,6 +195,31 @@ SELECT
     ) AS next_at,
     clock_timestamp() AS now
 
+-- name: backlog
+-- Counts end at $1, so they stay cheap. The estimate is vacuum's, for more than that.
+SELECT
+    (
+        SELECT count(*)
+        FROM (SELECT FROM scheduler.scheduled_callbacks WHERE NOT in_flight LIMIT $1) few
+    ) AS waiting,
+    (
+        SELECT reltuples FROM pg_class
+        WHERE oid = 'scheduler.scheduled_callbacks_next_at'::regclass
+    ) AS estimate,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM scheduler.scheduled_callbacks
+            WHERE NOT in_flight AND next_at <= now()
+            LIMIT $1
+        ) few
+    ) AS due,
+    (
+        SELECT extract(epoch FROM now() - min(next_at))::float8
+        FROM scheduler.scheduled_callbacks
+        WHERE NOT in_flight AND next_at <= now()
+    ) AS oldest
+
 -- name: release
 -- Release claims that were not published: due again in $3 seconds, unless they have changed since.
 -- The order of the locks prevents deadlocks with settlements.
@@ -286,10 +315,22 @@ WHERE client_id = $1 AND event_key = $3 AND coalesce(group_key, '') = coalesce($
 SELECT id FROM scheduler.callback_requests WHERE client_id = $1 AND id = $2
 
 -- name: group_members
-SELECT id, created_at FROM scheduler.callback_requests
-WHERE client_id = $1 AND group_key = $2 AND (created_at, id) > ($3, $4)
-ORDER BY created_at, id
-LIMIT $5
+WITH page AS (
+    SELECT id, created_at FROM scheduler.callback_requests
+    WHERE client_id = $1 AND group_key = $2 AND (created_at, id) > ($3, $4)
+    ORDER BY created_at, id
+    LIMIT $5
+)
+SELECT
+    r.id, r.created_at, coalesce(c.status, f.status) AS status,
+    c.id IS NOT NULL AS unfinished
+FROM page r
+LEFT JOIN scheduler.scheduled_callbacks c USING (id)
+LEFT JOIN LATERAL (
+    SELECT * FROM scheduler.finished_callbacks f
+    WHERE f.id = r.id AND f.finished_at > r.created_at - interval '1 day'
+) f ON true
+ORDER BY r.created_at, r.id
 
 -- name: statuses
 SELECT
@@ -302,14 +343,20 @@ SELECT
     coalesce(c.cancel_requested, false) AS cancel_requested
 FROM scheduler.callback_requests r
 LEFT JOIN scheduler.scheduled_callbacks c USING (id)
-LEFT JOIN scheduler.finished_callbacks f USING (id)
+LEFT JOIN LATERAL (
+    SELECT * FROM scheduler.finished_callbacks f
+    WHERE f.id = r.id AND f.finished_at > r.created_at - interval '1 day'
+) f ON true
 WHERE r.id = ANY($1::uuid[])
 
 -- name: states
 SELECT r.id, coalesce(c.status, f.status) AS status, r.group_key
 FROM scheduler.callback_requests r
 LEFT JOIN scheduler.scheduled_callbacks c USING (id)
-LEFT JOIN scheduler.finished_callbacks f USING (id)
+LEFT JOIN LATERAL (
+    SELECT * FROM scheduler.finished_callbacks f
+    WHERE f.id = r.id AND f.finished_at > r.created_at - interval '1 day'
+) f ON true
 WHERE r.id = ANY($1::uuid[])
 
 -- name: client_page
