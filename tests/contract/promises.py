@@ -36,6 +36,7 @@ PROMISES: Final = {
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
     "M15": "One command starts everything with Docker Compose.",
     "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
+    "N10": "A backlog of one client delays the callbacks of another by two claims at most.",
     "N11": "PostgreSQL's primary dies: nothing is lost, and work resumes on the promoted standby.",
     "N12": "Two versions run side by side during an upgrade: nothing is lost or dead-lettered.",
     "row 1": "The broker is killed: nothing is lost, and services recover.",
