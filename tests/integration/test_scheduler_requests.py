@@ -8,6 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.scheduler import operations
+from services.scheduler.store import SQL
 from shared.amqp.rpc import RequestContext
 from shared.contracts.callback import SendCallback
 from shared.errors import InfrastructureError
@@ -124,20 +126,22 @@ async def test_finding_a4_a_batch_that_loses_the_database_has_a_result_for_each_
 
 
 async def test_finding_a4_a_group_that_was_cancelled_in_part_has_an_unknown_result(
-    scheduler: Scheduler,
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(operations, "GROUP_BATCH_SIZE", 2)
     await finished(scheduler, "notified", group_key="g")
-    callback = await scheduler.create(group_key="g")
-    await scheduler.make_due(callback)
+    callbacks = [await scheduler.create(group_key="g") for _ in range(2)]
+    for callback in callbacks:
+        await scheduler.make_due(callback)
     await scheduler.dispatch()
     async with scheduler.database.transaction() as connection:
-        # The cancellation is committed, and then the results of the others cannot be read.
-        await connection.execute("LOCK TABLE scheduler.finished_callbacks")
+        # The first batch is committed, and then the last callback cannot be locked.
+        await connection.fetch(SQL["lock"], [callbacks[-1]])
         with pytest.raises(InfrastructureError) as caught:
             await scheduler.request("CancelCallbacks", group_key="g")
     assert caught.value.effect_unknown
     response = await scheduler.request("CancelCallbacks", group_key="g")
-    assert response["counts"] == {"already_notified": 1, "in_flight": 1}
+    assert response["counts"] == {"already_notified": 1, "in_flight": 2}
 
 
 async def test_finding_d13_a_page_of_large_contexts_ends_early_and_returns_its_cursor(
