@@ -40,6 +40,8 @@ RATE: Final = 1000
 SECONDS: Final = 8
 # Callbacks that are due tomorrow and stay in the table during the measurement.
 FEW, MANY = 10_000, 2_000_000
+# Callbacks that one statement inserts.
+FILL_BATCH: Final = 1_000_000
 # Seconds between scheduling the last callback and the first due time.
 LEAD: Final = 4.0
 TIMEOUT: Final = 60.0
@@ -157,25 +159,41 @@ class Site:
             await self.schedule([time.time() + 86_400])
             while not await self.waiting():  # noqa: ASYNC110 - another process inserts it
                 await asyncio.sleep(POLL)
+        while (missing := rows - await self.waiting()) > 0:
+            await self._copy(min(missing, FILL_BATCH), {}, time.time() + 86_400, 0.01)
+        await self.settle_tables()
+
+    async def fill_due(self, rows: int, client: str, due: float) -> None:
+        """Add copies of the callback that `fill` has made, for another client and this due time."""
+        await self._copy(rows, {"client_id": client, "context": "null"}, due, 0.0)
+        await self.settle_tables()
+
+    async def _copy(self, rows: int, fields: dict[str, str], due: float, interval: float) -> None:
         await self.database.execute(
             """
             WITH ids AS MATERIALIZED (
                 SELECT gen_random_uuid() AS id, n FROM generate_series(1, $1::int) n
             ), requested AS (
                 INSERT INTO scheduler.callback_requests
-                SELECT (jsonb_populate_record(one, jsonb_build_object('id', id))).*
+                SELECT (jsonb_populate_record(one, $2::jsonb || jsonb_build_object('id', id))).*
                 FROM ids, (SELECT r FROM scheduler.callback_requests r LIMIT 1) s(one)
             )
             INSERT INTO scheduler.scheduled_callbacks
-            SELECT (jsonb_populate_record(one, jsonb_build_object(
-                'id', id, 'next_at', now() + interval '1 day' + n * interval '10 ms'))).*
+            SELECT (jsonb_populate_record(one, $2::jsonb || jsonb_build_object(
+                'id', id, 'next_at', to_timestamp($3 + n * $4)))).*
             FROM ids, (SELECT c FROM scheduler.scheduled_callbacks c LIMIT 1) s(one)
             """,
-            rows - await self.waiting(),
+            rows,
+            json.dumps(fields),
+            due,
+            interval,
             timeout=400,
         )
-        await self.database.execute("VACUUM ANALYZE scheduler.callback_requests")
-        await self.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
+
+    async def settle_tables(self) -> None:
+        """Finish the work that a real database would have done meanwhile."""
+        await self.database.execute("VACUUM ANALYZE scheduler.callback_requests", timeout=400)
+        await self.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks", timeout=400)
         await self.database.execute("CHECKPOINT", timeout=120)
 
     async def fire(self, due: Sequence[float]) -> list[float]:
@@ -203,7 +221,7 @@ def _schedule_message(due: float) -> OutgoingMessage:
 
 
 @asynccontextmanager
-async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
+async def scheduler_site(rig: Rig, name: str) -> AsyncIterator[Site]:
     url = rig.broker.add_vhost(name)
     database_url = rig.database.create_database(name)
     environment = {
@@ -250,7 +268,7 @@ async def _site(rig: Rig, name: str) -> AsyncIterator[Site]:
 
 async def intake(rig: Rig) -> Section:
     """Part g."""
-    async with _site(rig, "intake") as site:
+    async with scheduler_site(rig, "intake") as site:
         tomorrow = time.time() + 86_400
         before = await site.waiting()
         site.scheduler.signal(signal.SIGSTOP)
@@ -342,9 +360,14 @@ class Timing:
     rate: float
 
 
-async def _measure(site: Site) -> Timing:
+async def steady_lags(site: Site) -> list[float]:
+    """Return the lags in seconds with a steady load."""
     begin = time.time() + LEAD + RATE * SECONDS / 5000
-    steady = await site.fire([begin + n / RATE for n in range(RATE * SECONDS)])
+    return await site.fire([begin + n / RATE for n in range(RATE * SECONDS)])
+
+
+async def _measure(site: Site) -> Timing:
+    steady = await steady_lags(site)
     due = time.time() + LEAD + SIMULTANEOUS / 5000
     site.arrivals.paused = True
     simultaneous = await site.fire([due] * SIMULTANEOUS)
@@ -399,10 +422,10 @@ async def _pgqueuer_lags(
 async def on_time(rig: Rig) -> Section:
     """Part h."""
     pgqueuer = await _measure_pgqueuer(rig)
-    async with _site(rig, "few") as site:
+    async with scheduler_site(rig, "few") as site:
         await site.fill(FEW)
         few = await _measure(site)
-    async with _site(rig, "many") as site:
+    async with scheduler_site(rig, "many") as site:
         await site.fill(MANY)
         many = await _measure(site)
     rows = [

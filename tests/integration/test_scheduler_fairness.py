@@ -269,3 +269,20 @@ async def test_finding_a19_gauges_show_how_many_callbacks_wait_and_are_due(
     await scheduler.dispatch()
     await BacklogMonitor(scheduler.store).run_once()
     assert value("schedules_due") == value("schedule_oldest_due_seconds") == 0
+
+
+async def test_finding_a19_a_failed_attempt_changes_no_index(scheduler: Scheduler) -> None:
+    callback = await scheduler.create(delay=0)
+    await scheduler.dispatcher.drain(10)
+    async with scheduler.database.transaction() as connection:
+        await connection.execute(
+            "UPDATE scheduler.scheduled_callbacks SET status = 'retrying', dispatch_attempts = 1,"
+            " next_at = next_at, in_flight = in_flight, next_attempt_at = now(),"
+            " last_error = 'the receiver responded with 500' WHERE id = $1",
+            callback,
+        )
+        row = await connection.fetchrow(
+            "SELECT n_tup_hot_upd FROM pg_stat_xact_user_tables"
+            " WHERE relname = 'scheduled_callbacks'"
+        )
+    assert row["n_tup_hot_upd"] == 1
