@@ -186,7 +186,7 @@ class Scheduler:
     async def dispatch(self, limit: int = 500) -> list[dict[str, Any]]:
         """Dispatch all due callbacks, and return the published bodies."""
         before = len(self.broker.sent)
-        while await self.dispatcher.run_once(limit):
+        while await self.dispatcher.run_once(limit) >= limit:
             pass
         await self.dispatcher.drain(10)
         return [json.loads(message.body) for message in self.broker.sent[before:]]
