@@ -22,7 +22,7 @@ from tests.fakes.gateway import Caller
 from tests.fakes.smtp import Script, mail_server
 from tests.fakes.waiting import until
 
-ITEMS = 5
+ITEMS = 3
 INTERVAL = 0.1  # seconds
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -31,8 +31,8 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 class Traffic:
     """Publishes items, each with its own name, and records what arrives at the outside world.
 
-    A schedule and a request arrive as webhooks. An event and a posting arrive as e-mails to a
-    recipient of their own, whom `users_url` serves.
+    A schedule, and a request over HTTP, arrive as webhooks. An event, a report (an event over HTTP)
+    and a posting arrive as e-mails to a recipient of their own.
     """
 
     amqp_url: str
@@ -44,6 +44,8 @@ class Traffic:
     hooks: list[str] = field(default_factory=list)
     refused: int = 0
     _count: int = 0
+    _parsed: int = 0
+    _recipients: list[str] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -53,8 +55,11 @@ class Traffic:
     @property
     def arrived(self) -> list[str]:
         """Return the names of the items that have arrived, with repeats."""
-        addresses = (parseaddr(str(message_from_bytes(mail)["To"]))[1] for mail in self.mails.mails)
-        return self.hooks + [address.partition("@")[0] for address in addresses]
+        for mail in self.mails.mails[self._parsed :]:
+            _, address = parseaddr(str(message_from_bytes(mail)["To"]))
+            self._recipients.append(address.partition("@")[0])
+            self._parsed += 1
+        return self.hooks + self._recipients
 
     @property
     def missing(self) -> set[str]:
@@ -78,12 +83,18 @@ class Traffic:
     async def publish(self) -> None:
         """Publish an item of each kind, confirmed by the broker or by the gateway."""
         self._count += 1
-        await asyncio.gather(
-            self._schedule(f"schedule-{self._count}"),
-            self._event(f"event-{self._count}"),
-            self._posting(f"posting-{self._count}"),
-            *([self._request(f"request-{self._count}")] if self.gateway else ()),
-        )
+        number = self._count
+        publishes = [
+            self._schedule(f"schedule-{number}"),
+            self._event(f"event-{number}"),
+            self._posting(f"posting-{number}"),
+        ]
+        if self.gateway:
+            publishes += [
+                self._request(self.gateway, f"request-{number}"),
+                self._report(self.gateway, f"report-{number}"),
+            ]
+        await asyncio.gather(*publishes)
 
     def kinds_since(self, at: float) -> set[str]:
         """Return the kinds of which an item that was accepted after `at` has arrived."""
@@ -118,10 +129,12 @@ class Traffic:
         await self._publish("schedules", "schedule", "ScheduleCallback", body)
         self.accepted[name] = time.monotonic()
 
-    async def _event(self, name: str) -> None:
+    def _signed_up(self, name: str) -> dict[str, Any]:
         details = {"username": name, "user": f"{self.base_url}/users/{name}"}
-        body = {"from_service": "auth", "event": "user_signed_up", "details": details}
-        await self._publish("events", "auth.user_signed_up", "Event", body)
+        return {"from_service": "auth", "event": "user_signed_up", "details": details}
+
+    async def _event(self, name: str) -> None:
+        await self._publish("events", "auth.user_signed_up", "Event", self._signed_up(name))
         self.accepted[name] = time.monotonic()
 
     async def _posting(self, name: str) -> None:
@@ -134,12 +147,16 @@ class Traffic:
         await self._publish("postings", "posting", "Posting", body)
         self.accepted[name] = time.monotonic()
 
-    async def _request(self, name: str) -> None:
-        assert self.gateway is not None
-        response = await self.gateway(
-            "POST", "/v1/callbacks", {"url": f"{self.base_url}/hook/{name}", "delay": 1}
-        )
-        if response.status == 201:
+    async def _request(self, gateway: Caller, name: str) -> None:
+        body = {"url": f"{self.base_url}/hook/{name}", "delay": 1}
+        self._responded(name, (await gateway("POST", "/v1/callbacks", body)).status == 201)
+
+    async def _report(self, gateway: Caller, name: str) -> None:
+        response = await gateway("POST", "/v1/events", self._signed_up(name))
+        self._responded(name, response.status == 202)
+
+    def _responded(self, name: str, accepted: bool) -> None:  # noqa: FBT001 - the response
+        if accepted:
             self.accepted[name] = time.monotonic()
         else:
             self.refused += 1
