@@ -18,8 +18,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
-from yarl import URL
 
+from shared.amqp.addresses import validated
 from shared.postgres.url import urls_of_hosts
 from shared.registry import SERVICES
 from shared.topology import QueueType
@@ -42,13 +42,6 @@ class InvalidSettingsError(Exception):
         super().__init__("\n".join(self.faults))
 
 
-def _amqp_url(value: str) -> str:
-    url = URL(value)
-    if url.scheme not in ("amqp", "amqps") or not url.host:
-        raise ValueError("must look like amqp://user:password@host:5672/vhost")
-    return value
-
-
 def _database_url(value: str) -> str:
     urls_of_hosts(value)
     return value
@@ -63,8 +56,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", hide_input_in_errors=True)
 
-    amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
-        default="amqp://guest:guest@127.0.0.1:5672/", description="URL of RabbitMQ."
+    amqp_url: Annotated[str, AfterValidator(validated)] = Field(
+        default="amqp://guest:guest@127.0.0.1:5672/",
+        description="URL of RabbitMQ. For a cluster, the URLs of its nodes, separated by commas.",
     )
     database_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
         default=None,

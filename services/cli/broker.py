@@ -8,10 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import click
-from aiormq.tools import censor_url
-from yarl import URL
 
-from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, connect, describe_error
+from shared.amqp.connection import (
+    CONNECTION_ERRORS,
+    BrokerConnection,
+    NoConnectionError,
+    connect,
+    describe_error,
+)
 from shared.amqp.publisher import Publisher
 from shared.errors import RingbackError
 from shared.process.configuration import configured
@@ -57,11 +61,6 @@ def private_database() -> str | None:
     return database.url if database.pid else None
 
 
-def redacted_url(url: str) -> str:
-    """Return a URL without its password."""
-    return str(censor_url(URL(url)))
-
-
 def run_task(task: Coroutine[Any, Any, T]) -> T:
     """Run the command's task. Expected errors are printed as one line, with exit code 1.
 
@@ -97,9 +96,8 @@ async def connection(settings: Settings) -> AsyncIterator[BrokerConnection]:
     async with AsyncExitStack() as stack:
         try:
             broker = await stack.enter_async_context(connect(settings.amqp_url, name=NAME))
-        except CONNECTION_ERRORS as error:
-            url = redacted_url(settings.amqp_url)
-            raise unreachable(f"no connection to {url}: {describe_error(error)}") from None
+        except NoConnectionError as error:
+            raise unreachable(str(error)) from None
         yield broker
 
 

@@ -18,11 +18,11 @@ from services.cli.broker import (
     broker_settings,
     connection,
     private_database,
-    redacted_url,
     run_task,
 )
 from services.cli.output import echo
 from services.cli.run import settings_models
+from shared.amqp.addresses import addresses, redacted
 from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
 from shared.amqp.declare import check
 from shared.postgres.connection import StoreConnectionLostError, connect
@@ -89,19 +89,12 @@ def doctor(*, as_json: bool) -> None:
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("settings", ok=True, detail="all values are valid", fix=_advice())
     yield _python()
-    try:
-        async with connection(settings) as broker:
-            yield _broker(settings, broker)
-            async for finding in _topology(settings, broker):
-                yield finding
-        # A separate connection: during an alarm the broker stops reading from publishers.
-        async with connection(settings) as broker:
-            async for finding in _publishing(broker):
-                yield finding
-    except (click.ClickException, *CONNECTION_ERRORS) as error:
-        reason = error.message if isinstance(error, click.ClickException) else describe_error(error)
-        first, _, fix = reason.partition("\n")
-        yield Finding("broker", ok=False, detail=first, fix=fix)
+    nodes = [await _broker(settings, address) for address in addresses(settings.amqp_url)]
+    for node in nodes:
+        yield node
+    if any(node.ok for node in nodes):
+        async for finding in _queues(settings):
+            yield finding
     async for finding in _database(settings):
         yield finding
 
@@ -128,14 +121,37 @@ def _python() -> Finding:
         return Finding("python", ok=True, detail=f"{python}, no uvloop", fix=fix)
 
 
-def _broker(settings: Settings, broker: BrokerConnection) -> Finding:
-    properties = broker.connection.server_properties
+async def _broker(settings: Settings, address: str) -> Finding:
+    try:
+        async with connection(settings.model_copy(update={"amqp_url": address})) as broker:
+            properties = broker.connection.server_properties
+    except click.ClickException as error:
+        return _unusable(error)
     product, number = _text(properties.get("product")), _text(properties.get("version"))
-    detail = f"{product} {number} at {redacted_url(settings.amqp_url)}"
+    detail = f"{product} {number} at {redacted(address)}"
     found = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
     if product == "RabbitMQ" and found < MIN_RABBITMQ:
         return Finding("broker", ok=False, detail=detail, fix="Ringback needs 3.10 or newer.")
     return Finding("broker", ok=True, detail=detail)
+
+
+def _unusable(error: BaseException) -> Finding:
+    reason = error.message if isinstance(error, click.ClickException) else describe_error(error)
+    first, _, fix = reason.partition("\n")
+    return Finding("broker", ok=False, detail=first, fix=fix)
+
+
+async def _queues(settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        async with connection(settings) as broker:
+            async for finding in _topology(settings, broker):
+                yield finding
+        # A separate connection: during an alarm the broker stops reading from publishers.
+        async with connection(settings) as broker:
+            async for finding in _publishing(broker):
+                yield finding
+    except (click.ClickException, *CONNECTION_ERRORS) as error:
+        yield _unusable(error)
 
 
 def _text(value: Any) -> str:

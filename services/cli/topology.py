@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import click
 
-from services.cli.broker import broker_settings, connection, redacted_url, run_task
+from services.cli.broker import broker_settings, connection, run_task
 from services.cli.output import echo
 from shared.amqp import declare as declaring
+from shared.amqp.addresses import redacted
 from shared.process.configuration import configured
 from shared.settings import Settings
 from shared.topology import CALLBACKS, Queue, Topology, dead_queue, work_queue_of
@@ -62,7 +63,7 @@ def declare() -> None:
     run_task(_declare(settings, table))
     echo(
         f"{len(table.exchanges)} exchanges and {len(table.queues)} queues"
-        f" exist at {redacted_url(settings.amqp_url)}"
+        f" exist at {redacted(settings.amqp_url)}"
     )
 
 
@@ -80,7 +81,7 @@ def check(*, as_object: bool) -> None:
     elif differences:
         echo("\n".join(differences))
     else:
-        echo(f"no differences at {redacted_url(settings.amqp_url)}")
+        echo(f"no differences at {redacted(settings.amqp_url)}")
     raise SystemExit(1 if differences else 0)
 
 

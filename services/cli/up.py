@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 from yarl import URL
 
 from services.callback.settings import CallbackSettings
-from services.cli.broker import connection, redacted_url, run_task
+from services.cli.broker import connection, run_task
 from services.cli.demonstration import Places, demonstrate, real_servers
 from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
@@ -27,6 +27,7 @@ from services.delivery.settings import DeliverySettings
 from services.gateway.settings import GatewaySettings
 from services.mailings.settings import MailingsSettings
 from services.sandbox.settings import SandboxSettings
+from shared.amqp.addresses import redacted
 from shared.amqp.declare import declare
 from shared.postgres.migrations import Schema
 from shared.postgres.url import without_password
@@ -153,7 +154,7 @@ async def _serve(
     settings = settings.model_copy(update={"amqp_url": stack.amqp_url})
     if stack.broker:
         _refuse_real_servers_for_an_interrupted_demonstration()
-    _show_ready("RabbitMQ", stack.amqp_url if stack.broker else redacted_url(stack.amqp_url))
+    _show_ready("RabbitMQ", stack.amqp_url if stack.broker else redacted(stack.amqp_url))
     _show_ready(
         "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
     )

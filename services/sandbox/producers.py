@@ -13,13 +13,14 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError
 from aiohttp import web
-from aiormq.tools import censor_url
 from yarl import URL
 
 from services.sandbox.apis import base_url
 from services.sandbox.events import EVENTS, EXCHANGE, TYPE, Producer, Producers, PublishRequest
 from services.sandbox.layout import HEADERS, page_html, tag, time_of_day
 from services.sandbox.parsing import PROBLEM, parse
+from shared.amqp.addresses import addresses, redacted
+from shared.amqp.connection import NoConnectionError, connect_to_first
 
 # Publications that the page shows.
 MAX_PUBLICATIONS: Final = 20
@@ -120,14 +121,12 @@ async def publish(amqp_url: str, events: Sequence[dict[str, Any]]) -> None:
     Raises:
         NotPublishedError: the broker did not confirm all of them.
     """
-    shown = censor_url(URL(amqp_url))
     try:
         async with asyncio.timeout(_BROKER_TIMEOUT):
-            connection = await aio_pika.connect(amqp_url)
-    except (AMQPError, OSError, TimeoutError) as error:
-        raise NotPublishedError(
-            f"Cannot connect to RabbitMQ at {shown}: {_describe(error)}."
-        ) from None
+            connection = await connect_to_first(addresses(amqp_url), aio_pika.connect)
+    except (NoConnectionError, TimeoutError) as error:
+        raise NotPublishedError(f"Cannot connect to RabbitMQ: {_describe(error)}.") from None
+    shown = redacted(amqp_url)
     try:
         async with connection:
             channel = await connection.channel(on_return_raises=True)

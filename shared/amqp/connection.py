@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiormq
 import backoff
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.tools import censor_url
 from prometheus_client import Counter
 from yarl import URL
 
+from shared.amqp.addresses import addresses, redacted
 from shared.amqp.frame_interceptor import FrameInterceptor, InterceptedChannel, InterceptedTransport
 from shared.process.health import Health
 
@@ -40,6 +42,12 @@ CONNECTION_ERRORS: Final = (
     RuntimeError,
     asyncio.InvalidStateError,
 )
+
+C = TypeVar("C")
+
+
+class NoConnectionError(ConnectionError):
+    """No address accepts a connection. The text has each address and reason, and no password."""
 
 
 class _UnstableSessionError(Exception):
@@ -68,23 +76,58 @@ def describe_error(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-@asynccontextmanager
-async def connect(url: str, *, name: str) -> AsyncIterator[BrokerConnection]:
-    """Open one connection, without retries.
+async def connect_to_first(order: Iterable[str], connect: Callable[[str], Awaitable[C]]) -> C:
+    """Return a connection to the first of these addresses that accepts one.
 
     Raises:
-        one of CONNECTION_ERRORS: the broker is unreachable, refuses, or does not respond.
+        NoConnectionError: there is none.
     """
-    transport = InterceptedTransport()
-    target = URL(url).update_query({"name": name, "heartbeat": HEARTBEAT})
-    async with asyncio.timeout(CONNECT_TIMEOUT):
-        connection = await aiormq.connect(target, transport_factory=transport)
+    reasons = []
+    for url in order:
+        try:
+            return await connect(url)
+        except CONNECTION_ERRORS as error:
+            reasons.append(f"no connection to {redacted(url)}: {describe_error(error)}")
+    raise NoConnectionError("; ".join(reasons))
+
+
+@asynccontextmanager
+async def connect(url: str, *, name: str) -> AsyncIterator[BrokerConnection]:
+    """Open one connection: try each address of `url` once, in a random order.
+
+    Raises:
+        NoConnectionError: each address is unreachable, refuses, or does not respond.
+    """
+    async with _connect(_shuffled(url), name=name) as broker:
+        yield broker
+
+
+def _shuffled(urls: str) -> deque[str]:
+    """Return the addresses in a random order, so that connections are spread over the nodes."""
+    order = list(addresses(urls))
+    random.shuffle(order)
+    return deque(order)
+
+
+@asynccontextmanager
+async def _connect(order: deque[str], *, name: str) -> AsyncIterator[BrokerConnection]:
+    """Try each address once. Those that were tried move to the end, the connected one last."""
+
+    async def open_connection(url: str) -> BrokerConnection:
+        order.rotate(-1)
+        transport = InterceptedTransport()
+        target = URL(url).update_query({"name": name, "heartbeat": HEARTBEAT})
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            connection = await aiormq.connect(target, transport_factory=transport)
+        return BrokerConnection(connection, transport.interceptor)
+
+    broker = await connect_to_first(tuple(order), open_connection)
     try:
-        yield BrokerConnection(connection, transport.interceptor)
+        yield broker
     finally:
         with suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await connection.close()
+                await broker.connection.close()
 
 
 async def keep_connected(
@@ -97,19 +140,20 @@ async def keep_connected(
 ) -> None:
     """Run `session` on an open connection, and again on a new one when the connection is lost.
 
-    The session reports the part as up once it works. The delay between connection attempts grows,
-    with jitter, up to 5 s, and starts again after a session of 5 s. Returns when a session returns.
+    A lost connection is replaced by one to the next address. The session reports the part as up
+    once it works. When no address accepts a connection, the delay to the next attempt grows, with
+    jitter, up to 5 s, and starts again after a session of 5 s. Returns when a session returns.
     Errors other than CONNECTION_ERRORS are raised.
     """
-    shown = censor_url(URL(url))
+    order = _shuffled(url)
 
     def report(details: Any) -> None:
         if not isinstance(details["exception"], _UnstableSessionError):
-            health.down(part, f"no connection to {shown}: {describe_error(details['exception'])}")
+            health.down(part, str(details["exception"]))
 
     @backoff.on_exception(
         backoff.expo,
-        (*CONNECTION_ERRORS, _UnstableSessionError),
+        (NoConnectionError, _UnstableSessionError),
         factor=0.2,
         max_value=MAX_BACKOFF,
         on_backoff=report,
@@ -117,8 +161,8 @@ async def keep_connected(
     )
     async def run_session() -> bool:
         """Return whether the session has returned, rather than lost its connection."""
-        async with connect(url, name=name) as broker:
-            started = time.monotonic()
+        async with _connect(order, name=name) as broker:
+            used, started = order[-1], time.monotonic()
             try:
                 await session(broker)
             except CONNECTION_ERRORS as error:
@@ -130,7 +174,7 @@ async def keep_connected(
             else:
                 return True
             RECONNECTS.inc()
-            health.down(part, f"connection to {shown} lost: {reason}")
+            health.down(part, f"connection to {redacted(used)} lost: {reason}")
             if time.monotonic() - started < STABLE_TIME:
                 raise _UnstableSessionError
             return False

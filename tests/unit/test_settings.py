@@ -11,6 +11,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from services.callback.settings import CallbackSettings
+from shared.amqp.addresses import addresses
 from shared.process.configuration import InvalidConfigurationError, configured_table
 from shared.security.settings import SecuritySettings
 from shared.settings import InvalidSettingsError, Settings, load, load_shared
@@ -47,6 +48,36 @@ def test_h7_everything_has_a_default(file: Path) -> None:
     assert own.allowed_networks == ()
     assert own.give_up_after == 24 * 60 * 60
     assert load(Settings, file=file.with_name("missing.toml")) == shared
+
+
+def test_finding_d2_several_addresses_are_accepted(file: Path) -> None:
+    urls = "amqp://a:b@one:5672/shop, amqps://a:b@two/shop,amqp://three/shop"
+    file.write_text(f'amqp_url = "{urls}"')
+    assert addresses(load(Settings, file=file).amqp_url) == (
+        "amqp://a:b@one:5672/shop",
+        "amqps://a:b@two/shop",
+        "amqp://three/shop",
+    )
+
+
+@pytest.mark.parametrize(
+    ("urls", "fault"),
+    [
+        (f"amqp://one/,http://a:{CANARY}@two/,amqp://three/", "address 2 must look like amqp://"),
+        ("amqp://one/,two:5672", "address 2 must look like amqp://"),
+        ("amqp://one/,", "address 2 must look like amqp://"),
+        (f"amqp://a:{CANARY},{CANARY}@one/", "address 1 must look like amqp://"),
+        (f"amqp://a:{CANARY}/{CANARY}@one/", "must look like amqp://"),
+        (f"amqp://a:{CANARY}@one:port/,amqp://two/", "address 1 must look like amqp://"),
+        (f"amqp://a:{CANARY}@one/shop,amqp://a:{CANARY}@two/", "the same virtual host"),
+    ],
+)
+def test_finding_d2_a_faulty_address_is_named_by_its_number_only(
+    file: Path, urls: str, fault: str
+) -> None:
+    file.write_text(f'amqp_url = "{urls}"')
+    [found] = faults(file, Settings)
+    assert fault in found
 
 
 # H7
