@@ -143,8 +143,8 @@ WORK_QUEUES: Final = (
 # directly: on `outcomes`, an observer with a full queue would make the broker refuse the facts. The
 # bindings above are for processes of an older version, and for programs that play a service's part.
 OWNER_QUEUES: Final = {"scheduler": SCHEDULER_OUTCOMES, "mailings": MAILINGS_OUTCOMES}
-# Queues of RPC requests. The broker drops a request at its timeout, so they need no tiers, no
-# dead-letter queue and no replication.
+# Queues of RPC requests. The broker drops a request at its timeout, so they need no tiers and no
+# dead-letter queue.
 REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS)
 
 
@@ -174,10 +174,16 @@ def topology(queue_type: QueueType = QueueType.QUORUM) -> Topology:
         EXCHANGES,
         (
             *(queue for work in WORK_QUEUES for queue in _queues(work, queue_type)),
-            *(Queue(name, {"x-queue-type": QueueType.CLASSIC.value}) for name in REQUEST_QUEUES),
+            *(_request_queue(name, queue_type) for name in REQUEST_QUEUES),
         ),
         tuple(Binding(ex, work.name, key) for work in WORK_QUEUES for ex, key in work.bindings),
     )
+
+
+def _request_queue(name: str, queue_type: QueueType) -> Queue:
+    """Return a queue that a lost node does not take away. A request that kills its service ends."""
+    limit = {"x-delivery-limit": DELIVERY_LIMIT} if queue_type is QueueType.QUORUM else {}
+    return Queue(name, {"x-queue-type": queue_type.value, **limit})
 
 
 def _queues(work: WorkQueue, queue_type: QueueType) -> Iterator[Queue]:

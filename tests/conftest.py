@@ -17,6 +17,7 @@ import pytest
 
 from deploy.local import daemon, stack
 from deploy.local.broker import Broker
+from deploy.local.cluster import Cluster
 from deploy.local.database import Database
 from deploy.local.install import Installation, rabbitmq
 from deploy.local.rabbitmq4 import rabbitmq4
@@ -106,6 +107,26 @@ def own_broker(_spare_broker: Broker) -> Broker:
     _spare_broker.vhost = f"own-{uuid4().hex[:12]}"
     _spare_broker.add_vhost(_spare_broker.vhost)
     return _spare_broker
+
+
+@pytest.fixture(scope="session")
+def _shared_cluster(stack_directory: Path, installation: Installation) -> Iterator[Cluster]:
+    cluster = Cluster(stack_directory / "cluster", installation)
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture
+def cluster(_shared_cluster: Cluster) -> Cluster:
+    """Return three running nodes that only this test uses: it may kill, suspend and isolate them.
+
+    The next test gets them running again, with an empty virtual host of another name.
+    """
+    for node in _shared_cluster.nodes:
+        node.resume()
+    _shared_cluster.start()
+    _shared_cluster.use_vhost(f"own-{uuid4().hex[:12]}")
+    return _shared_cluster
 
 
 @pytest.fixture(scope="session")

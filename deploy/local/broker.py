@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -40,9 +41,31 @@ ELECT = """
     {Name, _} = Member <- [amqqueue:get_pid(Queue)],
     ra_leaderboard:lookup_leader(Name) =:= undefined].
 """
+LOOPBACK = "127.0.0.1"
 # Makes Erlang resolve `localhost` even without /etc/hosts, as in a bare chroot.
-NAMES = '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
-LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
+NAMES = {"localhost": LOOPBACK}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The name and the address of a node. Those of a cluster share an epmd and a cookie."""
+
+    name: str = "ringback@localhost"  # an epmd knows only the part before the @
+    hosts: Mapping[str, str] = field(default_factory=lambda: NAMES)
+    epmd_port: int | None = None  # of an epmd that runs already; by default the node starts its own
+    cookie: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Return the address of all its ports."""
+        return self.hosts[self.name.partition("@")[2]]
+
+
+ALONE = Identity()
+
+
+def _tuple(address: str) -> str:
+    return "{" + address.replace(".", ",") + "}"
 
 
 class Broker:
@@ -53,6 +76,7 @@ class Broker:
         directory: Path,
         installation: Installation | None = None,
         settings: Mapping[str, str] | None = None,
+        identity: Identity = ALONE,
     ) -> None:
         """Describe a node. `start` starts it.
 
@@ -60,7 +84,9 @@ class Broker:
             directory: the directory of all its files; created if missing.
             installation: the RabbitMQ to run. By default that of the machine, installed if missing.
             settings: more lines for rabbitmq.conf, such as `{"consumer_timeout": "60000"}`.
+            identity: the name and the address of a node in a cluster.
         """
+        self.identity = identity
         self.directory = directory.absolute()
         self._given = installation
         self.settings = dict(settings or {})
@@ -81,12 +107,13 @@ class Broker:
 
     def _url(self, vhost: str) -> str:
         path = "" if vhost == "/" else quote(vhost, safe="")
-        return f"amqp://guest:guest@127.0.0.1:{self._ports()['amqp']}/{path}"
+        port = self._ports()["amqp"]
+        return f"amqp://guest:guest@{self.identity.address}:{port}/{path}"
 
     @property
     def management_url(self) -> str:
         """Return the URL of the management page and API. User and password are `guest`."""
-        return f"http://127.0.0.1:{self._ports()['management']}/"
+        return f"http://{self.identity.address}:{self._ports()['management']}/"
 
     @property
     def pid(self) -> int | None:
@@ -110,10 +137,9 @@ class Broker:
             self._prepare()
             self._stop_epmd()
             env = self._environment()
-            ports = self._ports()
-            self._epmd.start(
-                [*self.installation.prefix, "epmd", "-port", str(ports["epmd"])], env=env
-            )
+            if self.identity.epmd_port is None:
+                port = str(self._ports()["epmd"])
+                self._epmd.start([*self.installation.prefix, "epmd", "-port", port], env=env)
             self._node.start(self.installation.command("rabbitmq-server"), env=env)
         wait_until(lambda: self.pid is None or self._responds(), START_TIMEOUT)
         if self.pid is None or not self._responds():
@@ -124,7 +150,7 @@ class Broker:
                 f"From {self.log}:\n{failure_lines(self.log)}"
             )
         (self.directory / "started").touch()
-        if self._unclean.exists():
+        if self._unclean.exists() and self.identity is ALONE:  # the others of a cluster elect
             self.ctl("eval", ELECT)
         self._unclean.touch()
 
@@ -200,19 +226,26 @@ class Broker:
             shutil.rmtree(data)  # incomplete: the first start was interrupted
         (self.directory / "conf.d").mkdir(exist_ok=True)
         (self.directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
-        (self.directory / "inetrc").write_text(NAMES)
+        hosts = self.identity.hosts.items()
+        lines = [f'{{host, {_tuple(address)}, ["{host}"]}}.' for host, address in hosts]
+        names = "\n".join([*lines, "{lookup, [file, native]}.", ""])
+        (self.directory / "inetrc").write_text(names)
+        cookie = self.directory / ".erlang.cookie"
+        if self.identity.cookie and not cookie.exists():
+            cookie.write_text(self.identity.cookie)
+            cookie.chmod(0o400)
         self._choose_ports()
         ports = self._ports()
-        lines = {
-            "listeners.tcp.local": f"127.0.0.1:{ports['amqp']}",
-            "management.tcp.ip": "127.0.0.1",
+        settings = {
+            "listeners.tcp.local": f"{self.identity.address}:{ports['amqp']}",
+            "management.tcp.ip": self.identity.address,
             "management.tcp.port": str(ports["management"]),
             "log.console": "true",
             "log.console.use_colors": "off",
             "log.file": "false",
             **self.settings,
         }
-        text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+        text = "".join(f"{key} = {value}\n" for key, value in settings.items())
         (self.directory / "rabbitmq.conf").write_text(text)
 
     def _choose_ports(self) -> None:
@@ -235,17 +268,19 @@ class Broker:
 
     def _environment(self) -> dict[str, str]:
         """Return the environment of RabbitMQ, which hides the system's own node from it."""
-        here, ports = self.directory, self._ports()
+        here, ports, identity = self.directory, self._ports(), self.identity
+        interface = f"-kernel inet_dist_use_interface {_tuple(identity.address)}"
+        # Its connections to other nodes come from its own address, so that a test can drop them.
+        source = f"-kernel inet_dist_connect_options [{{ip,{_tuple(identity.address)}}}]"
         return {
             "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(here),  # for the Erlang cookie
             "ERL_INETRC": str(here / "inetrc"),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(ports["epmd"]),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_PORT": str(identity.epmd_port or ports["epmd"]),
             "ERL_CRASH_DUMP_SECONDS": "0",  # no dump: the log has the reason
-            # Each node has its own epmd, so all can have the same name.
-            "RABBITMQ_NODENAME": "ringback@localhost",
+            "RABBITMQ_NODENAME": identity.name,
             "RABBITMQ_DIST_PORT": str(ports["distribution"]),
             "RABBITMQ_MNESIA_BASE": str(here / "data"),
             "RABBITMQ_LOG_BASE": str(here / "log"),
@@ -255,8 +290,8 @@ class Broker:
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(here / "advanced.config"),
             "RABBITMQ_CONF_ENV_FILE": str(here / "rabbitmq-env.conf"),
             # Two schedulers: by default the node starts a thread for every core.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{LOOPBACK} +S 2:2",
-            "RABBITMQ_CTL_ERL_ARGS": LOOPBACK,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{interface} {source} +S 2:2",
+            "RABBITMQ_CTL_ERL_ARGS": f"-kernel inet_dist_use_interface {_tuple(LOOPBACK)}",
             "RABBITMQ_CTL_DIST_PORT_MIN": "0",  # any free port, not the system's 35672
             "RABBITMQ_CTL_DIST_PORT_MAX": "0",
             # The script is replaced by the node, so the node gets the signals.
@@ -269,7 +304,9 @@ class Broker:
     def _responds(self) -> bool:
         ports = self._ports()
         try:
-            with socket.create_connection(("127.0.0.1", ports["amqp"]), timeout=2) as peer:
+            with socket.create_connection(
+                (self.identity.address, ports["amqp"]), timeout=2
+            ) as peer:
                 peer.sendall(b"AMQP\x00\x00\x09\x01")
                 if peer.recv(1) != b"\x01":  # a method frame: Connection.Start
                     return False
@@ -280,7 +317,7 @@ class Broker:
 
     def _management(self, method: str, path: str) -> None:
         connection = http.client.HTTPConnection(
-            "127.0.0.1", self._ports()["management"], timeout=30
+            self.identity.address, self._ports()["management"], timeout=30
         )
         try:
             login = base64.b64encode(b"guest:guest").decode()

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 from yarl import URL
 
 from shared.amqp.addresses import addresses, redacted
+from shared.amqp.declare import TopologyMismatchError
 from shared.amqp.frame_interceptor import FrameInterceptor, InterceptedChannel, InterceptedTransport
 from shared.process.health import Health
 
@@ -143,9 +144,12 @@ async def keep_connected(
     A lost connection is replaced by one to the next address. The session reports the part as up
     once it works. When no address accepts a connection, the delay to the next attempt grows, with
     jitter, up to 5 s, and starts again after a session of 5 s. Returns when a session returns.
-    Errors other than CONNECTION_ERRORS are raised.
+
+    Errors other than CONNECTION_ERRORS are raised. A TopologyMismatchError is raised until the part
+    has been up. Later, the queues of a process that works are not a reason to end it.
     """
     order = _shuffled(url)
+    was_up = False
 
     def report(details: Any) -> None:
         if not isinstance(details["exception"], _UnstableSessionError):
@@ -161,18 +165,13 @@ async def keep_connected(
     )
     async def run_session() -> bool:
         """Return whether the session has returned, rather than lost its connection."""
+        nonlocal was_up
         async with _connect(order, name=name) as broker:
             used, started = order[-1], time.monotonic()
-            try:
-                await session(broker)
-            except CONNECTION_ERRORS as error:
-                reason = describe_error(error)
-            except asyncio.CancelledError:
-                if is_cancelled():
-                    raise
-                reason = "missed heartbeats"
-            else:
+            reason = await _run(session, broker, mismatch_ends=not was_up)
+            if reason is None:
                 return True
+            was_up = was_up or health.is_up(part)
             RECONNECTS.inc()
             health.down(part, f"connection to {redacted(used)} lost: {reason}")
             if time.monotonic() - started < STABLE_TIME:
@@ -181,6 +180,28 @@ async def keep_connected(
 
     while not await run_session():
         pass
+
+
+async def _run(
+    session: Callable[[BrokerConnection], Awaitable[None]],
+    broker: BrokerConnection,
+    *,
+    mismatch_ends: bool,
+) -> str | None:
+    """Run a session, and return why its connection was lost, or None if it has returned."""
+    try:
+        await session(broker)
+    except CONNECTION_ERRORS as error:
+        return describe_error(error)
+    except TopologyMismatchError as error:
+        if mismatch_ends:
+            raise
+        return str(error)
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        return "missed heartbeats"
+    return None
 
 
 def is_cancelled() -> bool:

@@ -32,6 +32,7 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     Raises:
         TopologyMismatchError: something exists with other properties, or the user lacks the
             permission to declare it. Everything else is declared.
+        ConnectionError: the node of a queue is down.
         TimeoutError: the broker has not finished within 30 s.
     """
     async with asyncio.timeout(DECLARE_TIMEOUT):
@@ -49,6 +50,9 @@ async def check(connection: AbstractConnection, topology: Topology) -> list[str]
 
     The arguments of a queue can only be compared by declaring it. So existing queues are declared
     again, which changes nothing, and missing ones are not.
+
+    Raises:
+        ConnectionError: the node of a queue is down.
     """
     missing = await _compare(connection, topology, passive=True)
     absent = {fault.split("'")[1] for fault in missing}
@@ -77,7 +81,11 @@ async def _compare(
                 await channel.queue_declare(
                     item.name, durable=True, arguments=dict(item.arguments), passive=passive
                 )
-        except ChannelNotFoundEntity:
+        except ChannelNotFoundEntity as error:
+            if not passive or "down or inaccessible" in str(error):
+                raise ConnectionResetError(
+                    f"{kind} '{item.name}' is unavailable: {error}"
+                ) from None
             faults.append(f"{kind} '{item.name}' is missing: run `ringback topology declare`")
         except ChannelPreconditionFailed as error:
             faults.append(

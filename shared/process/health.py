@@ -39,6 +39,10 @@ class Health:
         self._faults[part] = reason
         self.on_change()
 
+    def is_up(self, part: str) -> bool:
+        """Return whether a part is ready."""
+        return self._faults.get(part, STARTING) is None
+
     def drain(self) -> None:
         """Mark the process as stopping. It is never ready again."""
         self._draining = True

@@ -9,6 +9,7 @@ import pytest
 from yarl import URL
 
 from shared.amqp.connection import BrokerConnection, connect, keep_connected
+from shared.amqp.declare import TopologyMismatchError
 from shared.process.health import Health
 from tests.fakes.command import ringback
 from tests.fakes.sandbox import running_sandbox
@@ -135,3 +136,27 @@ async def test_finding_d2_the_producers_of_the_sandbox_use_any_address(amqp_url:
     ):
         assert response.status == 503
         assert CANARY not in await response.text()
+
+
+async def test_finding_b3_a_mismatch_ends_only_a_part_that_was_never_up(amqp_url: str) -> None:
+    health, sessions = Health(), 0
+
+    async def session(_: BrokerConnection) -> None:
+        nonlocal sessions
+        sessions += 1
+        if sessions == 1:
+            health.up("p")
+            raise ConnectionResetError("the node was killed")
+        if sessions == 2:
+            raise TopologyMismatchError(["queue 'x' is missing"])
+
+    await asyncio.wait_for(
+        keep_connected(amqp_url, name="test", part="p", health=health, session=session), 20
+    )
+    assert sessions == 3
+
+    async def mismatch(_: BrokerConnection) -> None:
+        raise TopologyMismatchError(["queue 'x' is missing"])
+
+    with pytest.raises(TopologyMismatchError):
+        await keep_connected(amqp_url, name="test", part="new", health=health, session=mismatch)
