@@ -1,6 +1,6 @@
 # The commands of a checkout. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-rabbitmq4 lint bench soak clean lock
+.PHONY: help run test test-rabbitmq4 chaos lint bench soak clean lock
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -19,6 +19,9 @@ test: $(READY)  ## run the tests against a private broker and database; some of 
 
 test-rabbitmq4: $(READY)  ## run the tests against RabbitMQ 4 from Debian 13 in a chroot (needs root, debootstrap)
 	$(PYTHON) -m pytest --rabbitmq4 $(T)
+
+chaos: $(READY)  ## break the nodes of a cluster under load, and count lost messages (needs root, iptables)
+	$(PYTHON) -m pytest -m chaos -rA tests/acceptance/test_cluster.py
 
 lint: $(READY)  ## check style, format, types and import rules
 	$(VENV)/bin/ruff check

@@ -78,11 +78,12 @@ class Cluster:
 
     def leader(self, queue: str) -> Broker:
         """Return the node of the leader of a quorum queue."""
-        listed = self.nodes[0].ctl(
-            *("list_queues", "--vhost", self.nodes[0].vhost, "name", "leader", "--no-table-headers")
-        )
-        leaders = dict(line.split() for line in listed.splitlines())
-        return next(node for node in self.nodes if node.identity.name == leaders[queue])
+        running = next(node for node in self.nodes if node.pid)
+        name = f'rabbit_misc:r(<<"{running.vhost}">>, queue, <<"{queue}">>)'
+        leader = f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), element(2, amqqueue:get_pid(Q))."
+        found = running.ctl("eval", leader)
+        leaders = {node.identity.name: node for node in self.nodes}
+        return leaders[found.strip().strip("'")]
 
     @contextmanager
     def isolated(self, node: Broker) -> Iterator[None]:

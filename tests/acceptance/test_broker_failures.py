@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import aiormq
 import pytest
 
@@ -263,6 +264,36 @@ async def test_a_deleted_tier_is_redeclared(own_broker: Broker, tmp_path: Path) 
         failing = setup.targets[3].requests
         await until(lambda: len(failing) >= 2 * 5)  # its five callbacks came back from the tier
         assert setup.service.logged("publish retried", queue="callbacks.retry.1s")
+
+
+async def test_row_10_a_missing_dead_letter_target_delays_retries(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    await dead_letter_target_missing(own_broker, tmp_path, seconds=10)
+
+
+@pytest.mark.slow
+async def test_row_10_a_dead_letter_target_is_missing_for_60_seconds(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    await dead_letter_target_missing(own_broker, tmp_path, seconds=60)
+
+
+async def dead_letter_target_missing(broker: Broker, directory: Path, seconds: float) -> None:
+    with running(directory, broker.url) as service:
+        await service.ready()
+    async with broker_client(broker.url) as publisher, serve(respond()) as target:
+        await publisher.channel.queue_delete(CALLBACKS)
+        ledger = Ledger(broker.url, (target,))
+        for _ in range(50):
+            body = send_callback(target.url)
+            message = aio_pika.Message(json.dumps(body).encode(), delivery_mode=2)
+            await publisher.channel.default_exchange.publish(message, f"{CALLBACKS}.retry.1s")
+            ledger.accept([body["id"]])
+        await asyncio.sleep(seconds)  # the tier has no target
+        with running(directory, broker.url) as service:
+            await service.ready()
+            await ledger.complete(10)
 
 
 async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(

@@ -197,7 +197,7 @@ async def fault(sandbox: Sandbox) -> str:
 async def test_an_unavailable_broker_is_reported_without_the_password() -> None:
     async with running_sandbox("amqp://user:canary@127.0.0.1:1/") as sandbox:
         detail = await fault(sandbox)
-    assert "Cannot connect to RabbitMQ at amqp://user:" in detail
+    assert "Cannot connect to RabbitMQ: no connection to amqp://user:" in detail
     assert "canary" not in detail
 
 
