@@ -36,8 +36,11 @@ MAX_DEPTH: Final = 100
 # Milliseconds of the largest time that is shown, in the year 6429.
 _MAX_TIME: Final = 1 << 47
 _SECRET: Final = re.compile(
-    r"secret|passw|token|authoriz|cookie|credential|signature|api.?key|private", re.IGNORECASE
+    r"secret|passw|token|ticket|authoriz|cookie|credential|signature|api.?key|private",
+    re.IGNORECASE,
 )
+# A service ticket. The name of its header is a setting.
+_JWT: Final = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def _origin(body: Any) -> str | None:
 
 
 def redacted(value: Any, name: str = "", *, depth: int = 0) -> Any:
-    """Return the value with secrets hidden: by their names, and the query values of URLs.
+    """Return the value with secrets hidden: by their names, tickets, and the query values of URLs.
 
     Values below MAX_DEPTH levels are hidden, too.
     """
@@ -156,9 +159,15 @@ def redacted(value: Any, name: str = "", *, depth: int = 0) -> Any:
         return HIDDEN
     if isinstance(value, list | tuple):
         return [redacted(item, name, depth=depth + 1) for item in value]
-    if isinstance(value, str) and "://" in value:
-        return _url(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, str):
+        return _text(value)
+    return value if isinstance(value, int | float | bool | None) else str(value)
+
+
+def _text(value: str) -> str:
+    if _JWT.fullmatch(value):
+        return HIDDEN
+    return _url(value) if "://" in value else value
 
 
 def _url(text: str) -> str:

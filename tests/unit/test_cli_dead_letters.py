@@ -12,6 +12,8 @@ from services.cli.dead_letters import HIDDEN, MAX_DEPTH, DeadLetter, parse_dead_
 from shared.amqp import codec
 from shared.amqp.codec import Properties
 from shared.amqp.frame_interceptor import Delivery
+from shared.security.jwks import shared_key
+from shared.security.tickets import TicketIssuer
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -31,6 +33,14 @@ def test_no_secret_is_shown_at_any_depth(before: Any, name: str, depth: int) -> 
         body = {"nested": [body, before]}
 
     assert CANARY not in json.dumps(redacted(body))
+
+
+# A ticket is valid for hours, and the name of its header is a setting.
+@pytest.mark.parametrize("name", ["x-service-ticket", "X-Ya-Service-Ticket", "X-Caller"])
+def test_no_ticket_is_shown(name: str) -> None:
+    ticket = TicketIssuer(shared_key("k" * 32)).issue("shop", lifetime=60)
+
+    assert redacted({"headers": {name: ticket}}) == {"headers": {name: HIDDEN}}
 
 
 @given(JSON)
