@@ -77,9 +77,16 @@ def signing_keys(text: str) -> tuple[Key, ...]:
                 f"key {number} must be Ed25519, or RSA with {MIN_RSA_BITS} to {MAX_RSA_BITS} bits"
             )
         key.ensure_kid()
-        if not isinstance(key.kid, str) or len(key.kid) > MAX_KID_LENGTH:
+        kid = key.kid
+        if not (isinstance(kid, str) and 1 <= len(kid) <= MAX_KID_LENGTH and kid.isprintable()):
             raise ValueError(
-                f"the kid of key {number} must be a text of at most {MAX_KID_LENGTH} characters"
+                f"the kid of key {number} must be a text of 1 to {MAX_KID_LENGTH} visible"
+                " characters"
+            )
+        if not _is_for_signatures(key):
+            raise ValueError(
+                f"key {number} must be for signatures with {signature_of(key)}: correct or remove"
+                " its use, alg and key_ops"
             )
     if len({key.kid for key in keys}) < len(keys):
         raise ValueError("two keys have the same kid")
@@ -134,6 +141,17 @@ def _can_sign(key: Key) -> bool:
             return key.curve_name == "Ed25519"
         case _:
             return False
+
+
+def _is_for_signatures(key: Key) -> bool:
+    """Return whether the optional members of a JWK allow the algorithm of `signature_of`."""
+    try:
+        key.check_use("sig")
+        key.check_alg(signature_of(key))
+        key.check_key_op("sign" if key.is_private else "verify")
+    except JoseError:
+        return False
+    return True
 
 
 def _import_keys(jwks: Any) -> list[Key]:

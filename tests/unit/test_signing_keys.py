@@ -174,13 +174,24 @@ def short_rsa() -> str:
         (jwk(OctKey.import_key("canary" * 6)), "key 1 must be Ed25519, or RSA"),
         (short_rsa(), "2048 to 4096 bits"),
         (jwk(ED, kid="x" * (MAX_KID_LENGTH + 1)), "the kid of key 1 must be a text"),
+        (jwk(ED, kid=""), "the kid of key 1 must be a text"),
+        (jwk(ED, kid="\ud800"), "the kid of key 1 must be a text"),
         (json.dumps({"keys": [json.loads(jwk(ED)), json.loads(jwk(ED))]}), "the same kid"),
+        (jwk(ED, use="enc"), "key 1 must be for signatures with EdDSA"),
+        (jwk(ED, alg="Ed25519"), "key 1 must be for signatures with EdDSA"),
+        (jwk(RSA, alg="PS256"), "key 1 must be for signatures with RS256"),
+        (jwk(ED, key_ops=["verify"]), "key 1 must be for signatures with EdDSA"),
     ],
 )
 def test_an_unusable_signing_key_is_rejected_and_not_shown(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault) as caught:
         signing_keys(text)
     assert "canary" not in str(caught.value)
+
+
+def test_a_public_key_that_only_verifies_is_published() -> None:
+    text = json.dumps(ED.as_dict(private=False) | {"use": "sig", "key_ops": ["verify"]})
+    assert published_jwks(signing_keys(text)) == published_jwks([ED])
 
 
 def test_the_largest_own_ticket_fits_into_a_notification() -> None:
