@@ -291,8 +291,13 @@ def content_changed(callback: ScheduledCallback, now: datetime) -> ScheduledCall
 
     A claim that began before this can still read the old request, so it must not be due yet for it.
     """
-    next_at = max(callback.next_at, now + timedelta(seconds=REPLACEMENT_DELAY))
-    return replace(callback, dispatch=callback.dispatch + 1, next_at=next_at)
+    dispatched = callback.dispatch >= callback.first_dispatch
+    return replace(
+        callback,
+        dispatch=callback.dispatch + 1,
+        first_dispatch=callback.first_dispatch + (not dispatched),
+        next_at=max(callback.next_at, now + timedelta(seconds=REPLACEMENT_DELAY)),
+    )
 
 
 def replaced(callback: ScheduledCallback, run_at: datetime, now: datetime) -> ScheduledCallback:
