@@ -47,6 +47,22 @@ async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
             "Send the body without Content-Encoding.",
             headers={"Accept-Encoding": "identity"},
         )
+    body = await read_body(request, max_bytes)
+    try:
+        # NaN, Infinity and unpaired surrogates are not valid JSON.
+        return body, from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, "malformed", f"The body is not JSON: {error}."
+        ) from None
+
+
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
+    """Return the body, at most `max_bytes` long.
+
+    Raises:
+        ProblemError: 413, 408, or 400 if it is not valid HTTP.
+    """
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
     try:
@@ -66,13 +82,7 @@ async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
         raise _too_large(max_bytes) from None
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
-    try:
-        # NaN, Infinity and unpaired surrogates are not valid JSON.
-        return body, from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST, "malformed", f"The body is not JSON: {error}."
-        ) from None
+    return body
 
 
 def _too_large(max_bytes: int) -> ProblemError:

@@ -515,6 +515,17 @@ async def test_metrics_and_logs_show_requests_without_secrets(
     assert sample in (await gateway_service.get("/metrics"))[1]
 
 
+# Anyone can send one: there is no ticket.
+async def test_the_body_of_an_unsubscribe_request_is_bounded(
+    call: Caller, scheduler: FakeScheduler
+) -> None:
+    before = len(scheduler.requests)
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    response = await call("POST", "/v1/unsubscribe?token=x", raw=b"a" * 5000, **form)
+    response.problem(413)
+    assert len(scheduler.requests) == before
+
+
 async def test_readyz_reports_the_broker_and_the_scheduler(
     call: Caller, gateway_service: Service, scheduler: FakeScheduler
 ) -> None:

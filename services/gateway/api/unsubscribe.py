@@ -9,13 +9,15 @@ from typing import Final
 from aiohttp import web
 from pydantic import ValidationError
 
-from services.gateway.parsing import invalid
+from services.gateway.parsing import invalid, read_body
 from services.gateway.rpc import ServiceClient
 from shared.amqp.rpc import RequestContext
 from shared.contracts.context import field_errors
 from shared.contracts.headers import traceparent
 from shared.contracts.posting_requests import CHANGE_SUBSCRIPTION, ChangeSubscription
 
+# RFC 8058 defines a body of 26 bytes, or the same as multipart/form-data.
+MAX_BODY_BYTES: Final = 4096
 # The link contains a token: it must not reach other sites, caches or search engines.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self';"
@@ -65,7 +67,7 @@ def routes(services: ServiceClient) -> Sequence[web.RouteDef]:
 
     async def change(request: web.Request) -> web.Response:
         """Unsubscribe, or subscribe again with that button. A repeat changes nothing."""
-        subscribed = await request.read() == b"subscribed=yes"
+        subscribed = await read_body(request, MAX_BODY_BYTES) == b"subscribed=yes"
         try:
             command = ChangeSubscription(
                 token=request.query.get("token", ""), subscribed=subscribed
