@@ -48,7 +48,8 @@ PROMISES: Final = {
     "row 7": "Disk alarm: the same as a memory alarm.",
     "row 8": "A deleted queue is declared again, and its consumer recovers.",
     "row 9": "A removed binding is declared again.",
-    "row 10": "A dead-letter target returns after 60 s: all messages arrive within 10 s of that.",
+    "row 10": "A dead-letter target returns after 60 s: all messages arrive within 10 s of that, "
+    "if the broker repeats dead-lettering after 5 s (operations.md).",
     "row 11": "A full tier delays retries and loses nothing.",
     "row 12": "A handler slower than the consumer timeout causes one redelivery.",
     "row 13": "A poison message is dead-lettered after a limit, without affecting others.",
