@@ -19,6 +19,7 @@ from tests.bench.rig import Rig, StalledError, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.table import Section, data, plain
 from tests.bench.timing import intake, on_time
+from tests.bench.tls import over_tls
 
 PARTS = {
     "a": one_worker,
@@ -34,16 +35,17 @@ PARTS = {
     "k": expansion,
     "l": one_recipient,
     "m": large,
+    "n": over_tls,
 }
 # The part that takes half an hour is only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n"
 
 
 @click.command()
 @click.option("--only", default=DEFAULT_PARTS, help="Parts to run, such as a,b.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
-    """Measure Ringback against its alternatives in one run of about eight minutes.
+    """Measure Ringback against its alternatives in one run of about twelve minutes.
 
     \b
     a  CPU and rate of one worker
@@ -59,13 +61,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     k  expansion: messages of one posting
     l  expansion: postings to one recipient
     m  the scheduler with ten million callbacks: half an hour, only with --only m
+    n  callbacks over TLS, on kept connections and on new ones
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to m.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to n.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

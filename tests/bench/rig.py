@@ -22,6 +22,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+import trustme
+
 from deploy.local.broker import Broker
 from deploy.local.daemon import CHECKOUT, failure_lines
 from deploy.local.database import Database
@@ -217,12 +219,16 @@ def _send_callback(url: str, number: int, expires: str) -> OutgoingMessage:
 
 @dataclass(slots=True)
 class Rig:
-    """The servers and the sink that all measurements share, and the directory of logs."""
+    """The servers and the sink that all measurements share, and the directory of logs.
+
+    authority: the PEM file of the authority that issued the sink's certificate.
+    """
 
     broker: Broker
     database: Database
     sink: Sink
     directory: Path
+    authority: Path
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _sites: Iterator[int] = field(default_factory=itertools.count)
 
@@ -233,6 +239,7 @@ class Rig:
         *,
         options: Sequence[str] = (),
         facts_bound: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Site]:
         """Start a sender on an empty queue, and warm it up. Both are deleted at the end."""
         name = f"site{next(self._sites)}"
@@ -249,7 +256,7 @@ class Rig:
                 await channel.queue_bind(FACTS_QUEUE, OUTCOMES, "#")
         publisher = Publisher(url, name="bench feed", topology=tables, health=health)
         publishing = asyncio.create_task(publisher.run())
-        sender = self.start([*contender.value, *options], url, name)
+        sender = self.start([*contender.value, *options], url, name, environment)
         try:
             await publisher.ready()
             site = Site(url, self.sink, sender, publisher, self._numbers)
@@ -327,10 +334,19 @@ def rig(messages: int = MESSAGES) -> Iterator[Rig]:
         database = Database(directory / "database")
         database.start()
         stack.callback(database.stop, immediate=True)
+        authority, certificate = _certificates(directory)
         targets = dict.fromkeys(Group, TARGETS)
-        yield Rig(
-            broker, database, stack.enter_context(sink(targets, messages=messages)), directory
-        )
+        receiver = stack.enter_context(sink(targets, messages=messages, certificate=certificate))
+        yield Rig(broker, database, receiver, directory, authority)
+
+
+def _certificates(directory: Path) -> tuple[Path, Path]:
+    """Write the PEM files of a new authority, and of a key and certificate for 127.0.0.1."""
+    authority, certificate = directory / "authority.pem", directory / "receiver.pem"
+    issuer = trustme.CA()
+    issuer.cert_pem.write_to_path(authority)
+    issuer.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    return authority, certificate
 
 
 def rounds(maximum: int, seconds: float, *, minimum: int = 1) -> Iterator[int]:

@@ -8,18 +8,21 @@ import asyncio
 import multiprocessing
 import resource
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from multiprocessing.connection import Connection
-from typing import cast
+from pathlib import Path
+from typing import Final, cast
 
 import uvloop
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
 GONE = b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"
+LAST = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 class Group(IntEnum):
@@ -30,13 +33,19 @@ class Group(IntEnum):
     SLOW = 2  # 200 after `delay` seconds
     FLAKY = 3  # 500 to the first attempt of each message, then 200
     GONE = 4  # 410
+    TLS = 5  # 200 at once, over TLS
+    TLS_CLOSING = 6  # 200 at once, over TLS; closes the connection after each response
+
+
+ENCRYPTED: Final = frozenset({Group.TLS, Group.TLS_CLOSING})
 
 
 class SinkCounters:
     """The counters of the sink. Times are CLOCK_MONOTONIC, which all processes share.
 
     first, last: the times of the first and last request of message `n`, 0 for none. count: the
-    requests of a group. responses: those of a group. last_response: the time of the last 200.
+    requests of a group. responses, connections: those of a group. last_response: the time of the
+    last 200.
     """
 
     def __init__(self, messages: int) -> None:
@@ -44,6 +53,7 @@ class SinkCounters:
         self.last = multiprocessing.RawArray("d", messages)
         self.count = multiprocessing.RawArray("q", len(Group))
         self.responses = multiprocessing.RawArray("q", len(Group))
+        self.connections = multiprocessing.RawArray("q", len(Group))
         self.last_response = multiprocessing.RawValue("d", 0.0)
         self.delay = multiprocessing.RawValue("d", 0.0)
 
@@ -62,15 +72,19 @@ class Sink:
 
 
 @contextmanager
-def sink(targets: dict[Group, int], *, messages: int) -> Iterator[Sink]:
+def sink(targets: dict[Group, int], *, messages: int, certificate: Path) -> Iterator[Sink]:
     """Run a sink in another process with so many targets in each group.
+
+    certificate: the PEM file of the encrypted groups' key and certificate for 127.0.0.1.
 
     Messages have numbers from 0 to `messages` - 1 in the last member of their body, `id`.
     """
     spawn = multiprocessing.get_context("spawn")
     counters = SinkCounters(messages)
     parent_end, child_end = spawn.Pipe()
-    process = spawn.Process(target=_run, args=(targets, counters, child_end), daemon=True)
+    process = spawn.Process(
+        target=_run, args=(targets, counters, certificate, child_end), daemon=True
+    )
     process.start()
     child_end.close()
     try:
@@ -80,23 +94,37 @@ def sink(targets: dict[Group, int], *, messages: int) -> Iterator[Sink]:
         process.join()
 
 
-def _run(targets: dict[Group, int], counters: SinkCounters, pipe: Connection) -> None:
+def _run(
+    targets: dict[Group, int], counters: SinkCounters, certificate: Path, pipe: Connection
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C and stops us
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    uvloop.run(_listen(targets, counters, pipe))
+    uvloop.run(_listen(targets, counters, certificate, pipe))
 
 
-async def _listen(targets: dict[Group, int], counters: SinkCounters, pipe: Connection) -> None:
+async def _listen(
+    targets: dict[Group, int], counters: SinkCounters, certificate: Path, pipe: Connection
+) -> None:
     loop = asyncio.get_running_loop()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
     urls: dict[Group, list[str]] = {}
     for group, number in targets.items():
+        encrypted = group in ENCRYPTED
         servers = [
-            await loop.create_server(_protocol(group, counters), "127.0.0.1", 0, backlog=4096)
+            await loop.create_server(
+                _protocol(group, counters),
+                "127.0.0.1",
+                0,
+                backlog=4096,
+                ssl=tls if encrypted else None,
+            )
             for _ in range(number)
         ]
         ports = [server.sockets[0].getsockname()[1] for server in servers]
-        urls[group] = [f"http://127.0.0.1:{port}/hook" for port in ports]
+        scheme = "https" if encrypted else "http"
+        urls[group] = [f"{scheme}://127.0.0.1:{port}/hook" for port in ports]
     pipe.send(urls)
     ended = asyncio.Event()
     loop.add_reader(pipe.fileno(), ended.set)  # readable means that the benchmark has ended
@@ -117,6 +145,7 @@ class _Requests(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
+        self._counters.connections[self._group] += 1
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -139,8 +168,11 @@ class _Requests(asyncio.Protocol):
         counters.last[number] = now
         counters.count[group] += 1
         match group:
-            case Group.HEALTHY:
+            case Group.HEALTHY | Group.TLS:
                 self._respond(OK)
+            case Group.TLS_CLOSING:
+                self._respond(LAST)
+                self._transport.close()
             case Group.SLOW if counters.delay.value > 0:
                 asyncio.get_running_loop().call_later(counters.delay.value, self._respond, OK)
             case Group.SLOW:
@@ -154,5 +186,5 @@ class _Requests(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.write(response)
         self._counters.responses[self._group] += 1
-        if response is OK:
+        if response in (OK, LAST):
             self._counters.last_response.value = time.monotonic()
