@@ -206,10 +206,14 @@ class Store:
         """Claim at most `share` due callbacks of each of these clients."""
         return await self._claim(CLAIM_SHARED, clients, share)
 
-    async def due_clients(self) -> list[str]:
-        """Return the clients that have due callbacks."""
-        rows = await self._database.fetch(SQL["due_clients"])
-        return [row["client_id"] for row in rows]
+    async def due_clients(self, start: str, limit: int) -> tuple[list[str], str]:
+        """Return those of `limit` clients from `start` on that have due callbacks.
+
+        Also return the client after them; '', the first one, if there is none.
+        """
+        rows = await self._database.fetch(SQL["due_clients"], start, limit + 1)
+        following = rows[limit]["client_id"] if len(rows) > limit else ""
+        return [row["client_id"] for row in rows[:limit] if row["due"]], following
 
     async def _claim(self, sql: str, *args: Any) -> list[Claim]:
         rows = await self._database.fetch(sql, *args, CLAIM_LEASE)

@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 from prometheus_client import REGISTRY
 
-from services.scheduler import operations
+from services.scheduler import dispatch, operations
 from services.scheduler.backlog import BacklogMonitor
 from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
 from services.scheduler.store import SQL
@@ -104,7 +104,65 @@ async def test_n10_the_clients_are_found_in_the_index_without_reading_their_call
     await backlog(scheduler, "b", 1)
     await scheduler.create("later")
     await scheduler.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
-    assert sorted(await scheduler.store.due_clients()) == ["a", "b"]
+    assert await scheduler.store.due_clients("", 5) == (["a", "b"], "")
+    # With more clients, each scan continues where the last one ended.
+    assert await scheduler.store.due_clients("", 1) == (["a"], "b")
+    assert await scheduler.store.due_clients("b", 1) == (["b"], "later")
+    assert await scheduler.store.due_clients("later", 1) == ([], "")
+
+
+async def test_n10_a_shared_claim_never_reads_the_backlog_of_another_client(
+    scheduler: Scheduler,
+) -> None:
+    await backlog(scheduler, "shop", 3000)
+    await backlog(scheduler, "bank", 10)
+    await scheduler.database.execute(
+        "UPDATE scheduler.scheduled_callbacks SET next_at = now() WHERE client_id = 'bank'"
+    )
+    await scheduler.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
+    # Callbacks that are not due yet are not read either.
+    callbacks = [{"url": URL, "delay": 60}] * 1000
+    await scheduler.request("CreateCallbacks", "bank", callbacks=callbacks)
+    sql = SQL["due_shared"].replace("$1", "ARRAY['bank']").replace("$2", "50")
+    plan = await scheduler.database.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {sql}")
+    lines = [row[0] for row in plan]
+    assert any("using scheduled_callbacks_of_client" in line for line in lines), lines
+    assert not any("Removed by" in line for line in lines), lines
+
+
+async def test_n10_more_clients_than_one_scan_finds_are_all_served(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_CLIENTS", 4)
+    await backlog(scheduler, "a", 2000)
+    for n in range(10):
+        await scheduler.create(f"c{n}")
+    await scheduler.make_due(late := await scheduler.create("d"))
+    before = len(scheduler.broker.sent)
+    await until_sent(scheduler, late)
+    # Three scans find all the clients, and a claim of the oldest callbacks comes before each.
+    assert position(scheduler.broker.sent, late) - before <= 6 * BATCH
+
+
+async def test_n10_large_contexts_of_other_clients_do_not_fill_the_memory(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await backlog(scheduler, "small", 1000)
+    for client in ("large", "larger"):
+        callbacks = [{"url": URL, "delay": 60, "context": "x" * 10_000}] * 100
+        await scheduler.request("CreateCallbacks", client, callbacks=callbacks)
+    await scheduler.database.execute(
+        "UPDATE scheduler.scheduled_callbacks SET next_at = now() WHERE client_id LIKE 'large%'"
+    )
+    monkeypatch.setattr(dispatch, "MAX_BATCH_BYTES", 100_000)
+    sizes = []
+    while len(sizes) < 10:
+        before = len(scheduler.broker.sent)
+        await scheduler.dispatcher.run_once(BATCH)
+        await scheduler.dispatcher.drain(10)
+        sizes.append(sum(len(each.body) for each in scheduler.broker.sent[before:]))
+    # The sizes are not known before the first shared claim.
+    assert sorted(sizes)[-2] <= 200_000, sizes
 
 
 async def test_n10_while_the_queue_is_full_callbacks_wait_and_can_be_cancelled(

@@ -101,24 +101,28 @@ UNION ALL
 SELECT id, next_at FROM expired
 
 -- name: due_shared
--- The same number $2 of due callbacks of each of the clients $1.
+-- The same number $2 of due callbacks of each of the clients $1. The row comparisons and the order
+-- allow only the index of clients: in the index of due times, the callbacks of one client can be
+-- behind a million of another.
 SELECT due.id, due.next_at
 FROM unnest($1::text[]) AS u (client_id)
 CROSS JOIN LATERAL (
     SELECT id, next_at FROM scheduler.scheduled_callbacks c
-    WHERE NOT in_flight AND c.client_id = u.client_id AND next_at <= now()
-    ORDER BY next_at
+    WHERE NOT in_flight
+        AND (c.client_id, next_at) >= (u.client_id, '-infinity'::timestamptz)
+        AND (c.client_id, next_at) <= (u.client_id, now())
+    ORDER BY c.client_id, next_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 ) due
 
 -- name: due_clients
--- The clients with a callback that is due. Each step of the recursion finds the next client in the
--- index, so the cost depends on the number of clients and not of callbacks.
+-- The first $2 clients from $1 on with callbacks that wait, and whether one is due. Each step of the
+-- recursion finds the next client in the index, so the cost depends on $2 and not on the callbacks.
 WITH RECURSIVE clients AS (
     (
         SELECT client_id, next_at FROM scheduler.scheduled_callbacks
-        WHERE NOT in_flight
+        WHERE NOT in_flight AND client_id >= $1
         ORDER BY client_id, next_at
         LIMIT 1
     )
@@ -132,7 +136,8 @@ WITH RECURSIVE clients AS (
         LIMIT 1
     ) following
 )
-SELECT client_id FROM clients WHERE next_at <= now()
+SELECT client_id, next_at <= now() AS due FROM clients
+LIMIT $2
 
 -- name: claim
 -- Claim the callbacks of `due`, which is `due` or `due_shared`, for $3 seconds. A callback without its
