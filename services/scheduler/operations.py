@@ -5,6 +5,7 @@ Clients are isolated from each other: a callback of another client is not found.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from json import loads
 from time import monotonic
@@ -41,7 +42,8 @@ from shared.pagination import END, START, Position, decode_cursor, encode_cursor
 
 # Callbacks of a group that are cancelled in one transaction, and the most that a response lists.
 GROUP_BATCH_SIZE: Final = 1000
-# Seconds for which one request cancels callbacks of a group: less than the gateway's timeout.
+# Seconds for which one request cancels callbacks of a group, or waits to begin: less than the
+# gateway's timeout.
 GROUP_TIME: Final = 3.0
 # Bytes of the contexts in one page: half of the longest response. A page with larger contexts ends
 # early, and its cursor continues after its last callback.
@@ -167,6 +169,9 @@ class Operations:
         """Cancel callbacks of a group for some seconds, from the command's cursor on.
 
         Batches of all groups take turns, so groups never hold more than one connection.
+
+        Raises:
+            InfrastructureError: other groups take all the time.
         """
         assert command.group_key is not None  # noqa: S101 - `whole_group` implies it
         position = START
@@ -179,16 +184,19 @@ class Operations:
         counts: dict[CancelResult, int] = {}
         started = monotonic()
         while not counts or monotonic() - started < GROUP_TIME:
+            if not await self._group_turn_within(started + GROUP_TIME - monotonic()):
+                break
             try:
-                async with self._group_turn:
-                    members = await self._store.group_members(
-                        client_id, command.group_key, position, GROUP_BATCH_SIZE
-                    )
-                    results = await self._cancel_members(members)
+                members = await self._store.group_members(
+                    client_id, command.group_key, position, GROUP_BATCH_SIZE
+                )
+                results = await self._cancel_members(members)
             except InfrastructureError as error:
-                if counts:  # earlier batches are committed
-                    raise InfrastructureError(str(error)) from error
-                raise
+                # Earlier batches are committed.
+                unknown = bool(counts) or error.effect_unknown
+                raise InfrastructureError(str(error), effect_unknown=unknown) from error
+            finally:
+                self._group_turn.release()
             for id_, result in results.items():
                 counts[result] = counts.get(result, 0) + 1
                 if len(items) < GROUP_BATCH_SIZE:
@@ -196,7 +204,16 @@ class Operations:
             if len(members) < GROUP_BATCH_SIZE:
                 return CancelGroupResponse(items=items, counts=counts)
             position = members[-1].position
+        if not counts:
+            raise InfrastructureError("other groups are being cancelled", effect_unknown=False)
         return CancelGroupResponse(items=items, counts=counts, next_cursor=encode_cursor(position))
+
+    async def _group_turn_within(self, seconds: float) -> bool:
+        """Return whether the next turn began within this time; then release it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._group_turn.acquire()
+        return False
 
     async def _cancel_members(self, members: Sequence[Member]) -> dict[UUID, CancelResult]:
         """Cancel those that have not ended; nothing is locked or loaded for the others."""

@@ -155,7 +155,7 @@ async def test_n10_large_contexts_of_other_clients_do_not_fill_the_memory(
         "UPDATE scheduler.scheduled_callbacks SET next_at = now() WHERE client_id LIKE 'large%'"
     )
     monkeypatch.setattr(dispatch, "MAX_BATCH_BYTES", 100_000)
-    sizes = []
+    sizes: list[int] = []
     while len(sizes) < 10:
         before = len(scheduler.broker.sent)
         await scheduler.dispatcher.run_once(BATCH)
@@ -284,6 +284,23 @@ async def test_finding_a10_large_groups_leave_the_database_to_others(
         assert not any(each.done() for each in cancelling)
     for response in await asyncio.gather(*cancelling):
         assert response["counts"] == {"cancelled": 3}
+
+
+async def test_finding_a10_a_group_waits_at_most_some_seconds_for_its_turn(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "GROUP_TIME", 0.1)
+    members = [await scheduler.create(group_key="g") for _ in range(3)]
+    async with scheduler.database.transaction() as connection:
+        await connection.fetch(SQL["lock"], members)
+        first = asyncio.create_task(scheduler.request("CancelCallbacks", group_key="g"))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(2):
+            with pytest.raises(InfrastructureError, match="other groups") as raised:
+                await scheduler.request("CancelCallbacks", group_key="g")
+        assert not raised.value.effect_unknown
+        assert not first.done()
+    assert (await first)["counts"] == {"cancelled": 3}
 
 
 async def test_finding_a10_a_cursor_must_be_valid_and_belongs_to_a_group(
