@@ -8,10 +8,12 @@ from uuid import UUID
 
 import pytest
 
+from services.mailings.expansion import slice as slice_module
 from services.mailings.expansion.sources import MAX_SMALL_FETCHES
 from services.mailings.records import Claim
 from services.mailings.store import Store
 from shared.postgres.pool import Database, StoreConnectionLostError
+from shared.registry import BULK
 from tests.fakes.mailing import (
     FakeBroker,
     Mailings,
@@ -213,3 +215,56 @@ async def test_finding_c19_lists_leave_slots_to_postings_to_one_recipient(
     assert [sent(mailings.broker, each).total() for each in (hanging, second, large)] == [
         *(10, 10, 200)
     ]
+
+
+class SlowStore(Store):
+    """Claims a list, and returns it only when `returned` is set."""
+
+    claimed: asyncio.Event
+    returned: asyncio.Event
+
+    async def claim(self, *slots: int, **options: Any) -> list[Claim]:
+        claims = await super().claim(*slots, **options)
+        if any(claim.is_list for claim in claims):
+            self.claimed.set()
+            await self.returned.wait()
+        return claims
+
+
+async def test_finding_c19_a_posting_becomes_a_list_while_another_list_is_claimed(
+    url: str, lists: UserLists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both use the only slot for lists. Other postings are still expanded."""
+    continued, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang(event: asyncio.Event, users: list[Any]) -> list[Any]:
+        await event.wait()
+        return users
+
+    monkeypatch.setattr(slice_module, "SLICE_DURATION", 60.0)
+    full = [user(number) for number in range(10)]
+    lists.responses["a", 1] = lambda: hang(continued, full)
+    lists.responses["a", 2] = lists.responses["b", 1] = lambda: hang(ended, [])
+    for name in ("claimed", "returned"):
+        monkeypatch.setattr(SlowStore, name, asyncio.Event(), raising=False)
+    receivers = "http://auth/lists/{}/?page_size=10"
+    async with running_mailings(
+        url, {"auth": lists.url}, store=SlowStore, concurrency=1
+    ) as mailings:
+        known = await mailings.post(posting(receivers=receivers.format("b")))
+        await mailings.database.execute(
+            "UPDATE mailings.postings SET is_list = true, due_at = now() + interval '1 hour'"
+        )
+        async with expanding(mailings):
+            await mailings.post(posting(receivers=receivers.format("a")))
+            await until(lambda: ("a", 1) in lists.requests)
+            await mailings.make_due(known)
+            mailings.expansion.wake({BULK})
+            await SlowStore.claimed.wait()
+            continued.set()
+            await until(lambda: ("a", 2) in lists.requests)
+            SlowStore.returned.set()
+            await until(lambda: ("b", 1) in lists.requests)
+            single = await post_to_one(mailings, 1)
+            await until(lambda: bool(mailings.broker.ids(single)))
+            ended.set()

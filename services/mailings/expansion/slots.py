@@ -11,8 +11,20 @@ class Slots:
 
     def __init__(self, small: int, lists: int) -> None:
         self.small = small
-        self.lists = lists
         self.changed = asyncio.Event()
+        self._lists = lists
+
+    @property
+    def lists(self) -> int:
+        """Return the free slots for lists. Postings that become lists during a claim use more."""
+        return max(self._lists, 0)
+
+    def add(self, number: int, *, is_list: bool) -> None:
+        """Change the number of free slots."""
+        if is_list:
+            self._lists += number
+        else:
+            self.small += number
 
 
 class Slot:
@@ -21,7 +33,7 @@ class Slot:
     def __init__(self, slots: Slots, *, is_list: bool) -> None:
         self.is_list = is_list
         self._slots = slots
-        self._add(-1)
+        slots.add(-1, is_list=is_list)
 
     def extend(self) -> bool:
         """Change it into a slot for lists, and return whether that was possible."""
@@ -30,17 +42,11 @@ class Slot:
                 return False
             self.release()
             self.is_list = True
-            self._add(-1)
+            self._slots.add(-1, is_list=True)
         return True
 
     def release(self) -> None:
         """Make it free for another slice. The posting of a list may be due again."""
         if self.is_list or not self._slots.small:
             self._slots.changed.set()
-        self._add(1)
-
-    def _add(self, number: int) -> None:
-        if self.is_list:
-            self._slots.lists += number
-        else:
-            self._slots.small += number
+        self._slots.add(1, is_list=self.is_list)
