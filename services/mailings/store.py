@@ -162,8 +162,8 @@ class Store:
         """Extend claims by `lease` seconds, and return the ids of those that are not lost."""
         async with self._database.transaction() as connection:
             locked = await _lock(connection, claims)
-            await connection.execute(SQL["renew"], locked, lease)
-        return locked
+            await connection.execute(SQL["renew"], locked.keys(), lease)
+        return set(locked)
 
     async def save_fetched_data(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Store the data that the template of a posting fetches."""
@@ -190,7 +190,7 @@ class Store:
             locked = await _lock(connection, [addition.claim for addition in additions])
             rows = []
             for claim, page, messages, remove_unfinished in additions:
-                if claim.id not in locked:
+                if locked.get(claim.id) != claim.lease:
                     continue
                 if remove_unfinished:
                     await connection.execute(SQL["remove_unfinished"], claim.id, page)
@@ -200,7 +200,10 @@ class Store:
                 columns = map(list, zip(*rows, strict=True))
                 for row in await connection.fetch(SQL["add_messages"], *columns):
                     new[row["posting_id"]][row["id"]] = MessageState(row["status"])
-        return [new.get(addition.claim.id) for addition in additions]
+        return [
+            new[claim.id] if locked.get(claim.id) == claim.lease else None
+            for claim, *_ in additions
+        ]
 
     async def set_subscribed(self, subscription: bytes, *, subscribed: bool) -> None:
         """End a subscription to a kind of e-mail, or restore it."""
@@ -238,13 +241,20 @@ class Store:
     async def _set_checkpoints(self, checkpoints: list[_Checkpoint]) -> list[dict[str, int] | None]:
         async with self._database.transaction() as connection:
             locked = await _lock(connection, [each.claim for each in checkpoints])
-            rows = [(each.claim.id, *each[1:]) for each in checkpoints if each.claim.id in locked]
+            rows = [
+                (claim.id, *values)
+                for claim, *values in checkpoints
+                if locked.get(claim.id) == claim.lease
+            ]
             counts = {}
             if rows:
                 columns = map(list, zip(*rows, strict=True))
                 for row in await connection.fetch(SQL["checkpoint"], *columns):
                     counts[row["id"]] = _messages(row)
-        return [counts.get(each.claim.id) for each in checkpoints]
+        return [
+            counts[claim.id] if locked.get(claim.id) == claim.lease else None
+            for claim, *_ in checkpoints
+        ]
 
     async def release(  # noqa: PLR0913 - each is a column
         self,
@@ -339,12 +349,12 @@ def _posting(body: str) -> Posting:
     return Posting.model_validate_json(body, extra="ignore")
 
 
-async def _lock(connection: Any, claims: Sequence[Claim]) -> set[UUID]:
-    """Lock the postings whose claims are not lost, and return their ids."""
+async def _lock(connection: Any, claims: Sequence[Claim]) -> dict[UUID, int]:
+    """Lock the postings whose claims are not lost, and return their ids and leases."""
     rows = await connection.fetch(
         SQL["lock"], [claim.id for claim in claims], [claim.lease for claim in claims]
     )
-    return {row["id"] for row in rows}
+    return {row["id"]: row["lease"] for row in rows}
 
 
 def _progress(row: Any) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from uuid import UUID
 
 import pytest
 
+from services.mailings.domain import message_id
 from services.mailings.expansion import slice as slice_module
-from services.mailings.records import Claim, MessageRow
+from services.mailings.records import Claim, LeaseLostError, MessageRow
 from services.mailings.store import Store
 from shared.amqp.publisher import OutgoingMessage
+from shared.contracts.posting_requests import MessageState
 from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.mailing import (
     FakeBroker,
@@ -230,6 +232,41 @@ async def test_row_18_a_slice_with_a_lost_lease_sets_no_checkpoint(
         status = await other.expand(posting_id)
     assert (before.pages, before.receivers) == (1, 10)
     assert (status.receivers, counts(status)) == (35, {"created": 35})
+
+
+async def test_row_18_a_lost_lease_is_noticed_beside_the_newer_one_of_the_same_process(
+    url: str,
+) -> None:
+    async with running_mailings(url, {}) as mailings:
+        posting_id = await mailings.post(posting())
+        store = mailings.store
+        [stale] = await store.claim(1, 0, lease=15)
+        await mailings.make_due(posting_id)
+        [newer] = await store.claim(1, 0, lease=15)
+        claims = (stale, newer)
+        rows = [
+            MessageRow(message_id(posting_id, "email", name), name, "email", None, None)
+            for name in ("user-1", "user-2")
+        ]
+        added = await asyncio.gather(
+            *(
+                store.add_messages(claim, 0, [row], remove_unfinished=False)
+                for claim, row in zip(claims, rows, strict=True)
+            ),
+            return_exceptions=True,
+        )
+        checkpoints = await asyncio.gather(
+            *(
+                store.checkpoint(claim, pages=pages, receivers=1, next_url="x", lease=15)
+                for claim, pages in zip(claims, (7, 1), strict=True)
+            ),
+            return_exceptions=True,
+        )
+        status = await mailings.status(posting_id)
+    assert isinstance(added[0], LeaseLostError)
+    assert added[1] == {rows[1].id: MessageState.CREATED}
+    assert isinstance(checkpoints[0], LeaseLostError)
+    assert (status.pages, status.receivers, counts(status)) == (1, 1, {"created": 1})
 
 
 async def test_row_18_a_slice_that_resumes_after_its_lease_expired_writes_nothing(

@@ -54,7 +54,7 @@ RETURNING posting.id, lease, due.unfinished, body, from_event, traceparent, expi
 -- The queries of slices, from here to `finish`, check the lease. Those of several slices change
 -- postings only after `lock`, so they lock them ordered by id.
 -- name: lock
-SELECT id FROM mailings.postings JOIN unnest($1::uuid[], $2::int[]) AS input(id, lease)
+SELECT id, lease FROM mailings.postings JOIN unnest($1::uuid[], $2::int[]) AS input(id, lease)
     USING (id, lease)
 WHERE ended_at IS NULL ORDER BY id FOR UPDATE OF postings;
 
