@@ -87,9 +87,9 @@ class UserLists:
         response = self.responses.get((name, number)) or self.responses.get((name, 0))
         if response is not None:
             value = response()
-            if isinstance(value, web.Response):
-                return value
-            return web.json_response(await value if asyncio.iscoroutine(value) else value)
+            if asyncio.iscoroutine(value):
+                value = await value
+            return value if isinstance(value, web.Response) else web.json_response(value)
         start = (number - 1) * size
         return web.json_response(self.users[name][start : start + size])
 

@@ -1,5 +1,6 @@
 """Unavailable sources and hosts that are not configured: the posting has the reason."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -322,6 +323,31 @@ async def test_finding_c17_endless_data_fails_the_posting(
             status = await mailings.expand(await mailings.post(body))
 
     assert status.reason == f"template_context.movies: {reason}"
+
+
+async def test_finding_c17_a_failed_request_for_data_ends_the_others(url: str) -> None:
+    arrived, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        arrived.set()
+        await ended.wait()
+
+    async def fail() -> web.Response:
+        await arrived.wait()
+        return web.Response(status=404)
+
+    async with user_lists() as server:
+        server.responses["slow", 1] = hang
+        server.responses["broken", 1] = fail
+        urls = [f"http://auth/lists/{name}/" for name in ("slow", "broken")]
+        body = posting(template="email/new_movies.md", template_context={"movies": urls})
+        async with running_mailings(url, {"auth": server.url}) as mailings:
+            status = await mailings.expand(await mailings.post(body))
+            await asyncio.sleep(0)  # a cancelled task ends in the next step
+            fetching = [str(task) for task in asyncio.all_tasks() if "_fetch" in str(task)]
+            ended.set()
+    assert status.status == "failed"
+    assert not fetching
 
 
 async def test_finding_c17_a_list_that_is_too_long_fails_before_anything_is_sent(url: str) -> None:

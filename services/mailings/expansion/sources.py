@@ -147,14 +147,22 @@ class Sources:
                     fetched[name] = []
                     for start in range(0, len(urls), MAX_CONCURRENT_FETCHES):
                         some = urls[start : start + MAX_CONCURRENT_FETCHES]
-                        fetching = [self._fetch(name, url, quota) for url in some]
-                        for data in await asyncio.gather(*fetching):
+                        for data in await self._fetch_all(name, some, quota):
                             fetched[name] += _as_list(data)
                 case _:
                     raise InvalidPostingError(
                         f"template_context.{name}: must be a URL or a list of URLs"
                     )
         return fetched
+
+    async def _fetch_all(self, name: str, urls: Iterable[str], quota: "_Quota") -> list[Any]:
+        """Return the values at several URLs. After an error, no request goes on."""
+        fetching = [asyncio.create_task(self._fetch(name, url, quota)) for url in urls]
+        try:
+            return await asyncio.gather(*fetching)
+        finally:
+            for task in fetching:
+                task.cancel()
 
     async def _fetch(self, name: str, url: str, quota: "_Quota") -> Any:
         """Return the value at a URL, or the items of all pages of a list."""
