@@ -78,7 +78,7 @@ def test_preview_uses_the_given_data(directory: Path) -> None:
     result = template("preview", "email/offer.md", *given)
 
     assert result.stdout.startswith("Subject: 2 for Ann\n")
-    assert "<li>&lt;A&gt;</li>" in (directory / "x.html").read_text()
+    assert '<li style="margin:0 0 6px">&lt;A&gt;</li>' in (directory / "x.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """E5: the format of template files, and the errors for invalid ones."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.formats import Rendered
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader, parse_template
+from tests.fakes.rendering import ParsedHtml
 
 HEAD = "---\nsubject: Hi\n---\n"
 
@@ -200,10 +202,57 @@ def test_finding_c17_the_frame_can_be_replaced(tmp_path: Path) -> None:
     message = render(tmp_path, "email/x.md", postal_address="Shop <Ltd>\n1 Lane")
 
     assert message.html == (
-        "<html lang=en><title>A &amp; B</title><p>Hi <em>you</em></p>Shop"
-        "<i>Shop &lt;Ltd&gt;</i><i>1 Lane</i></html>"
+        '<html lang="en"><head><title>A &amp; B</title></head><body><p>Hi <em>you</em></p>Shop'
+        "<i>Shop &lt;Ltd&gt;</i><i>1 Lane</i></body></html>"
     )
     assert message.text == "Hi you\n\n---\nShop <Ltd>\n1 Lane\n"
+
+
+def test_finding_c17_each_element_of_a_shipped_email_has_its_style(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "email/x.md",
+        "---\nsubject: X\n---\nHi\n\n# 1\n\n## 2\n\n### 3\n\n"
+        "[a](https://a.example) ![b](https://b.example)\n\n[button](https://c.example)\n\n"
+        "- 1\n\n1. 1\n\n> `2`\n\n---\n\n    3\n",
+    )
+
+    html = render(tmp_path, "email/x.md", postal_address="1 Lane").html or ""
+
+    body = ParsedHtml(html.partition("</head>")[2]).elements
+    assert {tag for tag, _ in body} >= {"h1", "h2", "h3", "a", "img", "ul", "ol", "li", "hr", "pre"}
+    assert {tag for tag, attributes in body if "style" not in attributes} == {"br"}
+    # A declaration of an attribute has priority over one in <style> that is not important.
+    media = html.partition("@media")[2].partition("</style>")[0]
+    declarations = re.findall(r"[a-z-]+: [^;{}()]+(?=[;}])", media)
+    assert len(declarations) == 12
+    assert all("!important" in declaration for declaration in declarations)
+
+
+def test_finding_c17_styles_of_a_replaced_frame_become_attributes(tmp_path: Path) -> None:
+    put(tmp_path, "email/x.md", "---\nsubject: X\n---\n[you]({{ url }}) and [me]({{ url }})")
+    put(tmp_path, "theirs.css", "p { margin: 9px }")
+    put(
+        tmp_path,
+        "frame.html",
+        f"<link rel=stylesheet href='{tmp_path}/theirs.css'>"
+        "<style>a { color: red } a:hover { color: blue } "
+        "@media print { a { color: black } }</style>{{ content }}",
+    )
+    template = TemplateLoader(tmp_path).get("email/x.md", "email")
+    bound = BoundTemplate(template, "email", {"url": "https://a.example/?b=1&c=\"'<"}, "Shop")
+
+    html = bound.render({}, unsubscribe_url=None).html or ""
+
+    head, _, body = html.partition("<body>")
+    url = "https://a.example/?b=1&amp;c=%22&#x27;%3C"
+    assert body.strip() == (
+        f'<p><a href="{url}" style="color:red">you</a> and '
+        f'<a href="{url}" style="color:red">me</a></p></body></html>'
+    )
+    assert "color: red" not in head
+    assert "a:hover { color: blue; }" in head
+    assert "@media print { a { color: black } }" in head
 
 
 def test_finding_c17_a_changed_frame_is_read_again(tmp_path: Path) -> None:
@@ -228,10 +277,10 @@ def test_finding_c17_an_email_has_a_language_and_a_postal_address(tmp_path: Path
     portuguese = render(tmp_path, "email/y.md", language="de")
 
     assert german.html is not None
-    assert '<html lang="de">' in german.html
+    assert '<html lang="de" ' in german.html
     assert "<br>1 Lane" in german.html
     assert portuguese.html is not None
-    assert '<html lang="pt-BR">' in portuguese.html
+    assert '<html lang="pt-BR" ' in portuguese.html
     assert "---" not in portuguese.text
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from css_inline import CSSInliner
 from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.environment import Template
 from jinja2.meta import find_undeclared_variables
@@ -14,6 +15,15 @@ _ENVIRONMENT: Final = ImmutableSandboxedEnvironment(
 )
 _VARIABLES: Final = frozenset(
     ("subject", "opening", "product", "content", "unsubscribe", "language", "postal_address")
+)
+# Many mail clients ignore <style>. Rules that no attribute can express, such as media queries, stay
+# there. Links to style sheets are not loaded.
+_INLINER: Final = CSSInliner(
+    keep_style_tags=True,
+    remove_inlined_selectors=True,
+    minify_css=True,
+    keep_link_tags=True,
+    load_remote_stylesheets=False,
 )
 
 
@@ -35,8 +45,11 @@ class Frame:
         unsubscribe: str,
         language: str | None,
     ) -> str:
-        """Return the HTML of an e-mail. `content` is HTML, all others are texts."""
-        return self.template.render(
+        """Return the HTML of an e-mail, with its styles as attributes of the elements.
+
+        `content` is HTML, all others are texts.
+        """
+        html = self.template.render(
             content=Markup(content),  # noqa: S704 - the cleaned output of Markdown
             subject=subject,
             opening=opening,
@@ -45,6 +58,7 @@ class Frame:
             language=language or self.language,
             postal_address=self.postal_address,
         )
+        return _INLINER.inline(html)
 
 
 def parse_frame(source: str, *, language: str, postal_address: str) -> Frame:
