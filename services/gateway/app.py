@@ -70,7 +70,7 @@ async def start(process: Process) -> None:
         app.add_routes(_bound(route, admit, deps) for route in on_path)
         app.add_routes([_other_methods(path, {route.method for route in on_path})])
     openapi = document(routes, about(security.ticket_header))
-    app.add_routes(docs_page.routes(openapi, asyncapi(declared)))
+    app.add_routes(docs_page.routes(openapi, asyncapi(declared, security.ticket_header)))
     app.add_routes(jwks.routes(security))
     app.add_routes(unsubscribe.routes(deps.services))
     add_routes(

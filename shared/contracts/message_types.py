@@ -58,7 +58,7 @@ class MessageType:
     Without an `exchange`, the message goes to the default exchange and `routing_key` is a queue.
     A `{field}` in the routing key stands for a field of the model; `routing_fields` describes it.
     `logical_id` returns the logical id from the model and the `message_id`. `ticket` is whether
-    a service ticket in the header `x-service-ticket` may name the client.
+    a header with a service ticket may name the client.
     """
 
     name: str

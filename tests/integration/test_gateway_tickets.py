@@ -211,6 +211,10 @@ async def test_finding_a15_the_public_keys_are_published_and_the_ticket_header_i
             assert "in the header X-Ya-Service-Ticket" in rejected(without)
             schemes = (await call("GET", "/openapi.json")).json["components"]["securitySchemes"]
             assert schemes["ticket"]["name"] == "X-Ya-Service-Ticket"
+            channels = (await call("GET", "/asyncapi.json")).json["channels"]
+            messages = channels["schedules.schedule"]["messages"]
+            headers = messages["ScheduleCallback"]["headers"]["properties"]
+            assert list(headers) == ["X-Ya-Service-Ticket"]
 
 
 async def test_without_a_signing_key_no_key_is_published(call: Caller) -> None:

@@ -37,8 +37,11 @@ _FACT_MODELS: Final[Mapping[str, type[BaseModel]]] = (
 )
 
 
-def asyncapi(topology: Topology) -> dict[str, Any]:
-    """Return the AsyncAPI document of these exchanges and queues."""
+def asyncapi(topology: Topology, ticket_header: str = "X-Service-Ticket") -> dict[str, Any]:
+    """Return the AsyncAPI document of these exchanges and queues.
+
+    Clients send their ticket in the header `ticket_header`.
+    """
     exchanges = {exchange.name: exchange for exchange in topology.exchanges}
     queues = {queue.name: queue for queue in topology.queues}
     schemas = _Schemas()
@@ -56,7 +59,7 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
                 published.name: _message(
                     published.name,
                     schemas.of(published.model),
-                    headers=_TICKET if published.ticket else None,
+                    headers={ticket_header: _TICKET} if published.ticket else None,
                 )
             },
             parameters=published.routing_fields,
@@ -138,11 +141,8 @@ _CLIENT_ID: Final = {
     }
 }
 _TICKET: Final = {
-    "x-service-ticket": {
-        "type": "string",
-        "description": "A service ticket that names the client. Without it, the client is"
-        " anonymous.",
-    }
+    "type": "string",
+    "description": "A service ticket that names the client. Without it, the client is anonymous.",
 }
 
 
