@@ -102,6 +102,13 @@ class ScheduledCallback:
         return self.status in FINAL_STATUSES
 
     @property
+    def attempt_at(self) -> datetime | None:
+        """The time of the next attempt, as its status shows it; None if it is unknown."""
+        if self.finished:
+            return None
+        return self.next_attempt_at if self.in_flight else self.next_at
+
+    @property
     def recurs(self) -> bool:
         """Whether it has several occurrences."""
         return self.rules.recurrence is not None
@@ -313,13 +320,16 @@ def etag(  # noqa: PLR0913 - the state
     occurrence: int,
     attempts: int,
     *,
+    attempt_at: datetime | None,
     cancel_requested: bool,
 ) -> str:
     """Return the entity tag of a state, in quotes.
 
     A new request counts as a dispatch, so it changes the tag, too.
     """
-    state = f"{status} {run_at.timestamp()} {dispatch} {occurrence} {attempts} {cancel_requested}"
+    following = None if attempt_at is None else attempt_at.timestamp()
+    state = f"{status} {run_at.timestamp()} {following} {dispatch} {occurrence} {attempts}"
+    state += f" {cancel_requested}"
     return f'"{blake2b(state.encode(), digest_size=12).hexdigest()}"'
 
 
@@ -337,6 +347,7 @@ def check_match(callback: ScheduledCallback, if_match: Sequence[str] | None) -> 
         callback.dispatch,
         callback.occurrence,
         callback.attempts,
+        attempt_at=callback.attempt_at,
         cancel_requested=callback.cancel_requested,
     )
     if current not in if_match:

@@ -398,6 +398,7 @@ def _status(row: Any) -> CallbackStatus:
             row["dispatch"],
             row["occurrence"],
             row["attempts"],
+            attempt_at=row["next_at"],
             cancel_requested=row["cancel_requested"],
         ),
     )

@@ -122,6 +122,21 @@ async def test_run_sends_a_waiting_callback_now(scheduler: Scheduler) -> None:
     assert times[1] - times[0] == timedelta(seconds=600)
 
 
+async def test_run_changes_the_etag_because_the_callback_is_due_at_another_time(
+    scheduler: Scheduler,
+) -> None:
+    callback = str(await scheduler.create())
+    before = await etag(scheduler, callback)
+    await scheduler.request("RunCallback", id=callback, if_match=[before])
+    after = await etag(scheduler, callback)
+    assert after != before
+    for tag, code in ((before, "precondition_failed"), (after, None)):
+        changed = await scheduler.request(
+            "RescheduleCallback", id=callback, delay=60, if_match=[tag]
+        )
+        assert changed.get("code") == code
+
+
 async def test_run_between_retries_makes_the_next_one_now(scheduler: Scheduler) -> None:
     callback = await scheduler.create()
     await scheduler.make_due(callback)
