@@ -41,11 +41,13 @@ def _token(value: SecretStr) -> SecretStr:
 
 
 def _source_tokens(value: dict[str, SecretStr], others: ValidationInfo) -> dict[str, SecretStr]:
-    sources = others.data.get("sources", value)  # if they are not valid, they have an error already
-    for host in value:
+    tokens = {host.lower(): token for host, token in value.items()}
+    # Invalid sources are absent here. They have an error already.
+    sources = others.data.get("sources", tokens)
+    for host in tokens:
         if host not in sources and sources.get(host.rpartition(":")[0]) != "":
             raise ValueError(f"{host!r} is not in RINGBACK_SOURCES")
-    return value
+    return tokens
 
 
 def _is_http_url(text: str) -> bool:

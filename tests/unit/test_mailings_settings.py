@@ -40,3 +40,9 @@ def test_finding_c7_invalid_tokens_are_rejected(tokens: dict[str, Any], reason: 
 
     assert reason in str(raised.value)
     assert "s3cret" not in str(raised.value)
+
+
+def test_finding_c7_the_case_of_a_host_with_a_token_does_not_matter() -> None:
+    tokens: dict[str, Any] = {"AUTH": "a-token"}
+    settings = MailingsSettings(sources={"Auth": ""}, source_tokens=tokens)
+    assert settings.credentials == {"auth": "Bearer a-token"}
