@@ -535,10 +535,15 @@ async def test_a_violated_constraint_is_not_repaired_by_a_new_partition(
     await scheduler.database.execute(
         "ALTER TABLE scheduler.finished_callbacks ADD CONSTRAINT none CHECK (status = 'failed')"
     )
-    created = await scheduler.request("CreateCallback", callback={"url": URL, "delay": 60})
-    async with asyncio.timeout(10):
-        with pytest.raises(asyncpg.CheckViolationError, match="none"):
-            await scheduler.request("CancelCallbacks", id=created["id"])
+    try:
+        created = await scheduler.request("CreateCallback", callback={"url": URL, "delay": 60})
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncpg.CheckViolationError, match="none"):
+                await scheduler.request("CancelCallbacks", id=created["id"])
+    finally:
+        await scheduler.database.execute(
+            "ALTER TABLE scheduler.finished_callbacks DROP CONSTRAINT none"
+        )
 
 
 async def test_row_23_two_schedulers_never_claim_the_same_callback(database_url: str) -> None:
