@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two counts while the queue is full.
 COUNT_INTERVAL: Final = 0.02
+# Seconds after which some callbacks are published although the queue is full. Other producers may
+# keep it full forever.
+MAX_PAUSE: Final = 5.0
 
 
 class CallbackQueue:
@@ -27,6 +30,7 @@ class CallbackQueue:
         self._max_queued = max_queued
         self._queued = max_queued  # unknown, so the first use counts
         self._counted_at = float("-inf")
+        self._opened_at = monotonic()
         self._counting = asyncio.Lock()
 
     def publishing(self, callbacks: int) -> None:
@@ -34,7 +38,10 @@ class CallbackQueue:
         self._queued += callbacks
 
     async def room(self) -> int:
-        """Return how many callbacks may be published now: 0, or at least a quarter of the limit."""
+        """Return how many callbacks may be published now: 0, or at least a quarter of the limit.
+
+        While the queue stays full, it is half of the limit once in `MAX_PAUSE` seconds.
+        """
         async with self._counting:
             if not self._room() and monotonic() - self._counted_at >= COUNT_INTERVAL:
                 self._queued = 0  # some may be published during the count
@@ -48,6 +55,10 @@ class CallbackQueue:
                 self._counted_at = monotonic()
         room = self._room()
         metrics.BACKPRESSURE.set(not room)
+        if not room and monotonic() - self._opened_at >= MAX_PAUSE:
+            room = self._max_queued // 2
+        if room:
+            self._opened_at = monotonic()
         return room
 
     def _room(self) -> int:

@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 from prometheus_client import REGISTRY
 
-from services.scheduler import dispatch, operations
+from services.scheduler import backpressure, dispatch, operations
 from services.scheduler.backlog import BacklogMonitor
 from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
 from services.scheduler.store import SQL
@@ -214,6 +214,19 @@ async def test_n10_the_queue_is_counted_only_near_its_limit() -> None:
     # Without a count, callbacks are rather sent in an unfair order than late.
     assert await queue.room() == 1000
     assert made == [0, 300, 900, -1]
+
+
+async def test_n10_other_producers_cannot_stop_scheduled_callbacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count, _ = counting([1000] * 20)
+    queue = CallbackQueue(count, 1000)
+    assert await queue.room() == 0
+    monkeypatch.setattr(backpressure, "MAX_PAUSE", 0.2)
+    await asyncio.sleep(0.2)
+    assert await queue.room() == 500
+    monkeypatch.setattr(backpressure, "MAX_PAUSE", 60.0)
+    assert await queue.room() == 0
 
 
 async def test_n10_the_scheduler_leaves_a_backlog_in_the_database(
