@@ -76,10 +76,10 @@ async def test_a_failed_worker_stops_all_others_with_its_exit_code(
     with running(tmp_path, amqp_url, arguments=TWO_WORKERS) as service:
         await service.ready()
         async with broker_client(amqp_url) as client:
-            # On their next connection they find a queue with other arguments.
+            # A worker that is started now finds a queue with other arguments.
             await client.channel.queue_delete("callbacks.dead")
             await client.channel.declare_queue("callbacks.dead", durable=True)
-            await client.channel.queue_delete("callbacks")
+            os.kill(children(service)[0], signal.SIGKILL)
 
             assert await service.exit_code() == 1
 
