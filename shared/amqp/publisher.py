@@ -71,6 +71,7 @@ class _Session:
         self.channel = channel
         self.pending: dict[int, _Pending] = {}  # ascending by tag
         self.unrouted = asyncio.Event()  # a queue or binding is missing
+        self.confirmed_at = asyncio.get_running_loop().time()
         self._last_tag = 0
         channel.on_confirm = self._confirmed
         channel.on_return = self._returned
@@ -80,11 +81,13 @@ class _Session:
         self.pending[self._last_tag] = pending
         self.channel.write(frames)
 
-    def fail(self, error: InfrastructureError, *, due_by: float = float("inf")) -> None:
-        """Fail and forget the publishes whose deadline is not later than `due_by`."""
-        overdue = takewhile(lambda tag: self.pending[tag].deadline <= due_by, list(self.pending))
+    def fail(self, error: InfrastructureError, *, due_by: float = float("inf")) -> bool:
+        """Fail and forget the publishes whose deadline is not later than `due_by`, if any."""
+        pending = list(self.pending)
+        overdue = list(takewhile(lambda tag: self.pending[tag].deadline <= due_by, pending))
         for tag in overdue:
             fail(self.pending.pop(tag).confirmed, error)
+        return bool(overdue)
 
     def postpone(self, deadline: float) -> None:
         """Set the deadline of all publishes."""
@@ -92,6 +95,7 @@ class _Session:
             pending.deadline = deadline
 
     def _confirmed(self, tag: int, multiple: bool, accepted: bool) -> None:  # noqa: FBT001 - as called
+        self.confirmed_at = asyncio.get_running_loop().time()
         tags = list(takewhile(lambda each: each <= tag, self.pending)) if multiple else [tag]
         for each in tags:
             pending = self.pending.pop(each, None)
@@ -207,7 +211,12 @@ class Publisher:
             session.fail(PublishUnknownError("the connection was lost before the confirm"))
 
     async def _fail_overdue(self, session: _Session) -> None:
-        """Fail publishes without a confirm at their deadline."""
+        """Fail publishes without a confirm at their deadline.
+
+        Raises:
+            ConnectionResetError: the channel is stuck. After the death of a queue's leader,
+                RabbitMQ 3.10.8 may confirm nothing any more on a channel that used it.
+        """
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
             now = asyncio.get_running_loop().time()
@@ -215,7 +224,9 @@ class Publisher:
                 session.postpone(now + CONFIRM_TIMEOUT)
             else:
                 text = f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds"
-                session.fail(PublishUnknownError(text), due_by=now)
+                overdue = session.fail(PublishUnknownError(text), due_by=now)
+                if overdue and now - session.confirmed_at >= CONFIRM_TIMEOUT:
+                    raise ConnectionResetError("the broker confirms nothing")
 
     async def _declare_missing(self, session: _Session, broker: BrokerConnection) -> None:
         """Declare the topology again after a message reached no queue."""

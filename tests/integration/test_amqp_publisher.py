@@ -135,6 +135,18 @@ async def test_row_2_a_publish_to_a_suspended_broker_is_unknown_within_5_seconds
         await until(confirmed)
 
 
+async def test_row_5_a_channel_without_confirms_is_replaced(amqp_url: str) -> None:
+    """As when RabbitMQ does not notice on a channel that a queue has a new leader."""
+    async with publishing(amqp_url) as publisher:
+        session = publisher._flow.session  # noqa: SLF001 - no way to make RabbitMQ do so
+        assert session is not None
+        session.channel.on_confirm = lambda *_: None
+        with pytest.raises(PublishUnknownError):
+            await publisher.publish(outgoing())
+        await until(lambda: publisher._flow.session not in (None, session))  # noqa: SLF001
+        await publisher.publish(outgoing())
+
+
 async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
     own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
