@@ -5,15 +5,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
+from shared.contracts.schedule_changes import NewContext, NewScheme, NewUrl
 from shared.contracts.schedule_requests import MAX_BATCH_SIZE, CallbackCreated
-from shared.contracts.schedules import (
-    Delay,
-    NewContext,
-    NewScheme,
-    NewUrl,
-    RunAt,
-    ScheduleCallback,
-)
+from shared.contracts.schedules import Delay, RunAt, ScheduleCallback
 from shared.http.problem import Problem
 
 

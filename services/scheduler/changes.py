@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 
 from services.scheduler.domain import ScheduledCallback, Transition
 from services.scheduler.facts import FactPublisher, fact
-from services.scheduler.store import Store, StoredFacts
+from services.scheduler.records import StoredFacts
+from services.scheduler.store import Store
 from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
-from services.scheduler.store import BEGINNING, Claim, Store
+from services.scheduler.records import Claim
+from services.scheduler.store import BEGINNING, Store
 from shared.amqp.publisher import PublishRefusedError, PublishUnknownError, UnpublishableError
 from shared.errors import InfrastructureError
 from shared.postgres.pool import StoreConnectionLostError

@@ -14,13 +14,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler.recurrence import Recurrence, next_due
-from shared.contracts.schedules import (
-    MAX_DELAY_AHEAD,
-    RescheduleCallback,
-    RetryParams,
-    ScheduleCallback,
-    Status,
-)
+from shared.contracts.schedule_changes import RescheduleCallback
+from shared.contracts.schedules import MAX_DELAY_AHEAD, RetryParams, ScheduleCallback, Status
 from shared.errors import PermanentError
 from shared.resilience.retry import JITTER, attempts_text
 

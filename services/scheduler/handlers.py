@@ -12,16 +12,14 @@ from services.scheduler.operations import CALLBACK_NOT_FOUND, Operations
 from shared.amqp.message import Dead, Message, Outcome
 from shared.amqp.parsing import parse_message
 from shared.contracts.requests import Failure
-from shared.contracts.schedule_requests import CancelResult, RescheduleResult
-from shared.contracts.schedules import (
+from shared.contracts.schedule_changes import (
     CANCEL_CALLBACK,
     RESCHEDULE_CALLBACK,
-    SCHEDULE_CALLBACK,
     CancelCallback,
     RescheduleCallback,
-    ScheduleCallback,
-    callback_id_of_message,
 )
+from shared.contracts.schedule_requests import CancelResult, RescheduleResult
+from shared.contracts.schedules import SCHEDULE_CALLBACK, ScheduleCallback, callback_id_of_message
 from shared.errors import ContractViolationError, DeferredError, PermanentError
 from shared.security.tickets import TicketVerifier
 

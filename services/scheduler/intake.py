@@ -16,15 +16,16 @@ from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback
 from services.scheduler.messages import Content, changed, content, fits
+from services.scheduler.records import Claim, ExistingCallback, NewCallback
 from services.scheduler.recurrence import first_due
-from services.scheduler.store import Claim, ExistingCallback, NewCallback, Store
+from services.scheduler.store import Store
 from shared.contracts.context import json_text
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
+from shared.contracts.schedule_changes import RescheduleCallback
 from shared.contracts.schedule_requests import CallbackCreated
 from shared.contracts.schedules import (
     MAX_AGE,
     MAX_DELAY_AHEAD,
-    RescheduleCallback,
     ScheduleCallback,
     callback_id_of_message,
 )

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from services.scheduler.store import Claim, Lease, Store
+from services.scheduler.records import Claim, Lease
+from services.scheduler.store import Store
 from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from services.scheduler.domain import QUICK_DELAYS
 from shared.contracts.context import json_text
-from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, RescheduleCallback, ScheduleCallback
+from shared.contracts.schedule_changes import RescheduleCallback
+from shared.contracts.schedules import MAX_OWN_TICKET_BYTES, ScheduleCallback
 
 NOTIFICATION: Final = "Notification"
 # Formats that SendCallback knows; it sends every other payload as JSON.

@@ -12,7 +12,7 @@ from services.scheduler.messages import (
     rfc_3339,
     send_callback,
 )
-from services.scheduler.store import Claim
+from services.scheduler.records import Claim
 from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError, new_id

@@ -18,8 +18,10 @@ from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
 from services.scheduler.intake import run_at_errors
 from services.scheduler.messages import Content
-from services.scheduler.store import Listed, Member, NewCallback, Store
+from services.scheduler.records import Listed, Member, NewCallback
+from services.scheduler.store import Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
+from shared.contracts.schedule_changes import CancelCallback, RescheduleCallback
 from shared.contracts.schedule_requests import (
     CallbackPage,
     CallbackStatus,
@@ -36,7 +38,7 @@ from shared.contracts.schedule_requests import (
     RunResponse,
     RunResult,
 )
-from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback, Status
+from shared.contracts.schedules import ScheduleCallback, Status
 from shared.errors import InfrastructureError
 from shared.pagination import END, START, Position, decode_cursor, encode_cursor
 

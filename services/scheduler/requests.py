@@ -22,6 +22,7 @@ from shared.amqp.parsing import parse_request
 from shared.amqp.publisher import new_id
 from shared.amqp.rpc import RequestContext, failure_of
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation
+from shared.contracts.schedule_changes import CancelCallback
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
     CREATE_CALLBACK,
@@ -42,7 +43,7 @@ from shared.contracts.schedule_requests import (
     PutCallback,
     RejectedItem,
 )
-from shared.contracts.schedules import CancelCallback, ScheduleCallback
+from shared.contracts.schedules import ScheduleCallback
 from shared.errors import InfrastructureError
 
 B = TypeVar("B", bound=BaseModel)

@@ -10,15 +10,13 @@ from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.events import EVENT, Event
 from shared.contracts.messages import RenderedMessage
 from shared.contracts.postings import POSTING, Posting
-from shared.contracts.schedules import (
+from shared.contracts.schedule_changes import (
     CANCEL_CALLBACK,
     RESCHEDULE_CALLBACK,
-    SCHEDULE_CALLBACK,
     CancelCallback,
     RescheduleCallback,
-    ScheduleCallback,
-    callback_id_of_message,
 )
+from shared.contracts.schedules import SCHEDULE_CALLBACK, ScheduleCallback, callback_id_of_message
 from shared.contracts.user_events import USER_EVENT, UserEvent
 from shared.registry import BULK, CHANNELS
 from shared.topology import (

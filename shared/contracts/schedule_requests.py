@@ -11,20 +11,18 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from shared.contracts.context import fields_error
 from shared.contracts.requests import Failure, RpcOperation
+from shared.contracts.schedule_changes import CancelCallback, RescheduleCallback, check_selector
 from shared.contracts.schedules import (
     ENVELOPE,
     STRICT,
-    CancelCallback,
     EventKey,
     GroupKey,
     Id,
     IfMatch,
     Key,
-    RescheduleCallback,
     ScheduleCallback,
     Status,
     UtcTime,
-    check_selector,
 )
 from shared.topology import SCHEDULER_REQUESTS
 

@@ -1,8 +1,8 @@
-"""Commands to schedule a callback, to reschedule it and to cancel it.
+"""The command to schedule a callback, and the fields that it shares with other commands.
 
-`ScheduleCallback`, `CancelCallback` and `RescheduleCallback` are messages on the exchange
-`schedules`, and the bodies of RPC operations. The other operations and all responses are in
-schedule_requests.py.
+`ScheduleCallback` is a message on the exchange `schedules`, and the body of an RPC operation. The
+commands that change a callback are in schedule_changes.py, the other operations and all responses
+in schedule_requests.py.
 """
 
 from base64 import b64decode
@@ -40,8 +40,6 @@ from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.ids import with_time_of
 
 SCHEDULE_CALLBACK: Final = "ScheduleCallback"
-CANCEL_CALLBACK: Final = "CancelCallback"
-RESCHEDULE_CALLBACK: Final = "RescheduleCallback"
 
 DAY: Final = 86_400.0
 # Seconds in ten years, with leap days. A time further ahead is probably in a wrong unit.
@@ -285,7 +283,12 @@ class Repeat(BaseModel):
         return self
 
 
-def _check_context(value: Any) -> Any:
+def check_callback_context(value: Any) -> Any:
+    """Return the context of a callback if it is valid.
+
+    Raises:
+        ValueError: it is too large or too deep, or its `retry_params` are invalid.
+    """
     value = check_context(value)
     if isinstance(value, dict) and "retry_params" in value:
         try:
@@ -307,7 +310,12 @@ Delay = Annotated[
 ]
 
 
-def _check_due_time(run_at: datetime | None, delay: float | None) -> None:
+def check_due_time(run_at: datetime | None, delay: float | None) -> None:
+    """Check that a command has at most one kind of due time.
+
+    Raises:
+        ValueError: it has both.
+    """
     if run_at is not None and delay is not None:
         raise fields_error([("delay", "set either run_at or delay")])
 
@@ -326,7 +334,7 @@ class ScheduleCallback(BaseModel):
     event_key: Key | None = Field(
         default=None, description="Names one callback. Unique within the group and the client."
     )
-    context: Annotated[Any, AfterValidator(_check_context)] = Field(
+    context: Annotated[Any, AfterValidator(check_callback_context)] = Field(
         default=None,
         description="Any JSON, or a string that contains a JSON object or list. It is returned "
         "with the status and sent with the notification. It may contain `retry_params`.",
@@ -352,13 +360,13 @@ class ScheduleCallback(BaseModel):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        _check_due_time(self.run_at, self.delay)
+        check_due_time(self.run_at, self.delay)
         faults = []
         if self.hmac_secret is not None and self.secret_ref is not None:
             faults.append(("secret_ref", "set either hmac_secret or secret_ref"))
         if self.notify_scheme.transport == "amqp" and (self.hmac_secret or self.secret_ref):
             faults.append(("notify_scheme.transport", "notifications by amqp cannot be signed"))
-        if self.retry_params is not None and _contains_retry_params(self.context):
+        if self.retry_params is not None and contains_retry_params(self.context):
             faults.append(("retry_params", "set it either here or inside context"))
         if faults:
             raise fields_error(faults)
@@ -369,7 +377,7 @@ class ScheduleCallback(BaseModel):
         """The retry parameters, from `retry_params` or from the context."""
         if self.retry_params is not None:
             return self.retry_params
-        if _contains_retry_params(self.context):
+        if contains_retry_params(self.context):
             return RetryParams.model_validate(self.context["retry_params"])
         return RetryParams()
 
@@ -383,7 +391,8 @@ def callback_id_of_message(client_id: str, message_id: str, part: str = "") -> U
     return with_time_of(message_id, uuid5(_NAMESPACE, f"{client_id}\0{part}{message_id}"))
 
 
-def _contains_retry_params(context: Any) -> bool:
+def contains_retry_params(context: Any) -> bool:
+    """Return whether a context contains `retry_params`."""
     return isinstance(context, dict) and "retry_params" in context
 
 
@@ -394,118 +403,3 @@ IfMatch = Annotated[
 Id = Annotated[UUID | None, Field(description="Id of the callback.")]
 GroupKey = Annotated[Key | None, Field(description="Group of the callback.")]
 EventKey = Annotated[Key | None, Field(description="Key of the callback within its group.")]
-
-
-def check_selector(id_: UUID | None, group_key: str | None, event_key: str | None) -> None:
-    """Check that a selector identifies one callback, either by id or by keys.
-
-    Raises:
-        ValueError: it contains neither, or both.
-    """
-    if (id_ is None) == (event_key is None):
-        raise fields_error(
-            [("id", "set either id, or event_key and the group_key, if the callback has one")]
-        )
-    if id_ is not None and group_key is not None:
-        raise fields_error([("group_key", "is only allowed with event_key")])
-
-
-class CancelCallback(BaseModel):
-    """Cancel one callback by id or keys, or a whole group by `group_key` alone.
-
-    Used as message `CancelCallback` and by the operation `CancelCallbacks`.
-    """
-
-    model_config = STRICT
-
-    id: Id = None
-    group_key: GroupKey = None
-    event_key: EventKey = None
-    if_match: IfMatch = None
-    cursor: Annotated[
-        str | None,
-        Field(
-            max_length=255,
-            description="Only for a whole group: `next_cursor` of the response before.",
-        ),
-    ] = None
-
-    @model_validator(mode="after")
-    def _check_selector(self) -> Self:
-        if not self.whole_group:
-            check_selector(self.id, self.group_key, self.event_key)
-            if self.cursor is not None:
-                raise fields_error([("cursor", "is only allowed for a group")])
-        elif self.if_match is not None:
-            raise fields_error([("if_match", "is not allowed for a group")])
-        return self
-
-    @property
-    def whole_group(self) -> bool:
-        """Whether it cancels all callbacks of the group."""
-        return self.group_key is not None and self.event_key is None and self.id is None
-
-
-class ChangedScheme(BaseModel):
-    """The part of a `notify_scheme` that can be changed."""
-
-    model_config = STRICT
-
-    headers: CallbackHeaders = Field(description="Replace all headers. Transport `http` only.")
-
-
-def _check_changed_context(value: Any) -> Any:
-    value = _check_context(value)
-    if _contains_retry_params(value):
-        raise fields_error(
-            [("retry_params", "cannot be changed; replace the callback by its keys")]
-        )
-    return value
-
-
-NewUrl = Annotated[Url | None, Field(description="Replaces the URL. Transport `http` only.")]
-NewScheme = Annotated[ChangedScheme | None, Field(description="Replaces the headers.")]
-NewContext = Annotated[
-    Any,
-    AfterValidator(_check_changed_context),
-    Field(description="Replaces the context. It cannot contain `retry_params`."),
-]
-
-
-class RescheduleCallback(BaseModel):
-    """Change a waiting callback: its due time, its URL, its headers or its context.
-
-    Used as message and operation of this name.
-    """
-
-    model_config = STRICT
-
-    id: Id = None
-    group_key: GroupKey = None
-    event_key: EventKey = None
-    run_at: RunAt = None
-    delay: Delay = None
-    url: NewUrl = None
-    notify_scheme: NewScheme = None
-    context: NewContext = None
-    if_match: IfMatch = None
-
-    @model_validator(mode="after")
-    def _check_selector(self) -> Self:
-        check_selector(self.id, self.group_key, self.event_key)
-        _check_due_time(self.run_at, self.delay)
-        if not (self.changes_time or self.changes_content):
-            message = "set run_at, delay, url, notify_scheme or context"
-            raise fields_error([("run_at", message)])
-        return self
-
-    @property
-    def changes_time(self) -> bool:
-        """Whether it moves the callback to another due time."""
-        return self.run_at is not None or self.delay is not None
-
-    @property
-    def changes_content(self) -> bool:
-        """Whether it changes what is sent, or where to. The context may become null."""
-        changed = self.url is not None or self.notify_scheme is not None
-        return changed or "context" in self.model_fields_set

@@ -11,7 +11,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler import app
-from services.scheduler.store import BEGINNING, Claim, Decide, Inserted, NewCallback, Outbox, Store
+from services.scheduler.records import Claim, Inserted, NewCallback
+from services.scheduler.store import BEGINNING, Decide, Outbox, Store
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load

@@ -8,13 +8,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from shared.contracts import schedule_requests as requests
+from shared.contracts.schedule_changes import CancelCallback, RescheduleCallback
 from shared.contracts.schedule_facts import ScheduleFact
-from shared.contracts.schedules import (
-    CancelCallback,
-    RescheduleCallback,
-    ScheduleCallback,
-    callback_id_of_message,
-)
+from shared.contracts.schedules import ScheduleCallback, callback_id_of_message
 from tests.contract.conftest import Golden
 
 RECEIVED: tuple[type[BaseModel], ...] = (

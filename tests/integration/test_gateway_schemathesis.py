@@ -17,8 +17,9 @@ from schemathesis.generation.stateful import run_state_machine_as_test
 from services.gateway.routes import about, all_routes
 from shared.contracts.events import Event
 from shared.contracts.postings import Posting
+from shared.contracts.schedule_changes import RescheduleCallback
 from shared.contracts.schedule_requests import RetryCallbacks
-from shared.contracts.schedules import RescheduleCallback, ScheduleCallback
+from shared.contracts.schedules import ScheduleCallback
 from shared.http.openapi import document
 from tests.fakes.gateway import base_url
 from tests.fakes.system import fresh_database, system

@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from shared.contracts.context import field_errors
+from shared.contracts.schedule_changes import CancelCallback, RescheduleCallback
 from shared.contracts.schedule_requests import CreateCallback
-from shared.contracts.schedules import CancelCallback, RescheduleCallback, ScheduleCallback
+from shared.contracts.schedules import ScheduleCallback
 
 URL = "https://shop.example.com/hook"
 DOCUMENTED = {
