@@ -9,8 +9,8 @@ from services.delivery.app import SCHEMA as DELIVERY_SCHEMA
 from services.ingestion.app import SCHEMA
 from services.sandbox.users import Directory
 from shared.postgres.migrations import migrate
-from tests.acceptance.test_mailings_crashes import SHORT_LEASES, is_enabled
-from tests.fakes.mailing import empty_mailings
+from tests.acceptance.test_mailings_crashes import SHORT_LEASES
+from tests.fakes.mailing import empty_mailings, is_enabled
 from tests.fakes.mailings_client import mailings_client
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import running

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deploy.local.database import Database
 from services.mailings.expansion.worker import MAX_SMALL
-from tests.fakes.mailing import empty_mailings, posting
+from tests.fakes.mailing import empty_mailings, is_enabled, posting
 from tests.fakes.mailings_client import MailingsClient, mailings_client
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import running
@@ -19,20 +19,6 @@ SINGLE_USERS = 4_000
 
 def to_all_users() -> dict[str, object]:
     return posting(receivers=f"http://auth/api/v1/users/?page_size={PAGE}")
-
-
-def is_enabled(user: dict[str, object]) -> bool:
-    """Return whether a user has enabled the e-mail, decided independently of the product."""
-    valid_zone = (
-        user["timezone"] is None or "/" in str(user["timezone"]) or user["timezone"] == "UTC"
-    )
-    return bool(
-        user["is_active"]
-        and user["email_notifications"]
-        and user["email"]
-        and valid_zone
-        and user["timezone"] != "Mars/Olympus_Mons"
-    )
 
 
 async def wait_until_all_received(client: MailingsClient, users: int, *, repeats: int) -> None:

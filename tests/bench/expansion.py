@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-import multiprocessing
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
-import uvloop
 from aiohttp import web
 
 from services.mailings.app import SCHEMA
@@ -25,6 +23,7 @@ from shared.postgres.migrations import migrate
 from shared.registry import BULK, CHANNELS
 from shared.topology import POSTING_KEY, POSTINGS, Topology, topology
 from tests.bench.rig import Rig, Sender, running_publisher
+from tests.bench.served import Port, served
 from tests.bench.table import Row, Section, at_least, at_most
 
 MANY: Final = 200_000
@@ -37,7 +36,7 @@ TEMPLATE: Final = "email/new_movies.md"
 
 async def expansion(rig: Rig) -> Section:
     """Part k."""
-    with source() as port:
+    with served(_listen) as port:
         _, memory_few, _ = await _ours(rig, port, FEW)
         rate, memory, cpu = await _ours(rig, port, MANY)
         theirs, their_cpu = await _hand_written(rig, port)
@@ -197,25 +196,8 @@ MOVIES: Final = [
 ]
 
 
-@contextmanager
-def source() -> Iterator[int]:
-    """Serve the user list in a process of its own; the pages are made once. Yield its port."""
-    context = multiprocessing.get_context("spawn")
-    port = context.Queue()
-    process = context.Process(target=_serve, args=(port,), daemon=True)
-    process.start()
-    try:
-        yield port.get(timeout=60)
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve(port: "multiprocessing.Queue[int]") -> None:
-    uvloop.run(_listen(port))
-
-
-async def _listen(port: "multiprocessing.Queue[int]") -> None:
+async def _listen(port: Port) -> None:
+    """Serve the user list. The pages are made once."""
     pages = [
         json.dumps([user(number) for number in range(start, start + PAGE)]).encode()
         for start in range(0, MANY, PAGE)

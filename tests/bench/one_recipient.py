@@ -2,19 +2,15 @@
 
 import asyncio
 import json
-import multiprocessing
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, cast
-
-import uvloop
 
 from services.mailings.app import SCHEMA
 from shared.amqp.publisher import OutgoingMessage
 from shared.postgres.migrations import migrate
 from tests.bench.expansion import posting, receiving, site, until, user
 from tests.bench.rig import Rig
+from tests.bench.served import Port, served
 from tests.bench.table import Row, Section, at_least
 
 POSTINGS: Final = 6_000
@@ -24,7 +20,7 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Le
 
 async def one_recipient(rig: Rig) -> Section:
     """Part l."""
-    with directory() as port:
+    with served(_listen) as port:
         rate, cpu = await _ours(rig, port)
     rows = [
         Row("messages", "/s", rate, target="at least 3,000", verdict=at_least(rate, 3000)),
@@ -86,25 +82,8 @@ class _Directory(asyncio.Protocol):
             self._transport.write(_HEAD % len(body) + body)
 
 
-@contextmanager
-def directory() -> Iterator[int]:
-    """Serve single users in a process of its own. Yield its port."""
-    context = multiprocessing.get_context("spawn")
-    port = context.Queue()
-    process = context.Process(target=_serve, args=(port,), daemon=True)
-    process.start()
-    try:
-        yield port.get(timeout=60)
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve(port: "multiprocessing.Queue[int]") -> None:
-    uvloop.run(_listen(port))
-
-
-async def _listen(port: "multiprocessing.Queue[int]") -> None:
+async def _listen(port: Port) -> None:
+    """Serve single users."""
     server = await asyncio.get_running_loop().create_server(_Directory, "127.0.0.1", 0)
     port.put(server.sockets[0].getsockname()[1])
     await server.serve_forever()

@@ -289,3 +289,17 @@ async def running_mailings(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def is_enabled(user: dict[str, object]) -> bool:
+    """Return whether a user has enabled the e-mail, decided independently of the product."""
+    valid_zone = (
+        user["timezone"] is None or "/" in str(user["timezone"]) or user["timezone"] == "UTC"
+    )
+    return bool(
+        user["is_active"]
+        and user["email_notifications"]
+        and user["email"]
+        and valid_zone
+        and user["timezone"] != "Mars/Olympus_Mons"
+    )

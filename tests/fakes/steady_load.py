@@ -26,7 +26,7 @@ from shared.amqp.publisher import (
 )
 from shared.process.health import Health
 from shared.topology import Topology
-from tests.acceptance.test_mailings_crashes import is_enabled
+from tests.fakes.mailing import is_enabled
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.waiting import until
 

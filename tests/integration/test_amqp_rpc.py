@@ -16,6 +16,7 @@ from deploy.local.broker import Broker
 from shared.amqp.rpc import ANONYMOUS, RequestContext
 from shared.amqp.rpc_client import NoResponseError, RpcClient, UnavailableError
 from shared.amqp.rpc_server import Handler, RpcServer
+from shared.amqp.subscription import Subscription
 from shared.contracts.requests import Failure, FailureCode, FieldError
 from shared.errors import InfrastructureError
 from shared.process.health import Health
@@ -310,9 +311,16 @@ async def test_another_server_handles_the_request_of_one_that_dies(amqp_url: str
 
 
 async def test_a_draining_server_finishes_only_requests_in_progress(
-    amqp_url: str,
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started_event, release = asyncio.Event(), asyncio.Event()
+    started_event, release, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    stop = Subscription.stop
+
+    async def observed_stop(subscription: Subscription) -> None:
+        await stop(subscription)
+        cancelled.set()
+
+    monkeypatch.setattr(Subscription, "stop", observed_stop)
 
     async def wait(_: RequestContext, __: bytes) -> Any:
         started_event.set()
@@ -324,7 +332,7 @@ async def test_a_draining_server_finishes_only_requests_in_progress(
             first = asyncio.create_task(request(client, "Wait"))
             await started_event.wait()
             draining = asyncio.create_task(server.drain(10))
-            await asyncio.sleep(0.1)  # long enough for the cancellation of the consumer
+            await cancelled.wait()
             second = asyncio.create_task(request(client))
             # A quorum queue counts a cancelled consumer until its messages are acknowledged.
             await until(lambda: queued(amqp_url, consumers=1, messages=1))
