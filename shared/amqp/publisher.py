@@ -6,11 +6,11 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import Final
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
+from shared.amqp.confirms import CONFIRM_TIMEOUT, Confirms
 from shared.amqp.connection import (
     BrokerConnection,
     keep_connected,
@@ -24,10 +24,8 @@ from shared.errors import InfrastructureError, RingbackError
 from shared.process.health import Health
 from shared.topology import Topology
 
-# Seconds without a confirm after which a publish counts as unknown (row 2 of the fault table).
-CONFIRM_TIMEOUT: Final = 5.0
-# Seconds between checks for overdue confirms and for missing queues.
-CHECK_INTERVAL: Final = 0.5
+# Seconds between two declarations of queues that are missing.
+DECLARE_INTERVAL: Final = 0.5
 
 
 class PublishRefusedError(InfrastructureError):
@@ -58,10 +56,9 @@ class OutgoingMessage:
 
 
 @dataclass(slots=True)
-class _Pending:
+class _Publish:
     message_id: str | None
     confirmed: asyncio.Future[None]
-    deadline: float
 
 
 class _Session:
@@ -69,53 +66,39 @@ class _Session:
 
     def __init__(self, channel: InterceptedChannel) -> None:
         self.channel = channel
-        self.pending: dict[int, _Pending] = {}  # ascending by tag
         self.unrouted = asyncio.Event()  # a queue or binding is missing
-        self.confirmed_at = asyncio.get_running_loop().time()
-        self._last_tag = 0
-        channel.on_confirm = self._confirmed
+        self.confirms = Confirms(channel, confirmed=_confirmed, overdue=_overdue)
         channel.on_return = self._returned
 
-    def send(self, frames: bytes, pending: _Pending) -> None:
-        self._last_tag += 1
-        self.pending[self._last_tag] = pending
-        self.channel.write(frames)
-
-    def fail(self, error: InfrastructureError, *, due_by: float = float("inf")) -> bool:
-        """Fail and forget the publishes whose deadline is not later than `due_by`, if any."""
-        pending = list(self.pending)
-        overdue = list(takewhile(lambda tag: self.pending[tag].deadline <= due_by, pending))
-        for tag in overdue:
-            fail(self.pending.pop(tag).confirmed, error)
-        return bool(overdue)
-
-    def postpone(self, deadline: float) -> None:
-        """Set the deadline of all publishes."""
-        for pending in self.pending.values():
-            pending.deadline = deadline
-
-    def _confirmed(self, tag: int, multiple: bool, accepted: bool) -> None:  # noqa: FBT001 - as called
-        self.confirmed_at = asyncio.get_running_loop().time()
-        tags = list(takewhile(lambda each: each <= tag, self.pending)) if multiple else [tag]
-        for each in tags:
-            pending = self.pending.pop(each, None)
-            if pending is None or pending.confirmed.done():
-                continue
-            if accepted:
-                pending.confirmed.set_result(None)
-            else:
-                error = QueueFullError("the broker refused the message: a queue is full")
-                fail(pending.confirmed, error)
+    def close(self) -> None:
+        """Fail the publishes in flight."""
+        error = PublishUnknownError("the connection was lost before the confirm")
+        for publish in self.confirms.unconfirmed():
+            fail(publish.confirmed, error)
 
     def _returned(self, text: str, header: bytes) -> None:
         # A return precedes its confirm and identifies the publish only by message_id. If several
         # with this id are in flight, all of them fail: a repeat loses nothing.
         self.unrouted.set()
         message_id = codec.decode_properties(header).message_id
-        for pending in self.pending.values():
-            if pending.message_id == message_id:
+        for publish in self.confirms.unconfirmed():
+            if publish.message_id == message_id:
                 error = PublishRefusedError(f"the message reached no queue: {text}")
-                fail(pending.confirmed, error)
+                fail(publish.confirmed, error)
+
+
+def _confirmed(publish: _Publish, accepted: bool) -> None:  # noqa: FBT001 - as called
+    if publish.confirmed.done():
+        return
+    if accepted:
+        publish.confirmed.set_result(None)
+    else:
+        fail(publish.confirmed, QueueFullError("the broker refused the message: a queue is full"))
+
+
+def _overdue(publish: _Publish) -> None:
+    text = f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds"
+    fail(publish.confirmed, PublishUnknownError(text))
 
 
 def new_id() -> str:
@@ -183,8 +166,7 @@ class Publisher:
             )
         except (ValueError, TypeError, struct.error) as error:
             raise UnpublishableError(str(error)) from error
-        deadline = confirmed.get_loop().time() + CONFIRM_TIMEOUT
-        session.send(frames, _Pending(message.properties.message_id, confirmed, deadline))
+        session.confirms.send(frames, _Publish(message.properties.message_id, confirmed))
         return confirmed
 
     async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
@@ -204,29 +186,11 @@ class Publisher:
             with self._flow.use(session, broker.interceptor):
                 await run_until_first_ends(
                     wait_until_lost(channel),
-                    self._fail_overdue(session),
+                    session.confirms.watch(self._flow),
                     self._declare_missing(session, broker),
                 )
         finally:
-            session.fail(PublishUnknownError("the connection was lost before the confirm"))
-
-    async def _fail_overdue(self, session: _Session) -> None:
-        """Fail publishes without a confirm at their deadline.
-
-        Raises:
-            ConnectionResetError: the channel is stuck. After the death of a queue's leader,
-                RabbitMQ 3.10.8 may confirm nothing any more on a channel that used it.
-        """
-        while True:
-            await asyncio.sleep(CHECK_INTERVAL)
-            now = asyncio.get_running_loop().time()
-            if self._flow.session is None:  # the broker reads no publish until the alarm ends
-                session.postpone(now + CONFIRM_TIMEOUT)
-            else:
-                text = f"no confirm within {CONFIRM_TIMEOUT:.0f} seconds"
-                overdue = session.fail(PublishUnknownError(text), due_by=now)
-                if overdue and now - session.confirmed_at >= CONFIRM_TIMEOUT:
-                    raise ConnectionResetError("the broker confirms nothing")
+            session.close()
 
     async def _declare_missing(self, session: _Session, broker: BrokerConnection) -> None:
         """Declare the topology again after a message reached no queue."""
@@ -234,4 +198,4 @@ class Publisher:
             await session.unrouted.wait()
             session.unrouted.clear()
             await declare(broker.connection, self._topology)
-            await asyncio.sleep(CHECK_INTERVAL)
+            await asyncio.sleep(DECLARE_INTERVAL)

@@ -12,7 +12,13 @@ from typing import Any, Final
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.connection import BrokerConnection, keep_connected, wait_until_lost
+from shared.amqp.confirms import Confirms
+from shared.amqp.connection import (
+    BrokerConnection,
+    keep_connected,
+    run_until_first_ends,
+    wait_until_lost,
+)
 from shared.amqp.flow_control import FlowControl, fail
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 from shared.amqp.rpc import ANONYMOUS, JSON, REPLY_TO, RequestContext, context_headers
@@ -42,12 +48,14 @@ class _Session:
         self.channel = channel
         self.pending: dict[str, asyncio.Future[bytes]] = {}
         self.ids = count(1)
+        self.confirms = Confirms(channel, confirmed=_confirmed, overdue=lambda _: None)
         channel.on_delivery = self._responded
         channel.on_return = self._returned
 
-    def fail(self, error: InfrastructureError) -> None:
+    def close(self) -> None:
+        """Fail the requests in flight."""
         for response in self.pending.values():
-            fail(response, error)
+            fail(response, NoResponseError("the connection was lost before the response"))
 
     def _responded(self, delivery: Delivery) -> None:
         response = self.pending.get(_correlation_id(delivery.header))
@@ -58,6 +66,11 @@ class _Session:
         response = self.pending.get(_correlation_id(header))
         if response is not None:
             fail(response, UnavailableError(f"no service consumes these requests: {text}"))
+
+
+def _confirmed(response: asyncio.Future[bytes], accepted: bool) -> None:  # noqa: FBT001 - as called
+    if not accepted:
+        fail(response, UnavailableError("the queue of these requests is full"))
 
 
 def _correlation_id(header: bytes) -> str:
@@ -122,7 +135,7 @@ class RpcClient:
             frame_max=session.channel.frame_max,
         )
         response = session.pending[correlation_id] = asyncio.get_running_loop().create_future()
-        session.channel.write(frames)
+        session.confirms.send(frames, response)
         try:
             async with asyncio.timeout(timeout):
                 return _parse_response(await response)
@@ -132,14 +145,18 @@ class RpcClient:
             del session.pending[correlation_id]
 
     async def _serve(self, broker: BrokerConnection) -> None:
-        channel, intercepted = await broker.channel(confirms=False)
+        # Responses are the proof that matters. Confirms only tell a slow service from a channel
+        # whose requests the broker ignores.
+        channel, intercepted = await broker.channel(confirms=True)
         session = _Session(intercepted)
         await channel.basic_consume(REPLY_TO, ignore_delivery, no_ack=True)
         try:
             with self._flow.use(session, broker.interceptor):
-                await wait_until_lost(channel)
+                await run_until_first_ends(
+                    wait_until_lost(channel), session.confirms.watch(self._flow)
+                )
         finally:
-            session.fail(NoResponseError("the connection was lost before the response"))
+            session.close()
 
 
 def _parse_response(body: bytes) -> Any:

@@ -28,7 +28,6 @@ def empty_database(database_url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.chaos  # RabbitMQ 3.10.8 can ignore requests: docs/guarantees.md, A cluster of brokers
 @pytest.mark.timeout(300)
 async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for_10_seconds_at_most(
     cluster: Cluster, empty_database: str, tmp_path: Path

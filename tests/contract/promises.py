@@ -43,8 +43,7 @@ PROMISES: Final = {
     "row 2": "The broker is suspended: publishes end as unknown within 5 s.",
     "row 3": "The broker restarts gracefully: nothing is lost.",
     "row 4": "A node is isolated for 80 s: the majority continues, and nothing is lost.",
-    "row 5": "A queue's leader is killed: nothing is lost; work continues within 10 s, except for "
-    "gateways whose requests RabbitMQ ignores (A cluster of brokers).",
+    "row 5": "A queue's leader is killed: nothing is lost, and work continues within 10 s.",
     "row 6": "Memory alarm: 503 within 5 s, and work continues afterwards.",
     "row 7": "Disk alarm: the same as a memory alarm.",
     "row 8": "A deleted queue is declared again, and its consumer recovers.",

@@ -147,6 +147,28 @@ async def test_row_5_a_channel_without_confirms_is_replaced(amqp_url: str) -> No
         await publisher.publish(outgoing())
 
 
+async def test_row_5_a_channel_is_replaced_although_other_queues_confirm(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.confirms.REPLACE_INTERVAL", 0.5)
+    async with publishing(amqp_url) as publisher:
+        session = publisher._flow.session  # noqa: SLF001 - no way to make RabbitMQ do so
+        assert session is not None
+        confirmed = session.channel.on_confirm
+
+        def ignore_first(tag: int, _: bool, accepted: bool) -> None:  # noqa: FBT001 - as called
+            if tag > 1:
+                confirmed(tag, False, accepted)  # noqa: FBT003
+
+        session.channel.on_confirm = ignore_first
+        ignored = publisher.publish(outgoing())
+        while publisher._flow.session is session:  # noqa: SLF001
+            await asyncio.wait([publisher.publish(outgoing())])
+        with pytest.raises(PublishUnknownError):
+            await ignored
+
+
 async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
     own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,8 +202,8 @@ async def test_a_publish_is_unknown_at_once_when_the_connection_breaks(own_broke
 async def test_finding_b12_publishes_in_flight_survive_an_alarm(
     own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.publisher.CONFIRM_TIMEOUT", 1.0)
-    monkeypatch.setattr("shared.amqp.publisher.CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 1.0)
+    monkeypatch.setattr("shared.amqp.confirms.CHECK_INTERVAL", 0.1)
     health = Health()
     publisher = Publisher(own_broker.url, name="test", topology=topology(), health=health)
     task = asyncio.create_task(publisher.run())
@@ -203,8 +225,8 @@ async def test_finding_b12_publishes_in_flight_survive_an_alarm(
 async def test_finding_b12_an_unconfirmed_publish_is_forgotten_when_it_has_failed(
     own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.publisher.CONFIRM_TIMEOUT", 0.2)
-    monkeypatch.setattr("shared.amqp.publisher.CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.confirms.CHECK_INTERVAL", 0.1)
     async with publishing(own_broker.url) as publisher:
         own_broker.suspend()
         pending = publisher.publish(outgoing())

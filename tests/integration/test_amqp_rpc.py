@@ -415,6 +415,36 @@ async def test_a_deleted_queue_is_declared_again(amqp_url: str) -> None:
         await until(responded)
 
 
+async def test_row_5_a_channel_whose_requests_are_ignored_is_replaced(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when RabbitMQ does not notice on a channel that a queue has a new leader."""
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.5)
+    async with rpc_server(amqp_url, {"Echo": echo}), rpc_client(amqp_url) as client:
+        session = client._flow.session  # noqa: SLF001 - no way to make RabbitMQ do so
+        assert session is not None
+        session.channel.on_confirm = lambda *_: None
+        session.channel.on_delivery = lambda _: None
+        with pytest.raises(NoResponseError, match="connection was lost"):
+            await request(client)
+        await client.ready()
+        assert (await request(client, value=2))["echo"] == 2
+
+
+async def test_row_5_a_service_that_is_only_slow_keeps_the_channel(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.confirms.CHECK_INTERVAL", 0.05)
+
+    async def slow(context: RequestContext, body: bytes) -> Any:
+        await asyncio.sleep(1)  # many checks
+        return await echo(context, body)
+
+    async with rpc_server(amqp_url, {"Echo": slow}), rpc_client(amqp_url) as client:
+        assert (await request(client, value=1))["echo"] == 1
+
+
 async def test_row_1_a_killed_broker_makes_requests_unknown_then_unavailable_until_it_returns(
     own_broker: Broker,
 ) -> None:

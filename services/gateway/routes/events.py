@@ -24,9 +24,9 @@ from services.gateway.routes.declaration import (
 from services.gateway.rpc import unavailable, unknown
 from services.gateway.schemas import EventAccepted
 from shared.amqp.codec import Properties
+from shared.amqp.confirms import CONFIRM_TIMEOUT
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import (
-    CONFIRM_TIMEOUT,
     OutgoingMessage,
     Publisher,
     PublishRefusedError,

@@ -1,0 +1,87 @@
+"""The broker's confirms of what one channel publishes, and whether they stay away."""
+
+import asyncio
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Final, Generic, TypeVar
+
+from shared.amqp.flow_control import FlowControl
+from shared.amqp.frame_interceptor import InterceptedChannel
+
+# Seconds without a confirm after which a publish counts as unknown (row 2 of the fault table).
+CONFIRM_TIMEOUT: Final = 5.0
+# Seconds between checks for overdue confirms.
+CHECK_INTERVAL: Final = 0.5
+# Seconds after which a channel is replaced if one queue confirms nothing, although others do. Such
+# a queue may have no majority, and then the replacement only repeats what waits for confirms.
+REPLACE_INTERVAL: Final = 60.0
+
+P = TypeVar("P")
+S = TypeVar("S")
+
+
+class Confirms(Generic[P]):
+    """The publishes of one channel that the broker has neither confirmed nor refused.
+
+    `confirmed` is called with a publish and whether the broker accepted it. `overdue` is called
+    with one that has no confirm after 5 s, and is forgotten.
+    """
+
+    def __init__(
+        self,
+        channel: InterceptedChannel,
+        *,
+        confirmed: Callable[[P, bool], None],
+        overdue: Callable[[P], None],
+    ) -> None:
+        self._channel = channel
+        self._confirmed = confirmed
+        self._overdue = overdue
+        self._sent: dict[int, tuple[float, P]] = {}  # deadline and publish, ascending by tag
+        self._last_tag = 0
+        self._loop = asyncio.get_running_loop()
+        self._opened_at = self._confirmed_at = self._loop.time()
+        channel.on_confirm = self._on_confirm
+
+    def send(self, frames: bytes, publish: P) -> None:
+        """Write the frames of one publish."""
+        self._last_tag += 1
+        self._sent[self._last_tag] = (self._loop.time() + CONFIRM_TIMEOUT, publish)
+        self._channel.write(frames)
+
+    def unconfirmed(self) -> list[P]:
+        """Return the publishes without a confirm, oldest first."""
+        return [publish for _, publish in self._sent.values()]
+
+    async def watch(self, flow: FlowControl[S]) -> None:
+        """Report overdue publishes until cancelled.
+
+        Raises:
+            ConnectionResetError: the channel must be replaced. After the death of a queue's leader,
+                RabbitMQ 3.10.8 may ignore what an open channel publishes to that queue.
+        """
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL)
+            now = self._loop.time()
+            if flow.session is None:  # the broker reads no publish until the alarm ends
+                deadline = now + CONFIRM_TIMEOUT
+                self._sent.update({tag: (deadline, sent[1]) for tag, sent in self._sent.items()})
+            elif self._report_overdue(now):
+                if now - self._confirmed_at >= CONFIRM_TIMEOUT:
+                    raise ConnectionResetError("the broker confirms nothing")
+                if now - self._opened_at >= REPLACE_INTERVAL:
+                    raise ConnectionResetError("a queue confirms nothing")
+
+    def _report_overdue(self, now: float) -> bool:
+        overdue = list(takewhile(lambda tag: self._sent[tag][0] <= now, self._sent))
+        for tag in overdue:
+            self._overdue(self._sent.pop(tag)[1])
+        return bool(overdue)
+
+    def _on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:  # noqa: FBT001 - as called
+        self._confirmed_at = self._loop.time()
+        tags = list(takewhile(lambda each: each <= tag, self._sent)) if multiple else [tag]
+        for each in tags:
+            sent = self._sent.pop(each, None)
+            if sent is not None:
+                self._confirmed(sent[1], accepted)
