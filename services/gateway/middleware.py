@@ -17,11 +17,14 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Values that handlers set for the log line.
+# Values that handlers set for the log line: ids of the path, after validation, and of the response.
 CLIENT_ID: Final = web.RequestKey("client_id", str)
 SCHEDULE_ID: Final = web.RequestKey("schedule_id", str)
 EVENT_ID: Final = web.RequestKey("event_id", str)
 POSTING_ID: Final = web.RequestKey("posting_id", str)
+MAILING_ID: Final = web.RequestKey("mailing_id", str)
+MESSAGE_ID: Final = web.RequestKey("message_id", str)
+RECIPIENT_ID: Final = web.RequestKey("recipient_id", str)
 DETAIL: Final = web.RequestKey("detail", str)
 
 # The problem type and detail of aiohttp's own errors.
@@ -95,6 +98,9 @@ def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
         "schedule_id": request.get(SCHEDULE_ID),
         "event_id": request.get(EVENT_ID),
         "posting_id": request.get(POSTING_ID),
+        "mailing_id": request.get(MAILING_ID),
+        "message_id": request.get(MESSAGE_ID),
+        "recipient_id": request.get(RECIPIENT_ID),
         "trace_id": trace[3:35] if trace else None,
     }
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
