@@ -31,13 +31,14 @@ from shared.http.openapi import document
 from shared.http.problem import ProblemError
 from shared.http.server import AppRunner
 from shared.process.command import Service
+from shared.process.health import Health
 from shared.process.metrics import add_routes
 from shared.process.run import CLOSE_RESERVE, Process
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import TicketVerifier
 from shared.settings import load
-from shared.topology import EVENTS, topology
+from shared.topology import EVENTS, Topology, topology
 
 logger = logging.getLogger(__name__)
 
@@ -55,31 +56,11 @@ async def start(process: Process) -> None:
         health=process.health,
     )
     process.health.expect(PING.service)
-    security = load(SecuritySettings)
-    authenticator = Authenticator(
-        TicketVerifier.of(security), header=security.ticket_header, anonymous=settings.anonymous
-    )
     deps = Dependencies(
         ServiceClient(rpc_client, timeout=settings.request_timeout), publisher, settings
     )
-    admit = _admission(authenticator, settings.rate_limit)
-    app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
-    routes = all_routes(settings.example_url)
-    for path in dict.fromkeys(route.path for route in routes):
-        on_path = [route for route in routes if route.path == path]
-        app.add_routes(_bound(route, admit, deps) for route in on_path)
-        app.add_routes([_other_methods(path, {route.method for route in on_path})])
-    openapi = document(routes, about(security.ticket_header))
-    app.add_routes(docs_page.routes(openapi, asyncapi(declared, security.ticket_header)))
-    app.add_routes(jwks.routes(security))
-    app.add_routes(unsubscribe.routes(deps.services))
-    add_routes(
-        app,
-        ready=lambda: (process.health.ready, process.health.report()),
-        registry=_registry(),
-    )
     runner = AppRunner(
-        app,
+        application(deps, load(SecuritySettings), declared, process.health),
         access_log=None,
         auto_decompress=False,  # a small body cannot become a large one
         shutdown_timeout=max(process.settings.shutdown_timeout - CLOSE_RESERVE, 0.0),
@@ -104,6 +85,29 @@ async def start(process: Process) -> None:
     process.run(keep_publishing(publisher))
     process.run(watch_scheduler(rpc_client, process.health))
     process.on_drain(drain)
+
+
+def application(
+    deps: Dependencies, security: SecuritySettings, declared: Topology, health: Health
+) -> web.Application:
+    """Return the application with every route."""
+    settings = deps.settings
+    authenticator = Authenticator(
+        TicketVerifier.of(security), header=security.ticket_header, anonymous=settings.anonymous
+    )
+    admit = _admission(authenticator, settings.rate_limit)
+    app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
+    routes = all_routes(settings.example_url)
+    for path in dict.fromkeys(route.path for route in routes):
+        on_path = [route for route in routes if route.path == path]
+        app.add_routes(_bound(route, admit, deps) for route in on_path)
+        app.add_routes([_other_methods(path, {route.method for route in on_path})])
+    openapi = document(routes, about(security.ticket_header))
+    app.add_routes(docs_page.routes(openapi, asyncapi(declared, security.ticket_header)))
+    app.add_routes(jwks.routes(security))
+    app.add_routes(unsubscribe.routes(deps.services))
+    add_routes(app, ready=lambda: (health.ready, health.report()), registry=_registry())
+    return app
 
 
 def _admission(

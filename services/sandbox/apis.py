@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 from uuid import UUID
 
@@ -149,6 +150,7 @@ class DataApis:
     def _with_behaviour(self, handler: _Handler) -> _Handler:
         """Apply the API's behaviour before its handler."""
 
+        @wraps(handler)
         async def handle(request: web.Request) -> web.StreamResponse:
             _, limited = self._settings[request.path.split("/")[1]]
             behaviour = limited.next()

@@ -52,28 +52,40 @@ async def serving(
     Raises:
         OSError: cannot listen on an address.
     """
-    directory = Directory(settings.users)
-    url = URL(settings.url) if settings.url else None
     mails, sms = Inbox(MailSettings()), Inbox(SmsSettings())
     async with AsyncExitStack() as stack:
         smtp = await stack.enter_async_context(
             smtp_server(mails, settings.host, settings.smtp_port, settings.max_body)
         )
-        app = web.Application(client_max_size=settings.max_body)
-        app.add_routes(
-            [
-                web.get("/healthz", _healthz),
-                *WebhookReceiver(Store()).routes(),
-                *InboxPages(mails, sms, smtp).routes(),
-                *InboxApi("/api/mails", mails, mail_json).routes(),
-                *SmsGateway(sms, settings.sms_key.get_secret_value()).routes(),
-                *InboxApi("/api/sms", sms, sms_json).routes(),
-                *DataApis(directory, url).routes(),
-                *ProducersApi(Producers(directory), amqp_url, url).routes(),
-            ]
-        )
+        app = application(settings, mails, sms, smtp, amqp_url)
         http = await stack.enter_async_context(_http_server(app, settings.host, settings.port))
         yield SandboxUrls(http, smtp)
+
+
+def application(
+    settings: SandboxSettings,
+    mails: Inbox[MailSettings],
+    sms: Inbox[SmsSettings],
+    smtp: URL,
+    amqp_url: str,
+) -> web.Application:
+    """Return the application with every route."""
+    directory = Directory(settings.users)
+    url = URL(settings.url) if settings.url else None
+    app = web.Application(client_max_size=settings.max_body)
+    app.add_routes(
+        [
+            web.get("/healthz", _healthz),
+            *WebhookReceiver(Store()).routes(),
+            *InboxPages(mails, sms, smtp).routes(),
+            *InboxApi("/api/mails", mails, mail_json).routes(),
+            *SmsGateway(sms, settings.sms_key.get_secret_value()).routes(),
+            *InboxApi("/api/sms", sms, sms_json).routes(),
+            *DataApis(directory, url).routes(),
+            *ProducersApi(Producers(directory), amqp_url, url).routes(),
+        ]
+    )
+    return app
 
 
 @asynccontextmanager
@@ -104,6 +116,7 @@ async def start(process: Process) -> None:
 
 
 async def _healthz(_request: web.Request) -> web.Response:
+    """Return 200 while the sandbox runs."""
     return web.json_response({"status": "ok"})
 
 

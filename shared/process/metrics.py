@@ -32,15 +32,22 @@ def add_routes(app: web.Application, *, ready: Ready, registry: CollectorRegistr
 
     `ready` returns whether the process is ready, and the body of `/readyz`.
     """
+    handler = make_aiohttp_handler(registry)
+
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        """Return the metrics for Prometheus."""
+        return await handler(request)
 
     async def healthz(_: web.Request) -> web.Response:
+        """Return 200 while the process runs."""
         return web.json_response({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
+        """Return 200 if the process can work, otherwise 503, with the state of each part."""
         is_ready, report = ready()
         return web.json_response(report, status=200 if is_ready else 503)
 
-    app.router.add_get("/metrics", make_aiohttp_handler(registry))
+    app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
 

@@ -34,15 +34,18 @@ def routes(openapi: Mapping[str, Any], asyncapi: Mapping[str, Any]) -> Sequence[
     }
 
     async def page(_: web.Request) -> web.StreamResponse:
+        """Return Swagger UI."""
         return web.FileResponse(files["docs.html"], headers=_HEADERS)
 
     async def file(request: web.Request) -> web.StreamResponse:
+        """Return a file of Swagger UI."""
         found = files.get(request.match_info["file"])
         if found is None:
             raise web.HTTPNotFound
         return web.FileResponse(found, headers=_HEADERS)
 
     async def without_slash(_: web.Request) -> web.StreamResponse:
+        """Redirect to Swagger UI."""
         return web.Response(status=301, headers={"Location": "/docs/"})
 
     return [
@@ -58,6 +61,7 @@ def _document(content: Mapping[str, Any]) -> Callable[[web.Request], Awaitable[w
     body = to_json(content)
 
     async def document(_: web.Request) -> web.Response:
+        """Return the description of the API for tools."""
         return web.Response(body=body, content_type=JSON)
 
     return document

@@ -20,6 +20,7 @@ def routes(settings: SecuritySettings) -> Sequence[web.RouteDef]:
     body = to_json(published_jwks(keys))
 
     async def jwks(_: web.Request) -> web.Response:
+        """Return the public keys that verify Ringback's tickets."""
         return web.Response(body=body, content_type="application/json", headers=_HEADERS)
 
     return [web.get("/.well-known/jwks.json", jwks)]

@@ -63,6 +63,7 @@ def routes(services: ServiceClient) -> Sequence[web.RouteDef]:
     """Return the routes. The signed token in the link is the only authorisation."""
 
     async def show(_: web.Request) -> web.Response:
+        """Return the page with the button that unsubscribes."""
         return _page(_QUESTION)
 
     async def change(request: web.Request) -> web.Response:
