@@ -7,8 +7,15 @@ from typing import Final
 
 from pydantic_core import from_json
 
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.messages import RenderedMessage
-from shared.errors import ExpiredError, PermanentError, TransientError
+from shared.errors import (
+    ContractViolationError,
+    DeferredError,
+    ExpiredError,
+    PermanentError,
+    TransientError,
+)
 from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
 from shared.registry import BULK, URGENT, Priority
 from shared.resilience.retry import RetryPolicy
@@ -158,3 +165,18 @@ def check_expiry(command: RenderedMessage, now: Callable[[], float]) -> None:
 
 def _expiry(command: RenderedMessage) -> float | None:
     return command.expires_at.timestamp() if command.expires_at else None
+
+
+def reason_code(error: Exception) -> ReasonCode:
+    """Return the code for the error of the last attempt of a failed message."""
+    match error:
+        case ContractViolationError():
+            return ReasonCode.INVALID
+        case PermanentError():
+            return ReasonCode.REFUSED
+        case ProviderError() | DeferredError():
+            return ReasonCode.PROVIDER_UNAVAILABLE
+        case TransientError():
+            return ReasonCode.ATTEMPTS_EXHAUSTED
+        case _:
+            return ReasonCode.OTHER

@@ -181,10 +181,14 @@ class Reporter:
     ) -> BaseModel | None:
         """Log and count the outcome, and return the fact to publish; None if it was deferred."""
         posting_id = command.posting_id if command else None
+        mailing_id = command.mailing_id if command else None
+        recipient_id = command.recipient_id if command else None
         context: dict[str, object] = {
             "message_id": message.id,
             "posting_id": posting_id,
             "user_id": command.user_id if command else None,
+            "mailing_id": mailing_id,
+            "recipient_id": recipient_id,
             "channel": self._channel,
             "attempt": message.attempt,
             "trace_id": message.trace_id,
@@ -194,6 +198,8 @@ class Reporter:
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
             "message_id": message.id,
             "posting_id": posting_id,
+            "mailing_id": mailing_id,
+            "recipient_id": recipient_id,
             "channel": self._channel,
             "attempt": message.attempt,
         }
@@ -228,7 +234,7 @@ class Reporter:
                 self._expired.inc()
                 logger.warning("message expired", extra=context | {"reason": reason})
                 return MessageExpired(**fact, reason=reason)
-            case Dead(reason) | DispatchFailed(reason):
+            case Dead(reason, error) | DispatchFailed(reason, error):
                 self._failed.inc()
                 logger.error("message failed", extra=context | {"reason": reason})
-                return MessageFailed(**fact, reason=reason)
+                return MessageFailed(**fact, reason=reason, code=domain.reason_code(error))

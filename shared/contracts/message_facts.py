@@ -4,11 +4,39 @@ As with callbacks (facts.py), one AMQP message of type `Facts` carries a batch o
 contain no text, address or phone.
 """
 
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from shared.registry import ChannelName
+
+
+class ReasonCode(StrEnum):
+    """Why a message has its status: a closed set, for statistics. A text says more."""
+
+    # Skipped: the message was never published.
+    INVALID_RECIPIENT = "invalid_recipient"
+    NO_ADDRESS = "no_address"
+    INVALID_ADDRESS = "invalid_address"
+    NOT_ENABLED = "not_enabled"  # the recipient does not want such messages
+    UNSUBSCRIBED = "unsubscribed"
+    NOT_RENDERED = "not_rendered"
+    # Failed.
+    INVALID = "invalid"  # the message violates its contract
+    REFUSED = "refused"  # by the provider, for good
+    PROVIDER_UNAVAILABLE = "provider_unavailable"  # until the attempts were exhausted
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # the provider refused each attempt
+    # Expired, returned or cancelled.
+    EXPIRED = "expired"
+    STOPPED = "stopped"  # the mailing is paused, cancelled or over
+    WINDOW_CLOSED = "window_closed"  # the recipient's local hours are over
+
+    OTHER = "other"  # also a code of a newer version
+
+    @classmethod
+    def _missing_(cls, value: object) -> "ReasonCode | None":
+        return cls.OTHER if isinstance(value, str) else None
 
 
 class _OfMessage(BaseModel):
@@ -20,6 +48,8 @@ class _OfMessage(BaseModel):
     at: AwareDatetime
     message_id: str
     posting_id: str | None
+    mailing_id: str | None = None
+    recipient_id: str | None = Field(default=None, description="The recipient of a mailing.")
     channel: ChannelName
     attempt: int = Field(description="Number of the attempt, from 1.")
 
@@ -55,6 +85,7 @@ class MessageFailed(_OfMessage):
 
     type: Literal["message.failed"] = "message.failed"
     reason: str
+    code: ReasonCode = ReasonCode.OTHER
 
 
 class MessageExpired(_OfMessage):
@@ -64,12 +95,25 @@ class MessageExpired(_OfMessage):
     reason: str
 
 
+class MessageReturned(_OfMessage):
+    """The message of a mailing was not sent, and has left the queue; the mailing decides on it."""
+
+    type: Literal["message.returned"] = "message.returned"
+    code: Literal[ReasonCode.STOPPED, ReasonCode.WINDOW_CLOSED]
+
+
 MessageFact = Annotated[
-    MessageSent | MessageAttemptFailed | MessageFailed | MessageExpired,
+    MessageSent | MessageAttemptFailed | MessageFailed | MessageExpired | MessageReturned,
     Field(discriminator="type"),
 ]
 MESSAGE_FACT_TYPES: Final = frozenset(
-    {"message.sent", "message.attempt_failed", "message.failed", "message.expired"}
+    {
+        "message.sent",
+        "message.attempt_failed",
+        "message.failed",
+        "message.expired",
+        "message.returned",
+    }
 )
 
 

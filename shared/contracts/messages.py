@@ -113,6 +113,16 @@ class RenderedMessage(BaseModel):
     user_id: ClientId | None = Field(
         default=None, description="Id of the recipient in the user list, for logs."
     )
+    mailing_id: Identifier | None = Field(
+        default=None, description="Id of the mailing. The message is not sent once it is stopped."
+    )
+    recipient_id: ClientId | None = Field(
+        default=None, description="Id of the recipient in the client directory of the mailing."
+    )
+    send_until: AwareDatetime | None = Field(
+        default=None,
+        description="The message is returned to its mailing, not sent, at or after this time.",
+    )
 
 
 class SendEmail(RenderedMessage):

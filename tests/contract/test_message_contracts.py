@@ -16,7 +16,9 @@ from shared.contracts.message_facts import (
     MessageExpired,
     MessageFacts,
     MessageFailed,
+    MessageReturned,
     MessageSent,
+    ReasonCode,
 )
 from shared.contracts.messages import SendEmail, SendSms
 from shared.contracts.postings import Posting
@@ -69,8 +71,22 @@ FACTS = (
         next_at=datetime(2026, 11, 20, 15, 0, 1, tzinfo=UTC),
         **EMAIL_FIELDS,
     ),
-    MessageFailed(fact_id="m-1/1", attempt=1, reason="the gateway refused it", **SMS_FIELDS),
+    MessageFailed(
+        fact_id="m-1/1",
+        attempt=1,
+        reason="the gateway refused it",
+        code=ReasonCode.REFUSED,
+        **SMS_FIELDS,
+    ),
     MessageExpired(fact_id="m-1/2", attempt=2, reason="expired", **SMS_FIELDS),
+    MessageReturned(
+        fact_id="m-2/1",
+        attempt=1,
+        code=ReasonCode.STOPPED,
+        mailing_id="mailing-1",
+        recipient_id="client-7",
+        **SMS_FIELDS,
+    ),
 )
 
 

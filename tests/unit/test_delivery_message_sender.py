@@ -30,6 +30,7 @@ from shared.contracts.message_facts import (
     MessageFacts,
     MessageFailed,
     MessageSent,
+    ReasonCode,
 )
 from shared.contracts.messages import SendEmail
 from shared.errors import (
@@ -61,7 +62,8 @@ class Clock:
 
 def email(**fields: Any) -> SendEmail:
     body = {"to": f"{CANARY}@x.org", "subject": CANARY, "text": CANARY, "posting_id": "p-1"}
-    return SendEmail.model_validate(body | {"user_id": "u-1"} | fields)
+    ids = {"user_id": "u-1", "mailing_id": "m-1", "recipient_id": "r-1"}
+    return SendEmail.model_validate(body | ids | fields)
 
 
 def message(message_id: str = "id-1") -> Message:
@@ -301,6 +303,8 @@ COMMON: dict[str, Any] = {
     "at": datetime.fromtimestamp(NOW, UTC),
     "message_id": "id-1",
     "posting_id": "p-1",
+    "mailing_id": "m-1",
+    "recipient_id": "r-1",
     "channel": "email",
     "attempt": 2,
 }
@@ -322,7 +326,11 @@ REPORTS: dict[str, tuple[Outcome[Sent], BaseModel | None, str]] = {
         "message attempt failed",
     ),
     "expired": (EXPIRED, MessageExpired(**COMMON, reason="expired at …"), "message expired"),
-    "failed": (FAILED, MessageFailed(**COMMON, reason=FAILED.reason), "message failed"),
+    "failed": (
+        FAILED,
+        MessageFailed(**COMMON, reason=FAILED.reason, code=ReasonCode.REFUSED),
+        "message failed",
+    ),
     "deferred": (Deferred(TIERS[0], "lane full"), None, "message deferred"),
 }
 
@@ -354,6 +362,7 @@ def test_e6_each_outcome_is_one_log_line_one_count_and_one_fact(
     logged = vars(line)
     assert line.getMessage() == text
     assert (logged["message_id"], logged["posting_id"], logged["user_id"]) == ("id-1", "p-1", "u-1")
+    assert (logged["mailing_id"], logged["recipient_id"]) == ("m-1", "r-1")
     assert (logged["channel"], logged["attempt"], logged["trace_id"]) == ("email", 2, TRACE)
     assert CANARY not in json.dumps(logged, default=repr)
     if fact is not None:
@@ -366,3 +375,27 @@ def test_an_unreadable_message_is_reported_as_failed() -> None:
     fact = Reporter("sms", Clock()).report(unreadable, None, outcome)
     assert isinstance(fact, MessageFailed)
     assert (fact.message_id, fact.posting_id, fact.channel) == ("id-9", None, "sms")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ContractViolationError("phone"), ReasonCode.INVALID),
+        (PermanentError("550"), ReasonCode.REFUSED),
+        (ProviderError("down"), ReasonCode.PROVIDER_UNAVAILABLE),
+        (DeferredError("breaker open", delay=1), ReasonCode.PROVIDER_UNAVAILABLE),
+        (TransientError("greylisted"), ReasonCode.ATTEMPTS_EXHAUSTED),
+        (RuntimeError("not ours"), ReasonCode.OTHER),
+    ],
+)
+def test_the_reason_of_a_failure_has_a_code(error: Exception, code: ReasonCode) -> None:
+    fact = Reporter("email", Clock()).report(message(), email(), Dead("failed", error))
+    assert isinstance(fact, MessageFailed)
+    assert fact.code is code
+
+
+def test_n12_a_code_of_a_newer_version_is_other() -> None:
+    fact = MessageFailed(**COMMON, reason="new", code=ReasonCode.REFUSED).model_dump(mode="json")
+    [read] = MessageFacts.model_validate({"facts": [fact | {"code": "invented_later"}]}).facts
+    assert isinstance(read, MessageFailed)
+    assert read.code is ReasonCode.OTHER
