@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "posting": "List postings, and show their progress and messages, through the gateway.",
     "rules": "Check the rules for events, and try them on an event.",
     "template": "List, check and preview message templates.",
+    "trace": "Print what the logs say about a mailing, a message or a recipient.",
     "dead": "List, show and redrive dead letters.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
     "migrate": "Apply the database migrations.",

@@ -197,7 +197,6 @@ def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]
 
     keys = development_keys(load(SecuritySettings), LOCAL_DIRECTORY)
     environment = os.environ | stack.environment | keys
-    environment.setdefault(variable_of(Settings, "log_format"), "text")
     environment |= _chosen_ports(GatewaySettings, ["http_port"], reserve)
     if SANDBOX not in names:
         return environment

@@ -35,6 +35,7 @@ PROMISES: Final = {
     "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",
+    "M14": "Log lines carry the ids of mailing, message and recipient, and a command follows them.",
     "M15": "One command starts everything with Docker Compose.",
     "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
     "N10": "A backlog of one client delays the callbacks of another by two claims at most.",
