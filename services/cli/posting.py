@@ -136,4 +136,4 @@ def _bars(counts: Mapping[str, int]) -> Iterator[str]:
     digits = len(str(max(counts.values(), default=0)))
     for name, count in counts.items():
         length = max(_WIDTH * count // total, 1) if count else 0
-        yield f"{name:<8} {count:>{digits}}  {'#' * length}".rstrip()
+        yield f"{name:<9} {count:>{digits}}  {'#' * length}".rstrip()

@@ -251,8 +251,14 @@ def posting_state(ended: str | None, *, started: bool, unsettled: int) -> Postin
             return PostingState(ended)
 
 
+_MAY_BECOME_SENT: Final = (MessageState.FAILED, MessageState.EXPIRED, MessageState.CANCELLED)
+
+
 def may_change(status: MessageState, new: MessageState) -> bool:
-    """Return whether a fact may change a message's status. A redriven dead letter may be sent."""
+    """Return whether a fact may change a message's status.
+
+    A redriven dead letter may be sent. So may a message whose mailing ended at the same time.
+    """
     if status is MessageState.CREATED:
         return True
-    return new is MessageState.SENT and status in (MessageState.FAILED, MessageState.EXPIRED)
+    return new is MessageState.SENT and status in _MAY_BECOME_SENT

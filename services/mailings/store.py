@@ -388,6 +388,7 @@ _COUNTED: Final = (
     MessageState.SENT,
     MessageState.FAILED,
     MessageState.EXPIRED,
+    MessageState.CANCELLED,
 )
 
 

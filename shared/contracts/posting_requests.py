@@ -38,6 +38,7 @@ class MessageState(StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
     SKIPPED = "skipped"  # never published, see `reason`
+    CANCELLED = "cancelled"  # its mailing was cancelled
 
 
 class CreatePosting(BaseModel):

@@ -295,6 +295,7 @@ def test_a_redriven_dead_letter_becomes_sent_and_a_sent_message_never_changes() 
         *((MessageState.CREATED, new) for new in ("sent", "failed", "expired")),
         (MessageState.FAILED, MessageState.SENT),
         (MessageState.EXPIRED, MessageState.SENT),
+        (MessageState.CANCELLED, MessageState.SENT),
     }
 
 

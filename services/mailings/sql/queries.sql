@@ -11,16 +11,16 @@ RETURNING id;
 
 -- name: posting
 SELECT id, fingerprint, body, accepted_at, expires_at, pages, receivers, ended, reason,
-    created, sent, failed, expired, skipped
+    created, sent, failed, expired, skipped, cancelled
 FROM mailings.postings
-WHERE id = $1 AND (client_id IS NULL OR client_id = $2);
+WHERE id = $1 AND (client_id IS NULL OR client_id = $2) AND mailing_id IS NULL;
 
 -- name: postings
 SELECT id, body, accepted_at, expires_at, pages, receivers, ended, reason,
-    created, sent, failed, expired, skipped
+    created, sent, failed, expired, skipped, cancelled
 FROM mailings.postings
 WHERE (client_id IS NULL OR client_id = $1) AND ($2::text IS NULL OR from_event = $2)
-    AND (accepted_at, id) < ($3, $4)
+    AND (accepted_at, id) < ($3, $4) AND mailing_id IS NULL
 ORDER BY accepted_at DESC, id DESC LIMIT $5;
 
 -- name: skipped
@@ -122,7 +122,7 @@ SET pages = input.pages, receivers = receivers + users, next_url = input.next_ur
 FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::float[])
     AS input(id, pages, users, next_url, lease)
 WHERE posting.id = input.id
-RETURNING posting.id, posting.receivers, created, sent, failed, expired, skipped;
+RETURNING posting.id, posting.receivers, created, sent, failed, expired, skipped, cancelled;
 
 -- name: release
 UPDATE mailings.postings
@@ -147,7 +147,7 @@ SET ended = $2, ended_at = now(), reason = $3, unfinished = false,
     failed = failed + CASE WHEN $2 = 'failed' THEN $4 ELSE 0 END,
     expired = expired + CASE WHEN $2 = 'expired' THEN $4 ELSE 0 END
 WHERE id = $1
-RETURNING receivers, created, sent, failed, expired, skipped;
+RETURNING receivers, created, sent, failed, expired, skipped, cancelled;
 
 -- Transactions lock postings before messages, each ordered by id, to prevent deadlocks.
 -- name: lock_postings
@@ -168,12 +168,13 @@ WHERE message.posting_id = input.posting_id AND message.id = input.id;
 -- name: recount
 UPDATE mailings.postings AS posting
 SET created = posting.created + input.created, sent = posting.sent + input.sent,
-    failed = posting.failed + input.failed, expired = posting.expired + input.expired
-FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::int[])
-    AS input(id, created, sent, failed, expired)
+    failed = posting.failed + input.failed, expired = posting.expired + input.expired,
+    cancelled = posting.cancelled + input.cancelled
+FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[])
+    AS input(id, created, sent, failed, expired, cancelled)
 WHERE posting.id = input.id
 RETURNING posting.id, from_event, ended, receivers, posting.created, posting.sent, posting.failed,
-    posting.expired, skipped, input.created <> 0 AND posting.created = 0 AS last_settled;
+    posting.expired, skipped, posting.cancelled, input.created <> 0 AND posting.created = 0 AS last_settled;
 
 -- name: ended_before
 SELECT id FROM mailings.postings

@@ -1,9 +1,12 @@
 -- A posting and its progress. Its texts never change; the counters change with every page.
+-- A mailing has a posting for each time zone of its clients, or one for all without local hours.
 CREATE TABLE mailings.postings (
     id uuid PRIMARY KEY,
     client_id text,                         -- the client that can see it; NULL: every client
+    mailing_id uuid,                        -- NULL: a posting of its own
+    timezone text,                          -- only clients of a mailing in this time zone
     fingerprint bytea,                      -- SHA-256 of the posting, to detect conflicting repeats
-    body text NOT NULL,                     -- the Posting as JSON
+    body text CHECK ((body IS NULL) = (mailing_id IS NOT NULL)),  -- the Posting as JSON
     from_event text,
     priority text NOT NULL CHECK (priority IN ('urgent', 'bulk')),
     traceparent text,                       -- W3C trace context of the command
@@ -20,8 +23,9 @@ CREATE TABLE mailings.postings (
     failed integer NOT NULL DEFAULT 0,
     expired integer NOT NULL DEFAULT 0,
     skipped integer NOT NULL DEFAULT 0,
+    cancelled integer NOT NULL DEFAULT 0,
 
-    ended text CHECK (ended IN ('expanded', 'failed', 'expired')),
+    ended text CHECK (ended IN ('expanded', 'failed', 'expired', 'cancelled')),
     ended_at timestamptz,
     reason text,                            -- why it failed, or why it is waiting
     failures integer NOT NULL DEFAULT 0,    -- failed slices since the last checkpoint
@@ -31,8 +35,10 @@ CREATE TABLE mailings.postings (
     unfinished boolean NOT NULL DEFAULT false  -- the last slice may have published a part of a page
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
 
-CREATE INDEX postings_newest ON mailings.postings (accepted_at, id);
-CREATE INDEX postings_from_event ON mailings.postings (from_event, accepted_at, id);
+CREATE INDEX postings_newest ON mailings.postings (accepted_at, id) WHERE mailing_id IS NULL;
+CREATE INDEX postings_from_event ON mailings.postings (from_event, accepted_at, id)
+    WHERE mailing_id IS NULL;
+CREATE INDEX postings_of_mailing ON mailings.postings (mailing_id) WHERE mailing_id IS NOT NULL;
 CREATE INDEX postings_due ON mailings.postings (is_list, priority DESC, due_at)
     WHERE ended_at IS NULL;
 CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NOT NULL;
@@ -41,9 +47,11 @@ CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NO
 CREATE TABLE mailings.messages (
     posting_id uuid NOT NULL,
     id uuid NOT NULL,                       -- derived from posting, channel and user
-    user_id text NOT NULL,
+    user_id text NOT NULL,                  -- of a mailing: the id of the client
+    operator_code text,                     -- of the client of a mailing
     channel text NOT NULL,
     status text NOT NULL,
+    returned boolean NOT NULL DEFAULT false, -- delivery did not send it; it is published again
     reason text,
     page integer NOT NULL,                  -- from 0
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -51,6 +59,7 @@ CREATE TABLE mailings.messages (
     PRIMARY KEY (posting_id, id)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05);
 
+CREATE INDEX messages_returned ON mailings.messages (posting_id, id) WHERE returned;
 CREATE INDEX messages_skipped ON mailings.messages (posting_id, reason) WHERE status = 'skipped';
 
 -- Recipients who have unsubscribed from a kind of e-mail with the link in one. Kept forever.
@@ -58,3 +67,53 @@ CREATE TABLE mailings.unsubscribed (
     subscription bytea PRIMARY KEY,         -- a hash of the address and the kind
     at timestamptz NOT NULL DEFAULT now()
 );
+
+-- A mailing to clients of the directory.
+CREATE TABLE mailings.mailings (
+    id uuid PRIMARY KEY,
+    client_id text,                         -- the caller that can see it; NULL: the anonymous one
+    fingerprint bytea NOT NULL,             -- SHA-256 of the creation, to detect conflicting repeats
+    traceparent text,                       -- W3C trace context of the creation
+    channel text NOT NULL,
+    text text,                              -- inline; NULL: a template
+    template text CHECK ((template IS NULL) = (text IS NOT NULL)),
+    template_context text NOT NULL,         -- JSON
+    start_at timestamptz NOT NULL,
+    end_at timestamptz NOT NULL CHECK (end_at > start_at),
+    operator_codes text[] NOT NULL,         -- the filter; an empty list selects all
+    tags text[] NOT NULL,
+    local_from time,
+    local_to time CHECK ((local_to IS NULL) = (local_from IS NULL)),
+    rate_per_minute integer,
+
+    status text NOT NULL
+        CHECK (status IN ('draft', 'scheduled', 'running', 'paused', 'finished', 'cancelled')),
+    version integer NOT NULL DEFAULT 1,     -- increases with every change
+    created_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz,                 -- when its postings were created
+    ended_at timestamptz,
+
+    start_requested_at timestamptz,         -- the start time that the scheduler has confirmed
+    stop_at timestamptz,                    -- delivery sends nothing from then on; NULL: no stop
+    stop_version integer NOT NULL DEFAULT 0,    -- increases with every change of stop_at
+    stop_confirmed integer NOT NULL DEFAULT 0,  -- the version that delivery has confirmed
+    closing boolean NOT NULL DEFAULT false  -- it has ended, and some messages are not settled yet
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX mailings_newest ON mailings.mailings (created_at, id);
+-- What the campaigns worker has to look at: few rows.
+CREATE INDEX mailings_open ON mailings.mailings (status, start_at, end_at)
+    WHERE status IN ('scheduled', 'running', 'paused');
+CREATE INDEX mailings_unconfirmed ON mailings.mailings (id) WHERE stop_confirmed < stop_version;
+CREATE INDEX mailings_closing ON mailings.mailings (id) WHERE closing;
+
+-- The messages of mailings, counted. Each count changes in the transaction that changes messages.
+CREATE TABLE mailings.statistics (
+    mailing_id uuid NOT NULL,
+    hour timestamptz NOT NULL,              -- in which the messages were created
+    operator_code text NOT NULL,
+    status text NOT NULL,
+    reason_code text NOT NULL,              -- '' without a reason
+    count bigint NOT NULL,
+    PRIMARY KEY (mailing_id, hour, operator_code, status, reason_code)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);

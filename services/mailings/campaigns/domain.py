@@ -1,0 +1,93 @@
+"""The life of a mailing: what each action does in each status. Pure functions, no IO."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID, uuid5
+
+from shared.contracts.mailings import MailingStatus
+
+_NAMESPACE: Final = UUID("4c1f6c7e-2b0e-4f6a-9a57-6a3f0d6a5d24")
+DRAFT, SCHEDULED, RUNNING, PAUSED, FINISHED, CANCELLED = MailingStatus
+FINAL: Final = (FINISHED, CANCELLED)
+
+
+class Action(StrEnum):
+    """An action of the caller on a mailing."""
+
+    CHANGE = "change"
+    START = "start"
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    DELETE = "delete"
+
+
+class Effect(StrEnum):
+    """The effect of an action. The values are the texts of the documentation."""
+
+    NOTHING = "unchanged"  # the mailing is in the wanted status already
+    BEGIN = "scheduled, or running from `start_at` on"
+    PAUSE = "paused"
+    CANCEL = "cancelled"
+    DELETE = "deleted"
+    CHANGE_ANY = "any field"
+    CHANGE_LIMITS = "`end_at`, `rate_per_minute`"
+
+
+# Every other combination is refused.
+EFFECTS: Final[Mapping[tuple[Action, MailingStatus], Effect]] = MappingProxyType(
+    {
+        (Action.CHANGE, DRAFT): Effect.CHANGE_ANY,
+        (Action.CHANGE, SCHEDULED): Effect.CHANGE_ANY,
+        (Action.CHANGE, RUNNING): Effect.CHANGE_LIMITS,
+        (Action.CHANGE, PAUSED): Effect.CHANGE_LIMITS,
+        (Action.START, DRAFT): Effect.BEGIN,
+        (Action.START, SCHEDULED): Effect.NOTHING,
+        (Action.START, RUNNING): Effect.NOTHING,
+        (Action.PAUSE, SCHEDULED): Effect.PAUSE,
+        (Action.PAUSE, RUNNING): Effect.PAUSE,
+        (Action.PAUSE, PAUSED): Effect.NOTHING,
+        (Action.RESUME, SCHEDULED): Effect.NOTHING,
+        (Action.RESUME, RUNNING): Effect.NOTHING,
+        (Action.RESUME, PAUSED): Effect.BEGIN,
+        (Action.CANCEL, DRAFT): Effect.CANCEL,
+        (Action.CANCEL, SCHEDULED): Effect.CANCEL,
+        (Action.CANCEL, RUNNING): Effect.CANCEL,
+        (Action.CANCEL, PAUSED): Effect.CANCEL,
+        (Action.CANCEL, CANCELLED): Effect.NOTHING,
+        (Action.DELETE, DRAFT): Effect.DELETE,
+        (Action.DELETE, SCHEDULED): Effect.DELETE,
+        (Action.DELETE, FINISHED): Effect.DELETE,
+        (Action.DELETE, CANCELLED): Effect.DELETE,
+    }
+)
+# The fields that CHANGE_LIMITS may change.
+LIMITS: Final = frozenset({"end_at", "rate_per_minute"})
+
+
+def effect(action: Action, status: MailingStatus) -> Effect | None:
+    """Return the effect of an action on a mailing with this status; None if it is refused."""
+    return EFFECTS.get((action, status))
+
+
+def begun(start_at: datetime, now: datetime) -> MailingStatus:
+    """Return the status of a mailing that neither waits for a start by hand nor is paused."""
+    return SCHEDULED if now < start_at else RUNNING
+
+
+def mailing_id(client_id: str | None, key: str) -> UUID:
+    """Return the id of the mailing that a request with this key creates."""
+    return uuid5(_NAMESPACE, f"{client_id or ''}\0{key}")
+
+
+def cohort_id(mailing: UUID, timezone: str | None) -> UUID:
+    """Return the id of the posting to the clients of a mailing in a time zone, or to all."""
+    return uuid5(mailing, timezone or "")
+
+
+def etag(version: int) -> str:
+    """Return the entity tag of a version of a mailing."""
+    return f'"{version}"'
