@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from services.mailings import handlers, settlement
+from services.mailings.clients.requests import ClientRequests
+from services.mailings.clients.store import Directory
 from services.mailings.expansion.depth import QueueLimit
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import ANYWHERE, Sources
@@ -143,7 +145,10 @@ async def start(process: Process) -> None:
     )
     server = RpcServer(
         MAILINGS_REQUESTS,
-        Requests(intake, store, templates, unsubscribe, clock).handlers(),
+        {
+            **Requests(intake, store, templates, unsubscribe, clock).handlers(),
+            **ClientRequests(Directory(database)).handlers(),
+        },
         url=url,
         name=f"{name} requests",
         topology=declared,

@@ -1,18 +1,16 @@
 """The request handlers of the queue `mailings.requests`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from typing import Final
 from uuid import UUID
-
-from pydantic import BaseModel
 
 from services.mailings.domain import posting_id_of_key, posting_id_of_request
 from services.mailings.intake import Intake, PostingConflict, new_posting
 from services.mailings.rendering.loader import TemplateLoader
+from services.mailings.rpc import Handler, Response, bound
 from services.mailings.store import Store
 from services.mailings.unsubscribe import Unsubscribe
-from shared.amqp.parsing import parse_request
 from shared.amqp.publisher import new_id
 from shared.amqp.rpc import RequestContext
 from shared.clock import Clock
@@ -31,12 +29,8 @@ from shared.contracts.posting_requests import (
     Postings,
     SubscriptionChanged,
 )
-from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation, invalid
+from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.pagination import END, decode_cursor, encode_cursor
-
-B = TypeVar("B", bound=BaseModel)
-Response = BaseModel | Failure
-Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
 
 # Requests that use a database connection at a time, except creations.
 MAX_CONCURRENT_READS: Final = 2
@@ -71,11 +65,11 @@ class Requests:
         """Return the handler of each operation, by its name."""
         return dict(
             (
-                _bound(CREATE_POSTING, self._create, within="posting"),
-                _bound(GET_POSTING, self._get),
-                _bound(LIST_POSTINGS, self._list),
-                _bound(LIST_POSTING_MESSAGES, self._messages),
-                _bound(CHANGE_SUBSCRIPTION, self._change_subscription),
+                bound(CREATE_POSTING, self._create, within="posting"),
+                bound(GET_POSTING, self._get),
+                bound(LIST_POSTINGS, self._list),
+                bound(LIST_POSTING_MESSAGES, self._messages),
+                bound(CHANGE_SUBSCRIPTION, self._change_subscription),
             )
         )
 
@@ -141,16 +135,3 @@ class Requests:
         async with self._reads:
             await self._store.set_subscribed(subscription, subscribed=command.subscribed)
         return SubscriptionChanged(subscribed=command.subscribed)
-
-
-def _bound(
-    operation: RpcOperation[B],
-    respond: Callable[[RequestContext, B], Awaitable[Response]],
-    *,
-    within: str = "",
-) -> tuple[str, Handler]:
-    async def handle(context: RequestContext, body: bytes) -> Response:
-        command = parse_request(operation.request, body, within=within)
-        return command if isinstance(command, Failure) else await respond(context, command)
-
-    return operation.name, handle

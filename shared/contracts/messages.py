@@ -20,7 +20,7 @@ from pydantic import (
 from shared.contracts.callback import ClientId, Identifier
 
 
-def _described(form: str) -> WrapValidator:
+def described(form: str) -> WrapValidator:
     """Replace the error of a pattern, which can have hundreds of characters."""
 
     def validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -47,7 +47,7 @@ EmailAddress = Annotated[
         pattern=rf"^{_ATOM}(\.{_ATOM})*@({_LABEL}\.)+{_LABEL}$",
         max_length=254,
     ),
-    _described("an e-mail address such as user@mail.com"),
+    described("an e-mail address such as user@mail.com"),
 ]
 # The country codes of E.164. Numbers in a national format, such as 8 916 123-45-67, have none.
 _COUNTRY_CODES: Final = "|".join(
@@ -63,7 +63,7 @@ _COUNTRY_CODES: Final = "|".join(
 Phone = Annotated[
     str,
     StringConstraints(pattern=f"^({_COUNTRY_CODES})[0-9]+$", min_length=7, max_length=15),
-    _described("a phone number with a country code such as 79161234567"),
+    described("a phone number with a country code such as 79161234567"),
 ]
 # One line, because a line break would start another header.
 Subject = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=998)]

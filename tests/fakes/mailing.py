@@ -243,7 +243,9 @@ async def empty_mailings(database_url: str) -> str:
     """Migrate a database, delete the data of mailings, and return its URL."""
     await migrate(database_url, SCHEMA)
     connection = await asyncpg.connect(database_url)
-    await connection.execute("TRUNCATE mailings.postings, mailings.messages, mailings.unsubscribed")
+    await connection.execute(
+        "TRUNCATE mailings.postings, mailings.messages, mailings.unsubscribed, mailings.clients"
+    )
     await connection.close()
     return database_url
 

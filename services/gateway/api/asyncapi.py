@@ -6,6 +6,7 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.facts import FACTS, Fact
 from shared.contracts.message_facts import MessageFact
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
@@ -21,7 +22,11 @@ JSON: Final = "application/json"
 BINDING: Final = "0.3.0"  # the version of the AMQP bindings specification
 REPLIES: Final = "replies"
 
-RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (*SCHEDULER_OPERATIONS, *MAILINGS_OPERATIONS)
+RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
+    *SCHEDULER_OPERATIONS,
+    *MAILINGS_OPERATIONS,
+    *CLIENT_OPERATIONS,
+)
 
 
 def _models_by_type(union: Any) -> dict[str, type[BaseModel]]:

@@ -189,3 +189,108 @@ DELETE FROM mailings.messages WHERE (posting_id, id) IN (
 -- name: delete_posting
 DELETE FROM mailings.postings WHERE id = $1
 AND NOT EXISTS (SELECT FROM mailings.messages WHERE posting_id = $1);
+
+-- The client directory. $1 is always the calling service that owns the clients.
+-- name: client
+SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+FROM mailings.clients WHERE client_id = $1 AND id = $2;
+
+-- name: lock_client
+SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+FROM mailings.clients WHERE client_id = $1 AND id = $2 FOR UPDATE;
+
+-- Returns nothing if another client has the phone. A repeat with the same id changes nothing.
+-- name: create_client
+WITH created AS (
+    INSERT INTO mailings.clients (client_id, id, phone, operator_code, tag, timezone)
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING
+    RETURNING id, phone, operator_code, tag, timezone, version, created_at, updated_at
+)
+SELECT * FROM created
+UNION ALL
+SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+FROM mailings.clients WHERE client_id = $1 AND id = $2;
+
+-- name: change_client
+UPDATE mailings.clients
+SET phone = $3, operator_code = $4, tag = $5, timezone = $6, version = version + 1,
+    updated_at = now()
+WHERE client_id = $1 AND id = $2
+RETURNING id, phone, operator_code, tag, timezone, version, created_at, updated_at;
+
+-- name: delete_client
+DELETE FROM mailings.clients WHERE client_id = $1 AND id = $2;
+
+-- Creates clients, or replaces those with the same phone, and returns the number of new ones. One
+-- that an earlier delivery of the same request has created is new as well.
+-- name: import_clients
+WITH input AS (
+    SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
+        AS input(id, phone, operator_code, tag, timezone)
+), written AS (
+    INSERT INTO mailings.clients AS known (client_id, id, phone, operator_code, tag, timezone)
+    SELECT $1, input.* FROM input
+    ORDER BY phone  -- the same order in every process prevents deadlocks
+    ON CONFLICT (client_id, phone) DO UPDATE
+    SET operator_code = excluded.operator_code, tag = excluded.tag, timezone = excluded.timezone,
+        version = known.version + 1, updated_at = now()
+    WHERE (known.operator_code, known.tag, known.timezone)
+        IS DISTINCT FROM (excluded.operator_code, excluded.tag, excluded.timezone)
+    RETURNING id
+)
+SELECT count(*) FROM (
+    SELECT id FROM input JOIN written USING (id)
+    UNION
+    SELECT id FROM input JOIN mailings.clients USING (id) WHERE client_id = $1
+) AS created;
+
+-- A page of clients after the id $2, ordered by id: those with one of the operator codes $4, one of
+-- the tags $5 and the time zone $6. NULL: any. One branch is in use: it reads one index in the order
+-- of the ids, so a page costs the same wherever it begins.
+-- name: clients
+SELECT * FROM (
+    SELECT found.* FROM unnest($5::text[]) AS wanted(tag), LATERAL (
+        SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+        FROM mailings.clients
+        WHERE client_id = $1 AND id > $2 AND tag = wanted.tag
+            AND ($4::text[] IS NULL OR operator_code = ANY ($4))
+            AND ($6::text IS NULL OR timezone = $6)
+        ORDER BY id LIMIT $3
+    ) AS found
+    UNION ALL
+    SELECT found.* FROM unnest($4::text[]) AS wanted(operator_code), LATERAL (
+        SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+        FROM mailings.clients
+        WHERE client_id = $1 AND id > $2 AND operator_code = wanted.operator_code
+            AND ($6::text IS NULL OR timezone = $6)
+        ORDER BY id LIMIT $3
+    ) AS found WHERE $5::text[] IS NULL
+    UNION ALL
+    SELECT found.* FROM (SELECT WHERE $6::text IS NOT NULL) AS wanted, LATERAL (
+        SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+        FROM mailings.clients WHERE client_id = $1 AND id > $2 AND timezone = $6
+        ORDER BY id LIMIT $3
+    ) AS found WHERE $4::text[] IS NULL AND $5::text[] IS NULL
+    UNION ALL
+    SELECT found.* FROM (SELECT WHERE $6::text IS NULL) AS wanted, LATERAL (
+        SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+        FROM mailings.clients WHERE client_id = $1 AND id > $2
+        ORDER BY id LIMIT $3
+    ) AS found WHERE $4::text[] IS NULL AND $5::text[] IS NULL
+) AS page ORDER BY id LIMIT $3;
+
+-- A page of clients after the phone $2 whose phones are from $4 to $5, ordered by phone.
+-- name: clients_by_phone
+SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+FROM mailings.clients
+WHERE client_id = $1 AND phone > $2 AND phone BETWEEN $4 AND $5
+    AND ($6::text IS NULL OR operator_code = $6) AND ($7::text IS NULL OR tag = $7)
+    AND ($8::text IS NULL OR timezone = $8)
+ORDER BY phone LIMIT $3;
+
+-- Counts the clients with one of the operator codes $2 and one of the tags $3, by time zone.
+-- name: count_clients
+SELECT timezone, count(*) AS count FROM mailings.clients
+WHERE client_id = $1 AND ($2::text[] IS NULL OR operator_code = ANY ($2))
+    AND ($3::text[] IS NULL OR tag = ANY ($3))
+GROUP BY timezone;

@@ -117,3 +117,23 @@ CREATE TABLE mailings.statistics (
     count bigint NOT NULL,
     PRIMARY KEY (mailing_id, hour, operator_code, status, reason_code)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
+
+-- The client directory: people whom mailings reach.
+CREATE TABLE mailings.clients (
+    id uuid NOT NULL,                       -- elsewhere its name is recipient_id
+    client_id text NOT NULL,                -- the calling service that owns it; '': the anonymous one
+    phone text NOT NULL,
+    operator_code text NOT NULL,
+    tag text,
+    timezone text NOT NULL,
+    version integer NOT NULL DEFAULT 1,     -- its entity tag
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (client_id, id),            -- the order of lists and mailings
+    UNIQUE (client_id, phone)
+);
+
+-- Each returns the clients with one value in the order of their ids.
+CREATE INDEX clients_operator_code ON mailings.clients (client_id, operator_code, id);
+CREATE INDEX clients_tag ON mailings.clients (client_id, tag, id) WHERE tag IS NOT NULL;
+CREATE INDEX clients_timezone ON mailings.clients (client_id, timezone, id);
