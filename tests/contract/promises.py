@@ -32,6 +32,7 @@ PROMISES: Final = {
     "E5": "A posting renders a template for every user of a list.",
     "E6": "E-mails and SMS are sent by their channel, and never after their expiry.",
     "E7": "A posting survives a restart: no recipient is skipped, and ids stay the same.",
+    "M1": "Clients are created, imported, searched, changed and deleted. Callers are isolated.",
     "M2": "A mailing is created, changed and deleted, as far as its status allows.",
     "M4": "A mailing starts at once inside its window, and by itself at a later start time.",
     "M5": "Clients get messages only in their local hours, also when the clock changes.",

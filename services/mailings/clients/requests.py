@@ -82,7 +82,7 @@ class ClientRequests:
                 client = await self._directory.create(_owner(context), id_, fields)
         except PhoneTakenError:
             return PHONE_TAKEN
-        _log("client created", context, client.id)
+        logger.info("client created", extra=_ids(context, client.id))
         return client.response()
 
     async def _get(self, context: RequestContext, command: GetClient) -> Response:
@@ -141,7 +141,7 @@ class ClientRequests:
             return CHANGED
         if client is None:
             return NOT_FOUND
-        _log("client changed", context, client.id)
+        logger.info("client changed", extra=_ids(context, client.id))
         return client.response()
 
     async def _delete(self, context: RequestContext, command: DeleteClient) -> Response:
@@ -156,7 +156,7 @@ class ClientRequests:
             return CHANGED
         if not deleted:
             return NOT_FOUND
-        _log("client deleted", context, command.id)
+        logger.info("client deleted", extra=_ids(context, command.id))
         return ClientDeleted(id=command.id)
 
     async def _import(self, context: RequestContext, command: ImportClients) -> Response:
@@ -195,5 +195,6 @@ def _first_id(context: RequestContext) -> UUID:
     return domain.first_id(_owner(context), context.message_id or new_id())
 
 
-def _log(event: str, context: RequestContext, id_: UUID) -> None:
-    logger.info(event, extra={"recipient_id": str(id_), "client_id": context.client_id})
+def _ids(context: RequestContext, id_: UUID) -> dict[str, str | None]:
+    """Return the ids for a log line."""
+    return {"recipient_id": str(id_), "client_id": context.client_id}
