@@ -157,8 +157,8 @@ async def test_m1_a_page_has_the_clients_that_match_every_filter_in_the_order_of
     await clients.add(phone(1), owner="bank", tag="vip")
     filters: list[dict[str, Any]] = [
         {"operator_codes": codes, "tags": wanted_tags, "timezone": zone}
-        for codes in (None, ["900"], ["901", "903", "903"], [])
-        for wanted_tags in (None, ["vip"], ["vip", "new"])
+        for codes in ([], ["900"], ["901", "903", "903"])
+        for wanted_tags in ([], ["vip"], ["vip", "new"])
         for zone in (None, "Asia/Omsk")
     ]
     for each in filters:
@@ -172,8 +172,8 @@ async def test_m1_a_page_has_the_clients_that_match_every_filter_in_the_order_of
         matching = sorted(
             id_
             for id_, (code, tag, timezone) in wanted.items()
-            if (codes is None or code in codes)
-            and (wanted_tags is None or tag in wanted_tags)
+            if (not codes or code in codes)
+            and (not wanted_tags or tag in wanted_tags)
             and zone in (None, timezone)
         )
         assert found == matching, each

@@ -119,8 +119,8 @@ class ClientRequests:
             )
         return await self._directory.page(
             *(owner, UUID(command.cursor) if command.cursor else UUID(int=0), command.limit + 1),
-            operator_codes=None if command.operator_code is None else [command.operator_code],
-            tags=None if command.tag is None else [command.tag],
+            operator_codes=() if command.operator_code is None else (command.operator_code,),
+            tags=() if command.tag is None else (command.tag,),
             timezone=command.timezone,
         )
 

@@ -96,11 +96,14 @@ class Directory:
         after: UUID,
         limit: int,
         *,
-        operator_codes: Collection[str] | None = None,
-        tags: Collection[str] | None = None,
+        operator_codes: Collection[str] = (),
+        tags: Collection[str] = (),
         timezone: str | None = None,
     ) -> list[StoredClient]:
-        """Return clients with an id after this one, ordered by id; None permits every value."""
+        """Return clients with an id after this one, ordered by id.
+
+        Without operator codes, tags or a time zone, each of them is permitted.
+        """
         rows = await self._database.fetch(
             *(SQL["clients"], owner, after, limit),
             *(_distinct(operator_codes), _distinct(tags), timezone),
@@ -129,18 +132,21 @@ class Directory:
         self,
         owner: str,
         *,
-        operator_codes: Collection[str] | None = None,
-        tags: Collection[str] | None = None,
+        operator_codes: Collection[str] = (),
+        tags: Collection[str] = (),
     ) -> dict[str, int]:
-        """Return the number of clients by time zone; None permits every value."""
+        """Return the number of clients by time zone.
+
+        Without operator codes or tags, each of them is permitted.
+        """
         rows = await self._database.fetch(
             SQL["count_clients"], owner, _distinct(operator_codes), _distinct(tags)
         )
         return {row["timezone"]: row["count"] for row in rows}
 
 
-def _distinct(values: Collection[str] | None) -> list[str] | None:
-    return None if values is None else sorted(set(values))
+def _distinct(values: Collection[str]) -> list[str] | None:
+    return sorted(set(values)) or None
 
 
 def _client(row: Any) -> StoredClient:
