@@ -261,11 +261,15 @@ async def test_m1_a_change_that_is_delivered_again_succeeds_despite_its_old_etag
     clients: Clients,
 ) -> None:
     created = await clients("CreateClient", client=client(tag="a"))
-    body = {"id": str(created.id), "if_match": [created.etag], "change": {"tag": "b"}}
+    body: dict[str, Any] = {
+        "id": str(created.id),
+        "if_match": [created.etag],
+        "change": {"tag": "b"},
+    }
     first = await clients("ChangeClient", **body)
     assert (first.tag, first.etag) == ("b", '"2"')
     assert await clients("ChangeClient", **body) == first
-    stale = await clients("ChangeClient", **(body | {"change": {"tag": "c"}}))
+    stale = await clients("ChangeClient", **body | {"change": {"tag": "c"}})
     assert stale.code == "precondition_failed"
 
 
