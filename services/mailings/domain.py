@@ -111,7 +111,7 @@ class Page(NamedTuple):
     """A page of a user list, and the URL of the next one, if any. Its items may be invalid."""
 
     items: list[Any]
-    next_url: str | None
+    next_page: str | None
     total: int = 0  # users on all pages, if the response has `count`
 
 
@@ -150,14 +150,14 @@ def parse_page(value: Any, *, size: int, earlier: int, by_number: str) -> Page:
         raise InvalidPostingError("next is not a URL")
     missing = count - earlier - len(items) if type(count) is int else 0
     if isinstance(value, dict) and "next" in value:
-        next_url = link or None
+        next_page = link or None
     elif type(count) is int:
-        next_url = by_number if missing > 0 and items else None
+        next_page = by_number if missing > 0 and items else None
     else:
-        next_url = by_number if len(items) >= size else None
-    if missing > 0 and next_url is None:
+        next_page = by_number if len(items) >= size else None
+    if missing > 0 and next_page is None:
         raise InvalidPostingError(f"the list ends before its count of {count} users")
-    return Page(items, next_url, count if type(count) is int else 0)
+    return Page(items, next_page, count if type(count) is int else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class Claim:
     unfinished: whether the last slice may have published a part of a page.
     fetched_data: the data that the template fetches; None if it is not fetched yet.
     is_list: whether its users are known to be more than one small response.
-    next_url: of the page after the checkpoint; None before the first page.
+    next_page: of the page after the checkpoint; None before the first page.
     pages: the checkpoint.
     failures: failed slices since the checkpoint.
     """
@@ -49,7 +49,7 @@ class Claim:
     priority: Priority
     fetched_data: dict[str, Any] | None
     is_list: bool
-    next_url: str | None
+    next_page: str | None
     pages: int
     receivers: int
     failures: int

@@ -59,7 +59,7 @@ class _Checkpoint(NamedTuple):
     claim: Claim
     pages: int
     receivers: int
-    next_url: str | None
+    next_page: str | None
     lease: float
 
 
@@ -150,7 +150,7 @@ class Store:
                 row["priority"],
                 None if row["fetched_data"] is None else from_json(row["fetched_data"]),
                 row["is_list"],
-                row["next_url"],
+                row["next_page"],
                 row["pages"],
                 row["receivers"],
                 row["failures"],
@@ -217,7 +217,7 @@ class Store:
         return row["count"], row["page"] or 0
 
     async def checkpoint(
-        self, claim: Claim, *, pages: int, receivers: int, next_url: str | None, lease: float
+        self, claim: Claim, *, pages: int, receivers: int, next_page: str | None, lease: float
     ) -> dict[str, int]:
         """Record that all messages of the first `pages` pages are published.
 
@@ -227,13 +227,13 @@ class Store:
             claim: the claim, which is extended by `lease` seconds.
             pages: the number of pages.
             receivers: the number of users on the last of them.
-            next_url: the URL of the next page; None after the last one.
+            next_page: the URL of the next page; None after the last one.
             lease: seconds.
 
         Returns:
             the messages of the posting, by status.
         """
-        counts = await self._checkpoints.add(_Checkpoint(claim, pages, receivers, next_url, lease))
+        counts = await self._checkpoints.add(_Checkpoint(claim, pages, receivers, next_page, lease))
         if counts is None:
             raise LeaseLostError
         return counts

@@ -58,9 +58,9 @@ class FailingStore(Store):
 class UnreportedStore(Store):
     """Loses the database after the last checkpoint, before the slice has its result."""
 
-    async def checkpoint(self, claim: Claim, *, next_url: str | None, **options: Any) -> Any:
-        counted = await super().checkpoint(claim, next_url=next_url, **options)
-        if next_url is None:
+    async def checkpoint(self, claim: Claim, *, next_page: str | None, **options: Any) -> Any:
+        counted = await super().checkpoint(claim, next_page=next_page, **options)
+        if next_page is None:
             raise StoreConnectionLostError("the connection is lost")
         return counted
 
@@ -257,7 +257,7 @@ async def test_row_18_a_lost_lease_is_noticed_beside_the_newer_one_of_the_same_p
         )
         checkpoints = await asyncio.gather(
             *(
-                store.checkpoint(claim, pages=pages, receivers=1, next_url="x", lease=15)
+                store.checkpoint(claim, pages=pages, receivers=1, next_page="x", lease=15)
                 for claim, pages in zip(claims, (7, 1), strict=True)
             ),
             return_exceptions=True,

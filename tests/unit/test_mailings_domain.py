@@ -223,7 +223,7 @@ def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "earlier", "next_url"),
+    ("response", "earlier", "next_page"),
     [
         ({"results": [1], "next": "http://auth/?cursor=b"}, 0, "http://auth/?cursor=b"),
         ({"results": [1, 2], "next": None}, 0, None),
@@ -235,9 +235,9 @@ def test_e5_a_page_is_a_list_or_results_or_a_single_user() -> None:
     ],
 )
 def test_finding_c3_next_or_count_decides_whether_a_list_continues(
-    response: Any, earlier: int, next_url: str | None
+    response: Any, earlier: int, next_page: str | None
 ) -> None:
-    assert page(response, earlier)[:2] == (response["results"], next_url)
+    assert page(response, earlier)[:2] == (response["results"], next_page)
 
 
 @pytest.mark.parametrize(

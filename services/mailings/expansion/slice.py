@@ -133,7 +133,7 @@ class ExpansionSlice:
         """
         urls = PageUrls.of(self.claim.posting.receivers)
         number = self.pages
-        first = self.claim.next_url or urls.at(0)
+        first = self.claim.next_page or urls.at(0)
         fetching = asyncio.create_task(self._fetch(urls, number, first))
         try:
             while True:
@@ -141,14 +141,14 @@ class ExpansionSlice:
                 recipients = self._recipients(page, number)
                 await self.check_queues()
                 ends = self._clock.monotonic() >= self._end or self._is_stopping()
-                if page.next_url is not None and not self._become_list():
+                if page.next_page is not None and not self._become_list():
                     ends = True
-                if not ends and page.next_url is not None:
-                    fetching = asyncio.create_task(self._fetch(urls, number + 1, page.next_url))
+                if not ends and page.next_page is not None:
+                    fetching = asyncio.create_task(self._fetch(urls, number + 1, page.next_page))
                 await self._expand(page, number, recipients, composer)
-                if ends or page.next_url is None:
+                if ends or page.next_page is None:
                     await self._publishing
-                    return page.next_url is None
+                    return page.next_page is None
                 number += 1
         except (
             *(SourceError, InvalidPostingError, SliceDeferredError),
@@ -173,9 +173,9 @@ class ExpansionSlice:
                     earlier=self._receivers,
                     by_number=urls.at(number + 1),
                 )
-                if page.next_url is None:
+                if page.next_page is None:
                     return page
-                return page._replace(next_url=self._sources.follow(url, page.next_url))
+                return page._replace(next_page=self._sources.follow(url, page.next_page))
             except InvalidPostingError as error:
                 raise InvalidPostingError(f"{_position(number)}: {error}") from None
             except SourceError as error:
@@ -235,7 +235,7 @@ class ExpansionSlice:
             known += ids
             await self._publishing
             ends_page = batch is batches[-1]
-            if ends_page and page.next_url is not None and not has_new_user:
+            if ends_page and page.next_page is not None and not has_new_user:
                 await self._check_progress(number, known)
             new_messages = [
                 message for message in messages if new.get(message.id) is MessageState.CREATED
@@ -295,7 +295,7 @@ class ExpansionSlice:
             self.claim,
             pages=number + 1,
             receivers=len(page.items),
-            next_url=page.next_url,
+            next_page=page.next_page,
             lease=LEASE,
         )
         self.pages = number + 1

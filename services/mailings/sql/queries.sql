@@ -49,7 +49,7 @@ UPDATE mailings.postings AS posting
 SET due_at = now() + make_interval(secs => $3), lease = lease + 1, unfinished = true
 FROM due WHERE posting.id = due.id
 RETURNING posting.id, lease, due.unfinished, body, from_event, traceparent, expires_at, priority,
-    fetched_data, is_list, next_url, pages, receivers, failures;
+    fetched_data, is_list, next_page, pages, receivers, failures;
 
 -- The queries of slices, from here to `finish`, check the lease. Those of several slices change
 -- postings only after `lock`, so they lock them ordered by id.
@@ -112,15 +112,15 @@ WHERE posting_id = $1 AND id = ANY ($2::uuid[]) AND page < $3;
 -- After the last page, the posting ends. Its context is removed, because it may contain codes.
 -- name: checkpoint
 UPDATE mailings.postings AS posting
-SET pages = input.pages, receivers = receivers + users, next_url = input.next_url, failures = 0,
-    reason = NULL, due_at = now() + make_interval(secs => input.lease), is_list = input.next_url IS NOT NULL,
-    unfinished = input.next_url IS NOT NULL,
-    ended = CASE WHEN input.next_url IS NULL THEN 'expanded' END,
-    ended_at = CASE WHEN input.next_url IS NULL THEN now() END,
-    fetched_data = CASE WHEN input.next_url IS NOT NULL THEN fetched_data END,
-    body = CASE WHEN input.next_url IS NULL THEN (body::jsonb - 'template_context')::text ELSE body END
+SET pages = input.pages, receivers = receivers + users, next_page = input.next_page, failures = 0,
+    reason = NULL, due_at = now() + make_interval(secs => input.lease), is_list = input.next_page IS NOT NULL,
+    unfinished = input.next_page IS NOT NULL,
+    ended = CASE WHEN input.next_page IS NULL THEN 'expanded' END,
+    ended_at = CASE WHEN input.next_page IS NULL THEN now() END,
+    fetched_data = CASE WHEN input.next_page IS NOT NULL THEN fetched_data END,
+    body = CASE WHEN input.next_page IS NULL THEN (body::jsonb - 'template_context')::text ELSE body END
 FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::float[])
-    AS input(id, pages, users, next_url, lease)
+    AS input(id, pages, users, next_page, lease)
 WHERE posting.id = input.id
 RETURNING posting.id, posting.receivers, created, sent, failed, expired, skipped, cancelled;
 

@@ -14,8 +14,9 @@ CREATE TABLE mailings.postings (
     expires_at timestamptz,
     fetched_data text,                      -- JSON: the data that the template fetches; NULL: not yet
 
-    is_list boolean NOT NULL DEFAULT false, -- its users are more than one small response
-    next_url text,                          -- of the page after the checkpoint; NULL: the first page
+    is_list boolean NOT NULL DEFAULT false, -- its users are more than one small response, or clients
+    next_page text,                         -- the page after the checkpoint: a URL, or the id of a client;
+                                            -- NULL: the first page
     pages integer NOT NULL DEFAULT 0,       -- the checkpoint: all messages of these pages are published
     receivers integer NOT NULL DEFAULT 0,   -- users on these pages
     created integer NOT NULL DEFAULT 0,     -- from here on: its messages, by status
@@ -51,7 +52,7 @@ CREATE TABLE mailings.messages (
     operator_code text,                     -- of the client of a mailing
     channel text NOT NULL,
     status text NOT NULL,
-    returned boolean NOT NULL DEFAULT false, -- delivery did not send it; it is published again
+    returned_at timestamptz,                -- when delivery returned it unsent; it is published again
     reason text,
     page integer NOT NULL,                  -- from 0
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -59,7 +60,8 @@ CREATE TABLE mailings.messages (
     PRIMARY KEY (posting_id, id)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05);
 
-CREATE INDEX messages_returned ON mailings.messages (posting_id, id) WHERE returned;
+CREATE INDEX messages_returned ON mailings.messages (posting_id, id)
+    WHERE returned_at IS NOT NULL;
 CREATE INDEX messages_skipped ON mailings.messages (posting_id, reason) WHERE status = 'skipped';
 
 -- Recipients who have unsubscribed from a kind of e-mail with the link in one. Kept forever.
@@ -91,6 +93,7 @@ CREATE TABLE mailings.mailings (
     version integer NOT NULL DEFAULT 1,     -- increases with every change
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,                 -- when its postings were created
+    paced_until timestamptz NOT NULL DEFAULT '-infinity',  -- when the rate permits the next messages
     ended_at timestamptz,
 
     start_requested_at timestamptz,         -- the start time that the scheduler has confirmed
