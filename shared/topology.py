@@ -24,6 +24,7 @@ POSTINGS: Final = "postings"
 USER_EVENTS: Final = "user_events"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
+DELIVERY_REQUESTS: Final = "delivery.requests"
 
 # x-delivery-limit: how often a message can return unacknowledged, because its worker died, before
 # it is dead-lettered. 20 is the default of RabbitMQ 4; 3.10 has no default.
@@ -145,7 +146,7 @@ WORK_QUEUES: Final = (
 OWNER_QUEUES: Final = {"scheduler": SCHEDULER_OUTCOMES, "mailings": MAILINGS_OUTCOMES}
 # Queues of RPC requests. The broker drops a request at its timeout, so they need no tiers and no
 # dead-letter queue.
-REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS)
+REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS, DELIVERY_REQUESTS)
 
 
 def tiers_of(work_queue: str) -> tuple[Tier, ...]:

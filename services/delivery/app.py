@@ -10,18 +10,28 @@ from typing import Any, Final
 
 from services.delivery.claims import Claims
 from services.delivery.domain import Limits, Rate, retry_policy
-from services.delivery.handlers import ChannelSender, MessageSender, Reporter, Sent
+from services.delivery.handlers import (
+    ChannelSender,
+    Check,
+    MessageSender,
+    Reporter,
+    Returned,
+    Sent,
+)
 from services.delivery.mime import MimeBuilder
 from services.delivery.provider import Provider, TakeTokens
+from services.delivery.requests import Requests
 from services.delivery.settings import DeliverySettings
 from services.delivery.sms import SmsGateway, TokenSource, gateway_client
 from services.delivery.smtp import MailServer
+from services.delivery.stops import Stops
 from services.delivery.store import Store
 from shared.amqp.consumer import Consumer
 from shared.amqp.fact_sender import FactSender
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
+from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.messages import RenderedMessage, SendEmail, SendSms
 from shared.postgres.migrations import Schema
@@ -31,7 +41,7 @@ from shared.process.run import Process
 from shared.registry import CHANNELS, PRIORITIES, SERVICES, Channel, Priority
 from shared.resilience.breakers import breaker_observer
 from shared.settings import load
-from shared.topology import MAILINGS_OUTCOMES, topology
+from shared.topology import DELIVERY_REQUESTS, MAILINGS_OUTCOMES, topology
 
 logger = logging.getLogger(__name__)
 CLOCK = SystemClock()
@@ -45,7 +55,9 @@ async def start(process: Process) -> None:
     settings = load(DeliverySettings)
     name = f"ringback delivery {socket.gethostname()}"
     queues = [queue for channel in CHANNELS.values() for queue in channel.queues.values()]
-    declared = topology(process.settings.queue_type).only((*queues, MAILINGS_OUTCOMES))
+    declared = topology(process.settings.queue_type).only(
+        (*queues, MAILINGS_OUTCOMES, DELIVERY_REQUESTS)
+    )
     database = Database(
         process.settings.database_url or "",  # start-up has checked that it is set
         name=name,
@@ -84,9 +96,20 @@ async def start(process: Process) -> None:
         observe=partial(_divide, list(providers.values())),
     )
 
-    def consumer(channel: Channel, priority: Priority) -> Consumer[Any, Sent]:
+    stops = Stops(store, CLOCK.monotonic)
+    server = RpcServer(
+        DELIVERY_REQUESTS,
+        Requests(store).handlers(),
+        url=process.settings.amqp_url,
+        name=f"{name} requests",
+        topology=declared,
+        prefetch=settings.prefetch,
+        health=process.health,
+    )
+
+    def consumer(channel: Channel, priority: Priority) -> Consumer[Any, Sent | Returned]:
         provider = providers[channel.name]
-        spec: ConsumerSpec[Any, Sent] = ConsumerSpec(
+        spec: ConsumerSpec[Any, Sent | Returned] = ConsumerSpec(
             queue=channel.queues[priority],
             parse=partial(
                 parse_message,
@@ -113,7 +136,7 @@ async def start(process: Process) -> None:
         )
 
     handlers = {
-        channel: MessageSender(channel, sender, providers[channel], claims, CLOCK)
+        channel: MessageSender(channel, sender, providers[channel], claims, stops, CLOCK)
         for channel, sender in senders.items()
     }
     # Each queue has its own connection, so that a slow channel does not affect the others, and bulk
@@ -121,8 +144,8 @@ async def start(process: Process) -> None:
     consumers = [
         consumer(CHANNELS[channel], priority) for channel in senders for priority in PRIORITIES
     ]
-    for work in (database.run(), publisher.run(), facts.run(), claims.run()):
-        process.run(work)
+    for part in (database, publisher, facts, claims, stops, server):
+        process.run(part.run())
     for provider in providers.values():
         process.run(provider.run())
     for running in consumers:
@@ -132,6 +155,7 @@ async def start(process: Process) -> None:
         await asyncio.gather(*(running.drain(grace) for running in consumers))
         await claims.close()
 
+    process.on_drain(server.drain)
     process.on_drain(drain)
     process.on_drain(facts.drain)
 
@@ -165,7 +189,7 @@ async def _email(
     mime = MimeBuilder(settings.mail_from)
     limits = Limits(settings.smtp_connections, _rate(settings.smtp_rate, settings.smtp_burst))
 
-    async def send(message_id: str, command: SendEmail, check: Callable[[], None]) -> None:
+    async def send(message_id: str, command: SendEmail, check: Check) -> None:
         content = mime.build(command, message_id, now=CLOCK.now())
         await server.send(mime.sender, command.to, content, check)
 

@@ -1,5 +1,6 @@
 """The meaning of a provider's responses, its rate, and the retry policy: pure functions, no IO."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Final
 
 from pydantic_core import from_json
 
-from shared.contracts.message_facts import ReasonCode
+from shared.contracts.message_facts import ReasonCode, ReturnCode
 from shared.contracts.messages import RenderedMessage
 from shared.errors import (
     ContractViolationError,
@@ -46,6 +47,14 @@ class ProviderError(TransientError):
 
 class BusyError(ProviderError):
     """The provider closed the connection, because it has too many: not an attempt."""
+
+
+class WithheldError(PermanentError):
+    """The message may not be sent now, and is returned to its mailing. `code` says why."""
+
+    def __init__(self, reason: str, code: ReturnCode) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class ThrottledError(TransientError):
@@ -152,15 +161,24 @@ def retry_policy(command: RenderedMessage, *, give_up_after: float) -> RetryPoli
     return RetryPolicy(give_up_after=give_up_after, expires_at=_expiry(command))
 
 
-def check_expiry(command: RenderedMessage, now: Callable[[], float]) -> None:
-    """Check that the message may still be sent.
+def check_time(command: RenderedMessage, now: Callable[[], float]) -> None:
+    """Check that the message may be sent at this time.
 
     Raises:
         ExpiredError: `expires_at` has passed.
+        WithheldError: `send_until` has passed.
     """
-    expiry = _expiry(command)
-    if expiry is not None and now() >= expiry:
+    if (expiry := _expiry(command)) is not None and now() >= expiry:
         raise ExpiredError(f"expired at {command.expires_at}")
+    if command.send_until is not None and now() >= command.send_until.timestamp():
+        reason = f"the recipient's local hours ended at {command.send_until}"
+        raise WithheldError(reason, ReasonCode.WINDOW_CLOSED)
+
+
+def time_limit(command: RenderedMessage) -> float:
+    """Return the time at which `check_time` begins to fail, in epoch seconds."""
+    limits = (command.expires_at, command.send_until)
+    return min((limit.timestamp() for limit in limits if limit is not None), default=math.inf)
 
 
 def _expiry(command: RenderedMessage) -> float | None:

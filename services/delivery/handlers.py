@@ -15,15 +15,24 @@ from pydantic import BaseModel
 
 from services.delivery import domain, metrics
 from services.delivery.claims import COPY_DELAY, Claim, Claims, claim_id
-from services.delivery.domain import BusyError, Limits, ProviderError, ThrottledError
+from services.delivery.domain import (
+    BusyError,
+    Limits,
+    ProviderError,
+    ThrottledError,
+    WithheldError,
+)
 from services.delivery.provider import Provider, Result
+from services.delivery.stops import Stops
 from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.clock import Clock
 from shared.contracts.message_facts import (
     MessageAttemptFailed,
     MessageExpired,
     MessageFailed,
+    MessageReturned,
     MessageSent,
+    ReturnCode,
 )
 from shared.contracts.messages import RenderedMessage
 from shared.errors import DeferredError, ExpiredError, PermanentError, TransientError
@@ -32,6 +41,7 @@ from shared.registry import Priority
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=RenderedMessage)
+Check = Callable[[], Awaitable[None]]
 
 # Seconds that a message waits here for a place before it goes to a tier. The messages of a channel
 # have one target, so they block no other target, and a backlog must not circle through the tiers.
@@ -51,40 +61,49 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """The message may not be sent now. Its mailing decides what becomes of it."""
+
+    code: ReturnCode
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelSender(Generic[M]):
     """How the messages of one channel are sent.
 
     target: the provider's origin; it names the provider and its circuit breaker.
     limits: the limits of the provider, for all delivery processes together.
-    send: sends one message, given its id. It must call `check` right before the content goes out.
+    send: sends one message, given its id. It must await `check` right before the content goes out.
         `check` raises an error if the message must not be sent.
     """
 
     target: str
     limits: Limits
-    send: Callable[[str, M, Callable[[], None]], Awaitable[None]]
+    send: Callable[[str, M, Check], Awaitable[None]]
 
 
 class MessageSender(Generic[M]):
     """Handles the messages of one channel."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the composition root passes each collaborator
         self,
         channel: str,
         sender: ChannelSender[M],
         provider: Provider,
         claims: Claims,
+        stops: Stops,
         clock: Clock,
     ) -> None:
         self._channel = channel
         self._sender = sender
         self._provider = provider
         self._claims = claims
+        self._stops = stops
         self._clock = clock
         self._in_flight: set[str] = set()
 
-    async def handle(self, priority: Priority, message: Message, command: M) -> Sent:
-        """Send the message, unless it was sent before.
+    async def handle(self, priority: Priority, message: Message, command: M) -> Sent | Returned:
+        """Send the message, unless it was sent before, or may not be sent now.
 
         Raises:
             ExpiredError: `expires_at` has passed.
@@ -102,6 +121,9 @@ class MessageSender(Generic[M]):
                 return Sent(claim.sent, repeated=True)
             try:
                 return await self._send(priority, message, command, claim)
+            except WithheldError as error:
+                self._claims.release(claim)
+                return Returned(error.code)
             except BaseException:
                 self._claims.release(claim)
                 raise
@@ -110,6 +132,8 @@ class MessageSender(Generic[M]):
 
     async def _send(self, priority: Priority, message: Message, command: M, claim: Claim) -> Sent:
         deadline = self._clock.monotonic() + WAIT_TIMEOUT
+        if command.mailing_id is not None:
+            await self._stops.check(command.mailing_id)
         while True:
             probe = await self._enter(priority, message, command, deadline)
             with suppress(BusyError):  # the message waits for another place
@@ -118,16 +142,15 @@ class MessageSender(Generic[M]):
     async def _enter(
         self, priority: Priority, message: Message, command: M, deadline: float
     ) -> bool:
-        """Wait for a place, until the message expires or is deferred."""
-        domain.check_expiry(command, self._clock.now)
+        """Wait for a place, until the message may not be sent any more or is deferred."""
+        domain.check_time(command, self._clock.now)
         timeout = deadline - self._clock.monotonic()
-        if command.expires_at is not None:
-            timeout = min(timeout, command.expires_at.timestamp() - self._clock.now())
+        timeout = min(timeout, domain.time_limit(command) - self._clock.now())
         try:
             async with asyncio.timeout(timeout):
                 return await self._provider.enter(priority)
         except TimeoutError:
-            domain.check_expiry(command, self._clock.now)
+            domain.check_time(command, self._clock.now)
             delay = self._provider.deferral(message.deferrals)
             raise DeferredError(self._provider.obstacle, delay=delay) from None
 
@@ -135,8 +158,11 @@ class MessageSender(Generic[M]):
         result = Result.NOTHING
         started = self._clock.monotonic()
 
-        def check() -> None:
-            domain.check_expiry(command, self._clock.now)
+        async def check() -> None:
+            if command.mailing_id is not None:
+                await self._stops.check(command.mailing_id)
+            # Nothing waits from here on: the process may have been suspended while it did.
+            domain.check_time(command, self._clock.now)
             self._claims.check(claim)
 
         try:
@@ -152,7 +178,7 @@ class MessageSender(Generic[M]):
         except ThrottledError:
             result = Result.THROTTLES
             raise
-        except ExpiredError:
+        except (ExpiredError, WithheldError):
             raise
         except (PermanentError, TransientError):
             result = Result.WORKS  # the provider responded
@@ -173,11 +199,12 @@ class Reporter:
         self._attempt_failed = metrics.MESSAGES.labels(channel, "attempt_failed")
         self._failed = metrics.MESSAGES.labels(channel, "failed")
         self._expired = metrics.MESSAGES.labels(channel, "expired")
+        self._returned = metrics.MESSAGES.labels(channel, "returned")
         self._repeats = metrics.REPEATS.labels(channel)
         self._duration = metrics.DURATION.labels(channel)
 
     def report(
-        self, message: Message, command: RenderedMessage | None, outcome: Outcome[Sent]
+        self, message: Message, command: RenderedMessage | None, outcome: Outcome[Sent | Returned]
     ) -> BaseModel | None:
         """Log and count the outcome, and return the fact to publish; None if it was deferred."""
         posting_id = command.posting_id if command else None
@@ -204,19 +231,23 @@ class Reporter:
             "attempt": message.attempt,
         }
         match outcome:
-            case Done(Sent(duration, repeated)):
-                # A message is sent once, so the fact has the same id each time.
-                fact["fact_id"] = f"{message.id}/sent"
-                if repeated:
-                    # The fact is published again: the first one may be lost with the connection.
-                    self._repeats.inc()
-                    logger.info("message repeated, already sent", extra=context)
-                    return MessageSent(**fact, duration=duration)
-                self._sent.inc()
-                self._duration.observe(duration)
-                context |= {"duration": round(duration, 6)}
-                logger.info("message sent", extra=context)
-                return MessageSent(**fact, duration=duration)
+            case Done(result):
+                match result:
+                    case Returned(code):
+                        self._returned.inc()
+                        logger.info("message returned", extra=context | {"reason": code.value})
+                        return MessageReturned(**fact, code=code)
+                    case Sent(duration, repeated=True):
+                        self._repeats.inc()
+                        logger.info("message repeated, already sent", extra=context)
+                    case Sent(duration):
+                        self._sent.inc()
+                        self._duration.observe(duration)
+                        context |= {"duration": round(duration, 6)}
+                        logger.info("message sent", extra=context)
+                # A message is sent once, so the fact has the same id each time. It is published
+                # again for a repeat: the first one may be lost with the connection.
+                return MessageSent(**fact | {"fact_id": f"{message.id}/sent"}, duration=duration)
             case Retried(tier, not_before, error):
                 self._attempt_failed.inc()
                 context |= {"error": str(error), "tier": tier.name}

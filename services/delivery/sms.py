@@ -3,7 +3,7 @@
 import asyncio
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
 from typing import Final
 from urllib.parse import quote
@@ -83,10 +83,12 @@ class SmsGateway:
         """Return scheme, host and port: the name of the lane and the breaker."""
         return parse_target(self._url).origin
 
-    async def send(self, message_id: str, command: SendSms, check: Callable[[], None]) -> None:
+    async def send(
+        self, message_id: str, command: SendSms, check: Callable[[], Awaitable[None]]
+    ) -> None:
         """Send an SMS, and return when the gateway has accepted it.
 
-        `check` is called right before the request, and may raise to prevent it.
+        `check` is awaited right before the request, and may raise to prevent it.
 
         Raises:
             PermanentError: the gateway refused this message for good.
@@ -99,11 +101,10 @@ class SmsGateway:
             "Content-Type": "application/json",
             "Authorization": f"Bearer {self._tokens.token()}",
         }
-        check()
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.send(
-                    target, "POST", headers, json.dumps(body).encode(), self._timeout
+                    target, "POST", headers, json.dumps(body).encode(), self._timeout, check
                 )
         except TimeoutError:
             raise ProviderError(

@@ -39,6 +39,9 @@ _STEPS: Final[dict[type, str]] = {
 }
 
 
+Check = Callable[[], Awaitable[None]]
+
+
 class _StaleConnectionError(ProviderError):
     """The connection failed before the mail was started on it, so another one may work."""
 
@@ -67,13 +70,11 @@ class MailServer:
         """Return scheme, host and port: the name of the lane and the breaker."""
         return f"{self._url.scheme}://{self._url.host}:{self._port}"
 
-    async def send(
-        self, sender: str, recipient: str, content: bytes, check: Callable[[], None]
-    ) -> None:
+    async def send(self, sender: str, recipient: str, content: bytes, check: Check) -> None:
         """Send a mail, and return when the server has accepted it.
 
         `content` begins with a header, and its only line ends are CRLF.
-        `check` is called right before the content goes out, and may raise to prevent that.
+        `check` is awaited right before the content goes out, and may raise to prevent that.
 
         Raises:
             PermanentError: the server refused this mail for good.
@@ -162,7 +163,7 @@ class MailServer:
         sender: str,
         recipient: str,
         content: bytes,
-        check: Callable[[], None],
+        check: Check,
         *,
         is_reused: bool,
     ) -> None:
@@ -176,8 +177,8 @@ class MailServer:
                     raise _StaleConnectionError(str(error)) from None
                 raise
             await self._run("RCPT", _envelope(smtp, f"RCPT TO:<{recipient}>"))
-            check()
-            await self._run("DATA", _data(smtp, content))
+            await check()
+            await self._run("DATA", _data(smtp, content, check))
             reusable = True
         except ProviderError:
             raise
@@ -237,9 +238,14 @@ async def _envelope(smtp: SMTP, command: str) -> None:
         raise SMTPResponseException(response.code, response.message)
 
 
-async def _data(smtp: SMTP, content: bytes) -> None:
+async def _data(smtp: SMTP, content: bytes, check: Check) -> None:
     response = await smtp.execute_command(b"DATA")
     if response.code == SMTPStatus.start_input and smtp.protocol is not None:
+        try:
+            await check()  # again: the server may have kept us waiting
+        except BaseException:
+            smtp.close()  # the server drops an unfinished mail; any command would be a part of it
+            raise
         end = b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n"
         smtp.protocol.write(content.replace(b"\r\n.", b"\r\n..") + end)
         response = await smtp.protocol.read_response()

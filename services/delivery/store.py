@@ -1,10 +1,11 @@
-"""Claimed and sent messages, processes and token buckets in PostgreSQL.
+"""Claimed and sent messages, processes, token buckets and stops in PostgreSQL.
 
 Every method raises StoreConnectionLostError when the database is unavailable. The effect is then
 unknown, and repeating the call is safe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -59,9 +60,30 @@ class Store:
         """Give up claims of messages that were not sent."""
         await self._database.execute(SQL["release"], process, sorted(messages))
 
+    async def stop(
+        self, mailing_id: str, version: int, at: datetime | None, until: datetime
+    ) -> None:
+        """Stop a mailing from a time on, or now, unless a newer version of it is known.
+
+        The stop can be deleted after `until`.
+        """
+        await self._database.execute(SQL["stop"], mailing_id, version, at, until)
+
+    async def stops(self, mailings: Collection[str]) -> dict[str, float]:
+        """Return the seconds until each of these mailings is stopped, 0 if it is.
+
+        A mailing without a stop is not in the result.
+        """
+        rows = await self._database.fetch(SQL["stops"], mailings)
+        return {row["mailing_id"]: row["remaining"] for row in rows}
+
     async def delete_old(self, age: float, limit: int) -> int:
-        """Delete up to `limit` messages that are older than `age` seconds; return their number."""
+        """Delete up to `limit` messages that are older than `age` seconds; return their number.
+
+        Processes that ended a day ago are deleted, too, and stops of mailings that did.
+        """
         await self._database.execute(SQL["delete_processes"])
+        await self._database.execute(SQL["delete_stops"])
         status = await self._database.execute(SQL["delete_messages"], age, limit)
         return int(status.removeprefix("DELETE "))
 

@@ -39,6 +39,9 @@ class ReasonCode(StrEnum):
         return cls.OTHER if isinstance(value, str) else None
 
 
+ReturnCode = Literal[ReasonCode.STOPPED, ReasonCode.WINDOW_CLOSED]
+
+
 class _OfMessage(BaseModel):
     """The fields that all facts about a message share."""
 
@@ -99,7 +102,7 @@ class MessageReturned(_OfMessage):
     """The message of a mailing was not sent, and has left the queue; the mailing decides on it."""
 
     type: Literal["message.returned"] = "message.returned"
-    code: Literal[ReasonCode.STOPPED, ReasonCode.WINDOW_CLOSED]
+    code: ReturnCode
 
 
 MessageFact = Annotated[

@@ -3,7 +3,7 @@
 Published on the default exchange, to the queue of the channel (shared/registry.py).
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import idna
 from pydantic import (
@@ -15,9 +15,11 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 
 from shared.contracts.callback import ClientId, Identifier
+from shared.contracts.context import fields_error
 
 
 def described(form: str) -> WrapValidator:
@@ -123,6 +125,12 @@ class RenderedMessage(BaseModel):
         default=None,
         description="The message is returned to its mailing, not sent, at or after this time.",
     )
+
+    @model_validator(mode="after")
+    def _check_mailing(self) -> Self:
+        if self.send_until is not None and self.mailing_id is None:
+            raise fields_error([("send_until", "is only allowed with mailing_id")])
+        return self
 
 
 class SendEmail(RenderedMessage):

@@ -28,7 +28,7 @@ from shared.http.resolver import CheckedResolver, socket_error
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
     from aiohttp import AddrInfoType
@@ -166,13 +166,14 @@ class Client:
         if self._resolver is not None:
             await self._resolver.close()
 
-    async def send(
+    async def send(  # noqa: PLR0913, PLR0917 - the parts of a request
         self,
         target: Target,
         method: str,
         headers: Mapping[str, str],
         body: bytes,
         timeout: float,  # noqa: ASYNC109 - the errors name the timeout
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> HttpResponse:
         """Send a request and return the status and the beginning of the body.
 
@@ -180,6 +181,9 @@ class Client:
         A body that is late, broken or too long is not an error. If the receiver has closed the
         pooled connection, the request is sent again on another one. The receiver may then get
         it twice, as with any retry.
+
+        `check` is awaited on the open connection, right before the request is written to it. Its
+        errors prevent that.
 
         Raises:
             ForbiddenTargetError: the address of the target is not permitted.
@@ -192,7 +196,7 @@ class Client:
         request = prepared.head + _header_lines(headers, len(body)) + body
         try:
             async with asyncio.timeout(timeout):
-                connection, message, content = await self._exchange(prepared.key, request)
+                connection, message, content = await self._exchange(prepared.key, request, check)
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
         try:
@@ -230,20 +234,26 @@ class Client:
         return HttpResponse(message.code, message.headers.get("Retry-After"), body)
 
     async def _exchange(
-        self, key: aiohttp.ClientRequest, request: bytes
+        self,
+        key: aiohttp.ClientRequest,
+        request: bytes,
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[Connection, RawResponseMessage, aiohttp.StreamReader]:
         """Send the request and read the head; repeat if a pooled connection was closed."""
         dialled: list[int] = []
         _dialled.set(dialled)
         while True:
             try:
-                return await self._exchange_once(key, request)
+                return await self._exchange_once(key, request, check)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if dialled or isinstance(error, aiohttp.ClientConnectorError):
                     raise
 
     async def _exchange_once(
-        self, key: aiohttp.ClientRequest, request: bytes
+        self,
+        key: aiohttp.ClientRequest,
+        request: bytes,
+        check: Callable[[], Awaitable[None]] | None,
     ) -> tuple[Connection, RawResponseMessage, aiohttp.StreamReader]:
         """Send the request on a pooled or new connection and read the head of the response."""
         try:
@@ -257,6 +267,8 @@ class Client:
             protocol.set_response_params(
                 read_until_eof=True, auto_decompress=False, max_headers=_MAX_HEADERS
             )
+            if check is not None:
+                await check()
             transport.write(request)
             message, content = await protocol.read()
             while message.code in _INTERIM:

@@ -6,10 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from services.delivery import requests as delivery
 from services.mailings import requests as mailings
 from services.mailings.clients.requests import ClientRequests
 from services.scheduler import requests as scheduler
 from shared.contracts.client_requests import CLIENT_OPERATIONS
+from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.posting_requests import MAILINGS_OPERATIONS
 from shared.contracts.requests import RpcOperation
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
@@ -22,8 +24,9 @@ from shared.topology import REQUEST_QUEUES
         (SCHEDULER_OPERATIONS, scheduler.Requests(Mock(), Mock(), fault=Mock(), anonymous=True)),
         (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock(), Mock(), Mock())),
         (CLIENT_OPERATIONS, ClientRequests(Mock())),
+        (DELIVERY_OPERATIONS, delivery.Requests(Mock())),
     ],
-    ids=["scheduler", "mailings", "clients"],
+    ids=["scheduler", "mailings", "clients", "delivery"],
 )
 def test_every_operation_has_a_handler(
     operations: Iterable[RpcOperation[Any]], handled: Any
@@ -32,5 +35,10 @@ def test_every_operation_has_a_handler(
 
 
 def test_every_request_queue_has_operations() -> None:
-    operations = (*SCHEDULER_OPERATIONS, *MAILINGS_OPERATIONS, *CLIENT_OPERATIONS)
+    operations = (
+        *SCHEDULER_OPERATIONS,
+        *MAILINGS_OPERATIONS,
+        *CLIENT_OPERATIONS,
+        *DELIVERY_OPERATIONS,
+    )
     assert {operation.queue for operation in operations} == set(REQUEST_QUEUES)

@@ -35,7 +35,7 @@ class MovableClock:
         return self.at
 
 
-def not_expired() -> None:
+async def not_expired() -> None:
     """Allow sending."""
 
 
@@ -154,7 +154,7 @@ async def test_e6_a_slow_response_body_is_read() -> None:
 
 
 async def test_e6_an_expired_sms_is_not_sent(sandbox: Sandbox) -> None:
-    def expired() -> None:
+    async def expired() -> None:
         raise ExpiredError("expired")
 
     async with gateway(str(sandbox.url / "sms")) as (sender, _):

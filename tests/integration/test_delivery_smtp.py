@@ -20,7 +20,7 @@ CONTENT = b"Subject: x\r\n\r\nHello"
 DETAIL = "5.1.1 <c4n4ry@example.org> is not here"
 
 
-def not_expired() -> None:
+async def not_expired() -> None:
     """Allow sending."""
 
 
@@ -137,7 +137,7 @@ async def test_connections_are_reused_and_closed_ones_replaced() -> None:
 
 
 async def test_e6_a_mail_that_expires_while_the_server_is_slow_is_not_sent() -> None:
-    def expired() -> None:
+    async def expired() -> None:
         raise ExpiredError("expired")
 
     async with mail_server() as script, connected(script.url()) as server:
@@ -145,6 +145,22 @@ async def test_e6_a_mail_that_expires_while_the_server_is_slow_is_not_sent() -> 
             await server.send(SENDER, RECIPIENT, CONTENT, expired)
         await send(server)
         assert (len(script.mails), script.connections) == (1, 1)
+
+
+async def test_m2_a_mail_that_is_stopped_while_the_server_delays_its_data_is_not_sent() -> None:
+    checks: list[None] = []
+
+    async def stopped_meanwhile() -> None:
+        checks.append(None)
+        if len(checks) == 2:
+            raise ExpiredError("stopped")
+
+    async with mail_server() as script, connected(script.url()) as server:
+        with pytest.raises(ExpiredError, match="stopped"):
+            await server.send(SENDER, RECIPIENT, CONTENT, stopped_meanwhile)
+        await send(server)
+        assert script.connections == 2
+        assert script.mails == [CONTENT + b"\r\n"]
 
 
 @pytest.fixture(scope="module")

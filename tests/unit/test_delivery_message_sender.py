@@ -18,9 +18,17 @@ from services.delivery.domain import (
     BusyError,
     Limits,
     ProviderError,
+    WithheldError,
     retry_policy,
 )
-from services.delivery.handlers import ChannelSender, MessageSender, Reporter, Sent
+from services.delivery.handlers import (
+    ChannelSender,
+    Check,
+    MessageSender,
+    Reporter,
+    Returned,
+    Sent,
+)
 from services.delivery.provider import Provider
 from shared.amqp.codec import Properties
 from shared.amqp.message import Dead, Deferred, Done, Message, Outcome, Retried
@@ -29,6 +37,7 @@ from shared.contracts.message_facts import (
     MessageExpired,
     MessageFacts,
     MessageFailed,
+    MessageReturned,
     MessageSent,
     ReasonCode,
 )
@@ -99,6 +108,17 @@ class Claims:
         self.released.append(claim.id)
 
 
+class Stops:
+    """The stops of mailings; `stopped` are those that are stopped."""
+
+    def __init__(self) -> None:
+        self.stopped: set[str] = set()
+
+    async def check(self, mailing_id: str) -> None:
+        if mailing_id in self.stopped:
+            raise WithheldError("stopped", ReasonCode.STOPPED)
+
+
 class Setup:
     """A provider whose responses the test chooses, and a `MessageSender` that uses it."""
 
@@ -108,6 +128,7 @@ class Setup:
         self.accepted: list[str] = []
         self.respond: Callable[[], Awaitable[None]] = self.accept
         self.claims = Claims()
+        self.stops = Stops()
         self.sender: MessageSender[SendEmail] = MessageSender(
             "email",
             ChannelSender("smtp://x:25", Limits(concurrency, None), self._send),
@@ -120,12 +141,13 @@ class Setup:
                 observe=lambda _, breaker, __: self.changes.append(breaker),
             ),
             self.claims,  # type: ignore[arg-type]
+            self.stops,  # type: ignore[arg-type]
             self.clock,
         )
 
-    async def _send(self, message_id: str, _: SendEmail, check: Callable[[], None]) -> None:
+    async def _send(self, message_id: str, _: SendEmail, check: Check) -> None:
         await self.respond()
-        check()
+        await check()
         self.accepted.append(message_id)
 
     async def accept(self) -> None:
@@ -141,6 +163,12 @@ class Setup:
         self.respond = respond
 
     async def handle(self, message_id: str = "id-1", **fields: Any) -> Sent:
+        """Let the sender handle a message that is sent."""
+        sent = await self.offer(message_id, **fields)
+        assert isinstance(sent, Sent)
+        return sent
+
+    async def offer(self, message_id: str = "id-1", **fields: Any) -> Sent | Returned:
         """Let the sender handle a message."""
         return await self.sender.handle("bulk", message(message_id), email(**fields))
 
@@ -265,6 +293,58 @@ async def test_e6_a_message_that_expires_while_it_waits_for_the_lane_is_not_sent
     assert setup.accepted == ["first"]
 
 
+async def test_m2_a_message_of_a_stopped_mailing_is_returned_wherever_it_waits() -> None:
+    setup = Setup(concurrency=1)
+    setup.stops.stopped = {"m-1"}
+    assert await setup.offer() == Returned(ReasonCode.STOPPED)  # when it arrives
+    assert isinstance(await setup.offer(mailing_id="m-2"), Sent)
+    setup.stops.stopped = set()
+    started, finish = asyncio.Event(), asyncio.Event()
+
+    async def respond() -> None:
+        started.set()
+        await finish.wait()
+
+    setup.respond = respond
+    connecting = asyncio.create_task(setup.offer("connecting"))
+    await started.wait()
+    waiting = asyncio.create_task(setup.offer("waiting"))
+    await asyncio.sleep(0)  # it waits for a place
+    setup.stops.stopped = {"m-1"}
+    finish.set()
+    returned = Returned(ReasonCode.STOPPED)
+    assert [await connecting, await waiting] == [returned, returned]
+    assert setup.accepted == ["id-1"]
+    assert len(setup.claims.released) == 3
+
+
+async def test_m5_a_message_is_returned_when_its_window_closes() -> None:
+    setup = Setup()
+    closed = Returned(ReasonCode.WINDOW_CLOSED)
+    assert await setup.offer(send_until=expiry(0)) == closed
+    with pytest.raises(ExpiredError):
+        await setup.offer(send_until=expiry(-1), expires_at=expiry(0))
+
+    async def respond() -> None:
+        setup.clock.at += 2
+
+    setup.respond = respond
+    assert await setup.offer(send_until=expiry(2)) == closed  # while connecting
+    assert isinstance(await setup.offer(send_until=expiry(10)), Sent)
+    assert setup.changes == []
+
+
+async def test_m5_a_message_that_waits_is_returned_when_its_window_closes() -> None:
+    setup = Setup(max_failures=1)
+    setup.fail(ProviderError("down"))
+    with pytest.raises(ProviderError):
+        await setup.offer("probe")
+    waiting = asyncio.create_task(setup.offer(send_until=expiry(0.05)))
+    await asyncio.sleep(0)
+    setup.clock.at += 1
+    assert await waiting == Returned(ReasonCode.WINDOW_CLOSED)
+
+
 async def test_m7_messages_wait_for_an_open_breaker_before_they_go_to_a_tier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -309,7 +389,7 @@ COMMON: dict[str, Any] = {
     "attempt": 2,
 }
 SENT = {"fact_id": "id-1/sent"}
-REPORTS: dict[str, tuple[Outcome[Sent], BaseModel | None, str]] = {
+REPORTS: dict[str, tuple[Outcome[Sent | Returned], BaseModel | None, str]] = {
     "sent": (DONE, MessageSent(**COMMON | SENT, duration=0.25), "message sent"),
     "repeated": (
         REPEATED,
@@ -331,6 +411,11 @@ REPORTS: dict[str, tuple[Outcome[Sent], BaseModel | None, str]] = {
         MessageFailed(**COMMON, reason=FAILED.reason, code=ReasonCode.REFUSED),
         "message failed",
     ),
+    "returned": (
+        Done(Returned(ReasonCode.STOPPED)),
+        MessageReturned(**COMMON, code=ReasonCode.STOPPED),
+        "message returned",
+    ),
     "deferred": (Deferred(TIERS[0], "lane full"), None, "message deferred"),
 }
 
@@ -339,7 +424,7 @@ def counted() -> dict[str, float]:
     value = REGISTRY.get_sample_value
     found = {
         outcome: value("ringback_messages_total", {"channel": "email", "outcome": outcome}) or 0.0
-        for outcome in ("sent", "attempt_failed", "expired", "failed")
+        for outcome in ("sent", "attempt_failed", "expired", "failed", "returned")
     }
     return found | {
         "repeated": value("ringback_message_repeats_total", {"channel": "email"}) or 0.0

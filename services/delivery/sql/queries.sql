@@ -62,3 +62,18 @@ SELECT clock_timestamp();
 
 -- name: refill_provider
 UPDATE delivery.providers SET tokens = $2, refilled_at = $3 WHERE id = $1;
+
+-- name: stop
+INSERT INTO delivery.stops AS stop (mailing_id, version, stopped_at, until)
+VALUES ($1, $2, coalesce($3::timestamptz, '-infinity'), $4)
+ON CONFLICT (mailing_id) DO UPDATE
+SET version = excluded.version, stopped_at = excluded.stopped_at, until = excluded.until
+WHERE stop.version < excluded.version;
+
+-- name: stops
+SELECT mailing_id, CASE WHEN stopped_at > now()
+    THEN extract(epoch FROM stopped_at - now()) ELSE 0 END::float8 AS remaining
+FROM delivery.stops WHERE mailing_id = ANY ($1::text[]);
+
+-- name: delete_stops
+DELETE FROM delivery.stops WHERE until < now() - interval '1 day';

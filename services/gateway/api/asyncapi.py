@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from shared.contracts.client_requests import CLIENT_OPERATIONS
+from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.facts import FACTS, Fact
 from shared.contracts.message_facts import MessageFact
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
@@ -26,6 +27,7 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *SCHEDULER_OPERATIONS,
     *MAILINGS_OPERATIONS,
     *CLIENT_OPERATIONS,
+    *DELIVERY_OPERATIONS,
 )
 
 

@@ -21,3 +21,11 @@ CREATE TABLE delivery.providers (
     tokens double precision NOT NULL,
     refilled_at timestamptz NOT NULL
 );
+
+-- When the messages of a mailing may no longer be sent.
+CREATE TABLE delivery.stops (
+    mailing_id text PRIMARY KEY,
+    version bigint NOT NULL,                -- of the mailing; an older one changes nothing
+    stopped_at timestamptz NOT NULL,        -- -infinity: as soon as it is committed
+    until timestamptz NOT NULL              -- the end of the mailing
+);
