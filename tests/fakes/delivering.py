@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from services.delivery import app
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
+from shared.amqp.rpc_client import RpcClient
+from shared.contracts.delivery_requests import STOP_MAILING
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
 from shared.process.run import Process
@@ -136,6 +138,22 @@ async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
 
         await facts.consume(receive, no_ack=True)
         yield client
+
+
+@asynccontextmanager
+async def requests_to_delivery(amqp_url: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Yield a function that sends StopMailing with these fields, and returns the response."""
+    client = RpcClient(amqp_url, name="test", health=Health())
+    running = asyncio.create_task(client.run())
+    await client.ready()
+
+    async def request(**fields: Any) -> Any:
+        body = json.dumps(fields).encode()
+        return await client.request(STOP_MAILING.queue, STOP_MAILING.name, body, timeout=5)
+
+    yield request
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def delivery_database(database_url: str) -> str:

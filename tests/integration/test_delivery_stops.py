@@ -15,7 +15,17 @@ from services.delivery.stops import MAX_AGE, Stops
 from services.delivery.store import Store
 from shared.postgres.pool import Database, StoreConnectionLostError
 from shared.process.health import Health
-from tests.fakes.delivering import delivery_database
+from tests.fakes.delivering import (
+    delivery_database,
+    delivery_in_process,
+    message_client,
+    requests_to_delivery,
+    seconds_from_now,
+    settings,
+    sms,
+)
+from tests.fakes.sandbox import running_sandbox
+from tests.fakes.waiting import until
 
 
 class Clock:
@@ -157,3 +167,39 @@ async def test_m2_a_stop_is_forgotten_a_day_after_the_end_of_its_mailing(store: 
     await store.stop(recent, 1, None, later(-80_000))
     await store.delete_old(3600, 10)
     assert await store.stops([over, recent]) == {recent: 0.0}
+
+
+async def test_m2_a_stopped_message_is_returned_and_can_be_published_again(
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, database_url: str
+) -> None:
+    url = await delivery_database(database_url)
+    mailing = uuid4().hex
+    stopped = sms(mailing_id=mailing, recipient_id="client-7")
+    sent = sms(mailing_id=mailing, recipient_id="client-8")
+    async with (
+        running_sandbox() as sandbox,
+        message_client(amqp_url) as client,
+        delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)),
+        requests_to_delivery(amqp_url) as request,
+    ):
+        await client.send(sent)
+        await client.fact(sent, "sent")
+        response = await request(mailing_id=mailing, version=1, until=seconds_from_now(60))
+        assert response == {"mailing_id": mailing}
+        await asyncio.sleep(MAX_AGE)  # the promise itself
+        await client.send(stopped, sent)
+        returned = await client.fact(stopped, "returned")
+        assert (returned["code"], returned["mailing_id"]) == ("stopped", mailing)
+        assert returned["recipient_id"] == "client-7"
+        await until(lambda: client.outcomes(sent) == ["sent", "sent"])
+        assert [each["id"] for each in (await sandbox.get("/api/sms"))["items"]] == [sent["id"]]
+
+        await request(
+            mailing_id=mailing, version=2, at=seconds_from_now(60), until=seconds_from_now(60)
+        )
+        await asyncio.sleep(MAX_AGE)
+        await client.send(stopped)
+        await client.fact(stopped, "sent")
+        assert [await client.length(f"messages.sms{end}") for end in ("", ".dead")] == [0, 0]
+        for message in (stopped, sent):
+            assert len(await sandbox.received("/api/sms", to=message["phone"])) == 1

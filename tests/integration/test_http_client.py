@@ -53,6 +53,25 @@ async def test_a_request_is_sent_unchanged_and_nothing_is_added() -> None:
     }
 
 
+async def test_m2_the_check_of_a_request_can_still_prevent_it_on_the_open_connection() -> None:
+    checks: list[None] = []
+
+    async def check() -> None:
+        checks.append(None)
+        if len(checks) == 2:
+            raise ValueError("stopped")
+
+    async with client() as sender, serve(respond(200)) as receiver:
+        for stopped in (False, True, False):
+            sent = sender.send(parse_target(receiver.url), "POST", {}, BODY, TIMEOUT, check)
+            if stopped:
+                with pytest.raises(ValueError, match="stopped"):
+                    await sent
+            else:
+                await sent
+    assert (len(checks), len(receiver.requests), receiver.accepted) == (3, 2, 2)
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
 async def test_other_methods_send_the_body_too(method: str) -> None:
     async with client() as sender, serve(respond(204, body=b"")) as receiver:
