@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 import socket
+import time
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 # Seconds. Node.js and uvicorn close idle connections after 5 s. A shorter limit here avoids most
 # requests on a connection that is about to close.
 _KEEPALIVE_TIMEOUT: Final = 4.0
+# Seconds. A connection that the receiver has closed breaks within a round trip. One that breaks
+# later was closed because of the request, which the receiver may have processed.
+_REPEAT_WITHIN: Final = 1.0
 # With aiohttp's limit of 8 kB per header, the headers of a response stay under 1 MB.
 _MAX_HEADERS: Final = 100
 # The socket's receive buffer in bytes: how much unread data a receiver can send. Kernels double it.
@@ -179,8 +183,8 @@ class Client:
 
         `timeout`, in seconds, covers name look-up, connecting, TLS, writing, and reading the head.
         A body that is late, broken or too long is not an error. If the receiver has closed the
-        pooled connection, the request is sent again on another one. The receiver may then get
-        it twice, as with any retry.
+        pooled connection, the request is sent again on another one, within a second. The receiver
+        may then get it twice, as with any retry.
 
         `check` is awaited on the open connection, right before the request is written to it. Its
         errors prevent that.
@@ -242,11 +246,13 @@ class Client:
         """Send the request and read the head; repeat if a pooled connection was closed."""
         dialled: list[int] = []
         _dialled.set(dialled)
+        started = time.monotonic()
         while True:
             try:
                 return await self._exchange_once(key, request, check)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if dialled or isinstance(error, aiohttp.ClientConnectorError):
+                late = time.monotonic() - started > _REPEAT_WITHIN
+                if late or dialled or isinstance(error, aiohttp.ClientConnectorError):
                     raise
 
     async def _exchange_once(

@@ -362,6 +362,19 @@ async def test_a_closed_pooled_connection_is_replaced_and_the_request_sent_again
     assert receiver.accepted == 4
 
 
+async def test_m7_a_request_is_not_repeated_when_a_pooled_connection_breaks_late() -> None:
+    async def late_close(connection: ClientConnection) -> None:
+        await connection.request()
+        await connection.write(misbehaviour.response(200))
+        await connection.request()
+        await asyncio.sleep(1.1)  # more than a round trip: the receiver may have processed it
+
+    async with client() as sender, serve(late_close) as receiver:
+        await post(sender, receiver.url)
+        assert (await failure(sender, receiver.url, 30)).reason == "disconnected"
+    assert (receiver.accepted, len(receiver.requests)) == (1, 2)
+
+
 @pytest.mark.parametrize("behaviour", [misbehaviour.close, misbehaviour.reset])
 async def test_a_new_connection_that_breaks_is_not_retried(behaviour: Behaviour) -> None:
     async with client() as sender, serve(behaviour) as receiver:

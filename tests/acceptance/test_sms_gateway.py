@@ -1,0 +1,180 @@
+"""M7, M8: the SMS gateway fails in many ways, and disrupts nothing else."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.delivering import (
+    MessageClient,
+    delivery_database,
+    delivery_process,
+    email,
+    message_client,
+    settings,
+    sms,
+)
+from tests.fakes.sandbox import Sandbox, running_sandbox
+from tests.fakes.service import Service
+from tests.fakes.waiting import until
+
+# None: nobody listens on its port.
+FAILURES: dict[str, dict[str, Any] | None] = {
+    "hangs": {"kind": "hang"},
+    "refuses": {"kind": "fail", "status": 503},
+    "closes the connection": {"kind": "reset", "at": "start"},
+    "responds with nonsense": {"kind": "respond", "body": "<html>It works!"},
+    "is down": None,
+}
+# Many more than the attempts that may fail.
+TEXTS, MAILS = 100, 150
+# Of each process: the failures that open the breaker, its other places in flight, and five probes
+# (after 2, 4, 8, 16 and 32 s).
+MAX_ATTEMPTS = 5 + 9 + 5
+
+
+class Door:
+    """A port in front of the sandbox that can be closed, like that of a gateway that is down."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for connection in self._connections:
+            connection.transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner = await asyncio.open_connection(self._sandbox.url.host, self._sandbox.url.port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pump(reader, inner[1]))
+            group.create_task(self._pump(inner[0], writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            self._connections.discard(writer)
+
+
+@asynccontextmanager
+async def door(sandbox: Sandbox) -> AsyncIterator[Door]:
+    opened = Door(sandbox)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def url(database_url: str) -> str:
+    return await delivery_database(database_url)
+
+
+class System:
+    """Two delivery processes, a sandbox behind a door, and what was sent to them."""
+
+    def __init__(
+        self, services: list[Service], sandbox: Sandbox, gateway: Door, client: MessageClient
+    ) -> None:
+        self.services = services
+        self.sandbox = sandbox
+        self.gateway = gateway
+        self.client = client
+        self.texts: list[dict[str, Any]] = []
+        self.mails: list[dict[str, Any]] = []
+
+    async def send(self, name: str) -> None:
+        self.texts += [sms(text=name) for _ in range(TEXTS)]
+        self.mails += [email() for _ in range(MAILS)]
+        await self.client.send(*self.texts[-TEXTS:], *self.mails[-MAILS:])
+
+    def sent(self, messages: list[dict[str, Any]]) -> bool:
+        return self.client.sent().keys() >= {each["id"] for each in messages}
+
+    async def breakers_open(self) -> bool:
+        return await self.sum("ringback_breaker_open") == len(self.services)
+
+    async def sum(self, metric: str, **labels: str) -> float:
+        return sum([await each.metric(metric, **labels) for each in self.services])
+
+    async def accepted(self, path: str) -> Counter[str]:
+        """Return how often each message was accepted, by its id."""
+        items = (await self.sandbox.get(path, limit=1000, accepted="true"))["items"]
+        return Counter(each["id"] for each in items)
+
+    async def refused(self) -> int:
+        """Return how many requests the SMS gateway did not accept."""
+        count: int = (await self.sandbox.get("/api/sms/settings"))["refused"]
+        return count
+
+
+@asynccontextmanager
+async def system(amqp_url: str, database_url: str, directory: Path) -> AsyncIterator[System]:
+    async with (
+        running_sandbox() as sandbox,
+        message_client(amqp_url) as client,
+        door(sandbox) as gateway,
+    ):
+        environment = settings(
+            sandbox,
+            database_url,
+            RINGBACK_SMS_URL=f"http://127.0.0.1:{gateway.port}/sms",
+            RINGBACK_DELIVERY_SMS_TIMEOUT="1",
+        )
+        with (
+            delivery_process(directory, amqp_url, environment) as first,
+            delivery_process(directory, amqp_url, environment) as second,
+        ):
+            services = [await each.ready() for each in (first, second)]
+            yield System(services, sandbox, gateway, client)
+
+
+async def test_m7_m8_a_broken_sms_gateway_delays_no_email_and_no_sms_is_lost_or_repeated(
+    amqp_url: str, url: str, tmp_path: Path
+) -> None:
+    async with system(amqp_url, url, tmp_path) as running:
+        for name, behaviour in FAILURES.items():
+            if behaviour is None:
+                await running.gateway.close()
+            else:
+                await running.sandbox.configure("/api/sms/settings", behaviour=behaviour)
+            accepted = await running.accepted("/api/sms")
+            await running.send(name)
+            await until(partial(running.sent, running.mails))
+            await until(running.breakers_open)
+            assert await running.accepted("/api/sms") == accepted, name
+
+            if behaviour is None:
+                await running.gateway.open()
+            else:
+                await running.sandbox.configure("/api/sms/settings")
+            await until(partial(running.sent, running.texts))
+        failed = await running.sum(
+            "ringback_messages_total", channel="sms", outcome="attempt_failed"
+        )
+        deferred = await running.sum(
+            "ringback_consumed_total", queue="messages.email", outcome="deferred"
+        )
+        assert await running.accepted("/api/sms") == Counter(each["id"] for each in running.texts)
+        assert set((await running.accepted("/api/mails")).values()) == {1}
+    assert failed <= len(FAILURES) * len(running.services) * MAX_ATTEMPTS
+    outcomes = {tuple(running.client.outcomes(mail)) for mail in running.mails}
+    assert (outcomes, deferred) == ({("sent",)}, 0), "an e-mail waited for the SMS gateway"
