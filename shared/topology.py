@@ -25,6 +25,7 @@ USER_EVENTS: Final = "user_events"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 DELIVERY_REQUESTS: Final = "delivery.requests"
+MAILINGS_STARTS: Final = "mailings.starts"  # the exchange and its work queue
 
 # x-delivery-limit: how often a message can return unacknowledged, because its worker died, before
 # it is dead-lettered. 20 is the default of RabbitMQ 4; 3.10 has no default.
@@ -119,12 +120,16 @@ class Topology:
 
 # Routing keys of the exchange `schedules`.
 SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
-# Routing keys of the exchanges `postings` and `user_events`.
+# Routing keys of the exchanges `postings`, `user_events` and `mailings.starts`.
 POSTING_KEY: Final = "posting"
 USER_EVENT_KEY: Final = "user_event"
+START_KEY: Final = "start"
 
+# Exchanges to which only Ringback's own services have the scheduler publish.
+INTERNAL_EXCHANGES: Final = (MAILINGS_STARTS,)
 EXCHANGES: Final = tuple(
-    Exchange(name) for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS)
+    Exchange(name)
+    for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS, *INTERNAL_EXCHANGES)
 )
 WORK_QUEUES: Final = (
     WorkQueue(CALLBACKS, tiers=TIERS),
@@ -139,6 +144,7 @@ WORK_QUEUES: Final = (
         for queue in channel.queues.values()
     ),
     WorkQueue(MAILINGS_OUTCOMES, ((OUTCOMES, "message.*.mailings"),)),
+    WorkQueue(MAILINGS_STARTS, ((MAILINGS_STARTS, START_KEY),)),
 )
 # The queues in which services get the facts about what they own. Ringback publishes to them
 # directly: on `outcomes`, an observer with a full queue would make the broker refuse the facts. The
