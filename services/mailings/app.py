@@ -8,6 +8,13 @@ from typing import Any
 from pydantic import SecretStr
 
 from services.mailings import handlers, settlement
+from services.mailings.campaigns import starts
+from services.mailings.campaigns.partners import Partners
+from services.mailings.campaigns.requests import CampaignRequests
+from services.mailings.campaigns.starts import NOTIFICATION, StartNotification
+from services.mailings.campaigns.store import Campaigns
+from services.mailings.campaigns.texts import Texts
+from services.mailings.campaigns.worker import CampaignWorker
 from services.mailings.clients.requests import ClientRequests
 from services.mailings.clients.store import Directory
 from services.mailings.expansion.depth import QueueLimit
@@ -28,6 +35,7 @@ from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
+from shared.amqp.rpc_client import RpcClient
 from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.message_facts import MESSAGE_FACT_TYPES, MessageFacts
@@ -45,6 +53,7 @@ from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
     MAILINGS_REQUESTS,
+    MAILINGS_STARTS,
     POSTINGS,
     topology,
 )
@@ -84,6 +93,7 @@ async def start(process: Process) -> None:
             POSTINGS,
             MAILINGS_OUTCOMES,
             MAILINGS_REQUESTS,
+            MAILINGS_STARTS,
             *(queue for channel in CHANNELS.values() for queue in channel.queues.values()),
         )
     )
@@ -112,6 +122,11 @@ async def start(process: Process) -> None:
     )
     intake = Intake(store, expansion.wake)
     settler = Settler(store)
+    rpc_client = RpcClient(url, name=f"{name} partners", health=health)
+    campaigns = Campaigns(database)
+    started = partial(expansion.wake, ["bulk"])
+    worker = CampaignWorker(campaigns, store, Partners(rpc_client), started=started)
+    texts = Texts(templates, settings.product)
 
     def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
@@ -143,11 +158,26 @@ async def start(process: Process) -> None:
             report=settlement.report,
         )
     )
+    start_notifications = consumer(
+        ConsumerSpec(
+            queue=MAILINGS_STARTS,
+            parse=partial(
+                parse_message,
+                models={NOTIFICATION: StartNotification},
+                max_bytes=settings.max_message_bytes,
+            ),
+            handle=starts.Handler(worker.start).handle,
+            report=starts.report,
+        )
+    )
     server = RpcServer(
         MAILINGS_REQUESTS,
         {
             **Requests(intake, store, templates, unsubscribe, clock).handlers(),
             **ClientRequests(Directory(database)).handlers(),
+            **CampaignRequests(
+                campaigns, worker, texts, publisher, clock, started=started
+            ).handlers(),
         },
         url=url,
         name=f"{name} requests",
@@ -159,9 +189,13 @@ async def start(process: Process) -> None:
     for part in (
         *(database, store, publisher, depth, intake, settler, expansion),
         *(postings, outcomes, server, retention),
+        *(rpc_client, worker, start_notifications),
     ):
         process.run(part.run())
-    for drain in (postings.drain, server.drain, expansion.drain, outcomes.drain):
+    for drain in (
+        *(postings.drain, start_notifications.drain, server.drain),
+        *(expansion.drain, outcomes.drain),
+    ):
         process.on_drain(drain)
 
 

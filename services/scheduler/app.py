@@ -44,7 +44,6 @@ from shared.security.tickets import TicketIssuer, TicketVerifier
 from shared.settings import load
 from shared.topology import (
     CALLBACKS,
-    MAILINGS_STARTS,
     SCHEDULER_OUTCOMES,
     SCHEDULER_REQUESTS,
     SCHEDULES,
@@ -81,7 +80,7 @@ async def start(process: Process) -> None:
     name = f"ringback scheduler {socket.gethostname()}"
     url, health = process.settings.amqp_url, process.health
     declared = topology(process.settings.queue_type).only(
-        (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS, MAILINGS_STARTS)
+        (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS)
     )
     database = Database(
         process.settings.database_url or "",  # start-up has checked that it is set

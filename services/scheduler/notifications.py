@@ -20,14 +20,14 @@ from shared.contracts import headers
 from shared.contracts.callback import SEND_CALLBACK
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import TicketIssuer
-from shared.topology import CALLBACKS, INTERNAL_EXCHANGES
+from shared.topology import CALLBACKS
 
 
 class NotificationPublisher:
     """Publishes a SendCallback for the transport http, and the notification itself for amqp.
 
     `amqp` has a connection of its own, because publishing to a missing exchange closes the channel.
-    It is None if no exchange is allowed. Exchanges of Ringback's own services do not need it.
+    It is None if no exchange is allowed.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
@@ -89,14 +89,12 @@ class NotificationPublisher:
             properties.type = NOTIFICATION
             properties.headers = own_headers
             body = payload(content, dispatch).encode()
-            internal = content.exchange in INTERNAL_EXCHANGES
-            publisher = self._publisher if internal else self._amqp
-            if publisher is None:
+            if self._amqp is None:
                 raise UnpublishableError(
                     f"Cannot publish to the exchange {content.exchange!r}: it is not allowed."
                     " Add it to RINGBACK_SCHEDULER_AMQP_EXCHANGES."
                 )
-            return publisher.publish(
+            return self._amqp.publish(
                 OutgoingMessage(
                     content.routing_key or "", properties, body, exchange=content.exchange
                 )

@@ -3,8 +3,9 @@
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
+from shared.contracts.clients import ClientPhone
 from shared.contracts.mailings import (
     ClientFilter,
     LocalHours,
@@ -24,8 +25,6 @@ from shared.topology import MAILINGS_REQUESTS
 _RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 _Cursor = Annotated[str, Field(max_length=255)]
 _Limit = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)]
-# A phone number in Russia or Kazakhstan: the phone of a client.
-ClientPhone = Annotated[str, StringConstraints(pattern=r"^7[0-9]{10}$")]
 
 
 class CreateMailing(BaseModel):

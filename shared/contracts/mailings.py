@@ -3,7 +3,6 @@
 The operations on mailings are in mailing_requests.py.
 """
 
-from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -17,14 +16,14 @@ from pydantic import (
     model_validator,
 )
 
+from shared.contracts.clients import OperatorCode, Tag
 from shared.contracts.context import check_context, fields_error
 from shared.contracts.postings import Template, Variable
-from shared.contracts.schedules import MAX_DELAY_AHEAD, STRICT, UtcTime
+from shared.contracts.schedules import STRICT, UtcTime
 
 # Values in one list of a filter.
 MAX_FILTER_VALUES: Final = 1000
 MAX_TEXT: Final = 10_000
-MAX_DURATION: Final = timedelta(seconds=MAX_DELAY_AHEAD)
 
 
 class MailingStatus(StrEnum):
@@ -43,12 +42,6 @@ def _digits(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-OperatorCode = Annotated[
-    str,
-    BeforeValidator(_digits),
-    StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,16}$"),
-]
-Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
 LocalTime = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 MailingText = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]*$", min_length=1, max_length=MAX_TEXT)
@@ -61,9 +54,9 @@ class ClientFilter(BaseModel):
 
     model_config = STRICT
 
-    operator_codes: Annotated[list[OperatorCode], Field(max_length=MAX_FILTER_VALUES)] = Field(
-        default_factory=list, description="Only clients with one of these operator codes."
-    )
+    operator_codes: Annotated[
+        list[Annotated[OperatorCode, BeforeValidator(_digits)]], Field(max_length=MAX_FILTER_VALUES)
+    ] = Field(default_factory=list, description="Only clients with one of these operator codes.")
     tags: Annotated[list[Tag], Field(max_length=MAX_FILTER_VALUES)] = Field(
         default_factory=list, description="Only clients with one of these tags."
     )
@@ -96,7 +89,7 @@ class MailingContent(BaseModel):
     channel: Literal["sms"] = "sms"
     text: MailingText | None = Field(
         default=None,
-        description="The text, in which `{{ tag }}` stands for a field of the client.",
+        description="The text, in which `{{ user.tag }}` stands for a field of the client.",
     )
     template: Template | None = Field(
         default=None, description="Instead of `text`: the name of a template, as in a posting."

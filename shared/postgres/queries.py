@@ -1,4 +1,4 @@
-"""Named queries: the SQL of a service is in `sql/queries.sql` of its package.
+"""Named queries: the SQL of a service is in `sql/queries.sql` of its package, or in several files.
 
 Each query begins with a line `-- name: claim`. Tables need their full name, such as
 `ingestion.outbox`, because no search path is set.
@@ -14,14 +14,16 @@ _HEADING: Final = re.compile(r"^-- name: (.*)$", re.MULTILINE)
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def queries(package: str) -> Mapping[str, str]:
+def queries(package: str, name: str = "queries.sql") -> Mapping[str, str]:
     """Return the queries of a service by name: `queries("services.scheduler")["claim"]`.
+
+    `name` is the file in the folder `sql` of the package.
 
     Raises:
         ValueError: the file is not valid. The text says where.
     """
-    file = resources.files(package).joinpath("sql", "queries.sql")
-    return parse(file.read_text(encoding="utf-8"), source=f"{package} sql/queries.sql")
+    file = resources.files(package).joinpath("sql", name)
+    return parse(file.read_text(encoding="utf-8"), source=f"{package} sql/{name}")
 
 
 def parse(text: str, *, source: str) -> Mapping[str, str]:

@@ -34,6 +34,7 @@ PROMISES: Final = {
     "E7": "A posting survives a restart: no recipient is skipped, and ids stay the same.",
     "M1": "Clients are created, imported, searched, changed and deleted. Callers are isolated.",
     "M2": "A mailing is created, changed and deleted, as far as its status allows.",
+    "M3": "Each message of a mailing has an id, times, a status and its recipient.",
     "M4": "A mailing starts at once inside its window, and by itself at a later start time.",
     "M5": "Clients get messages only in their local hours, also when the clock changes.",
     "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",

@@ -139,8 +139,11 @@ class FakeBroker:
 
     def bodies(self, posting_id: UUID) -> list[dict[str, Any]]:
         """Return the bodies published for a posting, in order."""
-        bodies = [json.loads(each.body) for each in self.sent]
-        return [body for body in bodies if body["posting_id"] == str(posting_id)]
+        return [body for body in self.sent_bodies() if body["posting_id"] == str(posting_id)]
+
+    def sent_bodies(self) -> list[dict[str, Any]]:
+        """Return all published bodies, in order."""
+        return [json.loads(each.body) for each in self.sent]
 
     def ids(self, posting_id: UUID) -> Counter[str]:
         """Count how often each message of a posting was published."""
@@ -244,7 +247,8 @@ async def empty_mailings(database_url: str) -> str:
     await migrate(database_url, SCHEMA)
     connection = await asyncpg.connect(database_url)
     await connection.execute(
-        "TRUNCATE mailings.postings, mailings.messages, mailings.unsubscribed, mailings.clients"
+        "TRUNCATE mailings.postings, mailings.messages, mailings.unsubscribed, mailings.clients,"
+        " mailings.mailings, mailings.statistics"
     )
     await connection.close()
     return database_url

@@ -54,13 +54,13 @@ def test_m4_a_mailing_runs_from_its_start_time_on() -> None:
 
 
 def test_ids_of_mailings_and_their_cohorts_never_change() -> None:
-    mailing = domain.mailing_id("shop", "key")
+    mailing = domain.mailing_id_of_key("shop", "key")
     assert mailing == UUID("54d265cb-b1c5-5f84-bb9c-c43d9cf761af")
     assert domain.cohort_id(mailing, None) == UUID("759a4ba3-55e9-54ff-a1f7-cdefbca1bcce")
     assert domain.cohort_id(mailing, "Europe/Moscow") == UUID(
         "5a63a71b-62b8-5803-b03c-eeb021c281ac"
     )
-    assert domain.mailing_id(None, "key") != mailing
+    assert domain.mailing_id_of_key(None, "key") != mailing
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID, uuid5
 
-from shared.contracts.mailings import MailingStatus
+from shared.contracts.mailings import MailingChanges, MailingContent, MailingStatus
+from shared.ids import with_time_of
 
 _NAMESPACE: Final = UUID("4c1f6c7e-2b0e-4f6a-9a57-6a3f0d6a5d24")
 DRAFT, SCHEDULED, RUNNING, PAUSED, FINISHED, CANCELLED = MailingStatus
@@ -66,6 +67,8 @@ EFFECTS: Final[Mapping[tuple[Action, MailingStatus], Effect]] = MappingProxyType
 )
 # The fields that CHANGE_LIMITS may change.
 LIMITS: Final = frozenset({"end_at", "rate_per_minute"})
+# Fields of which a change of one removes the other.
+_ALTERNATIVES: Final = {"text": "template", "template": "text"}
 
 
 def effect(action: Action, status: MailingStatus) -> Effect | None:
@@ -73,14 +76,41 @@ def effect(action: Action, status: MailingStatus) -> Effect | None:
     return EFFECTS.get((action, status))
 
 
+def merge(content: MailingContent, changes: MailingChanges) -> MailingContent:
+    """Return the content with its changes.
+
+    Raises:
+        ValidationError: the fields contradict each other.
+    """
+    given = changes.model_dump(exclude_unset=True)
+    replaced = {
+        other: None for name, other in _ALTERNATIVES.items() if name in given and other not in given
+    }
+    return MailingContent.model_validate(content.model_dump() | replaced | given)
+
+
+def changed_fields(before: MailingContent, after: MailingContent) -> set[str]:
+    """Return the names of the fields that differ."""
+    old, new = dict(before), dict(after)
+    return {name for name in old if old[name] != new[name]}
+
+
 def begun(start_at: datetime, now: datetime) -> MailingStatus:
     """Return the status of a mailing that neither waits for a start by hand nor is paused."""
     return SCHEDULED if now < start_at else RUNNING
 
 
-def mailing_id(client_id: str | None, key: str) -> UUID:
-    """Return the id of the mailing that a request with this key creates."""
-    return uuid5(_NAMESPACE, f"{client_id or ''}\0{key}")
+def mailing_id_of_key(client_id: str | None, idempotency_key: str) -> UUID:
+    """Return the id of the mailing that a request with an idempotency key creates."""
+    return uuid5(_NAMESPACE, f"{client_id or ''}\0key:{idempotency_key}")
+
+
+def mailing_id_of_request(client_id: str | None, message_id: str) -> UUID:
+    """Return the id of the mailing that a request without an idempotency key creates.
+
+    A request that is delivered again leads to the same id.
+    """
+    return with_time_of(message_id, uuid5(_NAMESPACE, f"{client_id or ''}\0{message_id}"))
 
 
 def cohort_id(mailing: UUID, timezone: str | None) -> UUID:

@@ -29,6 +29,8 @@ _KEYS: Final = ("subject", "kind", "fetch", "required", "language")
 # A language of BCP 47, such as `de` or `pt-BR`.
 LANGUAGE: Final = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
 FRAME: Final = "frame.html"
+# The name of a text that is not from a file, in errors. Its folder makes it a plain text.
+INLINE: Final = "sms/text"
 _NAME: Final = TypeAdapter[str](TemplateName)
 
 
@@ -239,6 +241,21 @@ def parse_template(name: str, content: str) -> Template:
     ):
         raise InvalidTemplateError(name, "language must be a tag such as de", language_line)
     return Template(name, kind, tuple(fetch), bool(subject), compiled, required, language=language)
+
+
+def parse_text(text: str) -> Template:
+    """Parse and compile the text of a plain message, without front matter.
+
+    Raises:
+        InvalidTemplateError: the text is not valid.
+    """
+    if text.startswith("---\n"):
+        raise InvalidTemplateError(INLINE, "must not begin with a line ---", 1)
+    if found := _CONTROL.search(text):
+        raise InvalidTemplateError(
+            INLINE, "contains a control character", text.count("\n", 0, found.start()) + 1
+        )
+    return parse_template(INLINE, text)
 
 
 def _content(name: str, file: Path) -> str:

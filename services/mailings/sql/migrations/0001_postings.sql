@@ -31,7 +31,7 @@ CREATE TABLE mailings.postings (
     reason text,                            -- why it failed, or why it is waiting
     failures integer NOT NULL DEFAULT 0,    -- failed slices since the last checkpoint
 
-    due_at timestamptz NOT NULL DEFAULT now(),  -- when the next slice is due; while claimed: when the lease expires
+    due_at timestamptz NOT NULL DEFAULT now(),  -- when the next slice is due; while claimed: when the lease expires; infinity: paused
     lease integer NOT NULL DEFAULT 0,       -- the number of the claim; writes under an older one are rejected
     unfinished boolean NOT NULL DEFAULT false  -- the last slice may have published a part of a page
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
@@ -73,7 +73,7 @@ CREATE TABLE mailings.unsubscribed (
 -- A mailing to clients of the directory.
 CREATE TABLE mailings.mailings (
     id uuid PRIMARY KEY,
-    client_id text,                         -- the caller that can see it; NULL: the anonymous one
+    client_id text NOT NULL,                -- the caller that can see it; '': the anonymous one
     fingerprint bytea NOT NULL,             -- SHA-256 of the creation, to detect conflicting repeats
     traceparent text,                       -- W3C trace context of the creation
     channel text NOT NULL,
@@ -81,7 +81,7 @@ CREATE TABLE mailings.mailings (
     template text CHECK ((template IS NULL) = (text IS NOT NULL)),
     template_context text NOT NULL,         -- JSON
     start_at timestamptz NOT NULL,
-    end_at timestamptz NOT NULL CHECK (end_at > start_at),
+    end_at timestamptz NOT NULL,
     operator_codes text[] NOT NULL,         -- the filter; an empty list selects all
     tags text[] NOT NULL,
     local_from time,
@@ -97,13 +97,12 @@ CREATE TABLE mailings.mailings (
     ended_at timestamptz,
 
     start_requested_at timestamptz,         -- the start time that the scheduler has confirmed
-    stop_at timestamptz,                    -- delivery sends nothing from then on; NULL: no stop
-    stop_version integer NOT NULL DEFAULT 0,    -- increases with every change of stop_at
-    stop_confirmed integer NOT NULL DEFAULT 0,  -- the version that delivery has confirmed
+    stop_version integer NOT NULL DEFAULT 0,    -- the version in which delivery's stop changed last
+    stop_confirmed integer NOT NULL DEFAULT 0,  -- the one that delivery has confirmed
     closing boolean NOT NULL DEFAULT false  -- it has ended, and some messages are not settled yet
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
-CREATE INDEX mailings_newest ON mailings.mailings (created_at, id);
+CREATE INDEX mailings_newest ON mailings.mailings (client_id, created_at, id);
 -- What the campaigns worker has to look at: few rows.
 CREATE INDEX mailings_open ON mailings.mailings (status, start_at, end_at)
     WHERE status IN ('scheduled', 'running', 'paused');
