@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,11 @@ from tests.fakes.delivering import (
     settings,
     sms,
 )
+from tests.fakes.gateway import Caller, calling
+from tests.fakes.replicas import replicas
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import Service
+from tests.fakes.system import fresh_database
 from tests.fakes.waiting import until
 
 # None: nobody listens on its port.
@@ -178,3 +181,69 @@ async def test_m7_m8_a_broken_sms_gateway_delays_no_email_and_no_sms_is_lost_or_
     assert failed <= len(FAILURES) * len(running.services) * MAX_ATTEMPTS
     outcomes = {tuple(running.client.outcomes(mail)) for mail in running.mails}
     assert (outcomes, deferred) == ({("sent",)}, 0), "an e-mail waited for the SMS gateway"
+
+
+@pytest.fixture
+def own_database_url(database_url: str) -> Iterator[str]:
+    with fresh_database(database_url) as url:
+        yield url
+
+
+@pytest.mark.slow
+async def test_m7_two_replicas_finish_a_posting_by_email_while_one_by_sms_waits_for_its_gateway(
+    amqp_url: str, own_database_url: str, tmp_path: Path
+) -> None:
+    services = ("mailings", "delivery", "scheduler")  # a gateway is ready with its scheduler
+    async with (
+        running_sandbox(users=1_000) as sandbox,
+        replicas(tmp_path, amqp_url, own_database_url, sandbox, *services) as started,
+        calling(started.gateways[0]) as call,
+    ):
+        await sandbox.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
+        users = "http://auth/api/v1/users/?page_number=1&page_size=100"
+        texts = await posted(
+            call,
+            receivers=users,
+            template="sms/phone_confirmation.md",
+            delivery_type=["sms"],
+            template_context={"secret_code": "1234"},
+        )
+        mails = await posted(
+            call,
+            receivers=users,
+            template="email/new_movies.md",
+            delivery_type=["email"],
+            template_context={"movies": f"{sandbox.url}fastapi/api/v1/movies/?new=True"},
+        )
+        by_email = await done(call, mails)
+        assert (await call("GET", texts)).json["messages"]["sent"] == 0
+        assert by_email["messages"] | {"skipped": 0} == {
+            **dict.fromkeys(by_email["messages"], 0),
+            "sent": (await sandbox.get("/api/mails/settings"))["accepted"],
+        }
+        await sandbox.configure("/api/sms/settings")
+        by_sms = await done(call, texts)
+        accepted = (await sandbox.get("/api/sms", limit=1000, accepted="true"))["items"]
+        assert started.bugs() == []
+    numbers = Counter(each["id"] for each in accepted)
+    assert by_sms["messages"]["sent"] == len(numbers) > 0
+    assert by_sms["messages"]["created"] == by_sms["messages"]["failed"] == 0
+    assert set(numbers.values()) == {1}, "an SMS was sent twice"
+
+
+async def posted(call: Caller, **posting: Any) -> str:
+    """Create a posting, and return the path of its progress."""
+    created = await call("POST", "/v1/postings", posting)
+    assert created.status == 202, created.text
+    return created.headers["Location"]
+
+
+async def done(call: Caller, path: str) -> dict[str, Any]:
+    """Wait until a posting is done, and return its progress."""
+
+    async def progress() -> dict[str, Any] | None:
+        found: dict[str, Any] = (await call("GET", path)).json
+        return found if found["status"] == "done" else None
+
+    finished: dict[str, Any] = await until(progress, 120)
+    return finished
