@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
@@ -33,20 +33,7 @@ async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
     Raises:
         ProblemError: 415, 413, 408, or 400 with the position of the first error.
     """
-    if request.content_type != JSON:
-        raise ProblemError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            f"Send the body with Content-Type: {JSON}.",
-            headers={"Accept-Post": JSON},
-        )
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise ProblemError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "Send the body without Content-Encoding.",
-            headers={"Accept-Encoding": "identity"},
-        )
+    check_media_type(request, (JSON,))
     body = await read_body(request, max_bytes)
     try:
         # NaN, Infinity and unpaired surrogates are not valid JSON.
@@ -55,6 +42,52 @@ async def json_body(request: web.Request, max_bytes: int) -> tuple[bytes, Any]:
         raise ProblemError(
             HTTPStatus.BAD_REQUEST, "malformed", f"The body is not JSON: {error}."
         ) from None
+
+
+def check_media_type(request: web.Request, supported: Sequence[str]) -> str:
+    """Return the media type of the body, which is one of these.
+
+    Raises:
+        ProblemError: 415; it is not, or the body is compressed.
+    """
+    if request.content_type not in supported:
+        raise ProblemError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            f"Send the body with Content-Type: {' or '.join(supported)}.",
+            headers={"Accept-Post": ", ".join(supported)},
+        )
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise ProblemError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "Send the body without Content-Encoding.",
+            headers={"Accept-Encoding": "identity"},
+        )
+    return request.content_type
+
+
+async def body_chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """Yield the body in chunks as they arrive. It may have any length.
+
+    Raises:
+        ProblemError: 408, or 400 if it is not valid HTTP.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise ProblemError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                "timeout",
+                f"No part of the body arrived for {BODY_TIMEOUT:.0f} s.",
+            ) from None
+        except HttpProcessingError:  # its text repeats a part of the body
+            raise _invalid_http() from None
+        if not chunk:
+            return
+        yield chunk
 
 
 async def read_body(request: web.Request, max_bytes: int) -> bytes:
@@ -75,14 +108,16 @@ async def read_body(request: web.Request, max_bytes: int) -> bytes:
             f"The body did not arrive within {BODY_TIMEOUT:.0f} s.",
         ) from None
     except HttpProcessingError:  # its text repeats a part of the body
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid HTTP."
-        ) from None
+        raise _invalid_http() from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(max_bytes) from None
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
     return body
+
+
+def _invalid_http() -> ProblemError:
+    return ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "The body is not valid HTTP.")
 
 
 def _too_large(max_bytes: int) -> ProblemError:

@@ -125,7 +125,7 @@ class ClientsImported(BaseModel):
     created: NonNegativeInt
     updated: NonNegativeInt = Field(description="Lines of known clients, also unchanged ones.")
     failed: NonNegativeInt = Field(description="Number of all lines that were not imported.")
-    errors: list[RejectedLine] = Field(description="The first of these lines.")
+    errors: list[RejectedLine] = Field(description="Up to 1,000 of these lines.")
 
 
 CREATE_CLIENT: Final = RpcOperation(MAILINGS_REQUESTS, "CreateClient", CreateClient, (Client,))

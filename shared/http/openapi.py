@@ -38,6 +38,13 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """The body of a request as text of any length; `examples` by media type."""
+
+    examples: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """The response with one status; `headers` are descriptions by header name.
 
@@ -66,7 +73,7 @@ class Route(Generic[H]):
     responses: Mapping[int, Response]
     description: str = ""
     parameters: Sequence[Parameter] = ()
-    body: Body | None = None
+    body: Body | Upload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class Description:
 def document(routes: Iterable[Route[Any]], about: Description) -> dict[str, Any]:
     """Return the OpenAPI document of these routes."""
     routes = tuple(routes)
-    incoming = {route.body.model for route in routes if route.body}
+    incoming = {route.body.model for route in routes if isinstance(route.body, Body)}
     outgoing = {
         response.body.model
         for route in routes
@@ -210,7 +217,12 @@ def _response(response: Response, schemas: Schemas) -> dict[str, Any]:
     return described
 
 
-def _content(body: Body, schemas: Schemas) -> dict[str, Any]:
+def _content(body: Body | Upload, schemas: Schemas) -> dict[str, Any]:
+    if isinstance(body, Upload):
+        return {
+            media_type: {"schema": {"type": "string"}, "example": text}
+            for media_type, text in body.examples.items()
+        }
     content: dict[str, Any] = {"schema": schemas[body.model]}
     if body.examples:
         content["examples"] = {

@@ -16,6 +16,7 @@ from services.gateway import examples
 from services.gateway.routes import about, all_routes
 from services.sandbox.movies import Catalogue
 from services.sandbox.users import Directory
+from shared.contracts.clients import NewClient
 from shared.contracts.events import Event
 from shared.contracts.postings import Posting
 from shared.contracts.schedule_requests import RetryCallbacks
@@ -51,6 +52,12 @@ PROMISED = {
     ("get", "/v1/postings"),
     ("get", "/v1/postings/{id}"),
     ("get", "/v1/postings/{id}/messages"),
+    ("post", "/v1/clients"),
+    ("get", "/v1/clients"),
+    ("get", "/v1/clients/{id}"),
+    ("patch", "/v1/clients/{id}"),
+    ("delete", "/v1/clients/{id}"),
+    ("post", "/v1/clients/import"),
 }
 
 
@@ -165,6 +172,11 @@ def test_e1_the_event_examples_are_valid(example: Any) -> None:
 @pytest.mark.parametrize("example", request_examples("/v1/postings"))
 def test_e5_the_posting_examples_are_valid(example: Any) -> None:
     Posting.model_validate_json(json.dumps(example))
+
+
+@pytest.mark.parametrize("example", request_examples("/v1/clients"))
+def test_m1_the_client_examples_are_valid(example: Any) -> None:
+    NewClient.model_validate_json(json.dumps(example))
 
 
 def test_the_sandbox_has_the_entries_that_the_examples_name() -> None:

@@ -19,6 +19,12 @@ from tests.fakes.system import fresh_database, system
 
 PACKAGE = "generated_ringback_client"
 URL = "https://example.com/hook"
+# The generator knows no media type for text in lines.
+CONFIGURATION = """
+content_type_overrides:
+  text/csv: application/octet-stream
+  application/x-ndjson: application/octet-stream
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +69,13 @@ def package(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     """Generate the package, and make it importable."""
     directory = tmp_path_factory.mktemp("generated")
     (directory / "openapi.json").write_text(asyncio.run(document(base)))
+    (directory / "config.yml").write_text(CONFIGURATION)
     scripts = Path(sys.executable).parent
     generation = subprocess.run(
         (
             scripts / "openapi-python-client",
             *("generate", "--path", "openapi.json", "--meta", "none", "--output-path", PACKAGE),
-            "--fail-on-warning",
+            *("--config", "config.yml", "--fail-on-warning"),
         ),
         cwd=directory,
         env=os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}"},

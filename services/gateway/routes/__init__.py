@@ -3,7 +3,7 @@
 The aiohttp routes and the OpenAPI document both follow from these declarations.
 """
 
-from services.gateway.routes import callbacks, events, groups, postings
+from services.gateway.routes import callbacks, clients, events, groups, postings
 from services.gateway.routes.declaration import Route
 from shared.http.openapi import Description
 from shared.version import VERSION
@@ -30,6 +30,8 @@ def about(ticket_header: str) -> Description:
             events.TAG: "Publish events. Ringback's rules turn them into commands.",
             postings.TAG: "Send a template to a list of users, by e-mail or SMS, and follow its"
             " progress.",
+            clients.TAG: "The people whom your mailings reach: create, import, search, change and"
+            " delete them.",
         },
         schemes={
             "ticket": {
@@ -51,4 +53,5 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *groups.routes(example_url),
         *events.routes(example_url),
         *postings.routes(example_url),
+        *clients.routes(),
     )

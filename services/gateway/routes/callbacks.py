@@ -28,6 +28,9 @@ from services.gateway.parsing import (
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
+    ETAG_HEADER,
+    IF_MATCH,
+    IF_NONE_MATCH,
     KEY_SCHEMA,
     Dependencies,
     Route,
@@ -133,23 +136,8 @@ CANCELLED: Final = ok(
     CancelResponse,
     {"id": examples.ID, "result": "cancelled"},
 )
-_ETAG_HEADER: Final = {"ETag": "Identifies the state; for `If-Match` and `If-None-Match`."}
-STATUS: Final = replace(ok("The status.", CallbackStatus, _STATUS), headers=_ETAG_HEADER)
-NOT_MODIFIED: Final = {304: Response("The callback still has this `ETag`.", headers=_ETAG_HEADER)}
-_ETAGS: Final = {"type": "string", "pattern": r'^(\*|(W/)?"[!\x23-\x2b\x2d-\x7e]*")$'}
-IF_MATCH: Final = Parameter(
-    "If-Match",
-    "header",
-    "Only if the callback still has this `ETag`. Otherwise the status is 412.",
-    _ETAGS,
-    example=_ETAG,
-)
-IF_NONE_MATCH: Final = Parameter(
-    "If-None-Match",
-    "header",
-    "If the callback still has this `ETag`, the status is 304, without a body.",
-    _ETAGS,
-)
+STATUS: Final = replace(ok("The status.", CallbackStatus, _STATUS), headers=ETAG_HEADER)
+NOT_MODIFIED: Final = {304: Response("The callback still has this `ETag`.", headers=ETAG_HEADER)}
 IF_NONE_MATCH_ANY: Final = Parameter(
     "If-None-Match",
     "header",

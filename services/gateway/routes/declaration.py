@@ -114,3 +114,20 @@ def pagination(*, max_size: int, default_size: int) -> tuple[Parameter, ...]:
         CURSOR,
         Parameter("limit", "query", "The maximum number of items in the page.", limit),
     )
+
+
+ETAG_HEADER: Final = {"ETag": "Identifies the state; for `If-Match` and `If-None-Match`."}
+_ETAGS: Final = {"type": "string", "pattern": r'^(\*|(W/)?"[!\x23-\x2b\x2d-\x7e]*")$'}
+IF_MATCH: Final = Parameter(
+    "If-Match",
+    "header",
+    "Only if the resource still has this `ETag`. Otherwise the status is 412.",
+    _ETAGS,
+    example='"9f86d081884c7d659a2feaa0"',
+)
+IF_NONE_MATCH: Final = Parameter(
+    "If-None-Match",
+    "header",
+    "If the resource still has this `ETag`, the status is 304, without a body.",
+    _ETAGS,
+)

@@ -8,8 +8,6 @@ from services.gateway.routes.callbacks import (
     CHANGE,
     CREATED,
     FAILURES,
-    IF_MATCH,
-    IF_NONE_MATCH,
     IF_NONE_MATCH_ANY,
     LIST,
     NOT_FOUND,
@@ -27,6 +25,8 @@ from services.gateway.routes.callbacks import (
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
     CURSOR,
+    IF_MATCH,
+    IF_NONE_MATCH,
     KEY_SCHEMA,
     Route,
     ok,

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 # Requests that use a database connection at a time, and imports that do: they take longer.
 MAX_CONCURRENT: Final = 2
 MAX_CONCURRENT_IMPORTS: Final = 1
+# Characters of the reason why a line is rejected, which names unknown fields.
+MAX_REASON: Final = 300
 NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="the client does not exist")
 PHONE_TAKEN: Final = Failure(code=FailureCode.CONFLICT, detail="another client has this phone")
 CHANGED: Final = Failure(
@@ -167,7 +169,7 @@ class ClientRequests:
             try:
                 fields = domain.new_fields(NewClient.model_validate(line.client))
             except ValidationError as error:
-                reason = "; ".join(map(str, field_errors(error)))
+                reason = "; ".join(map(str, field_errors(error)))[:MAX_REASON]
                 errors.append(RejectedLine(line=line.line, reason=reason))
             else:
                 valid[fields.phone] = UUID(int=id_ + number), fields
