@@ -119,8 +119,9 @@ class ClientRequests:
                 tag=command.tag,
                 timezone=command.timezone,
             )
+        first = UUID(int=0) if command.cursor is None else UUID(command.cursor)
         return await self._directory.page(
-            *(owner, UUID(command.cursor) if command.cursor else UUID(int=0), command.limit + 1),
+            *(owner, first, command.limit + 1),
             operator_codes=() if command.operator_code is None else (command.operator_code,),
             tags=() if command.tag is None else (command.tag,),
             timezone=command.timezone,
