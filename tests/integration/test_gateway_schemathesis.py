@@ -61,9 +61,9 @@ load_all_checks()
 
 
 @schemathesis.serializer("text/csv", "application/x-ndjson")
-def serialize_text(_: Any, value: Any) -> dict[str, bytes]:
+def serialize_text(_: Any, value: Any) -> bytes:
     """Send the body as it is."""
-    return {"data": str(value).encode(errors="surrogatepass")}
+    return str(value).encode(errors="surrogatepass")
 
 
 ALL_CHECKS = {check.__name__: check for check in CHECKS.get_all()}
