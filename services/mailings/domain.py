@@ -12,6 +12,7 @@ from zoneinfo import available_timezones
 from pydantic import TypeAdapter
 
 from shared.contracts.callback import ClientId
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState, PostingState
 from shared.registry import CHANNELS, Channel
 
@@ -164,6 +165,7 @@ def parse_page(value: Any, *, size: int, earlier: int, by_number: str) -> Page:
 class Skip:
     """The reason why a recipient gets no message."""
 
+    code: ReasonCode
     reason: str
 
 
@@ -174,11 +176,13 @@ class Recipient:
     id: the user's id, or the position of an invalid item.
     user: the fields of the user.
     error: why the item is invalid.
+    operator_code: of a client of the directory.
     """
 
     id: str
     user: Mapping[str, Any]
     error: str | None
+    operator_code: str | None = None
 
     @classmethod
     def of(cls, item: Any, position: str) -> "Recipient":
@@ -207,26 +211,28 @@ def address(user: Mapping[str, Any], channel: Channel, kind: str, *, required: b
         return refusal
     found = channel.normalize(user.get(channel.user_address))
     if not found:
-        return Skip(f"no {channel.address_label}")
+        return Skip(ReasonCode.NO_ADDRESS, f"no {channel.address_label}")
     valid = _ADDRESS[channel.name].isinstance_python(found)
-    return found if valid else Skip(f"invalid {channel.address_label}")
+    if valid:
+        return found
+    return Skip(ReasonCode.INVALID_ADDRESS, f"invalid {channel.address_label}")
 
 
 def _refusal(user: Mapping[str, Any], channel: Channel, kind: str) -> Skip | None:
     """Return why a user gets no message that is not required. Only `true` is consent."""
     if user.get("is_active", True) is not True:
-        return Skip("inactive")
+        return Skip(ReasonCode.NOT_ENABLED, "inactive")
     if user.get(channel.opt_in) is not True:
-        return Skip(f"{channel.name} not enabled")
+        return Skip(ReasonCode.NOT_ENABLED, f"{channel.name} not enabled")
     kinds = user.get("notifications", {})
     if not isinstance(kinds, dict):
-        return Skip("invalid notifications: not a JSON object")
+        return Skip(ReasonCode.INVALID_RECIPIENT, "invalid notifications: not a JSON object")
     if kinds.get(kind, True) is not True:
-        return Skip(f"{kind} not enabled")
+        return Skip(ReasonCode.NOT_ENABLED, f"{kind} not enabled")
     zone = user.get("timezone")
     if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
         shown = repr(zone[:_MAX_QUOTED]) if isinstance(zone, str) else "that is not a text"
-        return Skip(f"unknown time zone {shown}")
+        return Skip(ReasonCode.INVALID_RECIPIENT, f"unknown time zone {shown}")
     return None
 
 

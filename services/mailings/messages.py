@@ -17,6 +17,7 @@ from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.contracts import headers
 from shared.contracts.context import field_errors
+from shared.contracts.message_facts import ReasonCode
 from shared.registry import CHANNELS, Channel
 
 
@@ -64,19 +65,20 @@ class Composer:
             channel = CHANNELS[name]
             id_ = message_id(self._posting_id, name, recipient.id)
             body = self._body(id_, recipient, channel, template)
+            row = (id_, recipient.id, name, recipient.operator_code)
             if isinstance(body, Skip):
-                yield MessageRow(id_, recipient.id, name, storable(body.reason), None), None
+                yield MessageRow(*row, body.code, storable(body.reason), None), None
             else:
                 content, subscription = body
                 message = ReadyMessage(id_, channel.type, self._queues[name], content)
-                yield MessageRow(id_, recipient.id, name, None, subscription), message
+                yield MessageRow(*row, None, None, subscription), message
 
     def _body(
         self, id_: UUID, recipient: Recipient, channel: Channel, template: ChannelTemplate
     ) -> tuple[bytes, bytes | None] | Skip:
         """Return the body of a message, and the subscription that it belongs to, if any."""
         if recipient.error:
-            return Skip(recipient.error)
+            return Skip(ReasonCode.INVALID_RECIPIENT, recipient.error)
         kind = template.kind
         to = address(recipient.user, channel, kind, required=template.is_required)
         if isinstance(to, Skip):
@@ -90,10 +92,10 @@ class Composer:
             fields: dict[str, Any] = {"id": str(id_), "user_id": recipient.id, channel.address: to}
             model = channel.contract(**fields, **self._common, **content)
         except RenderingError as error:
-            return Skip(str(error))
+            return Skip(ReasonCode.NOT_RENDERED, str(error))
         except ValidationError as error:
             invalid = field_errors(error)[0]
-            return Skip(f"{invalid.field}: {invalid.message}")
+            return Skip(ReasonCode.INVALID, f"{invalid.field}: {invalid.message}")
         return model.__pydantic_serializer__.to_json(model, exclude_none=True), subscription
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState
 from shared.contracts.postings import Posting
 from shared.registry import Priority
@@ -58,12 +59,15 @@ class Claim:
 class MessageRow(NamedTuple):
     """A new message; with a reason, it is skipped.
 
+    operator_code: of the recipient of a mailing.
     subscription: the message is also skipped if its recipient has ended this one.
     """
 
     id: UUID
     user_id: str
     channel: str
+    operator_code: str | None
+    reason_code: ReasonCode | None
     reason: str | None
     subscription: bytes | None
 
@@ -74,6 +78,7 @@ class MessageChange(NamedTuple):
     posting_id: UUID
     id: UUID
     status: MessageState
+    reason_code: ReasonCode | None
     reason: str | None
 
 

@@ -17,6 +17,7 @@ from shared.contracts.message_facts import (
     MessageFacts,
     MessageFailed,
     MessageSent,
+    ReasonCode,
 )
 from shared.contracts.posting_requests import MessageState
 from shared.resilience.batching import Batcher
@@ -67,11 +68,12 @@ def _change(fact: MessageFact) -> MessageChange | None:
         return None
     match fact:
         case MessageSent():
-            return MessageChange(*ids, MessageState.SENT, None)
+            return MessageChange(*ids, MessageState.SENT, None, None)
         case MessageFailed():
-            return MessageChange(*ids, MessageState.FAILED, storable(fact.reason))
+            return MessageChange(*ids, MessageState.FAILED, fact.code, storable(fact.reason))
         case MessageExpired():
-            return MessageChange(*ids, MessageState.EXPIRED, storable(fact.reason))
+            reason = storable(fact.reason)
+            return MessageChange(*ids, MessageState.EXPIRED, ReasonCode.EXPIRED, reason)
         case _:
             return None
 

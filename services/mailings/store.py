@@ -25,6 +25,7 @@ from services.mailings.records import (
     MessageRow,
     NewPosting,
 )
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import (
     MessageState,
     PostingMessage,
@@ -284,8 +285,12 @@ class Store:
                 raise LeaseLostError
             unpublished = 0
             if unpublished_from is not None:
+                expired = ended == MessageState.EXPIRED
                 unpublished = await connection.fetchval(
-                    SQL["end_unpublished"], claim.id, unpublished_from, ended, "not published"
+                    SQL["end_unpublished"],
+                    *(claim.id, unpublished_from, ended),
+                    ReasonCode.EXPIRED if expired else ReasonCode.NOT_PUBLISHED,
+                    "not published",
                 )
             row = await connection.fetchrow(SQL["finish"], claim.id, ended, reason, unpublished)
         return _messages(row)

@@ -23,6 +23,7 @@ class ReasonCode(StrEnum):
     UNSUBSCRIBED = "unsubscribed"
     NOT_RENDERED = "not_rendered"
     # Failed.
+    NOT_PUBLISHED = "not_published"  # the posting failed first
     INVALID = "invalid"  # the message violates its contract
     REFUSED = "refused"  # by the provider, for good
     PROVIDER_UNAVAILABLE = "provider_unavailable"  # until the attempts were exhausted

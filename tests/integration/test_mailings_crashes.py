@@ -245,7 +245,7 @@ async def test_row_18_a_lost_lease_is_noticed_beside_the_newer_one_of_the_same_p
         [newer] = await store.claim(1, 0, lease=15)
         claims = (stale, newer)
         rows = [
-            MessageRow(message_id(posting_id, "email", name), name, "email", None, None)
+            MessageRow(message_id(posting_id, "email", name), name, "email", *[None] * 4)
             for name in ("user-1", "user-2")
         ]
         added = await asyncio.gather(

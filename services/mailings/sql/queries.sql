@@ -78,13 +78,17 @@ WHERE id = $1;
 
 -- name: add_messages
 WITH added AS (
-    INSERT INTO mailings.messages (posting_id, page, id, user_id, channel, reason, status)
-    SELECT posting_id, page, id, user_id, channel,
+    INSERT INTO mailings.messages
+        (posting_id, page, id, user_id, channel, operator_code, reason_code, reason, status)
+    SELECT posting_id, page, id, user_id, channel, operator_code,
+        CASE WHEN ended IS NULL THEN reason_code ELSE 'unsubscribed' END,
         CASE WHEN ended IS NULL THEN reason ELSE 'unsubscribed' END,
         CASE WHEN ended IS NULL AND reason IS NULL THEN 'created' ELSE 'skipped' END
     FROM unnest(
-        $1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bytea[]
-    ) AS input(posting_id, page, id, user_id, channel, reason, subscription)
+        $1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],
+        $8::text[], $9::bytea[]
+    ) AS input(posting_id, page, id, user_id, channel, operator_code, reason_code, reason,
+        subscription)
     LEFT JOIN mailings.unsubscribed AS ended USING (subscription)
     ON CONFLICT DO NOTHING
     RETURNING posting_id, id, status
@@ -132,7 +136,7 @@ WHERE id = $1 AND lease = $2 AND ended_at IS NULL;
 
 -- name: end_unpublished
 WITH changed AS (
-    UPDATE mailings.messages SET status = $3, reason = $4, settled_at = now()
+    UPDATE mailings.messages SET status = $3, reason_code = $4, reason = $5, settled_at = now()
     WHERE posting_id = $1 AND page >= $2 AND status = 'created'
     RETURNING id
 )
@@ -160,9 +164,10 @@ ORDER BY posting_id, id FOR UPDATE OF messages;
 
 -- name: settle
 UPDATE mailings.messages AS message
-SET status = input.status, reason = input.reason, settled_at = now()
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[])
-    AS input(posting_id, id, status, reason)
+SET status = input.status, reason_code = input.reason_code, reason = input.reason,
+    settled_at = now()
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+    AS input(posting_id, id, status, reason_code, reason)
 WHERE message.posting_id = input.posting_id AND message.id = input.id;
 
 -- name: recount
@@ -178,7 +183,8 @@ RETURNING posting.id, from_event, ended, receivers, posting.created, posting.sen
 
 -- name: ended_before
 SELECT id FROM mailings.postings
-WHERE ended_at < now() - make_interval(secs => $1) ORDER BY ended_at LIMIT $2;
+WHERE ended_at < now() - make_interval(secs => $1) AND NOT messages_deleted
+ORDER BY ended_at LIMIT $2;
 
 -- name: delete_messages
 DELETE FROM mailings.messages WHERE (posting_id, id) IN (
@@ -186,9 +192,17 @@ DELETE FROM mailings.messages WHERE (posting_id, id) IN (
     WHERE posting_id = $1 LIMIT $2 FOR UPDATE SKIP LOCKED
 );
 
+-- Keeps the posting of a mailing, for its counters.
 -- name: delete_posting
-DELETE FROM mailings.postings WHERE id = $1
-AND NOT EXISTS (SELECT FROM mailings.messages WHERE posting_id = $1);
+WITH empty AS (
+    SELECT id, EXISTS (SELECT FROM mailings.mailings WHERE id = mailing_id) AS of_mailing
+    FROM mailings.postings
+    WHERE id = $1 AND NOT EXISTS (SELECT FROM mailings.messages WHERE posting_id = $1)
+), deleted AS (
+    DELETE FROM mailings.postings WHERE id = (SELECT id FROM empty WHERE NOT of_mailing)
+)
+UPDATE mailings.postings SET messages_deleted = true
+WHERE id = (SELECT id FROM empty WHERE of_mailing);
 
 -- The client directory. $1 is always the calling service that owns the clients.
 -- name: client

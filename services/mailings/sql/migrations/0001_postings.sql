@@ -33,7 +33,8 @@ CREATE TABLE mailings.postings (
 
     due_at timestamptz NOT NULL DEFAULT now(),  -- when the next slice is due; while claimed: when the lease expires; infinity: paused
     lease integer NOT NULL DEFAULT 0,       -- the number of the claim; writes under an older one are rejected
-    unfinished boolean NOT NULL DEFAULT false  -- the last slice may have published a part of a page
+    unfinished boolean NOT NULL DEFAULT false,  -- the last slice may have published a part of a page
+    messages_deleted boolean NOT NULL DEFAULT false  -- by retention; the counters of a mailing's posting stay
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
 
 CREATE INDEX postings_newest ON mailings.postings (accepted_at, id) WHERE mailing_id IS NULL;
@@ -42,7 +43,8 @@ CREATE INDEX postings_from_event ON mailings.postings (from_event, accepted_at, 
 CREATE INDEX postings_of_mailing ON mailings.postings (mailing_id) WHERE mailing_id IS NOT NULL;
 CREATE INDEX postings_due ON mailings.postings (is_list, priority DESC, due_at)
     WHERE ended_at IS NULL;
-CREATE INDEX postings_ended ON mailings.postings (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX postings_ended ON mailings.postings (ended_at)
+    WHERE ended_at IS NOT NULL AND NOT messages_deleted;
 
 -- One message to one recipient. Its address and its text are only in the queue.
 CREATE TABLE mailings.messages (
@@ -53,6 +55,7 @@ CREATE TABLE mailings.messages (
     channel text NOT NULL,
     status text NOT NULL,
     returned_at timestamptz,                -- when delivery returned it unsent; it is published again
+    reason_code text,                       -- from a closed set; NULL without a reason
     reason text,
     page integer NOT NULL,                  -- from 0
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -109,16 +112,62 @@ CREATE INDEX mailings_open ON mailings.mailings (status, start_at, end_at)
 CREATE INDEX mailings_unconfirmed ON mailings.mailings (id) WHERE stop_confirmed < stop_version;
 CREATE INDEX mailings_closing ON mailings.mailings (id) WHERE closing;
 
--- The messages of mailings, counted. Each count changes in the transaction that changes messages.
+-- The messages of mailings, counted. Retention keeps the counts until the mailing is deleted.
 CREATE TABLE mailings.statistics (
     mailing_id uuid NOT NULL,
+    posting_id uuid NOT NULL,               -- its lock protects the counts
     hour timestamptz NOT NULL,              -- in which the messages were created
     operator_code text NOT NULL,
     status text NOT NULL,
     reason_code text NOT NULL,              -- '' without a reason
     count bigint NOT NULL,
-    PRIMARY KEY (mailing_id, hour, operator_code, status, reason_code)
+    PRIMARY KEY (mailing_id, posting_id, hour, operator_code, status, reason_code)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01);
+
+CREATE INDEX statistics_hour ON mailings.statistics (hour, mailing_id);
+
+-- Counts messages in the transaction that changes them, which holds the lock of their posting.
+-- Retention deletes only messages of ended postings. They stay counted.
+CREATE FUNCTION mailings.count_messages() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        IF EXISTS (SELECT FROM old_rows WHERE operator_code IS NOT NULL) THEN
+            INSERT INTO mailings.statistics AS counter
+            SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
+                operator_code, message.status, coalesce(reason_code, ''), -count(*)
+            FROM old_rows AS message
+            JOIN mailings.postings AS posting ON posting.id = posting_id
+            JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+            WHERE TG_OP = 'UPDATE' OR posting.ended IS NULL
+            GROUP BY 1, 2, 3, 4, 5, 6
+            ON CONFLICT ON CONSTRAINT statistics_pkey
+            DO UPDATE SET count = counter.count + excluded.count;
+        END IF;
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        IF EXISTS (SELECT FROM new_rows WHERE operator_code IS NOT NULL) THEN
+            INSERT INTO mailings.statistics AS counter
+            SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
+                operator_code, message.status, coalesce(reason_code, ''), count(*)
+            FROM new_rows AS message
+            JOIN mailings.postings AS posting ON posting.id = posting_id
+            JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+            GROUP BY 1, 2, 3, 4, 5, 6
+            ON CONFLICT ON CONSTRAINT statistics_pkey
+            DO UPDATE SET count = counter.count + excluded.count;
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER count_added AFTER INSERT ON mailings.messages
+    REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION mailings.count_messages();
+CREATE TRIGGER count_changed AFTER UPDATE ON mailings.messages
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    EXECUTE FUNCTION mailings.count_messages();
+CREATE TRIGGER count_removed AFTER DELETE ON mailings.messages
+    REFERENCING OLD TABLE AS old_rows EXECUTE FUNCTION mailings.count_messages();
 
 -- The client directory: people whom mailings reach.
 CREATE TABLE mailings.clients (
