@@ -37,6 +37,7 @@ PROMISES: Final = {
     "M3": "Each message of a mailing has an id, times, a status and its recipient.",
     "M4": "A mailing starts at once inside its window, and by itself at a later start time.",
     "M5": "Clients get messages only in their local hours, also when the clock changes.",
+    "M6": "Messages are counted by status, hour, operator code and reason; counts equal rows.",
     "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",
