@@ -213,9 +213,7 @@ def address(user: Mapping[str, Any], channel: Channel, kind: str, *, required: b
     if not found:
         return Skip(ReasonCode.NO_ADDRESS, f"no {channel.address_label}")
     valid = _ADDRESS[channel.name].isinstance_python(found)
-    if valid:
-        return found
-    return Skip(ReasonCode.INVALID_ADDRESS, f"invalid {channel.address_label}")
+    return found if valid else Skip(ReasonCode.INVALID_ADDRESS, f"invalid {channel.address_label}")
 
 
 def _refusal(user: Mapping[str, Any], channel: Channel, kind: str) -> Skip | None:

@@ -17,6 +17,7 @@ from services.mailings.campaigns.store import Campaigns
 from services.mailings.records import MessageChange
 from services.mailings.store import Store
 from shared.contracts.mailings import MailingStatus
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
 
@@ -123,13 +124,17 @@ class CampaignWorker:
         """Settle the messages that will not be sent any more. A fact that they were sent wins."""
         cancelled = mailing.status is MailingStatus.CANCELLED
         status = MessageState.CANCELLED if cancelled else MessageState.EXPIRED
+        code = ReasonCode.STOPPED if cancelled else ReasonCode.EXPIRED
         reason = "the mailing was cancelled" if cancelled else "the mailing has ended"
         after = _FIRST
         while found := await self._campaigns.messages(
             mailing.id, after, MessageState.CREATED, BATCH_SIZE
         ):
             await self._store.settle(
-                [MessageChange(posting, message.id, status, reason) for posting, message in found]
+                [
+                    MessageChange(posting, message.id, status, code, reason)
+                    for posting, message in found
+                ]
             )
             posting, message = found[-1]
             after = posting, message.id
