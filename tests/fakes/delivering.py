@@ -34,6 +34,8 @@ MAIL_FROM = "Shop <news@shop.example.com>"
 # The public key of the sandbox's gateway.
 SMS_KEY = "the-key-of-the-sandbox-sms-gateway"
 CANARY = "c4n4ry"
+# Sends StopMailing with these fields, and returns the response.
+StopRequests = Callable[..., Awaitable[Any]]
 
 
 def email(**fields: Any) -> dict[str, Any]:
@@ -70,13 +72,21 @@ class MessageClient:
         self.facts: list[dict[str, Any]] = []
 
     async def send(
-        self, *bodies: dict[str, Any], priority: Priority = BULK, **properties: Any
+        self,
+        *bodies: dict[str, Any],
+        priority: Priority = BULK,
+        queue: str | None = None,
+        **properties: Any,
     ) -> None:
-        """Publish messages with confirms."""
-        await asyncio.gather(*(self._send(body, priority, properties) for body in bodies))
+        """Publish messages with confirms, to the queue of their channel unless one is given."""
+        await asyncio.gather(*(self._send(body, priority, queue, properties) for body in bodies))
 
     async def _send(
-        self, body: dict[str, Any], priority: Priority, properties: dict[str, Any]
+        self,
+        body: dict[str, Any],
+        priority: Priority,
+        queue: str | None,
+        properties: dict[str, Any],
     ) -> None:
         channel = CHANNELS["sms" if "phone" in body else "email"]
         defaults: dict[str, Any] = {
@@ -85,7 +95,9 @@ class MessageClient:
             "delivery_mode": 2,
         }
         message = aio_pika.Message(json.dumps(body).encode(), **(defaults | properties))
-        await self.channel.default_exchange.publish(message, channel.queues[priority], timeout=30)
+        await self.channel.default_exchange.publish(
+            message, queue or channel.queues[priority], timeout=30
+        )
 
     def facts_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the facts about a message so far, in order."""
@@ -141,7 +153,7 @@ async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
 
 
 @asynccontextmanager
-async def requests_to_delivery(amqp_url: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+async def requests_to_delivery(amqp_url: str) -> AsyncIterator[StopRequests]:
     """Yield a function that sends StopMailing with these fields, and returns the response."""
     client = RpcClient(amqp_url, name="test", health=Health())
     running = asyncio.create_task(client.run())
@@ -149,7 +161,7 @@ async def requests_to_delivery(amqp_url: str) -> AsyncIterator[Callable[..., Awa
 
     async def request(**fields: Any) -> Any:
         body = json.dumps(fields).encode()
-        return await client.request(STOP_MAILING.queue, STOP_MAILING.name, body, timeout=5)
+        return await client.request(STOP_MAILING.queue, STOP_MAILING.name, body, timeout=1)
 
     yield request
     running.cancel()
