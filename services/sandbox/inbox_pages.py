@@ -12,7 +12,7 @@ from services.sandbox.behaviours import MailSettings, SmsSettings
 from services.sandbox.inbox import MAX_SHOWN, Inbox, ReceivedMessage
 from services.sandbox.layout import HEADERS, page_html, tag, time_of_day
 from services.sandbox.mails import headers, parse_mail, part, subject
-from services.sandbox.sms import text
+from services.sandbox.sms import BEHAVIOURS, text
 
 _HTML_PART_HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
@@ -40,6 +40,7 @@ class InboxPages:
             web.get("/mails/{number:[0-9]{1,18}}", self.mail),
             web.get("/mails/{number:[0-9]{1,18}}/html", self.html_part),
             web.get("/sms", self.sms),
+            web.post(f"/sms/behaviour/{{name:{'|'.join(BEHAVIOURS)}}}", self.switch),
         ]
 
     async def mails(self, request: web.Request) -> web.Response:
@@ -62,6 +63,12 @@ class InboxPages:
             _sms,
             "No SMS yet. Send one with <code>POST /sms/v1/send/ID</code>.",
         )
+
+    async def switch(self, request: web.Request) -> web.Response:
+        """Give the SMS gateway this behaviour, and return to its page."""
+        behaviour = BEHAVIOURS[request.match_info["name"]]
+        self._sms.configure(SmsSettings(behaviour=behaviour))
+        raise web.HTTPSeeOther("/sms")
 
     async def mail(self, request: web.Request) -> web.Response:
         """Return the page of one mail: headers, text, and the HTML in a sandboxed frame."""
@@ -115,16 +122,21 @@ def _list_page(
         recipients = f" for {', '.join(settings.to)}" if settings.to else ""
         left = "" if inbox.times_left is None else f" · {inbox.times_left} of {settings.times} left"
         behaviour = f"<p>Behaviour: {escape(settings.behaviour.kind + recipients + left)}</p>"
+    buttons = "".join(map(_button, BEHAVIOURS)) if path == "/sms" else ""
     kind = "mails" if path == "/mails" else "SMS"
     title = f" to {escape(to)} · <a href='{path}'>show all</a>" if to else ""
     main = (
         "<h2>Total</h2><div class='card mailbox'>"
-        f"<p>{inbox.accepted:,} accepted, {inbox.refused:,} refused</p>{behaviour}</div>"
+        f"<p>{inbox.accepted:,} accepted, {inbox.refused:,} refused</p>{behaviour}{buttons}</div>"
         f"<h2>Last {kind}{title}</h2>"
         + (messages or f"<div class='card empty'><p>{when_empty}</p></div>")
     )
     body = page_html(main, here=path, json=(f"/api{path}", f"/api{path}/settings"))
     return web.Response(body=body, headers=HEADERS)
+
+
+def _button(name: str) -> str:
+    return f"<form method=post action='/sms/behaviour/{name}'><button>{name}</button></form>"
 
 
 def _mail_line(message: ReceivedMessage) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -11,12 +12,30 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import OctKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.sandbox.behaviours import Delay, Refuse, SmsSettings
+from services.sandbox.behaviours import (
+    Behaviour,
+    Close,
+    Delay,
+    Fail,
+    Hang,
+    Refuse,
+    Respond,
+    SmsSettings,
+)
 from services.sandbox.inbox import Inbox, ReceivedMessage, message_json
 from services.sandbox.parsing import field_errors
 from services.sandbox.responses import respond
 
 ALGORITHM = "HS256"
+# The behaviours that the page offers, by the label of their button.
+BEHAVIOURS: Mapping[str, Behaviour | None] = {
+    "work": None,
+    "slow": Delay(kind="delay", seconds=3),
+    "hang": Hang(kind="hang"),
+    "close": Close(kind="close"),
+    "refuse": Fail(kind="fail", status=503),
+    "nonsense": Respond(kind="respond", body="<html>It works!", content_type="text/html"),
+}
 
 
 class Sms(BaseModel):

@@ -44,6 +44,7 @@ from shared.security.tickets import TicketIssuer, TicketVerifier
 from shared.settings import load
 from shared.topology import (
     CALLBACKS,
+    MAILINGS_STARTS,
     SCHEDULER_OUTCOMES,
     SCHEDULER_REQUESTS,
     SCHEDULES,
@@ -80,7 +81,7 @@ async def start(process: Process) -> None:
     name = f"ringback scheduler {socket.gethostname()}"
     url, health = process.settings.amqp_url, process.health
     declared = topology(process.settings.queue_type).only(
-        (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS)
+        (SCHEDULES, SCHEDULER_OUTCOMES, SCHEDULER_REQUESTS, CALLBACKS, MAILINGS_STARTS)
     )
     database = Database(
         process.settings.database_url or "",  # start-up has checked that it is set

@@ -32,6 +32,8 @@ from shared.contracts.schedules import (
 from shared.errors import InfrastructureError
 from shared.resilience.batching import Batcher
 from shared.security.encryption import DecryptionError, SecretCipher
+from shared.security.tickets import is_reserved
+from shared.topology import INTERNAL_EXCHANGES
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +106,16 @@ class Intake:
         self._dispatch = dispatch
         self._wake_at = wake_at
         self._lease = lease
-        self._exchanges = amqp_exchanges
+        # Notifications to internal exchanges are only for services of Ringback.
+        self._exchanges = frozenset(amqp_exchanges) - set(INTERNAL_EXCHANGES)
         self._max_message_bytes = max_message_bytes
         self._ticket_header = ticket_header
         self._batches: Batcher[NewCallback, CreateResult | InfrastructureError] = Batcher(
             self._insert, max_size=batch
         )
+
+    def _exchanges_of(self, client_id: str) -> Collection[str]:
+        return INTERNAL_EXCHANGES if is_reserved(client_id) else self._exchanges
 
     async def run(self) -> None:
         """Insert callbacks until cancelled."""
@@ -168,7 +174,7 @@ class Intake:
         now = self._clock.now()
         errors = [*run_at_errors(command.run_at, now)]
         exchange = command.notify_scheme.exchange
-        if exchange is not None and exchange not in self._exchanges:
+        if exchange is not None and exchange not in self._exchanges_of(client_id):
             errors.append(
                 FieldError(
                     field="notify_scheme.exchange",

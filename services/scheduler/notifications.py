@@ -20,14 +20,14 @@ from shared.contracts import headers
 from shared.contracts.callback import SEND_CALLBACK
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import TicketIssuer
-from shared.topology import CALLBACKS
+from shared.topology import CALLBACKS, INTERNAL_EXCHANGES
 
 
 class NotificationPublisher:
     """Publishes a SendCallback for the transport http, and the notification itself for amqp.
 
     `amqp` has a connection of its own, because publishing to a missing exchange closes the channel.
-    It is None if no exchange is allowed.
+    It is None if no exchange is allowed. Exchanges of Ringback's own services do not need it.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
@@ -89,12 +89,14 @@ class NotificationPublisher:
             properties.type = NOTIFICATION
             properties.headers = own_headers
             body = payload(content, dispatch).encode()
-            if self._amqp is None:
+            internal = content.exchange in INTERNAL_EXCHANGES
+            publisher = self._publisher if internal else self._amqp
+            if publisher is None:
                 raise UnpublishableError(
                     f"Cannot publish to the exchange {content.exchange!r}: it is not allowed."
                     " Add it to RINGBACK_SCHEDULER_AMQP_EXCHANGES."
                 )
-            return self._amqp.publish(
+            return publisher.publish(
                 OutgoingMessage(
                     content.routing_key or "", properties, body, exchange=content.exchange
                 )

@@ -21,6 +21,8 @@ from shared.security.jwks import ALGORITHMS, public_keys, shared_key, signature_
 from shared.security.settings import SecuritySettings
 
 AUDIENCE: Final = "ringback"
+# Client ids of Ringback's own services. They need no ticket, so no ticket can name one.
+RESERVED_PREFIX: Final = "ringback."
 MAX_CLIENT_ID_LENGTH: Final = 255
 # Characters: far longer than any ticket, and still cheap to reject.
 MAX_TICKET_LENGTH: Final = 8192
@@ -163,7 +165,7 @@ class TicketIssuer:
 
 
 def client_id(value: Any) -> str:
-    """Return a valid client id: 1 to 255 characters, without control characters.
+    """Return a valid client id: 1 to 255 characters, without control characters, and not reserved.
 
     Raises:
         InvalidTicketError: the value is not a valid client id.
@@ -177,7 +179,17 @@ def client_id(value: Any) -> str:
             f"the ticket's sub must be a client id: 1 to {MAX_CLIENT_ID_LENGTH} characters,"
             " no control characters"
         )
+    if is_reserved(value):
+        raise InvalidTicketError(
+            f"the ticket's sub must not begin with {RESERVED_PREFIX}: it names a service of"
+            " Ringback"
+        )
     return value
+
+
+def is_reserved(client: str) -> bool:
+    """Return whether a client id is that of a service of Ringback."""
+    return client.startswith(RESERVED_PREFIX)
 
 
 def _timestamp(claims: dict[str, Any], name: str) -> float:

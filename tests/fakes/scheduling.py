@@ -42,6 +42,7 @@ from shared.process.health import Health
 from shared.security.encryption import SecretCipher
 from shared.security.jwks import shared_key
 from shared.security.tickets import TicketIssuer
+from shared.topology import MAILINGS_STARTS
 
 SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
 TICKET_KEY = "a-ticket-key-of-32-characters-xx"
@@ -59,7 +60,7 @@ class ListBroker:
         self.queued = 0  # as if no consumer had received them
         self.confirms_facts = asyncio.Event()
         self.confirms_facts.set()
-        self.exchanges = {"", ALLOWED_EXCHANGE}
+        self.exchanges = {"", ALLOWED_EXCHANGE, MAILINGS_STARTS}
 
     async def ready(self) -> None:
         """Return at once; the real publisher also notices a lost broker only when it publishes."""
@@ -130,7 +131,8 @@ class Scheduler:
             wake_at=self.dispatcher.wake_at,
             batch=given["batch"],
             lease=given["lease"],
-            amqp_exchanges=(ALLOWED_EXCHANGE,),
+            # An operator can name an internal exchange by mistake.
+            amqp_exchanges=(ALLOWED_EXCHANGE, MAILINGS_STARTS),
             max_message_bytes=1_048_576,
             ticket_header=ticket_header,
         )

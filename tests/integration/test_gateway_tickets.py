@@ -66,6 +66,16 @@ async def test_s9_only_a_ticket_can_set_the_client_id(
     assert scheduler.requests[-1][1] is None
 
 
+@pytest.mark.parametrize("client", ["ringback.mailings", "ringback.x", "ringback."])
+async def test_m4_no_ticket_names_a_service_of_ringback(
+    call: Caller, scheduler: FakeScheduler, client: str
+) -> None:
+    before = len(scheduler.requests)
+    response = await call.as_client(client)("GET", "/v1/callbacks")
+    assert "must not begin with ringback." in response.problem(401)["detail"]
+    assert len(scheduler.requests) == before
+
+
 OPERATIONS = [
     ("GET", "/v1/callbacks/{id}", None),
     ("PATCH", "/v1/callbacks/{id}", {"delay": 5}),

@@ -146,6 +146,24 @@ async def test_m7_a_refusal_can_have_a_retry_after(sandbox: Sandbox) -> None:
     assert (await post(sandbox, "m-1"))[0] == 200
 
 
+async def test_m8_buttons_of_the_page_switch_the_behaviour(sandbox: Sandbox) -> None:
+    headers = {"Authorization": f"Bearer {token()}"}
+    for name, shown in {"nonsense": "Behaviour: respond", "refuse": "Behaviour: fail"}.items():
+        async with sandbox.session.post(f"/sms/behaviour/{name}") as page:
+            assert (page.status, page.url.path) == (200, "/sms")
+            assert shown in await page.text()
+        message = {"id": "m-1", "phone": "79001234567", "text": "x"}
+        async with sandbox.session.post(
+            "/sms/v1/send/m-1", json=message, headers=headers
+        ) as response:
+            assert "OK" not in await response.text()
+    async with sandbox.session.post("/sms/behaviour/work") as page:
+        assert "Behaviour:" not in await page.text()
+    assert await post(sandbox) == (200, {"code": 0, "message": "OK"})
+    async with sandbox.session.post("/sms/behaviour/other") as page:
+        assert page.status == 404
+
+
 @pytest.mark.parametrize("kind", ["close", "reset"])
 async def test_m7_the_gateway_can_break_the_connection(sandbox: Sandbox, kind: str) -> None:
     # Twice, because aiohttp repeats a request when its idle connection was closed.

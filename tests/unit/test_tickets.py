@@ -167,6 +167,8 @@ def test_row_33_a_wrong_signature_is_rejected() -> None:
         ({"sub": "a\nb"}, "no control characters"),
         ({"sub": "\ud800"}, "no control characters"),
         ({"sub": "x" * 256}, "1 to 255 characters"),
+        ({"sub": "ringback.mailings"}, "must not begin with ringback."),
+        ({"sub": "ringback."}, "must not begin with ringback."),
     ],
 )
 def test_row_33_invalid_claims_are_rejected(change: dict[str, Any], reason: str) -> None:
