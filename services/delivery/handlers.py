@@ -6,7 +6,6 @@ All channels share this code. A `ChannelSender` holds the differences.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
@@ -136,8 +135,13 @@ class MessageSender(Generic[M]):
             await self._stops.check(command.mailing_id)
         while True:
             probe = await self._enter(priority, message, command, deadline)
-            with suppress(BusyError):  # the message waits for another place
+            try:
                 return await self._attempt(message, command, claim, probe=probe)
+            except BusyError as error:  # the message waits for another place
+                context = log_context(self._channel, message, command)
+                logger.info(
+                    "message refused by a busy provider", extra=context | {"error": str(error)}
+                )
 
     async def _enter(
         self, priority: Priority, message: Message, command: M, deadline: float
@@ -189,6 +193,22 @@ class MessageSender(Generic[M]):
         return Sent(duration)
 
 
+def log_context(
+    channel: str, message: Message, command: RenderedMessage | None
+) -> dict[str, object]:
+    """Return the fields of each log line about a message."""
+    return {
+        "message_id": message.id,
+        "posting_id": command.posting_id if command else None,
+        "user_id": command.user_id if command else None,
+        "mailing_id": command.mailing_id if command else None,
+        "recipient_id": command.recipient_id if command else None,
+        "channel": channel,
+        "attempt": message.attempt,
+        "trace_id": message.trace_id,
+    }
+
+
 class Reporter:
     """Reports the outcome of each message of one channel: a log line, metrics and a fact."""
 
@@ -210,16 +230,7 @@ class Reporter:
         posting_id = command.posting_id if command else None
         mailing_id = command.mailing_id if command else None
         recipient_id = command.recipient_id if command else None
-        context: dict[str, object] = {
-            "message_id": message.id,
-            "posting_id": posting_id,
-            "user_id": command.user_id if command else None,
-            "mailing_id": mailing_id,
-            "recipient_id": recipient_id,
-            "channel": self._channel,
-            "attempt": message.attempt,
-            "trace_id": message.trace_id,
-        }
+        context = log_context(self._channel, message, command)
         fact: dict[str, Any] = {
             "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),

@@ -1,5 +1,6 @@
 """The request handlers of the queue `delivery.requests`."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from pydantic import BaseModel
@@ -9,6 +10,8 @@ from shared.amqp.parsing import parse_request
 from shared.amqp.rpc import RequestContext
 from shared.contracts.delivery_requests import STOP_MAILING, MailingStopped, StopMailing
 from shared.contracts.requests import Failure
+
+logger = logging.getLogger(__name__)
 
 Response = BaseModel | Failure
 Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
@@ -29,4 +32,6 @@ class Requests:
         if isinstance(command, Failure):
             return command
         await self._store.stop(command.mailing_id, command.version, command.at, command.until)
+        context = {"mailing_id": command.mailing_id, "at": command.at, "until": command.until}
+        logger.info("stop of a mailing stored", extra=context)
         return MailingStopped(mailing_id=command.mailing_id)

@@ -204,6 +204,33 @@ async def test_e6_messages_of_a_channel_that_is_not_configured_wait(
             await client.fact(sms_message, "sent")
 
 
+async def test_m14_each_request_to_a_provider_and_its_response_are_a_log_line_with_all_ids(
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = {"mailing_id": "a-1", "recipient_id": "r-1"}
+    message = sms(**ids)
+    async with running_sandbox() as sandbox, message_client(amqp_url) as client:
+        refusal = {"kind": "respond", "body": f'{{"code": 7, "message": "{message["phone"]}"}}'}
+        await sandbox.configure("/api/sms/settings", behaviour=refusal, times=2)
+        with caplog.at_level(logging.INFO):
+            async with delivery_in_process(monkeypatch, amqp_url, settings(sandbox, url)):
+                await client.send(message)
+                await client.fact(message, "sent")
+        requests = (await sandbox.get("/api/sms", to=message["phone"]))["items"]
+    lines = [vars(record) for record in caplog.records]
+    story = [line for line in lines if line.get("message_id") == message["id"]]
+    assert len(story) == len(requests) == 3
+    assert [(line["message"], line.get("error")) for line in story] == [
+        *[("message attempt failed", "the SMS gateway responded with 200, but refused with code 7")]
+        * 2,
+        ("message sent", None),
+    ]
+    assert all(ids.items() <= line.items() for line in story)
+    logged = repr(lines)
+    assert CANARY not in logged
+    assert message["phone"] not in logged
+
+
 async def test_m7_email_does_not_wait_for_a_hanging_sms_gateway(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str, url: str
 ) -> None:

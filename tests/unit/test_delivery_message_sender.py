@@ -213,7 +213,10 @@ async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
     assert setup.accepted == ["id-1"]
 
 
-async def test_finding_d10_a_busy_server_costs_no_attempt() -> None:
+async def test_finding_d10_and_m14_a_busy_server_costs_no_attempt_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     setup = Setup()
     started, refused, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -236,6 +239,9 @@ async def test_finding_d10_a_busy_server_costs_no_attempt() -> None:
     await asyncio.gather(first, second)
     assert setup.accepted == ["first", "second"]
     assert setup.changes == []
+    [line] = map(vars, caplog.records)
+    logged = tuple(line[name] for name in ("message_id", "mailing_id", "recipient_id", "error"))
+    assert logged == ("second", "m-1", "r-1", "421")
 
 
 @pytest.mark.parametrize(
