@@ -252,12 +252,12 @@ class Broker:
         (self.directory / "rabbitmq.conf").write_text(text)
 
     def _choose_ports(self) -> None:
-        """Keep the ports of the last start that are still free."""
+        """Keep the ports of the last start that are still free. All are different."""
         file = self.directory / "ports.json"
         ports: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
         for name in ("amqp", "management", "distribution", "epmd"):
             if name not in ports or not port_is_free(ports[name]):
-                ports[name] = free_port()
+                ports[name] = free_port({*ports.values(), self.identity.epmd_port})
         new = file.with_suffix(".new")
         new.write_text(json.dumps(ports))
         new.replace(file)

@@ -71,10 +71,18 @@ class Cluster:
     def use_vhost(self, name: str) -> None:
         """Replace the virtual host of `url` with a new, empty one."""
         if self.nodes[0].vhost != "/":
-            self.nodes[0].delete_vhost(self.nodes[0].vhost)
-        self.nodes[0].add_vhost(name)
+            self.delete_vhost(self.nodes[0].vhost)
+        self.add_vhost(name)
         for node in self.nodes:
             node.vhost = name
+
+    def add_vhost(self, name: str) -> str:
+        """Add a virtual host, and return its addresses on all nodes, for RINGBACK_AMQP_URL."""
+        return ",".join(node.add_vhost(name) for node in self.nodes)
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host and its queues, and close its connections."""
+        self.nodes[0].delete_vhost(name)
 
     def leader(self, queue: str) -> Broker:
         """Return the node of the leader of a quorum queue."""

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import SystemRandom
@@ -38,11 +38,12 @@ class LocalStackError(Exception):
     """The local stack cannot be used. The text says why, and what to do."""
 
 
-def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that is free now."""
+def free_port(taken: Collection[int | None] = ()) -> int:
+    """Return a TCP port on 127.0.0.1 that is free now, and none of those that are `taken`."""
     random = SystemRandom()
+    ports = [port for port in PORTS if port not in taken]
     for _ in range(200):
-        port = random.choice(PORTS)
+        port = random.choice(ports)
         if port_is_free(port):
             return port
     raise LocalStackError(f"Cannot find a free port between {PORTS.start} and {PORTS.stop}.")

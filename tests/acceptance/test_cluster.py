@@ -2,15 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pamqp.common import FieldTable
 
 from deploy.local.broker import Broker
 from deploy.local.cluster import Cluster
+from shared.amqp.connection import connect
 from tests.fakes.alarms import memory_alarm
+from tests.fakes.broker_client import broker_client
 from tests.fakes.replicas import Replicas, replicas
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.steady_load import SteadyLoad, steady_load
@@ -52,6 +56,63 @@ async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for
     assert result.early == 0
     assert result.interruption <= 10
     assert not services.bugs()
+
+
+# Messages that are sent while an observer's queue has no majority. That takes more than a minute,
+# after which a channel is opened again.
+MANY = 1000
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+async def test_n11_and_finding_b2_an_observers_queue_without_a_majority_affects_nobody_else(
+    cluster: Cluster, empty_database: str, tmp_path: Path
+) -> None:
+    names = ("callback", "scheduler")
+    async with (
+        running_sandbox() as sandbox,
+        replicas(tmp_path, cluster.url, empty_database, sandbox, *names) as services,
+        steady_load(cluster.url, services.gateways, sandbox, "callback", "schedule") as load,
+    ):
+        ledger = load.ledger
+        await until(lambda: len(ledger.arrivals) >= 30, 60)
+        leader = await asyncio.to_thread(cluster.leader, "callbacks")
+        other = next(node for node in cluster.nodes if node is not leader)
+        started = time.time()
+        async with broker_client(leader.url) as observer:
+            await bind_queue_of_one_member(other)
+            await asyncio.to_thread(other.kill)
+            before = len(ledger.sent)
+            await until(lambda: len(ledger.sent) >= before + MANY, 180)
+            await load.stop()
+            await load.arrived(60)
+            result = ledger.result(started)
+            sent = {message for message, each in ledger.sent.items() if each.due >= started}
+            await until(lambda: sent <= reported(observer.facts), 60)
+        await services.ready()
+    print(f"an observer without a majority: {result}")  # noqa: T201 - for docs/guarantees.md
+    assert not result.lost
+    assert result.early == 0
+    assert result.interruption <= 10
+    assert not services.bugs()
+
+
+async def bind_queue_of_one_member(node: Broker) -> None:
+    """Bind a queue for all facts, which has no majority without this node."""
+    arguments: FieldTable = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 1}
+    async with connect(node.url, name="observer") as broker:
+        channel = await broker.connection.channel()
+        await channel.queue_declare("observer", durable=True, arguments=arguments)
+        await channel.queue_bind("observer", "outcomes", "#")
+
+
+def reported(facts: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of the callbacks that were delivered, and of those that were notified."""
+    return {
+        fact["schedule_id"] if fact["type"] == "schedule.notified" else fact["callback_id"]
+        for fact in facts
+        if fact["type"] in ("callback.delivered", "schedule.notified")
+    }
 
 
 # Seconds of each fault. Row 4 of the fault table names 80 for a partition: RabbitMQ detects it only

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 import uvloop
 
+from tests.bench.clustered import clustered
 from tests.bench.costs import memory, tier
 from tests.bench.expansion import expansion
 from tests.bench.ingest import ingestion
@@ -20,6 +21,7 @@ from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.table import Section, data, plain
 from tests.bench.timing import intake, on_time
 from tests.bench.tls import over_tls
+from tests.bench.urgent import urgent
 
 PARTS = {
     "a": one_worker,
@@ -36,9 +38,11 @@ PARTS = {
     "l": one_recipient,
     "m": large,
     "n": over_tls,
+    "o": urgent,
+    "p": clustered,
 }
 # The part that takes half an hour is only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p"
 
 
 @click.command()
@@ -62,13 +66,15 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     l  expansion: postings to one recipient
     m  the scheduler with ten million callbacks: half an hour, only with --only m
     n  callbacks over TLS, on kept connections and on new ones
+    o  urgent e-mails beside a bulk posting
+    p  callbacks on a cluster of three brokers
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to n.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to p.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

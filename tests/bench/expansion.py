@@ -36,7 +36,7 @@ TEMPLATE: Final = "email/new_movies.md"
 
 async def expansion(rig: Rig) -> Section:
     """Part k."""
-    with served(_listen) as port:
+    with served(serve_lists) as port:
         _, memory_few, _ = await _ours(rig, port, FEW)
         rate, memory, cpu = await _ours(rig, port, MANY)
         theirs, their_cpu = await _hand_written(rig, port)
@@ -78,7 +78,7 @@ async def _ours(rig: Rig, port: int, receivers: int) -> tuple[float, float, floa
         )
         try:
             received = await receiving(broker)
-            await publisher.publish_all([_posting(receivers)])
+            await publisher.publish_all([bulk_posting(receivers)])
             seconds, cpu = await until(received, receivers, process)
             memory = process.resident()
         finally:
@@ -148,7 +148,8 @@ async def receiving(broker: BrokerConnection) -> Received:
     return received
 
 
-def _posting(receivers: int) -> OutgoingMessage:
+def bulk_posting(receivers: int) -> OutgoingMessage:
+    """Make a posting of `new_movies` to so many users."""
     return posting(
         receivers=f"http://auth/users/{receivers}/?page_size={PAGE}",
         template=TEMPLATE,
@@ -196,7 +197,7 @@ MOVIES: Final = [
 ]
 
 
-async def _listen(port: Port) -> None:
+async def serve_lists(port: Port) -> None:
     """Serve the user list. The pages are made once."""
     pages = [
         json.dumps([user(number) for number in range(start, start + PAGE)]).encode()

@@ -25,7 +25,7 @@ from shared.amqp.publisher import OutgoingMessage, new_id
 from shared.postgres.migrations import migrate
 from shared.registry import BULK, CHANNELS, Channel
 from shared.topology import topology
-from tests.bench.rig import Rig, Sender, median, running_publisher
+from tests.bench.rig import Rig, Sender, StalledError, median, running_publisher
 from tests.bench.table import Row, Section, at_least
 
 OURS: Final = ("-m", "services.delivery")
@@ -44,21 +44,31 @@ HTML: Final = "<p>A new <b>movie</b> is waiting for you.</p>\n" * 20
 
 
 @dataclass(slots=True)
-class _Sandbox:
+class SandboxClient:
     """A client of the running sandbox."""
 
     http: aiohttp.ClientSession
     environment: Mapping[str, str]
 
     async def accepted(self) -> int:
+        """Return the number of accepted e-mails."""
         async with self.http.get("/api/mails/settings") as response:
             return int((await response.json())["accepted"])
 
+    async def received(self, to: str) -> None:
+        """Wait until an e-mail to this address is accepted."""
+        query: dict[str, str | int] = {"to": to, "timeout": 60, "limit": 1}
+        async with self.http.get("/api/mails/wait", params=query) as response:
+            if not (await response.json())["complete"]:
+                raise StalledError(f"no e-mail to {to} within 60 s")
+
     async def clear(self) -> None:
+        """Delete all messages."""
         await self.http.delete("/api/mails")
         await self.http.delete("/api/sms")
 
     async def sms(self, **settings: Any) -> None:
+        """Change the settings of the SMS gateway."""
         async with self.http.put("/api/sms/settings", json=settings) as response:
             response.raise_for_status()
 
@@ -68,7 +78,7 @@ async def delivery(rig: Rig) -> Section:
     numbers = count()
     database = rig.database.create_database("delivery")
     await migrate(database, SCHEMA)
-    async with _running_sandbox(rig, database) as sandbox:
+    async with running_sandbox(rig, database) as sandbox:
         rates: dict[str, list[tuple[float, float]]] = {"ours": [], "hand": [], "hang": []}
         for _ in range(ROUNDS):
             for name, argv, backlog in (
@@ -119,18 +129,18 @@ async def delivery(rig: Rig) -> Section:
 
 
 async def _round(
-    rig: Rig, sandbox: _Sandbox, site: str, argv: tuple[str, ...], backlog: int
+    rig: Rig, sandbox: SandboxClient, site: str, argv: tuple[str, ...], backlog: int
 ) -> tuple[float, float]:
     """Return e-mails per second and µs of CPU for each, after the warm-up."""
     url = rig.broker.add_vhost(site)
     await sandbox.clear()
     await sandbox.sms(**({"behaviour": {"kind": "hang"}} if backlog else {}))
-    await _fill(url, backlog, EMAILS[argv])
+    await fill(url, backlog, EMAILS[argv])
     process = rig.start(argv, url, site, sandbox.environment)
     try:
-        await _until(sandbox, process, WARM_UP)
+        await until(sandbox, process, WARM_UP)
         first, begin, cpu = await sandbox.accepted(), time.monotonic(), process.cpu()
-        last = await _until(sandbox, process, EMAILS[argv])
+        last = await until(sandbox, process, EMAILS[argv])
         seconds, cpu = time.monotonic() - begin, process.cpu() - cpu
     finally:
         process.signal(signal.SIGKILL)
@@ -139,14 +149,16 @@ async def _round(
     return (last - first) / seconds, cpu / (last - first) * 1e6
 
 
-async def _until(sandbox: _Sandbox, process: Sender, target: int) -> int:
+async def until(sandbox: SandboxClient, process: Sender, target: int) -> int:
+    """Wait until so many e-mails are accepted; return their number."""
     while (done := await sandbox.accepted()) < target:
         process.check()
         await asyncio.sleep(POLL)
     return done
 
 
-async def _fill(url: str, backlog: int, emails: int) -> None:
+async def fill(url: str, backlog: int, emails: int) -> None:
+    """Declare all queues, and publish so many SMS and bulk e-mails."""
     tables = topology()
     async with connect(url, name="bench") as broker:
         await declare(broker.connection, tables)
@@ -187,7 +199,8 @@ def _outgoing(channel: Channel, body: Mapping[str, str]) -> OutgoingMessage:
 
 
 @asynccontextmanager
-async def _running_sandbox(rig: Rig, database: str) -> AsyncIterator[_Sandbox]:
+async def running_sandbox(rig: Rig, database: str) -> AsyncIterator[SandboxClient]:
+    """Run the sandbox. `environment` of the client configures delivery."""
     port, smtp_port = _free_ports()
     url = f"http://127.0.0.1:{port}"
     settings = {"RINGBACK_SANDBOX_PORT": str(port), "RINGBACK_SANDBOX_SMTP_PORT": str(smtp_port)}
@@ -206,7 +219,7 @@ async def _running_sandbox(rig: Rig, database: str) -> AsyncIterator[_Sandbox]:
     }
     try:
         async with aiohttp.ClientSession(url) as http:
-            sandbox = _Sandbox(http, environment)
+            sandbox = SandboxClient(http, environment)
             while True:
                 process.check()
                 try:

@@ -20,7 +20,7 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Le
 
 async def one_recipient(rig: Rig) -> Section:
     """Part l."""
-    with served(_listen) as port:
+    with served(serve_users) as port:
         rate, cpu = await _ours(rig, port)
     rows = [
         Row("messages", "/s", rate, target="at least 3,000", verdict=at_least(rate, 3000)),
@@ -82,7 +82,7 @@ class _Directory(asyncio.Protocol):
             self._transport.write(_HEAD % len(body) + body)
 
 
-async def _listen(port: Port) -> None:
+async def serve_users(port: Port) -> None:
     """Serve single users."""
     server = await asyncio.get_running_loop().create_server(_Directory, "127.0.0.1", 0)
     port.put(server.sockets[0].getsockname()[1])

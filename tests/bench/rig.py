@@ -25,6 +25,7 @@ from typing import Final
 import trustme
 
 from deploy.local.broker import Broker
+from deploy.local.cluster import Cluster
 from deploy.local.daemon import CHECKOUT, failure_lines
 from deploy.local.database import Database
 from deploy.local.watchdog import throwaway
@@ -224,7 +225,7 @@ class Rig:
     authority: the PEM file of the authority that issued the sink's certificate.
     """
 
-    broker: Broker
+    broker: Broker | Cluster
     database: Database
     sink: Sink
     directory: Path

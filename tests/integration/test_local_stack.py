@@ -15,6 +15,7 @@ import pytest
 from deploy.local import install, stack
 from deploy.local.broker import Broker
 from deploy.local.daemon import (
+    PORTS,
     Daemon,
     FileLock,
     LocalStackError,
@@ -255,6 +256,11 @@ def test_two_stacks_do_not_reserve_the_same_port() -> None:
         assert second(port) != port
     with reserved_ports() as third:
         assert third(port) == port
+
+
+def test_a_node_does_not_get_the_same_port_twice() -> None:
+    port = free_port()
+    assert free_port(set(PORTS) - {port}) == port
 
 
 def test_throwaway_servers_end_with_a_killed_process() -> None:
