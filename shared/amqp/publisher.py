@@ -10,7 +10,7 @@ from typing import Final
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.confirms import CONFIRM_TIMEOUT, Confirms
+from shared.amqp.confirms import CONFIRM_TIMEOUT, Confirms, Replacements
 from shared.amqp.connection import (
     BrokerConnection,
     keep_connected,
@@ -64,10 +64,10 @@ class _Publish:
 class _Session:
     """The publishes in flight on one channel. It ends with the channel."""
 
-    def __init__(self, channel: InterceptedChannel) -> None:
+    def __init__(self, channel: InterceptedChannel, replacements: Replacements) -> None:
         self.channel = channel
         self.unrouted = asyncio.Event()  # a queue or binding is missing
-        self.confirms = Confirms(channel, confirmed=_confirmed, overdue=_overdue)
+        self.confirms = Confirms(channel, replacements, confirmed=_confirmed, overdue=_overdue)
         channel.on_return = self._returned
 
     def close(self) -> None:
@@ -126,6 +126,7 @@ class Publisher:
         self._keep_connected = partial(keep_connected, url, name=name, part=part, health=health)
         self._topology = topology
         self._flow: FlowControl[_Session] = FlowControl(part, health)
+        self._replacements = Replacements()
 
     async def run(self) -> None:
         """Keep the connection open until cancelled.
@@ -166,7 +167,8 @@ class Publisher:
             )
         except (ValueError, TypeError, struct.error) as error:
             raise UnpublishableError(str(error)) from error
-        session.confirms.send(frames, _Publish(message.properties.message_id, confirmed))
+        publish = _Publish(message.properties.message_id, confirmed)
+        session.confirms.send(frames, message.routing_key, publish)
         return confirmed
 
     async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
@@ -181,7 +183,7 @@ class Publisher:
     async def _serve(self, broker: BrokerConnection) -> None:
         await declare(broker.connection, self._topology)
         channel, intercepted = await broker.channel(confirms=True)
-        session = _Session(intercepted)
+        session = _Session(intercepted, self._replacements)
         try:
             with self._flow.use(session, broker.interceptor):
                 await run_until_first_ends(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.confirms import Confirms
+from shared.amqp.confirms import Confirms, Replacements
 from shared.amqp.connection import (
     BrokerConnection,
     keep_connected,
@@ -44,11 +44,13 @@ class NoResponseError(InfrastructureError):
 class _Session:
     """The requests in flight on one channel. It ends with the channel."""
 
-    def __init__(self, channel: InterceptedChannel) -> None:
+    def __init__(self, channel: InterceptedChannel, replacements: Replacements) -> None:
         self.channel = channel
         self.pending: dict[str, asyncio.Future[bytes]] = {}
         self.ids = count(1)
-        self.confirms = Confirms(channel, confirmed=_confirmed, overdue=lambda _: None)
+        self.confirms = Confirms(
+            channel, replacements, confirmed=_confirmed, overdue=lambda _: None
+        )
         channel.on_delivery = self._responded
         channel.on_return = self._returned
 
@@ -84,6 +86,7 @@ class RpcClient:
         part = "broker"
         self._keep_connected = partial(keep_connected, url, name=name, part=part, health=health)
         self._flow: FlowControl[_Session] = FlowControl(part, health)
+        self._replacements = Replacements()
 
     async def run(self) -> None:
         """Keep the connection open until cancelled."""
@@ -135,7 +138,7 @@ class RpcClient:
             frame_max=session.channel.frame_max,
         )
         response = session.pending[correlation_id] = asyncio.get_running_loop().create_future()
-        session.confirms.send(frames, response)
+        session.confirms.send(frames, queue, response)
         try:
             async with asyncio.timeout(timeout):
                 return _parse_response(await response)
@@ -148,7 +151,7 @@ class RpcClient:
         # Responses are the proof that matters. Confirms only tell a slow service from a channel
         # whose requests the broker ignores.
         channel, intercepted = await broker.channel(confirms=True)
-        session = _Session(intercepted)
+        session = _Session(intercepted, self._replacements)
         await channel.basic_consume(REPLY_TO, ignore_delivery, no_ack=True)
         try:
             with self._flow.use(session, broker.interceptor):

@@ -10,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import pytest
+from pamqp.common import FieldTable
 
 from deploy.local.broker import Broker
 from shared.amqp.codec import Properties
@@ -18,6 +19,7 @@ from shared.amqp.publisher import (
     Publisher,
     PublishRefusedError,
     PublishUnknownError,
+    QueueFullError,
     UnpublishableError,
     new_id,
 )
@@ -167,6 +169,47 @@ async def test_row_5_a_channel_is_replaced_although_other_queues_confirm(
             await asyncio.wait([publisher.publish(outgoing())])
         with pytest.raises(PublishUnknownError):
             await ignored
+
+
+FULL: FieldTable = {"x-max-length": 1, "x-overflow": "reject-publish"}
+
+
+async def refusals(publisher: Publisher, seconds: float) -> None:
+    """Publish to a full queue for so long, until the channel is replaced."""
+    session, end = publisher._flow.session, asyncio.get_running_loop().time() + seconds  # noqa: SLF001
+    while publisher._flow.session is session and asyncio.get_running_loop().time() < end:  # noqa: SLF001
+        with pytest.raises((QueueFullError, PublishUnknownError)):
+            await publisher.publish(outgoing("full"))
+
+
+async def test_row_5_a_channel_is_replaced_once_a_minute_if_a_queue_refused_everything(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the channel first publishes to a queue while it has no leader."""
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    async with publishing(amqp_url) as publisher, broker_client(amqp_url) as client:
+        await client.channel.declare_queue("full", arguments=FULL)
+        await client.channel.default_exchange.publish(aio_pika.Message(b""), "full")
+        first = publisher._flow.session  # noqa: SLF001
+        await publisher.publish(outgoing())
+        await refusals(publisher, 30)
+        await publisher.ready()
+        second = publisher._flow.session  # noqa: SLF001
+        assert second is not first
+        await refusals(publisher, 2)
+        assert publisher._flow.session is second  # noqa: SLF001
+
+
+async def test_row_11_a_queue_that_has_become_full_does_not_replace_the_channel(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    async with publishing(amqp_url) as publisher, broker_client(amqp_url) as client:
+        await client.channel.declare_queue("full", arguments=FULL)
+        session = publisher._flow.session  # noqa: SLF001
+        await publisher.publish(outgoing("full"))
+        await refusals(publisher, 2)
+        assert publisher._flow.session is session  # noqa: SLF001
 
 
 async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
