@@ -16,6 +16,9 @@ CHECK_INTERVAL: Final = 0.5
 # Seconds after which a channel is replaced if one queue confirms nothing, although others do. Such
 # a queue may have no majority, and then the replacement only repeats what waits for confirms.
 REPLACE_INTERVAL: Final = 60.0
+# Seconds for which a queue refuses all publishes of a channel before the channel is replaced. A new
+# leader is elected by then. A queue can also be full, so this happens once in REPLACE_INTERVAL.
+REFUSAL_TIMEOUT: Final = 5.0
 # Routing keys that are remembered. Those of notifications are chosen by clients.
 MAX_KEYS: Final = 1000
 
@@ -90,7 +93,7 @@ class Confirms(Generic[P]):
                     raise ConnectionResetError("a queue confirms nothing")
             refused_since = min(self._refused_since.values(), default=now)
             may_replace = now - self._replacements.last >= REPLACE_INTERVAL
-            if now - refused_since >= CONFIRM_TIMEOUT and may_replace:
+            if now - refused_since >= REFUSAL_TIMEOUT and may_replace:
                 self._replacements.last = now
                 raise ConnectionResetError("a queue has refused everything")
 

@@ -186,7 +186,7 @@ async def test_row_5_a_channel_is_replaced_once_a_minute_if_a_queue_refused_ever
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the channel first publishes to a queue while it has no leader."""
-    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.confirms.REFUSAL_TIMEOUT", 0.2)
     async with publishing(amqp_url) as publisher, broker_client(amqp_url) as client:
         await client.channel.declare_queue("full", arguments=FULL)
         await client.channel.default_exchange.publish(aio_pika.Message(b""), "full")
@@ -203,7 +203,7 @@ async def test_row_5_a_channel_is_replaced_once_a_minute_if_a_queue_refused_ever
 async def test_row_11_a_queue_that_has_become_full_does_not_replace_the_channel(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.confirms.REFUSAL_TIMEOUT", 0.2)
     async with publishing(amqp_url) as publisher, broker_client(amqp_url) as client:
         await client.channel.declare_queue("full", arguments=FULL)
         session = publisher._flow.session  # noqa: SLF001
@@ -268,7 +268,7 @@ async def test_finding_b12_publishes_in_flight_survive_an_alarm(
 async def test_finding_b12_an_unconfirmed_publish_is_forgotten_when_it_has_failed(
     own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr("shared.amqp.confirms.REFUSAL_TIMEOUT", 0.2)
     monkeypatch.setattr("shared.amqp.confirms.CHECK_INTERVAL", 0.1)
     async with publishing(own_broker.url) as publisher:
         own_broker.suspend()

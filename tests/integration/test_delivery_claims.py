@@ -286,3 +286,16 @@ async def test_n9_finding_c5_processes_together_keep_the_rate_of_a_provider(
     assert sum(taken.values()) <= rate.burst + rate.per_second * elapsed
     assert sum(taken.values()) > rate.burst
     assert taken[URGENT] > 0
+
+
+async def test_finding_c19_a_sent_message_is_recorded_without_a_change_of_an_index(
+    store_database: Database,
+) -> None:
+    ids = [uuid4() for _ in range(1000)]
+    async with store_database.transaction() as connection:
+        await connection.fetch(SQL["claim"], 1, ids)
+        # Half of the messages on each page: more find no room before earlier versions are removed.
+        await connection.execute(SQL["record"], ids[::2], [0.1] * 500)
+        # Updates that changed no index ("heap-only"), of this transaction.
+        count = "pg_stat_get_xact_tuples_hot_updated('delivery.messages'::regclass)"
+        assert await connection.fetchval(f"SELECT {count}") == 500
