@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "send": "Validate messages and publish them with confirms.",
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
     "posting": "List postings, and show their progress and messages, through the gateway.",
+    "clients": "Import and list the clients of mailings, through the gateway.",
     "rules": "Check the rules for events, and try them on an event.",
     "template": "List, check and preview message templates.",
     "trace": "Print what the logs say about a mailing, a message or a recipient.",

@@ -42,16 +42,23 @@ class Gateway:
             {} if ticket is None else {configured_table(SecuritySettings).ticket_header: ticket}
         )
 
-    async def request(self, method: str, path: str, **request: Any) -> Any:
-        """Send a request and return the JSON of the response.
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,  # noqa: ASYNC109 - of the whole request
+        **request: Any,
+    ) -> Any:
+        """Send a request and return the JSON of the response. `timeout` is in seconds.
 
         Raises:
             click.ClickException: the gateway is unreachable, or the response is a problem.
         """
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
+        timeouts = aiohttp.ClientTimeout(total=timeout, sock_connect=REQUEST_TIMEOUT)
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
+                aiohttp.ClientSession(timeout=timeouts, headers=self._headers) as session,
                 session.request(
                     method, URL(self._base + path, encoded=True), allow_redirects=False, **request
                 ) as response,
