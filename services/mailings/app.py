@@ -109,11 +109,12 @@ async def start(process: Process) -> None:
     )
     depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
     limit = QueueLimit(depth, max_waiting=settings.max_waiting, monotonic=clock.monotonic)
-    store = Store(database)
+    store, directory = Store(database), Directory(database)
     templates = settings.templates()
     expansion = ExpansionWorker(
         store,
         Sources(client, settings.sources, settings.credentials),
+        directory,
         templates,
         ThrottledPublisher(publisher, limit, clock),
         clock=clock,
@@ -174,7 +175,7 @@ async def start(process: Process) -> None:
         MAILINGS_REQUESTS,
         {
             **Requests(intake, store, templates, unsubscribe, clock).handlers(),
-            **ClientRequests(Directory(database)).handlers(),
+            **ClientRequests(directory).handlers(),
             **CampaignRequests(
                 campaigns, worker, texts, publisher, clock, started=started
             ).handlers(),

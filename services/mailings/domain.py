@@ -109,7 +109,7 @@ def _number(name: str, text: str | None, default: int) -> int:
 
 
 class Page(NamedTuple):
-    """A page of a user list, and the URL of the next one, if any. Its items may be invalid."""
+    """A page of recipients, and where the next one is, if any."""
 
     items: list[Any]
     next_page: str | None

@@ -1,7 +1,6 @@
 """Composes the messages of a posting."""
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -41,29 +40,35 @@ class ChannelTemplate(NamedTuple):
 class Composer:
     """Composes the messages of one posting.
 
+    scope: the id of the posting, or of its mailing. A recipient gets one message within it.
     templates: the template for each channel.
     queues: the queue of each channel.
+    common: the fields of all messages.
+    recipient_field: the field of a message that has the id of its recipient.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the worker names each
         self,
-        posting_id: UUID,
-        expires_at: datetime | None,
+        scope: UUID,
         templates: Mapping[str, ChannelTemplate],
         queues: Mapping[str, str],
         unsubscribe: Unsubscribe,
+        *,
+        common: Mapping[str, Any],
+        recipient_field: str,
     ) -> None:
-        self._posting_id = posting_id
+        self._scope = scope
         self._templates = templates
         self._queues = queues
         self._unsubscribe = unsubscribe
-        self._common: dict[str, Any] = {"posting_id": str(posting_id), "expires_at": expires_at}
+        self._common = common
+        self._recipient_field = recipient_field
 
     def compose(self, recipient: Recipient) -> Iterator[tuple[MessageRow, ReadyMessage | None]]:
         """Return a row for each channel, with the message unless it is skipped."""
         for name, template in self._templates.items():
             channel = CHANNELS[name]
-            id_ = message_id(self._posting_id, name, recipient.id)
+            id_ = message_id(self._scope, name, recipient.id)
             body = self._body(id_, recipient, channel, template)
             row = (id_, recipient.id, name, recipient.operator_code)
             if isinstance(body, Skip):
@@ -89,7 +94,11 @@ class Composer:
             subscription = subscription_id(to, kind) if can_unsubscribe else None
             url = self._unsubscribe.link(subscription) if subscription else None
             content = form.fields(template.bound.render(recipient.user, unsubscribe_url=url), url)
-            fields: dict[str, Any] = {"id": str(id_), "user_id": recipient.id, channel.address: to}
+            fields: dict[str, Any] = {
+                "id": str(id_),
+                self._recipient_field: recipient.id,
+                channel.address: to,
+            }
             model = channel.contract(**fields, **self._common, **content)
         except RenderingError as error:
             return Skip(ReasonCode.NOT_RENDERED, str(error))

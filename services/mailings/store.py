@@ -17,13 +17,16 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 
 from services.mailings import domain
+from services.mailings.campaigns.windows import Hours
 from services.mailings.records import (
     Claim,
+    Cohort,
     DonePosting,
     LeaseLostError,
     MessageChange,
     MessageRow,
     NewPosting,
+    ReturnedMessage,
 )
 from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import (
@@ -143,9 +146,10 @@ class Store:
         return [
             Claim(
                 row["id"],
+                row["at"],
                 row["lease"],
                 row["unfinished"],
-                _posting(row["body"]),
+                _posting(row["body"]) if row["mailing_id"] is None else _cohort(row),
                 row["traceparent"],
                 row["expires_at"],
                 row["priority"],
@@ -205,6 +209,24 @@ class Store:
             new[claim.id] if locked.get(claim.id) == claim.lease else None
             for claim, *_ in additions
         ]
+
+    async def pace(self, mailing_id: UUID, number: int) -> tuple[bool, float]:
+        """Return whether the rate of a mailing permits messages now, and seconds until more."""
+        row = await self._database.fetchrow(SQL["pace"], mailing_id, number)
+        return row["permitted"], row["seconds"]
+
+    async def returned_messages(self, claim: Claim, limit: int) -> list[ReturnedMessage]:
+        """Return messages that delivery has returned, ordered by id."""
+        rows = await self._database.fetch(SQL["returned"], claim.id, limit)
+        return [ReturnedMessage(**row) for row in rows]
+
+    async def published_again(self, claim: Claim, messages: Sequence[ReturnedMessage]) -> None:
+        """Record that returned messages are published again."""
+        async with self._database.transaction() as connection:
+            if not await _lock(connection, [claim]):
+                raise LeaseLostError
+            ids, times = [each.id for each in messages], [each.at for each in messages]
+            await connection.execute(SQL["published_again"], claim.id, ids, times)
 
     async def set_subscribed(self, subscription: bytes, *, subscribed: bool) -> None:
         """End a subscription to a kind of e-mail, or restore it."""
@@ -332,6 +354,19 @@ class Store:
             ],
         )
 
+    async def take_back(self, messages: Collection[tuple[UUID, UUID]]) -> None:
+        """Record messages, by posting, that delivery has returned. They are published again.
+
+        Settled messages stay as they are.
+        """
+        postings = sorted({posting_id for posting_id, _ in messages})
+        columns = [list(column) for column in zip(*messages, strict=True)]
+        async with self._database.transaction() as connection:
+            await connection.fetch(SQL["lock_postings"], postings)
+            await connection.fetch(SQL["lock_messages"], *columns)
+            await connection.execute(SQL["take_back"], *columns)
+            await connection.execute(SQL["reopen"], postings)
+
     async def ended_before(self, age: timedelta, limit: int) -> list[UUID]:
         """Return postings that ended longer ago than `age`, the oldest first."""
         rows = await self._database.fetch(SQL["ended_before"], age.total_seconds(), limit)
@@ -352,6 +387,23 @@ class Store:
 def _posting(body: str) -> Posting:
     """Return a stored posting. A newer version may have stored it, with fields of its own."""
     return Posting.model_validate_json(body, extra="ignore")
+
+
+def _cohort(row: Any) -> Cohort:
+    hours = None if row["local_from"] is None else Hours(row["local_from"], row["local_to"])
+    return Cohort(
+        row["mailing_id"],
+        row["client_id"] or "",
+        row["timezone"],
+        row["operator_codes"],
+        row["tags"],
+        row["channel"],
+        row["text"],
+        row["template"],
+        from_json(row["template_context"]),
+        hours,
+        row["rate_per_minute"],
+    )
 
 
 async def _lock(connection: Any, claims: Sequence[Claim]) -> dict[UUID, int]:

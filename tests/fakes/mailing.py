@@ -13,6 +13,7 @@ import asyncpg
 from aiohttp import web
 
 from services.mailings.app import SCHEMA
+from services.mailings.clients.store import Directory
 from services.mailings.domain import message_id
 from services.mailings.expansion.publisher import ThrottledPublisher
 from services.mailings.expansion.sources import ANYWHERE, Sources
@@ -160,7 +161,7 @@ class Clock:
         return time.time() + self.offset
 
     def monotonic(self) -> float:
-        return asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() + self.offset
 
 
 class Mailings:
@@ -176,6 +177,7 @@ class Mailings:
         **settings: Any,
     ) -> None:
         self.store = store(database)
+        self.directory = Directory(database)
         self.broker = broker
         self.clock = Clock()
         self.database = database
@@ -185,6 +187,7 @@ class Mailings:
         self.expansion = ExpansionWorker(
             self.store,
             Sources(client, sources, mailings_settings.credentials),
+            self.directory,
             self.templates,
             ThrottledPublisher(broker, broker, self.clock),  # type: ignore[arg-type]
             clock=self.clock,

@@ -110,6 +110,11 @@ class Directory:
         )
         return [_client(row) for row in rows]
 
+    async def find_all(self, owner: str, ids: Collection[UUID]) -> dict[UUID, StoredClient]:
+        """Return those of these clients that exist, by id."""
+        rows = await self._database.fetch(SQL["clients_with_ids"], owner, ids)
+        return {row["id"]: _client(row) for row in rows}
+
     async def page_by_phone(  # noqa: PLR0913 - each is a filter
         self,
         owner: str,

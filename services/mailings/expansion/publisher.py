@@ -1,9 +1,8 @@
-"""Publishes messages as fast as delivery sends them, and not after they expire."""
+"""Publishes messages as fast as delivery sends them."""
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from services.mailings.expansion.depth import QueueLimit
@@ -21,10 +20,6 @@ BATCH_SIZE: Final = 500
 RETRY_DELAY: Final = 0.5
 
 
-class PostingExpiredError(Exception):
-    """The posting has expired."""
-
-
 class ThrottledPublisher:
     """Publishes to the queues of the channels, and waits while they are full."""
 
@@ -36,15 +31,6 @@ class ThrottledPublisher:
     async def ready(self) -> None:
         """Wait until publishing is possible."""
         await self._publisher.ready()
-
-    def check_expiry(self, expires_at: datetime | None) -> None:
-        """Raise an error if the posting has expired.
-
-        Raises:
-            PostingExpiredError: it has.
-        """
-        if expires_at is not None and self._clock.now() >= expires_at.timestamp():
-            raise PostingExpiredError
 
     async def is_full(self, queues: Iterable[str]) -> bool:
         """Return whether one of these queues is full, or its depth is unknown."""
@@ -62,27 +48,27 @@ class ThrottledPublisher:
         messages: Sequence[ReadyMessage],
         queues: Collection[str],
         *,
-        expires_at: datetime | None,
+        check: Callable[[], None],
         traceparent: str | None,
     ) -> None:
         """Publish until all messages are confirmed. Repeats have the same logical id.
 
-        Before each batch but the first, it waits while a queue is full.
+        Before each batch but the first, it waits while a queue is full. `check` is called before
+        each batch, and raises an error when nothing more may be published.
 
         Raises:
-            PostingExpiredError: some messages may not be published.
             UnpublishableError: a bug.
         """
         for start in range(0, len(messages), BATCH_SIZE):
-            self.check_expiry(expires_at)
+            check()
             while start and await self.is_full(queues):
                 await asyncio.sleep(RETRY_DELAY)
-                self.check_expiry(expires_at)
+                check()
             pending = messages[start : start + BATCH_SIZE]
             while pending := await self._attempt(pending, traceparent):
                 await asyncio.sleep(RETRY_DELAY)
                 await self._publisher.ready()
-                self.check_expiry(expires_at)
+                check()
 
     async def _attempt(
         self, messages: Sequence[ReadyMessage], traceparent: str | None

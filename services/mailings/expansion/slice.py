@@ -3,26 +3,26 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from services.mailings import metrics
-from services.mailings.domain import (
-    InvalidPostingError,
-    Page,
-    PageUrls,
-    Recipient,
-    author_of,
-    parse_page,
-)
+from services.mailings.domain import InvalidPostingError, Recipient
 from services.mailings.expansion.publisher import ThrottledPublisher
-from services.mailings.expansion.slots import Slot
-from services.mailings.expansion.sources import LargeResponseError, SourceError, Sources
+from services.mailings.expansion.recipients import (
+    Clients,
+    RecipientPage,
+    RecipientSource,
+    position_of,
+)
+from services.mailings.expansion.slots import NoSlotError, Slot
+from services.mailings.expansion.sources import SourceError
+from services.mailings.expansion.timing import SliceDeferredError, Timing
 from services.mailings.messages import Composer, ReadyMessage
-from services.mailings.records import Claim, MessageRow
+from services.mailings.records import Claim, Cohort, MessageChange, MessageRow
 from services.mailings.store import Store
 from shared.clock import Clock
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
 from shared.registry import CHANNELS
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 SLICE_DURATION: Final = 1.0
 # Seconds after which another process continues a posting whose process has died.
 LEASE: Final = 15.0
+# Seconds before a posting with a full queue is checked again.
+FULL_QUEUE_DELAY: Final = 0.5
+CLIENT_DELETED: Final = ReasonCode.INVALID_RECIPIENT, "the client was deleted"
 # Recipients whose messages are added at a time: a page of the usual size.
 BATCH_SIZE: Final = 500
 # Pages by which those of a list may outnumber its users. With cursors, a page can be empty.
@@ -43,21 +46,12 @@ MAX_GROWTH: Final = 200
 COMPOSE_DURATION: Final = 0.01
 
 
-class SliceDeferredError(Exception):
-    """The slice cannot continue now, although the posting is valid. The text is the reason."""
-
-
-class NoSlotError(Exception):
-    """The posting is a list, and other lists use all slots."""
-
-
 class ExpansionSlice:
     """A slice of an expansion.
 
     A posting whose users are more than one small response is a list. Its slice needs a slot for
     lists, because it keeps more in memory and takes longer.
 
-    is_list: whether the posting is known to be a list.
     pages: the checkpoint, in pages.
     failures: failed slices since the checkpoint.
     counts: the messages by status at the last checkpoint.
@@ -67,28 +61,25 @@ class ExpansionSlice:
         self,
         claim: Claim,
         store: Store,
-        sources: Sources,
         publisher: ThrottledPublisher,
         slot: Slot,
+        timing: Timing,
         *,
         clock: Clock,
-        max_receivers: int | None,
         is_stopping: Callable[[], bool],
     ) -> None:
         self.claim = claim
         self._slot = slot
+        self._timing = timing
         self._queues = queues_of(claim).values()
-        self.is_list = claim.is_list
         self.pages = claim.pages
         self.failures = claim.failures
         self.counts: dict[str, int] = {}
         self._added_pages = claim.pages
         self._receivers = claim.receivers
         self._store = store
-        self._sources = sources
         self._publisher = publisher
         self._clock = clock
-        self._max_receivers = max_receivers
         self._is_stopping = is_stopping
         self._remove_unfinished = claim.unfinished
         self._publishing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -107,45 +98,51 @@ class ExpansionSlice:
             SliceDeferredError: they do.
         """
         if await self._publisher.is_full(self._queues):
-            raise SliceDeferredError(f"too many messages wait in {' or '.join(self._queues)}")
+            reason = f"too many messages wait in {' or '.join(self._queues)}"
+            raise SliceDeferredError(FULL_QUEUE_DELAY, reason)
+
+    def is_over(self) -> bool:
+        """Return whether the slice should end after the current page."""
+        return self._clock.monotonic() >= self._end or self._is_stopping()
 
     async def release(self, delay: float, reason: str | None = None) -> None:
         """End the slice; the next one is due in `delay` seconds."""
         await self._store.release(
             self.claim,
             unfinished=self.unfinished,
-            is_list=self.is_list,
+            is_list=self._slot.needs_list,
             delay=delay,
             failures=self.failures,
             reason=reason,
         )
 
-    async def run(self, composer: Composer) -> bool:
+    async def run(self, source: RecipientSource, composer: Composer) -> bool:
         """Expand pages, and return whether the last page of the list is done.
 
         The next page is fetched, and its messages are added, while a page is being published.
 
         Raises:
-            PostingExpiredError, SliceDeferredError, NoSlotError.
+            PostingExpiredError, NoSlotError.
+            SliceDeferredError: nothing may be published now.
             InvalidPostingError: the user list is invalid, or does not end.
             SourceError: the next page is not available.
             InfrastructureError, LeaseLostError: the slice was interrupted.
         """
-        urls = PageUrls.of(self.claim.posting.receivers)
         number = self.pages
-        first = self.claim.next_page or urls.at(0)
-        fetching = asyncio.create_task(self._fetch(urls, number, first))
+        fetching = asyncio.create_task(self._fetch(source, self.claim.next_page, number))
         try:
             while True:
                 page = await fetching
-                recipients = self._recipients(page, number)
+                self._receivers += page.entries
                 await self.check_queues()
-                ends = self._clock.monotonic() >= self._end or self._is_stopping()
-                if page.next_page is not None and not self._become_list():
+                # A rate permits one page. The next slice is due when it permits more.
+                ends = await self._timing.pace(page.entries) or self.is_over()
+                if page.next_page is not None and not self._slot.extend():
                     ends = True
                 if not ends and page.next_page is not None:
-                    fetching = asyncio.create_task(self._fetch(urls, number + 1, page.next_page))
-                await self._expand(page, number, recipients, composer)
+                    following = self._fetch(source, page.next_page, number + 1)
+                    fetching = asyncio.create_task(following)
+                await self._expand(page, number, composer)
                 if ends or page.next_page is None:
                     await self._publishing
                     return page.next_page is None
@@ -161,70 +158,57 @@ class ExpansionSlice:
                 task.cancel()
             await asyncio.gather(fetching, self._publishing, return_exceptions=True)
 
-    async def _fetch(self, urls: PageUrls, number: int, url: str) -> Page:
-        with metrics.FETCH.time():
-            try:
-                value = await self._json(url)
-                if author := author_of(value):
-                    value = await self._json(self._sources.follow(url, author))
-                page = parse_page(
-                    value,
-                    size=urls.size,
-                    earlier=self._receivers,
-                    by_number=urls.at(number + 1),
-                )
-                if page.next_page is None:
-                    return page
-                return page._replace(next_page=self._sources.follow(url, page.next_page))
-            except InvalidPostingError as error:
-                raise InvalidPostingError(f"{_position(number)}: {error}") from None
-            except SourceError as error:
-                raise SourceError(f"{_position(number)}: {error}") from None
+    async def publish_returned(self, clients: Clients, composer: Composer) -> bool:
+        """Publish what delivery has returned, and return whether that is done.
 
-    def _become_list(self) -> bool:
-        """Record that the posting is a list, and return whether its slice has a slot for it."""
-        self.is_list = True
-        return self._slot.extend()
-
-    async def _json(self, url: str) -> Any:
-        if not self._slot.is_list:
-            with suppress(LargeResponseError):
-                return await self._sources.small_json(url)
-            if not self._become_list():
-                raise NoSlotError
-        return await self._sources.json(url)
-
-    def _recipients(self, page: Page, number: int) -> list[Recipient]:
-        """Return the recipients of a page, each once.
+        A message whose client does not exist any more is cancelled.
 
         Raises:
-            InvalidPostingError: every item is invalid, or the list is too long.
+            PostingExpiredError.
+            SliceDeferredError: nothing may be published now.
+            InfrastructureError, LeaseLostError: the slice was interrupted.
         """
-        self._receivers += len(page.items)
-        if self._max_receivers and max(self._receivers, page.total) > self._max_receivers:
-            raise InvalidPostingError(
-                f"{_position(number)}: more than {self._max_receivers} receivers. Check"
-                " that the list ends, or raise RINGBACK_MAILINGS_MAX_RECEIVERS"
+        while returned := await self._store.returned_messages(self.claim, self._timing.page_size):
+            await self.check_queues()
+            ends = await self._timing.pace(len(returned)) or self.is_over()
+            found = await clients.find_all([message.user_id for message in returned])
+            rows, messages = await compose(composer, list(found.values()), self._clock)
+            await self._publish(messages)
+            # Only now: after a crash, they are published once more, under the same ids.
+            published = {message.id for message in messages}
+            await self._store.published_again(
+                self.claim, [message for message in returned if message.id in published]
             )
-        recipients: dict[str, Recipient] = {}
-        for place, item in enumerate(page.items, start=1):
-            recipient = Recipient.of(item, f"page {number + 1}, item {place}")
-            recipients.setdefault(recipient.id, recipient)
-        if recipients and all(recipient.error for recipient in recipients.values()):
-            error = next(iter(recipients.values())).error
-            raise InvalidPostingError(f"{_position(number)}: no item is a user: {error}")
-        return list(recipients.values())
+            if len(published) < len(returned):
+                reasons = {row.id: (row.reason_code, row.reason) for row in rows}
+                await self._store.settle(
+                    [
+                        MessageChange(
+                            *(self.claim.id, message.id, MessageState.CANCELLED),
+                            *reasons.get(message.id, CLIENT_DELETED),
+                        )
+                        for message in returned
+                        if message.id not in published
+                    ]
+                )
+            if ends:
+                return False
+        return True
 
-    async def _expand(
-        self, page: Page, number: int, recipients: Sequence[Recipient], composer: Composer
-    ) -> None:
+    async def _fetch(
+        self, source: RecipientSource, position: str | None, number: int
+    ) -> RecipientPage:
+        with metrics.FETCH.time():
+            return await source.page(position, number, self._receivers)
+
+    async def _expand(self, page: RecipientPage, number: int, composer: Composer) -> None:
         """Add the messages of a page, and start to publish them after the previous page."""
         begin = self._clock.monotonic()
         known: list[UUID] = []
         has_new_user = False
         batches = [
-            recipients[start : start + BATCH_SIZE]
-            for start in range(0, len(recipients), BATCH_SIZE)
+            page.recipients[start : start + BATCH_SIZE]
+            for start in range(0, len(page.recipients), BATCH_SIZE)
         ] or [[]]
         for batch in batches:
             rows, messages = await compose(composer, batch, self._clock)
@@ -269,13 +253,13 @@ class ExpansionSlice:
         if not ids:
             if number >= self._receivers + MAX_EMPTY_PAGES:
                 raise InvalidPostingError(
-                    f"{_position(number)}: too many pages are empty. Check that the list ends"
+                    f"{position_of(number)}: too many pages are empty. Check that the list ends"
                 )
             return
         count, page = await self._store.known_before(self.claim, number, ids)
         if count == len(ids) and number - page >= MAX_GROWTH:
             raise InvalidPostingError(
-                f"{_position(number)}: all users were {MAX_GROWTH} pages earlier. Check that the"
+                f"{position_of(number)}: all users were {MAX_GROWTH} pages earlier. Check that the"
                 " list ends"
             )
 
@@ -283,18 +267,18 @@ class ExpansionSlice:
         await self._publisher.publish(
             messages,
             self._queues,
-            expires_at=self.claim.expires_at,
+            check=self._timing.check,
             traceparent=self.claim.traceparent,
         )
 
     async def _publish_and_checkpoint(
-        self, messages: Sequence[ReadyMessage], number: int, page: Page, begin: float
+        self, messages: Sequence[ReadyMessage], number: int, page: RecipientPage, begin: float
     ) -> None:
         await self._publish(messages)
         self.counts = await self._store.checkpoint(
             self.claim,
             pages=number + 1,
-            receivers=len(page.items),
+            receivers=page.entries,
             next_page=page.next_page,
             lease=LEASE,
         )
@@ -305,12 +289,14 @@ class ExpansionSlice:
 
 def queues_of(claim: Claim) -> dict[str, str]:
     """Return the queue of each channel of a posting."""
-    return {name: CHANNELS[name].queues[claim.priority] for name in claim.posting.delivery_type}
+    return {name: CHANNELS[name].queues[claim.priority] for name in claim.content.delivery_type}
 
 
 def log_context(claim: Claim) -> dict[str, object]:
     """Return the fields of every log line about a posting."""
-    return {"posting_id": str(claim.id), "from_event": claim.posting.from_event}
+    if isinstance(claim.content, Cohort):
+        return {"posting_id": str(claim.id), "mailing_id": str(claim.content.mailing_id)}
+    return {"posting_id": str(claim.id), "from_event": claim.content.from_event}
 
 
 async def compose(
@@ -329,7 +315,3 @@ async def compose(
             if message is not None:
                 messages.append(message)
     return rows, messages
-
-
-def _position(number: int) -> str:
-    return f"receivers, page {number + 1}"

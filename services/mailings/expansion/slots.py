@@ -3,6 +3,10 @@
 import asyncio
 
 
+class NoSlotError(Exception):
+    """The posting is a list, and other lists use all slots."""
+
+
 class Slots:
     """The free slots for small postings and for lists.
 
@@ -28,15 +32,20 @@ class Slots:
 
 
 class Slot:
-    """The slot of one slice."""
+    """The slot of one slice.
+
+    is_list: whether it is a slot for lists.
+    needs_list: whether the posting is known to be a list.
+    """
 
     def __init__(self, slots: Slots, *, is_list: bool) -> None:
-        self.is_list = is_list
+        self.is_list = self.needs_list = is_list
         self._slots = slots
         slots.add(-1, is_list=is_list)
 
     def extend(self) -> bool:
         """Change it into a slot for lists, and return whether that was possible."""
+        self.needs_list = True
         if not self.is_list:
             if not self._slots.lists:
                 return False

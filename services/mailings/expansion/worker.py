@@ -11,25 +11,26 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from services.mailings import metrics
+from services.mailings.clients.store import Directory
 from services.mailings.domain import InvalidPostingError, storable
-from services.mailings.expansion.publisher import PostingExpiredError, ThrottledPublisher
-from services.mailings.expansion.slice import (
-    LEASE,
-    ExpansionSlice,
-    NoSlotError,
-    SliceDeferredError,
-    log_context,
-    queues_of,
-)
-from services.mailings.expansion.slots import Slot, Slots
+from services.mailings.expansion.publisher import ThrottledPublisher
+from services.mailings.expansion.recipients import Clients, UserList
+from services.mailings.expansion.slice import LEASE, ExpansionSlice, log_context, queues_of
+from services.mailings.expansion.slots import NoSlotError, Slot, Slots
 from services.mailings.expansion.sources import SourceError, Sources
+from services.mailings.expansion.timing import PostingExpiredError, SliceDeferredError, Timing
 from services.mailings.messages import ChannelTemplate, Composer
-from services.mailings.records import Claim, LeaseLostError
+from services.mailings.records import Claim, Cohort, LeaseLostError
 from services.mailings.rendering.bound_template import BoundTemplate
-from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader
+from services.mailings.rendering.loader import (
+    InvalidTemplateError,
+    Template,
+    TemplateLoader,
+    parse_text,
+)
 from services.mailings.settings import MailingsSettings
 from services.mailings.store import Store
 from services.mailings.unsubscribe import Unsubscribe
@@ -47,8 +48,6 @@ MAX_SMALL: Final = 200
 CLAIM_INTERVAL: Final = 0.01
 # Seconds between two checks for due postings.
 POLL_INTERVAL: Final = 1.0
-# Seconds before a posting with a full queue is checked again.
-FULL_QUEUE_DELAY: Final = 0.5
 # Seconds between the attempts to use an unavailable source: with timeouts, about ten minutes.
 RETRY_DELAYS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 # Seconds to wait when the broker or the database is unavailable.
@@ -62,6 +61,7 @@ class ExpansionWorker:
         self,
         store: Store,
         sources: Sources,
+        directory: Directory,
         loader: TemplateLoader,
         publisher: ThrottledPublisher,
         *,
@@ -71,6 +71,7 @@ class ExpansionWorker:
     ) -> None:
         self._store = store
         self._sources = sources
+        self._directory = directory
         self._loader = loader
         self._publisher = publisher
         self._clock = clock
@@ -178,23 +179,23 @@ class ExpansionWorker:
 
     async def _expand(self, claim: Claim, slot: Slot) -> None:
         """Run a slice, and record how it ended."""
+        timing = Timing(claim, self._store, self._clock)
         expansion = ExpansionSlice(
             claim,
             self._store,
-            self._sources,
             self._publisher,
             slot,
+            timing,
             clock=self._clock,
-            max_receivers=self._settings.max_receivers,
             is_stopping=self._stopping.is_set,
         )
         try:
-            self._publisher.check_expiry(claim.expires_at)
+            timing.check()
             await expansion.check_queues()
-            if await expansion.run(await self._composer(claim)):
+            if await self._publish(expansion, slot, timing):
                 _report(expansion, "expanded", expansion.counts)
             else:
-                await expansion.release(0.0)
+                await self._release(expansion, timing.delay)
         except NoSlotError:
             await expansion.release(0.0)
         except PostingExpiredError:
@@ -202,7 +203,7 @@ class ExpansionWorker:
         except (InvalidPostingError, InvalidTemplateError) as error:
             await self._finish(expansion, "failed", storable(str(error)))
         except SliceDeferredError as error:
-            await expansion.release(FULL_QUEUE_DELAY, str(error))
+            await self._release(expansion, error.delay, error.reason)
         except SourceError as error:
             await self._retry(expansion, storable(str(error)))
         except (InfrastructureError, LeaseLostError):
@@ -211,6 +212,26 @@ class ExpansionWorker:
             BUGS.labels(POSTINGS).inc()
             logger.exception("bug in expansion", extra=log_context(claim))
             await self._retry(expansion, f"internal error: {type(error).__name__}")
+
+    async def _publish(self, expansion: ExpansionSlice, slot: Slot, timing: Timing) -> bool:
+        """Run a slice, and return whether all messages are published."""
+        claim = expansion.claim
+        composer = await self._composer(claim, timing)
+        if isinstance(claim.content, Cohort):
+            clients = Clients(self._directory, claim.content, timing.page_size)
+            return await expansion.publish_returned(clients, composer) and await expansion.run(
+                clients, composer
+            )
+        receivers, limit = claim.content.receivers, self._settings.max_receivers
+        return await expansion.run(UserList(self._sources, receivers, slot, limit), composer)
+
+    async def _release(
+        self, expansion: ExpansionSlice, delay: float, reason: str | None = None
+    ) -> None:
+        """End a slice, and check for due postings when the next one is due."""
+        await expansion.release(delay, reason)
+        if 0 < delay < POLL_INTERVAL:
+            asyncio.get_running_loop().call_later(delay, self._slots.changed.set)
 
     async def _retry(self, expansion: ExpansionSlice, reason: str) -> None:
         expansion.failures += 1
@@ -231,41 +252,51 @@ class ExpansionWorker:
         )
         _report(expansion, ended, counts, reason)
 
-    async def _composer(self, claim: Claim) -> Composer:
+    async def _composer(self, claim: Claim, timing: Timing) -> Composer:
         """Return the composer of a posting. Its data is fetched once.
 
         Raises:
             InvalidTemplateError, InvalidPostingError, SourceError.
         """
-        posting = claim.posting
-        templates = {
-            channel: self._loader.get(posting.template, channel)
-            for channel in posting.delivery_type
-        }
+        content = claim.content
+        templates = {channel: self._template(claim, channel) for channel in content.delivery_type}
         fetched = claim.fetched_data
         if fetched is None:
             variables = dict.fromkeys(
                 name for template in templates.values() for name in template.fetch
             )
-            fetched = await self._sources.fetch_data(posting.template_context, variables)
+            fetched = await self._sources.fetch_data(content.template_context, variables)
             if fetched:
                 await self._store.save_fetched_data(claim, fetched)
-        context = {**posting.template_context, **fetched}
+        context = {**content.template_context, **fetched}
         product = self._settings.product
+        of_mailing = isinstance(content, Cohort)
+        common: dict[str, Any] = {"posting_id": str(claim.id), "expires_at": claim.expires_at}
+        if isinstance(content, Cohort):
+            common["mailing_id"] = str(content.mailing_id)
+            common["send_until"] = timing.window and timing.window.closes
         return Composer(
-            claim.id,
-            claim.expires_at,
+            content.mailing_id if isinstance(content, Cohort) else claim.id,
             {
                 channel: ChannelTemplate(
                     BoundTemplate(template, channel, context, product),
                     template.kind,
-                    template.is_required,
+                    # Clients of the directory have no settings of their own.
+                    template.is_required or of_mailing,
                 )
                 for channel, template in templates.items()
             },
             queues_of(claim),
             self._unsubscribe,
+            common=common,
+            recipient_field="recipient_id" if of_mailing else "user_id",
         )
+
+    def _template(self, claim: Claim, channel: str) -> Template:
+        content = claim.content
+        if isinstance(content, Cohort) and content.text is not None:
+            return parse_text(content.text)
+        return self._loader.get(content.template or "", channel)
 
 
 def _report(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,8 @@ LANGUAGE: Final = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
 FRAME: Final = "frame.html"
 # The name of a text that is not from a file, in errors. Its folder makes it a plain text.
 INLINE: Final = "sms/text"
+# Compiled texts in memory. Each slice of a mailing needs its own again.
+MAX_TEXTS: Final = 64
 _NAME: Final = TypeAdapter[str](TemplateName)
 
 
@@ -243,6 +246,7 @@ def parse_template(name: str, content: str) -> Template:
     return Template(name, kind, tuple(fetch), bool(subject), compiled, required, language=language)
 
 
+@lru_cache(maxsize=MAX_TEXTS)
 def parse_text(text: str) -> Template:
     """Parse and compile the text of a plain message, without front matter.
 

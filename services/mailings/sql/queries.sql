@@ -34,22 +34,53 @@ WHERE posting_id = $1 AND id > $2 AND ($3::text IS NULL OR status = $3)
 ORDER BY id LIMIT $4;
 
 -- Claims up to $1 small postings and up to $2 lists that have been due longest, urgent ones first
--- and only those if $4. Returns `unfinished` as the last slice left it.
+-- and only those if $4; of mailings, those that run and whose last stop delivery has confirmed.
+-- Returns `unfinished` as the last slice left it.
 -- name: claim
 WITH small AS (
-    SELECT id, unfinished FROM mailings.postings
+    SELECT id, unfinished, mailing_id FROM mailings.postings
     WHERE NOT is_list AND ended_at IS NULL AND due_at <= now() AND (priority = 'urgent' OR NOT $4)
     ORDER BY priority DESC, due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ), lists AS (
-    SELECT id, unfinished FROM mailings.postings
+    SELECT id, unfinished, mailing_id FROM mailings.postings
     WHERE is_list AND ended_at IS NULL AND due_at <= now() AND (priority = 'urgent' OR NOT $4)
+        AND (mailing_id IS NULL OR EXISTS (
+            SELECT FROM mailings.mailings AS mailing WHERE mailing.id = mailing_id
+                AND status = 'running' AND stop_confirmed = stop_version
+        ))
     ORDER BY priority DESC, due_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), due AS (SELECT * FROM small UNION ALL SELECT * FROM lists)
 UPDATE mailings.postings AS posting
 SET due_at = now() + make_interval(secs => $3), lease = lease + 1, unfinished = true
-FROM due WHERE posting.id = due.id
-RETURNING posting.id, lease, due.unfinished, body, from_event, traceparent, expires_at, priority,
-    fetched_data, is_list, next_page, pages, receivers, failures;
+FROM due LEFT JOIN mailings.mailings AS mailing ON mailing.id = due.mailing_id
+WHERE posting.id = due.id
+RETURNING posting.id, now() AS at, lease, due.unfinished, body, from_event, posting.traceparent,
+    coalesce(end_at, expires_at) AS expires_at, priority, fetched_data, is_list, next_page, pages,
+    receivers, failures, posting.mailing_id, posting.client_id, timezone, operator_codes, tags,
+    channel, text, template, template_context, local_from, local_to, rate_per_minute;
+
+-- Permits $2 messages of a mailing if its rate does. Returns the seconds until it permits more.
+-- name: pace
+WITH paced AS (
+    UPDATE mailings.mailings
+    SET paced_until = now() + make_interval(secs => coalesce($2::int * 60.0 / rate_per_minute, 0))
+    WHERE id = $1 AND paced_until <= now()
+    RETURNING true AS permitted, paced_until
+)
+SELECT permitted, extract(epoch FROM paced_until - now())::float AS seconds FROM paced
+UNION ALL
+SELECT false, extract(epoch FROM paced_until - now())::float FROM mailings.mailings
+WHERE id = $1 AND NOT EXISTS (SELECT FROM paced);
+
+-- name: returned
+SELECT id, user_id, returned_at AS at FROM mailings.messages
+WHERE posting_id = $1 AND returned_at IS NOT NULL AND status = 'created' ORDER BY id LIMIT $2;
+
+-- A message that was returned once more since then is published once more.
+-- name: published_again
+UPDATE mailings.messages AS message SET returned_at = NULL
+FROM unnest($2::uuid[], $3::timestamptz[]) AS input(id, at)
+WHERE posting_id = $1 AND message.id = input.id AND returned_at = input.at;
 
 -- The queries of slices, from here to `finish`, check the lease. Those of several slices change
 -- postings only after `lock`, so they lock them ordered by id.
@@ -113,18 +144,28 @@ DELETE FROM mailings.unsubscribed WHERE subscription = $1;
 SELECT count(*) AS count, max(page) AS page FROM mailings.messages
 WHERE posting_id = $1 AND id = ANY ($2::uuid[]) AND page < $3;
 
--- After the last page, the posting ends. Its context is removed, because it may contain codes.
+-- After the last page, the posting ends, unless delivery has returned messages: then it is due again.
+-- No client is after the highest id. The context is removed, because it may contain codes.
 -- name: checkpoint
 UPDATE mailings.postings AS posting
 SET pages = input.pages, receivers = receivers + users, next_page = input.next_page, failures = 0,
-    reason = NULL, due_at = now() + make_interval(secs => input.lease), is_list = input.next_page IS NOT NULL,
-    unfinished = input.next_page IS NOT NULL,
+    reason = NULL, due_at = now() + make_interval(secs => input.lease),
+    is_list = input.next_page IS NOT NULL, unfinished = input.next_page IS NOT NULL,
     ended = CASE WHEN input.next_page IS NULL THEN 'expanded' END,
     ended_at = CASE WHEN input.next_page IS NULL THEN now() END,
     fetched_data = CASE WHEN input.next_page IS NOT NULL THEN fetched_data END,
     body = CASE WHEN input.next_page IS NULL THEN (body::jsonb - 'template_context')::text ELSE body END
-FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::float[])
-    AS input(id, pages, users, next_page, lease)
+FROM (
+    SELECT id, pages, users, CASE WHEN is_returned THEN 0 ELSE lease END AS lease,
+        CASE WHEN is_returned THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff' ELSE next_page END
+            AS next_page
+    FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::float[])
+        AS input(id, pages, users, next_page, lease),
+    LATERAL (SELECT next_page IS NULL AND EXISTS (
+        SELECT FROM mailings.messages
+        WHERE posting_id = input.id AND returned_at IS NOT NULL AND status = 'created'
+    ) AS is_returned) AS found
+) AS input
 WHERE posting.id = input.id
 RETURNING posting.id, posting.receivers, created, sent, failed, expired, skipped, cancelled;
 
@@ -165,7 +206,7 @@ ORDER BY posting_id, id FOR UPDATE OF messages;
 -- name: settle
 UPDATE mailings.messages AS message
 SET status = input.status, reason_code = input.reason_code, reason = input.reason,
-    settled_at = now()
+    settled_at = now(), returned_at = NULL
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
     AS input(posting_id, id, status, reason_code, reason)
 WHERE message.posting_id = input.posting_id AND message.id = input.id;
@@ -180,6 +221,18 @@ FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[])
 WHERE posting.id = input.id
 RETURNING posting.id, from_event, ended, receivers, posting.created, posting.sent, posting.failed,
     posting.expired, skipped, posting.cancelled, input.created <> 0 AND posting.created = 0 AS last_settled;
+
+-- name: take_back
+UPDATE mailings.messages AS message SET returned_at = now()
+FROM unnest($1::uuid[], $2::uuid[]) AS input(posting_id, id)
+WHERE message.posting_id = input.posting_id AND message.id = input.id AND status = 'created';
+
+-- Makes postings with returned messages due again. No client is after the highest id.
+-- name: reopen
+UPDATE mailings.postings
+SET ended = NULL, ended_at = NULL, due_at = now(), is_list = true,
+    next_page = 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+WHERE id = ANY ($1::uuid[]) AND ended = 'expanded';
 
 -- name: ended_before
 SELECT id FROM mailings.postings
@@ -257,6 +310,10 @@ SELECT count(*) FROM (
     UNION
     SELECT id FROM input JOIN mailings.clients USING (id) WHERE client_id = $1
 ) AS created;
+
+-- name: clients_with_ids
+SELECT id, phone, operator_code, tag, timezone, version, created_at, updated_at
+FROM mailings.clients WHERE client_id = $1 AND id = ANY ($2::uuid[]);
 
 -- A page of clients after the id $2, ordered by id: those with one of the operator codes $4, one of
 -- the tags $5 and the time zone $6. NULL: any. One branch is in use: it reads one index in the order
