@@ -31,7 +31,7 @@ class Requests:
         command = parse_request(StopMailing, body)
         if isinstance(command, Failure):
             return command
-        await self._store.stop(command.mailing_id, command.version, command.at, command.until)
-        context = {"mailing_id": command.mailing_id, "at": command.at, "until": command.until}
+        await self._store.stop(command.mailing_id, command.version, command.at)
+        context = {"mailing_id": command.mailing_id, "at": command.at}
         logger.info("stop of a mailing stored", extra=context)
         return MailingStopped(mailing_id=command.mailing_id)

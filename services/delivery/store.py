@@ -15,6 +15,9 @@ from shared.postgres.queries import queries
 from shared.registry import Priority
 
 SQL: Final = queries("services.delivery")
+# Seconds for which stops are kept: a year. A message that expires late can wait as long in a queue
+# that nothing consumes.
+STOP_RETENTION: Final = 365 * 86_400.0
 
 
 class Store:
@@ -60,14 +63,9 @@ class Store:
         """Give up claims of messages that were not sent."""
         await self._database.execute(SQL["release"], process, sorted(messages))
 
-    async def stop(
-        self, mailing_id: str, version: int, at: datetime | None, until: datetime
-    ) -> None:
-        """Stop a mailing from a time on, or now, unless a newer version of it is known.
-
-        The stop can be deleted after `until`.
-        """
-        await self._database.execute(SQL["stop"], mailing_id, version, at, until)
+    async def stop(self, mailing_id: str, version: int, at: datetime | None) -> None:
+        """Stop a mailing from a time on, or now, unless a newer version of it is known."""
+        await self._database.execute(SQL["stop"], mailing_id, version, at)
 
     async def stops(self, mailings: Collection[str]) -> dict[str, float]:
         """Return the seconds until each of these mailings is stopped, 0 if it is.
@@ -80,10 +78,10 @@ class Store:
     async def delete_old(self, age: float, limit: int) -> int:
         """Delete up to `limit` messages that are older than `age` seconds; return their number.
 
-        Processes that ended a day ago are deleted, too, and stops of mailings that did.
+        Processes that ended a day ago are deleted, too, and stops that are too old to matter.
         """
         await self._database.execute(SQL["delete_processes"])
-        await self._database.execute(SQL["delete_stops"])
+        await self._database.execute(SQL["delete_stops"], STOP_RETENTION)
         status = await self._database.execute(SQL["delete_messages"], age, limit)
         return int(status.removeprefix("DELETE "))
 

@@ -24,9 +24,6 @@ class StopMailing(BaseModel):
         description="No message is handed to a provider at or after this time. Default: from now"
         " on.",
     )
-    until: AwareDatetime = Field(
-        description="The end of the mailing: its messages expire, and the stop is forgotten."
-    )
 
 
 class MailingStopped(BaseModel):

@@ -44,10 +44,9 @@ async def arrivals(sandbox: Sandbox) -> dict[str, datetime]:
 
 async def stop(request: StopRequests, **fields: Any) -> datetime:
     """Request a stop until it is confirmed, as mailings does, and return when that was."""
-    fields |= {"version": 1, "until": seconds_from_now(3600)}
     while True:
         try:
-            await request(**fields)
+            await request(version=1, **fields)
         except InfrastructureError:  # the suspended process has the request
             continue
         return datetime.now(UTC)

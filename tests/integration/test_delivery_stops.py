@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.delivery import store as store_module
 from services.delivery.app import SCHEMA
 from services.delivery.domain import WithheldError
 from services.delivery.stops import MAX_AGE, Stops
@@ -77,7 +78,7 @@ async def test_m2_a_stop_holds_a_second_after_its_commit_in_each_process(store: 
     mailing, other = uuid4().hex, uuid4().hex
     async with process(store) as (one, clock), process(store) as (new, _):
         assert not await is_stopped(one, mailing)
-        await store.stop(mailing, 1, None, later(60))
+        await store.stop(mailing, 1, None)
         assert await is_stopped(new, mailing)
         clock.at += MAX_AGE  # as in a process that was suspended
         assert await is_stopped(one, mailing)
@@ -96,7 +97,7 @@ async def test_m2_a_reading_that_took_long_is_not_used(
         async def slow(self: Store, mailings: Iterable[str]) -> Any:
             found = await read(self, list(mailings))
             if not readings:
-                await store.stop(mailing, 1, None, later(60))
+                await store.stop(mailing, 1, None)
                 clock.at += MAX_AGE
             readings.append(None)
             return found
@@ -108,7 +109,7 @@ async def test_m2_a_reading_that_took_long_is_not_used(
 
 async def test_m2_a_stop_in_the_future_is_exact(store: Store) -> None:
     mailing = uuid4().hex
-    await store.stop(mailing, 1, later(MAX_AGE / 2), later(60))
+    await store.stop(mailing, 1, later(MAX_AGE / 2))
     async with process(store) as (stops, clock):
         assert not await is_stopped(stops, mailing)
         clock.at += MAX_AGE / 2
@@ -120,7 +121,7 @@ async def test_m2_an_older_request_does_not_change_a_newer_stop(store: Store) ->
     async with process(store) as (stops, clock):
 
         async def stop(version: int, at: datetime | None) -> bool:
-            await store.stop(mailing, version, at, later(60))
+            await store.stop(mailing, version, at)
             clock.at += MAX_AGE
             return await is_stopped(stops, mailing)
 
@@ -161,12 +162,16 @@ async def test_m2_nothing_is_sent_while_the_database_is_unavailable(
             await stops.check(uuid4().hex)
 
 
-async def test_m2_a_stop_is_forgotten_a_day_after_the_end_of_its_mailing(store: Store) -> None:
-    over, recent = uuid4().hex, uuid4().hex
-    await store.stop(over, 1, None, later(-90_000))
-    await store.stop(recent, 1, None, later(-80_000))
+async def test_m2_a_stop_is_forgotten_when_no_message_can_be_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailing = uuid4().hex
+    await store.stop(mailing, 1, None)
     await store.delete_old(3600, 10)
-    assert await store.stops([over, recent]) == {recent: 0.0}
+    assert await store.stops([mailing]) == {mailing: 0.0}
+    monkeypatch.setattr(store_module, "STOP_RETENTION", 0.0)
+    await store.delete_old(3600, 10)
+    assert await store.stops([mailing]) == {}
 
 
 async def test_m2_a_stopped_message_is_returned_and_can_be_published_again(
@@ -184,7 +189,7 @@ async def test_m2_a_stopped_message_is_returned_and_can_be_published_again(
     ):
         await client.send(sent)
         await client.fact(sent, "sent")
-        response = await request(mailing_id=mailing, version=1, until=seconds_from_now(60))
+        response = await request(mailing_id=mailing, version=1)
         assert response == {"mailing_id": mailing}
         await asyncio.sleep(MAX_AGE)  # the promise itself
         await client.send(stopped, sent)
@@ -194,9 +199,7 @@ async def test_m2_a_stopped_message_is_returned_and_can_be_published_again(
         await until(lambda: client.outcomes(sent) == ["sent", "sent"])
         assert [each["id"] for each in (await sandbox.get("/api/sms"))["items"]] == [sent["id"]]
 
-        await request(
-            mailing_id=mailing, version=2, at=seconds_from_now(60), until=seconds_from_now(60)
-        )
+        await request(mailing_id=mailing, version=2, at=seconds_from_now(60))
         await asyncio.sleep(MAX_AGE)
         await client.send(stopped)
         await client.fact(stopped, "sent")

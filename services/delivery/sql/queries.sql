@@ -64,10 +64,10 @@ SELECT clock_timestamp();
 UPDATE delivery.providers SET tokens = $2, refilled_at = $3 WHERE id = $1;
 
 -- name: stop
-INSERT INTO delivery.stops AS stop (mailing_id, version, stopped_at, until)
-VALUES ($1, $2, coalesce($3::timestamptz, '-infinity'), $4)
+INSERT INTO delivery.stops AS stop (mailing_id, version, stopped_at)
+VALUES ($1, $2, coalesce($3::timestamptz, '-infinity'))
 ON CONFLICT (mailing_id) DO UPDATE
-SET version = excluded.version, stopped_at = excluded.stopped_at, until = excluded.until
+SET version = excluded.version, stopped_at = excluded.stopped_at, requested_at = now()
 WHERE stop.version < excluded.version;
 
 -- name: stops
@@ -76,4 +76,4 @@ SELECT mailing_id, CASE WHEN stopped_at > now()
 FROM delivery.stops WHERE mailing_id = ANY ($1::text[]);
 
 -- name: delete_stops
-DELETE FROM delivery.stops WHERE until < now() - interval '1 day';
+DELETE FROM delivery.stops WHERE requested_at < now() - make_interval(secs => $1);

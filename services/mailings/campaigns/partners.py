@@ -65,13 +65,11 @@ class Partners:
         Raises:
             InfrastructureError: it is unknown whether it does.
         """
-        end_at = mailing.content.end_at
         stopped = mailing.status in (MailingStatus.PAUSED, MailingStatus.CANCELLED)
         command = StopMailing(
             mailing_id=str(mailing.id),
             version=mailing.stop_version,
-            at=None if stopped else end_at,
-            until=end_at,
+            at=None if stopped else mailing.content.end_at,
         )
         response = await self._client.request(
             STOP_MAILING.queue,

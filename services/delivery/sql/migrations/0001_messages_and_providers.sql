@@ -27,5 +27,7 @@ CREATE TABLE delivery.stops (
     mailing_id text PRIMARY KEY,
     version bigint NOT NULL,                -- of the mailing; an older one changes nothing
     stopped_at timestamptz NOT NULL,        -- -infinity: as soon as it is committed
-    until timestamptz NOT NULL              -- the end of the mailing
+    requested_at timestamptz NOT NULL DEFAULT now()
 );
+
+CREATE INDEX stops_requested ON delivery.stops (requested_at);
