@@ -27,6 +27,8 @@ from services.mailings.requests import Requests
 from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
 from services.mailings.settlement import Settler
+from services.mailings.statistics.requests import StatisticsRequests
+from services.mailings.statistics.store import StatisticsStore
 from services.mailings.store import Store
 from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.consumer import Consumer
@@ -176,6 +178,7 @@ async def start(process: Process) -> None:
         {
             **Requests(intake, store, templates, unsubscribe, clock).handlers(),
             **ClientRequests(directory).handlers(),
+            **StatisticsRequests(StatisticsStore(database)).handlers(),
             **CampaignRequests(
                 campaigns, worker, texts, publisher, clock, started=started
             ).handlers(),

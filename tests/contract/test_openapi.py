@@ -52,6 +52,8 @@ PROMISED = {
     ("get", "/v1/postings"),
     ("get", "/v1/postings/{id}"),
     ("get", "/v1/postings/{id}/messages"),
+    ("get", "/v1/mailings/stats"),
+    ("get", "/v1/mailings/{id}/stats"),
     ("post", "/v1/clients"),
     ("get", "/v1/clients"),
     ("get", "/v1/clients/{id}"),

@@ -3,7 +3,7 @@
 The aiohttp routes and the OpenAPI document both follow from these declarations.
 """
 
-from services.gateway.routes import callbacks, clients, events, groups, postings
+from services.gateway.routes import callbacks, clients, events, groups, postings, statistics
 from services.gateway.routes.declaration import Route
 from shared.http.openapi import Description
 from shared.version import VERSION
@@ -53,5 +53,6 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *groups.routes(example_url),
         *events.routes(example_url),
         *postings.routes(example_url),
+        *statistics.routes(),
         *clients.routes(),
     )

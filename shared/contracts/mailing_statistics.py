@@ -1,0 +1,76 @@
+"""The operations on the statistics of mailings, with the models of their requests and responses."""
+
+from typing import Final
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
+
+from shared.contracts.message_facts import ReasonCode
+from shared.contracts.posting_requests import MessageState
+from shared.contracts.requests import RpcOperation
+from shared.contracts.schedules import ENVELOPE
+from shared.topology import MAILINGS_REQUESTS
+
+_RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
+
+
+class GetStatistics(BaseModel):
+    """Operation: count the messages of all mailings of the caller."""
+
+    model_config = ENVELOPE
+
+
+class GetMailingStatistics(BaseModel):
+    """Operation: count the messages of a mailing by status, hour, operator code and reason."""
+
+    model_config = ENVELOPE
+
+    id: UUID
+
+
+class _Counts(BaseModel):
+    """Messages, counted."""
+
+    model_config = _RESPONSE
+
+    total: NonNegativeInt
+    by_status: dict[MessageState, NonNegativeInt]
+
+
+class Statistics(_Counts):
+    """The messages of all mailings of the caller."""
+
+    mailings: NonNegativeInt
+
+
+class HourStatistics(_Counts):
+    """The messages that were created in an hour."""
+
+    hour: AwareDatetime = Field(description="Begin of the hour.")
+
+
+class OperatorStatistics(_Counts):
+    """The messages to clients of an operator code."""
+
+    operator_code: str
+
+
+class MailingStatistics(_Counts):
+    """The messages of a mailing. They stay counted after the retention of messages."""
+
+    mailing_id: UUID
+    by_hour: list[HourStatistics] = Field(description="By the hour of their creation.")
+    by_operator_code: list[OperatorStatistics]
+    by_reason: dict[ReasonCode, NonNegativeInt] = Field(
+        description="Why messages have their status: only those with a reason."
+    )
+
+
+GET_STATISTICS: Final = RpcOperation(
+    MAILINGS_REQUESTS, "GetStatistics", GetStatistics, (Statistics,)
+)
+GET_MAILING_STATISTICS: Final = RpcOperation(
+    MAILINGS_REQUESTS, "GetMailingStatistics", GetMailingStatistics, (MailingStatistics,)
+)
+
+STATISTICS_OPERATIONS: Final = (GET_STATISTICS, GET_MAILING_STATISTICS)
