@@ -81,17 +81,14 @@ async def cohort(mailings: Mailings, mailing_id: UUID | None) -> Claim:
 
 def rows(random: Random, size: int) -> list[MessageRow]:
     """Make messages to new clients. Every fifth is skipped."""
-    return [
-        MessageRow(
-            uuid4(),
-            str(uuid4()),
-            "sms",
-            random.choice(CODES),
-            *((ReasonCode.INVALID_ADDRESS, "invalid phone") if n % 5 == 0 else (None, None)),
-            None,
-        )
-        for n in range(size)
+    new = [
+        MessageRow(uuid4(), str(uuid4()), "sms", random.choice(CODES), None, None, None)
+        for _ in range(size)
     ]
+    for n in range(0, size, 5):
+        code = ReasonCode.INVALID_ADDRESS
+        new[n] = new[n]._replace(reason_code=code, reason="invalid phone")
+    return new
 
 
 def settled(
@@ -195,7 +192,7 @@ async def test_m6_a_mailing_is_counted_by_status_hour_operator_code_and_reason(
     assert found.by_reason == {"invalid_address": 2, "refused": 1}
     assert [each.total for each in found.by_hour] == [1, 9]
     assert found.by_hour[0].hour == datetime(2026, 11, 20, 14, tzinfo=UTC)
-    assert found.by_hour[0].by_status["sent"] == 1
+    assert found.by_hour[0].by_status[MessageState.SENT] == 1
     assert {each.operator_code: each.total for each in found.by_operator_code} == Counter(
         each.operator_code for each in new
     )
@@ -250,7 +247,7 @@ async def test_m6_statistics_outlive_the_retention_of_messages(mailings: Mailing
     assert await retention.run_once(10) == 1
     assert not await mailings.database.fetch("SELECT FROM mailings.messages")
     assert await statistics() == before
-    assert before[1].by_status["sent"] == 3
+    assert before[1].by_status[MessageState.SENT] == 3
     assert await retention.run_once(10) == 0
 
 
