@@ -16,6 +16,7 @@ from shared.contracts.message_facts import (
     MessageFact,
     MessageFacts,
     MessageFailed,
+    MessageReturned,
     MessageSent,
     ReasonCode,
 )
@@ -48,7 +49,8 @@ class Settler:
         await self._batches.add(facts)
 
     async def _settle(self, batch: list[MessageFacts]) -> list[None]:
-        changes = [change for facts in batch for fact in facts.facts if (change := _change(fact))]
+        facts = [fact for each in batch for fact in each.facts]
+        changes = [change for fact in facts if (change := _change(fact))]
         if changes:
             changed, done = await self._store.settle(changes)
             for channel, status in changed:
@@ -57,14 +59,26 @@ class Settler:
                 metrics.POSTINGS.labels("done").inc()
                 context = {"posting_id": str(posting.id), "from_event": posting.from_event}
                 logger.info("posting done", extra=context | {"messages": posting.messages})
+        returned = {
+            ids for fact in facts if isinstance(fact, MessageReturned) and (ids := _ids(fact))
+        }
+        if returned:  # after the changes, because a message that was sent needs no other publish
+            await self._store.take_back(returned)
         return [None] * len(batch)
+
+
+def _ids(fact: MessageFact) -> tuple[UUID, UUID] | None:
+    """Return the ids of the posting and the message; None if it is no message of a posting."""
+    try:
+        return UUID(fact.posting_id or ""), UUID(fact.message_id)
+    except ValueError:
+        return None
 
 
 def _change(fact: MessageFact) -> MessageChange | None:
     """Return the change that a fact makes; None if it settles no message of a posting."""
-    try:
-        ids = UUID(fact.posting_id or ""), UUID(fact.message_id)
-    except ValueError:
+    ids = _ids(fact)
+    if ids is None:
         return None
     match fact:
         case MessageSent():

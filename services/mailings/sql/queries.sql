@@ -227,12 +227,20 @@ UPDATE mailings.messages AS message SET returned_at = now()
 FROM unnest($1::uuid[], $2::uuid[]) AS input(posting_id, id)
 WHERE message.posting_id = input.posting_id AND message.id = input.id AND status = 'created';
 
--- Makes postings with returned messages due again. No client is after the highest id.
+-- Makes postings with returned messages due again, unless their mailing has ended. No client is after
+-- the highest id.
 -- name: reopen
-UPDATE mailings.postings
+UPDATE mailings.postings AS posting
 SET ended = NULL, ended_at = NULL, due_at = now(), is_list = true,
     next_page = 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-WHERE id = ANY ($1::uuid[]) AND ended = 'expanded';
+WHERE id = ANY ($1::uuid[]) AND ended = 'expanded'
+    AND EXISTS (
+        SELECT FROM mailings.mailings WHERE id = mailing_id AND status IN ('running', 'paused')
+    )
+    AND EXISTS (
+        SELECT FROM mailings.messages
+        WHERE posting_id = posting.id AND returned_at IS NOT NULL AND status = 'created'
+    );
 
 -- name: ended_before
 SELECT id FROM mailings.postings
