@@ -5,13 +5,14 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
-from shared.contracts.clients import ClientPhone
 from shared.contracts.mailings import (
+    AudienceFilter,
     ClientFilter,
     LocalHours,
     MailingChanges,
     MailingStatus,
     NewMailing,
+    TestPhone,
 )
 from shared.contracts.posting_requests import (
     DEFAULT_PAGE_SIZE,
@@ -90,15 +91,7 @@ class TestMailing(BaseModel):
     model_config = ENVELOPE
 
     id: UUID
-    phone: ClientPhone
-
-
-class CountAudience(BaseModel):
-    """Operation: count the clients that a filter matches."""
-
-    model_config = ENVELOPE
-
-    filter: ClientFilter = Field(default_factory=ClientFilter)
+    test: TestPhone
 
 
 class ListMailingMessages(BaseModel):
@@ -204,7 +197,9 @@ DELETE_MAILING: Final = RpcOperation(
     MAILINGS_REQUESTS, "DeleteMailing", DeleteMailing, (MailingDeleted,)
 )
 TEST_MAILING: Final = RpcOperation(MAILINGS_REQUESTS, "TestMailing", TestMailing, (TestSent,))
-COUNT_AUDIENCE: Final = RpcOperation(MAILINGS_REQUESTS, "CountAudience", CountAudience, (Audience,))
+COUNT_AUDIENCE: Final = RpcOperation(
+    MAILINGS_REQUESTS, "CountAudience", AudienceFilter, (Audience,)
+)
 LIST_MAILING_MESSAGES: Final = RpcOperation(
     MAILINGS_REQUESTS, "ListMailingMessages", ListMailingMessages, (MailingMessages,)
 )

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from shared.contracts.clients import OperatorCode, Tag
+from shared.contracts.clients import ClientPhone, OperatorCode, Tag
 from shared.contracts.context import check_context, fields_error
 from shared.contracts.postings import Template, Variable
 from shared.contracts.schedules import STRICT, UtcTime
@@ -156,3 +156,21 @@ class MailingChanges(BaseModel):
         if nulls := sorted(name for name in required if getattr(self, name) is None):
             raise fields_error([(name, "must not be null") for name in nulls])
         return self
+
+
+class AudienceFilter(BaseModel):
+    """A filter whose clients are counted."""
+
+    model_config = STRICT
+
+    filter: ClientFilter = Field(default_factory=ClientFilter)
+
+
+class TestPhone(BaseModel):
+    """The phone that gets a test message."""
+
+    __test__ = False  # pytest would collect a class of this name
+
+    model_config = STRICT
+
+    phone: ClientPhone

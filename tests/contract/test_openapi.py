@@ -18,6 +18,7 @@ from services.sandbox.movies import Catalogue
 from services.sandbox.users import Directory
 from shared.contracts.clients import NewClient
 from shared.contracts.events import Event
+from shared.contracts.mailings import NewMailing
 from shared.contracts.postings import Posting
 from shared.contracts.schedule_requests import RetryCallbacks
 from shared.contracts.schedules import ScheduleCallback
@@ -60,6 +61,18 @@ PROMISED = {
     ("patch", "/v1/clients/{id}"),
     ("delete", "/v1/clients/{id}"),
     ("post", "/v1/clients/import"),
+    ("post", "/v1/mailings"),
+    ("get", "/v1/mailings"),
+    ("post", "/v1/mailings/audience"),
+    ("get", "/v1/mailings/{id}"),
+    ("patch", "/v1/mailings/{id}"),
+    ("delete", "/v1/mailings/{id}"),
+    ("post", "/v1/mailings/{id}/start"),
+    ("post", "/v1/mailings/{id}/pause"),
+    ("post", "/v1/mailings/{id}/resume"),
+    ("post", "/v1/mailings/{id}/cancel"),
+    ("post", "/v1/mailings/{id}/test"),
+    ("get", "/v1/mailings/{id}/messages"),
 }
 
 
@@ -179,6 +192,11 @@ def test_e5_the_posting_examples_are_valid(example: Any) -> None:
 @pytest.mark.parametrize("example", request_examples("/v1/clients"))
 def test_m1_the_client_examples_are_valid(example: Any) -> None:
     NewClient.model_validate_json(json.dumps(example))
+
+
+@pytest.mark.parametrize("example", request_examples("/v1/mailings"))
+def test_m2_the_mailing_examples_are_valid(example: Any) -> None:
+    NewMailing.model_validate_json(json.dumps(example))
 
 
 def test_the_sandbox_has_the_entries_that_the_examples_name() -> None:

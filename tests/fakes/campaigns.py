@@ -111,7 +111,8 @@ class CampaignProcess:
     async def postings(self, id_: UUID) -> list[Any]:
         """Return the postings of a mailing, ordered by time zone."""
         return await self.database.fetch(
-            "SELECT *, now() AS now FROM mailings.postings WHERE mailing_id = $1 ORDER BY timezone",
+            "SELECT *, now() AS now, due_at <= now() AS is_due FROM mailings.postings"
+            " WHERE mailing_id = $1 ORDER BY timezone",
             id_,
         )
 

@@ -17,6 +17,7 @@ from schemathesis.generation.stateful import run_state_machine_as_test
 from services.gateway.routes import about, all_routes
 from shared.contracts.clients import ClientChange, NewClient
 from shared.contracts.events import Event
+from shared.contracts.mailings import MailingChanges, NewMailing
 from shared.contracts.postings import Posting
 from shared.contracts.schedule_changes import RescheduleCallback
 from shared.contracts.schedule_requests import RetryCallbacks
@@ -42,6 +43,8 @@ CONTRACTS: Mapping[str, type[BaseModel]] = {
     "create_posting": Posting,
     "create_client": NewClient,
     "change_client": ClientChange,
+    "create_mailing": NewMailing,
+    "change_mailing": MailingChanges,
 }
 # Fields whose validity depends on the time, the configuration, or an earlier response. Schemathesis
 # does not follow the pattern of If-Match in its coverage phase.
@@ -56,6 +59,9 @@ CIRCUMSTANCES = {
     "If-None-Match",
     "timezone",
     "header",
+    "end_at",
+    "text",
+    "template",
 }
 load_all_checks()
 

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from json import dumps
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from services.mailings.campaigns.domain import Action, Effect
 from shared.contracts.context import field_errors
 from shared.contracts.mailings import MailingChanges, MailingStatus, NewMailing
 
+PAGE = Path(__file__).parents[2] / "docs" / "mailings.md"
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
@@ -24,6 +26,16 @@ def test_m2_only_a_mailing_that_has_not_ended_can_be_changed_started_paused_or_r
     refused = (Action.CHANGE, Action.START, Action.PAUSE, Action.RESUME)
     for status in domain.FINAL:
         assert {domain.effect(action, status) for action in refused} == {None}
+
+
+def test_m2_the_page_of_mailings_shows_what_each_action_does() -> None:
+    lines = []
+    for action in Action:
+        cells = [str(action), *(domain.effect(action, status) or "" for status in MailingStatus)]
+        lines.append(f"| {' | '.join(cells)} |".replace("  ", " "))
+    head, separator, _ = PAGE.read_text().partition("\n\nAn empty cell")
+    assert separator
+    assert head.split("\n")[-len(lines) :] == lines
 
 
 def test_m2_every_mailing_that_has_not_ended_can_be_cancelled() -> None:
@@ -55,10 +67,10 @@ def test_m4_a_mailing_runs_from_its_start_time_on() -> None:
 
 def test_ids_of_mailings_and_their_cohorts_never_change() -> None:
     mailing = domain.mailing_id_of_key("shop", "key")
-    assert mailing == UUID("54d265cb-b1c5-5f84-bb9c-c43d9cf761af")
-    assert domain.cohort_id(mailing, None) == UUID("759a4ba3-55e9-54ff-a1f7-cdefbca1bcce")
+    assert mailing == UUID("96ef13d2-36da-54ba-ab9e-a60473e51d00")
+    assert domain.cohort_id(mailing, None) == UUID("dd59409d-832b-5b53-a38c-946dde3da403")
     assert domain.cohort_id(mailing, "Europe/Moscow") == UUID(
-        "5a63a71b-62b8-5803-b03c-eeb021c281ac"
+        "7fc4c8d8-2016-5a52-9c48-8610c85b5177"
     )
     assert domain.mailing_id_of_key(None, "key") != mailing
 

@@ -3,7 +3,15 @@
 The aiohttp routes and the OpenAPI document both follow from these declarations.
 """
 
-from services.gateway.routes import callbacks, clients, events, groups, postings, statistics
+from services.gateway.routes import (
+    callbacks,
+    clients,
+    events,
+    groups,
+    mailings,
+    postings,
+    statistics,
+)
 from services.gateway.routes.declaration import Route
 from shared.http.openapi import Description
 from shared.version import VERSION
@@ -32,6 +40,8 @@ def about(ticket_header: str) -> Description:
             " progress.",
             clients.TAG: "The people whom your mailings reach: create, import, search, change and"
             " delete them.",
+            mailings.TAG: "Send a text to clients in their own daytime. Pause, resume and cancel"
+            " it.",
         },
         schemes={
             "ticket": {
@@ -55,4 +65,5 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *postings.routes(example_url),
         *statistics.routes(),
         *clients.routes(),
+        *mailings.routes(),
     )

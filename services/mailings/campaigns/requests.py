@@ -42,7 +42,6 @@ from shared.contracts.mailing_requests import (
     Audience,
     ChangeMailing,
     ControlMailing,
-    CountAudience,
     CreateMailing,
     DeleteMailing,
     GetMailing,
@@ -54,7 +53,7 @@ from shared.contracts.mailing_requests import (
     TestMailing,
     TestSent,
 )
-from shared.contracts.mailings import MailingChanges, MailingContent, MailingStatus
+from shared.contracts.mailings import AudienceFilter, MailingChanges, MailingContent, MailingStatus
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation, invalid
 from shared.errors import InfrastructureError
 from shared.pagination import END, decode_cursor, encode_cursor
@@ -120,7 +119,7 @@ class CampaignRequests:
                 self._control(RESUME_MAILING, Action.RESUME),
                 self._control(CANCEL_MAILING, Action.CANCEL),
                 bound(DELETE_MAILING, self._delete),
-                bound(TEST_MAILING, self._test),
+                bound(TEST_MAILING, self._test, within="test"),
                 bound(COUNT_AUDIENCE, self._audience),
                 bound(LIST_MAILING_MESSAGES, self._messages),
             )
@@ -283,8 +282,8 @@ class CampaignRequests:
         message_id = uuid5(command.id, context.message_id or new_id())
         user = {
             "id": str(message_id),
-            "phone": command.phone,
-            "operator_code": operator_code_of(command.phone),
+            "phone": command.test.phone,
+            "operator_code": operator_code_of(command.test.phone),
             "tag": None,
             "timezone": "UTC",
         }
@@ -295,7 +294,7 @@ class CampaignRequests:
         await self._publisher.publish(outgoing(message, context.traceparent, self._clock.now()))
         return TestSent(message_id=message_id)
 
-    async def _audience(self, context: RequestContext, command: CountAudience) -> Response:
+    async def _audience(self, context: RequestContext, command: AudienceFilter) -> Response:
         async with self._slots:
             count = await self._campaigns.audience(_owner(context), command.filter)
         return Audience(clients=count)
