@@ -145,7 +145,7 @@ def _bound(
     """
     names = [each.name for each in route.parameters if each.where == "query"]
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.StreamResponse:
         context = admit(request)
         if route.body is None:
             request[QUERY] = parse_query(request, names)

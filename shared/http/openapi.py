@@ -38,8 +38,8 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """The body of a request as text of any length; `examples` by media type."""
+class TextBody:
+    """A body as text of any length; `examples` by media type."""
 
     examples: Mapping[str, str]
 
@@ -52,7 +52,7 @@ class Response:
     """
 
     description: str
-    body: Body | None = None
+    body: Body | TextBody | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class Route(Generic[H]):
     responses: Mapping[int, Response]
     description: str = ""
     parameters: Sequence[Parameter] = ()
-    body: Body | Upload | None = None
+    body: Body | TextBody | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def document(routes: Iterable[Route[Any]], about: Description) -> dict[str, Any]
         response.body.model
         for route in routes
         for response in route.responses.values()
-        if response.body
+        if isinstance(response.body, Body)
     }
     # A model of both requests and responses gets its request schema: there, defaults are optional.
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
@@ -217,8 +217,8 @@ def _response(response: Response, schemas: Schemas) -> dict[str, Any]:
     return described
 
 
-def _content(body: Body | Upload, schemas: Schemas) -> dict[str, Any]:
-    if isinstance(body, Upload):
+def _content(body: Body | TextBody, schemas: Schemas) -> dict[str, Any]:
+    if isinstance(body, TextBody):
         return {
             media_type: {"schema": {"type": "string"}, "example": text}
             for media_type, text in body.examples.items()

@@ -55,6 +55,7 @@ PROMISED = {
     ("get", "/v1/postings/{id}/messages"),
     ("get", "/v1/mailings/stats"),
     ("get", "/v1/mailings/{id}/stats"),
+    ("get", "/v1/mailings/{id}/messages.csv"),
     ("post", "/v1/clients"),
     ("get", "/v1/clients"),
     ("get", "/v1/clients/{id}"),

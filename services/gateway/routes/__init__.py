@@ -9,6 +9,7 @@ from services.gateway.routes import (
     events,
     groups,
     mailings,
+    messages_csv,
     postings,
     statistics,
 )
@@ -66,4 +67,5 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *statistics.routes(),
         *clients.routes(),
         *mailings.routes(),
+        *messages_csv.routes(),
     )

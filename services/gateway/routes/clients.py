@@ -55,7 +55,7 @@ from shared.contracts.clients import (
     ClientChange,
     NewClient,
 )
-from shared.http.openapi import Body, Parameter, Response, Upload, link
+from shared.http.openapi import Body, Parameter, Response, TextBody, link
 
 TAG: Final = "clients"
 
@@ -210,7 +210,7 @@ def routes() -> tuple[Route, ...]:
             " CSV begins with a line that names its columns; JSON lines have an object each. The"
             " body may have any length. Lines that are not valid are reported, and all others are"
             " imported. A repeat of the same import changes nothing.",
-            body=Upload(
+            body=TextBody(
                 {
                     "text/csv": "phone,operator_code,tag,timezone\n"
                     "79161234567,916,regular,Europe/Moscow\n"

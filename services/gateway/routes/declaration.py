@@ -28,7 +28,7 @@ class Dependencies:
 
 
 # The context holds the verified client id and the trace.
-Handler = Callable[[web.Request, RequestContext, Dependencies], Awaitable[web.Response]]
+Handler = Callable[[web.Request, RequestContext, Dependencies], Awaitable[web.StreamResponse]]
 Route = OpenApiRoute[Handler]
 
 
