@@ -135,8 +135,10 @@ class Received:
         self.count = 0
 
 
-async def receiving(broker: BrokerConnection) -> Received:
-    """Consume the e-mails with as little work as possible."""
+async def receiving(
+    broker: BrokerConnection, queue: str = CHANNELS["email"].queues[BULK]
+) -> Received:
+    """Consume messages with as little work as possible."""
     received = Received()
     channel, intercepted = await broker.channel(confirms=False)
 
@@ -144,7 +146,7 @@ async def receiving(broker: BrokerConnection) -> Received:
         received.count += 1
 
     intercepted.on_delivery = receive
-    await channel.basic_consume(CHANNELS["email"].queues[BULK], ignore_delivery, no_ack=True)
+    await channel.basic_consume(queue, ignore_delivery, no_ack=True)
     return received
 
 
