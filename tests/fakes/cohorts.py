@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from services.mailings.campaigns.domain import cohort_id
 from tests.fakes.mailing import Mailings
 
-_CLIENTS = """
+FILL_CLIENTS = """
 INSERT INTO mailings.clients (id, client_id, phone, operator_code, tag, timezone)
 SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, $5, '7' || 9000000000 + n,
     $3, $4, $6
@@ -34,7 +34,7 @@ async def add_clients(  # noqa: PLR0913 - each is a column
     timezone: str = "Europe/Moscow",
 ) -> None:
     """Add clients with consecutive numbers. Their ids are ordered like their numbers."""
-    await mailings.database.execute(_CLIENTS, first, last, operator_code, tag, owner, timezone)
+    await mailings.database.execute(FILL_CLIENTS, first, last, operator_code, tag, owner, timezone)
 
 
 def client_id(number: int) -> str:

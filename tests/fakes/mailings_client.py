@@ -25,7 +25,7 @@ from tests.fakes.waiting import until
 class MailingsClient:
     """The client, on one connection.
 
-    ids: the ids of the messages to each user.
+    ids: the ids of the messages to each user, or client of a mailing.
     messages: the first 1,000 messages.
     """
 
@@ -68,7 +68,8 @@ class MailingsClient:
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
         body = json.loads(message.body)
-        self.ids.setdefault(body["user_id"], Counter())[body["id"]] += 1
+        recipient = body["recipient_id"] if "mailing_id" in body else body["user_id"]
+        self.ids.setdefault(recipient, Counter())[body["id"]] += 1
         if len(self.messages) < 1000:
             self.messages.append(message)
         await message.ack()
