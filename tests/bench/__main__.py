@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 import uvloop
 
+from tests.bench.clients import clients
 from tests.bench.clustered import clustered
 from tests.bench.costs import memory, tier
 from tests.bench.expansion import expansion
@@ -42,9 +43,10 @@ PARTS = {
     "o": urgent,
     "p": clustered,
     "q": mailing,
+    "r": clients,
 }
 # The part that takes half an hour is only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r"
 
 
 @click.command()
@@ -71,13 +73,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     o  urgent e-mails beside a bulk posting
     p  callbacks on a cluster of three brokers
     q  a mailing to 200,000 of a million clients
+    r  an import of clients
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to q.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to r.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

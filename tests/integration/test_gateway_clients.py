@@ -3,12 +3,15 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.gateway import Caller, Response
+from tests.fakes.service import Service, running
 from tests.fakes.system import System, fresh_database, system
+from tests.fakes.waiting import until
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 CSV = "text/csv"
@@ -287,3 +290,81 @@ async def test_m1_an_import_of_another_or_a_compressed_media_type_is_415(call: C
         {"Content_Type": CSV, "Content_Encoding": "gzip"},
     ):
         (await call("POST", "/v1/clients/import", raw="phone", **headers)).problem(415)
+
+
+async def numbered(first: int, count: int) -> AsyncIterator[bytes]:
+    """Yield lines of different clients, 100 at a time."""
+    for start in range(first, first + count, 100):
+        lines = (f"7{9_000_000_000 + number},UTC\n" for number in range(start, start + 100))
+        yield "".join(lines).encode()
+
+
+# A million lines are ten times as long and take ten times as much time. Keeping these 100,000 would
+# take 30 MB: far more than the limit, which is ten times the growth that one batch causes.
+async def test_m1_a_long_import_takes_constant_memory(services: System, shop: Caller) -> None:
+    async def import_many(first: int, count: int) -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"phone,timezone\n"
+            async for chunk in numbered(first, count):
+                yield chunk
+
+        done = await shop("POST", "/v1/clients/import", raw=body(), Content_Type=CSV)
+        assert (done.json["created"], done.json["failed"]) == (count, 0)
+
+    await import_many(0, 5_000)
+    before = {name: peak_memory(service) for name, service in services.items()}
+    await import_many(5_000, 100_000)
+    grown = {name: peak_memory(service) - before[name] for name, service in services.items()}
+    assert all(each <= 15 for each in grown.values()), grown
+
+
+def peak_memory(service: Service) -> float:
+    """Return the largest resident memory of a process so far, in MB."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+@pytest.fixture
+def own_services(
+    shared_amqp_url: str, database_url: str, tmp_path: Path
+) -> Iterator[tuple[System, str]]:
+    """Yield services that a test may kill, and the URL of their database."""
+    settings = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
+    with (
+        fresh_database(database_url) as url,
+        system(tmp_path, shared_amqp_url, url, "mailings", **settings) as started,
+    ):
+        asyncio.run(started.ready())
+        yield started, url
+
+
+async def test_m1_an_interrupted_import_says_so_and_a_repeat_completes_it(
+    own_services: tuple[System, str], shared_amqp_url: str, tmp_path: Path
+) -> None:
+    services, database_url = own_services
+
+    async def body(killed: Service | None) -> AsyncIterator[bytes]:
+        yield b"phone,timezone\n"
+        async for chunk in numbered(0, 3_000):
+            yield chunk
+        if killed is not None:
+            await until(lambda: killed.logged("clients imported"))
+            killed.process.kill()
+        async for chunk in numbered(3_000, 3_000):
+            yield chunk
+
+    async def import_all(call: Caller, killed: Service | None = None) -> Response:
+        return await call("POST", "/v1/clients/import", raw=body(killed), Content_Type=CSV)
+
+    async with services.calling() as call:
+        interrupted = await import_all(call, services["mailings"])
+        assert "lines were imported before" in interrupted.problem(504)["detail"]
+        arguments = ("-m", "services", "run", "mailings", "--metrics-port", "0")
+        settings = {"RINGBACK_DATABASE_URL": database_url}
+        with running(tmp_path, shared_amqp_url, settings, arguments) as restarted:
+            await restarted.ready()
+            repeated = await import_all(call)
+    assert repeated.status == 200, repeated.text
+    assert repeated.json["updated"] >= 1_000
+    assert repeated.json["created"] + repeated.json["updated"] == 6_000
+    assert repeated.json["failed"] == 0

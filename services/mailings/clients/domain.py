@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid5
 
 from shared.contracts.clients import PHONE_PATTERN, Client, ClientChange, NewClient
@@ -14,8 +14,7 @@ _NAMESPACE: Final = UUID("2f6f1a52-2f0e-4d0b-8a53-0d4f8a3d3f27")
 _PHONE_DIGITS: Final = 11
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
+class Fields(NamedTuple):
     """The fields of a client that its owner sets."""
 
     phone: str
@@ -66,8 +65,8 @@ def new_fields(client: NewClient) -> Fields:
 def changed(fields: Fields, change: ClientChange) -> Fields:
     """Return the fields after a change."""
     given: dict[str, Any] = change.fields
-    after = replace(fields, **given)
-    return replace(after, operator_code=after.operator_code or operator_code_of(after.phone))
+    after = fields._replace(**given)
+    return after._replace(operator_code=after.operator_code or operator_code_of(after.phone))
 
 
 def operator_code_of(phone: str) -> str:

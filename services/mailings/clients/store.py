@@ -6,7 +6,6 @@ is then unknown.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple
 from typing import Any, Final
 from uuid import UUID
 
@@ -35,7 +34,7 @@ class Directory:
         Raises:
             PhoneTakenError: another client has the phone.
         """
-        row = await self._database.fetchrow(SQL["create_client"], owner, id_, *astuple(fields))
+        row = await self._database.fetchrow(SQL["create_client"], owner, id_, *fields)
         if row is None:
             raise PhoneTakenError
         return _client(row)
@@ -64,7 +63,7 @@ class Directory:
             if fields == client.fields:
                 return client
             try:
-                row = await connection.fetchrow(SQL["change_client"], owner, id_, *astuple(fields))
+                row = await connection.fetchrow(SQL["change_client"], owner, id_, *fields)
             except UniqueViolationError:
                 raise PhoneTakenError from None
         return _client(row)
@@ -84,7 +83,7 @@ class Directory:
 
         Returns the number of new clients. An id is used only for a new one.
         """
-        columns = [list(column) for column in zip(*(astuple(f) for _, f in clients), strict=True)]
+        columns = [list(column) for column in zip(*(fields for _, fields in clients), strict=True)]
         row = await self._database.fetchrow(
             SQL["import_clients"], owner, [id_ for id_, _ in clients], *columns
         )
