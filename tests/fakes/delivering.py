@@ -17,7 +17,6 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from services.delivery import app
 from shared.amqp.connection import connect
 from shared.amqp.declare import declare
-from shared.amqp.rpc_client import RpcClient
 from shared.contracts.delivery_requests import STOP_MAILING
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
@@ -25,6 +24,7 @@ from shared.process.run import Process
 from shared.registry import BULK, CHANNELS, Priority
 from shared.settings import Settings, load
 from shared.topology import topology
+from tests.fakes.rpc import rpc_client
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -155,17 +155,13 @@ async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
 @asynccontextmanager
 async def requests_to_delivery(amqp_url: str) -> AsyncIterator[StopRequests]:
     """Yield a function that sends StopMailing with these fields, and returns the response."""
-    client = RpcClient(amqp_url, name="test", health=Health())
-    running = asyncio.create_task(client.run())
-    await client.ready()
+    async with rpc_client(amqp_url) as client:
 
-    async def request(**fields: Any) -> Any:
-        body = json.dumps(fields).encode()
-        return await client.request(STOP_MAILING.queue, STOP_MAILING.name, body, timeout=1)
+        async def request(**fields: Any) -> Any:
+            body = json.dumps(fields).encode()
+            return await client.request(STOP_MAILING.queue, STOP_MAILING.name, body, timeout=1)
 
-    yield request
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+        yield request
 
 
 async def delivery_database(database_url: str) -> str:
