@@ -150,14 +150,15 @@ class TemplateLoader:
 
     def _framed(self, template: Template) -> Template:
         """Return a template with the current frame; the same object if neither has changed."""
-        frame = self._frame()
+        frame = self.frame()
         known, framed = self._with_frame.get(template.name, (None, template))
         if known is not template or framed.frame is not frame:
             framed = replace(template, frame=frame)
             self._with_frame[template.name] = template, framed
         return framed
 
-    def _frame(self) -> Frame:
+    def frame(self) -> Frame:
+        """Return the frame of e-mails. A changed file is read again."""
         found = self._read(FRAME, self._parse_frame)
         return found if isinstance(found, Frame) else _SHIPPED_FRAME
 

@@ -22,3 +22,23 @@ ORDER BY hour, operator_code, reason_code, statistics.status;
 
 -- name: exists
 SELECT id FROM mailings.mailings WHERE client_id = $1 AND id = $2;
+
+-- The messages of all callers that were created between $1 and $2.
+-- name: day
+SELECT hour, reason_code, status, sum(count)::bigint AS count FROM mailings.statistics
+WHERE hour >= $1 AND hour < $2
+GROUP BY GROUPING SETS ((hour, status), (reason_code))
+HAVING sum(count) > 0
+ORDER BY hour, count DESC, reason_code;
+
+-- The mailings with the most of these messages, with the number of all.
+-- name: day_mailings
+WITH counts AS (
+    SELECT mailing_id, status, sum(count)::bigint AS count FROM mailings.statistics
+    WHERE hour >= $1 AND hour < $2
+    GROUP BY mailing_id, status HAVING sum(count) > 0
+)
+SELECT mailing.id, left(coalesce(text, template), 200) AS title, mailing.status,
+    json_object_agg(counts.status, count)::text AS counts, count(*) OVER () AS mailing_count
+FROM counts JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+GROUP BY mailing.id ORDER BY sum(count) DESC, mailing.id LIMIT $3;

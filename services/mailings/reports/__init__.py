@@ -1,0 +1,1 @@
+"""The daily report about mailings, which the scheduler triggers and delivery sends."""
