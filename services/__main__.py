@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
     "posting": "List postings, and show their progress and messages, through the gateway.",
     "clients": "Import and list the clients of mailings, through the gateway.",
+    "report": "Print the daily report about mailings.",
     "rules": "Check the rules for events, and try them on an event.",
     "template": "List, check and preview message templates.",
     "trace": "Print what the logs say about a mailing, a message or a recipient.",

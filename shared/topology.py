@@ -25,7 +25,9 @@ USER_EVENTS: Final = "user_events"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 DELIVERY_REQUESTS: Final = "delivery.requests"
-MAILINGS_STARTS: Final = "mailings.starts"  # the exchange and its work queue
+# This one and the next: the exchange and its work queue.
+MAILINGS_STARTS: Final = "mailings.starts"
+MAILINGS_REPORTS: Final = "mailings.reports"
 
 # x-delivery-limit: how often a message can return unacknowledged, because its worker died, before
 # it is dead-lettered. 20 is the default of RabbitMQ 4; 3.10 has no default.
@@ -120,13 +122,14 @@ class Topology:
 
 # Routing keys of the exchange `schedules`.
 SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
-# Routing keys of the exchanges `postings`, `user_events` and `mailings.starts`.
+# Routing keys of the exchanges `postings`, `user_events`, `mailings.starts` and `mailings.reports`.
 POSTING_KEY: Final = "posting"
 USER_EVENT_KEY: Final = "user_event"
 START_KEY: Final = "start"
+REPORT_KEY: Final = "report"
 
 # Exchanges to which only Ringback's own services have the scheduler publish.
-INTERNAL_EXCHANGES: Final = (MAILINGS_STARTS,)
+INTERNAL_EXCHANGES: Final = (MAILINGS_STARTS, MAILINGS_REPORTS)
 EXCHANGES: Final = tuple(
     Exchange(name)
     for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS, *INTERNAL_EXCHANGES)
@@ -145,6 +148,7 @@ WORK_QUEUES: Final = (
     ),
     WorkQueue(MAILINGS_OUTCOMES, ((OUTCOMES, "message.*.mailings"),)),
     WorkQueue(MAILINGS_STARTS, ((MAILINGS_STARTS, START_KEY),)),
+    WorkQueue(MAILINGS_REPORTS, ((MAILINGS_REPORTS, REPORT_KEY),)),
 )
 # The queues in which services get the facts about what they own. Ringback publishes to them
 # directly: on `outcomes`, an observer with a full queue would make the broker refuse the facts. The

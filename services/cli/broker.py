@@ -17,6 +17,7 @@ from shared.amqp.connection import (
     describe_error,
 )
 from shared.amqp.publisher import Publisher
+from shared.amqp.rpc_client import RpcClient
 from shared.errors import RingbackError
 from shared.process.configuration import configured
 from shared.process.health import Health
@@ -128,6 +129,29 @@ async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
         for task in (running, ready):
             task.cancel()
         await asyncio.gather(running, ready, return_exceptions=True)
+
+
+@asynccontextmanager
+async def requesting(settings: Settings) -> AsyncIterator[RpcClient]:
+    """Start a client of the services, and wait until it is ready.
+
+    Raises:
+        click.ClickException: the broker is unavailable, or blocks publishing.
+    """
+    health = Health()
+    client = RpcClient(settings.amqp_url, name=NAME, health=health)
+    running = asyncio.create_task(client.run())
+    try:
+        try:
+            async with asyncio.timeout(BROKER_TIMEOUT):
+                await client.ready()
+        except TimeoutError:
+            fault = health.fault or "no response"
+            raise unreachable(fault.removeprefix("broker: ")) from None
+        yield client
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 def unreachable(reason: str) -> click.ClickException:

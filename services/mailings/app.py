@@ -23,6 +23,11 @@ from services.mailings.expansion.sources import ANYWHERE, Sources
 from services.mailings.expansion.worker import ExpansionWorker
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
+from services.mailings.reports import sending
+from services.mailings.reports.requests import ReportRequests
+from services.mailings.reports.schedule import ReportSchedule
+from services.mailings.reports.sending import ReportNotification, ReportSender
+from services.mailings.reports.store import Reports
 from services.mailings.requests import Requests
 from services.mailings.retention import Retention
 from services.mailings.settings import MailingsSettings
@@ -42,6 +47,7 @@ from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.message_facts import MESSAGE_FACT_TYPES, MessageFacts
 from shared.contracts.postings import POSTING, Posting
+from shared.contracts.schedules import time_zone
 from shared.errors import RingbackError
 from shared.http.client import Client
 from shared.postgres.migrations import Schema
@@ -54,6 +60,7 @@ from shared.security.settings import SecuritySettings
 from shared.settings import load
 from shared.topology import (
     MAILINGS_OUTCOMES,
+    MAILINGS_REPORTS,
     MAILINGS_REQUESTS,
     MAILINGS_STARTS,
     POSTINGS,
@@ -96,6 +103,7 @@ async def start(process: Process) -> None:
             MAILINGS_OUTCOMES,
             MAILINGS_REQUESTS,
             MAILINGS_STARTS,
+            MAILINGS_REPORTS,
             *(queue for channel in CHANNELS.values() for queue in channel.queues.values()),
         )
     )
@@ -130,6 +138,15 @@ async def start(process: Process) -> None:
     started = partial(expansion.wake, ["bulk"])
     worker = CampaignWorker(campaigns, store, Partners(rpc_client), started=started)
     texts = Texts(templates, settings.product)
+    reports = ReportSender(
+        Reports(database),
+        templates,
+        publisher,
+        clock,
+        to=settings.report_to,
+        zone=time_zone(settings.report_timezone),
+        product=settings.product,
+    )
 
     def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
         return Consumer(
@@ -173,12 +190,25 @@ async def start(process: Process) -> None:
             report=starts.report,
         )
     )
+    report_notifications = consumer(
+        ConsumerSpec(
+            queue=MAILINGS_REPORTS,
+            parse=partial(
+                parse_message,
+                models={NOTIFICATION: ReportNotification},
+                max_bytes=settings.max_message_bytes,
+            ),
+            handle=reports.handle,
+            report=sending.report,
+        )
+    )
     server = RpcServer(
         MAILINGS_REQUESTS,
         {
             **Requests(intake, store, templates, unsubscribe, clock).handlers(),
             **ClientRequests(directory).handlers(),
             **StatisticsRequests(StatisticsStore(database)).handlers(),
+            **ReportRequests(reports).handlers(),
             **CampaignRequests(
                 campaigns, worker, texts, publisher, clock, started=started
             ).handlers(),
@@ -193,11 +223,15 @@ async def start(process: Process) -> None:
     for part in (
         *(database, store, publisher, depth, intake, settler, expansion),
         *(postings, outcomes, server, retention),
-        *(rpc_client, worker, start_notifications),
+        *(rpc_client, worker, start_notifications, report_notifications),
     ):
         process.run(part.run())
+    if settings.report_to:
+        at, zone = settings.report_at, settings.report_timezone
+        process.run(ReportSchedule(rpc_client, at=at, timezone=zone).run())
     for drain in (
-        *(postings.drain, start_notifications.drain, server.drain),
+        *(postings.drain, start_notifications.drain, report_notifications.drain),
+        server.drain,
         *(expansion.drain, outcomes.drain),
     ):
         process.on_drain(drain)

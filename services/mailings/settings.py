@@ -9,6 +9,9 @@ from pydantic_settings import NoDecode
 from yarl import URL
 
 from services.mailings.rendering.loader import LANGUAGE, TemplateLoader
+from shared.contracts.mailings import LocalTime
+from shared.contracts.messages import EmailAddress
+from shared.contracts.schedules import time_zone
 from shared.settings import EMPTY_IS_NONE, TableSettings
 
 # A token, or a scheme and a token: visible ASCII, so that it is one header.
@@ -48,6 +51,17 @@ def _source_tokens(value: dict[str, SecretStr], others: ValidationInfo) -> dict[
         if host not in sources and sources.get(host.rpartition(":")[0]) != "":
             raise ValueError(f"{host!r} is not in RINGBACK_SOURCES")
     return tokens
+
+
+def _split_addresses(value: Any) -> Any:
+    """Parse addresses that are separated by commas, as in the environment."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _check_time_zone(value: str) -> str:
+    return time_zone(value).key
 
 
 def _is_http_url(text: str) -> bool:
@@ -104,6 +118,22 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         description="Postal address of the sender, at the end of each e-mail. It may have several"
         " lines.",
         examples=["Shop Ltd.\n1 Long Lane\nLondon"],
+    )
+    report_to: Annotated[list[EmailAddress], NoDecode, BeforeValidator(_split_addresses)] = Field(
+        default_factory=list,
+        validation_alias="RINGBACK_REPORT_TO",
+        description="Recipients of the daily report about mailings, separated by commas.",
+        examples=["ann@example.com, bob@example.com"],
+    )
+    report_at: LocalTime = Field(
+        default="08:00",
+        validation_alias="RINGBACK_REPORT_AT",
+        description="Local time of the daily report, which is about the day before.",
+    )
+    report_timezone: Annotated[str, AfterValidator(_check_time_zone)] = Field(
+        default="UTC",
+        validation_alias="RINGBACK_REPORT_TIMEZONE",
+        description="IANA time zone of the daily report.",
     )
     unsubscribe_url: Annotated[
         Annotated[str, AfterValidator(_unsubscribe_url)] | None, EMPTY_IS_NONE

@@ -1,5 +1,6 @@
 """The operations on the statistics of mailings, with the models of their requests and responses."""
 
+from datetime import date
 from typing import Final
 from uuid import UUID
 
@@ -26,6 +27,17 @@ class GetMailingStatistics(BaseModel):
     model_config = ENVELOPE
 
     id: UUID
+
+
+class GetReport(BaseModel):
+    """Operation: return the report about the mailings of all callers on a day.
+
+    The gateway offers no route for it.
+    """
+
+    model_config = ENVELOPE
+
+    day: date | None = Field(default=None, description="Default: yesterday.")
 
 
 class _Counts(BaseModel):
@@ -66,11 +78,22 @@ class MailingStatistics(_Counts):
     )
 
 
+class Report(BaseModel):
+    """The report about the mailings of a day."""
+
+    model_config = _RESPONSE
+
+    subject: str
+    text: str
+
+
 GET_STATISTICS: Final = RpcOperation(
     MAILINGS_REQUESTS, "GetStatistics", GetStatistics, (Statistics,)
 )
 GET_MAILING_STATISTICS: Final = RpcOperation(
     MAILINGS_REQUESTS, "GetMailingStatistics", GetMailingStatistics, (MailingStatistics,)
 )
+GET_REPORT: Final = RpcOperation(MAILINGS_REQUESTS, "GetReport", GetReport, (Report,))
 
 STATISTICS_OPERATIONS: Final = (GET_STATISTICS, GET_MAILING_STATISTICS)
+REPORT_OPERATIONS: Final = (GET_REPORT,)

@@ -10,12 +10,13 @@ from services.delivery import requests as delivery
 from services.mailings import requests as mailings
 from services.mailings.campaigns.requests import CampaignRequests
 from services.mailings.clients.requests import ClientRequests
+from services.mailings.reports.requests import ReportRequests
 from services.mailings.statistics.requests import StatisticsRequests
 from services.scheduler import requests as scheduler
 from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
-from shared.contracts.mailing_statistics import STATISTICS_OPERATIONS
+from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.posting_requests import MAILINGS_OPERATIONS
 from shared.contracts.requests import RpcOperation
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
@@ -29,13 +30,14 @@ from shared.topology import REQUEST_QUEUES
         (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock(), Mock(), Mock())),
         (CLIENT_OPERATIONS, ClientRequests(Mock())),
         (STATISTICS_OPERATIONS, StatisticsRequests(Mock())),
+        (REPORT_OPERATIONS, ReportRequests(Mock())),
         (
             CAMPAIGN_OPERATIONS,
             CampaignRequests(Mock(), Mock(), Mock(), Mock(), Mock(), started=Mock()),
         ),
         (DELIVERY_OPERATIONS, delivery.Requests(Mock())),
     ],
-    ids=["scheduler", "mailings", "clients", "statistics", "campaigns", "delivery"],
+    ids=["scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"],
 )
 def test_every_operation_has_a_handler(
     operations: Iterable[RpcOperation[Any]], handled: Any
@@ -49,6 +51,7 @@ def test_every_request_queue_has_operations() -> None:
         *MAILINGS_OPERATIONS,
         *CLIENT_OPERATIONS,
         *STATISTICS_OPERATIONS,
+        *REPORT_OPERATIONS,
         *CAMPAIGN_OPERATIONS,
         *DELIVERY_OPERATIONS,
     )

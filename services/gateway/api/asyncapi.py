@@ -10,7 +10,7 @@ from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.facts import FACTS, Fact
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
-from shared.contracts.mailing_statistics import STATISTICS_OPERATIONS
+from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.message_facts import MessageFact
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
 from shared.contracts.posting_requests import MAILINGS_OPERATIONS
@@ -30,6 +30,7 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *MAILINGS_OPERATIONS,
     *CLIENT_OPERATIONS,
     *STATISTICS_OPERATIONS,
+    *REPORT_OPERATIONS,
     *CAMPAIGN_OPERATIONS,
     *DELIVERY_OPERATIONS,
 )
