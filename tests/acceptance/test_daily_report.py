@@ -97,7 +97,7 @@ async def test_m12_the_report_is_sent_through_scheduler_and_delivery(
             with running(tmp_path, amqp_url, changed, RUN_MAILINGS):
 
                 async def rescheduled() -> bool:
-                    return (await schedule()).get("context", {}).get("at") == "09:30"
+                    return bool((await schedule()).get("context", {}).get("at") == "09:30")
 
                 await until(rescheduled)
                 second = await schedule()
