@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 POLL_INTERVAL: Final = 1.0
 # Seconds after which a mailing starts without the scheduler's notification.
 OVERDUE: Final = 5.0
-# Mailings in one round, and messages settled in one transaction.
+# Mailings in one round, and those at a time: each may wait for a service that does not respond.
 MAX_MAILINGS: Final = 100
+MAX_CONCURRENT: Final = 10
+# Messages settled in one transaction.
 BATCH_SIZE: Final = 1000
 _FIRST: Final = UUID(int=0), UUID(int=0)
 
@@ -72,13 +74,19 @@ class CampaignWorker:
     async def run_once(self, limit: int) -> int:
         """Attend to up to `limit` pending mailings, and return their number."""
         pending = await self._campaigns.pending(OVERDUE, limit)
-        for id_ in pending:
+        slots = asyncio.Semaphore(MAX_CONCURRENT)
+        async with asyncio.TaskGroup() as group:
+            for id_ in pending:
+                group.create_task(self._attend(id_, slots))
+        return len(pending)
+
+    async def _attend(self, id_: UUID, slots: asyncio.Semaphore) -> None:
+        async with slots:
             try:
                 await self.attend(id_)
             except InfrastructureError as error:
                 context = {"mailing_id": str(id_)}
                 logger.warning("mailing not attended to: %s", error, extra=context)
-        return len(pending)
 
     async def start(self, id_: UUID) -> None:
         """Start a scheduled mailing if it is due.
