@@ -163,8 +163,8 @@ def routes() -> tuple[Route, ...]:
             handler=change_client,
             tag=TAG,
             summary="Change a client",
-            description="A new phone without an operator code brings its own. Messages that exist"
-            " already keep the phone and the operator code.",
+            description="A new phone without an operator code brings its own. Messages in queues"
+            " keep the phone.",
             parameters=(_ID, IF_MATCH),
             body=Body(
                 ClientChange,
@@ -189,8 +189,8 @@ def routes() -> tuple[Route, ...]:
             handler=delete_client,
             tag=TAG,
             summary="Delete a client",
-            description="No mailing creates further messages for the client. Messages that exist"
-            " already are still sent, and keep the client's id and operator code.",
+            description="The client gets no message that is not published yet. A message in a queue"
+            " is still sent. Messages keep the client's id and operator code.",
             parameters=(_ID, IF_MATCH),
             responses={
                 204: Response("Deleted."),
