@@ -21,7 +21,7 @@ from shared.process.logs import printable
 FIELDS: Final = {
     "mailing": ("mailing_id",),
     "message": ("message_id",),
-    "recipient": ("recipient_id", "user_id"),
+    "recipient": ("recipient_id", "recipient_ids", "user_id"),
 }
 # Found lines that are sorted in memory; more are sorted in files. A line has some 400 bytes.
 RUN_SIZE: Final = 50_000
@@ -84,10 +84,14 @@ def _find(lines: Iterable[bytes], id_: str, names: Iterable[str]) -> Iterator[by
             fields = from_json(text)
         except ValueError:
             continue
-        if isinstance(fields, dict) and any(fields.get(name) == id_ for name in names):
+        if isinstance(fields, dict) and any(_names(fields.get(name), id_) for name in names):
             timestamp = fields.get("timestamp")
             if isinstance(timestamp, str) and _TIMESTAMP.fullmatch(timestamp):
                 yield b"%b %b\n" % (timestamp.encode(), text)
+
+
+def _names(value: Any, id_: str) -> bool:
+    return value == id_ or (isinstance(value, list) and id_ in value)
 
 
 def sort_by_time(lines: Iterator[bytes], run_size: int) -> Iterator[bytes]:

@@ -138,7 +138,7 @@ class MessageSender(Generic[M]):
             try:
                 return await self._attempt(message, command, claim, probe=probe)
             except BusyError as error:  # the message waits for another place
-                context = log_context(self._channel, message, command)
+                context = message_context(self._channel, message, command)
                 logger.info(
                     "message refused by a busy provider", extra=context | {"error": str(error)}
                 )
@@ -193,7 +193,7 @@ class MessageSender(Generic[M]):
         return Sent(duration)
 
 
-def log_context(
+def message_context(
     channel: str, message: Message, command: RenderedMessage | None
 ) -> dict[str, object]:
     """Return the fields of each log line about a message."""
@@ -230,7 +230,7 @@ class Reporter:
         posting_id = command.posting_id if command else None
         mailing_id = command.mailing_id if command else None
         recipient_id = command.recipient_id if command else None
-        context = log_context(self._channel, message, command)
+        context = message_context(self._channel, message, command)
         fact: dict[str, Any] = {
             "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),

@@ -129,5 +129,6 @@ class DonePosting(NamedTuple):
     """A posting whose last message is settled, and its messages by status."""
 
     id: UUID
+    mailing_id: UUID | None
     from_event: str | None
     messages: dict[str, int]

@@ -57,8 +57,15 @@ class Settler:
                 metrics.MESSAGES[channel, status].inc()
             for posting in done:
                 metrics.POSTINGS.labels("done").inc()
-                context = {"posting_id": str(posting.id), "from_event": posting.from_event}
-                logger.info("posting done", extra=context | {"messages": posting.messages})
+                logger.info(
+                    "posting done",
+                    extra={
+                        "posting_id": str(posting.id),
+                        "mailing_id": posting.mailing_id,
+                        "from_event": posting.from_event,
+                        "messages": posting.messages,
+                    },
+                )
         returned = {
             ids for fact in facts if isinstance(fact, MessageReturned) and (ids := _ids(fact))
         }

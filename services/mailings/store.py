@@ -348,7 +348,7 @@ class Store:
         return (
             [(row["channel"], change.status) for row, change in pairs],
             [
-                DonePosting(row["id"], row["from_event"], _messages(row))
+                DonePosting(row["id"], row["mailing_id"], row["from_event"], _messages(row))
                 for row in recounted
                 if row["last_settled"] and row["ended"] == "expanded"
             ],

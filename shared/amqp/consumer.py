@@ -266,7 +266,14 @@ class Consumer(Generic[M, R]):
                 await asyncio.sleep(INFRASTRUCTURE_RETRY_DELAY)
             except Exception as error:  # a bug: retried, so that no message is lost
                 self._bugs.inc()
-                logger.exception("bug in a handler", extra={"message_id": message.id})
+                logger.exception(
+                    "bug in a handler",
+                    extra={
+                        "message_id": message.id,
+                        "mailing_id": getattr(model, "mailing_id", None),
+                        "recipient_id": getattr(model, "recipient_id", None),
+                    },
+                )
                 bug = TransientError(f"internal error: {type(error).__name__}")
                 return self._retry(message, model, bug)
 

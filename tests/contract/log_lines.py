@@ -3,7 +3,8 @@
 import ast
 import contextlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def log_lines(root: Path) -> list[LogLine]:
     """
     files = sorted(file for name in ("services", "shared") for file in (root / name).rglob("*.py"))
     modules = {file: ast.parse(file.read_text()) for file in files}
-    functions = _functions(modules)
+    everywhere = _functions(modules.values())
     lines = set()
     for file, module in modules.items():
         relative = file.relative_to(root)
         place = relative.parts[1] if relative.parts[0] == "services" else "all services"
+        functions = everywhere | _functions([module])  # its own come first
         for call, scope in _log_calls(module.body, []):
             try:
                 fields = _fields(_keyword(call, "extra"), scope, functions)
@@ -44,16 +46,18 @@ def log_lines(root: Path) -> list[LogLine]:
     return sorted(lines)
 
 
-def _functions(modules: dict[Path, ast.Module]) -> dict[str, ast.FunctionDef]:
-    """Return every function that returns a dict, by name."""
-    return {
-        node.name: node
-        for module in modules.values()
+def _functions(modules: Iterable[ast.Module]) -> dict[str, ast.FunctionDef]:
+    """Return every function that returns a dict, by name, unless several have the name."""
+    found = [
+        node
+        for module in modules
         for node in ast.walk(module)
         if isinstance(node, ast.FunctionDef)
         and node.returns
         and ast.unparse(node.returns).startswith("dict[str,")
-    }
+    ]
+    names = Counter(node.name for node in found)
+    return {node.name: node for node in found if names[node.name] == 1}
 
 
 def _log_calls(body: Scope, before: Scope) -> Iterator[tuple[ast.Call, Scope]]:

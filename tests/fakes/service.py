@@ -34,7 +34,7 @@ class Service:
         arguments: Sequence[str] = RUN_CALLBACK,
     ) -> None:
         """Start it in `directory` with only these settings."""
-        self._log = directory / f"service-{uuid4().hex[:8]}.log"
+        self.log = directory / f"service-{uuid4().hex[:8]}.log"
         self._lines: list[dict[str, Any]] = []
         self._read_up_to = 0
         environment = {
@@ -43,7 +43,7 @@ class Service:
             **LOOPBACK,
             **(settings or {}),
         }
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env=environment,
@@ -56,7 +56,7 @@ class Service:
     @property
     def lines(self) -> list[dict[str, Any]]:
         """Return its log lines so far. Every line must be one JSON object."""
-        with self._log.open("rb") as log:
+        with self.log.open("rb") as log:
             log.seek(self._read_up_to)
             for line in log:
                 if not line.endswith(b"\n"):
@@ -68,7 +68,7 @@ class Service:
     @property
     def output(self) -> str:
         """Return its whole output."""
-        return self._log.read_text()
+        return self.log.read_text()
 
     def logged(self, message: str, **context: Any) -> list[dict[str, Any]]:
         """Return the log lines with this text and these fields."""

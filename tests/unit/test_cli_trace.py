@@ -69,6 +69,12 @@ def test_m14_a_user_of_a_posting_is_a_recipient() -> None:
     assert "message sent" in run("recipient", "u-1", stdin=sent).stdout
 
 
+def test_m14_a_line_can_concern_several_recipients() -> None:
+    imported = line(1, "mailings", "clients changed by an import", recipient_ids=["r-1", "r-2"])
+    assert "import" in run("recipient", "r-2", stdin=imported).stdout
+    assert run("recipient", "r-3", stdin=imported).exit_code == 1
+
+
 def test_m14_lines_that_are_not_json_or_not_ours_are_skipped() -> None:
     wrong = [
         b'\xff\x00 "m-1" {',

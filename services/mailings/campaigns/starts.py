@@ -39,12 +39,16 @@ class Handler:
 
 
 def report(
-    message: Message, _: StartNotification | None, outcome: Outcome[None]
+    message: Message, notification: StartNotification | None, outcome: Outcome[None]
 ) -> BaseModel | None:
     """Log a dead letter."""
     if isinstance(outcome, Dead):
         logger.error(
             "start notification dead-lettered",
-            extra={"message_id": message.id, "reason": outcome.reason},
+            extra={
+                "message_id": message.id,
+                "mailing_id": notification.group_key if notification else None,
+                "reason": outcome.reason,
+            },
         )
     return None

@@ -151,5 +151,9 @@ class CampaignWorker:
 
 def log(event: str, mailing: StoredMailing) -> None:
     """Log an event in the life of a mailing, such as `started`."""
-    context = {"mailing_id": str(mailing.id), "client_id": mailing.client_id or None}
+    context = {
+        "mailing_id": str(mailing.id),
+        "client_id": mailing.client_id or None,
+        "status": mailing.status,
+    }
     logger.info("mailing %s", event, extra=context)

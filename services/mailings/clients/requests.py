@@ -43,6 +43,8 @@ MAX_CONCURRENT: Final = 2
 MAX_CONCURRENT_IMPORTS: Final = 1
 # Characters of the reason why a line is rejected, which names unknown fields.
 MAX_REASON: Final = 300
+# Ids in one log line: it has less than 4 KiB, so that workers can write to one pipe.
+MAX_LOGGED: Final = 50
 NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="the client does not exist")
 PHONE_TAKEN: Final = Failure(code=FailureCode.CONFLICT, detail="another client has this phone")
 CHANGED: Final = Failure(
@@ -174,10 +176,12 @@ class ClientRequests:
                 errors.append(RejectedLine(line=line.line, reason=reason))
             else:
                 valid[fields.phone] = UUID(int=id_ + number), fields
-        created = 0
+        created, written = 0, list[UUID]()
         if valid:
             async with self._imports:
-                created = await self._directory.import_all(_owner(context), list(valid.values()))
+                created, written = await self._directory.import_all(
+                    _owner(context), list(valid.values())
+                )
         updated = len(command.lines) - len(errors) - created
         logger.info(
             "clients imported",
@@ -187,6 +191,12 @@ class ClientRequests:
                 "failed": len(errors),
             },
         )
+        for start in range(0, len(written), MAX_LOGGED):
+            ids = [str(id_) for id_ in written[start : start + MAX_LOGGED]]
+            logger.info(
+                "clients changed by an import",
+                extra={"client_id": context.client_id, "recipient_ids": ids},
+            )
         return ClientsImported(created=created, updated=updated, failed=len(errors), errors=errors)
 
 

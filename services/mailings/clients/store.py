@@ -78,16 +78,19 @@ class Directory:
             await connection.execute(SQL["delete_client"], owner, id_)
         return True
 
-    async def import_all(self, owner: str, clients: Sequence[tuple[UUID, Fields]]) -> int:
+    async def import_all(
+        self, owner: str, clients: Sequence[tuple[UUID, Fields]]
+    ) -> tuple[int, list[UUID]]:
         """Create clients with different phones, or replace those with the same phone.
 
-        Returns the number of new clients. An id is used only for a new one.
+        Returns the number of new clients, and the ids of all that were created or changed now. An
+        id is used only for a new one.
         """
         columns = [list(column) for column in zip(*(fields for _, fields in clients), strict=True)]
         row = await self._database.fetchrow(
             SQL["import_clients"], owner, [id_ for id_, _ in clients], *columns
         )
-        return int(row["count"])
+        return row["created"], row["written"]
 
     async def page(  # noqa: PLR0913 - each is a filter
         self,

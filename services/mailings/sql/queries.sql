@@ -219,7 +219,7 @@ SET created = posting.created + input.created, sent = posting.sent + input.sent,
 FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[])
     AS input(id, created, sent, failed, expired, cancelled)
 WHERE posting.id = input.id
-RETURNING posting.id, from_event, ended, receivers, posting.created, posting.sent, posting.failed,
+RETURNING posting.id, mailing_id, from_event, ended, receivers, posting.created, posting.sent, posting.failed,
     posting.expired, skipped, posting.cancelled, input.created <> 0 AND posting.created = 0 AS last_settled;
 
 -- name: take_back
@@ -313,7 +313,7 @@ WITH input AS (
         IS DISTINCT FROM (excluded.operator_code, excluded.tag, excluded.timezone)
     RETURNING id
 )
-SELECT count(*) FROM (
+SELECT count(*) AS created, array(SELECT id FROM written) AS written FROM (
     SELECT id FROM input JOIN written USING (id)
     UNION
     SELECT id FROM input JOIN mailings.clients USING (id) WHERE client_id = $1
