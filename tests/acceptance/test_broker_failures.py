@@ -76,7 +76,7 @@ async def inject_fault(
 ) -> None:
     """Publish messages, and inject the fault when a third of them is delivered."""
     await setup.send(publisher, count)
-    await until(lambda: len(setup.ledger.delivered) >= count / 3, 60)
+    await until(lambda: len(setup.ledger.delivered) >= count / 3)
     await asyncio.to_thread(fault)
 
 
@@ -344,7 +344,7 @@ async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_rede
             publisher = await stack.enter_async_context(broker_client(own_broker.url))
             target = await stack.enter_async_context(serve(hangs_first))
             callback = await publisher.send(send_callback(target.url, timeout=60))
-            await until(lambda: len(target.requests) == 2, 40)
+            await until(lambda: len(target.requests) == 2)
             await publisher.fact(callback, "callback.delivered")
             release.set()  # the first attempt ends now, and its ack is stale
             second = await publisher.send(send_callback(target.url))

@@ -32,7 +32,6 @@ def empty_database(database_url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.timeout(300)
 async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for_10_seconds_at_most(
     cluster: Cluster, empty_database: str, tmp_path: Path
 ) -> None:
@@ -43,11 +42,11 @@ async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for
         steady_load(cluster.url, services.gateways, sandbox, "callback", "schedule") as load,
     ):
         ledger = load.ledger
-        await until(lambda: len(ledger.arrivals) >= 30, 60)
+        await until(lambda: len(ledger.arrivals) >= 30)
         leader = await asyncio.to_thread(cluster.leader, "callbacks")
         await asyncio.to_thread(leader.kill)
         before = len(ledger.sent)
-        await until(lambda: len(ledger.sent) >= before + 150, 60)
+        await until(lambda: len(ledger.sent) >= before + 150)
         await load.stop()
         await load.arrived(60)
         result = ledger.result(0)
@@ -64,7 +63,6 @@ MANY = 1000
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 async def test_n11_and_finding_b2_an_observers_queue_without_a_majority_affects_nobody_else(
     cluster: Cluster, empty_database: str, tmp_path: Path
 ) -> None:
@@ -75,7 +73,7 @@ async def test_n11_and_finding_b2_an_observers_queue_without_a_majority_affects_
         steady_load(cluster.url, services.gateways, sandbox, "callback", "schedule") as load,
     ):
         ledger = load.ledger
-        await until(lambda: len(ledger.arrivals) >= 30, 60)
+        await until(lambda: len(ledger.arrivals) >= 30)
         leader = await asyncio.to_thread(cluster.leader, "callbacks")
         other = next(node for node in cluster.nodes if node is not leader)
         started = time.time()
@@ -88,7 +86,7 @@ async def test_n11_and_finding_b2_an_observers_queue_without_a_majority_affects_
             await load.arrived(60)
             result = ledger.result(started)
             sent = {message for message, each in ledger.sent.items() if each.due >= started}
-            await until(lambda: sent <= reported(observer.facts), 60)
+            await until(lambda: sent <= reported(observer.facts))
         await services.ready()
     print(f"an observer without a majority: {result}")  # noqa: T201 - for docs/guarantees.md
     assert not result.lost
@@ -168,7 +166,6 @@ def memory_alarm_of_a_node(_: Cluster, node: Broker) -> Iterator[None]:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_n11_rows_4_and_5_no_message_is_lost_in_a_cluster(
     cluster: Cluster,
@@ -210,5 +207,5 @@ async def under_load(
         replicas(directory, cluster.url, database_url, sandbox, *SERVICES) as services,
         steady_load(cluster.url, services.gateways, sandbox, *KINDS) as load,
     ):
-        await until(lambda: {sent.kind for sent in load.ledger.sent.values()} == set(KINDS), 60)
+        await until(lambda: {sent.kind for sent in load.ledger.sent.values()} == set(KINDS))
         yield services, load

@@ -57,7 +57,7 @@ async def test_e6_and_finding_c2_a_killed_process_loses_no_message_and_repeats_t
             first.kill()
             assert len(await arrived(sandbox)) < len(expected), "killed too late"
         with delivery_process(tmp_path, amqp_url, environment) as second:
-            await until(lambda: client.sent().keys() == {each["id"] for each in messages}, 40)
+            await until(lambda: client.sent().keys() == {each["id"] for each in messages})
             assert CANARY not in second.output
         mails = await arrived(sandbox)
         texts = Counter(each["id"] for each in await sandbox.received("/api/sms", 100))

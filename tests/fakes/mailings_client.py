@@ -74,14 +74,14 @@ class MailingsClient:
             self.messages.append(message)
         await message.ack()
 
-    async def wait_for_users(self, users: int, within: float = 60.0) -> None:
+    async def wait_for_users(self, users: int, within: float = 180.0) -> None:
         """Wait until messages to this number of users have arrived."""
         await until(lambda: len(self.ids) >= users, within)
 
     async def request(self, operation: str, **body: Any) -> Any:
         """Send a request to mailings, and return the response as JSON."""
         response = await self._client.request(
-            "mailings.requests", operation, json.dumps(body).encode(), timeout=10
+            "mailings.requests", operation, json.dumps(body).encode(), timeout=60
         )
         return response if isinstance(response, dict) else response.model_dump(mode="json")
 

@@ -7,7 +7,7 @@ from inspect import isawaitable
 from typing import Any
 
 
-async def until(condition: Callable[[], Any], within: float = 60.0) -> Any:
+async def until(condition: Callable[[], Any], within: float = 180.0) -> Any:
     """Poll the condition until its result is true, and return that result.
 
     Raises:

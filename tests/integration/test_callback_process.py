@@ -78,7 +78,7 @@ async def test_finding_b20_a_stalled_reader_of_the_log_does_not_stop_deliveries(
         with running(tmp_path, amqp_url, arguments=arguments) as service:
             # The pipe takes 64 kB, and each callback logs about 300 bytes.
             await publisher.send_all(send_callback(receiver.url) for _ in range(600))
-            await until(lambda: len(receiver.requests) == 600, 40)
+            await until(lambda: len(receiver.requests) == 600)
             service.signal(signal.SIGTERM)
             assert await service.exit_code() == 0
 

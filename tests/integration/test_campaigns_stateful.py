@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -151,7 +150,6 @@ STEPS = st.sampled_from(
 )
 
 
-@pytest.mark.timeout(170)
 @settings(
     max_examples=40,
     deadline=None,

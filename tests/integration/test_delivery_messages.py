@@ -281,7 +281,7 @@ async def test_finding_c2_two_processes_send_each_copy_of_a_message_once(
             delivery_in_process(monkeypatch, amqp_url, environment),
         ):
             await client.send(*messages, *messages, *messages)
-            await until(lambda: client.sent().total() == 3 * len(messages), 40)
+            await until(lambda: client.sent().total() == 3 * len(messages))
         mails = await sandbox.get("/api/mails/settings")
     assert mails["accepted"] == len(messages)
     assert len({fact["fact_id"] for fact in client.facts}) == len(messages)
@@ -297,7 +297,7 @@ async def test_finding_d10_the_connections_adapt_to_the_limit_of_the_server(
             environment = settings(sandbox, url, RINGBACK_SMTP_URL=server.url())
             async with delivery_in_process(monkeypatch, amqp_url, environment):
                 await client.send(*messages)
-                await until(lambda: len(client.sent()) == len(messages), 40)
+                await until(lambda: len(client.sent()) == len(messages))
     assert {fact["type"] for fact in client.facts} == {"message.sent"}
     assert len(server.mails) == len(messages)
     assert server.refused < 20

@@ -89,7 +89,14 @@ def base(
 ) -> Iterator[str]:
     with (
         fresh_database(database_url) as url,
-        system(tmp_path_factory.mktemp("system"), shared_amqp_url, url, *SERVICES) as services,
+        system(
+            tmp_path_factory.mktemp("system"),
+            shared_amqp_url,
+            url,
+            *SERVICES,
+            # A 504 of a busy machine would contradict an earlier response to the same request.
+            RINGBACK_GATEWAY_REQUEST_TIMEOUT="60",
+        ) as services,
     ):
         asyncio.run(services.ready())
         yield asyncio.run(base_url(services["gateway"]))

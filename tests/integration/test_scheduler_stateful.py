@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -175,7 +174,6 @@ STEPS = st.tuples(
 )
 
 
-@pytest.mark.timeout(170)
 @settings(
     max_examples=60,
     deadline=None,

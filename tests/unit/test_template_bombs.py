@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from services.ingestion.expressions import ExpressionFailedError, compile_condition
+from services.mailings.rendering import bound_template
 from services.mailings.rendering.bound_template import RenderingError
 from services.mailings.rendering.loader import InvalidTemplateError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
@@ -185,7 +186,10 @@ def test_finding_c10_a_list_of_usual_size_can_be_copied_and_sorted() -> None:
     assert message.text == "MOVIE 9 MOVIE 19 \n".replace(" \n", "\n")
 
 
-def test_finding_c10_the_shapes_of_a_template_take_little_memory() -> None:
+def test_finding_c10_the_shapes_of_a_template_take_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bound_template, "_TIME_LIMIT", TimeLimit(60))
     body = "{% for i in range(500 + user.n) %}[{{ x }}]({{ x }}) {% endfor %}"
     bound = bind(body, x="https://a.example")
 
