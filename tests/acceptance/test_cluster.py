@@ -60,6 +60,7 @@ async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for
 # Messages that are sent while an observer's queue has no majority. That takes more than a minute,
 # after which a channel is opened again.
 MANY = 1000
+DROPPED = "ringback_fact_messages_dropped_total"
 
 
 @pytest.mark.chaos
@@ -88,7 +89,11 @@ async def test_n11_and_finding_b2_an_observers_queue_without_a_majority_affects_
             sent = {message for message, each in ledger.sent.items() if each.due >= started}
             await until(lambda: sent <= reported(observer.facts))
         await services.ready()
+        missed = [await each.metric(DROPPED) for each in services]
+        replaced = [len(each.logged("facts is not ready")) for each in services]
     print(f"an observer without a majority: {result}")  # noqa: T201 - for docs/guarantees.md
+    assert sum(missed) > 0, "the queue has a majority"
+    assert max(replaced) <= 5, "a channel is replaced too often"
     assert not result.lost
     assert result.early == 0
     assert result.interruption <= 10
