@@ -66,6 +66,7 @@ class Claim:
     """A claimed posting.
 
     at: the time of the claim, by the clock of the database.
+    age: seconds since the posting was accepted.
     lease: the number of the claim.
     unfinished: whether the last slice may have published a part of a page.
     fetched_data: the data that the template fetches; None if it is not fetched yet.
@@ -77,6 +78,7 @@ class Claim:
 
     id: UUID
     at: datetime
+    age: float
     lease: int
     unfinished: bool
     content: Posting | Cohort

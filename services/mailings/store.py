@@ -147,6 +147,7 @@ class Store:
             Claim(
                 row["id"],
                 row["at"],
+                row["age"],
                 row["lease"],
                 row["unfinished"],
                 _posting(row["body"]) if row["mailing_id"] is None else _cohort(row),

@@ -359,6 +359,31 @@ async def test_a_full_queue_pauses_only_the_postings_of_its_channel(
     assert (await mailings.expand(texts)).reason is None
 
 
+async def test_finding_c19_thousands_of_small_postings_with_a_full_queue_are_checked_more_rarely(
+    setup: tuple[Mailings, UserLists],
+) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(number) for number in range(3)]
+    mailings.broker.full = {"messages.email"}
+    new, old = await mailings.post(posting()), await mailings.post(posting())
+    list_ = await mailings.post(posting(receivers="http://auth/lists/all/?page_size=1"))
+    await mailings.database.execute(
+        "UPDATE mailings.postings SET accepted_at = now() - interval '1 hour' WHERE id <> $1", new
+    )
+    await mailings.database.execute(
+        "UPDATE mailings.postings SET is_list = true WHERE id = $1", list_
+    )
+
+    await mailings.expansion.run_once(4)
+
+    rows = await mailings.database.fetch(
+        "SELECT id, extract(epoch FROM due_at - now()) AS delay FROM mailings.postings"
+    )
+    delays = {row["id"]: row["delay"] for row in rows}
+    assert max(delays[new], delays[list_]) <= slice_module.FULL_QUEUE_DELAY
+    assert slice_module.FULL_QUEUE_DELAY < delays[old] <= slice_module.MAX_FULL_QUEUE_DELAY
+
+
 REQUIRED: dict[str, Any] = {
     "template": "email/email_confirmation.md",
     "template_context": {"confirmation_link": "http://auth/abcDe4"},

@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import pytest
 
+from services.mailings.domain import message_id
 from services.mailings.retention import Retention
+from services.mailings.store import SQL
 from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import Failure
 from shared.errors import ContractViolationError
@@ -73,6 +75,22 @@ async def test_facts_settle_messages_and_the_last_fact_completes_the_posting(
     )
     assert (done.status, counts(done)) == ("done", {"sent": 2, "failed": 1, "expired": 1})
     assert (redriven.status, counts(redriven)) == ("done", {"sent": 3, "expired": 1})
+
+
+async def test_a_settled_message_changes_no_index(setup: tuple[Mailings, UserLists]) -> None:
+    mailings, _ = setup
+    posting_id = await mailings.post(posting())
+    await mailings.expand(posting_id)
+    id_ = message_id(posting_id, "email", "user-0")
+
+    async with mailings.database.transaction() as connection:
+        change = ([posting_id], [id_], ["sent"], [None], [None])
+        await connection.execute(SQL["settle"], *change)
+        in_place = await connection.fetchval(
+            "SELECT pg_stat_get_xact_tuples_hot_updated('mailings.messages'::regclass)"
+        )
+
+    assert in_place == 1
 
 
 async def test_facts_that_arrive_during_expansion_are_all_counted(

@@ -33,8 +33,12 @@ logger = logging.getLogger(__name__)
 SLICE_DURATION: Final = 1.0
 # Seconds after which another process continues a posting whose process has died.
 LEASE: Final = 15.0
-# Seconds before a posting with a full queue is checked again.
+# Seconds before a posting with a full queue is checked again. A small one waits longer, a tenth of
+# its age: thousands that are checked twice a second would keep the database busy. The messages in
+# a full queue last longer than that.
 FULL_QUEUE_DELAY: Final = 0.5
+MAX_FULL_QUEUE_DELAY: Final = 5.0
+AGE_FACTOR: Final = 0.1
 CLIENT_DELETED: Final = ReasonCode.INVALID_RECIPIENT, "the client was deleted"
 # Recipients whose messages are added at a time: a page of the usual size.
 BATCH_SIZE: Final = 500
@@ -99,7 +103,10 @@ class ExpansionSlice:
         """
         if await self._publisher.is_full(self._queues):
             reason = f"too many messages wait in {' or '.join(self._queues)}"
-            raise SliceDeferredError(FULL_QUEUE_DELAY, reason)
+            delay = FULL_QUEUE_DELAY
+            if not self._slot.needs_list:
+                delay = max(delay, min(self.claim.age * AGE_FACTOR, MAX_FULL_QUEUE_DELAY))
+            raise SliceDeferredError(delay, reason)
 
     def is_over(self) -> bool:
         """Return whether the slice should end after the current page."""

@@ -25,7 +25,7 @@ ORDER BY accepted_at DESC, id DESC LIMIT $5;
 
 -- name: skipped
 SELECT reason, count(*) AS count FROM mailings.messages
-WHERE posting_id = $1 AND status = 'skipped'
+WHERE posting_id = $1 AND is_skipped
 GROUP BY reason ORDER BY count DESC, reason LIMIT $2;
 
 -- name: messages
@@ -54,7 +54,7 @@ UPDATE mailings.postings AS posting
 SET due_at = now() + make_interval(secs => $3), lease = lease + 1, unfinished = true
 FROM due LEFT JOIN mailings.mailings AS mailing ON mailing.id = due.mailing_id
 WHERE posting.id = due.id
-RETURNING posting.id, now() AS at, lease, due.unfinished, body, from_event, posting.traceparent,
+RETURNING posting.id, now() AS at, extract(epoch FROM now() - accepted_at)::float AS age, lease, due.unfinished, body, from_event, posting.traceparent,
     coalesce(end_at, expires_at) AS expires_at, priority, fetched_data, is_list, next_page, pages,
     receivers, failures, posting.mailing_id, posting.client_id, timezone, operator_codes, tags,
     channel, text, template, template_context, local_from, local_to, rate_per_minute;
