@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ FAILURES: dict[str, dict[str, Any] | None] = {
 }
 # Many more than the attempts that may fail.
 TEXTS, MAILS = 100, 150
+CLIENTS = 800
+# The default number of places in flight of all processes.
+SMS_REQUESTS = 20
 # Of each process: the failures that open the breaker, its other places in flight, and five probes
 # (after 2, 4, 8, 16 and 32 s).
 MAX_ATTEMPTS = 5 + 9 + 5
@@ -190,7 +194,7 @@ def own_database_url(database_url: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
-async def test_m7_two_replicas_finish_a_posting_by_email_while_one_by_sms_waits_for_its_gateway(
+async def test_m7_two_replicas_finish_a_posting_by_email_while_a_mailing_waits_for_its_gateway(
     amqp_url: str, own_database_url: str, tmp_path: Path
 ) -> None:
     services = ("mailings", "delivery", "scheduler")  # a gateway is ready with its scheduler
@@ -200,35 +204,73 @@ async def test_m7_two_replicas_finish_a_posting_by_email_while_one_by_sms_waits_
         calling(started.gateways[0]) as call,
     ):
         await sandbox.configure("/api/sms/settings", behaviour={"kind": "fail", "status": 503})
-        users = "http://auth/api/v1/users/?page_number=1&page_size=100"
-        texts = await posted(
-            call,
-            receivers=users,
-            template="sms/phone_confirmation.md",
-            delivery_type=["sms"],
-            template_context={"secret_code": "1234"},
-        )
+        texts = await mailed(call)
         mails = await posted(
             call,
-            receivers=users,
+            receivers="http://auth/api/v1/users/?page_number=1&page_size=100",
             template="email/new_movies.md",
             delivery_type=["email"],
             template_context={"movies": f"{sandbox.url}fastapi/api/v1/movies/?new=True"},
         )
-        by_email = await done(call, mails)
-        assert (await call("GET", texts)).json["messages"]["sent"] == 0
+        by_email = await reached(call, mails, "done")
         assert by_email["messages"] | {"skipped": 0} == {
             **dict.fromkeys(by_email["messages"], 0),
             "sent": (await sandbox.get("/api/mails/settings"))["accepted"],
         }
+        assert (await call("GET", texts)).json["status"] == "running"
+        assert (await sandbox.get("/api/sms/settings"))["accepted"] == 0
+
         await sandbox.configure("/api/sms/settings")
-        by_sms = await done(call, texts)
+        await reached(call, texts, "finished")
+        statistics = (await call("GET", f"{texts}/stats")).json
         accepted = (await sandbox.get("/api/sms", limit=1000, accepted="true"))["items"]
         assert started.bugs() == []
+    assert (statistics["total"], statistics["by_status"]["sent"]) == (CLIENTS, CLIENTS)
     numbers = Counter(each["id"] for each in accepted)
-    assert by_sms["messages"]["sent"] == len(numbers) > 0
-    assert by_sms["messages"]["created"] == by_sms["messages"]["failed"] == 0
-    assert set(numbers.values()) == {1}, "an SMS was sent twice"
+    assert (len(numbers), set(numbers.values())) == (CLIENTS, {1}), "lost, or sent twice"
+
+
+@pytest.mark.slow
+async def test_m7_a_killed_replica_of_each_service_loses_nothing_and_repeats_what_was_in_flight(
+    amqp_url: str, own_database_url: str, tmp_path: Path
+) -> None:
+    services = ("mailings", "delivery", "scheduler")
+    async with (
+        running_sandbox() as sandbox,
+        replicas(tmp_path, amqp_url, own_database_url, sandbox, *services) as started,
+        calling(started.gateways[0]) as call,
+    ):
+        await sandbox.configure("/api/sms/settings", behaviour={"kind": "delay", "seconds": 0.1})
+        texts = await mailed(call)
+
+        async def some_accepted() -> bool:
+            return bool((await sandbox.get("/api/sms/settings"))["accepted"] >= CLIENTS // 8)
+
+        await until(some_accepted)
+        for replica in started[: len(services)]:
+            replica.kill()
+        assert (await sandbox.get("/api/sms/settings"))["accepted"] < CLIENTS, "killed too late"
+        await reached(call, texts, "finished")
+        statistics = (await call("GET", f"{texts}/stats")).json
+        accepted = (await sandbox.get("/api/sms", limit=1000, accepted="true"))["items"]
+    assert (statistics["total"], statistics["by_status"]["sent"]) == (CLIENTS, CLIENTS)
+    numbers = Counter(each["id"] for each in accepted)
+    assert len(numbers) == CLIENTS
+    assert numbers.total() - CLIENTS <= 2 * SMS_REQUESTS
+
+
+async def mailed(call: Caller) -> str:
+    """Create clients and a mailing to them, and return its path."""
+    lines = "".join(f"7916{number:07},UTC\n" for number in range(CLIENTS))
+    imported = await call(
+        "POST", "/v1/clients/import", raw=f"phone,timezone\n{lines}", Content_Type="text/csv"
+    )
+    assert imported.json["created"] == CLIENTS, imported.text
+    now = datetime.now(UTC)
+    times = {"start_at": now.isoformat(), "end_at": (now + timedelta(hours=1)).isoformat()}
+    created = await call("POST", "/v1/mailings", {"text": "x", "channel": "sms", **times})
+    assert created.status == 201, created.text
+    return created.headers["Location"]
 
 
 async def posted(call: Caller, **posting: Any) -> str:
@@ -238,12 +280,12 @@ async def posted(call: Caller, **posting: Any) -> str:
     return created.headers["Location"]
 
 
-async def done(call: Caller, path: str) -> dict[str, Any]:
-    """Wait until a posting is done, and return its progress."""
+async def reached(call: Caller, path: str, status: str) -> dict[str, Any]:
+    """Wait until a posting or a mailing has this status, and return it."""
 
     async def progress() -> dict[str, Any] | None:
         found: dict[str, Any] = (await call("GET", path)).json
-        return found if found["status"] == "done" else None
+        return found if found["status"] == status else None
 
     finished: dict[str, Any] = await until(progress, 120)
     return finished
