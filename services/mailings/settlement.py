@@ -67,7 +67,9 @@ class Settler:
                     },
                 )
         returned = {
-            ids for fact in facts if isinstance(fact, MessageReturned) and (ids := _ids(fact))
+            ids: fact.code
+            for fact in facts
+            if isinstance(fact, MessageReturned) and (ids := _ids(fact))
         }
         if returned:  # after the changes, because a message that was sent needs no other publish
             await self._store.take_back(returned)

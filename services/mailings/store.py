@@ -355,17 +355,17 @@ class Store:
             ],
         )
 
-    async def take_back(self, messages: Collection[tuple[UUID, UUID]]) -> None:
-        """Record messages, by posting, that delivery has returned. They are published again.
+    async def take_back(self, messages: Mapping[tuple[UUID, UUID], ReasonCode]) -> None:
+        """Record messages, by posting and id, that delivery has returned, and why.
 
-        Settled messages stay as they are.
+        They are published again. Settled messages stay as they are.
         """
         postings = sorted({posting_id for posting_id, _ in messages})
         columns = [list(column) for column in zip(*messages, strict=True)]
         async with self._database.transaction() as connection:
             await connection.fetch(SQL["lock_postings"], postings)
             await connection.fetch(SQL["lock_messages"], *columns)
-            await connection.execute(SQL["take_back"], *columns)
+            await connection.execute(SQL["take_back"], *columns, list(messages.values()))
             await connection.execute(SQL["reopen"], postings)
 
     async def ended_before(self, age: timedelta, limit: int) -> list[UUID]:

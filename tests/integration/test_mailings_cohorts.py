@@ -15,11 +15,14 @@ from services.mailings.domain import message_id
 from services.mailings.expansion import slice as slice_module
 from services.mailings.records import Claim, MessageChange, ReturnedMessage
 from services.mailings.store import Store
+from shared.contracts.message_facts import ReasonCode
 from shared.contracts.messages import SendSms
 from shared.contracts.posting_requests import MessageState
 from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.cohorts import add_clients, client_id, start_mailing, statuses
 from tests.fakes.mailing import Mailings, empty_mailings, running_mailings
+
+STOPPED = ReasonCode.STOPPED
 
 MOSCOW = "Europe/Moscow"
 TOKYO = "Asia/Tokyo"
@@ -299,7 +302,7 @@ async def test_m2_without_a_rate_nothing_is_paced(mailings: Mailings) -> None:
 async def take_back(mailings: Mailings, mailing: UUID, numbers: Sequence[int]) -> None:
     cohort = cohort_id(mailing, None)
     ids = [message_id(mailing, "sms", client_id(number)) for number in numbers]
-    await mailings.store.take_back([(cohort, id_) for id_ in ids])
+    await mailings.store.take_back(dict.fromkeys([(cohort, id_) for id_ in ids], STOPPED))
 
 
 async def test_m2_returned_messages_are_published_again_under_their_ids(
@@ -367,7 +370,7 @@ async def test_m2_a_message_that_is_returned_while_it_is_published_again_is_not_
         async def published_again(self, claim: Claim, messages: Sequence[ReturnedMessage]) -> None:
             if self.times < 1:
                 self.times += 1
-                await self.take_back([(claim.id, message.id) for message in messages])
+                await self.take_back({(claim.id, each.id): STOPPED for each in messages})
             await super().published_again(claim, messages)
 
     async with running_mailings(url, {}, store=ReturnsOnceMore) as mailings:
@@ -389,7 +392,9 @@ async def test_m2_a_message_that_is_returned_before_the_last_checkpoint_is_not_f
         async def checkpoint(self, claim: Claim, **options: Any) -> Any:
             if self.times < 1:
                 self.times += 1
-                await self.take_back([(claim.id, message_id(mailing, "sms", client_id(1)))])
+                await self.take_back(
+                    {(claim.id, message_id(mailing, "sms", client_id(1))): STOPPED}
+                )
             return await super().checkpoint(claim, **options)
 
     async with running_mailings(url, {}, store=ReturnsBeforeTheCheckpoint) as mailings:

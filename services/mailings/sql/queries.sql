@@ -78,7 +78,7 @@ WHERE posting_id = $1 AND returned_at IS NOT NULL AND status = 'created' ORDER B
 
 -- A message that was returned once more since then is published once more.
 -- name: published_again
-UPDATE mailings.messages AS message SET returned_at = NULL
+UPDATE mailings.messages AS message SET returned_at = NULL, reason_code = NULL
 FROM unnest($2::uuid[], $3::timestamptz[]) AS input(id, at)
 WHERE posting_id = $1 AND message.id = input.id AND returned_at = input.at;
 
@@ -223,8 +223,8 @@ RETURNING posting.id, mailing_id, from_event, ended, receivers, posting.created,
     posting.expired, skipped, posting.cancelled, input.created <> 0 AND posting.created = 0 AS last_settled;
 
 -- name: take_back
-UPDATE mailings.messages AS message SET returned_at = now()
-FROM unnest($1::uuid[], $2::uuid[]) AS input(posting_id, id)
+UPDATE mailings.messages AS message SET returned_at = now(), reason_code = input.code
+FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS input(posting_id, id, code)
 WHERE message.posting_id = input.posting_id AND message.id = input.id AND status = 'created';
 
 -- Makes postings with returned messages due again, unless their mailing has ended. No client is after
@@ -242,9 +242,13 @@ WHERE id = ANY ($1::uuid[]) AND ended = 'expanded'
         WHERE posting_id = posting.id AND returned_at IS NOT NULL AND status = 'created'
     );
 
+-- A mailing that is paused or running may still send messages of a posting that has ended.
 -- name: ended_before
-SELECT id FROM mailings.postings
-WHERE ended_at < now() - make_interval(secs => $1) AND NOT messages_deleted
+SELECT id FROM mailings.postings AS posting
+WHERE ended_at < now() - make_interval(secs => $1) AND NOT messages_deleted AND NOT EXISTS (
+    SELECT FROM mailings.mailings AS mailing WHERE mailing.id = mailing_id
+        AND coalesce(mailing.ended_at, now()) >= now() - make_interval(secs => $1)
+)
 ORDER BY ended_at LIMIT $2;
 
 -- name: delete_messages

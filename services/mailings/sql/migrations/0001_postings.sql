@@ -128,48 +128,73 @@ CREATE TABLE mailings.statistics (
 
 CREATE INDEX statistics_hour ON mailings.statistics (hour, mailing_id);
 
--- Counts messages in the transaction that changes them, which holds the lock of their posting.
--- Retention deletes only messages of ended postings. They stay counted.
-CREATE FUNCTION mailings.count_messages() RETURNS trigger LANGUAGE plpgsql AS $$
+-- These count messages in the transaction that changes them, which holds the lock of their posting.
+-- Only messages of mailings have an operator code.
+CREATE FUNCTION mailings.count_added() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
-        IF EXISTS (SELECT FROM old_rows WHERE operator_code IS NOT NULL) THEN
-            INSERT INTO mailings.statistics AS counter
-            SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
-                operator_code, message.status, coalesce(reason_code, ''), -count(*)
-            FROM old_rows AS message
-            JOIN mailings.postings AS posting ON posting.id = posting_id
-            JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
-            WHERE TG_OP = 'UPDATE' OR posting.ended IS NULL
-            GROUP BY 1, 2, 3, 4, 5, 6
-            ON CONFLICT ON CONSTRAINT statistics_pkey
-            DO UPDATE SET count = counter.count + excluded.count;
-        END IF;
+    IF EXISTS (SELECT FROM new_rows WHERE operator_code IS NOT NULL) THEN
+        INSERT INTO mailings.statistics AS counter
+        SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
+            operator_code, message.status, coalesce(reason_code, ''), count(*)
+        FROM new_rows AS message
+        JOIN mailings.postings AS posting ON posting.id = posting_id
+        JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+        GROUP BY 1, 2, 3, 4, 5, 6
+        ON CONFLICT ON CONSTRAINT statistics_pkey
+        DO UPDATE SET count = counter.count + excluded.count;
     END IF;
-    IF TG_OP <> 'DELETE' THEN
-        IF EXISTS (SELECT FROM new_rows WHERE operator_code IS NOT NULL) THEN
-            INSERT INTO mailings.statistics AS counter
-            SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
-                operator_code, message.status, coalesce(reason_code, ''), count(*)
-            FROM new_rows AS message
-            JOIN mailings.postings AS posting ON posting.id = posting_id
-            JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
-            GROUP BY 1, 2, 3, 4, 5, 6
-            ON CONFLICT ON CONSTRAINT statistics_pkey
-            DO UPDATE SET count = counter.count + excluded.count;
-        END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION mailings.count_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows WHERE operator_code IS NOT NULL) THEN
+        INSERT INTO mailings.statistics AS counter
+        SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
+            operator_code, message.status, coalesce(reason_code, ''), sum(change)
+        FROM (
+            SELECT posting_id, created_at, operator_code, status, reason_code, -1 AS change
+            FROM old_rows
+            UNION ALL
+            SELECT posting_id, created_at, operator_code, status, reason_code, 1 FROM new_rows
+        ) AS message
+        JOIN mailings.postings AS posting ON posting.id = posting_id
+        JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+        GROUP BY 1, 2, 3, 4, 5, 6 HAVING sum(change) <> 0
+        ON CONFLICT ON CONSTRAINT statistics_pkey
+        DO UPDATE SET count = counter.count + excluded.count;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Retention deletes messages of postings that have ended. They stay counted.
+CREATE FUNCTION mailings.count_removed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM old_rows WHERE operator_code IS NOT NULL) THEN
+        INSERT INTO mailings.statistics AS counter
+        SELECT mailing_id, posting.id, date_trunc('hour', message.created_at, 'UTC'),
+            operator_code, message.status, coalesce(reason_code, ''), -count(*)
+        FROM old_rows AS message
+        JOIN mailings.postings AS posting ON posting.id = posting_id
+        JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+        WHERE ended IS NULL
+        GROUP BY 1, 2, 3, 4, 5, 6
+        ON CONFLICT ON CONSTRAINT statistics_pkey
+        DO UPDATE SET count = counter.count + excluded.count;
     END IF;
     RETURN NULL;
 END
 $$;
 
 CREATE TRIGGER count_added AFTER INSERT ON mailings.messages
-    REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION mailings.count_messages();
+    REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION mailings.count_added();
 CREATE TRIGGER count_changed AFTER UPDATE ON mailings.messages
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-    EXECUTE FUNCTION mailings.count_messages();
+    EXECUTE FUNCTION mailings.count_changed();
 CREATE TRIGGER count_removed AFTER DELETE ON mailings.messages
-    REFERENCING OLD TABLE AS old_rows EXECUTE FUNCTION mailings.count_messages();
+    REFERENCING OLD TABLE AS old_rows EXECUTE FUNCTION mailings.count_removed();
 
 -- The client directory: people whom mailings reach.
 CREATE TABLE mailings.clients (
