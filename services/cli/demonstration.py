@@ -1,10 +1,11 @@
-"""The demonstration of `ringback up` and of `docker compose up`: callbacks, e-mails and SMS."""
+"""The demonstration of `ringback up` and of `docker compose up`: callbacks, postings, mailings."""
 
 from dataclasses import dataclass
 
 import click
 
 from services.cli.demo import show_callbacks
+from services.cli.demo_mailings import show_mailings
 from services.cli.demo_postings import show_postings
 from services.cli.output import echo
 from services.delivery.settings import DeliverySettings
@@ -27,7 +28,7 @@ class Places:
 async def demonstrate(
     settings: Settings, places: Places, *, movies_event: str, real: list[str]
 ) -> None:
-    """Show callbacks, then e-mails and SMS.
+    """Show callbacks, then e-mails and SMS, then mailings.
 
     movies_event: the id of the event that sends an e-mail to every subscriber.
     real: settings that name real servers. With any, no e-mail and no SMS is part of it.
@@ -39,11 +40,12 @@ async def demonstrate(
         await show_callbacks(settings, places.sandbox, places.gateway)
         if real:
             echo(
-                f"\nPart 2, e-mails and SMS, is not shown: {', '.join(real)} is set, and the"
-                " demonstration must not reach real servers."
+                f"\nParts 2 and 3, e-mails and SMS, are not shown: {', '.join(real)} is set, and"
+                " the demonstration must not reach real servers."
             )
         else:
             await show_postings(settings, places.sandbox, places.gateway, places.page, movies_event)
+            await show_mailings(places.gateway, places.page)
     except Exception as error:
         reason = error.message if isinstance(error, click.ClickException) else str(error)
         raise click.ClickException(

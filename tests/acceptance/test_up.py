@@ -104,6 +104,19 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
             await process.wait()
 
 
+def check_texts(output: str) -> None:
+    """Check that a code is sent, and that mailings start, wait for the morning, and stop."""
+    assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
+    assert re.search(r"8  posting \S+: expired, nothing was sent", output)
+    # M2 to M5
+    assert re.search(r"9  mailing \S+: 400 of 400 sent, finished", output)
+    assert re.search(r"10 started \d+ ms after that, 50 sent, finished", output)
+    assert re.search(r"11 running: it is 0\d:\d\d in \S+, .* and 0 are sent", output)
+    stopped = re.search(r"12 2 s later (\d+) sent, 4 s later (\d+) sent", output)
+    assert stopped
+    assert 200 <= int(stopped[1]) == int(stopped[2]) < 400
+
+
 async def run_printed_schedule_command(output: str) -> None:
     """Schedule a callback with the printed command, and find it in the list."""
     schedule = re.search(r"curl (\S+) --json '(.+)'", output)
@@ -159,8 +172,7 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         mails = re.search(r"6  (\d+) of (\d+) users got an e-mail .*; (\d+) skipped", output)
         assert mails
         assert int(mails[1]) + int(mails[3]) == int(mails[2]) > 1000
-        assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
-        assert re.search(r"8  posting \S+: expired, nothing was sent", output)
+        check_texts(output)
 
         # The printed commands work in another terminal.
         broker_url = re.search(r"export RINGBACK_AMQP_URL=(\S+)", output)
