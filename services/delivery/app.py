@@ -13,10 +13,9 @@ from services.delivery.domain import Limits, Rate, retry_policy
 from services.delivery.handlers import (
     ChannelSender,
     Check,
+    Handled,
     MessageSender,
     Reporter,
-    Returned,
-    Sent,
 )
 from services.delivery.mime import MimeBuilder
 from services.delivery.provider import Provider, TakeTokens
@@ -107,9 +106,9 @@ async def start(process: Process) -> None:
         health=process.health,
     )
 
-    def consumer(channel: Channel, priority: Priority) -> Consumer[Any, Sent | Returned]:
+    def consumer(channel: Channel, priority: Priority) -> Consumer[Any, Handled]:
         provider = providers[channel.name]
-        spec: ConsumerSpec[Any, Sent | Returned] = ConsumerSpec(
+        spec: ConsumerSpec[Any, Handled] = ConsumerSpec(
             queue=channel.queues[priority],
             parse=partial(
                 parse_message,

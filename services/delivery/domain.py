@@ -157,8 +157,12 @@ def check_sms_response(status: int, retry_after: str | None, body: bytes, *, now
 
 
 def retry_policy(command: RenderedMessage, *, give_up_after: float) -> RetryPolicy:
-    """Return the retry policy: through all tiers, until the message expires or time runs out."""
-    return RetryPolicy(give_up_after=give_up_after, expires_at=_expiry(command))
+    """Return the retry policy: through all tiers, until the message expires or time runs out.
+
+    A message of a mailing expires in its handler, so that it is not dead-lettered.
+    """
+    expires_at = _expiry(command) if command.mailing_id is None else None
+    return RetryPolicy(give_up_after=give_up_after, expires_at=expires_at)
 
 
 def check_time(command: RenderedMessage, now: Callable[[], float]) -> None:

@@ -67,6 +67,16 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """The message of a mailing has expired, and its mailing settles it."""
+
+    reason: str
+
+
+Handled = Sent | Returned | Expired
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelSender(Generic[M]):
     """How the messages of one channel are sent.
 
@@ -101,11 +111,11 @@ class MessageSender(Generic[M]):
         self._clock = clock
         self._in_flight: set[str] = set()
 
-    async def handle(self, priority: Priority, message: Message, command: M) -> Sent | Returned:
+    async def handle(self, priority: Priority, message: Message, command: M) -> Handled:
         """Send the message, unless it was sent before, or may not be sent now.
 
         Raises:
-            ExpiredError: `expires_at` has passed.
+            ExpiredError: `expires_at` has passed, and the message is not of a mailing.
             PermanentError: the provider refused the message for good.
             TransientError: the attempt failed; a later one may succeed.
             DeferredError: the provider is busy, or a copy of the message is in flight.
@@ -118,14 +128,19 @@ class MessageSender(Generic[M]):
             claim = await self._claims.claim(claim_id(self._channel, message.id))
             if claim.sent is not None:
                 return Sent(claim.sent, repeated=True)
+            sent = None
             try:
-                return await self._send(priority, message, command, claim)
+                sent = await self._send(priority, message, command, claim)
             except WithheldError as error:
-                self._claims.release(claim)
                 return Returned(error.code)
-            except BaseException:
-                self._claims.release(claim)
-                raise
+            except ExpiredError as error:
+                if command.mailing_id is None:
+                    raise
+                return Expired(str(error))
+            finally:
+                if sent is None:
+                    self._claims.release(claim)
+            return sent
         finally:
             self._in_flight.discard(message.id)
 
@@ -224,7 +239,7 @@ class Reporter:
         self._duration = metrics.DURATION.labels(channel)
 
     def report(
-        self, message: Message, command: RenderedMessage | None, outcome: Outcome[Sent | Returned]
+        self, message: Message, command: RenderedMessage | None, outcome: Outcome[Handled]
     ) -> BaseModel | None:
         """Log and count the outcome, and return the fact to publish; None if it was deferred."""
         posting_id = command.posting_id if command else None
@@ -242,6 +257,10 @@ class Reporter:
             "attempt": message.attempt,
         }
         match outcome:
+            case Done(Expired(reason)) | Dead(reason, ExpiredError()):
+                self._expired.inc()
+                logger.warning("message expired", extra=context | {"reason": reason})
+                return MessageExpired(**fact, reason=reason)
             case Done(result):
                 match result:
                     case Returned(code):
@@ -272,10 +291,6 @@ class Reporter:
                 context |= {"reason": reason, "tier": tier.name}
                 logger.debug("message deferred", extra=context)
                 return None
-            case Dead(reason, ExpiredError()):
-                self._expired.inc()
-                logger.warning("message expired", extra=context | {"reason": reason})
-                return MessageExpired(**fact, reason=reason)
             case Dead(reason, error) | DispatchFailed(reason, error):
                 self._failed.inc()
                 logger.error("message failed", extra=context | {"reason": reason})

@@ -194,6 +194,7 @@ async def test_e6_messages_of_a_channel_that_is_not_configured_wait(
                 "database": "ok",
                 "publisher": "ok",
                 "facts": "ok",
+                "requests": "ok",
                 "email urgent consumer": "ok",
                 "email bulk consumer": "ok",
             }

@@ -24,6 +24,8 @@ from services.delivery.domain import (
 from services.delivery.handlers import (
     ChannelSender,
     Check,
+    Expired,
+    Handled,
     MessageSender,
     Reporter,
     Returned,
@@ -55,6 +57,7 @@ from shared.resilience.retry import GiveUp, decide
 from shared.topology import TIERS
 
 CANARY = "c4n4ry"
+OF_MAILING = {"mailing_id": "m-1", "recipient_id": "r-1"}
 NOW = 1_800_000_000.0
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -71,8 +74,7 @@ class Clock:
 
 def email(**fields: Any) -> SendEmail:
     body = {"to": f"{CANARY}@x.org", "subject": CANARY, "text": CANARY, "posting_id": "p-1"}
-    ids = {"user_id": "u-1", "mailing_id": "m-1", "recipient_id": "r-1"}
-    return SendEmail.model_validate(body | ids | fields)
+    return SendEmail.model_validate(body | {"user_id": "u-1"} | fields)
 
 
 def message(message_id: str = "id-1") -> Message:
@@ -168,7 +170,7 @@ class Setup:
         assert isinstance(sent, Sent)
         return sent
 
-    async def offer(self, message_id: str = "id-1", **fields: Any) -> Sent | Returned:
+    async def offer(self, message_id: str = "id-1", **fields: Any) -> Handled:
         """Let the sender handle a message."""
         return await self.sender.handle("bulk", message(message_id), email(**fields))
 
@@ -233,7 +235,7 @@ async def test_finding_d10_and_m14_a_busy_server_costs_no_attempt_and_is_logged(
     first = asyncio.create_task(setup.handle("first"))
     await started.wait()
     setup.respond = refuse
-    second = asyncio.create_task(setup.handle("second"))
+    second = asyncio.create_task(setup.handle("second", **OF_MAILING))
     await refused.wait()
     finish.set()
     await asyncio.gather(first, second)
@@ -302,7 +304,7 @@ async def test_e6_a_message_that_expires_while_it_waits_for_the_lane_is_not_sent
 async def test_m2_a_message_of_a_stopped_mailing_is_returned_wherever_it_waits() -> None:
     setup = Setup(concurrency=1)
     setup.stops.stopped = {"m-1"}
-    assert await setup.offer() == Returned(ReasonCode.STOPPED)  # when it arrives
+    assert await setup.offer(**OF_MAILING) == Returned(ReasonCode.STOPPED)  # when it arrives
     assert isinstance(await setup.offer(mailing_id="m-2"), Sent)
     setup.stops.stopped = set()
     started, finish = asyncio.Event(), asyncio.Event()
@@ -312,9 +314,9 @@ async def test_m2_a_message_of_a_stopped_mailing_is_returned_wherever_it_waits()
         await finish.wait()
 
     setup.respond = respond
-    connecting = asyncio.create_task(setup.offer("connecting"))
+    connecting = asyncio.create_task(setup.offer("connecting", **OF_MAILING))
     await started.wait()
-    waiting = asyncio.create_task(setup.offer("waiting"))
+    waiting = asyncio.create_task(setup.offer("waiting", **OF_MAILING))
     await asyncio.sleep(0)  # it waits for a place
     setup.stops.stopped = {"m-1"}
     finish.set()
@@ -324,19 +326,30 @@ async def test_m2_a_message_of_a_stopped_mailing_is_returned_wherever_it_waits()
     assert len(setup.claims.released) == 3
 
 
+async def test_m2_an_expired_message_of_a_mailing_is_not_sent_and_not_dead_lettered() -> None:
+    setup = Setup()
+    expired = await setup.offer(**OF_MAILING, expires_at=expiry(0))
+    assert isinstance(expired, Expired)
+    assert setup.accepted == []
+    assert len(setup.claims.released) == 1
+    policy = retry_policy(email(**OF_MAILING, expires_at=expiry(1)), give_up_after=86_400)
+    failed = {"first_at": NOW, "now": NOW, "error": ProviderError("down"), "chance": 0.0}
+    assert not isinstance(decide(policy, TIERS, attempt=1, **failed), GiveUp)  # type: ignore[arg-type]
+
+
 async def test_m5_a_message_is_returned_when_its_window_closes() -> None:
     setup = Setup()
     closed = Returned(ReasonCode.WINDOW_CLOSED)
-    assert await setup.offer(send_until=expiry(0)) == closed
-    with pytest.raises(ExpiredError):
-        await setup.offer(send_until=expiry(-1), expires_at=expiry(0))
+    assert await setup.offer(**OF_MAILING, send_until=expiry(0)) == closed
+    both = await setup.offer(**OF_MAILING, send_until=expiry(-1), expires_at=expiry(0))
+    assert isinstance(both, Expired)
 
     async def respond() -> None:
         setup.clock.at += 2
 
     setup.respond = respond
-    assert await setup.offer(send_until=expiry(2)) == closed  # while connecting
-    assert isinstance(await setup.offer(send_until=expiry(10)), Sent)
+    assert await setup.offer(**OF_MAILING, send_until=expiry(2)) == closed  # while connecting
+    assert isinstance(await setup.offer(**OF_MAILING, send_until=expiry(10)), Sent)
     assert setup.changes == []
 
 
@@ -345,7 +358,7 @@ async def test_m5_a_message_that_waits_is_returned_when_its_window_closes() -> N
     setup.fail(ProviderError("down"))
     with pytest.raises(ProviderError):
         await setup.offer("probe")
-    waiting = asyncio.create_task(setup.offer(send_until=expiry(0.05)))
+    waiting = asyncio.create_task(setup.offer(**OF_MAILING, send_until=expiry(0.05)))
     await asyncio.sleep(0)
     setup.clock.at += 1
     assert await waiting == Returned(ReasonCode.WINDOW_CLOSED)
@@ -395,7 +408,7 @@ COMMON: dict[str, Any] = {
     "attempt": 2,
 }
 SENT = {"fact_id": "id-1/sent"}
-REPORTS: dict[str, tuple[Outcome[Sent | Returned], BaseModel | None, str]] = {
+REPORTS: dict[str, tuple[Outcome[Handled], BaseModel | None, str]] = {
     "sent": (DONE, MessageSent(**COMMON | SENT, duration=0.25), "message sent"),
     "repeated": (
         REPEATED,
@@ -416,6 +429,11 @@ REPORTS: dict[str, tuple[Outcome[Sent | Returned], BaseModel | None, str]] = {
         FAILED,
         MessageFailed(**COMMON, reason=FAILED.reason, code=ReasonCode.REFUSED),
         "message failed",
+    ),
+    "expired in a mailing": (
+        Done(Expired("expired at …")),
+        MessageExpired(**COMMON, reason="expired at …"),
+        "message expired",
     ),
     "returned": (
         Done(Returned(ReasonCode.STOPPED)),
@@ -445,9 +463,9 @@ def test_e6_each_outcome_is_one_log_line_one_count_and_one_fact(
     reporter = Reporter("email", Clock())
     before = counted()
     with caplog.at_level(logging.DEBUG):
-        assert reporter.report(message(), email(), outcome) == fact
+        assert reporter.report(message(), email(**OF_MAILING), outcome) == fact
     assert {key: n - before[key] for key, n in counted().items() if n != before[key]} == (
-        {} if fact is None else {name: 1}
+        {} if fact is None else {name.removesuffix(" in a mailing"): 1}
     )
     [line] = caplog.records
     logged = vars(line)
