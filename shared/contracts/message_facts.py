@@ -93,7 +93,7 @@ class MessageFailed(_OfMessage):
 
 
 class MessageExpired(_OfMessage):
-    """The message expired before it could be sent. Unless it is of a mailing, it is dead-lettered."""
+    """The message expired before it could be sent. It is dead-lettered, unless a mailing has it."""
 
     type: Literal["message.expired"] = "message.expired"
     reason: str
