@@ -20,6 +20,7 @@ from tests.bench.messages import delivery
 from tests.bench.one_recipient import one_recipient
 from tests.bench.rig import Rig, StalledError, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
+from tests.bench.statistics import statistics
 from tests.bench.table import Section, data, plain
 from tests.bench.timing import intake, on_time
 from tests.bench.tls import over_tls
@@ -44,9 +45,10 @@ PARTS = {
     "p": clustered,
     "q": mailing,
     "r": clients,
+    "s": statistics,
 }
 # The part that takes half an hour is only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s"
 
 
 @click.command()
@@ -74,13 +76,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     p  callbacks on a cluster of three brokers
     q  a mailing to 200,000 of a million clients
     r  an import of clients
+    s  statistics of mailings, and facts settled
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to r.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to s.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))
