@@ -1,9 +1,11 @@
 """The route `/v1/clients/import`: streams lines to mailings in batches.
 
-Memory holds one batch and the first errors, however long the body is. A batch is sent after the
-response to the one before, so the last line of a phone wins, and a slow database slows the sender.
+Memory holds a few batches and the first errors, however long the body is, and a slow database slows
+the sender. A batch waits for those before it with the same phone, so the last line of a phone wins.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Any, Final
@@ -30,10 +32,12 @@ MANDATORY: Final = tuple(
 )
 # Lines in the list of errors; `failed` counts all.
 MAX_ERRORS: Final = 1000
+# Batches that wait for a response. So the gateway, mailings and PostgreSQL work at the same time.
+MAX_IN_FLIGHT: Final = 2
 
 
 class _Import:
-    """An import in progress."""
+    """An import in progress. `close` ends it."""
 
     def __init__(self, services: ServiceClient, context: RequestContext) -> None:
         self._services = services
@@ -41,6 +45,8 @@ class _Import:
         self._batch: list[dict[str, Any]] = []
         self._counts = {"created": 0, "updated": 0, "failed": 0}
         self._errors: list[dict[str, Any]] = []
+        # The requests in flight, in order, with the phones of their lines.
+        self._sent: deque[tuple[asyncio.Task[Any], set[str]]] = deque()
 
     @property
     def report(self) -> dict[str, Any]:
@@ -70,9 +76,41 @@ class _Import:
         """Send the batch, and begin another."""
         if not self._batch:
             return
-        body = to_json({"lines": self._batch})
+        phones = {str(line["client"].get("phone")) for line in self._batch}
+        while len(self._sent) == MAX_IN_FLIGHT or any(phones & others for _, others in self._sent):
+            await self._receive()
+        request = self._services.request(
+            IMPORT_CLIENTS, to_json({"lines": self._batch}), self._context
+        )
         self._batch = []
-        done = await self._services.request(IMPORT_CLIENTS, body, self._context)
+        self._sent.append((asyncio.create_task(request), phones))
+
+    async def finish(self) -> None:
+        """Send the last batch, and wait for all responses."""
+        await self.send()
+        while self._sent:
+            await self._receive()
+
+    async def settle(self) -> bool:
+        """After a failure, wait for the other responses; return whether no line was imported."""
+        nothing_else = True
+        while self._sent:
+            try:
+                await self._receive()
+            except ProblemError as problem:
+                nothing_else &= problem.status is HTTPStatus.SERVICE_UNAVAILABLE
+        return nothing_else and not self.imported
+
+    async def close(self) -> None:
+        """Cancel the requests in flight."""
+        for task, _ in self._sent:
+            task.cancel()
+        await asyncio.gather(*(task for task, _ in self._sent), return_exceptions=True)
+
+    async def _receive(self) -> None:
+        """Wait for the oldest response, and count its lines."""
+        task, _ = self._sent.popleft()
+        done = await task
         for name in self._counts:
             self._counts[name] += done[name]
         for error in done["errors"]:
@@ -92,7 +130,11 @@ async def import_clients(
     try:
         await _import(request, running, parse_json if media_type == JSON_LINES else None)
     except ProblemError as problem:
+        if await running.settle():
+            raise
         raise _interrupted(problem, running.imported) from None
+    finally:
+        await running.close()
     return json_response(running.report)
 
 
@@ -113,7 +155,7 @@ async def _import(request: web.Request, running: _Import, parse: LineParser | No
                     await running.send()
     if parse is None:
         _csv_parser(b"")
-    await running.send()
+    await running.finish()
 
 
 async def _lines(request: web.Request) -> AsyncIterator[Iterator[tuple[int, bytes]]]:
@@ -132,9 +174,7 @@ def _csv_parser(header: bytes) -> LineParser:
 
 
 def _interrupted(problem: ProblemError, imported: int) -> ProblemError:
-    """Return the problem of an import that has ended early. A 503 promises that nothing is done."""
-    if not imported:
-        return problem
+    """Return the problem of an import that has ended early. A 503 would say: nothing was done."""
     status, kind = problem.status, problem.kind
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         status, kind = HTTPStatus.GATEWAY_TIMEOUT, "no_answer"
