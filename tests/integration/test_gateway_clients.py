@@ -325,21 +325,19 @@ def peak_memory(service: Service) -> float:
 
 
 @pytest.fixture
-def own_services(
-    shared_amqp_url: str, database_url: str, tmp_path: Path
-) -> Iterator[tuple[System, str]]:
+def own_services(amqp_url: str, database_url: str, tmp_path: Path) -> Iterator[tuple[System, str]]:
     """Yield services that a test may kill, and the URL of their database."""
     settings = {"RINGBACK_GATEWAY_REQUEST_TIMEOUT": "5"}
     with (
         fresh_database(database_url) as url,
-        system(tmp_path, shared_amqp_url, url, "mailings", **settings) as started,
+        system(tmp_path, amqp_url, url, "mailings", **settings) as started,
     ):
         asyncio.run(started.ready())
         yield started, url
 
 
 async def test_m1_an_interrupted_import_says_so_and_a_repeat_completes_it(
-    own_services: tuple[System, str], shared_amqp_url: str, tmp_path: Path
+    own_services: tuple[System, str], amqp_url: str, tmp_path: Path
 ) -> None:
     services, database_url = own_services
 
@@ -362,7 +360,7 @@ async def test_m1_an_interrupted_import_says_so_and_a_repeat_completes_it(
         assert "lines were imported before" in interrupted.problem(504)["detail"]
         arguments = ("-m", "services", "run", "mailings", "--metrics-port", "0")
         settings = {"RINGBACK_DATABASE_URL": database_url}
-        with running(tmp_path, shared_amqp_url, settings, arguments) as restarted:
+        with running(tmp_path, amqp_url, settings, arguments) as restarted:
             await restarted.ready()
             repeated = await import_all(call)
     assert repeated.status == 200, repeated.text
