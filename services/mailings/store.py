@@ -14,13 +14,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from services.mailings import domain
-from services.mailings.campaigns.windows import Hours
 from services.mailings.records import (
     Claim,
-    Cohort,
     DonePosting,
     LeaseLostError,
     MessageChange,
@@ -28,6 +26,7 @@ from services.mailings.records import (
     NewPosting,
     ReturnedMessage,
 )
+from services.mailings.rows import differences, message_counts, to_claim, to_progress, to_state
 from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import (
     MessageState,
@@ -36,7 +35,6 @@ from shared.contracts.posting_requests import (
     PostingState,
     PostingStatus,
 )
-from shared.contracts.postings import Posting
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 from shared.resilience.batching import Batcher
@@ -105,7 +103,7 @@ class Store:
     ) -> tuple[bytes, PostingState] | None:
         """Return the fingerprint and state of a posting; None if the client has no such posting."""
         row = await self._database.fetchrow(SQL["posting"], posting_id, client_id)
-        return None if row is None else (row["fingerprint"], _state(row))
+        return None if row is None else (row["fingerprint"], to_state(row))
 
     async def status(self, posting_id: UUID, client_id: str | None) -> PostingStatus | None:
         """Return the status of a posting; None if the client has no such posting."""
@@ -118,7 +116,7 @@ class Store:
             else ()
         )
         return PostingStatus(
-            **_progress(row), skipped={row["reason"]: row["count"] for row in skipped}
+            **to_progress(row), skipped={row["reason"]: row["count"] for row in skipped}
         )
 
     async def postings(
@@ -130,7 +128,7 @@ class Store:
     ) -> list[PostingProgress]:
         """Return postings that a client can see, newest first, accepted before this position."""
         rows = await self._database.fetch(SQL["postings"], client_id, from_event, *before, limit)
-        return [PostingProgress(**_progress(row)) for row in rows]
+        return [PostingProgress(**to_progress(row)) for row in rows]
 
     async def messages(
         self, posting_id: UUID, after: UUID, status: MessageState | None, limit: int
@@ -143,26 +141,8 @@ class Store:
         self, small: int, lists: int, *, lease: float, only_urgent: bool = False
     ) -> list[Claim]:
         """Claim due postings for `lease` seconds, urgent ones first: small ones, and lists."""
-        return [
-            Claim(
-                row["id"],
-                row["at"],
-                row["age"],
-                row["lease"],
-                row["unfinished"],
-                _posting(row["body"]) if row["mailing_id"] is None else _cohort(row),
-                row["traceparent"],
-                row["expires_at"],
-                row["priority"],
-                None if row["fetched_data"] is None else from_json(row["fetched_data"]),
-                row["is_list"],
-                row["next_page"],
-                row["pages"],
-                row["receivers"],
-                row["failures"],
-            )
-            for row in await self._database.fetch(SQL["claim"], small, lists, lease, only_urgent)
-        ]
+        found = await self._database.fetch(SQL["claim"], small, lists, lease, only_urgent)
+        return [to_claim(row) for row in found]
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> set[UUID]:
         """Extend claims by `lease` seconds, and return the ids of those that are not lost."""
@@ -274,7 +254,7 @@ class Store:
             if rows:
                 columns = map(list, zip(*rows, strict=True))
                 for row in await connection.fetch(SQL["checkpoint"], *columns):
-                    counts[row["id"]] = _messages(row)
+                    counts[row["id"]] = message_counts(row)
         return [
             counts[claim.id] if locked.get(claim.id) == claim.lease else None
             for claim, *_ in checkpoints
@@ -316,7 +296,7 @@ class Store:
                     "not published",
                 )
             row = await connection.fetchrow(SQL["finish"], claim.id, ended, reason, unpublished)
-        return _messages(row)
+        return message_counts(row)
 
     async def settle(
         self, changes: Sequence[MessageChange]
@@ -345,11 +325,11 @@ class Store:
                 return [], []
             pairs = [(stored[key], change) for key, change in applied.items()]
             await connection.execute(SQL["settle"], *map(list, zip(*applied.values(), strict=True)))
-            recounted = await connection.fetch(SQL["recount"], *_differences(pairs))
+            recounted = await connection.fetch(SQL["recount"], *differences(pairs))
         return (
             [(row["channel"], change.status) for row, change in pairs],
             [
-                DonePosting(row["id"], row["mailing_id"], row["from_event"], _messages(row))
+                DonePosting(row["id"], row["mailing_id"], row["from_event"], message_counts(row))
                 for row in recounted
                 if row["last_settled"] and row["ended"] == "expanded"
             ],
@@ -385,77 +365,9 @@ class Store:
         await self._database.execute(SQL["delete_posting"], posting_id)
 
 
-def _posting(body: str) -> Posting:
-    """Return a stored posting. A newer version may have stored it, with fields of its own."""
-    return Posting.model_validate_json(body, extra="ignore")
-
-
-def _cohort(row: Any) -> Cohort:
-    hours = None if row["local_from"] is None else Hours(row["local_from"], row["local_to"])
-    return Cohort(
-        row["mailing_id"],
-        row["client_id"] or "",
-        row["timezone"],
-        row["operator_codes"],
-        row["tags"],
-        row["channel"],
-        row["text"],
-        row["template"],
-        from_json(row["template_context"]),
-        hours,
-        row["rate_per_minute"],
-    )
-
-
 async def _lock(connection: Any, claims: Sequence[Claim]) -> dict[UUID, int]:
     """Lock the postings whose claims are not lost, and return their ids and leases."""
     rows = await connection.fetch(
         SQL["lock"], [claim.id for claim in claims], [claim.lease for claim in claims]
     )
     return {row["id"]: row["lease"] for row in rows}
-
-
-def _progress(row: Any) -> dict[str, Any]:
-    posting = _posting(row["body"])
-    return {
-        "id": row["id"],
-        "status": _state(row),
-        "reason": row["reason"],
-        "from_event": posting.from_event,
-        "template": posting.template,
-        "delivery_type": list(posting.delivery_type),
-        "accepted_at": row["accepted_at"],
-        "expires_at": row["expires_at"],
-        "pages": row["pages"],
-        "receivers": row["receivers"],
-        "messages": {MessageState(state): count for state, count in _messages(row).items()},
-    }
-
-
-def _state(row: Any) -> PostingState:
-    started = bool(row["pages"] or row["created"] or row["skipped"])
-    return domain.posting_state(row["ended"], started=started, unsettled=row["created"])
-
-
-def _messages(row: Any) -> dict[str, int]:
-    return {state.value: row[state.value] for state in MessageState}
-
-
-_COUNTED: Final = (
-    MessageState.CREATED,
-    MessageState.SENT,
-    MessageState.FAILED,
-    MessageState.EXPIRED,
-    MessageState.CANCELLED,
-)
-
-
-def _differences(changes: Sequence[tuple[Any, MessageChange]]) -> list[list[Any]]:
-    """Return the changes to the counters of each posting, as columns ordered by posting id."""
-    counts: dict[UUID, dict[str, int]] = {}
-    for row, change in changes:
-        of_posting = counts.setdefault(change.posting_id, dict.fromkeys(_COUNTED, 0))
-        of_posting[row["status"]] -= 1
-        of_posting[change.status] += 1
-    ids = sorted(counts)
-    return [ids, *([counts[id_][state] for id_ in ids] for state in _COUNTED)]
