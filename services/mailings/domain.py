@@ -3,15 +3,14 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 from uuid import UUID, uuid5
-from zoneinfo import available_timezones
 
 from pydantic import TypeAdapter
 
 from shared.contracts.callback import ClientId
+from shared.contracts.clients import time_zones
 from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState, PostingState
 from shared.registry import CHANNELS, Channel
@@ -228,15 +227,10 @@ def _refusal(user: Mapping[str, Any], channel: Channel, kind: str) -> Skip | Non
     if kinds.get(kind, True) is not True:
         return Skip(ReasonCode.NOT_ENABLED, f"{kind} not enabled")
     zone = user.get("timezone")
-    if zone is not None and not (isinstance(zone, str) and zone in _time_zones()):
+    if zone is not None and not (isinstance(zone, str) and zone in time_zones()):
         shown = repr(zone[:_MAX_QUOTED]) if isinstance(zone, str) else "that is not a text"
         return Skip(ReasonCode.INVALID_RECIPIENT, f"unknown time zone {shown}")
     return None
-
-
-@cache
-def _time_zones() -> frozenset[str]:
-    return frozenset(available_timezones())
 
 
 def storable(reason: str) -> str:

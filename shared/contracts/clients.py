@@ -27,13 +27,14 @@ TIMEZONE_PATTERN: Final = "^[A-Za-z0-9_+/-]{1,100}$"
 
 
 def _known(zone: str) -> str:
-    if zone not in _time_zones():
+    if zone not in time_zones():
         raise ValueError("is not a time zone such as Europe/Moscow")
     return zone
 
 
 @cache
-def _time_zones() -> frozenset[str]:
+def time_zones() -> frozenset[str]:
+    """Return the names of all IANA time zones."""
     return frozenset(available_timezones())
 
 
