@@ -71,7 +71,12 @@ def to_progress(row: Any) -> dict[str, Any]:
         "expires_at": row["expires_at"],
         "pages": row["pages"],
         "receivers": row["receivers"],
-        "messages": {MessageState(name): count for name, count in message_counts(row).items()},
+        # Only messages of mailings can be cancelled.
+        "messages": {
+            MessageState(name): count
+            for name, count in message_counts(row).items()
+            if name != MessageState.CANCELLED
+        },
     }
 
 
