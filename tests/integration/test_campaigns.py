@@ -1,14 +1,16 @@
 """M2 to M5: mailings, on a real database."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from services.mailings.campaigns import domain
 from services.mailings.campaigns.domain import Action
+from services.mailings.campaigns.records import StoredMailing
 from shared.contracts.mailing_requests import Mailing, MailingDeleted
 from shared.contracts.mailings import MailingStatus
 from shared.contracts.requests import Failure
@@ -492,12 +494,91 @@ async def test_m2_a_mailing_without_matching_clients_finishes(process: CampaignP
     assert (await process.get(created.id)).status == "finished"
 
 
+async def test_m2_a_stop_is_not_forgotten_with_the_deletion_of_its_mailing(
+    process: CampaignProcess,
+) -> None:
+    created = await process.create()
+    process.partners.unavailable = True
+    await process.request("CancelMailing", id=str(created.id))
+    deleted = await process.request("DeleteMailing", id=str(created.id))
+    assert isinstance(deleted, Failure)
+    assert deleted.code == "unknown"
+    assert (await process.get(created.id)).status == "cancelled"
+    process.partners.unavailable = False
+    deleted = await process.request("DeleteMailing", id=str(created.id))
+    assert deleted == MailingDeleted(id=created.id)
+    assert [status for _, _, status in process.partners.stops] == ["cancelled"]
+
+
+async def test_m6_a_deletion_during_a_settlement_leaves_no_counts(
+    process: CampaignProcess,
+) -> None:
+    created = await process.create()
+    await add_messages(process, created, 3)
+    await process.request("CancelMailing", id=str(created.id))
+    [posting] = await process.postings(created.id)
+    async with process.database.transaction() as settling:
+        await settling.execute(
+            "SELECT FROM mailings.postings WHERE id = $1 FOR UPDATE", posting["id"]
+        )
+        await settling.execute(
+            "UPDATE mailings.messages SET status = 'cancelled' WHERE posting_id = $1", posting["id"]
+        )
+        deleting = asyncio.create_task(process.request("DeleteMailing", id=str(created.id)))
+        await asyncio.sleep(0.5)
+    assert await deleting == MailingDeleted(id=created.id)
+    assert not await process.database.fetch("SELECT FROM mailings.statistics")
+
+
+async def test_m2_a_mailing_with_a_bug_delays_no_other_mailing(process: CampaignProcess) -> None:
+    broken, other = [await process.create(start_at=soon(600)) for _ in range(2)]
+
+    async def request_start(mailing: StoredMailing) -> None:
+        if mailing.id == broken.id:
+            raise ValueError("a bug")
+        process.partners.starts.append((mailing.id, mailing.start_at))
+
+    process.partners.request_start = request_start  # type: ignore[method-assign]
+    assert await process.worker.run_once(10) == 2
+    assert process.partners.starts == [(other.id, other.start_at)]
+
+
+async def test_m2_services_that_do_not_respond_delay_no_other_mailing(
+    process: CampaignProcess,
+) -> None:
+    hanging = [await process.create(start_at=soon(600)) for _ in range(30)]
+    requested: set[UUID] = set()
+    all_requested = asyncio.Event()
+
+    async def request_start(mailing: StoredMailing) -> None:
+        requested.add(mailing.id)
+        if len(requested) == len(hanging):
+            all_requested.set()
+        await all_requested.wait()  # a mailing that waits for its turn would never be requested
+
+    process.partners.request_start = request_start  # type: ignore[method-assign]
+    async with asyncio.timeout(20):
+        await process.worker.run_once(100)
+
+
+async def test_m2_mailings_that_cannot_be_attended_to_leave_turns_for_others(
+    process: CampaignProcess,
+) -> None:
+    created = {(await process.create(start_at=soon(600))).id for _ in range(4)}
+    process.partners.unavailable = True
+    attended: set[UUID] = set()
+    for _ in range(60):
+        attended.update(await process.campaigns.pending(5, 2))
+    assert attended == created
+
+
 async def add_messages(process: CampaignProcess, created: Mailing, count: int) -> None:
     """Add messages to each posting of a mailing, as expansion does."""
     for posting in await process.postings(created.id):
         await process.database.execute(
-            "INSERT INTO mailings.messages (posting_id, id, user_id, channel, status, page)"
-            " SELECT $1, unnest($2::uuid[]), unnest($3::text[]), 'sms', 'created', 0",
+            "INSERT INTO mailings.messages"
+            " (posting_id, id, user_id, operator_code, channel, status, page)"
+            " SELECT $1, unnest($2::uuid[]), unnest($3::text[]), '916', 'sms', 'created', 0",
             posting["id"],
             [uuid4() for _ in range(count)],
             [f"client-{number}" for number in range(count)],

@@ -16,6 +16,7 @@ from services.mailings.campaigns.store import (
     ActionRefusedError,
     Campaigns,
     MailingOverError,
+    StopUnconfirmedError,
 )
 from services.mailings.campaigns.texts import InvalidTextError, Texts
 from services.mailings.campaigns.worker import CampaignWorker, log
@@ -232,7 +233,13 @@ class CampaignRequests:
         async def deleted(mailing: StoredMailing) -> Response:
             return MailingDeleted(id=mailing.id)
 
-        return await self._act(context, command, Action.DELETE, deleted)
+        try:
+            return await self._act(context, command, Action.DELETE, deleted)
+        except StopUnconfirmedError as error:
+            response = await self._confirmed(error.mailing)
+            if isinstance(response, Failure):
+                return response
+            return await self._delete(context, command)
 
     async def _act(
         self,

@@ -40,6 +40,14 @@ class MailingOverError(Exception):
     """The end time of the mailing has passed."""
 
 
+class StopUnconfirmedError(Exception):
+    """Delivery has not confirmed the latest stop of the mailing, which only its row repeats."""
+
+    def __init__(self, mailing: StoredMailing) -> None:
+        super().__init__()
+        self.mailing = mailing
+
+
 class Campaigns:
     """The mailings, which several processes may change at the same time."""
 
@@ -98,6 +106,7 @@ class Campaigns:
 
         Raises:
             ActionRefusedError, MailingOverError: the mailing does not allow the action.
+            StopUnconfirmedError: it cannot be deleted yet.
         """
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(SQL["lock_own"], id_, owner)
@@ -118,6 +127,10 @@ class Campaigns:
                 case Effect.CANCEL:
                     return await _end(connection, mailing, "cancel", MessageState.CANCELLED)
                 case Effect.DELETE:
+                    if not mailing.is_stop_confirmed:
+                        raise StopUnconfirmedError(mailing)
+                    # A settlement that holds a posting adds counts when it commits.
+                    await connection.fetch(SQL["lock_all_postings"], id_)
                     await connection.execute(SQL["delete_statistics"], id_)
                     await connection.execute(SQL["delete"], id_)
                     return mailing

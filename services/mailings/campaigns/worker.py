@@ -16,10 +16,12 @@ from services.mailings.campaigns.records import StoredMailing
 from services.mailings.campaigns.store import Campaigns
 from services.mailings.records import MessageChange
 from services.mailings.store import Store
+from shared.amqp.consumer import BUGS
 from shared.contracts.mailings import MailingStatus
 from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
+from shared.topology import MAILINGS_STARTS
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,9 @@ logger = logging.getLogger(__name__)
 POLL_INTERVAL: Final = 1.0
 # Seconds after which a mailing starts without the scheduler's notification.
 OVERDUE: Final = 5.0
-# Mailings in one round, and those at a time: each may wait for a service that does not respond.
+# Mailings in one round. All may wait at the same time for a service that does not respond.
 MAX_MAILINGS: Final = 100
+# Mailings that use the database at a time.
 MAX_CONCURRENT: Final = 10
 # Messages settled in one transaction.
 BATCH_SIZE: Final = 1000
@@ -53,6 +56,7 @@ class CampaignWorker:
         self._store = store
         self._partners = partners
         self._started = started
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -74,19 +78,21 @@ class CampaignWorker:
     async def run_once(self, limit: int) -> int:
         """Attend to up to `limit` pending mailings, and return their number."""
         pending = await self._campaigns.pending(OVERDUE, limit)
-        slots = asyncio.Semaphore(MAX_CONCURRENT)
         async with asyncio.TaskGroup() as group:
             for id_ in pending:
-                group.create_task(self._attend(id_, slots))
+                group.create_task(self._attend(id_))
         return len(pending)
 
-    async def _attend(self, id_: UUID, slots: asyncio.Semaphore) -> None:
-        async with slots:
-            try:
-                await self.attend(id_)
-            except InfrastructureError as error:
-                context = {"mailing_id": str(id_)}
-                logger.warning("mailing not attended to: %s", error, extra=context)
+    async def _attend(self, id_: UUID) -> None:
+        context = {"mailing_id": str(id_)}
+        try:
+            await self.attend(id_)
+        except InfrastructureError as error:
+            logger.warning("mailing not attended to: %s", error, extra=context)
+        except Exception:
+            # The other mailings continue.
+            BUGS.labels(MAILINGS_STARTS).inc()
+            logger.exception("bug in attending to a mailing", extra=context)
 
     async def start(self, id_: UUID) -> None:
         """Start a scheduled mailing if it is due.
@@ -104,10 +110,11 @@ class CampaignWorker:
         Raises:
             InfrastructureError: the rest follows later.
         """
-        await self.start(id_)
-        if finished := await self._campaigns.finish_if_over(id_):
-            log("finished", finished)
-        mailing = await self._campaigns.get(id_)
+        async with self._slots:
+            await self.start(id_)
+            if finished := await self._campaigns.finish_if_over(id_):
+                log("finished", finished)
+            mailing = await self._campaigns.get(id_)
         if mailing is None:
             return
         if mailing.status is MailingStatus.SCHEDULED and not mailing.is_start_requested:
@@ -115,7 +122,8 @@ class CampaignWorker:
             await self._campaigns.start_requested(mailing)
         await self.confirm_stop(mailing)
         if mailing.closing:
-            await self._close(mailing)
+            async with self._slots:
+                await self._close(mailing)
 
     async def confirm_stop(self, mailing: StoredMailing) -> None:
         """Have delivery confirm the latest stop of a mailing, or its end, if it has not yet.

@@ -79,6 +79,9 @@ WHERE id = $1 RETURNING *;
 -- name: delete
 DELETE FROM mailings.mailings WHERE id = $1;
 
+-- name: lock_all_postings
+SELECT id FROM mailings.postings WHERE mailing_id = $1 ORDER BY id FOR UPDATE;
+
 -- name: delete_statistics
 DELETE FROM mailings.statistics WHERE mailing_id = $1;
 
@@ -113,19 +116,21 @@ UPDATE mailings.mailings SET stop_confirmed = $2 WHERE id = $1 AND stop_version 
 
 -- Mailings that need attention: their start is not requested, or overdue by more than $1 seconds,
 -- delivery has not confirmed a stop, or they have ended, or some messages are still to be settled.
+-- In a random order, so that many that have to wait leave turns for the others.
 -- name: pending
-SELECT id FROM mailings.mailings WHERE status = 'scheduled'
-    AND (start_requested_at IS DISTINCT FROM start_at
-        OR start_at < now() - make_interval(secs => $1))
-UNION SELECT id FROM mailings.mailings WHERE stop_confirmed < stop_version
-UNION SELECT id FROM mailings.mailings
-    WHERE status IN ('scheduled', 'running', 'paused') AND end_at <= now()
-UNION SELECT id FROM mailings.mailings AS mailing WHERE status = 'running' AND NOT EXISTS (
-    SELECT FROM mailings.postings
-    WHERE mailing_id = mailing.id AND (ended_at IS NULL OR created > 0)
-)
-UNION SELECT id FROM mailings.mailings WHERE closing
-LIMIT $2;
+SELECT id FROM (
+    SELECT id FROM mailings.mailings WHERE status = 'scheduled'
+        AND (start_requested_at IS DISTINCT FROM start_at
+            OR start_at < now() - make_interval(secs => $1))
+    UNION SELECT id FROM mailings.mailings WHERE stop_confirmed < stop_version
+    UNION SELECT id FROM mailings.mailings
+        WHERE status IN ('scheduled', 'running', 'paused') AND end_at <= now()
+    UNION SELECT id FROM mailings.mailings AS mailing WHERE status = 'running' AND NOT EXISTS (
+        SELECT FROM mailings.postings
+        WHERE mailing_id = mailing.id AND (ended_at IS NULL OR created > 0)
+    )
+    UNION SELECT id FROM mailings.mailings WHERE closing
+) AS mailing ORDER BY random() LIMIT $2;
 
 -- name: unsettled_postings
 SELECT count(*) FROM mailings.postings
