@@ -260,7 +260,8 @@ class Reporter:
             case Done(Expired(reason)) | Dead(reason, ExpiredError()):
                 self._expired.inc()
                 logger.warning("message expired", extra=context | {"reason": reason})
-                return MessageExpired(**fact, reason=reason)
+                expires_at = command.expires_at if command else None
+                return MessageExpired(**fact, reason=reason, expires_at=expires_at)
             case Done(result):
                 match result:
                     case Returned(code):

@@ -1,6 +1,8 @@
 """Settles messages: applies the facts from delivery, in batches."""
 
 import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -50,7 +52,12 @@ class Settler:
 
     async def _settle(self, batch: list[MessageFacts]) -> list[None]:
         facts = [fact for each in batch for fact in each.facts]
-        changes = [change for fact in facts if (change := _change(fact))]
+        ends = await self._later_ends(facts)
+        changes = [
+            change
+            for fact in facts
+            if _returned_as(fact, ends) is None and (change := _change(fact))
+        ]
         if changes:
             changed, done = await self._store.settle(changes)
             for channel, status in changed:
@@ -67,13 +74,37 @@ class Settler:
                     },
                 )
         returned = {
-            ids: fact.code
+            ids: code
             for fact in facts
-            if isinstance(fact, MessageReturned) and (ids := _ids(fact))
+            if (code := _returned_as(fact, ends)) and (ids := _ids(fact))
         }
         if returned:  # after the changes, because a message that was sent needs no other publish
             await self._store.take_back(returned)
         return [None] * len(batch)
+
+    async def _later_ends(self, facts: Iterable[MessageFact]) -> Mapping[str, datetime]:
+        """Return the end times of the open mailings whose messages have expired."""
+        mailings = {
+            fact.mailing_id
+            for fact in facts
+            if isinstance(fact, MessageExpired) and fact.mailing_id and fact.expires_at
+        }
+        return await self._store.end_times(mailings) if mailings else {}
+
+
+def _returned_as(fact: MessageFact, ends: Mapping[str, datetime]) -> ReasonCode | None:
+    """Return why a message is published again; None if it is not.
+
+    The end time of its mailing may have been moved since the message was published.
+    """
+    match fact:
+        case MessageReturned(code=code):
+            return code
+        case MessageExpired(mailing_id=str(mailing_id), expires_at=datetime() as expires_at):
+            end = ends.get(mailing_id)
+            return ReasonCode.EXPIRED if end is not None and expires_at < end else None
+        case _:
+            return None
 
 
 def _ids(fact: MessageFact) -> tuple[UUID, UUID] | None:

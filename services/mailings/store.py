@@ -348,6 +348,11 @@ class Store:
             await connection.execute(SQL["take_back"], *columns, list(messages.values()))
             await connection.execute(SQL["reopen"], postings)
 
+    async def end_times(self, mailings: Collection[str]) -> dict[str, datetime]:
+        """Return the end times of those of these mailings that have not ended, by their ids."""
+        rows = await self._database.fetch(SQL["end_times"], mailings)
+        return {row["id"]: row["end_at"] for row in rows}
+
     async def ended_before(self, age: timedelta, limit: int) -> list[UUID]:
         """Return postings that ended longer ago than `age`, the oldest first."""
         rows = await self._database.fetch(SQL["ended_before"], age.total_seconds(), limit)

@@ -97,13 +97,18 @@ class MessageExpired(_OfMessage):
 
     type: Literal["message.expired"] = "message.expired"
     reason: str
+    expires_at: AwareDatetime | None = Field(
+        default=None,
+        description="The time of the message after which it is not sent. A mailing that ends later"
+        " publishes it again.",
+    )
 
 
 class MessageReturned(_OfMessage):
     """The message of a mailing was not sent, and has left the queue; the mailing decides on it."""
 
     type: Literal["message.returned"] = "message.returned"
-    code: ReturnCode
+    code: ReasonCode = Field(description="`stopped` or `window_closed`.")
 
 
 MessageFact = Annotated[

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -52,6 +53,19 @@ def fact(mailing: UUID, number: int, kind: str, **fields: Any) -> dict[str, Any]
 
 def returned(mailing: UUID, number: int, code: str = "stopped") -> dict[str, Any]:
     return fact(mailing, number, "returned", code=code)
+
+
+def expired(mailing: UUID, number: int, expires_at: datetime | None) -> dict[str, Any]:
+    time = expires_at and expires_at.isoformat()
+    return fact(mailing, number, "expired", reason="expired", expires_at=time)
+
+
+async def end_at(mailings: Mailings, mailing: UUID) -> datetime:
+    row = await mailings.database.fetchrow(
+        "SELECT end_at FROM mailings.mailings WHERE id = $1", mailing
+    )
+    end: datetime = row["end_at"]
+    return end
 
 
 def sent(mailing: UUID, number: int) -> dict[str, Any]:
@@ -117,6 +131,35 @@ async def test_m2_a_message_that_was_sent_is_not_published_again(
     assert await statuses(mailings, mailing) == {"sent": 1, "created": CLIENTS - 1}
 
 
+@pytest.mark.parametrize("status", ["running", "paused"])
+async def test_m2_a_message_that_expired_before_a_later_end_time_is_published_again(
+    mailings: Mailings, mailing: UUID, status: str
+) -> None:
+    """Its `expires_at` is the end time at which the mailing would have ended before a change."""
+    await set_status(mailings, mailing, status)
+    before = await end_at(mailings, mailing) - timedelta(minutes=1)
+    await mailings.settle(expired(mailing, 1, before), sent(mailing, 2))
+    assert await statuses(mailings, mailing) == {"sent": 1, "created": CLIENTS - 1}
+    await set_status(mailings, mailing, "running")
+    await mailings.expand_all()
+    assert published(mailings) == Counter([client_id(1)])
+
+
+async def test_m2_a_message_that_expired_at_the_end_time_is_settled(
+    mailings: Mailings, mailing: UUID
+) -> None:
+    """So is one of an older version of delivery, which does not say when it expired."""
+    end = await end_at(mailings, mailing)
+    await mailings.settle(
+        expired(mailing, 1, end),
+        expired(mailing, 2, None),
+        expired(mailing, 3, end - timedelta(minutes=1)) | {"mailing_id": "m-1"},
+    )
+    await set_status(mailings, mailing, "cancelled")
+    await mailings.settle(expired(mailing, 4, end - timedelta(minutes=1)))
+    assert await statuses(mailings, mailing) == {"expired": 4, "created": CLIENTS - 4}
+
+
 @pytest.mark.parametrize("status", ["cancelled", "finished"])
 async def test_m2_nothing_of_a_mailing_that_has_ended_is_published_again(
     mailings: Mailings, mailing: UUID, status: str
@@ -132,6 +175,14 @@ async def test_m5_a_message_whose_window_has_closed_is_published_again(
     mailings: Mailings, mailing: UUID
 ) -> None:
     await mailings.settle(returned(mailing, 1, "window_closed"))
+    await mailings.expand_all()
+    assert published(mailings) == Counter([client_id(1)])
+
+
+async def test_n12_a_message_that_a_newer_version_returns_for_a_new_reason_is_not_lost(
+    mailings: Mailings, mailing: UUID
+) -> None:
+    await mailings.settle(returned(mailing, 1, "invented_later"))
     await mailings.expand_all()
     assert published(mailings) == Counter([client_id(1)])
 

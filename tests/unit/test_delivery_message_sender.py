@@ -424,7 +424,11 @@ REPORTS: dict[str, tuple[Outcome[Handled], BaseModel | None, str]] = {
         ),
         "message attempt failed",
     ),
-    "expired": (EXPIRED, MessageExpired(**COMMON, reason="expired at …"), "message expired"),
+    "expired": (
+        EXPIRED,
+        MessageExpired(**COMMON, reason="expired at …", expires_at=COMMON["at"]),
+        "message expired",
+    ),
     "failed": (
         FAILED,
         MessageFailed(**COMMON, reason=FAILED.reason, code=ReasonCode.REFUSED),
@@ -432,7 +436,7 @@ REPORTS: dict[str, tuple[Outcome[Handled], BaseModel | None, str]] = {
     ),
     "expired in a mailing": (
         Done(Expired("expired at …")),
-        MessageExpired(**COMMON, reason="expired at …"),
+        MessageExpired(**COMMON, reason="expired at …", expires_at=COMMON["at"]),
         "message expired",
     ),
     "returned": (
@@ -463,7 +467,8 @@ def test_e6_each_outcome_is_one_log_line_one_count_and_one_fact(
     reporter = Reporter("email", Clock())
     before = counted()
     with caplog.at_level(logging.DEBUG):
-        assert reporter.report(message(), email(**OF_MAILING), outcome) == fact
+        command = email(**OF_MAILING, expires_at=COMMON["at"])
+        assert reporter.report(message(), command, outcome) == fact
     assert {key: n - before[key] for key, n in counted().items() if n != before[key]} == (
         {} if fact is None else {name.removesuffix(" in a mailing"): 1}
     )

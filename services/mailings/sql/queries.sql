@@ -242,6 +242,12 @@ WHERE id = ANY ($1::uuid[]) AND ended = 'expanded'
         WHERE posting_id = posting.id AND returned_at IS NOT NULL AND status = 'created'
     );
 
+-- name: end_times
+SELECT given.id, end_at FROM unnest($1::text[]) AS given(id)
+JOIN mailings.mailings AS mailing ON mailing.id = CASE
+    WHEN given.id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN given.id::uuid END
+WHERE status IN ('running', 'paused');
+
 -- A mailing that is paused or running may still send messages of a posting that has ended.
 -- name: ended_before
 SELECT id FROM mailings.postings AS posting
