@@ -67,7 +67,7 @@ async def urgent(rig: Rig) -> Section:
             verdict=at_most(max(waits), 1),
         ),
         Row("all e-mails meanwhile", "/s", rate),
-        Row("bulk e-mails in the queue at the end", "", float(queue.message_count or 0)),
+        Row("bulk e-mails at the end", "in the queue", float(queue.message_count or 0)),
     ]
     notes = [
         f"{URGENT_EMAILS} urgent postings to one user each, a second apart, while {BULK_EMAILS:,}",
