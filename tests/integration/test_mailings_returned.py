@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -129,6 +129,16 @@ async def test_m2_a_message_that_was_sent_is_not_published_again(
     await mailings.expand_all()
     assert published(mailings) == Counter()
     assert await statuses(mailings, mailing) == {"sent": 1, "created": CLIENTS - 1}
+
+
+async def test_m2_row_24_a_process_whose_clock_is_ahead_expires_nothing_before_the_end(
+    mailings: Mailings,
+) -> None:
+    mailings.clock.offset = 3600.0
+    mailing = await start_mailing(mailings, end_at=datetime.now(UTC) + timedelta(minutes=30))
+    await mailings.expand_all()
+    assert await statuses(mailings, mailing) == {"created": CLIENTS}
+    assert await ended(mailings, mailing) == "expanded"
 
 
 @pytest.mark.parametrize("status", ["running", "paused"])

@@ -62,12 +62,11 @@ class Timing:
             PostingExpiredError: the posting has expired.
             SliceDeferredError: the local hours are over, or have not begun.
         """
-        if self._expires_at is not None and self._clock.now() >= self._expires_at.timestamp():
+        now = self._claimed_at + timedelta(seconds=self._clock.monotonic() - self._claimed)
+        if self._expires_at is not None and now >= self._expires_at:
             raise PostingExpiredError
-        if self.window is not None:
-            now = self._claimed_at + timedelta(seconds=self._clock.monotonic() - self._claimed)
-            if not self.window.opens <= now < self.window.closes:
-                raise self._closed(now)
+        if self.window is not None and not self.window.opens <= now < self.window.closes:
+            raise self._closed(now)
 
     async def pace(self, messages: int) -> bool:
         """Return whether there is a rate, after taking these messages from it.
