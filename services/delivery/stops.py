@@ -13,10 +13,13 @@ from typing import Final, NamedTuple
 from services.delivery.domain import WithheldError
 from services.delivery.store import Store
 from shared.contracts.message_facts import ReasonCode
+from shared.errors import InfrastructureError
 from shared.resilience.batching import Batcher
 
 # Seconds. The promise is two: the other one is for a busy machine.
 MAX_AGE: Final = 1.0
+# Readings that may be too old when they arrive. The first one may be, after a suspension.
+MAX_READINGS: Final = 3
 # Mailings in one statement.
 BATCH_SIZE: Final = 500
 
@@ -46,10 +49,14 @@ class Stops:
 
         Raises:
             WithheldError: the mailing is stopped.
-            StoreConnectionLostError: the database is unavailable.
+            InfrastructureError: the database is unavailable or slow.
         """
+        attempts = 0
         while (reading := self._readings.get(mailing_id)) is None or self._age(reading) >= MAX_AGE:
+            if attempts == MAX_READINGS:
+                raise InfrastructureError("the database returns the stops of mailings too slowly")
             await self._reading.add(mailing_id)
+            attempts += 1
         if self._age(reading) >= reading.remaining:
             raise WithheldError("the mailing is stopped", ReasonCode.STOPPED)
 
