@@ -78,11 +78,14 @@ class MailingStatistics(_Counts):
     )
 
 
-class Report(BaseModel):
-    """The report about the mailings of a day."""
+class Report(_Counts):
+    """The report about the messages that were created on a day, as counts and as text."""
 
-    model_config = _RESPONSE
-
+    day: date
+    timezone: str = Field(description="The time zone of the day.")
+    mailings: NonNegativeInt = Field(description="Mailings with such messages.")
+    by_hour: list[HourStatistics]
+    by_reason: dict[str, NonNegativeInt]
     subject: str
     text: str
 

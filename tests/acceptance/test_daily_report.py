@@ -91,6 +91,7 @@ async def test_m12_the_report_is_sent_through_scheduler_and_delivery(
             await until(lambda: len(mails.mails) == len(TO))
             printed = await ringback("report", amqp_url=amqp_url)
             empty = await ringback("report", "--date", "2026-01-31", amqp_url=amqp_url)
+            data = await ringback("report", "--json", amqp_url=amqp_url)
 
             changed = settings | {"RINGBACK_DATABASE_URL": url, "RINGBACK_REPORT_AT": "09:30"}
             services["mailings"].kill()
@@ -115,6 +116,12 @@ async def test_m12_the_report_is_sent_through_scheduler_and_delivery(
         assert "<table" in html.get_content()
     assert printed.code == 0, printed.err
     assert "Black Friday" in printed.out
+    assert data.code == 0, data.err
+    counted = json.loads(data.out)
+    assert (counted["mailings"], counted["total"], counted["timezone"]) == (1, 1234, "UTC")
+    assert sum(counted["by_status"].values()) == 1234
+    assert sum(hour["total"] for hour in counted["by_hour"]) == 1234
+    assert "text" not in counted
     assert "No messages were created." in empty.out
     assert empty.out.startswith("Mailings on Saturday, 31 January 2026 (UTC)")
     assert first["context"] == {"at": "00:00", "timezone": "UTC"}

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from services.mailings.reports.sending import ReportSender
 from services.mailings.rpc import Handler, Response, bound
 from shared.amqp.rpc import RequestContext
-from shared.contracts.mailing_statistics import GET_REPORT, GetReport, Report
+from shared.contracts.mailing_statistics import GET_REPORT, GetReport, HourStatistics, Report
+from shared.contracts.posting_requests import MessageState
 
 
 class ReportRequests:
@@ -19,5 +20,22 @@ class ReportRequests:
         return dict((bound(GET_REPORT, self._get),))
 
     async def _get(self, _: RequestContext, command: GetReport) -> Response:
-        rendered = await self._sender.rendered(command.day)
-        return Report(subject=rendered.subject, text=rendered.text)
+        report, rendered = await self._sender.report(command.day)
+        return Report(
+            day=report.day,
+            timezone=report.zone.key,
+            mailings=report.mailing_count,
+            total=sum(report.by_status.values()),
+            by_status=report.by_status,
+            by_hour=[
+                HourStatistics(
+                    hour=hour,
+                    total=sum(counts.values()),
+                    by_status={state: counts.get(state, 0) for state in MessageState},
+                )
+                for hour, counts in sorted(report.by_hour.items())
+            ],
+            by_reason=dict(report.by_reason),
+            subject=rendered.subject,
+            text=rendered.text,
+        )

@@ -53,7 +53,7 @@ class ReportSender:
         self._zone = zone
         self._product = product
 
-    async def rendered(self, day: date | None) -> Rendered:
+    async def report(self, day: date | None) -> tuple[domain.DayReport, Rendered]:
         """Return the report about a local day; without a day, about yesterday.
 
         Raises:
@@ -62,7 +62,7 @@ class ReportSender:
         if day is None:
             day = domain.day_before(datetime.fromtimestamp(self._clock.now(), UTC), self._zone)
         report = await self._reports.of_day(day, self._zone)
-        return render(report, self._templates.frame(), product=self._product)
+        return report, render(report, self._templates.frame(), product=self._product)
 
     async def handle(self, message: Message, notification: ReportNotification) -> None:
         """Publish the report. A repeat has the same ids, so delivery sends it once.
@@ -71,7 +71,7 @@ class ReportSender:
             InfrastructureError: the broker or the database is unavailable; repeat it later.
         """
         day = domain.day_before(notification.run_at, self._zone)
-        rendered = await self.rendered(day)
+        _, rendered = await self.report(day)
         now = self._clock.now()
         await asyncio.gather(
             *(
