@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any, Final
 
 import click
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from services.cli.output import echo
 from shared.process.logs import printable
@@ -123,4 +123,11 @@ def _row(fields: dict[str, Any], names: Iterable[str]) -> str:
     shown = results | {name: value for name, value in fields.items() if name not in hidden}
     time = fields["timestamp"].replace("T", " ").rstrip("Z")
     head = f"{time}  {fields.get('service', '-'):10} {fields.get('message', '-'):28}"
-    return printable("  ".join([head, *(f"{name}={value}" for name, value in shown.items())]))
+    return printable(
+        "  ".join([head, *(f"{name}={_text(value)}" for name, value in shown.items())])
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a value as text: a string without quotes, anything else as JSON."""
+    return value if isinstance(value, str) else to_json(value).decode()

@@ -58,7 +58,7 @@ class Statistics(_Counts):
 class HourStatistics(_Counts):
     """The messages that were created in an hour."""
 
-    hour: AwareDatetime = Field(description="Begin of the hour.")
+    hour: AwareDatetime = Field(description="Beginning of the hour.")
 
 
 class OperatorStatistics(_Counts):

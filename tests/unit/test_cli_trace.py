@@ -64,6 +64,11 @@ def test_m14_a_row_has_time_service_what_happened_and_the_result_first() -> None
     )
 
 
+def test_m14_a_row_shows_objects_as_json() -> None:
+    done = line(1, "mailings", "posting done", mailing_id="a-1", messages={"sent": 2}, last=None)
+    assert run("mailing", "a-1", stdin=done).stdout.endswith('  messages={"sent":2}  last=null\n')
+
+
 def test_m14_a_user_of_a_posting_is_a_recipient() -> None:
     sent = line(1, "delivery", "message sent", message_id="m-1", user_id="u-1")
     assert "message sent" in run("recipient", "u-1", stdin=sent).stdout

@@ -17,7 +17,7 @@ Counts = Mapping[MessageState, int]
 
 @dataclass(frozen=True, slots=True)
 class ReportedMailing:
-    """A mailing in a report: the begin of its text or the name of its template, and its counts."""
+    """A mailing in a report: the beginning of its text or its template, and its counts."""
 
     id: UUID
     title: str
@@ -36,7 +36,7 @@ class DayReport:
 
     mailing_count: number of all mailings with such messages.
     mailings: those with the most messages.
-    by_hour: counts by the begin of the hour.
+    by_hour: counts by the beginning of the hour.
     by_reason: why messages have their status.
     """
 
@@ -71,7 +71,7 @@ _HOUR: Final = timedelta(hours=1)
 
 
 def bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Return the begin of a local day, and that of the next one, in UTC."""
+    """Return the beginning of a local day, and that of the next one, in UTC."""
     begin, end = (
         datetime.combine(each, time(), zone).astimezone(UTC)
         for each in (day, day + timedelta(days=1))

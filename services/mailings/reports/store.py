@@ -57,6 +57,6 @@ class Reports:
 
 
 def _title(text: str) -> str:
-    """Return the begin of a text as one line."""
+    """Return the beginning of a text as one line."""
     line = storable(text).strip()
     return line if len(line) <= MAX_TITLE else f"{line[: MAX_TITLE - 1].rstrip()}…"
