@@ -26,8 +26,9 @@ def about(ticket_header: str) -> Description:
         text="Ringback calls your service back at a given time: at least once, never early, and"
         " with the same id on every retry.\n\n"
         f"**Authentication.** A service ticket in `{ticket_header}`, or as a bearer token,"
-        " identifies your client. Each client sees only its own callbacks. Without a ticket you are"
-        " the anonymous client, if this server allows it.\n\n"
+        " identifies your client. Each client sees only its own callbacks, mailings and directory"
+        " of recipients. Without a ticket you are the anonymous client, if this server allows"
+        " it.\n\n"
         "**Errors** are `application/problem+json` (RFC 9457). A 422 names every rejected field."
         " After a 503 nothing was done. After a 504 that is unknown: repeat the request with the"
         " same `Idempotency-Key`, or check the status.",
