@@ -122,7 +122,8 @@ def _row(fields: dict[str, Any], names: Iterable[str]) -> str:
     hidden = {*_HEAD, *names, "exc_info"}
     shown = results | {name: value for name, value in fields.items() if name not in hidden}
     time = fields["timestamp"].replace("T", " ").rstrip("Z")
-    head = f"{time}  {fields.get('service', '-'):10} {fields.get('message', '-'):28}"
+    service, message = (_text(fields.get(name, "-")) for name in ("service", "message"))
+    head = f"{time}  {service:10} {message:28}"
     return printable(
         "  ".join([head, *(f"{name}={_text(value)}" for name, value in shown.items())])
     )

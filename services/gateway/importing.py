@@ -50,7 +50,7 @@ def parse_json(line: bytes) -> Mapping[str, Any]:
     """Return the JSON object in a line.
 
     Raises:
-        InvalidLineError: the line is too long, or not a JSON object.
+        InvalidLineError: the line is too long, or not a JSON object of plain values.
     """
     _check_length(line)
     try:
@@ -59,6 +59,10 @@ def parse_json(line: bytes) -> Mapping[str, Any]:
         raise InvalidLineError(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidLineError("is not a JSON object")
+    # Their nesting could pass here, and make the whole batch too deep for the parser of mailings.
+    for name, field in value.items():
+        if isinstance(field, dict | list):
+            raise InvalidLineError(f"{name[:40]!r} must not be an object or a list")
     return value
 
 

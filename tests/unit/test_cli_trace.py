@@ -98,6 +98,13 @@ def test_m14_lines_that_are_not_json_or_not_ours_are_skipped() -> None:
     assert result.stdout.splitlines() == [DELIVERY[2]]
 
 
+def test_m14_a_line_of_another_program_may_have_any_service_and_message() -> None:
+    foreign = line(1, "delivery", "message sent", message_id="m-1")
+    fields = json.loads(foreign) | {"service": None, "message": ["m-1"]}
+    shown = run("message", "m-1", stdin=json.dumps(fields)).stdout
+    assert shown.split() == ["2026-11-20", "15:00:01.000", "null", '["m-1"]']
+
+
 def test_m14_nothing_found_is_an_error_that_names_the_id() -> None:
     result = run("mailing", "a-3", stdin="\n".join(GATEWAY))
     assert result.exit_code == 1

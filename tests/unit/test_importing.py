@@ -73,6 +73,12 @@ def test_m1_a_line_without_an_end_takes_little_memory_and_has_one_reason() -> No
     assert parse_json(good) == {}
 
 
+def test_m1_and_row_26_a_deeply_nested_line_does_not_spoil_its_batch() -> None:
+    line = b'{"phone":' + b"[" * 199 + b"]" * 199 + b"}"
+    with pytest.raises(InvalidLineError, match="'phone' must not be an object or a list"):
+        parse_json(line)
+
+
 @pytest.mark.parametrize(
     ("header", "reason"),
     [

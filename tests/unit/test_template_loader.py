@@ -8,7 +8,12 @@ import pytest
 
 from services.mailings.rendering.bound_template import BoundTemplate
 from services.mailings.rendering.formats import Rendered
-from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader, parse_template
+from services.mailings.rendering.loader import (
+    InvalidTemplateError,
+    TemplateLoader,
+    parse_template,
+    parse_text,
+)
 from tests.fakes.rendering import ParsedHtml
 
 HEAD = "---\nsubject: Hi\n---\n"
@@ -107,6 +112,12 @@ def test_e5_an_sms_template_without_a_subject_cannot_be_sent_as_an_email() -> No
         InvalidTemplateError, match=r"sms/phone_confirmation.md: email needs a subject"
     ):
         TemplateLoader(None).get("sms/phone_confirmation.md", "email")
+
+
+@pytest.mark.parametrize("number", ["9" * 4500, "0x" + "f" * 9000])
+def test_m2_and_row_26_a_number_that_is_too_long_is_rejected(number: str) -> None:
+    with pytest.raises(InvalidTemplateError, match="contains a number that is too long"):
+        parse_text(f"{{{{ {number} }}}}")
 
 
 @pytest.mark.parametrize(

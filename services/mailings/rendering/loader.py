@@ -217,16 +217,8 @@ def parse_template(name: str, content: str) -> Template:
     kind, kind_line = front_matter.pop("kind", (Path(name).stem, 0))
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise InvalidTemplateError(name, "kind must be a word such as new_movies", kind_line)
-    try:
-        # The empty lines in front make Jinja report line numbers of the file.
-        compiled = compile_template(
-            "\n" * (line - 1) + subject, "\n" * end + "\n".join(lines[end:])
-        )
-    except TemplateSyntaxError as error:
-        reason = error.message or "is not a valid template"
-        raise InvalidTemplateError(name, reason, error.lineno) from None
-    except (RecursionError, SyntaxError):  # Python compiles at most 20 loops in each other
-        raise InvalidTemplateError(name, "is nested too deeply") from None
+    # The empty lines in front make Jinja report line numbers of the file.
+    compiled = _compiled(name, "\n" * (line - 1) + subject, "\n" * end + "\n".join(lines[end:]))
     fetch, fetch_line = front_matter.pop("fetch", ([], 0))
     used = compiled.required.keys() | compiled.optional
     if not isinstance(fetch, list) or not all(isinstance(variable, str) for variable in fetch):
@@ -245,6 +237,18 @@ def parse_template(name: str, content: str) -> Template:
     ):
         raise InvalidTemplateError(name, "language must be a tag such as de", language_line)
     return Template(name, kind, tuple(fetch), bool(subject), compiled, required, language=language)
+
+
+def _compiled(name: str, subject: str, body: str) -> CompiledTemplate:
+    try:
+        return compile_template(subject, body)
+    except TemplateSyntaxError as error:
+        reason = error.message or "is not a valid template"
+        raise InvalidTemplateError(name, reason, error.lineno) from None
+    except (RecursionError, SyntaxError):  # Python compiles at most 20 loops in each other
+        raise InvalidTemplateError(name, "is nested too deeply") from None
+    except ValueError:  # Python converts at most 4,300 digits
+        raise InvalidTemplateError(name, "contains a number that is too long") from None
 
 
 @lru_cache(maxsize=MAX_TEXTS)
