@@ -381,6 +381,16 @@ async def test_m2_mailings_are_listed_newest_first_in_pages(process: CampaignPro
     assert (await process.request("ListMailings", cursor="x")).code == "invalid"
 
 
+async def test_m2_and_row_33_a_page_of_large_mailings_ends_early(process: CampaignProcess) -> None:
+    context = {"note": "x" * 900_000}
+    created = [(await process.create(template_context=context)).id for _ in range(5)]
+    first = await process.request("ListMailings", limit=1000)
+    assert [item.id for item in first.items] == created[:1:-1]
+    rest = await process.request("ListMailings", limit=1000, cursor=first.next_cursor)
+    assert [item.id for item in rest.items] == created[1::-1]
+    assert rest.next_cursor is None
+
+
 async def test_m2_the_audience_counts_the_clients_that_match(process: CampaignProcess) -> None:
     await process.add_clients("Asia/Omsk", "Asia/Omsk", tag="a")
     await process.request(

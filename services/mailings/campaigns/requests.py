@@ -170,11 +170,9 @@ class CampaignRequests:
         except ValueError:
             return INVALID_CURSOR
         async with self._slots:
-            found = await self._campaigns.page(
-                _owner(context), command.status, before, command.limit + 1
+            items, more = await self._campaigns.page(
+                _owner(context), command.status, before, command.limit
             )
-        items = found[: command.limit]
-        more = len(found) > command.limit
         return Mailings(
             items=[mailing.response() for mailing in items],
             next_cursor=encode_cursor((items[-1].created_at, items[-1].id)) if more else None,

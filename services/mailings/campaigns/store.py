@@ -24,6 +24,9 @@ from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 
 SQL: Final = queries("services.mailings", "campaigns.sql")
+# Bytes of the texts, contexts and tags of a page of mailings, without the last one, which begins
+# below it. So a page takes little memory, and its JSON fits into a response.
+MAX_PAGE_BYTES: Final = 2 << 20
 
 Check = Callable[[StoredMailing], None]
 
@@ -88,10 +91,16 @@ class Campaigns:
 
     async def page(
         self, owner: str, status: MailingStatus | None, before: Position, limit: int
-    ) -> list[StoredMailing]:
-        """Return mailings of an owner, newest first, created before this position."""
-        rows = await self._database.fetch(SQL["mailings"], owner, status, *before, limit)
-        return [StoredMailing.of(row) for row in rows]
+    ) -> tuple[list[StoredMailing], bool]:
+        """Return mailings of an owner, newest first, created before this position.
+
+        Also returns whether more follow. A page ends early after MAX_PAGE_BYTES.
+        """
+        rows = await self._database.fetch(
+            SQL["mailings"], owner, status, *before, limit + 1, MAX_PAGE_BYTES
+        )
+        page = [StoredMailing.of(row) for row in rows[:limit]]
+        return page, bool(rows) and rows[0]["found"] > len(page)
 
     async def act(
         self, owner: str, id_: UUID, action: Action, check: Check

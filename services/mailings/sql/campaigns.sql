@@ -19,10 +19,22 @@ SELECT *, now() AS now FROM mailings.mailings WHERE id = $1 FOR UPDATE;
 -- name: lock_own
 SELECT *, now() AS now FROM mailings.mailings WHERE id = $1 AND client_id = $2 FOR UPDATE;
 
+-- Of the $5 mailings before a position, those that begin in the first $6 bytes; `found` counts all.
 -- name: mailings
-SELECT * FROM mailings.mailings
-WHERE client_id = $1 AND ($2::text IS NULL OR status = $2) AND (created_at, id) < ($3, $4)
-ORDER BY created_at DESC, id DESC LIMIT $5;
+SELECT mailing.*, found FROM (
+    SELECT id, found, sum(size) OVER (ORDER BY created_at DESC, id DESC) - size AS earlier FROM (
+        SELECT id, created_at, count(*) OVER () AS found,
+            octet_length(concat(text, template_context, tags::text)) AS size
+        FROM (
+            SELECT * FROM mailings.mailings
+            WHERE client_id = $1 AND ($2::text IS NULL OR status = $2)
+                AND (created_at, id) < ($3, $4)
+            ORDER BY created_at DESC, id DESC LIMIT $5
+        ) AS listed
+    ) AS sized
+) AS page JOIN mailings.mailings AS mailing USING (id)
+WHERE earlier < $6
+ORDER BY mailing.created_at DESC, id DESC;
 
 -- name: schedule
 UPDATE mailings.mailings SET status = 'scheduled', version = version + 1 WHERE id = $1
