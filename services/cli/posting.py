@@ -123,9 +123,8 @@ def progress_lines(status: Mapping[str, Any]) -> Iterator[str]:
     for name, value in fields.items():
         if value is not None:
             yield f"{name + ':':<12} {value}"
-    counts = {state.value: status["messages"].get(state, 0) for state in MessageState}
     yield ""
-    yield from _bars(counts)
+    yield from _bars(status["messages"])
     for reason, count in sorted(status["skipped"].items(), key=lambda item: -item[1]):
         yield f"  {count} {reason}"
 
@@ -136,4 +135,4 @@ def _bars(counts: Mapping[str, int]) -> Iterator[str]:
     digits = len(str(max(counts.values(), default=0)))
     for name, count in counts.items():
         length = max(_WIDTH * count // total, 1) if count else 0
-        yield f"{name:<9} {count:>{digits}}  {'#' * length}".rstrip()
+        yield f"{name:<8} {count:>{digits}}  {'#' * length}".rstrip()
