@@ -123,8 +123,10 @@ def progress_lines(status: Mapping[str, Any]) -> Iterator[str]:
     for name, value in fields.items():
         if value is not None:
             yield f"{name + ':':<12} {value}"
+    # Only messages of mailings can be cancelled.
+    states = (state.value for state in MessageState if state is not MessageState.CANCELLED)
     yield ""
-    yield from _bars(status["messages"])
+    yield from _bars({state: status["messages"].get(state, 0) for state in states})
     for reason, count in sorted(status["skipped"].items(), key=lambda item: -item[1]):
         yield f"  {count} {reason}"
 
