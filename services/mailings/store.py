@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from services.mailings import domain
 from services.mailings.records import (
     Claim,
+    Cohort,
     DonePosting,
     LeaseLostError,
     MessageChange,
@@ -281,9 +282,13 @@ class Store:
     ) -> dict[str, int]:
         """End a posting before its last page, and return its messages by status.
 
-        Messages from page `unpublished_from` on that are not settled get the status `ended`.
+        Messages from page `unpublished_from` on that are not settled get the status `ended`. The
+        mailing of a cohort that fails gets the reason, too.
         """
         async with self._database.transaction() as connection:
+            if ended == MessageState.FAILED and isinstance(claim.content, Cohort):
+                mailing_id = claim.content.mailing_id
+                await connection.execute(SQL["fail_mailing"], mailing_id, reason)
             if not await _lock(connection, [claim]):
                 raise LeaseLostError
             unpublished = 0

@@ -124,6 +124,9 @@ class Mailing(BaseModel):
     created_at: AwareDatetime
     started_at: AwareDatetime | None
     ended_at: AwareDatetime | None
+    reason: str | None = Field(
+        description="Why the mailing failed for its clients, or for those of a time zone."
+    )
     etag: str = Field(description="Changes with every change; for `If-Match`.")
 
 

@@ -28,6 +28,8 @@ class ReasonCode(StrEnum):
     REFUSED = "refused"  # by the provider, for good
     PROVIDER_UNAVAILABLE = "provider_unavailable"  # until the attempts were exhausted
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # the provider refused each attempt
+    # Failed, expired or cancelled: a mailing had ended before the client got a message.
+    NOT_REACHED = "not_reached"
     # Expired, returned or cancelled.
     EXPIRED = "expired"
     STOPPED = "stopped"  # the mailing is paused, cancelled or over

@@ -1,4 +1,7 @@
-"""The messages of mailings, counted in their rows: what the statistics must say."""
+"""The messages of mailings, counted in their rows: what the statistics must say.
+
+Clients whom expansion did not reach have no row. They are counted once, with a reason of their own.
+"""
 
 from collections import Counter
 from typing import Any, Protocol
@@ -9,16 +12,25 @@ SELECT mailing_id, posting_id, date_trunc('hour', message.created_at, 'UTC') AS 
 FROM mailings.messages AS message JOIN mailings.postings ON postings.id = posting_id
 WHERE mailing_id IS NOT NULL GROUP BY 1, 2, 3, 4, 5, 6
 """
-_COUNTERS = "SELECT * FROM mailings.statistics WHERE count <> 0"
+_COUNTERS = "SELECT * FROM mailings.statistics WHERE count <> 0 AND reason_code <> 'not_reached'"
 _POSTINGS = """
-SELECT posting.id FROM mailings.postings AS posting WHERE
+SELECT posting.id FROM mailings.postings AS posting,
+    LATERAL (SELECT coalesce(not_reached, 0) AS rest) AS uncounted WHERE
     (created, sent, failed, expired, skipped, cancelled) <> (
         SELECT count(*) FILTER (WHERE status = 'created'),
-            count(*) FILTER (WHERE status = 'sent'), count(*) FILTER (WHERE status = 'failed'),
-            count(*) FILTER (WHERE status = 'expired'),
+            count(*) FILTER (WHERE status = 'sent'),
+            count(*) FILTER (WHERE status = 'failed')
+                + CASE ended WHEN 'failed' THEN rest ELSE 0 END,
+            count(*) FILTER (WHERE status = 'expired')
+                + CASE ended WHEN 'expired' THEN rest ELSE 0 END,
             count(*) FILTER (WHERE status = 'skipped'),
             count(*) FILTER (WHERE status = 'cancelled')
+                + CASE ended WHEN 'cancelled' THEN rest ELSE 0 END
         FROM mailings.messages WHERE posting_id = posting.id
+    )
+    OR rest <> (
+        SELECT coalesce(sum(count), 0) FROM mailings.statistics
+        WHERE posting_id = posting.id AND reason_code = 'not_reached' AND status = ended
     )
 """
 

@@ -103,6 +103,7 @@ _MAILING: Final = {
     "created_at": "2026-11-20T11:00:00Z",
     "started_at": "2026-11-20T12:00:00Z",
     "ended_at": None,
+    "reason": None,
     "etag": '"2"',
 }
 _MESSAGE: Final = {

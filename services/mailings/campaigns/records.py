@@ -38,6 +38,7 @@ class StoredMailing:
     stop_version: the version in which delivery's stop changed last; 0: it never had one.
     is_stop_confirmed: whether delivery has confirmed this version.
     closing: it has ended, and some messages may not be settled yet.
+    reason: why one of its postings failed.
     """
 
     id: UUID
@@ -55,6 +56,7 @@ class StoredMailing:
     stop_version: int
     is_stop_confirmed: bool
     closing: bool
+    reason: str | None
 
     @classmethod
     def of(cls, row: Any) -> Self:
@@ -90,6 +92,7 @@ class StoredMailing:
             row["stop_version"],
             row["stop_confirmed"] >= row["stop_version"],
             row["closing"],
+            row["reason"],
         )
 
     @property
@@ -107,6 +110,7 @@ class StoredMailing:
             created_at=self.created_at,
             started_at=self.started_at,
             ended_at=self.ended_at,
+            reason=self.reason,
             etag=self.etag,
         )
 

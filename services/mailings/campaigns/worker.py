@@ -137,7 +137,10 @@ class CampaignWorker:
             self._started()
 
     async def _close(self, mailing: StoredMailing) -> None:
-        """Settle the messages that will not be sent any more. A fact that they were sent wins."""
+        """Settle the messages that will not be sent any more, and count clients without one.
+
+        A fact that a message was sent wins.
+        """
         cancelled = mailing.status is MailingStatus.CANCELLED
         status = MessageState.CANCELLED if cancelled else MessageState.EXPIRED
         code = ReasonCode.STOPPED if cancelled else ReasonCode.EXPIRED
@@ -154,6 +157,7 @@ class CampaignWorker:
             )
             posting, message = found[-1]
             after = posting, message.id
+        await self._campaigns.count_not_reached(mailing.id)
         await self._campaigns.closed(mailing.id)
 
 

@@ -148,6 +148,52 @@ SELECT id FROM (
 SELECT count(*) FROM mailings.postings
 WHERE mailing_id = $1 AND (ended_at IS NULL OR created > 0);
 
+-- name: uncounted_postings
+SELECT id FROM mailings.postings WHERE mailing_id = $1 AND ended <> 'expanded'
+    AND not_reached IS NULL
+ORDER BY id;
+
+-- The clients after the checkpoint of a posting that has ended, by operator code, without those who
+-- have a message of the unfinished page.
+-- name: not_reached
+SELECT operator_code, count(*) AS count FROM (
+    SELECT mailing.client_id, timezone, operator_codes, tags,
+        coalesce(next_page, '00000000-0000-0000-0000-000000000000')::uuid AS last
+    FROM mailings.postings AS posting JOIN mailings.mailings AS mailing ON mailing.id = mailing_id
+    WHERE posting.id = $1
+) AS cohort, LATERAL (
+    SELECT id, operator_code, tag FROM mailings.clients
+    WHERE cohort.timezone IS NULL AND client_id = cohort.client_id AND id > last
+    UNION ALL
+    SELECT id, operator_code, tag FROM mailings.clients
+    WHERE timezone = cohort.timezone AND client_id = cohort.client_id AND id > last
+) AS client
+WHERE (cardinality(operator_codes) = 0 OR operator_code = ANY (operator_codes))
+    AND (cardinality(tags) = 0 OR tag = ANY (tags))
+    AND id NOT IN (
+        SELECT user_id::uuid FROM mailings.messages WHERE posting_id = $1
+            AND page >= (SELECT pages FROM mailings.postings WHERE id = $1)
+    )
+GROUP BY operator_code;
+
+-- Counts the clients whom a posting has not reached, by operator code. A repeat changes nothing.
+-- name: count_not_reached
+WITH input AS (
+    SELECT * FROM unnest($2::text[], $3::bigint[]) AS input(operator_code, count)
+), counted AS (
+    UPDATE mailings.postings SET not_reached = total,
+        failed = failed + CASE WHEN ended = 'failed' THEN total ELSE 0 END,
+        expired = expired + CASE WHEN ended = 'expired' THEN total ELSE 0 END,
+        cancelled = cancelled + CASE WHEN ended = 'cancelled' THEN total ELSE 0 END
+    FROM (SELECT coalesce(sum(count), 0) AS total FROM input) AS totals
+    WHERE id = $1 AND not_reached IS NULL
+    RETURNING mailing_id, id, ended_at, ended
+)
+INSERT INTO mailings.statistics
+SELECT mailing_id, id, date_trunc('hour', ended_at, 'UTC'), operator_code, ended, 'not_reached',
+    count
+FROM counted, input;
+
 -- name: closed
 UPDATE mailings.mailings SET closing = false WHERE id = $1;
 

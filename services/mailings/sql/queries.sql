@@ -183,6 +183,10 @@ WITH changed AS (
 )
 SELECT count(*) FROM changed;
 
+-- Before `lock`, because transactions lock a mailing before its postings.
+-- name: fail_mailing
+UPDATE mailings.mailings SET reason = $2 WHERE id = $1;
+
 -- The context is removed, because it may contain codes and links.
 -- name: finish
 UPDATE mailings.postings

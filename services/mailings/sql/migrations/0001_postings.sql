@@ -25,6 +25,8 @@ CREATE TABLE mailings.postings (
     expired integer NOT NULL DEFAULT 0,
     skipped integer NOT NULL DEFAULT 0,
     cancelled integer NOT NULL DEFAULT 0,
+    not_reached integer,                    -- of these, the clients of a mailing without a message;
+                                            -- NULL: not counted, or the posting is expanded
 
     ended text CHECK (ended IN ('expanded', 'failed', 'expired', 'cancelled')),
     ended_at timestamptz,
@@ -104,7 +106,8 @@ CREATE TABLE mailings.mailings (
     start_requested_at timestamptz,         -- the start time that the scheduler has confirmed
     stop_version integer NOT NULL DEFAULT 0,    -- the version in which delivery's stop changed last
     stop_confirmed integer NOT NULL DEFAULT 0,  -- the one that delivery has confirmed
-    closing boolean NOT NULL DEFAULT false  -- it has ended, and some messages are not settled yet
+    closing boolean NOT NULL DEFAULT false, -- it has ended, and some messages are not settled yet
+    reason text                             -- why one of its postings failed
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX mailings_newest ON mailings.mailings (client_id, created_at, id);
@@ -114,11 +117,12 @@ CREATE INDEX mailings_open ON mailings.mailings (status, start_at, end_at)
 CREATE INDEX mailings_unconfirmed ON mailings.mailings (id) WHERE stop_confirmed < stop_version;
 CREATE INDEX mailings_closing ON mailings.mailings (id) WHERE closing;
 
--- The messages of mailings, counted. Retention keeps the counts until the mailing is deleted.
+-- The messages of mailings, counted, and the clients whom expansion did not reach. Retention keeps
+-- the counts until the mailing is deleted.
 CREATE TABLE mailings.statistics (
     mailing_id uuid NOT NULL,
     posting_id uuid NOT NULL,               -- its lock protects the counts
-    hour timestamptz NOT NULL,              -- in which the messages were created
+    hour timestamptz NOT NULL,              -- in which the messages were created, or the posting ended
     operator_code text NOT NULL,
     status text NOT NULL,
     reason_code text NOT NULL,              -- '' without a reason
