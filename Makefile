@@ -21,7 +21,7 @@ test-rabbitmq4: $(READY)  ## run the tests against RabbitMQ 4 from Debian 13 in 
 	$(PYTHON) -m pytest --rabbitmq4 $(T)
 
 chaos: $(READY)  ## break the nodes of a cluster under load, and count lost messages (needs root, iptables)
-	$(PYTHON) -m pytest -m chaos -rA tests/acceptance/test_cluster.py
+	$(PYTHON) -m pytest -m chaos -rA
 
 lint: $(READY)  ## check style, format, types and import rules
 	$(VENV)/bin/ruff check
@@ -34,7 +34,7 @@ bench: $(READY)  ## measure the speed against hand-written programs
 
 soak: $(READY)  ## check memory for ten minutes under load, then run the slow tests
 	$(PYTHON) -m tests.bench.soak
-	$(PYTHON) -m pytest -m slow tests/acceptance
+	$(PYTHON) -m pytest -m slow
 
 lock: $(READY)  ## update requirements.lock to the newest versions that pyproject.toml allows
 	sh deploy/local/lock.sh

@@ -319,6 +319,7 @@ async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
             own_broker.ctl("clear_policy", *vhost, "small")
 
 
+@pytest.mark.slow
 async def test_row_12_a_handler_slower_than_the_consumer_timeout_causes_one_redelivery(
     own_broker: Broker, tmp_path: Path
 ) -> None:

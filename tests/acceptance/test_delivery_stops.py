@@ -52,7 +52,13 @@ async def stop(request: StopRequests, **fields: Any) -> datetime:
         return datetime.now(UTC)
 
 
-@pytest.mark.parametrize("seconds", [None, 1.0], ids=["stopped", "end time"])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(None, id="stopped"),
+        pytest.param(1.0, id="end time", marks=pytest.mark.slow),
+    ],
+)
 async def test_m2_a_stop_and_an_end_hold_in_queue_tier_and_in_another_suspended_process(
     amqp_url: str, url: str, tmp_path: Path, seconds: float | None
 ) -> None:

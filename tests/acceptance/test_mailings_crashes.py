@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from deploy.local.database import Database
 from services.mailings.expansion.worker import MAX_SMALL
 from tests.fakes.mailing import empty_mailings, is_enabled, posting
@@ -78,6 +80,7 @@ async def test_row_19_a_database_restart_skips_no_recipient(
     assert status["receivers"] == RESTART_USERS
 
 
+@pytest.mark.slow
 async def test_finding_c19_e7_two_kills_lose_no_posting_to_one_recipient(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_once_and_lose
             assert await callbacks.dead_letters() == []
 
 
+@pytest.mark.slow
 async def test_row_18_a_scheduler_suspended_beyond_its_lease_settles_nothing_wrongly(
     amqp_url: str, empty_url: str, tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ def _lost_database(service: Service) -> bool:
     return bool(service.logged("database is not ready"))
 
 
+@pytest.mark.slow
 async def test_row_22_an_idle_transaction_does_not_slow_claims(empty_url: str) -> None:
     async with schedulers(empty_url) as (scheduler,):
         idle = await asyncpg.connect(empty_url)

@@ -210,6 +210,7 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         assert checked.code == 1, "the private broker still runs"
 
 
+@pytest.mark.slow
 async def test_finding_c16_a_real_mail_server_gets_no_e_mail_of_the_demonstration(
     installation: Installation, stack_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +248,7 @@ async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
         assert await asyncio.wait_for(running.process.wait(), 30) == 1
 
 
+@pytest.mark.slow
 async def test_up_uses_free_ports_if_the_default_ports_are_taken(
     amqp_url: str, database_url: str
 ) -> None:
@@ -267,6 +269,7 @@ async def test_up_uses_free_ports_if_the_default_ports_are_taken(
             server.close()
 
 
+@pytest.mark.slow
 async def test_finding_d14_up_works_after_an_interrupted_one_and_beside_another(
     amqp_url: str, database_url: str, stack_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

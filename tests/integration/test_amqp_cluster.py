@@ -11,6 +11,7 @@ from shared.topology import Queue, Topology, topology
 from tests.fakes.waiting import until
 
 
+@pytest.mark.chaos
 async def test_finding_b3_all_queues_can_be_declared_without_a_node(cluster: Cluster) -> None:
     table = topology()
     async with connect(cluster.nodes[0].url, name="test") as broker:
@@ -28,6 +29,7 @@ async def test_finding_b3_all_queues_can_be_declared_without_a_node(cluster: Clu
     await until(declared, 30)
 
 
+@pytest.mark.chaos
 async def test_finding_b3_a_queue_whose_node_is_down_is_not_reported_as_missing(
     cluster: Cluster,
 ) -> None:

@@ -227,7 +227,7 @@ async def test_messages_dead_lettered_again_are_not_redriven_again(
         await until(lambda: len(service.logged("callback dead-lettered")) == 200 or None)
 
 
-@pytest.mark.parametrize("filters", [(), ("--reason", "410")])
+@pytest.mark.parametrize("filters", [pytest.param((), marks=pytest.mark.slow), ("--reason", "410")])
 async def test_kill_9_during_a_redrive_loses_nothing(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel, filters: tuple[str, ...]
 ) -> None:

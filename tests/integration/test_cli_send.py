@@ -118,6 +118,7 @@ async def test_an_unavailable_broker_is_reported_with_a_remedy() -> None:
     assert "canary" not in output.err
 
 
+@pytest.mark.slow
 async def test_a_broker_killed_during_the_run_loses_no_message(own_broker: Broker) -> None:
     count = 20_000
     # A queue declared just before the kill would be empty after the restart (see Broker.sync).

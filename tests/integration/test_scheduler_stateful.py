@@ -175,7 +175,7 @@ STEPS = st.tuples(
 
 
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking would take minutes
