@@ -58,6 +58,7 @@ SERVICES: Final[dict[str, ServiceSpec]] = {
         ServiceSpec("services.ingestion", 9104, (BROKER, DATABASE)),
         ServiceSpec("services.mailings", 9105, (BROKER, DATABASE)),
         ServiceSpec("services.delivery", 9106, (BROKER, DATABASE)),
+        ServiceSpec("services.subscriptions", 9107, (BROKER, DATABASE)),
         ServiceSpec("services.sandbox", 9109, scales=False),
     )
 }

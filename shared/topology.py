@@ -22,6 +22,9 @@ SCHEDULER_REQUESTS: Final = "scheduler.requests"
 EVENTS: Final = "events"  # this one and the next two: the exchange and its work queue
 POSTINGS: Final = "postings"
 USER_EVENTS: Final = "user_events"
+USER_EVENTS_WAKE: Final = "user_events.wake"  # an exchange; each gateway has a queue of its own
+SUBSCRIPTIONS_OUTCOMES: Final = "subscriptions.outcomes"
+SUBSCRIPTIONS_REQUESTS: Final = "subscriptions.requests"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 DELIVERY_REQUESTS: Final = "delivery.requests"
@@ -122,17 +125,19 @@ class Topology:
 
 # Routing keys of the exchange `schedules`.
 SCHEDULE, CANCEL, RESCHEDULE = "schedule", "cancel", "reschedule"
-# Routing keys of the exchanges `postings`, `user_events`, `mailings.starts` and `mailings.reports`.
+# Routing keys of the exchanges `postings`, `mailings.starts` and `mailings.reports`.
 POSTING_KEY: Final = "posting"
-USER_EVENT_KEY: Final = "user_event"
 START_KEY: Final = "start"
 REPORT_KEY: Final = "report"
 
 # Exchanges to which only Ringback's own services have the scheduler publish.
 INTERNAL_EXCHANGES: Final = (MAILINGS_STARTS, MAILINGS_REPORTS)
-EXCHANGES: Final = tuple(
-    Exchange(name)
-    for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS, *INTERNAL_EXCHANGES)
+EXCHANGES: Final = (
+    *(
+        Exchange(name)
+        for name in (OUTCOMES, SCHEDULES, EVENTS, POSTINGS, USER_EVENTS, *INTERNAL_EXCHANGES)
+    ),
+    Exchange(USER_EVENTS_WAKE, "fanout"),
 )
 WORK_QUEUES: Final = (
     WorkQueue(CALLBACKS, tiers=TIERS),
@@ -140,7 +145,7 @@ WORK_QUEUES: Final = (
     WorkQueue(SCHEDULER_OUTCOMES, ((OUTCOMES, "callback.*.scheduler"),)),
     WorkQueue(EVENTS, ((EVENTS, "#"),)),
     WorkQueue(POSTINGS, ((POSTINGS, POSTING_KEY),)),
-    WorkQueue(USER_EVENTS, ((USER_EVENTS, USER_EVENT_KEY),)),
+    WorkQueue(USER_EVENTS, ((USER_EVENTS, "#"),)),
     *(
         WorkQueue(queue, tiers=TIERS)
         for channel in CHANNELS.values()
@@ -149,14 +154,24 @@ WORK_QUEUES: Final = (
     WorkQueue(MAILINGS_OUTCOMES, ((OUTCOMES, "message.*.mailings"),)),
     WorkQueue(MAILINGS_STARTS, ((MAILINGS_STARTS, START_KEY),)),
     WorkQueue(MAILINGS_REPORTS, ((MAILINGS_REPORTS, REPORT_KEY),)),
+    WorkQueue(SUBSCRIPTIONS_OUTCOMES, ((OUTCOMES, "callback.*.subscriptions"),)),
 )
 # The queues in which services get the facts about what they own. Ringback publishes to them
 # directly: on `outcomes`, an observer with a full queue would make the broker refuse the facts. The
 # bindings above are for processes of an older version, and for programs that play a service's part.
-OWNER_QUEUES: Final = {"scheduler": SCHEDULER_OUTCOMES, "mailings": MAILINGS_OUTCOMES}
+OWNER_QUEUES: Final = {
+    "scheduler": SCHEDULER_OUTCOMES,
+    "mailings": MAILINGS_OUTCOMES,
+    "subscriptions": SUBSCRIPTIONS_OUTCOMES,
+}
 # Queues of RPC requests. The broker drops a request at its timeout, so they need no tiers and no
 # dead-letter queue.
-REQUEST_QUEUES: Final = (SCHEDULER_REQUESTS, MAILINGS_REQUESTS, DELIVERY_REQUESTS)
+REQUEST_QUEUES: Final = (
+    SCHEDULER_REQUESTS,
+    MAILINGS_REQUESTS,
+    DELIVERY_REQUESTS,
+    SUBSCRIPTIONS_REQUESTS,
+)
 
 
 def tiers_of(work_queue: str) -> tuple[Tier, ...]:

@@ -15,8 +15,8 @@ from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
-from shared.contracts.headers import SCHEDULER
 from shared.http.client import Client
+from shared.contracts.headers import OWNERS
 from shared.http.guard import Guard
 from shared.process.command import Service
 from shared.process.run import Process
@@ -49,7 +49,9 @@ async def start(process: Process) -> None:
         observe=breaker_observer(labels.label),
     )
     sender = CallbackSender(client, lanes, labels, settings, clock)
-    declared = topology(process.settings.queue_type).only((CALLBACKS, OWNER_QUEUES[SCHEDULER]))
+    declared = topology(process.settings.queue_type).only(
+        (CALLBACKS, *(OWNER_QUEUES[owner] for owner in sorted(OWNERS)))
+    )
     name = f"ringback callback {socket.gethostname()}"
     publisher = Publisher(
         process.settings.amqp_url,

@@ -277,7 +277,7 @@ async def _service(
 
 
 def _show_ready(name: str, url: str) -> None:
-    echo(f"  {name:<11} ready  {url}")
+    echo(f"  {name:<13} ready  {url}")
 
 
 def _describe_end(service: RunningService, code: int) -> str:

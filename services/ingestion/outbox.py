@@ -13,6 +13,7 @@ from shared.amqp.codec import Properties
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts import headers
+from shared.contracts.message_types import MessageType
 from shared.errors import InfrastructureError
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def command_message(pending: PendingCommand) -> OutgoingMessage:
     if pending.traceparent is not None:
         message_headers[headers.TRACEPARENT] = pending.traceparent
     return OutgoingMessage(
-        message_type.routing_key,
+        _routing_key(message_type, pending.command.body),
         Properties(
             content_type="application/json",
             headers=message_headers,
@@ -147,3 +148,10 @@ def command_message(pending: PendingCommand) -> OutgoingMessage:
         pending.command.body,
         exchange=message_type.exchange,
     )
+
+
+def _routing_key(message_type: MessageType, body: bytes) -> str:
+    """Return the routing key of a command; its body was valid when it was stored."""
+    if not message_type.routing_fields:
+        return message_type.routing_key
+    return message_type.routing_key_of(message_type.model.model_validate_json(body))

@@ -8,11 +8,11 @@ from uuid import UUID
 from services.mailings.domain import posting_id_of_key, posting_id_of_request
 from services.mailings.intake import Intake, PostingConflict, new_posting
 from services.mailings.rendering.loader import TemplateLoader
-from services.mailings.rpc import Handler, Response, bound
 from services.mailings.store import Store
 from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.publisher import new_id
 from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.clock import Clock
 from shared.contracts.posting_requests import (
     CHANGE_SUBSCRIPTION,

@@ -71,6 +71,22 @@ Delay = Annotated[float, Field(gt=0, le=MAX_DELAY, allow_inf_nan=False)]
 Headers = Annotated[dict[str, str], AfterValidator(_headers)]
 
 
+def _plain_hex(fingerprint: str) -> str:
+    return fingerprint.replace(":", "").lower()
+
+
+# In hex, with or without a colon between the bytes. The value has no colons.
+Fingerprint = Annotated[
+    str,
+    StringConstraints(pattern=r"^([0-9A-Fa-f]{64}|([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2})$"),
+    AfterValidator(_plain_hex),
+    Field(
+        description="SHA-256 of the server's certificate in hex. Then only this certificate is"
+        " accepted, also if it is self-signed."
+    ),
+]
+
+
 class Retry(BaseModel):
     """The retry policy of one callback. The default uses all tiers for a day."""
 
@@ -127,6 +143,7 @@ class SendCallback(BaseModel):
     )
     retry: Retry | None = None
     client_id: ClientId | None = None
+    fingerprint: Fingerprint | None = None
 
     @model_validator(mode="after")
     def _one_secret(self) -> Self:

@@ -23,7 +23,8 @@ TRACEPARENT: Final = "traceparent"  # W3C Trace Context
 
 # Services that can own a message, because they consume the facts `callback.*.OWNER`.
 SCHEDULER: Final = "scheduler"
-OWNERS: Final = frozenset({SCHEDULER})
+SUBSCRIPTIONS: Final = "subscriptions"
+OWNERS: Final = frozenset({SCHEDULER, SUBSCRIPTIONS})
 
 # Prefixes of the headers that the broker sets.
 _BROKER_PREFIXES: Final = (

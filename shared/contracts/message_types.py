@@ -28,7 +28,6 @@ from shared.topology import (
     RESCHEDULE,
     SCHEDULE,
     SCHEDULES,
-    USER_EVENT_KEY,
     USER_EVENTS,
 )
 
@@ -43,6 +42,10 @@ def _own_id(message: SendCallback | RenderedMessage, message_id: str) -> str:
 
 def _event_id(event: Event, message_id: str) -> str:
     return event.event_id or message_id
+
+
+def _user_event_id(event: UserEvent, message_id: str) -> str:
+    return event.id or message_id
 
 
 def _callback_id(_: ScheduleCallback, message_id: str) -> str:
@@ -98,7 +101,14 @@ MESSAGE_TYPES: Final[Mapping[str, MessageType]] = {
             },
         ),
         MessageType(POSTING, Posting, POSTING_KEY, POSTINGS),
-        MessageType(USER_EVENT, UserEvent, USER_EVENT_KEY, USER_EVENTS),
+        MessageType(
+            USER_EVENT,
+            UserEvent,
+            "{user_id}",
+            USER_EVENTS,
+            logical_id=_user_event_id,
+            routing_fields={"user_id": "`user_id` of the body."},
+        ),
         *(
             MessageType(channel.type, channel.contract, channel.queues[BULK], logical_id=_own_id)
             for channel in CHANNELS.values()

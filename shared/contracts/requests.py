@@ -42,6 +42,7 @@ class FailureCode(StrEnum):
     NOT_FOUND = "not_found"
     PRECONDITION_FAILED = "precondition_failed"  # the resource is not in the state that was read
     FORBIDDEN = "forbidden"
+    UNAUTHORIZED = "unauthorized"  # the token, or the name or password, is not valid
     UNAVAILABLE = "unavailable"  # nothing was done; the caller may retry later
     UNKNOWN = "unknown"  # a store was lost; it is unknown whether the request took effect
     INTERNAL = "internal"  # a bug in Ringback; the effect of the request is unknown

@@ -91,7 +91,7 @@ def test_channels_match_the_topology() -> None:
         else:
             assert exchanges[amqp["exchange"]["name"]] == amqp["exchange"]["type"]
             described.add((amqp["exchange"]["name"], channel["address"]))
-    commands = {"schedules", "postings", "user_events"}
+    commands = {"schedules", "postings"}
     assert described >= {key for key in bound if key[0] in commands}
     assert {name for name in described if isinstance(name, str)} <= queues
 
@@ -125,6 +125,12 @@ def test_e1_the_routing_key_of_an_event_consists_of_its_fields() -> None:
     channel = DOCUMENT["channels"]["events.Event"]
     assert channel["address"] == "{from_service}.{event}"
     assert channel["bindings"]["amqp"]["exchange"]["name"] == "events"
+
+
+def test_u3_the_routing_key_of_a_user_event_is_the_id_of_the_user() -> None:
+    channel = DOCUMENT["channels"]["user_events.UserEvent"]
+    assert channel["address"] == "{user_id}"
+    assert channel["bindings"]["amqp"]["exchange"]["name"] == "user_events"
 
 
 def test_a_command_is_valid_for_the_document_if_it_is_for_the_model() -> None:

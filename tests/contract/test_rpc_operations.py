@@ -13,13 +13,20 @@ from services.mailings.clients.requests import ClientRequests
 from services.mailings.reports.requests import ReportRequests
 from services.mailings.statistics.requests import StatisticsRequests
 from services.scheduler import requests as scheduler
+from services.subscriptions.deliveries.requests import RegistrationRequests
+from services.subscriptions.endpoints.requests import EndpointRequests
+from services.subscriptions.messenger.requests import MessengerRequests
 from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
+from shared.contracts.endpoint_requests import ENDPOINT_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
+from shared.contracts.polls import POLL_OPERATIONS
 from shared.contracts.posting_requests import MAILINGS_OPERATIONS
+from shared.contracts.registrations import REGISTRATION_OPERATIONS
 from shared.contracts.requests import RpcOperation
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
+from shared.contracts.users import USER_OPERATIONS
 from shared.topology import REQUEST_QUEUES
 
 
@@ -36,8 +43,17 @@ from shared.topology import REQUEST_QUEUES
             CampaignRequests(Mock(), Mock(), Mock(), Mock(), Mock(), started=Mock()),
         ),
         (DELIVERY_OPERATIONS, delivery.Requests(Mock())),
+        (
+            (*USER_OPERATIONS, *POLL_OPERATIONS),
+            MessengerRequests(Mock(), Mock(), Mock(), token_lifetime=Mock()),
+        ),
+        (REGISTRATION_OPERATIONS, RegistrationRequests()),
+        (ENDPOINT_OPERATIONS, EndpointRequests()),
     ],
-    ids=["scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"],
+    ids=[
+        *("scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"),
+        *("messenger", "registrations", "endpoints"),
+    ],
 )
 def test_every_operation_has_a_handler(
     operations: Iterable[RpcOperation[Any]], handled: Any
@@ -54,5 +70,9 @@ def test_every_request_queue_has_operations() -> None:
         *REPORT_OPERATIONS,
         *CAMPAIGN_OPERATIONS,
         *DELIVERY_OPERATIONS,
+        *USER_OPERATIONS,
+        *POLL_OPERATIONS,
+        *REGISTRATION_OPERATIONS,
+        *ENDPOINT_OPERATIONS,
     )
     assert {operation.queue for operation in operations} == set(REQUEST_QUEUES)

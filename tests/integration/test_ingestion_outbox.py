@@ -32,7 +32,7 @@ from tests.fakes.ingesting import KNOWN_EVENTS
 RULES = {
     ("s", "e"): rules.parse(
         '[r]\nfrom_service = "s"\nevent = "e"\n'
-        + '[[r.user_event]]\nuser_id = "{{ id }}"\ntype = "t"\nevent = {}\n' * 2,
+        + '[[r.user_event]]\nuser_id = 7\ntype = "t"\nevent = {}\n' * 2,
         "rules.toml",
     )
 }

@@ -11,7 +11,7 @@ from shared.contracts.durations import seconds
 from shared.contracts.events import Event
 from shared.contracts.message_types import MESSAGE_TYPES
 from shared.contracts.postings import Posting
-from shared.contracts.user_events import UserEvent
+from shared.contracts.user_events import USER_EVENT, UserEvent
 from tests.fakes.ingesting import KNOWN_EVENTS, UUID
 
 USERS = "http://auth/api/v1/users/"
@@ -143,9 +143,23 @@ def test_an_invalid_duration_is_rejected(text: str) -> None:
 
 
 def test_a_user_event_is_validated() -> None:
-    body = {"user_id": "7", "type": "new_message", "event": {"text": "hello"}}
+    body = {"id": "a1", "user_id": 7, "type": "new_message", "event": {"text": "hello"}}
     assert UserEvent.model_validate_json(json.dumps(body)).model_dump() == body
     assert set(faults(UserEvent, json.dumps(body | {"event": 1, "type": ""}))) == {"event", "type"}
+
+
+@pytest.mark.parametrize("user_id", [7, "7", "007"])
+def test_u3_a_user_id_is_an_integer_or_a_string_of_digits(user_id: object) -> None:
+    body = {"user_id": user_id, "type": "t", "event": {}}
+    event = UserEvent.model_validate_json(json.dumps(body))
+    assert event.user_id == 7
+    assert MESSAGE_TYPES[USER_EVENT].routing_key_of(event) == "7"
+
+
+@pytest.mark.parametrize("user_id", ["", "a", "-7", "٣", "7.0", 0, -1, 7.5, True, 1 << 63, None])
+def test_another_user_id_is_rejected(user_id: object) -> None:
+    body = {"user_id": user_id, "type": "t", "event": {}}
+    assert set(faults(UserEvent, json.dumps(body))) == {"user_id"}
 
 
 # A body of 8 MB had 850,000 errors. To list them took 8 s, 1.4 GB and a response of 81 MB, which

@@ -8,15 +8,19 @@ from pydantic.json_schema import models_json_schema
 
 from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
+from shared.contracts.endpoint_requests import ENDPOINT_OPERATIONS
 from shared.contracts.facts import FACTS, Fact
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.message_facts import MessageFact
 from shared.contracts.message_types import MESSAGE_TYPES, MessageType
+from shared.contracts.polls import POLL_OPERATIONS
 from shared.contracts.posting_requests import MAILINGS_OPERATIONS
+from shared.contracts.registrations import REGISTRATION_OPERATIONS
 from shared.contracts.requests import Failure, RpcOperation
 from shared.contracts.schedule_facts import Kind, ScheduleFact
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
+from shared.contracts.users import USER_OPERATIONS
 from shared.topology import OUTCOMES, Exchange, Queue, Topology
 from shared.version import VERSION
 
@@ -33,6 +37,10 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *REPORT_OPERATIONS,
     *CAMPAIGN_OPERATIONS,
     *DELIVERY_OPERATIONS,
+    *USER_OPERATIONS,
+    *POLL_OPERATIONS,
+    *REGISTRATION_OPERATIONS,
+    *ENDPOINT_OPERATIONS,
 )
 
 

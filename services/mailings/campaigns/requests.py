@@ -22,9 +22,9 @@ from services.mailings.campaigns.texts import InvalidTextError, Texts
 from services.mailings.campaigns.worker import CampaignWorker, log
 from services.mailings.clients.domain import operator_code_of
 from services.mailings.messages import outgoing
-from services.mailings.rpc import Handler, Response, bound
 from shared.amqp.publisher import Publisher, new_id
 from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.clock import Clock
 from shared.contracts.context import field_errors
 from shared.contracts.mailing_requests import (

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from services.mailings.clients import domain
 from services.mailings.clients.domain import Fields, StoredClient
 from services.mailings.clients.store import Directory, PhoneTakenError
-from services.mailings.rpc import Handler, Response, bound
 from shared.amqp.publisher import new_id
 from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.client_requests import (
     CHANGE_CLIENT,
     CREATE_CLIENT,

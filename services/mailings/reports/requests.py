@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from services.mailings.reports.sending import ReportSender
-from services.mailings.rpc import Handler, Response, bound
 from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.mailing_statistics import GET_REPORT, GetReport, HourStatistics, Report
 from shared.contracts.posting_requests import MessageState
 

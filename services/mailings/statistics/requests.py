@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from services.mailings.rpc import Handler, Response, bound
 from services.mailings.statistics.store import StatisticsStore
 from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.mailing_statistics import (
     GET_MAILING_STATISTICS,
     GET_STATISTICS,

@@ -1,4 +1,4 @@
-"""Binds the RPC operations of mailings to the functions that respond to them."""
+"""Binds RPC operations to the functions that respond to them."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar

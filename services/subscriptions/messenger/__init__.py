@@ -1,0 +1,1 @@
+"""The messenger: users, tokens, messages and user events."""

@@ -1,0 +1,42 @@
+"""Deletes old user events, messages and expired tokens."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Final
+
+from services.subscriptions.messenger.store import Messenger
+from shared.postgres.pool import StoreConnectionLostError
+
+logger = logging.getLogger(__name__)
+
+# Seconds. Short, so that each round has little to delete.
+INTERVAL: Final = 60.0
+# Rows deleted in one statement, which blocks no other.
+BATCH: Final = 1000
+
+
+class Retention:
+    """Deletes events and messages that are older than `age`."""
+
+    def __init__(self, messenger: Messenger, age: timedelta) -> None:
+        self._messenger = messenger
+        self._age = age
+
+    async def run(self) -> None:
+        """Delete until cancelled."""
+        while True:
+            try:
+                await self.run_once()
+            except StoreConnectionLostError as error:
+                logger.warning("old user events not deleted: %s", error)
+            await asyncio.sleep(INTERVAL)
+
+    async def run_once(self) -> int:
+        """Delete everything that is old, and return the number of rows deleted."""
+        total = 0
+        while deleted := await self._messenger.prune(self._age, BATCH):
+            total += deleted
+        while deleted := await self._messenger.delete_expired_tokens(BATCH):
+            total += deleted
+        return total

@@ -1,0 +1,32 @@
+"""The settings of subscriptions."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.settings import TableSettings
+
+
+class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_"):
+    """The table `[subscriptions]` of ringback.toml."""
+
+    prefetch: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=2000,
+        description="Maximum number of messages in flight from each queue in one worker.",
+    )
+    batch: Annotated[int, Field(ge=1, le=5000)] = Field(
+        default=500, description="Maximum number of user events in one transaction."
+    )
+    token_lifetime: Annotated[float, Field(gt=0, le=3650)] = Field(
+        default=30.0, description="Time for which a sign-in is valid, in days."
+    )
+    retention: Annotated[float, Field(gt=0, le=3650)] = Field(
+        default=30.0, description="Retention of user events and messages, in days."
+    )
+    max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
+        default=262_144,
+        description="Maximum size of a user event in bytes. Larger ones are dead-lettered.",
+    )
+    connections: Annotated[int, Field(ge=4, le=100)] = Field(
+        default=10, description="Maximum number of database connections of one worker."
+    )

@@ -1,0 +1,140 @@
+-- Locks are taken in this order: users (by id), endpoints (by id), deliveries, tokens.
+
+-- A user of the messenger. Appending events locks the row, so that the order of commits is the
+-- order of the sequence.
+CREATE TABLE subscriptions.users (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE,
+    password_hash bytea NOT NULL,               -- a salt of 16 bytes, and scrypt
+    request_id text NOT NULL,                   -- the request that registered the user
+    sequence bigint NOT NULL DEFAULT 0,         -- of the last event
+    seen bigint NOT NULL DEFAULT 0,             -- the highest position of tokens that are deleted
+    created_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
+
+-- A sign-in of a user.
+CREATE TABLE subscriptions.tokens (
+    hash bytea PRIMARY KEY,                     -- SHA-256 of the token
+    user_id bigint NOT NULL,
+    position bigint NOT NULL,                   -- the sequence of the last event that polls have returned
+    expires_at timestamptz NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
+CREATE INDEX tokens_user_id ON subscriptions.tokens (user_id);
+CREATE INDEX tokens_expires_at ON subscriptions.tokens (expires_at);
+
+-- A message from one user to another. Its ids ascend with its times.
+CREATE TABLE subscriptions.messages (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    from_id bigint NOT NULL,
+    to_id bigint NOT NULL,
+    text text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The events of users, numbered from 1 without gaps. Retention deletes the oldest.
+CREATE TABLE subscriptions.user_events (
+    user_id bigint NOT NULL,
+    sequence bigint NOT NULL,
+    event_id text NOT NULL,                     -- makes repeats harmless
+    type text NOT NULL,
+    event text NOT NULL,                        -- JSON
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, sequence),
+    UNIQUE (user_id, event_id)
+);
+CREATE INDEX user_events_created_at ON subscriptions.user_events (created_at);
+
+-- A URL that receives the messages of a client, or the events of a user.
+CREATE TABLE subscriptions.endpoints (
+    id uuid PRIMARY KEY,
+    client_id text,                             -- of a customer's endpoint; '' is the anonymous client
+    user_id bigint UNIQUE,                      -- of a user's callback
+    event_types text[] NOT NULL DEFAULT '{}',   -- of a customer's endpoint
+    description text NOT NULL DEFAULT '',
+    url bytea NOT NULL,                         -- this and the headers: encrypted, they can contain tokens
+    headers bytea,                              -- a JSON object; NULL: none
+    rate_limit double precision,                -- messages per second; NULL: no limit
+    fingerprint text,                           -- SHA-256 of the only certificate that is accepted
+    ordered boolean NOT NULL DEFAULT false,
+    ack_token bytea,                            -- hash of the token with which it shares a position
+    secret bytea NOT NULL,                      -- encrypted
+    old_secret bytea,                           -- encrypted; also signs until `old_secret_until`
+    old_secret_until timestamptz,
+    status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'paused', 'disabled')),
+    failing_since timestamptz,                  -- of the first failed dispatch after the last success
+    next_free_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the rate permits the next message
+    version bigint NOT NULL DEFAULT 1,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CHECK ((client_id IS NULL) <> (user_id IS NULL))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
+CREATE INDEX endpoints_client_id ON subscriptions.endpoints (client_id, id) WHERE client_id IS NOT NULL;
+
+-- A message to the endpoints of a client.
+CREATE TABLE subscriptions.endpoint_messages (
+    client_id text NOT NULL,
+    id text NOT NULL,
+    event_type text NOT NULL,
+    payload text NOT NULL,                      -- JSON
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (client_id, id)
+);
+CREATE INDEX endpoint_messages_created_at ON subscriptions.endpoint_messages (created_at);
+
+-- One message, user event or test to one endpoint.
+CREATE TABLE subscriptions.deliveries (
+    id uuid PRIMARY KEY,
+    endpoint_id uuid NOT NULL,
+    message_id text,                            -- of a message of the client
+    sequence bigint,                            -- of an event of the user
+    payload text,                               -- JSON of neither, such as a test
+    url bytea,                                  -- this and the secret: encrypted; of a URL that was replaced
+    secret bytea,
+    webhook_id text NOT NULL,
+    status text NOT NULL
+        CHECK (status IN ('pending', 'waiting', 'dispatched', 'delivered', 'failed', 'cancelled')),
+    dispatch integer NOT NULL DEFAULT 0,        -- the number of the last claim
+    due_at timestamptz NOT NULL,                -- of the next claim; while dispatched: when the lease expires
+    attempts integer NOT NULL DEFAULT 0,
+    last_error text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_cost_delay = 1
+);
+CREATE INDEX deliveries_due ON subscriptions.deliveries (due_at)
+    WHERE status IN ('pending', 'dispatched');
+CREATE INDEX deliveries_unfinished ON subscriptions.deliveries (endpoint_id, id)
+    WHERE finished_at IS NULL;
+CREATE INDEX deliveries_of_endpoint ON subscriptions.deliveries (endpoint_id, id);
+CREATE INDEX deliveries_of_message ON subscriptions.deliveries (message_id)
+    WHERE message_id IS NOT NULL;
+CREATE INDEX deliveries_finished ON subscriptions.deliveries (finished_at)
+    WHERE finished_at IS NOT NULL;
+
+-- One HTTP request of a delivery.
+CREATE TABLE subscriptions.attempts (
+    delivery_id uuid NOT NULL,
+    attempt integer NOT NULL,                   -- from 1, over all dispatches
+    at timestamptz NOT NULL,
+    status_code integer,
+    duration double precision,                  -- seconds
+    error text,
+    PRIMARY KEY (delivery_id, attempt)
+);
+CREATE INDEX attempts_at ON subscriptions.attempts (at);
+
+-- A request to deliver to an endpoint again what failed in an interval.
+CREATE TABLE subscriptions.replays (
+    id uuid PRIMARY KEY,
+    endpoint_id uuid NOT NULL,
+    since timestamptz NOT NULL,
+    until timestamptz NOT NULL,
+    cursor uuid,                                -- the last delivery that is pending again
+    replayed integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz
+);
+CREATE INDEX replays_unfinished ON subscriptions.replays (id) WHERE finished_at IS NULL;

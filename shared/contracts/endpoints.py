@@ -1,0 +1,217 @@
+"""An endpoint: a customer's URL that receives the messages of a calling service."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Final, Self
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from shared.contracts.callback import Fingerprint, Headers, WebhookId
+from shared.contracts.context import check_context, fields_error
+from shared.contracts.schedules import STRICT, Url, UtcTime
+
+# Endpoints of one client that a message may reach.
+MAX_EVENT_TYPES: Final = 100
+
+# Exact, such as `invoice.paid`, or a prefix that ends at a dot, such as `invoice.*`; `*` is all.
+EVENT_TYPE_PATTERN: Final = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+FILTER_PATTERN: Final = r"^(\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(\.\*)?)$"
+MessageEventType = Annotated[
+    str,
+    StringConstraints(pattern=EVENT_TYPE_PATTERN, max_length=100),
+    Field(examples=["invoice.paid"]),
+]
+EventFilter = Annotated[str, StringConstraints(pattern=FILTER_PATTERN, max_length=102)]
+EventFilters = Annotated[
+    list[EventFilter],
+    Field(
+        min_length=1,
+        max_length=MAX_EVENT_TYPES,
+        description="Event types, exact or with a wildcard at the end. `*` selects all.",
+        examples=[["invoice.*"]],
+    ),
+]
+Description = Annotated[
+    str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$"), Field(examples=["Billing"])
+]
+RateLimit = Annotated[
+    float,
+    Field(gt=0, le=10_000, allow_inf_nan=False, description="Messages per second, at most."),
+]
+
+
+class EndpointStatus(StrEnum):
+    """The status of an endpoint."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"  # keeps its messages
+    DISABLED = "disabled"  # failed for too long; its messages fail, and can be replayed
+
+
+class DeliveryStatus(StrEnum):
+    """The status of one message to one endpoint. The last three are final."""
+
+    PENDING = "pending"  # claimable at its due time
+    WAITING = "waiting"  # its endpoint is paused, or an earlier delivery must end first
+    DISPATCHED = "dispatched"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class NewEndpoint(BaseModel):
+    """An endpoint to create."""
+
+    model_config = STRICT
+
+    url: Url = Field(examples=["https://customer.example.com/webhooks"])
+    event_types: EventFilters
+    description: Description = ""
+    headers: Headers = Field(default_factory=dict, repr=False)
+    rate_limit: RateLimit | None = None
+    ordered: bool = Field(
+        default=False,
+        description="Whether a message is sent only after the one before it has ended.",
+    )
+    fingerprint: Fingerprint | None = None
+
+
+class EndpointChange(BaseModel):
+    """The changes of an endpoint. Everything that is not given stays as it is."""
+
+    model_config = STRICT | ConfigDict(json_schema_extra={"minProperties": 1})
+
+    url: Url | None = None
+    event_types: EventFilters | None = None
+    description: Description | None = None
+    headers: Headers | None = Field(default=None, repr=False)
+    rate_limit: RateLimit | None = None
+    ordered: bool | None = None
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """Return the values that are given."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if not self.model_fields_set:
+            raise fields_error([("", "at least one field is required")])
+        nullable = {"rate_limit", "fingerprint"}
+        faults = [
+            (name, "must not be null")
+            for name, value in self.fields.items()
+            if value is None and name not in nullable
+        ]
+        if faults:
+            raise fields_error(faults)
+        return self
+
+
+class NewEndpointMessage(BaseModel):
+    """A message to all endpoints of the caller that select its event type."""
+
+    model_config = STRICT
+
+    event_type: MessageEventType
+    payload: Annotated[Any, AfterValidator(check_context)] = Field(description="Any JSON value.")
+    id: WebhookId | None = Field(
+        default=None, description="A repeat with the same id has no effect. Default: a new id."
+    )
+
+
+class Replay(BaseModel):
+    """What an endpoint receives again: one message, or all that failed since a time."""
+
+    model_config = STRICT
+
+    message_id: WebhookId | None = None
+    since: UtcTime | None = None
+    until: UtcTime | None = None
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> Self:
+        if (self.message_id is None) == (self.since is None):
+            raise fields_error([("since", "set either since or message_id")])
+        if self.until is not None and self.since is None:
+            raise fields_error([("until", "is only allowed with since")])
+        return self
+
+
+class Endpoint(BaseModel):
+    """An endpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: UUID
+    url: str
+    event_types: list[str]
+    description: str
+    headers: dict[str, str] = Field(repr=False)
+    rate_limit: float | None
+    ordered: bool
+    fingerprint: str | None
+    status: EndpointStatus
+    failing_since: AwareDatetime | None = Field(
+        description="Since when each dispatch has failed; null after a success."
+    )
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    etag: str = Field(description="Changes with every change; for `If-Match`.")
+
+
+class EndpointCreated(Endpoint):
+    """An endpoint with its secret, which is returned only here and by a rotation."""
+
+    secret: str = Field(repr=False, examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+
+
+class Delivery(BaseModel):
+    """One message to one endpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint_id: UUID
+    message_id: str
+    event_type: str
+    status: DeliveryStatus
+    attempts: int
+    last_error: str | None
+    next_at: AwareDatetime | None = Field(description="When it is due, if it is pending.")
+    created_at: AwareDatetime
+    finished_at: AwareDatetime | None
+
+
+class EndpointMessage(BaseModel):
+    """A message with its deliveries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    event_type: str
+    payload: Any
+    created_at: AwareDatetime
+    deliveries: list[Delivery] = Field(description="The first 1,000.")
+
+
+class DeliveryAttempt(BaseModel):
+    """One attempt to deliver a message to an endpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint_id: UUID
+    attempt: int
+    at: AwareDatetime
+    status_code: int | None
+    duration: float | None = Field(description="Seconds.")
+    error: str | None

@@ -1,0 +1,92 @@
+"""The operation that reads user events, for polls and streams, with its request and response.
+
+A cursor names the last event that its owner has seen: `USER.SEQUENCE` in URL-safe base64. It is not
+a secret, because a token authorises each read.
+"""
+
+import base64
+import re
+from typing import Annotated, Final, NamedTuple
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.contracts.requests import RpcOperation
+from shared.contracts.schedules import ENVELOPE
+from shared.contracts.users import TokenHash
+from shared.topology import SUBSCRIPTIONS_REQUESTS
+
+MAX_EVENTS: Final = 1000
+MAX_CURSOR: Final = 100
+
+_RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
+_CURSOR: Final = re.compile(r"([1-9][0-9]{0,18})\.(0|[1-9][0-9]{0,18})")
+
+
+class UserCursor(NamedTuple):
+    """The last event of a user that the owner of the cursor has seen; 0 before the first."""
+
+    user_id: int
+    sequence: int
+
+
+def encode_user_cursor(cursor: UserCursor) -> str:
+    """Return the text of a cursor."""
+    text = f"{cursor.user_id}.{cursor.sequence}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode_user_cursor(text: str) -> UserCursor:
+    """Return the cursor in a text.
+
+    Raises:
+        ValueError: the text is not one of `encode_user_cursor`.
+    """
+    padding = "=" * (-len(text) % 4)
+    decoded = base64.b64decode((text + padding).encode(), b"-_", validate=True).decode()
+    match = _CURSOR.fullmatch(decoded)
+    if match is None:
+        raise ValueError("is not a cursor")
+    cursor = UserCursor(int(match[1]), int(match[2]))
+    if encode_user_cursor(cursor) != text:
+        raise ValueError("is not a cursor")
+    return cursor
+
+
+class ReadEvents(BaseModel):
+    """Operation: return the user events after a position.
+
+    Without a cursor it is the position of the token, which moves to the last event returned. A
+    failure `invalid` names a cursor that is malformed, of another user, or in the future.
+    """
+
+    model_config = ENVELOPE
+
+    token_hash: TokenHash
+    cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR)] | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_EVENTS)] = 1
+
+
+class EventRead(BaseModel):
+    """One user event, and the cursor behind it."""
+
+    model_config = _RESPONSE
+
+    cursor: str
+    type: str
+    event: str = Field(description="A JSON object.")
+
+
+class EventsRead(BaseModel):
+    """User events in the order of their sequence. Large ones may be fewer than requested."""
+
+    model_config = _RESPONSE
+
+    user_id: int
+    events: list[EventRead]
+    next_cursor: str = Field(description="The cursor behind the last of them, or the given one.")
+    expires_at: AwareDatetime = Field(description="When the token expires.")
+
+
+READ_EVENTS: Final = RpcOperation(SUBSCRIPTIONS_REQUESTS, "ReadEvents", ReadEvents, (EventsRead,))
+
+POLL_OPERATIONS: Final = (READ_EVENTS,)
