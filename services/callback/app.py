@@ -15,8 +15,8 @@ from shared.amqp.parsing import parse_message
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
-from shared.http.client import Client
 from shared.contracts.headers import OWNERS
+from shared.http.client import Client
 from shared.http.guard import Guard
 from shared.process.command import Service
 from shared.process.run import Process

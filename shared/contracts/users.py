@@ -68,7 +68,8 @@ class SignIn(BaseModel):
 
     model_config = ENVELOPE
 
-    name: Annotated[str, StringConstraints(max_length=MAX_PASSWORD)]
+    # A name that is too long is a wrong name.
+    name: Annotated[str, StringConstraints(max_length=MAX_PASSWORD, pattern=r"^[^\x00]*$")]
     password: Annotated[str, StringConstraints(max_length=MAX_PASSWORD)] = Field(repr=False)
     token_hash: TokenHash
 

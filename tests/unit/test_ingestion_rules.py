@@ -45,9 +45,7 @@ def bodies(text: str, details: dict[str, Any], **fields: Any) -> list[Any]:
 
 def value(expression: str, details: dict[str, Any]) -> Any:
     """Evaluate an expression in a rule and return its value."""
-    text = (
-        f"{RULE}[[r.user_event]]\nuser_id = 'u'\ntype = 't'\nevent = {{ value = {expression!r} }}"
-    )
+    text = f"{RULE}[[r.user_event]]\nuser_id = 7\ntype = 't'\nevent = {{ value = {expression!r} }}"
     return bodies(text, details)[0]["event"]["value"]
 
 
@@ -210,7 +208,7 @@ def test_e3_an_expired_event_is_stale() -> None:
 
 
 def test_e3_an_event_older_than_max_age_is_stale_for_that_rule() -> None:
-    user_event = "[[{0}.user_event]]\nuser_id = 'u'\ntype = '{0}'\nevent = {{}}\n"
+    user_event = "[[{0}.user_event]]\nuser_id = 7\ntype = '{0}'\nevent = {{}}\n"
     recent_only = RULE + "max_age = '60 sec'\n" + user_event.format("r")
     any_age = RULE.replace("[r]", "[any]") + user_event.format("any")
 
@@ -225,7 +223,7 @@ def test_e3_an_event_older_than_max_age_is_stale_for_that_rule() -> None:
 
 
 def test_e3_ids_of_keys_and_commands_are_stable_and_unique() -> None:
-    text = RULE + "[[r.user_event]]\nuser_id = 'u'\ntype = 't'\nevent = {}\n" * 2
+    text = RULE + "[[r.user_event]]\nuser_id = 7\ntype = 't'\nevent = {}\n" * 2
     ids = [command.id for command in decided(text, received(event_id="1")).commands]
     assert len(set(ids)) == 2
     assert ids == [command.id for command in decided(text, received(event_id="1")).commands]

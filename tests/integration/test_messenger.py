@@ -1,0 +1,110 @@
+"""U: users, tokens, messages and user events, on a real database."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.contracts.polls import UserCursor, decode_user_cursor, encode_user_cursor
+from shared.contracts.requests import Failure, FailureCode
+from shared.ids import uuid7
+from tests.fakes.messenger import PASSWORD, Users, running_users
+
+
+@pytest.fixture
+async def users(database_url: str) -> AsyncIterator[Users]:
+    async with running_users(database_url) as users:
+        yield users
+
+
+def code(response: object) -> FailureCode:
+    assert isinstance(response, Failure), response
+    return response.code
+
+
+async def test_u2_u5_a_message_becomes_an_event_of_its_recipient(users: Users) -> None:
+    ann, bob = await users.register("ann"), await users.register("bob")
+    token = await users.sign_in("ann")
+    sent = await users.send(token, bob, "hi")
+    assert users.woken == [bob]
+    [event] = (await users.read(await users.sign_in("bob"), limit=10)).events
+    body = json.loads(event.event)
+    assert event.type == "new_message"
+    assert isinstance(body.pop("created_at"), int)
+    assert body == {"message_id": sent.message_id, "to_id": bob, "from_id": ann, "text": "hi"}
+
+
+async def test_u5_a_message_to_an_unknown_user_or_with_an_unknown_token_fails(users: Users) -> None:
+    ann = await users.register("ann")
+    token = await users.sign_in("ann")
+    assert code(await users.send(token, ann + 1)) is FailureCode.NOT_FOUND
+    assert code(await users.send("0" * 64, ann)) is FailureCode.UNAUTHORIZED
+
+
+async def test_a_request_that_is_delivered_again_has_no_second_effect(users: Users) -> None:
+    user = {"name": "ann", "password": PASSWORD}
+    id_ = uuid7().hex
+    first = await users("RegisterUser", message_id=id_, user=user)
+    assert await users("RegisterUser", message_id=id_, user=user) == first
+    assert code(await users("RegisterUser", user=user)) is FailureCode.CONFLICT
+    token = await users.sign_in("ann")
+    id_ = uuid7().hex
+    sent = [await users.send(token, first.user_id, message_id=id_) for _ in range(2)]
+    assert sent[0] == sent[1]
+    assert await users.texts(token, limit=10) == ["hello"]
+
+
+async def test_u6_a_token_remembers_its_position_and_a_new_one_continues(users: Users) -> None:
+    await users.register("ann")
+    bob = await users.register("bob")
+    ann_token = await users.sign_in("ann")
+    for number in range(5):
+        await users.send(ann_token, bob, str(number))
+    first = await users.sign_in("bob")
+    assert await users.texts(first) == ["0"]
+    assert await users.texts(first, limit=2) == ["1", "2"]
+    second = await users.sign_in("bob")
+    assert await users.texts(second) == ["3"]
+    await users("SignOut", token_hash=second)
+    assert code(await users.read(second)) is FailureCode.UNAUTHORIZED
+    await users("SignOut", token_hash=first)
+    assert await users.texts(await users.sign_in("bob"), limit=10) == ["4"]
+
+
+async def test_u6_a_cursor_reads_again_and_must_be_of_this_user_and_not_in_the_future(
+    users: Users,
+) -> None:
+    ann = await users.register("ann")
+    token = await users.sign_in("ann")
+    for number in range(3):
+        await users.send(token, ann, str(number))
+    page = await users.read(token, limit=2)
+    cursor = page.events[0].cursor
+    assert decode_user_cursor(cursor) == (ann, 1)
+    for _ in range(2):
+        assert await users.texts(token, cursor=cursor, limit=10) == ["1", "2"]
+    assert await users.texts(token) == ["2"]
+    last = await users.read(token, cursor=encode_user_cursor(UserCursor(ann, 3)))
+    assert (last.events, last.next_cursor) == ([], encode_user_cursor(UserCursor(ann, 3)))
+    for wrong in (UserCursor(ann, 4), UserCursor(ann + 1, 1)):
+        assert code(await users.read(token, cursor=encode_user_cursor(wrong))) == "invalid"
+    for text in ("", "x", "MS4x!", "MS4x\n", "é"):
+        assert code(await users.read(token, cursor=text)) == "invalid"
+
+
+async def test_u5_a_wrong_password_and_an_unknown_name_are_rejected(users: Users) -> None:
+    await users.register("ann")
+    for name, password in (("ann", "wrong horse"), ("bob", PASSWORD), ("a" * 100, "")):
+        response = await users("SignIn", name=name, password=password, token_hash="a" * 64)
+        assert code(response) is FailureCode.UNAUTHORIZED
+
+
+async def test_concurrent_messages_are_numbered_without_gaps(users: Users) -> None:
+    ids = [await users.register(f"user{number}") for number in range(3)]
+    token = await users.sign_in("user0")
+    await asyncio.gather(*(users.send(token, ids[n % 3], str(n)) for n in range(90)))
+    for number, id_ in enumerate(ids):
+        page = await users.read(await users.sign_in(f"user{number}"), limit=100)
+        cursors = [decode_user_cursor(event.cursor) for event in page.events]
+        assert cursors == [(id_, sequence) for sequence in range(1, 31)]
