@@ -194,8 +194,8 @@ async def check_property(url: str, steps: list[tuple[str, list[str]]]) -> None:
         assert accepted == Counter(set(received))
         assert len(broker.ids) == 2 * len(received)
         assert await rows(database) == 0
-        names = Counter(json.loads(m.body)["type"] for m in _different(broker.sent))
-        assert names == Counter(dict.fromkeys(received, 2))
+        types = Counter(json.loads(m.body)["type"] for m in _different(broker.sent))
+        assert types == Counter(dict.fromkeys(received, 2))
         if not deaths and "expire" not in [step for step, _ in steps]:
             assert set(broker.ids.values()) <= {1}
 
