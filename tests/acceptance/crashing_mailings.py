@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from services.mailings import app
+from services.mailings.campaigns.cohorts import TimeZones
 from services.mailings.campaigns.partners import Partners
 from services.mailings.campaigns.records import NewRow, StoredMailing
 from services.mailings.campaigns.store import Campaigns
@@ -35,17 +36,19 @@ def reach(point: str) -> None:
 class CrashingCampaigns(Campaigns):
     """The store, with points before and after its writes."""
 
-    async def create(self, new: NewRow, *, draft: bool) -> StoredMailing | None:
+    async def create(
+        self, new: NewRow, known: TimeZones | None = None, *, draft: bool
+    ) -> StoredMailing | None:
         reach("before the creation")
-        created = await super().create(new, draft=draft)
+        created = await super().create(new, known, draft=draft)
         reach("after the creation")
         return created
 
-    async def start_if_due(self, id_: UUID) -> StoredMailing | None:
+    async def start_if_due(self, id_: UUID, known: TimeZones | None = None) -> StoredMailing | None:
         found = await self.get(id_)
         if found is not None and found.is_start_requested:
             reach("before the start")
-        started = await super().start_if_due(id_)
+        started = await super().start_if_due(id_, known)
         if started is not None:
             reach("after the start")
         return started

@@ -114,6 +114,12 @@ def test_e5_an_sms_template_without_a_subject_cannot_be_sent_as_an_email() -> No
         TemplateLoader(None).get("sms/phone_confirmation.md", "email")
 
 
+def test_m2_a_text_with_too_many_values_is_rejected_before_it_is_compiled() -> None:
+    parse_text("{{ user.tag }}" * 199)
+    with pytest.raises(InvalidTemplateError, match="has too many values and tags from here"):
+        parse_text("{{ user.tag }}" * 200)
+
+
 @pytest.mark.parametrize("number", ["9" * 4500, "0x" + "f" * 9000])
 def test_m2_and_row_26_a_number_that_is_too_long_is_rejected(number: str) -> None:
     with pytest.raises(InvalidTemplateError, match="contains a number that is too long"):

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from json import dumps
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID, uuid5
 
 from pydantic import ValidationError
 
 from services.mailings.campaigns import domain
+from services.mailings.campaigns.cohorts import TimeZones, with_time_zones
 from services.mailings.campaigns.domain import Action, Effect
 from services.mailings.campaigns.records import NewRow, StoredMailing
 from services.mailings.campaigns.store import (
@@ -59,8 +61,11 @@ from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOpera
 from shared.errors import InfrastructureError
 from shared.pagination import END, decode_cursor, encode_cursor
 
-# Requests that use a database connection at a time.
-MAX_CONCURRENT: Final = 3
+# Changes of mailings that use a database connection at a time. Each takes a few milliseconds.
+MAX_CHANGES: Final = 3
+# Lists, counts of an audience and readings of time zones that do. They may take a second, and a
+# stop must not wait for them.
+MAX_READS: Final = 2
 NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="the mailing does not exist")
 CONFLICT: Final = Failure(
     code=FailureCode.CONFLICT,
@@ -72,6 +77,7 @@ CHANGED: Final = Failure(
 OVER: Final = invalid([FieldError(field="end_at", message="must be in the future")])
 INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a valid cursor")])
 _FIRST: Final = UUID(int=0), UUID(int=0)
+T = TypeVar("T")
 
 
 class _PreconditionFailedError(Exception):
@@ -105,7 +111,8 @@ class CampaignRequests:
         self._texts = texts
         self._publisher = publisher
         self._clock = clock
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._changes = asyncio.Semaphore(MAX_CHANGES)
+        self._reads = asyncio.Semaphore(MAX_READS)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -142,14 +149,21 @@ class CampaignRequests:
         fingerprint = sha256(dumps(fields, sort_keys=True).encode()).digest()
         row = NewRow(id_, _owner(context), fingerprint, context.traceparent, content)
         try:
-            async with self._slots:
-                created = await self._campaigns.create(row, draft=new.draft)
+            created = await self._with_time_zones(
+                partial(self._campaigns.create, row, draft=new.draft)
+            )
         except MailingOverError:
             return OVER
         if created is None:
             return CONFLICT
         log("created", created)
         return self._begun(created)
+
+    async def _with_time_zones(self, change: Callable[[TimeZones | None], Awaitable[T]]) -> T:
+        """Return what `change` returns, which may start a mailing."""
+        return await with_time_zones(
+            change, self._campaigns.time_zones, changes=self._changes, reads=self._reads
+        )
 
     def _begun(self, mailing: StoredMailing) -> Response:
         """Return a mailing as the response. Others work on it if it is scheduled or running."""
@@ -160,7 +174,7 @@ class CampaignRequests:
         return mailing.response()
 
     async def _get(self, context: RequestContext, command: GetMailing) -> Response:
-        async with self._slots:
+        async with self._reads:
             mailing = await self._campaigns.find(_owner(context), command.id)
         return NOT_FOUND if mailing is None else mailing.response()
 
@@ -169,7 +183,7 @@ class CampaignRequests:
             before = END if command.cursor is None else decode_cursor(command.cursor)
         except ValueError:
             return INVALID_CURSOR
-        async with self._slots:
+        async with self._reads:
             items, more = await self._campaigns.page(
                 _owner(context), command.status, before, command.limit
             )
@@ -189,8 +203,9 @@ class CampaignRequests:
             return content
 
         try:
-            async with self._slots:
-                changed = await self._campaigns.change(_owner(context), command.id, change)
+            changed = await self._with_time_zones(
+                partial(self._campaigns.change, _owner(context), command.id, change)
+            )
         except _InvalidChangeError as error:
             return invalid(error.errors)
         except _PreconditionFailedError:
@@ -251,8 +266,9 @@ class CampaignRequests:
                 raise _PreconditionFailedError
 
         try:
-            async with self._slots:
-                mailing = await self._campaigns.act(_owner(context), command.id, action, check)
+            mailing = await self._with_time_zones(
+                partial(self._campaigns.act, _owner(context), command.id, action, check)
+            )
         except _PreconditionFailedError:
             return CHANGED
         except ActionRefusedError as error:
@@ -280,7 +296,7 @@ class CampaignRequests:
         return self._begun(mailing)
 
     async def _test(self, context: RequestContext, command: TestMailing) -> Response:
-        async with self._slots:
+        async with self._reads:
             mailing = await self._campaigns.find(_owner(context), command.id)
         if mailing is None:
             return NOT_FOUND
@@ -300,7 +316,7 @@ class CampaignRequests:
         return TestSent(message_id=message_id)
 
     async def _audience(self, context: RequestContext, command: AudienceFilter) -> Response:
-        async with self._slots:
+        async with self._reads:
             count = await self._campaigns.audience(_owner(context), command.filter)
         return Audience(clients=count)
 
@@ -312,7 +328,7 @@ class CampaignRequests:
                 after = UUID(posting), UUID(message)
             except ValueError:
                 return INVALID_CURSOR
-        async with self._slots:
+        async with self._reads:
             if await self._campaigns.find(_owner(context), command.id) is None:
                 return NOT_FOUND
             found = await self._campaigns.messages(

@@ -8,9 +8,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 from uuid import UUID
 
+from services.mailings.campaigns.cohorts import with_time_zones
 from services.mailings.campaigns.partners import Partners
 from services.mailings.campaigns.records import StoredMailing
 from services.mailings.campaigns.store import Campaigns
@@ -33,6 +35,8 @@ OVERDUE: Final = 5.0
 MAX_MAILINGS: Final = 100
 # Mailings that use the database at a time.
 MAX_CONCURRENT: Final = 10
+# Those whose clients or messages are read at a time. Starts and stops do not wait for them.
+MAX_SCANS: Final = 2
 # Messages settled in one transaction.
 BATCH_SIZE: Final = 1000
 _FIRST: Final = UUID(int=0), UUID(int=0)
@@ -57,6 +61,7 @@ class CampaignWorker:
         self._partners = partners
         self._started = started
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._scans = asyncio.Semaphore(MAX_SCANS)
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -100,7 +105,13 @@ class CampaignWorker:
         Raises:
             StoreConnectionLostError: repeat it later.
         """
-        if started := await self._campaigns.start_if_due(id_):
+        started = await with_time_zones(
+            partial(self._campaigns.start_if_due, id_),
+            self._campaigns.time_zones,
+            changes=self._slots,
+            reads=self._scans,
+        )
+        if started:
             log("started", started)
             self._started()
 
@@ -110,8 +121,8 @@ class CampaignWorker:
         Raises:
             InfrastructureError: the rest follows later.
         """
+        await self.start(id_)
         async with self._slots:
-            await self.start(id_)
             if finished := await self._campaigns.finish_if_over(id_):
                 log("finished", finished)
             mailing = await self._campaigns.get(id_)
@@ -122,7 +133,7 @@ class CampaignWorker:
             await self._campaigns.start_requested(mailing)
         await self.confirm_stop(mailing)
         if mailing.closing:
-            async with self._slots:
+            async with self._scans:
                 await self._close(mailing)
 
     async def confirm_stop(self, mailing: StoredMailing) -> None:

@@ -133,8 +133,8 @@ class CompiledTemplate:
         return line
 
 
-def compile_template(subject: str, body: str) -> CompiledTemplate:
-    """Compile a template.
+def compile_template(subject: str, body: str, *, max_nodes: int = MAX_NODES) -> CompiledTemplate:
+    """Compile a template whose subject and body have at most `max_nodes` Jinja nodes each.
 
     Raises:
         TemplateSyntaxError: the text is not valid Jinja, or uses a feature that is not available.
@@ -143,7 +143,7 @@ def compile_template(subject: str, body: str) -> CompiledTemplate:
     used: dict[str, int] = {}
     optional: set[str] = set()
     for tree in trees:
-        _check_size(tree)
+        _check_size(tree, max_nodes)
         _check(tree)
         names = find_undeclared_variables(tree) - RESERVED - set(_ENVIRONMENT.globals)
         for name in tree.find_all(nodes.Name):
@@ -209,8 +209,8 @@ def output_text(value: Any, expression: str) -> str:
     raise OutputError(f"{expression} is a list or an object and cannot be part of a text")
 
 
-def _check_size(tree: nodes.Template) -> None:
-    for node in islice(tree.find_all(nodes.Node), MAX_NODES, None):
+def _check_size(tree: nodes.Template, max_nodes: int) -> None:
+    for node in islice(tree.find_all(nodes.Node), max_nodes, None):
         raise TemplateSyntaxError("has too many values and tags from here", node.lineno)
 
 

@@ -14,7 +14,7 @@ import yaml
 from jinja2 import TemplateSyntaxError
 from pydantic import TypeAdapter, ValidationError
 
-from services.mailings.rendering.compiler import CompiledTemplate, compile_template
+from services.mailings.rendering.compiler import MAX_NODES, CompiledTemplate, compile_template
 from services.mailings.rendering.formats import FORMATS
 from services.mailings.rendering.frame import Frame, parse_frame
 from shared.contracts.postings import Template as TemplateName
@@ -32,6 +32,9 @@ LANGUAGE: Final = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
 FRAME: Final = "frame.html"
 # The name of a text that is not from a file, in errors. Its folder makes it a plain text.
 INLINE: Final = "sms/text"
+# Jinja nodes of a text that is not from a file: 60 values with a default. Any caller can send such
+# texts, and they compile in 30 ms at most, in which this process does nothing else.
+MAX_TEXT_NODES: Final = 400
 # Compiled texts in memory. Each slice of a mailing needs its own again.
 MAX_TEXTS: Final = 64
 _NAME: Final = TypeAdapter[str](TemplateName)
@@ -203,7 +206,7 @@ def channel_of(name: str) -> str:
     return folder if folder in CHANNELS else next(iter(CHANNELS))
 
 
-def parse_template(name: str, content: str) -> Template:
+def parse_template(name: str, content: str, *, max_nodes: int = MAX_NODES) -> Template:
     """Parse and compile a template.
 
     Raises:
@@ -218,7 +221,8 @@ def parse_template(name: str, content: str) -> Template:
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise InvalidTemplateError(name, "kind must be a word such as new_movies", kind_line)
     # The empty lines in front make Jinja report line numbers of the file.
-    compiled = _compiled(name, "\n" * (line - 1) + subject, "\n" * end + "\n".join(lines[end:]))
+    body = "\n" * end + "\n".join(lines[end:])
+    compiled = _compiled(name, "\n" * (line - 1) + subject, body, max_nodes)
     fetch, fetch_line = front_matter.pop("fetch", ([], 0))
     used = compiled.required.keys() | compiled.optional
     if not isinstance(fetch, list) or not all(isinstance(variable, str) for variable in fetch):
@@ -239,9 +243,9 @@ def parse_template(name: str, content: str) -> Template:
     return Template(name, kind, tuple(fetch), bool(subject), compiled, required, language=language)
 
 
-def _compiled(name: str, subject: str, body: str) -> CompiledTemplate:
+def _compiled(name: str, subject: str, body: str, max_nodes: int) -> CompiledTemplate:
     try:
-        return compile_template(subject, body)
+        return compile_template(subject, body, max_nodes=max_nodes)
     except TemplateSyntaxError as error:
         reason = error.message or "is not a valid template"
         raise InvalidTemplateError(name, reason, error.lineno) from None
@@ -264,7 +268,7 @@ def parse_text(text: str) -> Template:
         raise InvalidTemplateError(
             INLINE, "contains a control character", text.count("\n", 0, found.start()) + 1
         )
-    return parse_template(INLINE, text)
+    return parse_template(INLINE, text, max_nodes=MAX_TEXT_NODES)
 
 
 def _content(name: str, file: Path) -> str:
