@@ -1,5 +1,6 @@
 """Mailings become messages: the clients of a filter, in their local hours, at a rate."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, time, timedelta
@@ -13,6 +14,7 @@ from services.mailings.campaigns.domain import cohort_id
 from services.mailings.campaigns.windows import Hours, current_or_next
 from services.mailings.domain import message_id
 from services.mailings.expansion import slice as slice_module
+from services.mailings.expansion import worker as worker_module
 from services.mailings.records import Claim, MessageChange, ReturnedMessage
 from services.mailings.store import Store
 from shared.contracts.message_facts import ReasonCode
@@ -21,6 +23,7 @@ from shared.contracts.posting_requests import MessageState
 from shared.postgres.pool import StoreConnectionLostError
 from tests.fakes.cohorts import add_clients, client_id, start_mailing, statuses
 from tests.fakes.mailing import Mailings, empty_mailings, running_mailings
+from tests.fakes.waiting import until
 
 STOPPED = ReasonCode.STOPPED
 
@@ -266,13 +269,15 @@ async def test_m2_a_rate_limits_the_messages(mailings: Mailings) -> None:
     mailing = await start_mailing(mailings, rate=1)
     cohort = cohort_id(mailing, None)
 
-    for _ in range(3):
-        await mailings.expansion.run_once(4)
-        waiting = await row(mailings, mailing)
+    await mailings.expansion.run_once(4)
+    waiting = await row(mailings, mailing)
+    for _ in range(2):
         await mailings.make_due(cohort)
+        await mailings.expansion.run_once(4)
     assert recipients(mailings) == [client_id(1)]
     assert timedelta(seconds=40) < waiting["due_at"] - datetime.now(UTC) <= timedelta(seconds=60)
 
+    await mailings.make_due(cohort)
     await mailings.database.execute("UPDATE mailings.mailings SET paced_until = now()")
     await mailings.expansion.run_once(4)
     assert recipients(mailings) == [client_id(1), client_id(2)]
@@ -286,6 +291,36 @@ async def test_m2_cohorts_share_the_rate_of_their_mailing(mailings: Mailings) ->
     await mailings.expansion.run_once(4)
 
     assert len(mailings.broker.sent) == 100, "the messages of one second"
+
+
+async def test_m2_a_rate_wakes_one_cohort_at_a_time_and_each_in_turn(mailings: Mailings) -> None:
+    zones = ("Asia/Omsk", "Asia/Tokyo", "Europe/Moscow", "UTC")
+    for number, zone in enumerate(zones):
+        await add_clients(mailings, 2 * number + 1, 2 * number + 2, timezone=zone)
+    await start_mailing(mailings, zones=zones, rate=60)
+
+    claimed = []
+    for _ in zones:
+        claimed += [await mailings.expansion.run_once(100) for _ in range(3)]
+        await mailings.database.execute("UPDATE mailings.mailings SET paced_until = now()")
+
+    assert claimed == [1, 0, 0] * len(zones)
+    reached = {int(recipient[-1]) for recipient in recipients(mailings)}
+    assert reached == {1, 3, 5, 7}, "the first client of each time zone"
+
+
+async def test_m2_a_message_is_sent_when_the_rate_permits_it(
+    mailings: Mailings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_INTERVAL", 300.0)
+    await add_clients(mailings, 1, 2)
+    await start_mailing(mailings, rate=30)
+    running = asyncio.create_task(mailings.expansion.run())
+    try:
+        await until(lambda: len(mailings.broker.sent) == 2, 60)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_m2_without_a_rate_nothing_is_paced(mailings: Mailings) -> None:

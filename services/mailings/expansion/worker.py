@@ -48,6 +48,8 @@ MAX_SMALL: Final = 200
 CLAIM_INTERVAL: Final = 0.01
 # Seconds between two checks for due postings.
 POLL_INTERVAL: Final = 1.0
+# Seconds until a posting is due for which a timer is set: a rate of one message a minute.
+MAX_WAKE_DELAY: Final = 60.0
 # Seconds between the attempts to use an unavailable source: with timeouts, about ten minutes.
 RETRY_DELAYS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 # Seconds to wait when the broker or the database is unavailable.
@@ -230,7 +232,7 @@ class ExpansionWorker:
     ) -> None:
         """End a slice, and check for due postings when the next one is due."""
         await expansion.release(delay, reason)
-        if 0 < delay < POLL_INTERVAL:
+        if 0 < delay <= MAX_WAKE_DELAY:
             asyncio.get_running_loop().call_later(delay, self._slots.changed.set)
 
     async def _retry(self, expansion: ExpansionSlice, reason: str) -> None:

@@ -34,7 +34,8 @@ WHERE posting_id = $1 AND id > $2 AND ($3::text IS NULL OR status = $3)
 ORDER BY id LIMIT $4;
 
 -- Claims up to $1 small postings and up to $2 lists that have been due longest, urgent ones first
--- and only those if $4; of mailings, those that run and whose last stop delivery has confirmed.
+-- and only those if $4; of mailings, those that run and whose last stop delivery has confirmed. With
+-- a rate, only the one that has been due longest, and only when the rate permits messages.
 -- Returns `unfinished` as the last slice left it.
 -- name: claim
 WITH small AS (
@@ -47,6 +48,11 @@ WITH small AS (
         AND (mailing_id IS NULL OR EXISTS (
             SELECT FROM mailings.mailings AS mailing WHERE mailing.id = mailing_id
                 AND status = 'running' AND stop_confirmed = stop_version
+                AND (rate_per_minute IS NULL OR paced_until <= now() AND NOT EXISTS (
+                    SELECT FROM mailings.postings AS other WHERE other.mailing_id = mailing.id
+                        AND other.ended_at IS NULL
+                        AND (other.due_at, other.id) < (postings.due_at, postings.id)
+                ))
         ))
     ORDER BY priority DESC, due_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), due AS (SELECT * FROM small UNION ALL SELECT * FROM lists)
