@@ -18,6 +18,7 @@ _STATUS: Final = {
     FailureCode.PRECONDITION_FAILED: HTTPStatus.PRECONDITION_FAILED,
     FailureCode.FORBIDDEN: HTTPStatus.FORBIDDEN,
     FailureCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
+    FailureCode.TOO_MANY_REQUESTS: HTTPStatus.TOO_MANY_REQUESTS,
     FailureCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     FailureCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -59,8 +60,13 @@ def problem_of(failure: Failure) -> ProblemError:
         return _unknown_effect(failure.detail)
     if failure.code is FailureCode.NOT_FOUND:
         return not_found(failure.detail)
+    wait = failure.retry_after
     return ProblemError(
-        _STATUS[failure.code], failure.code.value, failure.detail, errors=failure.errors
+        _STATUS[failure.code],
+        failure.code.value,
+        failure.detail,
+        errors=failure.errors,
+        headers=None if wait is None else {"Retry-After": str(wait)},
     )
 
 

@@ -210,7 +210,7 @@ async def start(process: Process) -> None:
             **StatisticsRequests(StatisticsStore(database)).handlers(),
             **ReportRequests(reports).handlers(),
             **CampaignRequests(
-                campaigns, worker, texts, publisher, clock, started=started
+                campaigns, directory, worker, texts, publisher, clock=clock, started=started
             ).handlers(),
         },
         url=url,

@@ -43,6 +43,7 @@ class FailureCode(StrEnum):
     PRECONDITION_FAILED = "precondition_failed"  # the resource is not in the state that was read
     FORBIDDEN = "forbidden"
     UNAUTHORIZED = "unauthorized"  # the token, or the name or password, is not valid
+    TOO_MANY_REQUESTS = "too_many_requests"  # nothing was done; `retry_after` says when to repeat
     UNAVAILABLE = "unavailable"  # nothing was done; the caller may retry later
     UNKNOWN = "unknown"  # a store was lost; it is unknown whether the request took effect
     INTERNAL = "internal"  # a bug in Ringback; the effect of the request is unknown
@@ -68,6 +69,7 @@ class Failure(BaseModel):
     code: FailureCode
     detail: str
     errors: tuple[FieldError, ...] = ()
+    retry_after: int | None = Field(default=None, description="Seconds.")
 
 
 def invalid(errors: Iterable[FieldError]) -> Failure:

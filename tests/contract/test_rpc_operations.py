@@ -40,7 +40,7 @@ from shared.topology import REQUEST_QUEUES
         (REPORT_OPERATIONS, ReportRequests(Mock())),
         (
             CAMPAIGN_OPERATIONS,
-            CampaignRequests(Mock(), Mock(), Mock(), Mock(), Mock(), started=Mock()),
+            CampaignRequests(Mock(), Mock(), Mock(), Mock(), Mock(), clock=Mock(), started=Mock()),
         ),
         (DELIVERY_OPERATIONS, delivery.Requests(Mock())),
         (

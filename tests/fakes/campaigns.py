@@ -69,10 +69,11 @@ class CampaignProcess:
         )
         requests = CampaignRequests(
             self.campaigns,
+            Directory(database),
             self.worker,
             Texts(TemplateLoader(None), "Ringback"),
             self.broker,  # type: ignore[arg-type]
-            SystemClock(),
+            clock=SystemClock(),
             started=self._started,
         )
         self._handlers = {

@@ -409,30 +409,6 @@ async def test_m2_the_audience_counts_the_clients_that_match(process: CampaignPr
     assert (await process.request("CountAudience", None)).clients == 0
 
 
-async def test_m2_a_test_message_is_urgent_and_belongs_to_no_mailing(
-    process: CampaignProcess,
-) -> None:
-    created = await process.create(draft=True, text="Hi {{ user.phone }}")
-    message_id = uuid7().hex
-    sent = [
-        await process.request(
-            "TestMailing", id=str(created.id), test={"phone": "79161234567"}, message_id=message_id
-        )
-        for _ in range(2)
-    ]
-    assert sent[0] == sent[1]  # a request that is delivered again sends the same message
-    message = process.broker.sent[0]
-    assert message.routing_key == "messages.sms.urgent"
-    body = process.broker.sent_bodies()[0]
-    assert body == {
-        "id": str(sent[0].message_id),
-        "phone": "79161234567",
-        "text": "Hi 79161234567",
-    }
-    assert (await process.get(created.id)).status == "draft"
-    assert not await process.postings(created.id)
-
-
 async def test_m2_after_the_end_time_a_mailing_is_finished_and_the_rest_expires(
     process: CampaignProcess,
 ) -> None:

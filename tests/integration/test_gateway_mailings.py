@@ -145,6 +145,12 @@ async def test_m2_the_audience_is_counted_and_a_test_message_is_sent(shop: Calle
     sent = await shop("POST", f"{path}/test", {"phone": "79161234567"})
     assert (sent.status, set(sent.json)) == (200, {"message_id"})
     assert (await shop("POST", f"{path}/test", {"phone": "8"})).rejected_fields() == {"phone"}
+    for _ in range(9):
+        sent = await shop("POST", f"{path}/test", {"phone": "79161234567"})
+    limited = await shop("POST", f"{path}/test", {"phone": "79161234567"})
+    assert sent.status == 200
+    assert limited.problem(429)["type"] == "urn:ringback:problem:too_many_requests"
+    assert 1 <= int(limited.headers["Retry-After"]) <= 6
     messages = await shop("GET", f"{path}/messages")
     assert messages.json == {"items": [], "next_cursor": None}
 

@@ -289,7 +289,9 @@ def routes() -> tuple[Route, ...]:
             handler=test_mailing,
             tag=TAG,
             summary="Send a test message",
-            description="Sends the text to one phone, urgently. The message is not counted.",
+            description="Sends the text to one phone, urgently. If a client has the phone, the text"
+            " gets their fields. The message is not counted. A mailing has ten tests a minute."
+            " After them, the status is 429.",
             parameters=(_ID,),
             body=Body(TestPhone, {"Your own phone": {"phone": "79161234567"}}),
             responses={

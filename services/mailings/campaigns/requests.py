@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from json import dumps
+from math import ceil
 from typing import Final, TypeVar
 from uuid import UUID, uuid5
 
@@ -23,6 +24,7 @@ from services.mailings.campaigns.store import (
 from services.mailings.campaigns.texts import InvalidTextError, Texts
 from services.mailings.campaigns.worker import CampaignWorker, log
 from services.mailings.clients.domain import operator_code_of
+from services.mailings.clients.store import Directory
 from services.mailings.messages import outgoing
 from shared.amqp.publisher import Publisher, new_id
 from shared.amqp.rpc import RequestContext
@@ -74,6 +76,10 @@ CONFLICT: Final = Failure(
 CHANGED: Final = Failure(
     code=FailureCode.PRECONDITION_FAILED, detail="the mailing has changed since its etag was read"
 )
+TOO_MANY_TESTS: Final = Failure(
+    code=FailureCode.TOO_MANY_REQUESTS,
+    detail="the mailing has been tested too often; ten tests a minute are permitted",
+)
 OVER: Final = invalid([FieldError(field="end_at", message="must be in the future")])
 INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a valid cursor")])
 _FIRST: Final = UUID(int=0), UUID(int=0)
@@ -98,15 +104,17 @@ class CampaignRequests:
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         campaigns: Campaigns,
+        directory: Directory,
         worker: CampaignWorker,
         texts: Texts,
         publisher: Publisher,
-        clock: Clock,
         *,
+        clock: Clock,
         started: Callable[[], None],
     ) -> None:
         self._started = started
         self._campaigns = campaigns
+        self._directory = directory
         self._worker = worker
         self._texts = texts
         self._publisher = publisher
@@ -296,20 +304,27 @@ class CampaignRequests:
         return self._begun(mailing)
 
     async def _test(self, context: RequestContext, command: TestMailing) -> Response:
+        owner, phone = _owner(context), command.test.phone
         async with self._reads:
-            mailing = await self._campaigns.find(_owner(context), command.id)
-        if mailing is None:
+            permitted = await self._campaigns.permit_test(owner, command.id)
+            client = await self._directory.find_by_phone(owner, phone)
+        if permitted is None:
             return NOT_FOUND
+        mailing, wait = permitted
+        if wait > 0:
+            return TOO_MANY_TESTS.model_copy(update={"retry_after": ceil(wait)})
         message_id = uuid5(command.id, context.message_id or new_id())
         user = {
             "id": str(message_id),
-            "phone": command.test.phone,
-            "operator_code": operator_code_of(command.test.phone),
+            "phone": phone,
+            "operator_code": operator_code_of(phone),
             "tag": None,
             "timezone": "UTC",
         }
         try:
-            message = self._texts.test_message(mailing.content, message_id, user)
+            message = self._texts.test_message(
+                mailing.content, message_id, user if client is None else client.user
+            )
         except InvalidTextError as error:
             return invalid([error.field_error])
         await self._publisher.publish(outgoing(message, context.traceparent, self._clock.now()))

@@ -26,6 +26,9 @@ SQL: Final = queries("services.mailings", "campaigns.sql")
 # Bytes of the texts, contexts and tags of a page of mailings, without the last one, which begins
 # below it. So a page takes little memory, and its JSON fits into a response.
 MAX_PAGE_BYTES: Final = 2 << 20
+# Tests of one mailing at once, and seconds until one more: ten a minute. Each sends an urgent SMS.
+MAX_TESTS: Final = 10
+TEST_INTERVAL: Final = 6.0
 
 Check = Callable[[StoredMailing], None]
 
@@ -93,6 +96,16 @@ class Campaigns:
         """Return a mailing; None if the owner has no such mailing."""
         row = await self._database.fetchrow(SQL["mailing"], id_, owner)
         return None if row is None else StoredMailing.of(row)
+
+    async def permit_test(self, owner: str, id_: UUID) -> tuple[StoredMailing, float] | None:
+        """Permit a test of a mailing; return it, and the seconds until a test is permitted.
+
+        None if the owner has no such mailing.
+        """
+        row = await self._database.fetchrow(
+            SQL["permit_test"], id_, owner, TEST_INTERVAL, MAX_TESTS * TEST_INTERVAL
+        )
+        return None if row is None else (StoredMailing.of(row), row["wait"])
 
     async def page(
         self, owner: str, status: MailingStatus | None, before: Position, limit: int

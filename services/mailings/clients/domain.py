@@ -38,6 +38,11 @@ class StoredClient:
         """Return its entity tag."""
         return f'"{self.version}"'
 
+    @property
+    def user(self) -> dict[str, Any]:
+        """Return the client as texts see it."""
+        return {"id": str(self.id), **self.fields._asdict()}
+
     def matches(self, if_match: Sequence[str] | None) -> bool:
         """Return whether a change with these entity tags may be made; None permits all."""
         return if_match is None or "*" in if_match or self.etag in if_match

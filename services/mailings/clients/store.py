@@ -135,6 +135,13 @@ class Directory:
         )
         return [_client(row) for row in rows]
 
+    async def find_by_phone(self, owner: str, phone: str) -> StoredClient | None:
+        """Return the client with a phone, or None if the owner has no such client."""
+        found = await self.page_by_phone(
+            owner, "", 1, (phone, phone), operator_code=None, tag=None, timezone=None
+        )
+        return found[0] if found else None
+
     async def count(
         self,
         owner: str,

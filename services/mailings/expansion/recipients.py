@@ -146,15 +146,7 @@ class Clients:
 
 
 def _recipient(client: StoredClient) -> Recipient:
-    fields = client.fields
-    user = {
-        "id": str(client.id),
-        "phone": fields.phone,
-        "operator_code": fields.operator_code,
-        "tag": fields.tag,
-        "timezone": fields.timezone,
-    }
-    return Recipient(str(client.id), user, None, fields.operator_code)
+    return Recipient(str(client.id), client.user, None, client.fields.operator_code)
 
 
 def position_of(number: int) -> str:

@@ -10,6 +10,21 @@ ON CONFLICT DO NOTHING RETURNING id;
 -- name: mailing
 SELECT *, now() AS now FROM mailings.mailings WHERE id = $1 AND client_id = $2;
 
+-- Permits a test of a mailing if there were not more than one every $3 seconds, and $4 seconds worth of
+-- them at once. Returns the mailing, and the seconds until a test is permitted.
+-- name: permit_test
+WITH permitted AS (
+    UPDATE mailings.mailings
+    SET tests_until = greatest(tests_until, now()) + make_interval(secs => $3)
+    WHERE id = $1 AND client_id = $2
+        AND tests_until + make_interval(secs => $3) <= now() + make_interval(secs => $4)
+    RETURNING 0.0::float AS wait
+)
+SELECT mailing.*, coalesce(
+    (SELECT wait FROM permitted), $3 - $4 + extract(epoch FROM tests_until - now())
+)::float AS wait
+FROM mailings.mailings AS mailing WHERE id = $1 AND client_id = $2;
+
 -- name: any_mailing
 SELECT * FROM mailings.mailings WHERE id = $1;
 

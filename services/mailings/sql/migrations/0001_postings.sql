@@ -101,6 +101,7 @@ CREATE TABLE mailings.mailings (
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,                 -- when its postings were created
     paced_until timestamptz NOT NULL DEFAULT '-infinity',  -- when the rate permits the next messages
+    tests_until timestamptz NOT NULL DEFAULT '-infinity',  -- when the rate of tests permits all so far
     ended_at timestamptz,
 
     start_requested_at timestamptz,         -- the start time that the scheduler has confirmed
