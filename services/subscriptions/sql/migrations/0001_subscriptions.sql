@@ -60,7 +60,10 @@ CREATE TABLE subscriptions.endpoints (
     secret bytea NOT NULL,                      -- encrypted
     old_secret bytea,                           -- encrypted; also signs until `old_secret_until`
     old_secret_until timestamptz,
-    status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'paused', 'disabled')),
+    rotation text,                              -- the request that rotated the secret last
+    status text NOT NULL DEFAULT 'active'
+        CHECK (status IN ('active', 'paused', 'disabled', 'deleted')),
+    sweeping boolean NOT NULL DEFAULT false,    -- its unfinished deliveries have to follow its status
     failing_since timestamptz,                  -- of the first failed dispatch after the last success
     next_free_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the rate permits the next message
     version bigint NOT NULL DEFAULT 1,
@@ -68,7 +71,9 @@ CREATE TABLE subscriptions.endpoints (
     updated_at timestamptz NOT NULL DEFAULT now(),
     CHECK ((client_id IS NULL) <> (user_id IS NULL))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
-CREATE INDEX endpoints_client_id ON subscriptions.endpoints (client_id, id) WHERE client_id IS NOT NULL;
+CREATE INDEX endpoints_client_id ON subscriptions.endpoints (client_id, created_at, id)
+    WHERE client_id IS NOT NULL;
+CREATE INDEX endpoints_sweeping ON subscriptions.endpoints (id) WHERE sweeping;
 
 -- A message to the endpoints of a client.
 CREATE TABLE subscriptions.endpoint_messages (
@@ -76,6 +81,7 @@ CREATE TABLE subscriptions.endpoint_messages (
     id text NOT NULL,
     event_type text NOT NULL,
     payload text NOT NULL,                      -- JSON
+    endpoints integer NOT NULL,                 -- how many it was sent to
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (client_id, id)
 );
@@ -85,7 +91,8 @@ CREATE INDEX endpoint_messages_created_at ON subscriptions.endpoint_messages (cr
 CREATE TABLE subscriptions.deliveries (
     id uuid PRIMARY KEY,
     endpoint_id uuid NOT NULL,
-    message_id text,                            -- of a message of the client
+    client_id text,                             -- this and the next: of a message of a client
+    message_id text,
     sequence bigint,                            -- of an event of the user
     payload text,                               -- JSON of neither, such as a test
     url bytea,                                  -- this and the secret: encrypted; of a URL that was replaced
@@ -109,8 +116,9 @@ CREATE INDEX deliveries_due ON subscriptions.deliveries (due_at)
 CREATE INDEX deliveries_unfinished ON subscriptions.deliveries (endpoint_id, id)
     WHERE finished_at IS NULL;
 CREATE INDEX deliveries_of_endpoint ON subscriptions.deliveries (endpoint_id, id);
-CREATE INDEX deliveries_of_message ON subscriptions.deliveries (message_id)
+CREATE INDEX deliveries_of_message ON subscriptions.deliveries (client_id, message_id)
     WHERE message_id IS NOT NULL;
+CREATE INDEX deliveries_failed ON subscriptions.deliveries (endpoint_id, id) WHERE status = 'failed';
 CREATE INDEX deliveries_finished ON subscriptions.deliveries (finished_at)
     WHERE finished_at IS NOT NULL;
 
@@ -132,8 +140,9 @@ CREATE TABLE subscriptions.replays (
     endpoint_id uuid NOT NULL,
     since timestamptz NOT NULL,
     until timestamptz NOT NULL,
-    cursor uuid,                                -- the last delivery that is pending again
+    cursor uuid NOT NULL,                       -- the last delivery that is pending again
     replayed integer NOT NULL DEFAULT 0,
+    next_at timestamptz NOT NULL DEFAULT now(), -- when the rate permits the next batch
     created_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz
 );
