@@ -151,7 +151,11 @@ def command_message(pending: PendingCommand) -> OutgoingMessage:
 
 
 def _routing_key(message_type: MessageType, body: bytes) -> str:
-    """Return the routing key of a command; its body was valid when it was stored."""
+    """Return the routing key of a command.
+
+    Its body was valid when it was stored, for this version or a newer one with more fields.
+    """
     if not message_type.routing_fields:
         return message_type.routing_key
-    return message_type.routing_key_of(message_type.model.model_validate_json(body))
+    command = message_type.model.model_validate_json(body, extra="ignore")
+    return message_type.routing_key_of(command)

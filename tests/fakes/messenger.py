@@ -24,6 +24,7 @@ from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
 
+RUN_SUBSCRIPTIONS: Final = ("-m", "services", "run", "subscriptions", "--metrics-port", "0")
 PASSWORD: Final = "correct horse"
 
 
@@ -31,6 +32,7 @@ class Users:
     """The requests of users, and the store behind them. `woken` collects ids of users."""
 
     def __init__(self, database: Database) -> None:
+        self.database = database
         self.messenger = Messenger(database, add_user_events)
         self.appender = Appender(self.messenger, self._wake, batch=500)
         self.passwords = Passwords()

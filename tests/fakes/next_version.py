@@ -16,6 +16,7 @@ TABLES = {
     "ingestion": "ingestion.outbox",
     "mailings": "mailings.messages",
     "delivery": "delivery.messages",
+    "subscriptions": "subscriptions.user_events",
 }
 FIELD = "added_later"
 ATTEMPT = '    attempt: int = Field(description="Number of the attempt, from 1.")\n'

@@ -155,6 +155,7 @@ async def test_finding_d11_a_variable_that_is_no_setting_is_reported(
 async def test_finding_d11_help_breaks_no_word() -> None:
     """Finding D11: `run --help` broke the word delivery."""
     output = await ringback("run", "--help", amqp_url=None)
-    assert "callback, scheduler, gateway, ingestion, mailings, delivery, sandbox." in " ".join(
-        output.out.split()
+    services = (
+        "callback, scheduler, gateway, ingestion, mailings, delivery, subscriptions, sandbox."
     )
+    assert services in " ".join(output.out.split())
