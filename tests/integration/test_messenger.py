@@ -1,13 +1,24 @@
 """U: users, tokens, messages and user events, on a real database."""
 
 import asyncio
+import hashlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from services.subscriptions.messenger.domain import NewEvent
+from services.subscriptions.messenger.passwords import MAX_UNFINISHED
+from services.subscriptions.messenger.store import MAX_PAGE_BYTES
+from services.subscriptions.retention import Retention
+from shared.amqp.rpc import failure_of
 from shared.contracts.polls import UserCursor, decode_user_cursor, encode_user_cursor
 from shared.contracts.requests import Failure, FailureCode
+from shared.errors import InfrastructureError
 from shared.ids import uuid7
 from tests.fakes.messenger import PASSWORD, Users, running_users
 
@@ -21,6 +32,10 @@ async def users(database_url: str) -> AsyncIterator[Users]:
 def code(response: object) -> FailureCode:
     assert isinstance(response, Failure), response
     return response.code
+
+
+def retention(users: Users) -> Retention:
+    return Retention(users.messenger, timedelta(days=7))
 
 
 async def test_u2_u5_a_message_becomes_an_event_of_its_recipient(users: Users) -> None:
@@ -108,3 +123,103 @@ async def test_concurrent_messages_are_numbered_without_gaps(users: Users) -> No
         page = await users.read(await users.sign_in(f"user{number}"), limit=100)
         cursors = [decode_user_cursor(event.cursor) for event in page.events]
         assert cursors == [(id_, sequence) for sequence in range(1, 31)]
+
+
+async def test_an_expired_token_is_not_valid_and_its_position_is_kept(users: Users) -> None:
+    ann = await users.register("ann")
+    token, other = await users.sign_in("ann"), await users.sign_in("ann")
+    for number in range(3):
+        await users.send(other, ann, str(number))
+    assert await users.texts(token, limit=2) == ["0", "1"]
+    await users.database.execute(
+        "UPDATE subscriptions.tokens SET expires_at = now() WHERE hash = $1", bytes.fromhex(token)
+    )
+    assert code(await users.read(token)) is FailureCode.UNAUTHORIZED
+    assert code(await users.send(token, ann)) is FailureCode.UNAUTHORIZED
+    assert await retention(users).run_once() == 1
+    assert await users.texts(other, limit=10) == ["0", "1", "2"]
+    await users("SignOut", token_hash=other)
+    assert await users.texts(await users.sign_in("ann"), limit=10) == []
+
+
+async def test_retention_deletes_the_oldest_events_and_numbers_continue(users: Users) -> None:
+    ann = await users.register("ann")
+    token = await users.sign_in("ann")
+    for number in range(5):
+        await users.send(token, ann, str(number))
+    for statement in (
+        (
+            "UPDATE subscriptions.user_events SET created_at = now() - interval '8 days'"
+            " WHERE sequence <= 3"
+        ),
+        (
+            "UPDATE subscriptions.messages SET created_at = now() - interval '8 days'"
+            " WHERE text::integer < 3"
+        ),
+    ):
+        await users.database.execute(statement)
+    assert await retention(users).run_once() == 6
+    await users.send(token, ann, "5")
+    page = await users.read(token, cursor=encode_user_cursor(UserCursor(ann, 1)), limit=10)
+    assert [decode_user_cursor(event.cursor).sequence for event in page.events] == [4, 5, 6]
+    assert await users.texts(token, limit=10) == ["3", "4", "5"]
+    assert len(await users.database.fetch("SELECT id FROM subscriptions.messages")) == 3
+
+
+async def test_large_events_make_a_page_shorter(users: Users) -> None:
+    ann = await users.register("ann")
+    events = [
+        NewEvent(ann, str(number), "t", json.dumps({"text": f"{number}" * 200_000}))
+        for number in range(9)
+    ]
+    for event in events * 3:
+        await users.appender.append(replace(event, event_id=uuid7().hex))
+    token = await users.sign_in("ann")
+    sizes = []
+    while page := await users.texts(token, limit=100):
+        assert sum(map(len, page)) <= MAX_PAGE_BYTES + 200_000
+        sizes.append(len(page))
+    assert sum(sizes) == 27
+    assert len(sizes) == 2
+
+
+async def test_a_sign_in_with_an_unknown_name_hashes_the_password_too(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await users.register("ann")
+    salts = []
+
+    def scrypt(password: bytes, **parameters: Any) -> bytes:
+        salts.append(parameters["salt"])
+        return real(password, **parameters)
+
+    real = hashlib.scrypt
+    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    for name in ("ann", "bob"):
+        response = await users("SignIn", name=name, password="wrong", token_hash="a" * 64)
+        assert code(response) is FailureCode.UNAUTHORIZED
+    assert len(salts) == 2
+
+
+async def test_a_flood_of_sign_ins_is_rejected_and_ends(users: Users) -> None:
+    async def sign_in() -> FailureCode:
+        return code(await users("SignIn", name="x", password="wrong", token_hash="a" * 64))
+
+    async def with_context() -> FailureCode:
+        try:
+            return await sign_in()
+        except InfrastructureError as error:
+            return failure_of(error).code
+
+    codes = Counter(await asyncio.gather(*(with_context() for _ in range(3 * MAX_UNFINISHED))))
+    assert codes[FailureCode.UNAVAILABLE] > 0
+    assert codes[FailureCode.UNAUTHORIZED] >= MAX_UNFINISHED
+    assert await sign_in() is FailureCode.UNAUTHORIZED
+
+
+async def test_u4_polls_of_one_token_at_the_same_time_share_the_events(users: Users) -> None:
+    ann = await users.register("ann")
+    token = await users.sign_in("ann")
+    await asyncio.gather(*(users.send(token, ann, str(number)) for number in range(40)))
+    pages = await asyncio.gather(*(users.texts(token, limit=3) for _ in range(20)))
+    assert sorted(int(text) for page in pages for text in page) == list(range(40))

@@ -3,26 +3,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from secrets import token_urlsafe
 from typing import Any
-from uuid import uuid4
 
-import aio_pika
 import pytest
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from services.ingestion.app import SCHEMA as INGESTION_SCHEMA
-from shared.amqp.rpc_client import RpcClient
-from shared.contracts.requests import Failure
-from shared.contracts.users import token_hash
 from shared.postgres.migrations import migrate
 from tests.fakes.command import ringback
 from tests.fakes.ingesting import RUN_INGESTION
-from tests.fakes.messenger import PASSWORD, RUN_SUBSCRIPTIONS, empty_subscriptions
-from tests.fakes.rpc import rpc_client
+from tests.fakes.messenger import RUN_SUBSCRIPTIONS, empty_subscriptions
 from tests.fakes.service import Service, running
+from tests.fakes.user_events import UserEventsClient, user_events_client
 from tests.fakes.waiting import until
 
 RULES = """
@@ -48,91 +40,16 @@ def service(
         yield started
 
 
-class Client:
-    """Publishes user events, sends requests, and collects the ids of users in wakes."""
-
-    def __init__(self, channel: AbstractChannel, rpc: RpcClient) -> None:
-        self.channel = channel
-        self._rpc = rpc
-        self.woken: list[int] = []
-
-    async def __call__(self, operation: str, **body: Any) -> Any:
-        """Send a request, and return the response."""
-        response = await self._rpc.request(
-            "subscriptions.requests", operation, json.dumps(body).encode(), timeout=20
-        )
-        assert not isinstance(response, Failure), response
-        return response
-
-    async def user(self) -> tuple[int, str]:
-        """Register a user and sign in; return the id and the hash of the token."""
-        credentials = {"name": uuid4().hex[:15], "password": PASSWORD}
-        registered = await self("RegisterUser", user=credentials)
-        hashed = token_hash(token_urlsafe(32))
-        await self("SignIn", **credentials, token_hash=hashed)
-        return registered["user_id"], hashed
-
-    async def publish(self, user_id: Any, number: int = 0, **fields: Any) -> None:
-        """Publish a user event with a confirm."""
-        properties = {"message_id": fields.pop("message_id", uuid4().hex)}
-        body = {"user_id": user_id, "type": "t", "event": {"n": number}, **fields}
-        message = aio_pika.Message(
-            json.dumps(body).encode(),
-            content_type="application/json",
-            type="UserEvent",
-            **properties,
-        )
-        exchange = await self.channel.get_exchange("user_events", ensure=False)
-        await exchange.publish(message, routing_key=str(user_id), timeout=30)
-
-    async def events(self, token: str, count: int) -> list[int]:
-        """Wait for this many events, and return their numbers; no more follow."""
-        found: list[int] = []
-
-        async def read() -> bool:
-            page = await self("ReadEvents", token_hash=token, limit=1000)
-            found.extend(json.loads(event["event"])["n"] for event in page["events"])
-            return len(found) >= count
-
-        await until(read)
-        return found
-
-    async def dead_letter(self) -> AbstractIncomingMessage:
-        """Wait for the next dead letter, and remove it."""
-        queue = await self.channel.get_queue("user_events.dead")
-
-        async def next_one() -> AbstractIncomingMessage | None:
-            return await queue.get(no_ack=True, fail=False)
-
-        dead_letter: AbstractIncomingMessage = await until(next_one)
-        return dead_letter
-
-
-@asynccontextmanager
-async def connected(amqp_url: str) -> AsyncIterator[Client]:
-    connection = await aio_pika.connect(amqp_url)
-    async with connection, rpc_client(amqp_url) as rpc:
-        channel = await connection.channel(on_return_raises=True)
-        client = Client(channel, rpc)
-        wakes = await channel.declare_queue(exclusive=True)
-        await wakes.bind("user_events.wake")
-
-        async def receive(message: AbstractIncomingMessage) -> None:
-            assert message.type == "UserEventsWake"
-            client.woken += json.loads(message.body)["user_ids"]
-
-        await wakes.consume(receive, no_ack=True)
-        yield client
-
-
 @pytest.fixture
-async def client(service: Service, shared_amqp_url: str) -> AsyncIterator[Client]:
+async def client(service: Service, shared_amqp_url: str) -> AsyncIterator[UserEventsClient]:
     assert not service.exited(), service.output
-    async with connected(shared_amqp_url) as client:
+    async with user_events_client(shared_amqp_url) as client:
         yield client
 
 
-async def test_u3_a_user_event_reaches_its_user_and_wakes_the_gateways(client: Client) -> None:
+async def test_u3_a_user_event_reaches_its_user_and_wakes_the_gateways(
+    client: UserEventsClient,
+) -> None:
     user_id, token = await client.user()
     other, other_token = await client.user()
     await client.publish(user_id, 1)
@@ -143,7 +60,9 @@ async def test_u3_a_user_event_reaches_its_user_and_wakes_the_gateways(client: C
     await until(lambda: {user_id, other} <= set(client.woken))
 
 
-async def test_u3_a_repeated_event_has_no_effect(client: Client, service: Service) -> None:
+async def test_u3_a_repeated_event_has_no_effect(
+    client: UserEventsClient, service: Service
+) -> None:
     user_id, token = await client.user()
     other, other_token = await client.user()
     before = await service.metric("ringback_user_events_total", outcome="repeated")
@@ -162,7 +81,7 @@ async def test_u3_a_repeated_event_has_no_effect(client: Client, service: Servic
 
 
 async def test_u3_an_event_for_an_unknown_user_is_dead_lettered_with_a_reason(
-    client: Client,
+    client: UserEventsClient,
 ) -> None:
     await client.publish(1 << 60, id="lost")
     dead = await client.dead_letter()
@@ -181,7 +100,7 @@ async def test_u3_an_event_for_an_unknown_user_is_dead_lettered_with_a_reason(
     ],
 )
 async def test_an_invalid_user_event_is_dead_lettered(
-    client: Client, fields: dict[str, Any], reason: str
+    client: UserEventsClient, fields: dict[str, Any], reason: str
 ) -> None:
     await client.publish(**{"user_id": 1, **fields})
     dead = await client.dead_letter()
@@ -189,7 +108,7 @@ async def test_an_invalid_user_event_is_dead_lettered(
 
 
 async def test_u3_e2_a_rule_publishes_a_user_event(
-    client: Client, shared_amqp_url: str, database_url: str, tmp_path: Path
+    client: UserEventsClient, shared_amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:
     user_id, token = await client.user()
     await migrate(database_url, INGESTION_SCHEMA)
@@ -220,7 +139,7 @@ async def test_u3_e2_a_rule_publishes_a_user_event(
 
 
 async def test_u3_the_command_send_publishes_a_user_event(
-    client: Client, shared_amqp_url: str, tmp_path: Path
+    client: UserEventsClient, shared_amqp_url: str, tmp_path: Path
 ) -> None:
     user_id, token = await client.user()
     file = tmp_path / "event.json"

@@ -8,18 +8,31 @@ from concurrent.futures import ThreadPoolExecutor
 from hmac import compare_digest
 from typing import Final, TypeVar
 
+from shared.errors import InfrastructureError
+
 SALT_BYTES: Final = 16
 # Passwords hashed at a time. Each needs 16 MiB.
 MAX_THREADS: Final = 2
 
+# Passwords that may wait: about two seconds of work. Other requests must not wait for thousands.
+MAX_UNFINISHED: Final = 50
+
 T = TypeVar("T")
 
 
+class TooManyPasswordsError(InfrastructureError):
+    """Too many passwords wait to be hashed. Nothing was done."""
+
+    def __init__(self) -> None:
+        super().__init__("too many sign-ins at the same time", effect_unknown=False)
+
+
 class Passwords:
-    """Hashes and verifies passwords; at most MAX_THREADS at a time, the others wait."""
+    """Hashes and verifies passwords; at most MAX_THREADS at a time, others wait."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_THREADS, "passwords")
+        self._unfinished = 0
         self._unknown = os.urandom(SALT_BYTES)
 
     def close(self) -> None:
@@ -27,7 +40,11 @@ class Passwords:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def hash(self, password: str) -> bytes:
-        """Return a salt and the hash of a password."""
+        """Return a salt and the hash of a password.
+
+        Raises:
+            TooManyPasswordsError: try again later.
+        """
         salt = os.urandom(SALT_BYTES)
         return await self._run(lambda: salt + _scrypt(password, salt))
 
@@ -35,13 +52,22 @@ class Passwords:
         """Return whether a password has a hash of `hash`.
 
         None, for an unknown user, takes the same time and is never right.
+
+        Raises:
+            TooManyPasswordsError: try again later.
         """
         salt = (stored or self._unknown)[:SALT_BYTES]
         digest = await self._run(lambda: _scrypt(password, salt))
         return compare_digest(salt + digest, stored or b"")
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if self._unfinished >= MAX_UNFINISHED:
+            raise TooManyPasswordsError
+        self._unfinished += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._unfinished -= 1
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:

@@ -4,7 +4,7 @@ All methods raise StoreConnectionLostError when the database is unavailable, slo
 effect is then unknown; each method is safe to repeat.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -160,17 +160,14 @@ class Messenger:
         row = await self._database.fetchrow(SQL["token"], token)
         if row is None:
             return None
-        events = await self._events(self._database, row["user_id"], row["position"], 1)
-        if not events:  # most polls; they need no lock
+        if not row["has_events"]:  # most polls, which need no lock
             return Page(row["user_id"], row["position"], row["expires_at"], [])
-        async with self._database.transaction() as connection:
-            row = await connection.fetchrow(SQL["lock_token"], token)
-            if row is None:
-                return None
-            events = await self._events(connection, row["user_id"], row["position"], limit)
-            if events:
-                await connection.execute(SQL["move"], token, events[-1].sequence)
-        return Page(row["user_id"], row["position"], row["expires_at"], events)
+        rows = await self._database.fetch(SQL["next_events"], token, limit, MAX_PAGE_BYTES)
+        if not rows:
+            return None
+        first = rows[0]
+        events = _events(rows) if first["sequence"] is not None else []
+        return Page(first["user_id"], first["position"], first["expires_at"], events)
 
     async def read_after(
         self, token: bytes, user_id: int, sequence: int, limit: int
@@ -185,18 +182,13 @@ class Messenger:
             return None
         if row["user_id"] != user_id:
             raise InvalidCursorError
-        events = await self._events(self._database, user_id, sequence, limit)
+        rows = await self._database.fetch(SQL["events"], user_id, sequence, limit, MAX_PAGE_BYTES)
+        events = _events(rows)
         if not events:
             last = await self._database.fetchrow(SQL["last_sequence"], user_id)
             if sequence > last["sequence"]:
                 raise InvalidCursorError
         return Page(user_id, sequence, row["expires_at"], events)
-
-    async def _events(
-        self, connection: Any, user_id: int, after: int, limit: int
-    ) -> list[StoredEvent]:
-        rows = await connection.fetch(SQL["events"], user_id, after, limit, MAX_PAGE_BYTES)
-        return [StoredEvent(row["sequence"], row["type"], row["event"]) for row in rows]
 
     async def prune(self, age: timedelta, limit: int) -> int:
         """Delete at most `limit` events, and as many messages, that are older than `age`."""
@@ -206,3 +198,7 @@ class Messenger:
             status = await self._database.execute(SQL[query], seconds, limit)
             deleted += int(status.removeprefix("DELETE "))
         return deleted
+
+
+def _events(rows: Iterable[Any]) -> list[StoredEvent]:
+    return [StoredEvent(row["sequence"], row["type"], row["event"]) for row in rows]

@@ -19,7 +19,11 @@ ON CONFLICT (hash) DO UPDATE SET hash = excluded.hash
 RETURNING expires_at;
 
 -- name: token
-SELECT user_id, position, expires_at FROM subscriptions.tokens WHERE hash = $1 AND expires_at > now();
+SELECT user_id, position, expires_at, EXISTS (
+    SELECT FROM subscriptions.user_events AS event
+    WHERE event.user_id = token.user_id AND sequence > position
+) AS has_events
+FROM subscriptions.tokens AS token WHERE hash = $1 AND expires_at > now();
 
 -- name: expired
 SELECT hash, user_id FROM subscriptions.tokens WHERE expires_at <= now()
@@ -82,15 +86,33 @@ SELECT sequence, type, event FROM (
 ) AS page
 WHERE earlier < $4 ORDER BY sequence;
 
+-- The same after the position of a token, which moves behind them. Its row is locked before its
+-- position is read, so that each event is returned once.
+-- name: next_events
+WITH token AS MATERIALIZED (
+    SELECT hash, user_id, position, expires_at FROM subscriptions.tokens
+    WHERE hash = $1 AND expires_at > now() FOR NO KEY UPDATE
+), page AS MATERIALIZED (
+    SELECT sequence, type, event FROM (
+        SELECT sequence, type, event,
+            sum(octet_length(event)) OVER (ORDER BY sequence) - octet_length(event) AS earlier
+        FROM token, LATERAL (
+            SELECT sequence, type, event FROM subscriptions.user_events
+            WHERE user_id = token.user_id AND sequence > token.position
+            ORDER BY sequence LIMIT $2
+        ) AS listed
+    ) AS sized
+    WHERE earlier < $3
+), moved AS (
+    UPDATE subscriptions.tokens AS target SET position = last.sequence
+    FROM token, (SELECT max(sequence) AS sequence FROM page) AS last
+    WHERE target.hash = token.hash AND last.sequence IS NOT NULL
+)
+SELECT user_id, position, expires_at, sequence, type, event
+FROM token LEFT JOIN page ON true ORDER BY sequence;
+
 -- name: last_sequence
 SELECT sequence FROM subscriptions.users WHERE id = $1;
-
--- name: lock_token
-SELECT user_id, position, expires_at FROM subscriptions.tokens
-WHERE hash = $1 AND expires_at > now() FOR NO KEY UPDATE;
-
--- name: move
-UPDATE subscriptions.tokens SET position = $2 WHERE hash = $1;
 
 -- name: prune_events
 DELETE FROM subscriptions.user_events WHERE (user_id, sequence) IN (
