@@ -188,9 +188,9 @@ async def _email(
     mime = MimeBuilder(settings.mail_from)
     limits = Limits(settings.smtp_connections, _rate(settings.smtp_rate, settings.smtp_burst))
 
-    async def send(message_id: str, command: SendEmail, check: Check) -> None:
+    async def send(message_id: str, command: SendEmail, check: Check) -> int:
         content = mime.build(command, message_id, now=CLOCK.now())
-        await server.send(mime.sender, command.to, content, check)
+        return await server.send(mime.sender, command.to, content, check)
 
     return ChannelSender(server.origin, limits, send)
 

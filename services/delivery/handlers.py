@@ -52,11 +52,12 @@ WAIT_TIMEOUT: Final = 30.0
 class Sent:
     """The provider accepted the message after `duration` seconds.
 
-    repeated: an earlier delivery of the same message was sent, this one was not.
+    status: of its response; None if an earlier delivery of the same message was
+        sent, and this one was not.
     """
 
     duration: float
-    repeated: bool = False
+    status: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,14 @@ class ChannelSender(Generic[M]):
 
     target: the provider's origin; it names the provider and its circuit breaker.
     limits: the limits of the provider, for all delivery processes together.
-    send: sends one message, given its id. It must await `check` right before the content goes out.
-        `check` raises an error if the message must not be sent.
+    send: sends one message, given its id, and returns the status of the provider's response. It
+        must await `check` right before the content goes out. `check` raises an error if the message
+        must not be sent.
     """
 
     target: str
     limits: Limits
-    send: Callable[[str, M, Check], Awaitable[None]]
+    send: Callable[[str, M, Check], Awaitable[int]]
 
 
 class MessageSender(Generic[M]):
@@ -127,7 +129,7 @@ class MessageSender(Generic[M]):
         try:
             claim = await self._claims.claim(claim_id(self._channel, message.id))
             if claim.sent is not None:
-                return Sent(claim.sent, repeated=True)
+                return Sent(claim.sent, None)
             sent = None
             try:
                 sent = await self._send(priority, message, command, claim)
@@ -185,7 +187,7 @@ class MessageSender(Generic[M]):
             self._claims.check(claim)
 
         try:
-            await self._sender.send(message.id, command, check)
+            status = await self._sender.send(message.id, command, check)
             result = Result.SENT
             duration = self._clock.monotonic() - started
         except BusyError:
@@ -205,7 +207,7 @@ class MessageSender(Generic[M]):
         finally:
             self._provider.leave(result, probe=probe)
         await self._claims.record(claim, duration, self._provider.recorded)
-        return Sent(duration)
+        return Sent(duration, status)
 
 
 def message_context(
@@ -268,13 +270,13 @@ class Reporter:
                         self._returned.inc()
                         logger.info("message returned", extra=context | {"reason": code.value})
                         return MessageReturned(**fact, code=code)
-                    case Sent(duration, repeated=True):
+                    case Sent(duration, None):
                         self._repeats.inc()
                         logger.info("message repeated, already sent", extra=context)
-                    case Sent(duration):
+                    case Sent(duration, status):
                         self._sent.inc()
                         self._duration.observe(duration)
-                        context |= {"duration": round(duration, 6)}
+                        context |= {"duration": round(duration, 6), "status": status}
                         logger.info("message sent", extra=context)
                 # A message is sent once, so the fact has the same id each time. It is published
                 # again for a repeat: the first one may be lost with the connection.

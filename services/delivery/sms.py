@@ -85,8 +85,8 @@ class SmsGateway:
 
     async def send(
         self, message_id: str, command: SendSms, check: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Send an SMS, and return when the gateway has accepted it.
+    ) -> int:
+        """Send an SMS, and return the status of the response when the gateway has accepted it.
 
         `check` is awaited right before the request, and may raise to prevent it.
 
@@ -115,3 +115,4 @@ class SmsGateway:
         domain.check_sms_response(
             response.status, response.retry_after, response.body, now=self._clock.now()
         )
+        return response.status

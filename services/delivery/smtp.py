@@ -70,8 +70,8 @@ class MailServer:
         """Return scheme, host and port: the name of the lane and the breaker."""
         return f"{self._url.scheme}://{self._url.host}:{self._port}"
 
-    async def send(self, sender: str, recipient: str, content: bytes, check: Check) -> None:
-        """Send a mail, and return when the server has accepted it.
+    async def send(self, sender: str, recipient: str, content: bytes, check: Check) -> int:
+        """Send a mail, and return the code of the response when the server has accepted it.
 
         `content` begins with a header, and its only line ends are CRLF.
         `check` is awaited right before the content goes out, and may raise to prevent that.
@@ -166,7 +166,7 @@ class MailServer:
         check: Check,
         *,
         is_reused: bool,
-    ) -> None:
+    ) -> int:
         reusable = False
         try:
             parameters = _parameters(smtp, recipient)
@@ -178,7 +178,7 @@ class MailServer:
                 raise
             await self._run("RCPT", _envelope(smtp, f"RCPT TO:<{recipient}>"))
             await check()
-            await self._run("DATA", _data(smtp, content, check))
+            code = await self._run("DATA", _data(smtp, content, check))
             reusable = True
         except ProviderError:
             raise
@@ -193,10 +193,11 @@ class MailServer:
                 self._idle.append((smtp, asyncio.get_running_loop().time()))
             else:
                 smtp.close()
+        return code
 
-    async def _run(self, step: str, command: Awaitable[object]) -> None:
+    async def _run(self, step: str, command: Awaitable[int]) -> int:
         try:
-            await command
+            return await command
         except SMTPResponseException as error:
             raise smtp_error(error.code, error.message, step) from None
         except SMTPServerDisconnected:
@@ -232,13 +233,14 @@ async def _greet(smtp: SMTP) -> None:
 # The next two replace `SMTP.mail`, `rcpt` and `data`, which parse each address and normalise the
 # content by regular expressions. That is 45 µs of CPU for a mail of 2 kB (measured on a 2-core
 # development machine).
-async def _envelope(smtp: SMTP, command: str) -> None:
+async def _envelope(smtp: SMTP, command: str) -> int:
     response = await smtp.execute_command(command.encode())
     if response.code not in (SMTPStatus.completed, SMTPStatus.will_forward):
         raise SMTPResponseException(response.code, response.message)
+    return response.code
 
 
-async def _data(smtp: SMTP, content: bytes, check: Check) -> None:
+async def _data(smtp: SMTP, content: bytes, check: Check) -> int:
     response = await smtp.execute_command(b"DATA")
     if response.code == SMTPStatus.start_input and smtp.protocol is not None:
         try:
@@ -250,5 +252,5 @@ async def _data(smtp: SMTP, content: bytes, check: Check) -> None:
         smtp.protocol.write(content.replace(b"\r\n.", b"\r\n..") + end)
         response = await smtp.protocol.read_response()
         if response.code == SMTPStatus.completed:
-            return
+            return response.code
     raise SMTPResponseException(response.code, response.message)

@@ -96,9 +96,11 @@ async def test_m4_a_mailing_starts_without_the_notification_when_it_is_overdue(
 ) -> None:
     created = await process.create(start_at=soon(600))
     await process.worker.run_once(10)
-    due = datetime.now(UTC) - timedelta(seconds=6)
-    await process.move(created.id, start_at=due)
     process.partners.unavailable = True
+    await process.move(created.id, start_at=datetime.now(UTC) - timedelta(seconds=1))
+    await process.worker.run_once(10)
+    assert (await process.get(created.id)).status == "scheduled"
+    await process.move(created.id, start_at=datetime.now(UTC) - timedelta(seconds=5))
     await process.worker.run_once(10)
     assert (await process.get(created.id)).status == "running"
 

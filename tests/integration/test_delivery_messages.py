@@ -221,10 +221,16 @@ async def test_m14_each_request_to_a_provider_and_its_response_are_a_log_line_wi
     lines = [vars(record) for record in caplog.records]
     story = [line for line in lines if line.get("message_id") == message["id"]]
     assert len(story) == len(requests) == 3
-    assert [(line["message"], line.get("error")) for line in story] == [
-        *[("message attempt failed", "the SMS gateway responded with 200, but refused with code 7")]
+    assert [(line["message"], line.get("error"), line.get("status")) for line in story] == [
+        *[
+            (
+                "message attempt failed",
+                "the SMS gateway responded with 200, but refused with code 7",
+                None,
+            )
+        ]
         * 2,
-        ("message sent", None),
+        ("message sent", None, 200),
     ]
     assert all(ids.items() <= line.items() for line in story)
     logged = repr(lines)

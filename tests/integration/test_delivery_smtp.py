@@ -24,8 +24,8 @@ async def not_expired() -> None:
     """Allow sending."""
 
 
-async def send(server: MailServer) -> None:
-    await server.send(SENDER, RECIPIENT, CONTENT, not_expired)
+async def send(server: MailServer) -> int:
+    return await server.send(SENDER, RECIPIENT, CONTENT, not_expired)
 
 
 @asynccontextmanager
@@ -115,7 +115,7 @@ async def test_a_line_with_a_dot_neither_ends_the_mail_nor_changes(ending: str) 
     content = f"Subject: x\r\n\r\n.\r\n..\r\n.a\r\nMAIL FROM:<{SENDER}>{ending}".encode()
     async with mail_server({}) as script, connected(script.url()) as server:
         await server.send(SENDER, RECIPIENT, content, not_expired)
-        await send(server)  # the connection still works
+        assert await send(server) == 250  # the connection still works
         received = content if ending else content + b"\r\n"
         assert script.mails == [received, CONTENT + b"\r\n"]
 

@@ -147,10 +147,11 @@ class Setup:
             self.clock,
         )
 
-    async def _send(self, message_id: str, _: SendEmail, check: Check) -> None:
+    async def _send(self, message_id: str, _: SendEmail, check: Check) -> int:
         await self.respond()
         await check()
         self.accepted.append(message_id)
+        return 250
 
     async def accept(self) -> None:
         """Respond at once."""
@@ -180,7 +181,8 @@ async def test_e6_a_message_that_was_sent_is_not_sent_again() -> None:
     first = await setup.handle()
     setup.clock.at += 5
     repeat = await setup.handle(expires_at=expiry(1))  # also if it has expired
-    assert (repeat.repeated, repeat.duration) == (True, first.duration)
+    assert (first.status, repeat.status) == (250, None)
+    assert repeat.duration == first.duration
     assert setup.accepted == ["id-1"]
 
 
@@ -211,7 +213,7 @@ async def test_e6_a_copy_is_deferred_while_the_first_one_is_in_flight() -> None:
     with pytest.raises(TransientError):
         await first
     setup.respond = setup.accept
-    assert not (await setup.handle()).repeated
+    assert (await setup.handle()).status == 250
     assert setup.accepted == ["id-1"]
 
 
@@ -392,8 +394,8 @@ def test_e6_no_retry_is_planned_after_the_expiry() -> None:
     assert given_up.expired
 
 
-DONE = Done(Sent(0.25))
-REPEATED = Done(Sent(0.5, repeated=True))
+DONE = Done(Sent(0.25, 250))
+REPEATED = Done(Sent(0.5, None))
 RETRIED = Retried(TIERS[1], NOW + 5, TransientError("the mail server responded with 450 to RCPT"))
 EXPIRED = Dead("expired at …", ExpiredError("expired at …"))
 FAILED = Dead("the mail server responded with 550 to RCPT", PermanentError("550"))
