@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from services.scheduler.intake import fingerprint
@@ -118,8 +119,13 @@ async def test_finding_a16_reseal_waits_for_no_lock_of_a_scheduler(
     stored: Database, database_url: str
 ) -> None:
     await create(Scheduler(stored, keys=SECRETS_KEY))
-    async with stored.transaction() as connection:
-        await connection.execute("SELECT 1 FROM scheduler.callback_requests FOR UPDATE")
-        result = await reseal(database_url, f"{NEW_KEY},{SECRETS_KEY}")
+    # Not of a pool, whose transactions end after ten idle seconds: a command can take longer.
+    other = await asyncpg.connect(database_url)
+    try:
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM scheduler.callback_requests FOR UPDATE")
+            result = await reseal(database_url, f"{NEW_KEY},{SECRETS_KEY}")
+    finally:
+        await other.close()
     counts = json.loads(result.out)
     assert (result.code, counts["resealed"], counts["skipped"]) == (1, 0, 1)
