@@ -45,7 +45,6 @@ PROMISES: Final = {
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",
     "M14": "Log lines carry the ids of mailing, message and recipient, and a command follows them.",
     "M15": "One command starts everything with Docker Compose.",
-    "U6": "Events of users are numbered without gaps. None is lost between two polls, or in a crash.",
     "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
     "N10": "A backlog of one client delays the callbacks of another by two claims at most.",
     "N11": "A node of the broker or PostgreSQL's primary dies: nothing is lost, and work resumes.",
