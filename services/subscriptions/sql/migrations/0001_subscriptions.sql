@@ -48,7 +48,7 @@ CREATE INDEX user_events_created_at ON subscriptions.user_events (created_at);
 CREATE TABLE subscriptions.endpoints (
     id uuid PRIMARY KEY,
     client_id text,                             -- of a customer's endpoint; '' is the anonymous client
-    user_id bigint UNIQUE,                      -- of a user's callback
+    user_id bigint,                             -- of a user's callback
     event_types text[] NOT NULL DEFAULT '{}',   -- of a customer's endpoint
     description text NOT NULL DEFAULT '',
     url bytea NOT NULL,                         -- this and the headers: encrypted, they can contain tokens
@@ -73,6 +73,9 @@ CREATE TABLE subscriptions.endpoints (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
 CREATE INDEX endpoints_client_id ON subscriptions.endpoints (client_id, created_at, id)
     WHERE client_id IS NOT NULL;
+CREATE UNIQUE INDEX endpoints_user_id ON subscriptions.endpoints (user_id)
+    WHERE user_id IS NOT NULL AND status <> 'deleted';
+CREATE INDEX endpoints_ack_token ON subscriptions.endpoints (ack_token) WHERE ack_token IS NOT NULL;
 CREATE INDEX endpoints_sweeping ON subscriptions.endpoints (id) WHERE sweeping;
 
 -- A message to the endpoints of a client.
@@ -87,21 +90,24 @@ CREATE TABLE subscriptions.endpoint_messages (
 );
 CREATE INDEX endpoint_messages_created_at ON subscriptions.endpoint_messages (created_at);
 
--- One message, user event or test to one endpoint.
+-- One message, user event or test to one endpoint. The ids of deliveries in order ascend.
 CREATE TABLE subscriptions.deliveries (
-    id uuid PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     endpoint_id uuid NOT NULL,
     client_id text,                             -- this and the next: of a message of a client
     message_id text,
     sequence bigint,                            -- of an event of the user
     payload text,                               -- JSON of neither, such as a test
-    url bytea,                                  -- this and the secret: encrypted; of a URL that was replaced
-    secret bytea,
+    destination bytea,                          -- encrypted: a URL that was replaced, with its secret
     webhook_id text NOT NULL,
+    in_order boolean NOT NULL,                  -- dispatched when the one before it has ended
     status text NOT NULL
         CHECK (status IN ('pending', 'waiting', 'dispatched', 'delivered', 'failed', 'cancelled')),
-    dispatch integer NOT NULL DEFAULT 0,        -- the number of the last claim
     due_at timestamptz NOT NULL,                -- of the next claim; while dispatched: when the lease expires
+    dispatch integer NOT NULL DEFAULT 0,        -- the number of the last claim
+    first_dispatch integer NOT NULL DEFAULT 1,  -- after the last replay
+    failures integer NOT NULL DEFAULT 0,        -- failed dispatches after the last replay
+    earlier_attempts integer NOT NULL DEFAULT 0, -- before this dispatch
     attempts integer NOT NULL DEFAULT 0,
     last_error text,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -113,18 +119,22 @@ CREATE TABLE subscriptions.deliveries (
 );
 CREATE INDEX deliveries_due ON subscriptions.deliveries (due_at)
     WHERE status IN ('pending', 'dispatched');
+CREATE INDEX deliveries_active ON subscriptions.deliveries (endpoint_id)
+    WHERE in_order AND status IN ('pending', 'dispatched');
 CREATE INDEX deliveries_unfinished ON subscriptions.deliveries (endpoint_id, id)
     WHERE finished_at IS NULL;
 CREATE INDEX deliveries_of_endpoint ON subscriptions.deliveries (endpoint_id, id);
 CREATE INDEX deliveries_of_message ON subscriptions.deliveries (client_id, message_id)
     WHERE message_id IS NOT NULL;
+CREATE INDEX deliveries_of_event ON subscriptions.deliveries (endpoint_id, sequence)
+    WHERE sequence IS NOT NULL;
 CREATE INDEX deliveries_failed ON subscriptions.deliveries (endpoint_id, id) WHERE status = 'failed';
 CREATE INDEX deliveries_finished ON subscriptions.deliveries (finished_at)
     WHERE finished_at IS NOT NULL;
 
 -- One HTTP request of a delivery.
 CREATE TABLE subscriptions.attempts (
-    delivery_id uuid NOT NULL,
+    delivery_id bigint NOT NULL,
     attempt integer NOT NULL,                   -- from 1, over all dispatches
     at timestamptz NOT NULL,
     status_code integer,
@@ -140,7 +150,7 @@ CREATE TABLE subscriptions.replays (
     endpoint_id uuid NOT NULL,
     since timestamptz NOT NULL,
     until timestamptz NOT NULL,
-    cursor uuid NOT NULL,                       -- the last delivery that is pending again
+    cursor bigint NOT NULL,                     -- the last delivery that is pending again
     replayed integer NOT NULL DEFAULT 0,
     next_at timestamptz NOT NULL DEFAULT now(), -- when the rate permits the next batch
     created_at timestamptz NOT NULL DEFAULT now(),
