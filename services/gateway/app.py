@@ -143,12 +143,12 @@ def _bound(
 
     A route with a body ignores the query: the URL of a producer may have one.
     """
-    names = [each.name for each in route.parameters if each.where == "query"]
+    schemas = {each.name: each.schema for each in route.parameters if each.where == "query"}
 
     async def handle(request: web.Request) -> web.StreamResponse:
         context = admit(request)
         if route.body is None:
-            request[QUERY] = parse_query(request, names)
+            request[QUERY] = parse_query(request, schemas)
         return await route.handler(request, context, deps)
 
     return web.route(route.method, route.path, handle)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
@@ -128,27 +128,44 @@ def _too_large(max_bytes: int) -> ProblemError:
     )
 
 
-def parse_query(request: web.Request, names: Collection[str]) -> dict[str, Any]:
-    """Return the query parameters; `limit` becomes a number. Only these names are accepted.
+def parse_query(request: web.Request, schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the query parameters; integers become numbers. Only these names are accepted.
+
+    The service that gets them checks texts further.
 
     Raises:
-        ProblemError: 422; a parameter is unknown, repeated, or not a number.
+        ProblemError: 422; names every parameter that is unknown, repeated, or not as declared.
     """
     given: dict[str, Any] = {}
     errors: list[FieldError] = []
     for name, value in request.query.items():
-        if name not in names:
-            known = ", ".join(names) or "none"
-            errors.append(FieldError(field=name, message=f"unknown parameter; known: {known}"))
+        if name not in schemas:
+            known = ", ".join(schemas) or "none"
+            fault: str | None = f"unknown parameter; known: {known}"
         elif name in given:
-            errors.append(FieldError(field=name, message="is given more than once"))
-        elif name == "limit" and not _INTEGER.fullmatch(value):
-            errors.append(FieldError(field=name, message="must be an integer"))
+            fault = "is given more than once"
         else:
-            given[name] = int(value) if name == "limit" else value
+            fault = _fault(value, schemas[name])
+            given[name] = value
+        if fault is not None:
+            errors.append(FieldError(field=name, message=fault))
     if errors:
         raise invalid(errors)
-    return given
+    return {
+        name: int(value) if schemas[name].get("type") == "integer" else value
+        for name, value in given.items()
+    }
+
+
+def _fault(value: str, schema: Mapping[str, Any]) -> str | None:
+    """Return why a parameter is not as declared; None if it is."""
+    if schema.get("type") == "integer":
+        if not _INTEGER.fullmatch(value):
+            return "must be an integer"
+        least, most = schema["minimum"], schema["maximum"]
+        return None if least <= int(value) <= most else f"must be from {least} to {most}"
+    known = schema.get("enum")
+    return None if known is None or value in known else f"must be one of: {', '.join(known)}"
 
 
 def idempotency_key(request: web.Request) -> str | None:

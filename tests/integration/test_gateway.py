@@ -170,6 +170,13 @@ async def test_an_invalid_query_parameter_is_named(call: Caller, query: str, fie
     assert (await call("GET", f"/v1/callbacks?{query}")).rejected_fields() == {field}
 
 
+async def test_s10_every_invalid_query_parameter_is_named(call: Caller) -> None:
+    rejected = await call("GET", "/v1/callbacks?limit=0&colour=red&status=lost&group_key=a")
+    assert rejected.rejected_fields() == {"limit", "colour", "status"}
+    rejected = await call("GET", "/v1/mailings/stats?limit=0&colour=red")
+    assert rejected.rejected_fields() == {"limit", "colour"}
+
+
 @pytest.mark.parametrize("path", GET_PATHS)
 async def test_every_get_route_rejects_an_unknown_query_parameter(call: Caller, path: str) -> None:
     path = path.format(id=UNKNOWN, group_key="user-7", event_key="reminder-1")
