@@ -96,7 +96,7 @@ async def start(process: Process) -> None:
     retention = Retention(messenger, timedelta(days=settings.retention))
     for part in (database, publisher, appender, wakes, user_events, server, retention):
         process.run(part.run())
-    for drain in (user_events.drain, server.drain):
+    for drain in (user_events.drain, server.drain, wakes.drain):
         process.on_drain(drain)
 
 

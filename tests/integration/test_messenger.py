@@ -223,3 +223,16 @@ async def test_u4_polls_of_one_token_at_the_same_time_share_the_events(users: Us
     await asyncio.gather(*(users.send(token, ann, str(number)) for number in range(40)))
     pages = await asyncio.gather(*(users.texts(token, limit=3) for _ in range(20)))
     assert sorted(int(text) for page in pages for text in page) == list(range(40))
+
+
+async def test_a_batch_of_large_events_is_appended_in_parts(users: Users) -> None:
+    ann = await users.register("ann")
+    large = json.dumps({"text": "x" * 250_000})
+    events = [NewEvent(ann, str(number), "t", large) for number in range(40)]
+    await asyncio.gather(*map(users.appender.append, events))
+    rows = await users.database.fetch(
+        "SELECT count(*) FROM subscriptions.user_events GROUP BY xmin::text"
+    )
+    assert len(rows) >= 3
+    assert sum(row["count"] for row in rows) == 40
+    assert users.woken.count(ann) == len(rows)

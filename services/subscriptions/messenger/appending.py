@@ -1,6 +1,6 @@
 """Appends user events in batches, and wakes those who wait for them."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from services.subscriptions import metrics
@@ -8,6 +8,9 @@ from services.subscriptions.messenger.domain import Appended, NewEvent, Outcome
 from services.subscriptions.messenger.store import Messenger
 from shared.resilience.batching import Batcher
 
+# Characters of the events of one transaction, which takes about 100 ms. 500 events of the largest
+# size would exceed the time limit of a statement, again and again.
+MAX_BYTES: Final = 4 << 20
 _COUNTERS: Final = {
     Outcome.APPENDED: metrics.APPENDED,
     Outcome.REPEATED: metrics.REPEATED,
@@ -44,11 +47,13 @@ class Appender:
     async def _append(self, events: list[NewEvent]) -> list[Appended]:
         first = {_key(event): event for event in reversed(events)}
         distinct = [event for event in events if first[_key(event)] is event]
-        appended = await self._messenger.append(distinct)
-        results = dict(zip(map(_key, distinct), appended, strict=True))
-        new = {user_id for (user_id, _), result in results.items() if result.is_new}
-        if new:
-            self._appended(new)
+        results: dict[tuple[int, str], Appended] = {}
+        for part in _parts(distinct):
+            appended = await self._messenger.append(part)
+            results |= zip(map(_key, part), appended, strict=True)
+            new = {e.user_id for e, result in zip(part, appended, strict=True) if result.is_new}
+            if new:
+                self._appended(new)
         found = [
             results[_key(event)] if first[_key(event)] is event else results[_key(event)].repeated()
             for event in events
@@ -56,6 +61,20 @@ class Appender:
         for result in found:
             _COUNTERS[result.outcome].inc()
         return found
+
+
+def _parts(events: Sequence[NewEvent]) -> Iterator[list[NewEvent]]:
+    """Yield the events in parts of at most MAX_BYTES, or of one event."""
+    part: list[NewEvent] = []
+    size = 0
+    for event in events:
+        size += event.size
+        if part and size > MAX_BYTES:
+            yield part
+            part, size = [], event.size
+        part.append(event)
+    if part:
+        yield part
 
 
 def _key(event: NewEvent) -> tuple[int, str]:

@@ -28,6 +28,11 @@ class NewEvent:
     event: str
     message: UserMessage | None = None
 
+    @property
+    def size(self) -> int:
+        """Return the number of characters to store."""
+        return len(self.event) if self.message is None else 2 * len(self.message.text)
+
 
 def message_event(message: UserMessage, request_id: str) -> NewEvent:
     """Return the event of a message. A repeat of the request has the same id."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Final
 
 from shared.amqp.codec import Properties
@@ -40,6 +41,13 @@ class Wakes:
             except InfrastructureError as error:
                 logger.warning("wake not published, retry scheduled: %s", error)
                 await asyncio.sleep(RETRY_DELAY)
+
+    async def drain(self, grace: float) -> None:
+        """Publish what is collected, for at most `grace` seconds."""
+        with suppress(TimeoutError, InfrastructureError):
+            async with asyncio.timeout(grace):
+                while self._user_ids:
+                    await self.run_once()
 
     async def run_once(self) -> int:
         """Publish one message, and return the number of users in it.
