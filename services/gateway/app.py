@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from services.gateway.api import docs_page, jwks, unsubscribe
 from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
+from services.gateway.messenger.limits import Limits
 from services.gateway.middleware import middleware
 from services.gateway.parsing import QUERY, parse_query
 from services.gateway.rate_limit import RateLimiter
@@ -26,6 +27,7 @@ from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_client import RpcClient
+from shared.contracts.headers import traceparent
 from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
 from shared.http.problem import ProblemError
@@ -57,7 +59,10 @@ async def start(process: Process) -> None:
     )
     process.health.expect(PING.service)
     deps = Dependencies(
-        ServiceClient(rpc_client, timeout=settings.request_timeout), publisher, settings
+        ServiceClient(rpc_client, timeout=settings.request_timeout),
+        publisher,
+        settings,
+        Limits(settings),
     )
     runner = AppRunner(
         application(deps, load(SecuritySettings), declared, process.health),
@@ -141,12 +146,16 @@ def _bound(
 ) -> web.RouteDef:
     """Return the aiohttp route: authentication and the query come before the handler.
 
-    A route with a body ignores the query: the URL of a producer may have one.
+    A route with a body ignores the query: the URL of a producer may have one. A route with schemes
+    of its own needs no service ticket.
     """
     schemas = {each.name: each.schema for each in route.parameters if each.where == "query"}
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        context = admit(request)
+        if route.schemes is None:
+            context = admit(request)
+        else:
+            context = RequestContext(None, traceparent(request.headers))
         if route.body is None:
             request[QUERY] = parse_query(request, schemas)
         return await route.handler(request, context, deps)

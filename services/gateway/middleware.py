@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from services.gateway.messenger.codes import error_response, is_messenger
 from services.gateway.metrics import UNMATCHED, Requests
 from shared.contracts.headers import traceparent
 from shared.http.problem import ProblemError
@@ -25,6 +26,7 @@ POSTING_ID: Final = web.RequestKey("posting_id", str)
 MAILING_ID: Final = web.RequestKey("mailing_id", str)
 MESSAGE_ID: Final = web.RequestKey("message_id", str)
 RECIPIENT_ID: Final = web.RequestKey("recipient_id", str)
+USER_ID: Final = web.RequestKey("user_id", int)
 DETAIL: Final = web.RequestKey("detail", str)
 
 # The problem type and detail of aiohttp's own errors.
@@ -57,16 +59,18 @@ def middleware() -> Middleware:
             response = await handler(request)
         except ProblemError as problem:
             request[DETAIL] = str(problem)
-            response = problem.response()
+            response = _error(request, problem)
         except web.HTTPException as error:
-            response = _problem(error)
+            kind = _KINDS.get(HTTPStatus(error.status))
+            # Redirects stay unchanged.
+            response = error if kind is None else _error(request, _problem(error, *kind))
         except ConnectionError:
             # The client has disconnected: the response is only counted.
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
         except Exception:
             logger.exception("bug in a handler", extra={"route": route})
             bug = ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "Internal error.")
-            response = bug.response()
+            response = _error(request, bug)
         seconds = time.monotonic() - started
         requests.observe(route, request.method, response.status, seconds)
         if route not in _QUIET:
@@ -76,15 +80,16 @@ def middleware() -> Middleware:
     return handle
 
 
-def _problem(error: web.HTTPException) -> web.StreamResponse:
-    """Return a problem in place of aiohttp's error page; redirects stay unchanged."""
-    kind = _KINDS.get(HTTPStatus(error.status))
-    if kind is None:
-        return error
+def _error(request: web.Request, problem: ProblemError) -> web.Response:
+    return error_response(problem) if is_messenger(request.path) else problem.response()
+
+
+def _problem(error: web.HTTPException, kind: str, detail: str) -> ProblemError:
+    """Return the problem in place of aiohttp's error page."""
     allow = error.headers.get(hdrs.ALLOW)
     return ProblemError(
-        HTTPStatus(error.status), *kind, headers={hdrs.ALLOW: allow} if allow else None
-    ).response()
+        HTTPStatus(error.status), kind, detail, headers={hdrs.ALLOW: allow} if allow else None
+    )
 
 
 def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
@@ -101,6 +106,7 @@ def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
         "mailing_id": request.get(MAILING_ID),
         "message_id": request.get(MESSAGE_ID),
         "recipient_id": request.get(RECIPIENT_ID),
+        "user_id": request.get(USER_ID),
         "trace_id": trace[3:35] if trace else None,
     }
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

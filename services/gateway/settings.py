@@ -2,9 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from shared.settings import TableSettings
+
+PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,100}$")]
 
 
 class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
@@ -32,6 +35,26 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
         description="Requests per second of one client at one process, and at most one second's"
         " worth at once. Beyond that the status is 429. Default: unlimited.",
         examples=[100],
+    )
+    registrations_per_address: PerMinute = Field(
+        default=600,
+        description="Registrations of users of the messenger per minute from one address."
+        " This and the following limits apply to each process. Beyond them the status is 429.",
+    )
+    sign_ins_per_address: PerMinute = Field(
+        default=600, description="Sign-ins per minute from one address."
+    )
+    sign_ins_per_name: PerMinute = Field(
+        default=20, description="Sign-ins per minute with one user name."
+    )
+    messages_per_user: PerMinute = Field(
+        default=1200, description="Messages per minute of one user of the messenger."
+    )
+    address_header: HeaderName | None = Field(
+        default=None,
+        description="Header in which a proxy names the address of the client. Its last entry"
+        " counts. Default: the address of the connection.",
+        examples=["X-Forwarded-For"],
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
         default=1_048_576,

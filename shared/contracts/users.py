@@ -34,6 +34,17 @@ Password = Annotated[
     StringConstraints(min_length=MIN_PASSWORD, max_length=MAX_PASSWORD),
     Field(repr=False, examples=["a-long-password"]),
 ]
+# Those of a sign-in: a name that is too long is a wrong name.
+GivenName = Annotated[
+    str,
+    StringConstraints(max_length=MAX_PASSWORD, pattern=r"^[^\x00]*$"),
+    Field(examples=["ann"]),
+]
+GivenPassword = Annotated[
+    str,
+    StringConstraints(max_length=MAX_PASSWORD),
+    Field(repr=False, examples=["a-long-password"]),
+]
 # PostgreSQL cannot store NUL.
 MessageText = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=r"^[^\x00]*$")
@@ -68,9 +79,8 @@ class SignIn(BaseModel):
 
     model_config = ENVELOPE
 
-    # A name that is too long is a wrong name.
-    name: Annotated[str, StringConstraints(max_length=MAX_PASSWORD, pattern=r"^[^\x00]*$")]
-    password: Annotated[str, StringConstraints(max_length=MAX_PASSWORD)] = Field(repr=False)
+    name: GivenName
+    password: GivenPassword
     token_hash: TokenHash
 
 
@@ -123,6 +133,7 @@ class UserMessageSent(BaseModel):
     model_config = _RESPONSE
 
     message_id: int
+    from_id: int = Field(description="The user of the token.")
 
 
 REGISTER_USER: Final = RpcOperation(

@@ -34,7 +34,7 @@ class Body:
 
     model: type[BaseModel]
     examples: Mapping[str, Any] = field(default_factory=dict)
-    media_type: str = JSON
+    media_types: Sequence[str] = (JSON,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Route(Generic[H]):
     """One method on one path, its handler and its documentation.
 
     `operation_id` names the operation in generated clients. Responses are by status.
+    `schemes` name alternative ways to authenticate; None: the usual ones.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -74,6 +75,7 @@ class Route(Generic[H]):
     description: str = ""
     parameters: Sequence[Parameter] = ()
     body: Body | TextBody | None = None
+    schemes: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Description:
     """The general part of a document.
 
     `license` is an SPDX identifier.
-    `tags` are descriptions by tag. `schemes` are alternative ways to authenticate.
+    `tags` are descriptions by tag. `schemes` are ways to authenticate, of which `usual_schemes` are
+    the alternatives of most routes.
     """
 
     title: str
@@ -90,6 +93,7 @@ class Description:
     license: str
     tags: Mapping[str, str]
     schemes: Mapping[str, Mapping[str, Any]]
+    usual_schemes: Sequence[str]
 
 
 def document(routes: Iterable[Route[Any]], about: Description) -> dict[str, Any]:
@@ -166,6 +170,7 @@ def _name(model: type[BaseModel]) -> str:
 
 
 def _operation(route: Route[Any], schemas: Schemas, about: Description) -> dict[str, Any]:
+    schemes = about.usual_schemes if route.schemes is None else route.schemes
     operation: dict[str, Any] = {
         "operationId": route.operation_id,
         "tags": [route.tag],
@@ -176,7 +181,7 @@ def _operation(route: Route[Any], schemas: Schemas, about: Description) -> dict[
             for status, response in route.responses.items()
         },
         # Any of the schemes, or none: a caller without a ticket is the anonymous client.
-        "security": [{}, *({name: []} for name in about.schemes)],
+        "security": [{}, *({name: []} for name in schemes)],
     }
     if route.description:
         operation["description"] = route.description
@@ -229,4 +234,4 @@ def _content(body: Body | TextBody, schemas: Schemas) -> dict[str, Any]:
             summary.lower().replace(" ", "-"): {"summary": summary, "value": value}
             for summary, value in body.examples.items()
         }
-    return {body.media_type: content}
+    return dict.fromkeys(body.media_types, content)

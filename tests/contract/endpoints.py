@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from services.gateway.app import application as gateway
+from services.gateway.messenger.limits import Limits
 from services.gateway.routes import all_routes
 from services.gateway.routes.declaration import Dependencies
 from services.gateway.settings import GatewaySettings
@@ -36,7 +37,7 @@ def endpoints() -> dict[str, list[Endpoint]]:
     add_routes(every_service, ready=lambda: (True, ""), registry=CollectorRegistry())
     settings = GatewaySettings()
     # No handler is called, so none needs a broker.
-    unconnected = Dependencies(cast(Any, None), cast(Any, None), settings)
+    unconnected = Dependencies(cast(Any, None), cast(Any, None), settings, Limits(settings))
     applications = {
         "Every service": every_service,
         "Gateway": gateway(unconnected, SecuritySettings(), topology(), Health()),

@@ -13,6 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
 from services.gateway import examples
+from services.gateway.messenger.codes import is_messenger
 from services.gateway.routes import about, all_routes
 from services.sandbox.movies import Catalogue
 from services.sandbox.users import Directory
@@ -74,7 +75,18 @@ PROMISED = {
     ("post", "/v1/mailings/{id}/cancel"),
     ("post", "/v1/mailings/{id}/test"),
     ("get", "/v1/mailings/{id}/messages"),
+    ("post", "/users"),
+    ("post", "/users/login"),
+    ("post", "/users/logout"),
+    ("post", "/messages"),
+    ("post", "/events/callback/start"),
+    ("post", "/events/callback/stop"),
+    ("post", "/events/callback/test"),
+    ("post", "/events/polling"),
+    ("get", "/events/stream"),
 }
+PROBLEMS = [each for each in OPERATIONS if not is_messenger(each[0])]
+CODED = [each for each in OPERATIONS if is_messenger(each[0])]
 
 
 def test_s10_the_document_is_valid_openapi_3_1() -> None:
@@ -91,7 +103,7 @@ def test_operation_ids_are_unique() -> None:
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+@pytest.mark.parametrize(("path", "method", "operation"), PROBLEMS)
 def test_every_operation_accepts_both_ticket_headers_or_no_ticket(
     path: str, method: str, operation: Any
 ) -> None:
@@ -104,7 +116,7 @@ def test_every_path_parameter_is_declared(path: str, method: str, operation: Any
     assert in_path == set(re.findall(r"{(\w+)}", path)), method
 
 
-@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+@pytest.mark.parametrize(("path", "method", "operation"), PROBLEMS)
 def test_every_error_response_is_a_problem(path: str, method: str, operation: Any) -> None:
     errors = {s: r for s, r in operation["responses"].items() if s >= "400"}
     assert errors.keys() >= {"401", "403", "422", "500", "503", "504"}, (path, method)
@@ -112,6 +124,50 @@ def test_every_error_response_is_a_problem(path: str, method: str, operation: An
     for response in errors.values():
         content = response["content"]["application/problem+json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), CODED)
+def test_u5_every_error_of_the_messenger_has_a_code_with_an_example(
+    path: str, method: str, operation: Any
+) -> None:
+    errors = {s: r for s, r in operation["responses"].items() if s >= "400"}
+    assert errors.keys() >= {"422", "429", "500", "503", "504"}, (path, method)
+    assert ("requestBody" in operation) == ("408" in errors) == ("415" in errors)
+    assert ("401" in errors) == (path != "/users")
+    for status, response in errors.items():
+        content = response["content"]["application/json"]
+        assert content["schema"] == {"$ref": "#/components/schemas/CodedError"}
+        codes = {example["value"]["code"] for example in content["examples"].values()}
+        assert codes, status
+        assert codes <= set(range(-7, 0))
+
+
+def test_u5_the_examples_show_each_code() -> None:
+    shown = {
+        example["value"]["code"]
+        for _, _, operation in CODED
+        for response in operation["responses"].values()
+        for content in response["content"].values()
+        for example in content.get("examples", {}).values()
+        if "code" in example["value"]
+    }
+    assert shown == {10, *range(-7, 0)}
+
+
+def test_u5_routes_of_the_messenger_take_a_user_s_token_in_place_of_a_ticket() -> None:
+    open_to_anyone = {path for path, _, each in CODED if each["security"] == [{}]}
+    assert open_to_anyone == {"/users", "/users/login"}
+    others = [each for path, _, each in CODED if path not in open_to_anyone]
+    assert all(each["security"] == [{}, {"token": []}] for each in others)
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), CODED)
+def test_u1_bodies_of_the_messenger_are_json_or_forms(
+    path: str, method: str, operation: Any
+) -> None:
+    if method == "post":
+        content = operation["requestBody"]["content"]
+        assert content.keys() == {"application/json", "application/x-www-form-urlencoded"}, path
 
 
 def test_finding_d7_no_field_has_a_default_that_generated_clients_cannot_handle() -> None:

@@ -3,6 +3,7 @@
 The aiohttp routes and the OpenAPI document both follow from these declarations.
 """
 
+from services.gateway.messenger.declaration import TAG, TOKEN_SCHEME
 from services.gateway.routes import (
     callbacks,
     clients,
@@ -10,6 +11,8 @@ from services.gateway.routes import (
     groups,
     mailings,
     messages_csv,
+    messenger,
+    polls,
     postings,
     statistics,
 )
@@ -44,6 +47,9 @@ def about(ticket_header: str) -> Description:
             " delete them.",
             mailings.TAG: "Send a text to clients in their own daytime. Pause, resume and cancel"
             " it.",
+            TAG: "A small messenger: its users register, sign in, send messages, and get"
+            " their events by callback, long poll or server-sent events. Every response except"
+            ' the events has a `code`: 10 for success. Errors are `{"code", "description"}`.',
         },
         schemes={
             "ticket": {
@@ -54,7 +60,14 @@ def about(ticket_header: str) -> Description:
                 " `aud` is `ringback`. `ringback ticket CLIENT_ID` creates one for development.",
             },
             "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+            TOKEN_SCHEME: {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "The token of a user of the messenger. It can also be the field"
+                " `token` of the body.",
+            },
         },
+        usual_schemes=("ticket", "bearer"),
     )
 
 
@@ -69,4 +82,6 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *clients.routes(),
         *mailings.routes(),
         *messages_csv.routes(),
+        *messenger.routes(example_url),
+        *polls.routes(),
     )

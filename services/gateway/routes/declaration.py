@@ -7,6 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic import BaseModel
 
+from services.gateway.messenger.limits import Limits
 from services.gateway.parsing import IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_PATTERN
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
@@ -25,6 +26,7 @@ class Dependencies:
     services: ServiceClient
     publisher: Publisher
     settings: GatewaySettings
+    limits: Limits
 
 
 # The context holds the verified client id and the trace.
@@ -39,7 +41,7 @@ def ok(description: str, model: type[BaseModel], example: Any) -> Response:
 
 def problem(description: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error response."""
-    return Response(description, Body(Problem, media_type=PROBLEM_JSON), headers or {})
+    return Response(description, Body(Problem, media_types=(PROBLEM_JSON,)), headers or {})
 
 
 KEY_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY_PATTERN}

@@ -129,7 +129,8 @@ class MessengerRequests:
         result = await self._appender.append(message_event(message, _request_id(context)))
         if result.outcome is Outcome.UNKNOWN_USER:
             return USER_NOT_FOUND
-        return UserMessageSent(message_id=json.loads(result.event)["message_id"])
+        message_id = json.loads(result.event)["message_id"]
+        return UserMessageSent(message_id=message_id, from_id=from_id)
 
     async def _read(self, _: RequestContext, command: ReadEvents) -> Response:
         token = bytes.fromhex(command.token_hash)

@@ -1,0 +1,1 @@
+"""The parts of the messenger's routes: codes, bodies, limits and declarations."""

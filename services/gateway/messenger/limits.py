@@ -1,0 +1,90 @@
+"""The limits of the messenger, for addresses, user names and users. Each process counts alone."""
+
+import math
+import time
+from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+from aiohttp import web
+
+from services.gateway.messenger.codes import Code, coded_error
+from services.gateway.rate_limit import MAX_CLIENTS, RateLimiter
+from services.gateway.settings import GatewaySettings
+from shared.contracts.users import MAX_NAME
+from shared.http.problem import ProblemError
+
+MINUTE: Final = 60.0
+# One subscriber usually has a whole network of this size.
+_V6_PREFIX: Final = 64
+# Characters of an IPv6 address as text.
+_MAX_ADDRESS: Final = 45
+
+
+class Limits:
+    """Counts requests, and rejects those beyond the limits.
+
+    Every method raises ProblemError: 429 with the seconds to wait.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._header = settings.address_header
+        self._registrations = RateLimiter(settings.registrations_per_address, MINUTE)
+        self._addresses = RateLimiter(settings.sign_ins_per_address, MINUTE)
+        self._names = RateLimiter(settings.sign_ins_per_name, MINUTE)
+        self._messages = RateLimiter(settings.messages_per_user, MINUTE)
+        self._users: dict[str, int] = {}
+
+    def registration(self, request: web.Request) -> None:
+        """Count a registration from the address of this request."""
+        _count(self._registrations, self._address(request))
+
+    def sign_in_from(self, request: web.Request) -> None:
+        """Count a sign-in from the address of this request."""
+        _count(self._addresses, self._address(request))
+
+    def sign_in_as(self, name: str) -> None:
+        """Count a sign-in with this name; the names that are too long count together."""
+        _count(self._names, name if len(name) <= MAX_NAME else "")
+
+    def message(self, token_hash: str) -> None:
+        """Count a message of the user of this token, or of the token while its user is unknown."""
+        _count(self._messages, str(self._users.get(token_hash, token_hash)))
+
+    def learn(self, token_hash: str, user_id: int) -> None:
+        """Count the messages with this token as those of its user."""
+        if len(self._users) >= MAX_CLIENTS:
+            del self._users[next(iter(self._users))]
+        self._users[token_hash] = user_id
+
+    def _address(self, request: web.Request) -> str:
+        given = () if self._header is None else request.headers.getall(self._header, ())
+        return network(given[-1].rpartition(",")[2] if given else request.remote or "")
+
+
+def network(address: str) -> str:
+    """Return an IPv4 address, or the network of an IPv6 address."""
+    address = address.strip()[:_MAX_ADDRESS]
+    try:
+        ip: IPv4Address | IPv6Address = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or IPv6Network((int(ip), _V6_PREFIX), strict=False))
+
+
+def _count(limiter: RateLimiter, key: str) -> None:
+    delay = limiter.delay(key, time.monotonic())
+    if delay > 0:
+        raise too_many(delay)
+
+
+def too_many(delay: float) -> ProblemError:
+    """Return the error 429: the request may be repeated after `delay` seconds."""
+    return coded_error(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        Code.TRY_AGAIN_LATER,
+        "the limit is exceeded",
+        headers={"Retry-After": f"{math.ceil(delay)}"},
+    )
