@@ -278,6 +278,5 @@ async def test_u1_u5_the_other_fields_of_a_callback_are_checked(call: Caller, to
     start = {"token": token, "callback": "https://example.com/"}
     for fields in ({"fingerprint": "abc"}, {"ordered": 1}, {"ack": "no"}, {"secret": "x"}):
         check(await call("POST", "/events/callback/start", start | fields), 422, -3)
-    for path in ("start", "stop", "test"):
-        path = f"/events/callback/{path}"
+    for path in ("/events/callback/start", "/events/callback/stop", "/events/callback/test"):
         check(await call("POST", path, {"callback": "https://example.com/"}), 401, -1)
