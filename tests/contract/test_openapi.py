@@ -98,6 +98,10 @@ def test_s10_exactly_the_promised_routes_are_documented() -> None:
     assert {(method, path) for path, method, _ in OPERATIONS} == PROMISED
 
 
+def test_models_with_the_same_name_would_get_long_names() -> None:
+    assert [name for name in DOCUMENT["components"]["schemas"] if "__" in name] == []
+
+
 def test_operation_ids_are_unique() -> None:
     ids = [operation["operationId"] for _, _, operation in OPERATIONS]
     assert len(set(ids)) == len(ids)

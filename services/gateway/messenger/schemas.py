@@ -117,10 +117,8 @@ class SecretIssued(BaseModel):
     secret: str
 
 
-class TestSent(BaseModel):
+class CallbackTestSent(BaseModel):
     """The test event is on its way."""
-
-    __test__ = False  # pytest would collect a class of this name
 
     model_config = _RESPONSE
 

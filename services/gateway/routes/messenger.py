@@ -30,6 +30,7 @@ from services.gateway.messenger.declaration import (
 )
 from services.gateway.messenger.schemas import (
     CallbackForm,
+    CallbackTestSent,
     Done,
     MessageSent,
     NewMessage,
@@ -37,7 +38,6 @@ from services.gateway.messenger.schemas import (
     Registered,
     SecretIssued,
     SignInForm,
-    TestSent,
     TokenForm,
     TokenIssued,
 )
@@ -228,7 +228,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             responses={
                 200: ok(
                     "The test event is on its way.",
-                    TestSent,
+                    CallbackTestSent,
                     {"code": 10, "webhook_id": "test-5f0c7b1e8d0f4f6e9b616f6d6d0a4c11"},
                 ),
                 **INVALID_TOKEN,
