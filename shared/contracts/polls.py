@@ -17,6 +17,7 @@ from shared.topology import SUBSCRIPTIONS_REQUESTS
 
 MAX_EVENTS: Final = 1000
 MAX_CURSOR: Final = 100
+MAX_ID: Final = (1 << 63) - 1  # of a bigint
 
 _RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 _CURSOR: Final = re.compile(r"([1-9][0-9]{0,18})\.(0|[1-9][0-9]{0,18})")
@@ -47,7 +48,7 @@ def decode_user_cursor(text: str) -> UserCursor:
     if match is None:
         raise ValueError("is not a cursor")
     cursor = UserCursor(int(match[1]), int(match[2]))
-    if encode_user_cursor(cursor) != text:
+    if max(cursor) > MAX_ID or encode_user_cursor(cursor) != text:
         raise ValueError("is not a cursor")
     return cursor
 

@@ -16,7 +16,7 @@ from services.subscriptions.messenger.passwords import MAX_UNFINISHED
 from services.subscriptions.messenger.store import MAX_PAGE_BYTES
 from services.subscriptions.retention import Retention
 from shared.amqp.rpc import failure_of
-from shared.contracts.polls import UserCursor, decode_user_cursor, encode_user_cursor
+from shared.contracts.polls import MAX_ID, UserCursor, decode_user_cursor, encode_user_cursor
 from shared.contracts.requests import Failure, FailureCode
 from shared.errors import InfrastructureError
 from shared.ids import uuid7
@@ -102,7 +102,7 @@ async def test_u6_a_cursor_reads_again_and_must_be_of_this_user_and_not_in_the_f
     assert await users.texts(token) == ["2"]
     last = await users.read(token, cursor=encode_user_cursor(UserCursor(ann, 3)))
     assert (last.events, last.next_cursor) == ([], encode_user_cursor(UserCursor(ann, 3)))
-    for wrong in (UserCursor(ann, 4), UserCursor(ann + 1, 1)):
+    for wrong in (UserCursor(ann, 4), UserCursor(ann + 1, 1), UserCursor(ann, MAX_ID + 1)):
         assert code(await users.read(token, cursor=encode_user_cursor(wrong))) == "invalid"
     for text in ("", "x", "MS4x!", "MS4x\n", "é"):
         assert code(await users.read(token, cursor=text)) == "invalid"

@@ -95,6 +95,8 @@ async def test_u3_an_event_for_an_unknown_user_is_dead_lettered_with_a_reason(
         ({"user_id": "ann"}, "user_id"),
         ({"event": [1]}, "event: Input should be an object"),
         ({"event": {"text": "a\0b"}}, "event: contains the character NUL"),
+        ({"event": {"text": "a\ud800"}}, "Invalid JSON"),
+        ({"event": {"n": float("inf")}}, "event: contains a number that JSON cannot represent"),
         ({"id": "x" * 201}, "id"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
