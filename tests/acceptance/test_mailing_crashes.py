@@ -9,7 +9,7 @@ import asyncpg
 from deploy.local.database import Database
 from tests.fakes.cohorts import FILL_CLIENTS
 from tests.fakes.mailing import empty_mailings
-from tests.fakes.mailings_client import mailings_client
+from tests.fakes.mailings_client import SHORT_QUEUES, mailings_client
 from tests.fakes.service import running
 
 SHORT_LEASES = ("-m", "tests.acceptance.short_lease_mailings")
@@ -27,7 +27,7 @@ async def test_e7_m2_two_kills_skip_no_client_and_send_no_second_message(
         await database.execute(
             *(FILL_CLIENTS, first, first + CLIENTS // 2 - 1, "900", "vip", "", zone)
         )
-    settings = {"RINGBACK_DATABASE_URL": own_database.url}
+    settings = {"RINGBACK_DATABASE_URL": own_database.url, **SHORT_QUEUES}
     now = datetime.now(UTC)
     # Open all day in both time zones, except a minute that was three or nine hours ago.
     closed = now.astimezone(ZoneInfo(zones[0])) - timedelta(hours=3)

@@ -12,7 +12,7 @@ import asyncpg
 from deploy.local.database import Database
 from tests.fakes.cohorts import FILL_CLIENTS
 from tests.fakes.mailing import empty_mailings, fact
-from tests.fakes.mailings_client import MailingsClient, mailings_client
+from tests.fakes.mailings_client import SHORT_QUEUES, MailingsClient, mailings_client
 from tests.fakes.reconciliation import reconciled
 from tests.fakes.service import running
 from tests.fakes.waiting import until
@@ -46,7 +46,7 @@ async def test_m6_counts_equal_rows_after_two_kills(
         await database.execute(
             *(FILL_CLIENTS, n * size + 1, (n + 1) * size, code, "vip", "", "Europe/Moscow")
         )
-    settings = {"RINGBACK_DATABASE_URL": own_database.url}
+    settings = {"RINGBACK_DATABASE_URL": own_database.url, **SHORT_QUEUES}
     mailing = {
         "text": "Hello",
         "end_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),

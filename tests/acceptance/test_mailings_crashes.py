@@ -8,7 +8,7 @@ import pytest
 from deploy.local.database import Database
 from services.mailings.expansion.worker import MAX_SMALL
 from tests.fakes.mailing import empty_mailings, is_enabled, posting
-from tests.fakes.mailings_client import MailingsClient, mailings_client
+from tests.fakes.mailings_client import SHORT_QUEUES, MailingsClient, mailings_client
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import running
 
@@ -41,6 +41,7 @@ async def test_e7_two_kills_skip_no_recipient_and_change_no_id(
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
             "RINGBACK_SOURCES": f"auth={sandbox.url}auth",
+            **SHORT_QUEUES,
         }
         posting_id = await client.post(to_all_users())
         for reached in (2_000, 8_000):
@@ -67,6 +68,7 @@ async def test_row_19_a_database_restart_skips_no_recipient(
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
             "RINGBACK_SOURCES": f"auth={sandbox.url}auth",
+            **SHORT_QUEUES,
         }
         with running(tmp_path, amqp_url, settings, SHORT_LEASES) as service:
             await service.ready()
@@ -89,6 +91,7 @@ async def test_finding_c19_e7_two_kills_lose_no_posting_to_one_recipient(
         settings = {
             "RINGBACK_DATABASE_URL": own_database.url,
             "RINGBACK_SOURCES": f"auth={sandbox.url}auth",
+            **SHORT_QUEUES,
         }
         directory = client.directory(SINGLE_USERS)
         code = {

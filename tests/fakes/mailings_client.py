@@ -21,6 +21,10 @@ from shared.topology import topology
 from tests.fakes.mailing import fact
 from tests.fakes.waiting import until
 
+# Mailings stays within some hundred messages of a slow test, so that a kill always comes in the
+# middle.
+SHORT_QUEUES = {"RINGBACK_MAILINGS_MAX_WAITING": "500"}
+
 
 class MailingsClient:
     """The client, on one connection.
@@ -60,7 +64,7 @@ class MailingsClient:
 
     async def consume(self) -> None:
         """Consume e-mails and SMS."""
-        await self.channel.set_qos(prefetch_count=2000)
+        await self.channel.set_qos(prefetch_count=500)
         queues = (queue for channel in CHANNELS.values() for queue in channel.queues.values())
         for name in queues:
             queue = await self.channel.get_queue(name, ensure=False)
