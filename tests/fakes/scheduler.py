@@ -96,6 +96,7 @@ class FakeScheduler:
             "group_key": callback.get("group_key"),
             "event_key": callback.get("event_key"),
             "context": callback.get("context"),
+            "etag": '"1"',
         }
         return {"id": identity, "status": "scheduled", "run_at": run_at}
 

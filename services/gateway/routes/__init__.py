@@ -5,12 +5,13 @@ The aiohttp routes and the OpenAPI document both follow from these declarations.
 
 from services.gateway.messenger.declaration import TAG, TOKEN_SCHEME
 from services.gateway.routes import (
+    callback_batches,
     callbacks,
     clients,
     events,
     groups,
+    mailing_messages,
     mailings,
-    messages_csv,
     messenger,
     polls,
     postings,
@@ -75,13 +76,14 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
     """Return all routes; the examples call `example_url`, and use data from the same server."""
     return (
         *callbacks.routes(example_url),
+        *callback_batches.routes(example_url),
         *groups.routes(example_url),
         *events.routes(example_url),
         *postings.routes(example_url),
         *statistics.routes(),
         *clients.routes(),
         *mailings.routes(),
-        *messages_csv.routes(),
+        *mailing_messages.routes(),
         *messenger.routes(example_url),
         *polls.routes(),
     )

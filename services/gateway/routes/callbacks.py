@@ -15,14 +15,12 @@ from pydantic_core import to_json
 from services.gateway import examples
 from services.gateway.middleware import SCHEDULE_ID
 from services.gateway.parsing import (
-    IDEMPOTENCY_KEY,
     QUERY,
     entity_tags,
     idempotency_key,
     if_match,
     invalid,
     json_body,
-    matches,
     parse_uuid,
 )
 from services.gateway.responses import json_response
@@ -42,30 +40,26 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
-from services.gateway.rpc import not_found, problem_of
-from services.gateway.schemas import Batch, BatchResult, CallbackChange
+from services.gateway.routes.resources import found
+from services.gateway.rpc import not_found
+from services.gateway.schemas import CallbackChange
 from shared.amqp.rpc import RequestContext
-from shared.contracts.context import MAX_FIELD_ERRORS
-from shared.contracts.requests import Failure, FieldError
+from shared.contracts.requests import FieldError
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
     CREATE_CALLBACK,
-    CREATE_CALLBACKS,
     DEFAULT_PAGE_SIZE,
     GET_CALLBACK,
     LIST_CALLBACKS,
     MAX_PAGE_SIZE,
     PUT_CALLBACK,
     RESCHEDULE_CALLBACK,
-    RETRY_CALLBACKS,
     RUN_CALLBACK,
     CallbackCreated,
     CallbackPage,
     CallbackStatus,
     CancelResponse,
     RescheduleResponse,
-    RetryCallbacks,
-    RetryResponse,
     RunResponse,
 )
 from shared.contracts.schedules import ScheduleCallback, Status
@@ -75,15 +69,6 @@ TAG: Final = "callbacks"
 
 _LATER: Final = "2030-01-02T12:00:00Z"
 CREATED: Final = {"id": examples.ID, "status": "scheduled", "run_at": examples.RUN_AT}
-_REJECTED: Final = {
-    "error": {
-        "type": "urn:ringback:problem:invalid",
-        "title": "Unprocessable Entity",
-        "status": 422,
-        "detail": "url: Field required",
-        "errors": [{"field": "url", "message": "Field required"}],
-    }
-}
 _ETAG: Final = '"9f86d081884c7d659a2feaa0"'
 # The path names the callback, and the header If-Match its state.
 _NOT_IN_BODY: Final = ("id", "group_key", "event_key", "if_match")
@@ -280,57 +265,6 @@ def routes(example_url: str) -> tuple[Route, ...]:
                 **FAILURES,
             },
         ),
-        Route(
-            method="POST",
-            path="/v1/callbacks/batch",
-            operation_id="create_callbacks",
-            handler=create_callbacks,
-            tag=TAG,
-            summary="Schedule up to 1,000 callbacks",
-            description="Each callback is accepted or rejected on its own. The body may also be a"
-            " plain list.",
-            parameters=(
-                idempotency_header(
-                    "A repeat with the same key and body schedules only those callbacks that the"
-                    " first request did not."
-                ),
-            ),
-            body=Body(Batch, {"Two": examples.batch(example_url)}),
-            responses={
-                200: ok(
-                    "A result for each callback, in the same order.",
-                    BatchResult,
-                    {"items": [CREATED, _REJECTED]},
-                ),
-                **BODY_FAILURES,
-                **FAILURES,
-            },
-        ),
-        Route(
-            method="POST",
-            path="/v1/callbacks/retry",
-            operation_id="retry_callbacks",
-            handler=retry_callbacks,
-            tag=TAG,
-            summary="Retry failed callbacks",
-            description="Retries one callback by `id`, a group, those that failed in a period, or"
-            " with `all` every failed callback of the client.",
-            body=Body(
-                RetryCallbacks,
-                {
-                    "Only list them": {"group_key": "user-7", "dry_run": True},
-                    "A group": {"group_key": "user-7"},
-                },
-            ),
-            responses={
-                200: ok(
-                    "The retried callbacks.", RetryResponse, {"count": 1, "ids": [examples.ID]}
-                ),
-                **BODY_FAILURES,
-                **NOT_FOUND,
-                **FAILURES,
-            },
-        ),
         replace(
             create,
             path="/v1/add",
@@ -354,31 +288,6 @@ async def create_callback(
     return json_response(created, HTTPStatus.CREATED, {"Location": location})
 
 
-async def create_callbacks(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Schedule a batch of callbacks; each has its own result."""
-    key = idempotency_key(request)
-    body, content = await json_body(request, deps.settings.max_batch_bytes)
-    if isinstance(content, list):
-        content, body = {"callbacks": content}, b'{"callbacks":%b}' % body
-    if isinstance(content, dict) and "idempotency_key" in content:
-        message = f"send it as the header {IDEMPOTENCY_KEY}"
-        raise invalid([FieldError(field="idempotency_key", message=message)])
-    if isinstance(content, dict) and len(content) > MAX_FIELD_ERRORS:
-        raise invalid([FieldError(field="", message=f"has {len(content)} fields, not one")])
-    if key is not None and isinstance(content, dict):
-        body = to_json(content | {"idempotency_key": key})
-    created = await deps.services.request(CREATE_CALLBACKS, body, context)
-    return json_response({"items": [_batch_item(item) for item in created["items"]]})
-
-
-def _batch_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "error" not in item:
-        return item
-    return {"error": problem_of(Failure.model_validate(item["error"], extra="ignore")).body()}
-
-
 async def list_callbacks(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
@@ -391,14 +300,7 @@ async def get_callback(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the status of the callback that the path names."""
-    known = entity_tags(request, hdrs.IF_NONE_MATCH)
-    body = to_json(_selector(request))
-    found = await deps.services.request(GET_CALLBACK, body, context)
-    # A scheduler of an earlier version responds without an etag.
-    headers = {"ETag": str(found["etag"])} if "etag" in found else None
-    if headers and matches(known, headers["ETag"]):
-        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return json_response(found, headers=headers)
+    return await found(request, context, deps, GET_CALLBACK, _selector(request))
 
 
 async def cancel_callback(
@@ -450,14 +352,6 @@ async def reschedule_callback(
         raise invalid([FieldError(field=name, message=message) for name in repeated])
     body = to_json(content | selector | if_match(request))
     return _result(await deps.services.request(RESCHEDULE_CALLBACK, body, context))
-
-
-async def retry_callbacks(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Retry failed callbacks."""
-    body, _ = await json_body(request, deps.settings.max_body_bytes)
-    return json_response(await deps.services.request(RETRY_CALLBACKS, body, context))
 
 
 async def _object(request: web.Request, deps: Dependencies) -> dict[str, Any]:

@@ -1,23 +1,15 @@
 """The routes `/v1/clients`: each sends a request to mailings, which validates the fields."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import RECIPIENT_ID
-from services.gateway.parsing import (
-    QUERY,
-    entity_tags,
-    if_match,
-    json_body,
-    matches,
-    parse_uuid,
-)
+from services.gateway.parsing import if_match, json_body
 from services.gateway.responses import json_response
 from services.gateway.routes.client_import import import_clients
 from services.gateway.routes.declaration import (
@@ -33,7 +25,7 @@ from services.gateway.routes.declaration import (
     path_id,
     problem,
 )
-from services.gateway.rpc import not_found
+from services.gateway.routes.resources import changed, etag, found, id_in_path, listing
 from shared.amqp.rpc import RequestContext
 from shared.contracts.client_requests import (
     CHANGE_CLIENT,
@@ -126,7 +118,7 @@ def routes() -> tuple[Route, ...]:
             method="GET",
             path="/v1/clients",
             operation_id="list_clients",
-            handler=list_clients,
+            handler=listing(LIST_CLIENTS),
             tag=TAG,
             summary="List and search clients",
             description="Ordered by id, which is the order of creation; with `phone` ordered by"
@@ -269,57 +261,31 @@ async def create_client(
     created = await deps.services.request(CREATE_CLIENT, b'{"client":%b}' % client, context)
     request[RECIPIENT_ID] = created["id"]
     location = {"Location": f"/v1/clients/{created['id']}"}
-    return json_response(created, HTTPStatus.CREATED, location | _etag(created))
-
-
-async def list_clients(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return a page of the caller's clients."""
-    body = to_json(request[QUERY])
-    return json_response(await deps.services.request(LIST_CLIENTS, body, context))
+    return json_response(created, HTTPStatus.CREATED, location | etag(created))
 
 
 async def get_client(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a client."""
-    known = entity_tags(request, hdrs.IF_NONE_MATCH)
-    body = to_json({"id": _client_id(request)})
-    found = await deps.services.request(GET_CLIENT, body, context)
-    headers = _etag(found)
-    if matches(known, headers["ETag"]):
-        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return json_response(found, headers=headers)
+    return await found(request, context, deps, GET_CLIENT, {"id": _id_in(request)})
 
 
 async def change_client(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Change a client; respond after the change is committed."""
-    id_, tags = to_json(_client_id(request)), to_json(if_match(request).get("if_match"))
-    change, _ = await json_body(request, deps.settings.max_body_bytes)
-    body = b'{"id":%b,"change":%b,"if_match":%b}' % (id_, change, tags)
-    changed = await deps.services.request(CHANGE_CLIENT, body, context)
-    return json_response(changed, headers=_etag(changed))
+    return await changed(request, context, deps, CHANGE_CLIENT, _id_in(request), "change")
 
 
 async def delete_client(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Delete a client."""
-    body = to_json({"id": _client_id(request)} | if_match(request))
+    body = to_json({"id": _id_in(request)} | if_match(request))
     await deps.services.request(DELETE_CLIENT, body, context)
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
 
-def _etag(client: Mapping[str, Any]) -> dict[str, str]:
-    return {"ETag": str(client["etag"])}
-
-
-def _client_id(request: web.Request) -> str:
-    client_id = parse_uuid(request.match_info["id"])
-    if client_id is None:
-        raise not_found("the client does not exist")
-    request[RECIPIENT_ID] = client_id
-    return client_id
+def _id_in(request: web.Request) -> str:
+    return id_in_path(request, RECIPIENT_ID, "client")

@@ -1,24 +1,15 @@
 """The routes `/v1/mailings`: each sends a request to mailings, which validates the fields."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import MAILING_ID, MESSAGE_ID
-from services.gateway.parsing import (
-    QUERY,
-    entity_tags,
-    idempotency_key,
-    if_match,
-    json_body,
-    matches,
-    parse_uuid,
-)
+from services.gateway.parsing import idempotency_key, if_match, json_body
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
@@ -36,7 +27,14 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
-from services.gateway.rpc import not_found
+from services.gateway.routes.resources import (
+    changed,
+    etag,
+    found,
+    id_in_path,
+    listing,
+    passed_on,
+)
 from shared.amqp.rpc import RequestContext
 from shared.contracts.mailing_requests import (
     CANCEL_MAILING,
@@ -45,7 +43,6 @@ from shared.contracts.mailing_requests import (
     CREATE_MAILING,
     DELETE_MAILING,
     GET_MAILING,
-    LIST_MAILING_MESSAGES,
     LIST_MAILINGS,
     PAUSE_MAILING,
     RESUME_MAILING,
@@ -54,7 +51,6 @@ from shared.contracts.mailing_requests import (
     Audience,
     ControlMailing,
     Mailing,
-    MailingMessages,
     Mailings,
     TestSent,
 )
@@ -65,7 +61,7 @@ from shared.contracts.mailings import (
     NewMailing,
     TestPhone,
 )
-from shared.contracts.posting_requests import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MessageState
+from shared.contracts.posting_requests import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from shared.contracts.requests import RpcOperation
 from shared.http.openapi import Body, Response, link
 
@@ -105,15 +101,6 @@ _MAILING: Final = {
     "ended_at": None,
     "reason": None,
     "etag": '"2"',
-}
-_MESSAGE: Final = {
-    "id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
-    "mailing_id": examples.ID,
-    "client_id": examples.USER,
-    "created_at": "2026-11-20T12:00:01Z",
-    "sent_at": "2026-11-20T12:00:02Z",
-    "status": "sent",
-    "reason": None,
 }
 _FOUND: Final = replace(ok("The mailing.", Mailing, _MAILING), headers=ETAG_HEADER)
 _CREATE: Final = {
@@ -177,7 +164,7 @@ def routes() -> tuple[Route, ...]:
             method="GET",
             path="/v1/mailings",
             operation_id="list_mailings",
-            handler=list_mailings,
+            handler=listing(LIST_MAILINGS),
             tag=TAG,
             summary="List mailings",
             description="Only those of the caller.",
@@ -195,7 +182,7 @@ def routes() -> tuple[Route, ...]:
             method="POST",
             path="/v1/mailings/audience",
             operation_id="count_audience",
-            handler=count_audience,
+            handler=passed_on(COUNT_AUDIENCE),
             tag=TAG,
             summary="Count the clients that a filter matches",
             description="Nothing is saved.",
@@ -295,28 +282,9 @@ def routes() -> tuple[Route, ...]:
             parameters=(_ID,),
             body=Body(TestPhone, {"Your own phone": {"phone": "79161234567"}}),
             responses={
-                200: ok("Published.", TestSent, {"message_id": _MESSAGE["id"]}),
+                200: ok("Published.", TestSent, {"message_id": examples.ID}),
                 **_NOT_FOUND,
                 **BODY_FAILURES,
-                **_FAILURES,
-            },
-        ),
-        Route(
-            method="GET",
-            path="/v1/mailings/{id}/messages",
-            operation_id="list_mailing_messages",
-            handler=list_mailing_messages,
-            tag=TAG,
-            summary="List the messages of a mailing",
-            description="Includes clients who got no message, with the reason.",
-            parameters=(_ID, status_filter([state.value for state in MessageState]), *_PAGE),
-            responses={
-                200: ok(
-                    "A page of messages, in an order that does not change.",
-                    MailingMessages,
-                    {"items": [_MESSAGE], "next_cursor": None},
-                ),
-                **_NOT_FOUND,
                 **_FAILURES,
             },
         ),
@@ -367,54 +335,28 @@ async def create_mailing(
     created = await deps.services.request(CREATE_MAILING, body, context)
     request[MAILING_ID] = created["id"]
     location = {"Location": f"/v1/mailings/{created['id']}"}
-    return json_response(created, HTTPStatus.CREATED, location | _etag(created))
-
-
-async def list_mailings(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return a page of the caller's mailings."""
-    body = to_json(request[QUERY])
-    return json_response(await deps.services.request(LIST_MAILINGS, body, context))
-
-
-async def count_audience(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return the number of clients that a filter matches."""
-    body, _ = await json_body(request, deps.settings.max_body_bytes)
-    return json_response(await deps.services.request(COUNT_AUDIENCE, body, context))
+    return json_response(created, HTTPStatus.CREATED, location | etag(created))
 
 
 async def get_mailing(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a mailing."""
-    known = entity_tags(request, hdrs.IF_NONE_MATCH)
-    body = to_json({"id": _mailing_id(request)})
-    found = await deps.services.request(GET_MAILING, body, context)
-    headers = _etag(found)
-    if matches(known, headers["ETag"]):
-        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return json_response(found, headers=headers)
+    return await found(request, context, deps, GET_MAILING, {"id": _id_in(request)})
 
 
 async def change_mailing(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Change a mailing; respond after the change is committed and confirmed by delivery."""
-    id_, tags = to_json(_mailing_id(request)), to_json(if_match(request).get("if_match"))
-    changes, _ = await json_body(request, deps.settings.max_body_bytes)
-    body = b'{"id":%b,"changes":%b,"if_match":%b}' % (id_, changes, tags)
-    changed = await deps.services.request(CHANGE_MAILING, body, context)
-    return json_response(changed, headers=_etag(changed))
+    return await changed(request, context, deps, CHANGE_MAILING, _id_in(request), "changes")
 
 
 async def delete_mailing(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Delete a mailing."""
-    body = to_json({"id": _mailing_id(request)} | if_match(request))
+    body = to_json({"id": _id_in(request)} | if_match(request))
     await deps.services.request(DELETE_MAILING, body, context)
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
@@ -423,9 +365,9 @@ def _control(operation: RpcOperation[ControlMailing]) -> Handler:
     async def control(
         request: web.Request, context: RequestContext, deps: Dependencies
     ) -> web.Response:
-        body = to_json({"id": _mailing_id(request)} | if_match(request))
+        body = to_json({"id": _id_in(request)} | if_match(request))
         mailing = await deps.services.request(operation, body, context)
-        return json_response(mailing, headers=_etag(mailing))
+        return json_response(mailing, headers=etag(mailing))
 
     return control
 
@@ -434,7 +376,7 @@ async def test_mailing(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Send a test message; respond after it is published."""
-    id_ = to_json(_mailing_id(request))
+    id_ = to_json(_id_in(request))
     test, _ = await json_body(request, deps.settings.max_body_bytes)
     body = b'{"id":%b,"test":%b}' % (id_, test)
     sent = await deps.services.request(TEST_MAILING, body, context)
@@ -442,21 +384,5 @@ async def test_mailing(
     return json_response(sent)
 
 
-async def list_mailing_messages(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return a page of the messages of a mailing."""
-    body = to_json(request[QUERY] | {"id": _mailing_id(request)})
-    return json_response(await deps.services.request(LIST_MAILING_MESSAGES, body, context))
-
-
-def _etag(mailing: Mapping[str, Any]) -> dict[str, str]:
-    return {"ETag": str(mailing["etag"])}
-
-
-def _mailing_id(request: web.Request) -> str:
-    mailing_id = parse_uuid(request.match_info["id"])
-    if mailing_id is None:
-        raise not_found("the mailing does not exist")
-    request[MAILING_ID] = mailing_id
-    return mailing_id
+def _id_in(request: web.Request) -> str:
+    return id_in_path(request, MAILING_ID, "mailing")

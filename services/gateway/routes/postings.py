@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import POSTING_ID
-from services.gateway.parsing import QUERY, idempotency_key, json_body, parse_uuid
+from services.gateway.parsing import QUERY, idempotency_key, json_body
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
@@ -25,7 +25,7 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
-from services.gateway.rpc import not_found
+from services.gateway.routes.resources import id_in_path, listing
 from shared.amqp.rpc import RequestContext
 from shared.contracts.callback import IDENTIFIER_PATTERN
 from shared.contracts.posting_requests import (
@@ -89,7 +89,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             method="GET",
             path="/v1/postings",
             operation_id="list_postings",
-            handler=list_postings,
+            handler=listing(LIST_POSTINGS),
             tag=TAG,
             summary="List postings",
             description="Postings without a client, such as those from rules, are visible to all.",
@@ -161,19 +161,11 @@ async def create_posting(
     return json_response(accepted, HTTPStatus.ACCEPTED, {"Location": location})
 
 
-async def list_postings(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return a page of postings."""
-    body = to_json(request[QUERY])
-    return json_response(await deps.services.request(LIST_POSTINGS, body, context))
-
-
 async def get_posting(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the progress of a posting."""
-    body = to_json({"id": _posting_id(request)})
+    body = to_json({"id": id_in_path(request, POSTING_ID, "posting")})
     return json_response(await deps.services.request(GET_POSTING, body, context))
 
 
@@ -181,16 +173,8 @@ async def list_posting_messages(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a page of the messages of a posting."""
-    body = to_json(request[QUERY] | {"id": _posting_id(request)})
+    body = to_json(request[QUERY] | {"id": id_in_path(request, POSTING_ID, "posting")})
     return json_response(await deps.services.request(LIST_POSTING_MESSAGES, body, context))
-
-
-def _posting_id(request: web.Request) -> str:
-    posting_id = parse_uuid(request.match_info["id"])
-    if posting_id is None:
-        raise not_found("the posting does not exist")
-    request[POSTING_ID] = posting_id
-    return posting_id
 
 
 def _examples(server: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import MAILING_ID
-from services.gateway.parsing import parse_uuid
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     Dependencies,
@@ -17,7 +16,7 @@ from services.gateway.routes.declaration import (
     path_id,
     problem,
 )
-from services.gateway.rpc import not_found
+from services.gateway.routes.resources import id_in_path
 from shared.amqp.rpc import RequestContext
 from shared.contracts.mailing_statistics import (
     GET_MAILING_STATISTICS,
@@ -79,11 +78,7 @@ async def get_mailing_statistics(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the counts of a mailing."""
-    mailing_id = parse_uuid(request.match_info["id"])
-    if mailing_id is None:
-        raise not_found("the mailing does not exist")
-    request[MAILING_ID] = mailing_id
-    body = to_json({"id": mailing_id})
+    body = to_json({"id": id_in_path(request, MAILING_ID, "mailing")})
     return json_response(await deps.services.request(GET_MAILING_STATISTICS, body, context))
 
 

@@ -12,7 +12,6 @@ from shared.ids import with_time_of
 
 _NAMESPACE: Final = UUID("4c1f6c7e-2b0e-4f6a-9a57-6a3f0d6a5d24")
 DRAFT, SCHEDULED, RUNNING, PAUSED, FINISHED, CANCELLED = MailingStatus
-FINAL: Final = (FINISHED, CANCELLED)
 
 
 class Action(StrEnum):

@@ -1,6 +1,6 @@
-"""The route `/v1/mailings/{id}/messages.csv`: streams all messages of a mailing.
+"""The routes of the messages of a mailing: a list in pages, and all of them as CSV.
 
-Memory holds one page. A page is requested when the client has read the one before.
+The export holds one page in memory. It requests a page when the client has read the one before.
 """
 
 import csv
@@ -14,20 +14,27 @@ from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import MAILING_ID
-from services.gateway.parsing import QUERY, parse_uuid
+from services.gateway.parsing import QUERY
+from services.gateway.responses import json_response
 from services.gateway.routes import mailings
 from services.gateway.routes.declaration import (
     Dependencies,
     Route,
     failures,
+    ok,
+    pagination,
     path_id,
     problem,
     status_filter,
 )
-from services.gateway.rpc import not_found
+from services.gateway.routes.resources import id_in_path
 from shared.amqp.rpc import RequestContext
-from shared.contracts.mailing_requests import LIST_MAILING_MESSAGES, MailingMessage
-from shared.contracts.posting_requests import MAX_PAGE_SIZE, MessageState
+from shared.contracts.mailing_requests import (
+    LIST_MAILING_MESSAGES,
+    MailingMessage,
+    MailingMessages,
+)
+from shared.contracts.posting_requests import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MessageState
 from shared.http.openapi import Response, TextBody
 from shared.http.problem import ProblemError
 
@@ -39,11 +46,46 @@ _EXAMPLE: Final = (
     f"{','.join(COLUMNS)}\r\n"
     f"{examples.ID},{examples.ID},{examples.ID},2026-11-20T12:00:01Z,2026-11-20T12:00:02Z,sent,\r\n"
 )
+_ID: Final = path_id("mailing", examples.ID)
+_STATUS: Final = status_filter([state.value for state in MessageState])
+_PAGE: Final = pagination(max_size=MAX_PAGE_SIZE, default_size=DEFAULT_PAGE_SIZE)
+_NOT_FOUND: Final = {404: problem("The caller has no mailing with this id.")}
+_FAILURES: Final = failures(
+    "the broker, the database or mailings is unreachable", "Mailings did not respond in time"
+)
+_MESSAGE: Final = {
+    "id": "0b0c3f0e-5d0b-5a50-9f5c-3b1c3a7b6f10",
+    "mailing_id": examples.ID,
+    "client_id": examples.USER,
+    "created_at": "2026-11-20T12:00:01Z",
+    "sent_at": "2026-11-20T12:00:02Z",
+    "status": "sent",
+    "reason": None,
+}
 
 
 def routes() -> tuple[Route, ...]:
-    """Return the route."""
+    """Return the routes."""
     return (
+        Route(
+            method="GET",
+            path="/v1/mailings/{id}/messages",
+            operation_id="list_mailing_messages",
+            handler=list_mailing_messages,
+            tag=mailings.TAG,
+            summary="List the messages of a mailing",
+            description="Includes clients who got no message, with the reason.",
+            parameters=(_ID, _STATUS, *_PAGE),
+            responses={
+                200: ok(
+                    "A page of messages, in an order that does not change.",
+                    MailingMessages,
+                    {"items": [_MESSAGE], "next_cursor": None},
+                ),
+                **_NOT_FOUND,
+                **_FAILURES,
+            },
+        ),
         Route(
             method="GET",
             path="/v1/mailings/{id}/messages.csv",
@@ -53,30 +95,29 @@ def routes() -> tuple[Route, ...]:
             summary="Export the messages of a mailing",
             description="Streams all messages as CSV, with a header line. If a page cannot be read,"
             " the connection is closed before the end of the response.",
-            parameters=(
-                path_id("mailing", examples.ID),
-                status_filter([state.value for state in MessageState]),
-            ),
+            parameters=(_ID, _STATUS),
             responses={
                 200: Response("All messages.", TextBody({_TYPE: _EXAMPLE})),
-                404: problem("The caller has no mailing with this id."),
-                **failures(
-                    "the broker, the database or mailings is unreachable",
-                    "Mailings did not respond in time",
-                ),
+                **_NOT_FOUND,
+                **_FAILURES,
             },
         ),
     )
+
+
+async def list_mailing_messages(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Return a page of the messages of a mailing."""
+    body = to_json(request[QUERY] | {"id": id_in_path(request, MAILING_ID, "mailing")})
+    return json_response(await deps.services.request(LIST_MAILING_MESSAGES, body, context))
 
 
 async def export_mailing_messages(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.StreamResponse:
     """Stream the messages of a mailing as CSV."""
-    mailing_id = parse_uuid(request.match_info["id"])
-    if mailing_id is None:
-        raise not_found("the mailing does not exist")
-    request[MAILING_ID] = mailing_id
+    mailing_id = id_in_path(request, MAILING_ID, "mailing")
     query = request[QUERY] | {"id": mailing_id, "limit": MAX_PAGE_SIZE}
 
     async def page(cursor: str | None) -> dict[str, Any]:
