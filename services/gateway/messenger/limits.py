@@ -48,7 +48,10 @@ class Limits:
         _count(self._names, name if len(name) <= MAX_NAME else "")
 
     def message(self, token_hash: str) -> None:
-        """Count a message of the user of this token, or of the token while its user is unknown."""
+        """Count a message of the user of this token.
+
+        A token of a sign-in at another process counts alone until a message is sent with it.
+        """
         _count(self._messages, str(self._users.get(token_hash, token_hash)))
 
     def learn(self, token_hash: str, user_id: int) -> None:
