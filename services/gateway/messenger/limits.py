@@ -56,9 +56,10 @@ class Limits:
 
     def learn(self, token_hash: str, user_id: int) -> None:
         """Count the messages with this token as those of its user."""
-        if len(self._users) >= MAX_CLIENTS:
-            del self._users[next(iter(self._users))]
+        self._users.pop(token_hash, None)
         self._users[token_hash] = user_id
+        if len(self._users) > MAX_CLIENTS:
+            del self._users[next(iter(self._users))]  # the one that was used least recently
 
     def _address(self, request: web.Request) -> str:
         given = () if self._header is None else request.headers.getall(self._header, ())
