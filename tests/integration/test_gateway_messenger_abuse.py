@@ -29,7 +29,7 @@ SETTINGS = {
     "RINGBACK_GATEWAY_SIGN_INS_PER_NAME": "4",
     "RINGBACK_GATEWAY_MESSAGES_PER_USER": "3",
 }
-REQUESTS = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "/users": {"name": "ann", "password": PASSWORD},
     "/users/login": {"name": "ann", "password": PASSWORD},
     "/users/logout": {"token": "t"},
@@ -217,8 +217,8 @@ async def test_row_31_no_password_token_or_text_is_in_logs_metrics_facts_or_erro
         sent = await post(call, "/messages", address, token=token, to_id=1, text=TEXT)
         assert sent.json["code"] == 10, sent.text
         await post(call, "/users/logout", address, token=token)
-        for each in services.values():
-            shown = each.output + (await each.get("/metrics"))[1]
+        for service in services.values():
+            shown = service.output + (await service.get("/metrics"))[1]
             assert [secret for secret in secrets if secret in shown] == []
         assert services["subscriptions"].logged("user signed out")
         assert [each for each in secrets if each in str(broker.facts)] == []
