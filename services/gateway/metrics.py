@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS: Final = Counter(
     "ringback_http_requests",
@@ -14,6 +14,12 @@ DURATION: Final = Histogram(
     "Seconds from the head of a request to its response.",
     ["route", "method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
+OPEN_POLLS: Final = Gauge(
+    "ringback_open_polls",
+    "Open polls and streams of users.",
+    multiprocess_mode="livesum",
 )
 
 # The label of requests that match no route; their paths could take any value.

@@ -28,8 +28,13 @@ class Subscription:
         self._tag = ""
         self._last_delivery = 0.0
 
-    async def start(self, receive: Callable[[Delivery], None], *, prefetch: int) -> None:
-        """Call `receive` with each delivery, at most `prefetch` unacknowledged at a time."""
+    async def start(
+        self, receive: Callable[[Delivery], None], *, prefetch: int, no_ack: bool = False
+    ) -> None:
+        """Call `receive` with each delivery, at most `prefetch` unacknowledged at a time.
+
+        With `no_ack`, the broker sends all messages and forgets them.
+        """
         loop = asyncio.get_running_loop()
 
         def received(delivery: Delivery) -> None:
@@ -45,7 +50,7 @@ class Subscription:
         self.intercepted.on_delivery = received
         self._channel.on_consumer_cancel_callbacks.add(cancelled_by_broker)
         await self._channel.basic_qos(prefetch_count=prefetch)
-        consuming = await self._channel.basic_consume(self._queue, ignore_delivery)
+        consuming = await self._channel.basic_consume(self._queue, ignore_delivery, no_ack=no_ack)
         self._tag = str(consuming.consumer_tag)
         self._last_delivery = loop.time()
 

@@ -1,7 +1,12 @@
-"""HTTP servers that reject malformed requests without repeating their content."""
+"""HTTP servers that reject malformed requests without repeating their content.
+
+They can report that a client has disconnected.
+"""
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -14,7 +19,16 @@ logger = logging.getLogger(__name__)
 class _Connection(web.RequestHandler):
     """One connection. aiohttp logs and echoes the malformed part, which may hold a secret."""
 
-    __slots__ = ()
+    __slots__ = ("on_disconnect",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_disconnect: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.on_disconnect is not None:
+            self.on_disconnect()
 
     def handle_error(
         self,
@@ -30,6 +44,18 @@ class _Connection(web.RequestHandler):
         response = problem.response()
         response.force_close()
         return response
+
+
+def on_disconnect(request: web.Request, disconnected: Callable[[], None]) -> None:
+    """Call a function when the client disconnects, at once if it has already.
+
+    Handlers continue without their client. Only those that wait for long need to know.
+    """
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.on_disconnect = disconnected
+    if request.transport is None:
+        disconnected()
 
 
 class _Server(web.Server):

@@ -1,0 +1,1 @@
+"""Open polls and streams of the messenger, and what wakes them."""
