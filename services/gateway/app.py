@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
 from aiohttp import web
@@ -18,6 +18,9 @@ from services.gateway.auth import Authenticator
 from services.gateway.messenger.limits import Limits
 from services.gateway.middleware import middleware
 from services.gateway.parsing import QUERY, parse_query
+from services.gateway.polls.reading import EventReader
+from services.gateway.polls.waiters import Waiters
+from services.gateway.polls.wakes import Wakes
 from services.gateway.rate_limit import RateLimiter
 from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import about, all_routes
@@ -58,11 +61,18 @@ async def start(process: Process) -> None:
         health=process.health,
     )
     process.health.expect(PING.service)
+    services = ServiceClient(rpc_client, timeout=settings.request_timeout)
+    waiters = Waiters(limit=settings.polls, user_limit=settings.polls_per_user)
+    wakes = Wakes(
+        waiters,
+        url=amqp_url,
+        name=f"{name}, user events",
+        topology=declared.only(()),
+        ready=rpc_client.ready,
+        health=process.health,
+    )
     deps = Dependencies(
-        ServiceClient(rpc_client, timeout=settings.request_timeout),
-        publisher,
-        settings,
-        Limits(settings),
+        services, publisher, settings, Limits(settings), waiters, EventReader(services)
     )
     runner = AppRunner(
         application(deps, load(SecuritySettings), declared, process.health),
@@ -87,6 +97,7 @@ async def start(process: Process) -> None:
 
     process.run(rpc_client.run())
     process.run(publisher.run())
+    process.run(wakes.run())
     process.run(keep_publishing(publisher))
     process.run(watch_scheduler(rpc_client, process.health))
     process.on_drain(drain)
@@ -102,6 +113,7 @@ def application(
     )
     admit = _admission(authenticator, settings.rate_limit)
     app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
+    app.on_shutdown.append(_end_polls(deps.waiters))
     routes = all_routes(settings.example_url)
     for path in dict.fromkeys(route.path for route in routes):
         on_path = [route for route in routes if route.path == path]
@@ -161,6 +173,15 @@ def _bound(
         return await route.handler(request, context, deps)
 
     return web.route(route.method, route.path, handle)
+
+
+def _end_polls(waiters: Waiters) -> Callable[[web.Application], Awaitable[None]]:
+    """Return a function that ends all polls and streams, so that their clients reconnect."""
+
+    async def end(_: web.Application) -> None:
+        waiters.close()
+
+    return end
 
 
 def _other_methods(path: str, supported: Collection[str]) -> web.RouteDef:

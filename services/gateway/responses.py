@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from services.gateway.parsing import JSON
 
 # Every response is for one client only, so no cache may store it.
-_NO_STORE: Final = {"Cache-Control": "no-store"}
+NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 def json_response(
@@ -21,5 +21,10 @@ def json_response(
         status=status,
         body=to_json(value),
         content_type=JSON,
-        headers=_NO_STORE if headers is None else {**_NO_STORE, **headers},
+        headers=NO_STORE if headers is None else {**NO_STORE, **headers},
     )
+
+
+def json_text_response(text: str) -> web.Response:
+    """Return a response with a body that is JSON already."""
+    return web.Response(text=text, content_type=JSON, headers=NO_STORE)

@@ -50,6 +50,12 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     messages_per_user: PerMinute = Field(
         default=1200, description="Messages per minute of one user of the messenger."
     )
+    polls: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=10_000, description="Maximum number of open polls and streams."
+    )
+    polls_per_user: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=20, description="Maximum number of open polls and streams of one user."
+    )
     address_header: HeaderName | None = Field(
         default=None,
         description="Header in which a proxy names the address of the client. Its last entry"

@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from services.gateway.messenger.limits import Limits
 from services.gateway.parsing import IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_PATTERN
+from services.gateway.polls.reading import EventReader
+from services.gateway.polls.waiters import Waiters
 from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
@@ -27,6 +29,8 @@ class Dependencies:
     publisher: Publisher
     settings: GatewaySettings
     limits: Limits
+    waiters: Waiters
+    user_events: EventReader
 
 
 # The context holds the verified client id and the trace.

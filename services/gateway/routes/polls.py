@@ -1,10 +1,15 @@
 """The routes by which users of the messenger get their events: long polls and streams."""
 
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
-from services.gateway.messenger.bodies import read_fields
+from services.gateway.messenger.bodies import bearer_tokens, hash_of_one, read_fields
 from services.gateway.messenger.declaration import (
     BODY_FAILURES,
     EXAMPLE_TOKEN,
@@ -15,12 +20,37 @@ from services.gateway.messenger.declaration import (
     fields,
     invalid_parameters,
 )
+from services.gateway.messenger.limits import too_many
 from services.gateway.messenger.schemas import PolledEvent, PollForm
+from services.gateway.middleware import DETAIL, USER_ID
+from services.gateway.parsing import QUERY
+from services.gateway.polls.reading import Page, next_page
+from services.gateway.polls.waiters import TooManyPollsError, Waiter
+from services.gateway.responses import NO_STORE, json_text_response
 from services.gateway.routes.declaration import Dependencies, Route, ok
-from services.gateway.rpc import unavailable
 from shared.amqp.rpc import RequestContext
 from shared.contracts.polls import MAX_CURSOR
 from shared.http.openapi import Parameter, Response, TextBody
+from shared.http.problem import ProblemError
+from shared.http.server import on_disconnect
+
+# Seconds. Proxies close connections on which nothing is sent for a minute, some after 20 s.
+COMMENT_INTERVAL: Final = 15.0
+# Seconds after which a stream reads although it was not woken. So a revoked token or a lost wake is
+# noticed within a minute, at the cost of 17 to 25 reads a second for 1,000 streams.
+READ_INTERVAL: Final = 58.0
+# Events of one read of a stream. They are in memory until the client has received them.
+STREAM_PAGE: Final = 100
+# Seconds for a client to receive a response, or a part of a stream. At most the buffers of the
+# socket and one page are in memory meanwhile.
+WRITE_TIMEOUT: Final = 30.0
+# Seconds after which a client with too many polls may try again.
+TOO_MANY_DELAY: Final = 5.0
+_STREAM_HEADERS: Final = {
+    **NO_STORE,
+    "Content-Type": "text/event-stream",
+    "X-Accel-Buffering": "no",  # nginx would collect the events
+}
 
 _CURSOR: Final = "MS40Mg"
 _EVENT: Final = {
@@ -111,18 +141,128 @@ def routes() -> tuple[Route, ...]:
 
 async def poll_events(
     request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return the next events of a user, or wait for them."""
-    del context, deps
+) -> web.StreamResponse:
+    """Return the next events of a user: at once, or as soon as there are some."""
     given = await read_fields(request)
-    given.token_hash(request)
-    given.parse(PollForm)
-    raise unavailable("not available yet")
+    hashed = given.token_hash(request)
+    form = given.parse(PollForm)
+    read = partial(
+        deps.user_events.read, hashed, cursor=form.cursor, limit=form.limit or 1, context=context
+    )
+    with _open_waiter(request, deps) as waiter:
+        page = await next_page(read, waiter, timeout=form.timeout)
+        request[USER_ID] = page.user_id
+        return await _sent(request, _response(page, as_list=form.limit is not None))
+
+
+def _response(page: Page, *, as_list: bool) -> web.Response:
+    if not page.events:
+        return json_text_response('{"events":[]}')
+    if not as_list:
+        [event] = page.events
+        return json_text_response(f'{event.json[:-1]},"next_cursor":"{page.next_cursor}"}}')
+    events = ",".join(event.json for event in page.events)
+    return json_text_response(f'{{"events":[{events}],"next_cursor":"{page.next_cursor}"}}')
+
+
+async def _sent(request: web.Request, response: web.Response) -> web.Response:
+    """Return a response that is sent, so that a client that does not read it has an open poll."""
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        _abort(request)
+    return response
 
 
 async def stream_events(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.StreamResponse:
-    """Stream the events of a user."""
-    del request, context, deps
-    raise unavailable("not available yet")
+    """Stream the events of a user until the client disconnects or the token is not valid."""
+    token = request[QUERY].get("token")
+    hashed = hash_of_one(bearer_tokens(request) | (set() if token is None else {token}))
+    read = partial(deps.user_events.read, hashed, limit=STREAM_PAGE, context=context)
+    with _open_waiter(request, deps) as waiter:
+        mark = waiter.mark()
+        page = await read(cursor=request.headers.get("Last-Event-ID") or None)
+        request[USER_ID] = page.user_id
+        if not page.events:  # otherwise they are sent before the number of streams is checked
+            deps.waiters.bind(waiter, page.user_id)
+        response = web.StreamResponse(headers=_STREAM_HEADERS)
+        await response.prepare(request)
+        try:
+            await _stream(response, read, waiter, mark, page)
+        except TimeoutError:
+            _abort(request)
+        except (ConnectionError, ProblemError, TooManyPollsError) as error:
+            # The response has begun, so it only ends. The client reconnects with its last cursor.
+            request[DETAIL] = str(error)
+        return response
+
+
+async def _stream(
+    response: web.StreamResponse,
+    read: Callable[..., Awaitable[Page]],
+    waiter: Waiter,
+    mark: int,
+    page: Page,
+) -> None:
+    """Send a page, and those that follow, until the waiter ends.
+
+    A read that returns no events verifies the token, too.
+
+    Raises:
+        TimeoutError: the client has not received anything for `WRITE_TIMEOUT`.
+        ConnectionError: it has disconnected.
+        ProblemError: a read failed: the token is not valid any more, or a service is unavailable.
+        TooManyPollsError: the user has too many open polls and streams.
+    """
+    while True:
+        for event in page.events:
+            await _write(response, f"id: {event.cursor}\ndata: {event.json}\n\n")
+        if not page.events:
+            # Not an event: it only names the cursor with which the client reconnects.
+            await _write(response, f"id: {page.next_cursor}\n\n")
+            await _wait(response, waiter, page.user_id, mark)
+            if waiter.ended:
+                return
+        mark = waiter.mark()
+        page = await read(cursor=page.next_cursor)
+
+
+async def _wait(response: web.StreamResponse, waiter: Waiter, user_id: int, mark: int) -> None:
+    """Wait until the next read of a stream is due, and send comments meanwhile."""
+    now = asyncio.get_running_loop().time
+    read_at = now() + READ_INTERVAL * random.uniform(0.7, 1)  # noqa: S311 - not a secret
+    while not waiter.ended and now() < read_at:
+        until = min(now() + COMMENT_INTERVAL, read_at)
+        if await waiter.wait(user_id, since=mark, until=until):
+            return
+        await _write(response, ":\n\n")
+
+
+async def _write(response: web.StreamResponse, text: str) -> None:
+    async with asyncio.timeout(WRITE_TIMEOUT):
+        await response.write(text.encode())
+
+
+@contextmanager
+def _open_waiter(request: web.Request, deps: Dependencies) -> Iterator[Waiter]:
+    """Yield a waiter that ends when the client disconnects.
+
+    Raises:
+        ProblemError: 429; the process or the user has too many open polls and streams.
+    """
+    try:
+        with deps.waiters.open() as waiter:
+            on_disconnect(request, waiter.end)
+            yield waiter
+    except TooManyPollsError:
+        raise too_many(TOO_MANY_DELAY) from None
+
+
+def _abort(request: web.Request) -> None:
+    """Close the connection without the data that the client does not receive."""
+    if request.transport is not None:
+        request.transport.abort()
