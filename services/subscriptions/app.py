@@ -82,6 +82,7 @@ async def start(process: Process) -> None:
                 messenger,
                 appender,
                 passwords,
+                wakes.add,
                 token_lifetime=timedelta(days=settings.token_lifetime),
             ).handlers(),
             **RegistrationRequests().handlers(),

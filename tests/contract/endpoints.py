@@ -37,7 +37,8 @@ def endpoints() -> dict[str, list[Endpoint]]:
     add_routes(every_service, ready=lambda: (True, ""), registry=CollectorRegistry())
     settings = GatewaySettings()
     # No handler is called, so none needs a broker.
-    unconnected = Dependencies(cast(Any, None), cast(Any, None), settings, Limits(settings))
+    none = cast(Any, None)
+    unconnected = Dependencies(none, none, settings, Limits(settings), none, none)
     applications = {
         "Every service": every_service,
         "Gateway": gateway(unconnected, SecuritySettings(), topology(), Health()),

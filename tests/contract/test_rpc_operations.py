@@ -45,7 +45,7 @@ from shared.topology import REQUEST_QUEUES
         (DELIVERY_OPERATIONS, delivery.Requests(Mock())),
         (
             (*USER_OPERATIONS, *POLL_OPERATIONS),
-            MessengerRequests(Mock(), Mock(), Mock(), token_lifetime=Mock()),
+            MessengerRequests(Mock(), Mock(), Mock(), Mock(), token_lifetime=Mock()),
         ),
         (REGISTRATION_OPERATIONS, RegistrationRequests()),
         (ENDPOINT_OPERATIONS, EndpointRequests()),

@@ -38,7 +38,11 @@ class Users:
         self.passwords = Passwords()
         self.woken: list[int] = []
         self._handlers = MessengerRequests(
-            self.messenger, self.appender, self.passwords, token_lifetime=timedelta(days=1)
+            self.messenger,
+            self.appender,
+            self.passwords,
+            self._wake,
+            token_lifetime=timedelta(days=1),
         ).handlers()
 
     def _wake(self, user_ids: Collection[int]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -56,19 +56,21 @@ INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a va
 
 
 class MessengerRequests:
-    """Handles requests of users."""
+    """Handles requests of users. `revoked` gets the user of a revoked token, to end its polls."""
 
     def __init__(
         self,
         messenger: Messenger,
         appender: Appender,
         passwords: Passwords,
+        revoked: Callable[[Collection[int]], None],
         *,
         token_lifetime: timedelta,
     ) -> None:
         self._messenger = messenger
         self._appender = appender
         self._passwords = passwords
+        self._revoked = revoked
         self._token_lifetime = token_lifetime
         self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
         self._others = asyncio.Semaphore(MAX_CONCURRENT)
@@ -117,6 +119,7 @@ class MessengerRequests:
             user_id = await self._messenger.sign_out(bytes.fromhex(command.token_hash))
         if user_id is None:
             return INVALID_TOKEN
+        self._revoked([user_id])
         logger.info("user signed out", extra={"user_id": user_id})
         return SignedOut(user_id=user_id)
 
