@@ -144,7 +144,8 @@ async def system(amqp_url: str, database_url: str, directory: Path) -> AsyncIter
             sandbox,
             database_url,
             RINGBACK_SMS_URL=f"http://127.0.0.1:{gateway.port}/sms",
-            RINGBACK_DELIVERY_SMS_TIMEOUT="1",
+            # Longer than a response takes on a busy machine: an SMS without a response is repeated.
+            RINGBACK_DELIVERY_SMS_TIMEOUT="5",
         )
         with (
             delivery_process(directory, amqp_url, environment) as first,

@@ -128,7 +128,10 @@ class Service:
 
     async def exit_code(self, within: float = START_SECONDS) -> int:
         """Wait until it ends by itself, and return its exit code."""
-        await until(self.exited, within)
+        try:
+            await until(self.exited, within)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log:\n{self.output}") from None
         assert self.process.returncode is not None
         return self.process.returncode
 
