@@ -545,7 +545,12 @@ async def test_readyz_reports_the_broker_and_the_scheduler(
     report = (await call("GET", "/readyz")).json
     assert report["status"] == "ready"
     # Mailings and ingestion are not required.
-    assert report["parts"] == {"broker": "ok", "publisher": "ok", "scheduler": "ok"}
+    assert report["parts"] == {
+        "broker": "ok",
+        "publisher": "ok",
+        "scheduler": "ok",
+        "user events": "ok",
+    }
     assert await gateway_service.parts() == report["parts"]
     scheduler.responses["Ping"] = lambda _: {"ok": {"status": "the database is unreachable"}}
 
