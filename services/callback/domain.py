@@ -54,6 +54,22 @@ class SigningError(PermanentError):
     """The callback cannot be signed: its secret is malformed, or its name is not configured."""
 
 
+class ResponseRejectedError(TransientError):
+    """The receiver responded with a status that is neither 2xx nor 410."""
+
+    def __init__(self, status: int, *, retry_after: float = 0.0) -> None:
+        super().__init__(f"the receiver responded with {status}", retry_after=retry_after)
+        self.status = status
+
+
+class GoneError(PermanentError):
+    """The receiver responded with 410."""
+
+    def __init__(self) -> None:
+        super().__init__("the receiver responded with 410: gone for good")
+        self.status = int(HTTPStatus.GONE)
+
+
 @dataclass(frozen=True, slots=True)
 class SigningKey:
     """A secret as two keyed HMACs, which are copied for each signature."""
@@ -171,17 +187,17 @@ def check_response(status: int, retry_after: str | None, *, now: float) -> None:
     """Check that the receiver accepted the callback (2xx).
 
     Raises:
-        PermanentError: 410, the receiver refuses for good.
-        TransientError: any other status. Redirects are not followed.
+        GoneError: 410, the receiver refuses for good.
+        ResponseRejectedError: any other status. Redirects are not followed.
     """
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return
     if status == HTTPStatus.GONE:
-        raise PermanentError("the receiver responded with 410: gone for good")
+        raise GoneError
     wait = 0.0
     if status in RETRY_AFTER_STATUSES:
         wait = parse_retry_after(retry_after, now=now)
-    raise TransientError(f"the receiver responded with {status}", retry_after=wait)
+    raise ResponseRejectedError(status, retry_after=wait)
 
 
 def retry_policy(command: SendCallback, *, give_up_after: float) -> RetryPolicy:

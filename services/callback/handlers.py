@@ -19,7 +19,7 @@ from shared.contracts.facts import (
     CallbackDelivered,
     CallbackDispatchFailed,
 )
-from shared.errors import ContractViolationError, ExpiredError
+from shared.errors import ContractViolationError, ExpiredError, PermanentError
 from shared.http.client import Client, HttpResponse, RequestFailedError
 from shared.http.guard import ForbiddenTargetError, Target, parse_target
 from shared.resilience.lanes import Lanes
@@ -62,7 +62,8 @@ class CallbackSender:
         Raises:
             ContractViolationError: the message_id, which serves as the id, is ambiguous.
             ExpiredError: `expires_at` has passed.
-            PermanentError: the target is forbidden, signing failed, or the receiver responded 410.
+            PermanentError: the target is forbidden, a fingerprint has no https URL, signing failed,
+                or the receiver responded 410.
             TransientError: the attempt failed; a later one may succeed.
             DeferredError: the target's lane is full or its breaker is open.
         """
@@ -70,6 +71,8 @@ class CallbackSender:
         if command.id is None:
             _check_message_id(message.id)
         target = parse_target(command.target_url)
+        if command.fingerprint is not None and target.url.scheme != "https":
+            raise PermanentError("a fingerprint requires an https URL")
         lane = self._lanes.lane(target.origin, command.client_id)
         probe = await self._lanes.enter(lane, message.deferrals)
         alive: bool | None = None
@@ -127,7 +130,14 @@ class CallbackSender:
         if traceparent is not None and "traceparent" not in headers:
             headers["traceparent"] = traceparent
         timeout = command.timeout or self._settings.timeout
-        return await self._client.send(target, command.target_method, headers, body, timeout)
+        return await self._client.send(
+            target,
+            command.target_method,
+            headers,
+            body,
+            timeout,
+            fingerprint=command.fingerprint,
+        )
 
     def _keys(self, command: SendCallback) -> list[domain.SigningKey]:
         try:
@@ -176,7 +186,11 @@ class Reporter:
             "attempt": message.attempt,
         }
         if message.owner:
-            fact |= {"owner": message.owner, "dispatch": message.dispatch}
+            fact |= {
+                "owner": message.owner,
+                "dispatch": message.dispatch,
+                "reference": message.reference,
+            }
         match outcome:
             case Done(Delivered(status, duration)):
                 metrics.SUCCESS.inc()
@@ -190,6 +204,7 @@ class Reporter:
                 return CallbackAttemptFailed(
                     **fact,
                     error=str(error),
+                    status=_status(error),
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
             case Deferred(tier, reason):
@@ -207,8 +222,19 @@ class Reporter:
                 logger.warning("callback dispatch failed", extra=context)
                 fact["attempt"] -= not outcome.attempted
                 return CallbackDispatchFailed(
-                    **fact, reason=reason, final=outcome.final, retry_after=outcome.retry_after
+                    **fact,
+                    reason=reason,
+                    status=_status(outcome.error),
+                    final=outcome.final,
+                    retry_after=outcome.retry_after,
                 )
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the response that is the cause of an error, if any."""
+    if isinstance(error, domain.ResponseRejectedError | domain.GoneError):
+        return error.status
+    return None
 
 
 def _check_message_id(message_id: str) -> None:

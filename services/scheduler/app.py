@@ -5,16 +5,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from services.scheduler import handlers, settlement
+from services.scheduler import handlers, metrics, settlement
 from services.scheduler.backlog import BacklogMonitor
-from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.changes import ChangeWriter
-from services.scheduler.clock import ClockSkew, DatabaseClock
+from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
 from services.scheduler.handlers import Handler
 from services.scheduler.intake import Intake
-from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
 from services.scheduler.partitions import Partitions
@@ -23,6 +21,7 @@ from services.scheduler.retention import Retention
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
+from shared.amqp.backpressure import CallbackQueue
 from shared.amqp.consumer import Consumer
 from shared.amqp.depth import QueueDepth
 from shared.amqp.fact_sender import FactSender
@@ -32,7 +31,7 @@ from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
 from shared.contracts.facts import FACT_TYPES, Facts
-from shared.errors import RingbackError
+from shared.postgres.leases import LeaseExtender
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
@@ -42,6 +41,7 @@ from shared.security.encryption import SecretCipher
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import TicketIssuer, TicketVerifier
 from shared.settings import load
+from shared.skew import ClockSkew
 from shared.topology import (
     CALLBACKS,
     MAILINGS_STARTS,
@@ -55,12 +55,6 @@ from shared.topology import (
 SCHEMA = Schema.of("services.scheduler")
 
 
-class MissingSecretsKeyError(RingbackError):
-    """The key that encrypts secrets in the database is not configured."""
-
-    exit_code = 2
-
-
 async def start(process: Process) -> None:
     """Construct the scheduler and start its tasks.
 
@@ -70,12 +64,7 @@ async def start(process: Process) -> None:
     """
     settings = load(SchedulerSettings)
     security = load(SecuritySettings)
-    if security.secrets_key is None:
-        raise MissingSecretsKeyError(
-            "Cannot start the scheduler: RINGBACK_SECRETS_KEY is not set, so secrets cannot be"
-            " encrypted. Create a key with `openssl rand -base64 32`."
-        )
-    cipher = SecretCipher.of(security.secrets_key.get_secret_value())
+    cipher = SecretCipher.required(security.secrets_key, "the scheduler")
     verifier, issuer = TicketVerifier.of(security), TicketIssuer.of(security)
     ticket_header = security.ticket_header
     name = f"ringback scheduler {socket.gethostname()}"
@@ -97,10 +86,16 @@ async def start(process: Process) -> None:
             url, name=f"{name} notifications", topology=Topology((), (), ()), health=health
         )
     depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
-    queue = CallbackQueue(lambda: depth.count((CALLBACKS,)), settings.max_queued)
+    queue = CallbackQueue(
+        lambda: depth.count((CALLBACKS,)), settings.max_queued, metrics.BACKPRESSURE.set
+    )
     sender = FactSender(publisher, url=url, name=name, health=health)
     store, clock, facts = Store(database), DatabaseClock(), FactPublisher(sender)
-    leases, changes, skew = LeaseExtender(store), ChangeWriter(store, facts), ClockSkew()
+    leases, changes, skew = (
+        LeaseExtender(store.extend),
+        ChangeWriter(store, facts),
+        ClockSkew(metrics.CLOCK_SKEW.set),
+    )
     dispatcher = Dispatcher(
         store,
         NotificationPublisher(publisher, amqp, cipher, issuer, skew, ticket_header=ticket_header),

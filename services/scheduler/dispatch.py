@@ -10,16 +10,16 @@ from typing import Final
 from uuid import UUID
 
 from services.scheduler import domain, metrics
-from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Step, Transition
-from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
-from services.scheduler.records import Claim
+from services.scheduler.records import Claim, Lease
 from services.scheduler.store import BEGINNING, Store
+from shared.amqp.backpressure import COUNT_INTERVAL, CallbackQueue
 from shared.amqp.publisher import PublishRefusedError, PublishUnknownError, UnpublishableError
 from shared.errors import InfrastructureError
+from shared.postgres.leases import LeaseExtender
 from shared.postgres.pool import StoreConnectionLostError
 from shared.security.encryption import DecryptionError
 
@@ -59,7 +59,7 @@ class Dispatcher:
         store: Store,
         notifications: NotificationPublisher,
         changes: ChangeWriter,
-        leases: LeaseExtender,
+        leases: LeaseExtender[Lease],
         clock: DatabaseClock,
         *,
         queue: CallbackQueue,
@@ -271,7 +271,13 @@ class Dispatcher:
                 unpublished.append(callback)
             else:
                 raise outcome
-        self._leases.add([claim for claim in confirmed if claim.callback.id not in steps])
+        self._leases.add(
+            [
+                Lease(claim.callback.id, claim.callback.dispatch, claim.lease)
+                for claim in confirmed
+                if claim.callback.id not in steps
+            ]
+        )
         self._observe(confirmed, len(unpublished))
         await self._write(steps, unpublished)
 

@@ -12,13 +12,13 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from services.scheduler import domain, metrics
-from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback
 from services.scheduler.messages import Content, changed, content, fits
 from services.scheduler.records import Claim, ExistingCallback, NewCallback
 from services.scheduler.recurrence import first_due
 from services.scheduler.store import Store
+from shared.amqp.backpressure import CallbackQueue
 from shared.contracts.context import json_text
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_changes import RescheduleCallback

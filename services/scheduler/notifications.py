@@ -3,7 +3,6 @@
 import asyncio
 from datetime import timedelta
 
-from services.scheduler.clock import ClockSkew
 from services.scheduler.messages import (
     NOTIFICATION,
     Dispatch,
@@ -20,6 +19,7 @@ from shared.contracts import headers
 from shared.contracts.callback import SEND_CALLBACK
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import TicketIssuer
+from shared.skew import ClockSkew
 from shared.topology import CALLBACKS, INTERNAL_EXCHANGES
 
 

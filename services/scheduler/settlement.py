@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from services.scheduler import domain
 from services.scheduler.changes import ChangeWriter
-from services.scheduler.clock import ClockSkew
 from services.scheduler.domain import ScheduledCallback, Step, Transition
 from services.scheduler.facts import FactPublisher
 from services.scheduler.store import Store
@@ -25,6 +24,7 @@ from shared.contracts.facts import (
 )
 from shared.contracts.schedules import Status
 from shared.resilience.batching import Batcher
+from shared.skew import ClockSkew
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,22 @@
 """The composition root of subscriptions: the only module that constructs objects."""
 
+import asyncio
+import logging
 import socket
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
+from uuid import UUID
 
+from services.subscriptions import metrics
+from services.subscriptions.deliveries import settlement
 from services.subscriptions.deliveries import store as deliveries
+from services.subscriptions.deliveries.claims import Claims
+from services.subscriptions.deliveries.dispatch import Dispatcher
+from services.subscriptions.deliveries.registrations import Registrations
 from services.subscriptions.deliveries.requests import RegistrationRequests
+from services.subscriptions.deliveries.settlement import Settler
 from services.subscriptions.endpoints.requests import EndpointRequests
 from services.subscriptions.messenger import handlers
 from services.subscriptions.messenger.appending import Appender
@@ -16,17 +27,25 @@ from services.subscriptions.messenger.store import Messenger
 from services.subscriptions.messenger.wakes import Wakes
 from services.subscriptions.retention import Retention
 from services.subscriptions.settings import SubscriptionsSettings
+from shared.amqp.backpressure import CallbackQueue
 from shared.amqp.consumer import Consumer
+from shared.amqp.depth import QueueDepth
+from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_server import RpcServer
 from shared.clock import SystemClock
+from shared.contracts.facts import FACT_TYPES, Facts
+from shared.postgres.leases import LeaseExtender
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
 from shared.registry import SERVICES
+from shared.security.encryption import SecretCipher
+from shared.security.settings import SecuritySettings
 from shared.settings import load
+from shared.skew import ClockSkew
 from shared.topology import (
     CALLBACKS,
     SUBSCRIPTIONS_OUTCOMES,
@@ -35,11 +54,17 @@ from shared.topology import (
     topology,
 )
 
+logger = logging.getLogger(__name__)
+
 SCHEMA = Schema.of("services.subscriptions")
 
 
 async def start(process: Process) -> None:
-    """Construct the service and start it."""
+    """Construct the service and start it.
+
+    Raises:
+        MissingSecretsKeyError: the key that encrypts secrets is not configured.
+    """
     settings = load(SubscriptionsSettings)
     name = f"ringback subscriptions {socket.gethostname()}"
     url, health, clock = process.settings.amqp_url, process.health, SystemClock()
@@ -55,25 +80,54 @@ async def start(process: Process) -> None:
     )
     publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
     messenger = Messenger(database, deliveries.add_user_events)
-    wakes = Wakes(publisher)
-    appender = Appender(messenger, wakes.add, batch=settings.batch)
+    cipher = SecretCipher.required(load(SecuritySettings).secrets_key, "subscriptions")
+    wakes, wake = Wakes(publisher), asyncio.Event()
+
+    def appended(user_ids: Collection[int]) -> None:
+        wakes.add(user_ids)
+        wake.set()
+
+    appender = Appender(messenger, appended, batch=settings.batch)
+    depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
+    claims = Claims(database, disable_after=settings.disable_after, disabled=_report_disabled)
+    skew = ClockSkew(metrics.CLOCK_SKEW.set)
+    settler = Settler(claims, skew, wake.set)
+    leases = LeaseExtender(claims.extend)
+    queue = CallbackQueue(
+        lambda: depth.count((CALLBACKS,)), settings.max_queued, metrics.DELIVERY_BACKPRESSURE.set
+    )
+    dispatcher = Dispatcher(claims, publisher, cipher, settler, leases, queue, skew, wake)
     passwords = Passwords()
     process.stack.callback(passwords.close)
-    user_events = Consumer(
+
+    def consumer(spec: ConsumerSpec[Any, Any]) -> Consumer[Any, Any]:
+        return Consumer(
+            spec,
+            url=url,
+            name=f"{name} {spec.queue}",
+            topology=declared,
+            publisher=publisher,
+            prefetch=settings.prefetch,
+            clock=clock,
+            health=health,
+        )
+
+    user_events = consumer(
         ConsumerSpec(
             queue=USER_EVENTS,
             parse=partial(handlers.parse_user_event, max_bytes=settings.max_message_bytes),
             identity=handlers.identity,
             handle=Handler(appender.append).handle,
             report=handlers.report,
-        ),
-        url=url,
-        name=f"{name} {USER_EVENTS}",
-        topology=declared,
-        publisher=publisher,
-        prefetch=settings.prefetch,
-        clock=clock,
-        health=health,
+        )
+    )
+    outcomes = consumer(
+        ConsumerSpec(
+            queue=SUBSCRIPTIONS_OUTCOMES,
+            parse=partial(parse_facts, model=Facts, types=FACT_TYPES),
+            handle=settler.handle,
+            report=settlement.report,
+        )
     )
     server = RpcServer(
         SUBSCRIPTIONS_REQUESTS,
@@ -85,7 +139,7 @@ async def start(process: Process) -> None:
                 wakes.add,
                 token_lifetime=timedelta(days=settings.token_lifetime),
             ).handlers(),
-            **RegistrationRequests().handlers(),
+            **RegistrationRequests(Registrations(database, cipher), wake.set).handlers(),
             **EndpointRequests().handlers(),
         },
         url=url,
@@ -95,10 +149,23 @@ async def start(process: Process) -> None:
         health=health,
     )
     retention = Retention(messenger, timedelta(days=settings.retention))
-    for part in (database, publisher, appender, wakes, user_events, server, retention):
+    for part in (
+        *(database, publisher, depth, appender, wakes, user_events, server, retention),
+        *(settler, dispatcher, outcomes),
+    ):
         process.run(part.run())
-    for drain in (user_events.drain, server.drain, wakes.drain):
+    process.run(leases.run(dispatcher.ready))
+    for drain in (
+        *(user_events.drain, server.drain, wakes.drain),
+        *(dispatcher.drain, leases.drain, outcomes.drain),
+    ):
         process.on_drain(drain)
 
 
-SERVICE = Service(SERVICES["subscriptions"], (SubscriptionsSettings,), start)
+async def _report_disabled(_: Any, endpoint_ids: Sequence[UUID]) -> None:
+    for endpoint_id in endpoint_ids:
+        metrics.DISABLED.inc()
+        logger.warning("endpoint disabled", extra={"endpoint_id": str(endpoint_id)})
+
+
+SERVICE = Service(SERVICES["subscriptions"], (SubscriptionsSettings, SecuritySettings), start)

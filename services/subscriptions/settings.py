@@ -27,6 +27,16 @@ class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_")
         default=262_144,
         description="Maximum size of a user event in bytes. Larger ones are dead-lettered.",
     )
+    max_queued: Annotated[int, Field(ge=100)] = Field(
+        default=1000,
+        description="Maximum number of messages in the queue `callbacks`. While it is full, due"
+        " deliveries wait in the database.",
+    )
+    disable_after: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
+        default=432_000.0,
+        validation_alias="RINGBACK_ENDPOINT_DISABLE_AFTER",
+        description="Time for which an endpoint must fail until it is disabled, in seconds.",
+    )
     connections: Annotated[int, Field(ge=4, le=100)] = Field(
         default=10, description="Maximum number of database connections of one worker."
     )

@@ -88,6 +88,12 @@ class Message:
         """The number of the owner's dispatch, if the message has an owner."""
         return _number(self.properties.headers or {}, headers.DISPATCH) if self.owner else None
 
+    @property
+    def reference(self) -> str | None:
+        """The owner's own id of the message, if any."""
+        reference = (self.properties.headers or {}).get(headers.REFERENCE)
+        return reference if isinstance(reference, str) else None
+
     def copy_properties(self, changes: Mapping[str, Any], *, message_id: str | None) -> Properties:
         """Return properties for a copy: the sender's, and our headers with these changes."""
         return replace(

@@ -29,6 +29,10 @@ class _OfCallback(BaseModel):
         description="The service that published the callback.",
     )
     dispatch: int | None = Field(default=None, description="The owner's dispatch number.")
+    reference: str | None = Field(
+        default=None,
+        description="The owner's own id of the callback, if several have the same `callback_id`.",
+    )
 
 
 class CallbackDelivered(_OfCallback):
@@ -44,6 +48,7 @@ class CallbackAttemptFailed(_OfCallback):
 
     type: Literal["callback.attempt_failed"] = "callback.attempt_failed"
     error: str
+    status: int | None = Field(default=None, description="Status of the response, if any.")
     next_at: AwareDatetime = Field(
         description="Time of the next attempt, exact to the shortest tier (1 s)."
     )
@@ -62,6 +67,9 @@ class CallbackDispatchFailed(_OfCallback):
     type: Literal["callback.dispatch_failed"] = "callback.dispatch_failed"
     attempt: int = Field(description="Number of attempts in this dispatch, from 0.")
     reason: str
+    status: int | None = Field(
+        default=None, description="Status of the response to the last attempt, if any."
+    )
     final: bool = Field(description="True if no later attempt can succeed.")
     retry_after: float = Field(
         default=0.0, description="Seconds that the receiver requested to wait, up to an hour."

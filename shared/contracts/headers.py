@@ -17,6 +17,7 @@ NOT_BEFORE: Final = "x-ringback-not-before"  # time of the next attempt, in epoc
 REASON: Final = "x-ringback-reason"  # reason of a dead letter
 DIED_AT: Final = "x-ringback-died-at"  # time of dead-lettering, in epoch milliseconds
 OWNER: Final = "x-ringback-owner"  # service that receives failed dispatches as facts
+REFERENCE: Final = "x-ringback-reference"  # the owner's own id, copied to every fact
 DISPATCH: Final = "x-ringback-dispatch"  # the owner's dispatch number, copied to every fact
 CLIENT_ID: Final = "x-ringback-client-id"  # verified client of a request
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context

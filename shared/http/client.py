@@ -178,6 +178,7 @@ class Client:
         body: bytes,
         timeout: float,  # noqa: ASYNC109 - the errors name the timeout
         check: Callable[[], Awaitable[None]] | None = None,
+        fingerprint: str | None = None,
     ) -> HttpResponse:
         """Send a request and return the status and the beginning of the body.
 
@@ -185,6 +186,10 @@ class Client:
         A body that is late, broken or too long is not an error. If the receiver has closed the
         pooled connection, the request is sent again on another one, within a second. The receiver
         may then get it twice, as with any retry.
+
+        `fingerprint` is the SHA-256 of the only certificate that is accepted, in hex. It replaces
+        the checks of the issuer, the name and the dates. Connections with different ones are never
+        shared.
 
         `check` is awaited on the open connection, right before the request is written to it. Its
         errors prevent that.
@@ -196,7 +201,7 @@ class Client:
                 the request.
             ValueError: a header contains a line break.
         """
-        prepared = self._prepared(target.url, method)
+        prepared = self._prepared(target.url, method, fingerprint)
         request = prepared.head + _header_lines(headers, len(body)) + body
         try:
             async with asyncio.timeout(timeout):
@@ -224,7 +229,7 @@ class Client:
             ForbiddenTargetError, OutOfSocketsError, DeferredError, ValueError: as in `send`.
             RequestFailedError: as in `send`, or the body is late or broken.
         """
-        prepared = self._prepared(target.url, "GET")
+        prepared = self._prepared(target.url, "GET", None)
         request = prepared.head + _header_lines(headers, 0)
         try:
             async with asyncio.timeout(timeout):
@@ -292,8 +297,8 @@ class Client:
         else:
             connection.release()  # closes it if a part of the response is still missing
 
-    def _prepare(self, url: URL, method: str) -> _PreparedRequest:
-        key = self._key(url.origin())
+    def _prepare(self, url: URL, method: str, fingerprint: str | None) -> _PreparedRequest:
+        key = self._key(url.origin(), fingerprint)
         lines = (
             f"{method} {url.raw_path_qs} HTTP/1.1",
             f"Host: {key.headers['Host']}",
@@ -329,9 +334,10 @@ class Client:
         return opened
 
 
-def _pool_key(origin: URL) -> aiohttp.ClientRequest:
+def _pool_key(origin: URL, fingerprint: str | None) -> aiohttp.ClientRequest:
     """Return the key of a target in the pool. It does not send a request."""
-    return aiohttp.ClientRequest("GET", origin, loop=asyncio.get_running_loop())
+    pin = True if fingerprint is None else aiohttp.Fingerprint(bytes.fromhex(fingerprint))
+    return aiohttp.ClientRequest("GET", origin, loop=asyncio.get_running_loop(), ssl=pin)
 
 
 async def _read_body(content: aiohttp.StreamReader, max_bytes: int, target: Target) -> bytes:
@@ -381,10 +387,8 @@ def _target_failure(error: Exception, where: str, timeout: float) -> RequestFail
             return RequestFailedError("timeout", f"no response from {where} within {timeout:g} s")
         case aiohttp.ClientConnectorDNSError():
             reason, cause = "dns", error.os_error.strerror
-        case aiohttp.ClientConnectorCertificateError():
-            reason, cause = "tls", str(error.certificate_error)
-        case aiohttp.ClientSSLError():
-            reason, cause = "tls", str(error.os_error)
+        case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
+            reason, cause = "tls", _tls_cause(error)
         case aiohttp.ClientConnectorError():
             reason, cause = "connect", error.os_error.strerror or str(error.os_error)
         case aiohttp.ClientOSError():
@@ -397,3 +401,13 @@ def _target_failure(error: Exception, where: str, timeout: float) -> RequestFail
         case _:
             reason, cause = "disconnected", "closed without a response"
     return RequestFailedError(reason, f"{where}: {cause}"[:_MAX_DETAIL_LENGTH])
+
+
+def _tls_cause(error: aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return str(error.certificate_error)
+        case aiohttp.ServerFingerprintMismatch():
+            return f"the certificate has the fingerprint {error.got.hex()}"
+        case _:
+            return str(error.os_error)

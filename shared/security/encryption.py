@@ -13,6 +13,7 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
 
 from shared.errors import RingbackError
 
@@ -26,6 +27,12 @@ _NONCE_BYTES: Final = 12
 
 class DecryptionError(RingbackError):
     """A secret cannot be decrypted: its key is not configured, or its bytes were changed."""
+
+
+class MissingSecretsKeyError(RingbackError):
+    """The key that encrypts secrets in the database is not configured."""
+
+    exit_code = 2
 
 
 class SecretCipher:
@@ -43,6 +50,20 @@ class SecretCipher:
             ValueError: see `parse_keys`.
         """
         return cls(parse_keys(text))
+
+    @classmethod
+    def required(cls, key: SecretStr | None, service: str) -> "SecretCipher":
+        """Return the cipher for the setting `secrets_key`, without which a service cannot start.
+
+        Raises:
+            MissingSecretsKeyError: it is not configured.
+        """
+        if key is None:
+            raise MissingSecretsKeyError(
+                f"Cannot start {service}: RINGBACK_SECRETS_KEY is not set, so secrets cannot be"
+                " encrypted. Create a key with `openssl rand -base64 32`."
+            )
+        return cls.of(key.get_secret_value())
 
     def encrypt(self, secret: bytes) -> bytes:
         """Return the encrypted secret. It is different each time."""

@@ -11,6 +11,7 @@ from shared.contracts.polls import decode_user_cursor
 from tests.acceptance.crashing_subscriptions import POINTS
 from tests.fakes.messenger import RUN_SUBSCRIPTIONS, empty_subscriptions
 from tests.fakes.service import running
+from tests.fakes.system import SECRETS_KEY
 from tests.fakes.user_events import UserEventsClient, user_events_client
 
 CRASHING = ("-m", "tests.acceptance.crashing_subscriptions")
@@ -29,7 +30,7 @@ async def test_u6_a_kill_at_any_point_loses_and_repeats_no_event(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:
     await empty_subscriptions(own_database.url)
-    settings = {"RINGBACK_DATABASE_URL": own_database.url}
+    settings = {"RINGBACK_DATABASE_URL": own_database.url, "RINGBACK_SECRETS_KEY": SECRETS_KEY}
     sent = 0
     with running(tmp_path, amqp_url, settings, RUN_SUBSCRIPTIONS) as first:
         await first.ready()
@@ -54,7 +55,7 @@ async def test_row_19_a_database_restart_loses_no_user_event(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:
     await empty_subscriptions(own_database.url)
-    settings = {"RINGBACK_DATABASE_URL": own_database.url}
+    settings = {"RINGBACK_DATABASE_URL": own_database.url, "RINGBACK_SECRETS_KEY": SECRETS_KEY}
     with running(tmp_path, amqp_url, settings, RUN_SUBSCRIPTIONS) as service:
         await service.ready()
         async with user_events_client(amqp_url) as client:

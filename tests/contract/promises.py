@@ -46,6 +46,7 @@ PROMISES: Final = {
     "M14": "Log lines carry the ids of mailing, message and recipient, and a command follows them.",
     "M15": "One command starts everything with Docker Compose.",
     "N1": "A customer endpoint has its own headers and secret; it gets no more than its rate.",
+    "N2": "Each message and each attempt of a delivery can be listed.",
     "N3": "Finished deliveries are delivered again at a bounded rate.",
     "N4": "An endpoint that fails for too long is disabled; a paused one keeps its messages.",
     "N5": "In order: a delivery is dispatched after the one before it has ended.",

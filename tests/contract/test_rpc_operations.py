@@ -47,7 +47,7 @@ from shared.topology import REQUEST_QUEUES
             (*USER_OPERATIONS, *POLL_OPERATIONS),
             MessengerRequests(Mock(), Mock(), Mock(), Mock(), token_lifetime=Mock()),
         ),
-        (REGISTRATION_OPERATIONS, RegistrationRequests()),
+        (REGISTRATION_OPERATIONS, RegistrationRequests(Mock(), Mock())),
         (ENDPOINT_OPERATIONS, EndpointRequests()),
     ],
     ids=[

@@ -11,20 +11,20 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel
 
+from services.scheduler import metrics
 from services.scheduler.app import SCHEMA
-from services.scheduler.backpressure import CallbackQueue
 from services.scheduler.changes import ChangeWriter
-from services.scheduler.clock import ClockSkew, DatabaseClock
+from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import Intake
-from services.scheduler.leases import LeaseExtender
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.operations import Operations
 from services.scheduler.partitions import Partitions
 from services.scheduler.requests import Requests
 from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
+from shared.amqp.backpressure import CallbackQueue
 from shared.amqp.codec import Properties
 from shared.amqp.message import Message
 from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
@@ -36,12 +36,14 @@ from shared.contracts.facts import (
     Fact,
     Facts,
 )
+from shared.postgres.leases import LeaseExtender
 from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
 from shared.security.encryption import SecretCipher
 from shared.security.jwks import shared_key
 from shared.security.tickets import TicketIssuer
+from shared.skew import ClockSkew
 from shared.topology import MAILINGS_STARTS
 
 SECRETS_KEY = base64.b64encode(b"0123456789abcdef" * 2).decode()
@@ -106,10 +108,10 @@ class Scheduler:
         self.cipher = SecretCipher.of(keys)
         self.issuer = TicketIssuer(shared_key(TICKET_KEY))
         broker: Any = self.broker
-        facts, skew = FactPublisher(broker), ClockSkew()
+        facts, skew = FactPublisher(broker), ClockSkew(metrics.CLOCK_SKEW.set)
         self.changes = ChangeWriter(self.store, facts)
-        self.leases = LeaseExtender(self.store)
-        queue = CallbackQueue(self.broker.count, given["max_queued"])
+        self.leases = LeaseExtender(self.store.extend)
+        queue = CallbackQueue(self.broker.count, given["max_queued"], metrics.BACKPRESSURE.set)
         self.dispatcher = Dispatcher(
             self.store,
             NotificationPublisher(

@@ -10,10 +10,11 @@ import aio_pika
 import pytest
 from prometheus_client import REGISTRY
 
-from services.scheduler import backpressure, dispatch, operations
+from services.scheduler import dispatch, metrics, operations
 from services.scheduler.backlog import BacklogMonitor
-from services.scheduler.backpressure import COUNT_INTERVAL, CallbackQueue
 from services.scheduler.store import SQL
+from shared.amqp import backpressure
+from shared.amqp.backpressure import COUNT_INTERVAL, CallbackQueue
 from shared.amqp.publisher import OutgoingMessage
 from shared.errors import InfrastructureError
 from tests.fakes.scheduling import SECRETS_KEY, URL, Scheduler, finished, schedulers
@@ -199,7 +200,7 @@ def counting(counts: list[int]) -> tuple[Callable[[], Awaitable[int]], list[int]
 
 async def test_n10_the_queue_is_counted_only_near_its_limit() -> None:
     count, made = counting([0, 300, 900, -1])
-    queue = CallbackQueue(count, 1000)
+    queue = CallbackQueue(count, 1000, metrics.BACKPRESSURE.set)
     for _ in range(7):
         assert await queue.room() >= 250
         queue.publishing(100)
@@ -220,7 +221,7 @@ async def test_n10_other_producers_cannot_stop_scheduled_callbacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count, _ = counting([1000] * 20)
-    queue = CallbackQueue(count, 1000)
+    queue = CallbackQueue(count, 1000, metrics.BACKPRESSURE.set)
     assert await queue.room() == 0
     monkeypatch.setattr(backpressure, "MAX_PAUSE", 0.2)
     await asyncio.sleep(0.2)

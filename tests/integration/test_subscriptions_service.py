@@ -14,6 +14,7 @@ from tests.fakes.command import ringback
 from tests.fakes.ingesting import RUN_INGESTION
 from tests.fakes.messenger import RUN_SUBSCRIPTIONS, empty_subscriptions
 from tests.fakes.service import Service, running
+from tests.fakes.system import SECRETS_KEY
 from tests.fakes.user_events import UserEventsClient, user_events_client
 from tests.fakes.waiting import until
 
@@ -33,7 +34,7 @@ def service(
     shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     asyncio.run(empty_subscriptions(database_url))
-    settings = {"RINGBACK_DATABASE_URL": database_url}
+    settings = {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_SECRETS_KEY": SECRETS_KEY}
     directory = tmp_path_factory.mktemp("subscriptions")
     with running(directory, shared_amqp_url, settings, RUN_SUBSCRIPTIONS) as started:
         asyncio.run(started.ready())

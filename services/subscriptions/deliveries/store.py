@@ -85,3 +85,14 @@ async def redeliver(
     await connection.fetch(SQL["lock_endpoint"], endpoint_id)
     rows = await connection.fetch(SQL["redeliver"], endpoint_id, ids, rate)
     return [row["id"] for row in rows]
+
+
+async def cancel_read(connection: Any, token: bytes, sequence: int) -> None:
+    """Cancel the deliveries, up to a sequence, that a poll with this token has made superfluous.
+
+    They are those that are not dispatched, at endpoints that share a position with the token.
+    """
+    rows = await connection.fetch(SQL["lock_sharing"], token)
+    endpoint_ids = [row["id"] for row in rows]
+    await connection.execute(SQL["cancel_read"], endpoint_ids, sequence)
+    await connection.execute(SQL["promote"], endpoint_ids)

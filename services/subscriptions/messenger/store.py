@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from services.subscriptions.deliveries.store import cancel_read
 from services.subscriptions.messenger.domain import (
     UNKNOWN_USER,
     Appended,
@@ -167,6 +168,9 @@ class Messenger:
             return None
         first = rows[0]
         events = _events(rows) if first["sequence"] is not None else []
+        if events and first["shares_position"]:
+            async with self._database.transaction() as connection:
+                await cancel_read(connection, token, events[-1].sequence)
         return Page(first["user_id"], first["position"], first["expires_at"], events)
 
     async def read_after(

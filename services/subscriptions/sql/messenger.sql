@@ -108,7 +108,8 @@ WITH token AS MATERIALIZED (
     FROM token, (SELECT max(sequence) AS sequence FROM page) AS last
     WHERE target.hash = token.hash AND last.sequence IS NOT NULL
 )
-SELECT user_id, position, expires_at, sequence, type, event
+SELECT user_id, position, expires_at, sequence, type, event,
+    EXISTS (SELECT FROM subscriptions.endpoints WHERE ack_token = token.hash) AS shares_position
 FROM token LEFT JOIN page ON true ORDER BY sequence;
 
 -- name: last_sequence

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Final
 
-from services.scheduler import metrics
 from shared.errors import InfrastructureError
 
 logger = logging.getLogger(__name__)
@@ -22,11 +21,18 @@ class CallbackQueue:
     """The queue `callbacks`, which is full when it contains `max_queued` messages.
 
     The callbacks published since the last count are all assumed to be in the queue still. So a
-    count, which costs a round trip, is only necessary when they approach the limit.
+    count, which costs a round trip, is only necessary when they approach the limit. `observe` gets
+    whether the queue is full.
     """
 
-    def __init__(self, count: Callable[[], Awaitable[int]], max_queued: int) -> None:
+    def __init__(
+        self,
+        count: Callable[[], Awaitable[int]],
+        max_queued: int,
+        observe: Callable[[bool], None],
+    ) -> None:
         self._count = count
+        self._observe = observe
         self._max_queued = max_queued
         self._queued = max_queued  # unknown, so the first use counts
         self._counted_at = float("-inf")
@@ -54,7 +60,7 @@ class CallbackQueue:
                     self._queued += count
                 self._counted_at = monotonic()
         room = self._room()
-        metrics.BACKPRESSURE.set(not room)
+        self._observe(not room)
         if not room and monotonic() - self._opened_at >= MAX_PAUSE:
             room = self._max_queued // 2
         if room:

@@ -1,12 +1,10 @@
-"""The leases of published callbacks."""
+"""The leases of published callbacks, for services that own callbacks."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from services.scheduler.records import Claim, Lease
-from services.scheduler.store import Store
 from shared.postgres.pool import StoreConnectionLostError
 
 logger = logging.getLogger(__name__)
@@ -17,24 +15,25 @@ INTERVAL: Final = 1.0
 MAX_BATCH: Final = 5000
 
 
-class LeaseExtender:
+L = TypeVar("L")
+
+
+class LeaseExtender(Generic[L]):
     """Extends claims to the time that their dispatch may take, once the broker has confirmed it.
 
     A claim is short, so callbacks that a crashed process did not publish are due again soon. The
     extension waits one to two seconds for a result, which makes it superfluous.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._recent: list[Lease] = []
-        self._due: list[Lease] = []
+    def __init__(self, extend: Callable[[Sequence[L]], Awaitable[None]]) -> None:
+        self._extend = extend
+        self._recent: list[L] = []
+        self._due: list[L] = []
         self._extending = asyncio.Lock()  # a drain can begin during a round
 
-    def add(self, confirmed: Sequence[Claim]) -> None:
-        """Extend the leases of these claims soon."""
-        self._recent += [
-            Lease(claim.callback.id, claim.callback.dispatch, claim.lease) for claim in confirmed
-        ]
+    def add(self, confirmed: Sequence[L]) -> None:
+        """Extend these leases soon, unless they have a result then."""
+        self._recent += confirmed
 
     async def run(self, wait_for_backlog: Callable[[], Awaitable[None]]) -> None:
         """Extend leases until cancelled; due callbacks go first."""
@@ -49,7 +48,7 @@ class LeaseExtender:
             while self._due:
                 batch = self._due[:MAX_BATCH]
                 try:
-                    await self._store.extend(batch)
+                    await self._extend(batch)
                 except StoreConnectionLostError as error:
                     logger.warning("Cannot extend leases: %s. Retrying in %.0f s.", error, INTERVAL)
                     return

@@ -1,0 +1,193 @@
+"""Claims and settlements of deliveries in PostgreSQL; several processes may use them at once.
+
+All methods raise StoreConnectionLostError when the database is unavailable, slow or full. The
+effect is then unknown; a lease repeats the work.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from services.subscriptions.deliveries.domain import Attempt, Delivery
+from services.subscriptions.deliveries.messages import Claim, event_payload
+from services.subscriptions.deliveries.store import SQL
+from shared.contracts.endpoints import DeliveryStatus
+from shared.contracts.facts import CallbackAttemptFailed, CallbackDelivered
+from shared.postgres.pool import Database
+
+# Seconds until claims of a crashed process are due again, unless they were published. The broker
+# confirms within a few seconds.
+CLAIM_LEASE: Final = 20.0
+# Seconds that a dispatch may take: quick retries for a minute, and time in queues.
+DISPATCH_LEASE: Final = 600.0
+
+
+class Lease(NamedTuple):
+    """A claim that was published."""
+
+    id: int
+    dispatch: int
+
+
+class Judgement(NamedTuple):
+    """What a batch of facts says about an endpoint: it accepted a delivery, or is gone."""
+
+    accepted: bool
+    gone: bool
+
+
+class Settlement(NamedTuple):
+    """The result of a batch: deliveries that changed, attempts, and what it says of endpoints."""
+
+    changed: Sequence[Delivery]
+    attempts: Sequence[Attempt]
+    endpoints: dict[UUID, Judgement]
+
+
+# Called in the transaction of a settlement with the endpoints that it has disabled.
+Disabled = Callable[[Any, Sequence[UUID]], Awaitable[None]]
+
+
+class Claims:
+    """The deliveries that are due or dispatched.
+
+    disable_after: seconds for which an endpoint must fail to be disabled.
+    disabled: called with endpoints that are, in the same transaction.
+    """
+
+    def __init__(self, database: Database, *, disable_after: float, disabled: Disabled) -> None:
+        self._database = database
+        self._disable_after = disable_after
+        self._disabled = disabled
+
+    async def claim(self, limit: int) -> list[Claim]:
+        """Claim at most `limit` deliveries that are due, the oldest first."""
+        return [_claim(row) for row in await self._database.fetch(SQL["claim"], limit, CLAIM_LEASE)]
+
+    async def next_due(self) -> float | None:
+        """Return the seconds until the next delivery is due, or None if there is none."""
+        seconds: float | None = (await self._database.fetchrow(SQL["next_due"]))["seconds"]
+        return seconds
+
+    async def extend(self, leases: Sequence[Lease]) -> None:
+        """Extend the claims of published deliveries, from now, unless they have a result."""
+        await self._database.execute(SQL["extend"], *_columns(leases), DISPATCH_LEASE)
+
+    async def release(self, leases: Sequence[Lease], delay: float, error: str | None) -> None:
+        """Make claims that were not published due again, in `delay` seconds."""
+        await self._database.execute(SQL["release"], *_columns(leases), delay, error)
+
+    async def hold(self, leases: Sequence[Lease]) -> None:
+        """Give claims of endpoints that are not active the status that follows from theirs."""
+        ids, dispatches = _columns(leases)
+        async with self._database.transaction() as connection:
+            await connection.fetch(SQL["lock_endpoints_of"], ids)
+            await connection.execute(SQL["hold"], ids, dispatches)
+
+    async def settle(
+        self,
+        ids: Sequence[int],
+        failed: Collection[int],
+        decide: Callable[[Sequence[Delivery]], Settlement],
+    ) -> datetime:
+        """Lock deliveries, write what `decide` returns for them, and return the time.
+
+        failed: those with a failed dispatch.
+        """
+        async with self._database.transaction() as connection:
+            now: datetime = await connection.fetchval("SELECT now()")
+            rows = await connection.fetch(SQL["lock_settled"], ids, list(failed))
+            locked = {row["id"] for row in rows}
+            rows = await connection.fetch(SQL["lock"], ids)
+            changed, attempts, endpoints = decide([_delivery(row) for row in rows])
+            if changed:
+                await connection.execute(
+                    SQL["save"], *map(list, zip(*map(_saved, changed), strict=True))
+                )
+            if attempts:
+                await connection.execute(
+                    SQL["add_attempts"], *map(list, zip(*map(_attempt, attempts), strict=True))
+                )
+            # Locks on other endpoints now could deadlock with another settlement.
+            replaced = {row["endpoint_id"] for row in rows if not row["is_own"]}
+            judged = [id_ for id_ in endpoints if id_ in locked and id_ not in replaced]
+            if judged:
+                await self._judge(connection, {id_: endpoints[id_] for id_ in judged})
+            if locked:
+                await connection.execute(SQL["promote"], list(locked))
+                await connection.execute(SQL["acknowledge"], list(locked))
+        return now
+
+    async def _judge(self, connection: Any, endpoints: dict[UUID, Judgement]) -> None:
+        rows = await connection.fetch(
+            SQL["judge"],
+            list(endpoints),
+            [each.accepted for each in endpoints.values()],
+            [each.gone for each in endpoints.values()],
+            self._disable_after,
+        )
+        if disabled := [row["id"] for row in rows if row["disabled"]]:
+            await self._disabled(connection, disabled)
+
+
+def _columns(leases: Sequence[Lease]) -> tuple[list[int], list[int]]:
+    return [lease.id for lease in leases], [lease.dispatch for lease in leases]
+
+
+def _claim(row: Any) -> Claim:
+    content = row["payload"]
+    if content is None and row["type"] is not None:
+        content = event_payload(row["type"], row["event"])
+    return Claim(
+        row["id"],
+        row["dispatch"],
+        row["status"],
+        row["webhook_id"],
+        row["client_id"],
+        row["sequence"],
+        content,
+        row["destination"],
+        row["url"],
+        row["headers"],
+        row["secret"],
+        row["old_secret"],
+        row["fingerprint"],
+        row["now"],
+    )
+
+
+def _delivery(row: Any) -> Delivery:
+    return Delivery(
+        row["id"],
+        row["endpoint_id"],
+        DeliveryStatus(row["status"]),
+        row["dispatch"],
+        row["first_dispatch"],
+        row["failures"],
+        row["earlier_attempts"],
+        row["attempts"],
+        row["last_error"],
+    )
+
+
+def _saved(delivery: Delivery) -> tuple[Any, ...]:
+    return (
+        delivery.id,
+        delivery.status,
+        delivery.failures,
+        delivery.attempts,
+        delivery.last_error,
+        delivery.delay,
+        delivery.finished,
+    )
+
+
+def _attempt(attempt: Attempt) -> tuple[Any, ...]:
+    fact = attempt.fact
+    if isinstance(fact, CallbackDelivered):
+        result: tuple[Any, ...] = (fact.status, fact.duration, None)
+    else:
+        error = fact.error if isinstance(fact, CallbackAttemptFailed) else fact.reason
+        result = (fact.status, None, error)
+    return (attempt.delivery_id, attempt.attempt, fact.at, *result)

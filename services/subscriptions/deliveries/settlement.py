@@ -1,0 +1,110 @@
+"""Settles deliveries by the facts of the callback service, in batches."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from services.subscriptions import metrics
+from services.subscriptions.deliveries.claims import Claims, Judgement, Settlement
+from services.subscriptions.deliveries.domain import (
+    Attempt,
+    Delivery,
+    attempts,
+    endpoint_failed,
+    endpoint_gone,
+    settle,
+)
+from shared.amqp.message import Dead, Message, Outcome
+from shared.contracts.facts import CallbackDelivered, CallbackDispatchFailed, Fact, Facts
+from shared.resilience.batching import Batcher
+from shared.skew import ClockSkew
+
+logger = logging.getLogger(__name__)
+
+# AMQP messages settled in one transaction. Each holds up to 500 facts.
+MAX_MESSAGES: Final = 4
+
+
+class Settler:
+    """Applies facts to deliveries; several messages share one transaction.
+
+    wake: called when deliveries may have become due.
+    """
+
+    def __init__(self, claims: Claims, skew: ClockSkew, wake: Callable[[], None]) -> None:
+        self._claims = claims
+        self._skew = skew
+        self._wake = wake
+        self._batches: Batcher[Sequence[Fact], None] = Batcher(self._settle, max_size=MAX_MESSAGES)
+
+    async def run(self) -> None:
+        """Settle until cancelled."""
+        await self._batches.run()
+
+    async def handle(self, _: Message, facts: Facts) -> None:
+        """Settle the facts of a message; the results are committed on return.
+
+        Raises:
+            StoreConnectionLostError: repeat it later.
+        """
+        await self._batches.add(facts.facts)
+
+    async def settle(self, facts: Sequence[Fact]) -> None:
+        """Settle facts of this process; the results are committed on return."""
+        await self._batches.add(facts)
+
+    async def _settle(self, messages: list[Sequence[Fact]]) -> list[None]:
+        by_id: dict[int, list[Fact]] = {}
+        for fact in (fact for facts in messages for fact in facts):
+            if fact.reference is not None and fact.reference.isdecimal():
+                by_id.setdefault(int(fact.reference), []).append(fact)
+        failed = [id_ for id_, facts in by_id.items() if any(map(_failed, facts))]
+        changed: list[Delivery] = []
+
+        def decide(deliveries: Sequence[Delivery]) -> Settlement:
+            changed.clear()
+            made: list[Attempt] = []
+            endpoints: dict[UUID, Judgement] = {}
+            for before in deliveries:
+                facts = by_id[before.id]
+                made += attempts(before, facts)
+                if (after := settle(before, facts)) is not before:
+                    changed.append(after)
+                if (judgement := _judge(facts)) is not None:
+                    earlier = endpoints.get(before.endpoint_id, judgement)
+                    endpoints[before.endpoint_id] = Judgement(
+                        earlier.accepted or judgement.accepted, earlier.gone or judgement.gone
+                    )
+            return Settlement(changed, made, endpoints)
+
+        now = await self._claims.settle(sorted(by_id), failed, decide)
+        self._skew.observe(max((fact.at for facts in messages for fact in facts), default=now), now)
+        for delivery in changed:
+            if delivery.status in metrics.SETTLED:
+                metrics.SETTLED[delivery.status].inc()
+        self._wake()
+        return [None] * len(messages)
+
+
+def _failed(fact: Fact) -> bool:
+    return isinstance(fact, CallbackDispatchFailed)
+
+
+def _judge(facts: Iterable[Fact]) -> Judgement | None:
+    """Return what facts about a delivery say about its endpoint; None if nothing."""
+    facts = list(facts)
+    accepted = any(isinstance(fact, CallbackDelivered) for fact in facts)
+    if not accepted and not any(map(endpoint_failed, facts)):
+        return None
+    return Judgement(accepted, any(map(endpoint_gone, facts)))
+
+
+def report(message: Message, _: Facts | None, outcome: Outcome[None]) -> BaseModel | None:
+    """Log dead-lettered facts."""
+    if isinstance(outcome, Dead):
+        context = {"message_id": message.id, "reason": outcome.reason}
+        logger.error("facts dead-lettered", extra=context)
+    return None
