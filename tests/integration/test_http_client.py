@@ -13,6 +13,7 @@ import ssl
 import time
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -21,8 +22,8 @@ import trustme
 
 from services.sandbox import misbehaviour
 from shared.errors import DeferredError
-from shared.http.client import HttpResponse, OutOfSocketsError, RequestFailedError
-from shared.http.guard import parse_target
+from shared.http.client import Client, HttpResponse, OutOfSocketsError, RequestFailedError
+from shared.http.guard import ForbiddenTargetError, Guard, parse_target
 from tests.fakes.dns_server import serve_names
 from tests.fakes.receivers import hang_on_accept, respond, respond_then_close, serve
 from tests.fakes.sending import BODY, TIMEOUT, client, client_of, failure, post
@@ -444,6 +445,63 @@ async def test_a_tls_handshake_that_hangs_times_out() -> None:
     async with client() as sender, serve(hang_on_accept) as receiver:
         failed = await failure(sender, receiver.url.replace("http:", "https:"), seconds=0.5)
     assert failed.reason == "timeout"
+
+
+# Pinned certificates (U1)
+
+
+def fingerprint(certificate: trustme.LeafCert) -> str:
+    der = ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())
+    return sha256(der).hexdigest()
+
+
+async def pinned(sender: Client, url: str, pin: str | None) -> HttpResponse:
+    return await sender.send(parse_target(url), "POST", {}, b"", 5, fingerprint=pin)
+
+
+@pytest.mark.parametrize(
+    "certificate", INVALID_CERTIFICATES.values(), ids=INVALID_CERTIFICATES.keys()
+)
+async def test_u1_a_pinned_certificate_is_accepted_whoever_issued_it(
+    certificate: trustme.LeafCert,
+) -> None:
+    async with client() as sender, serve(respond(), tls=server_side(certificate)) as receiver:
+        assert (await pinned(sender, receiver.url, fingerprint(certificate))).status == 200
+
+
+async def test_u1_another_certificate_than_the_pinned_one_is_refused_with_a_reason() -> None:
+    certificate = CA.issue_cert("127.0.0.1")
+    tls = server_side(certificate)
+    async with client(tls=client_side()) as sender, serve(respond(), tls=tls) as receiver:
+        with pytest.raises(RequestFailedError) as caught:
+            await pinned(sender, receiver.url, "ab" * 32)
+    assert caught.value.reason == "tls"
+    assert fingerprint(certificate) in caught.value.detail
+    assert receiver.requests == []
+
+
+async def test_u1_requests_with_different_pins_never_share_a_connection() -> None:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    tls, pin = server_side(certificate), fingerprint(certificate)
+    async with client() as sender, serve(respond(), tls=tls) as receiver:
+        for _ in range(2):
+            assert (await pinned(sender, receiver.url, pin)).status == 200
+        assert receiver.accepted == 1
+        for other in (None, "ab" * 32):
+            with pytest.raises(RequestFailedError) as caught:
+                await pinned(sender, receiver.url, other)
+            assert caught.value.reason == "tls"
+    assert len(receiver.requests) == 2
+
+
+async def test_u1_a_pin_opens_no_forbidden_address() -> None:
+    async with (
+        Client(Guard(()), user_agent="Ringback/test") as sender,
+        serve(respond(), tls=server_side(CA.issue_cert("127.0.0.1"))) as receiver,
+    ):
+        with pytest.raises(ForbiddenTargetError):
+            await pinned(sender, receiver.url, "ab" * 32)
+    assert receiver.accepted == 0
 
 
 # The limits of this machine
