@@ -40,6 +40,26 @@ def test_no_second_has_more_than_twice_the_rate_and_waiting_always_helps(
         assert limiter.delay("shop", last + delay + 1e-6) == 0.0
 
 
+def test_a_limit_can_be_for_a_minute() -> None:
+    limiter = RateLimiter(3, 60.0)
+    assert [limiter.delay("ann", 0.0) for _ in range(3)] == [0.0] * 3
+    assert limiter.delay("ann", 0.0) == 20.0
+    assert limiter.delay("ann", 20.0) == 0.0
+
+
+def test_many_active_clients_are_searched_for_idle_ones_rarely() -> None:
+    limiter = RateLimiter(1)
+    searches, clients = 0, limiter._paid_at  # noqa: SLF001
+    for number in range(8 * MAX_CLIENTS):
+        limiter.delay(f"client-{number}", 0.0)
+        if limiter._paid_at is not clients:  # noqa: SLF001
+            searches, clients = searches + 1, limiter._paid_at  # noqa: SLF001
+    assert searches == 3
+    for number in range(40 * MAX_CLIENTS):
+        limiter.delay(f"later-{number}", 10.0 + number)
+    assert len(limiter._paid_at) <= MAX_CLIENTS  # noqa: SLF001
+
+
 def test_idle_clients_are_forgotten() -> None:
     limiter = RateLimiter(1)
     for number in range(3 * MAX_CLIENTS):

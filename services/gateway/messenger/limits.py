@@ -48,14 +48,18 @@ class Limits:
         _count(self._names, name if len(name) <= MAX_NAME else "")
 
     def message(self, token_hash: str) -> None:
-        """Count a message of the user of this token, or of the token while its user is unknown."""
+        """Count a message of the user of this token.
+
+        A token of a sign-in at another process counts alone until a message is sent with it.
+        """
         _count(self._messages, str(self._users.get(token_hash, token_hash)))
 
     def learn(self, token_hash: str, user_id: int) -> None:
         """Count the messages with this token as those of its user."""
-        if len(self._users) >= MAX_CLIENTS:
-            del self._users[next(iter(self._users))]
+        self._users.pop(token_hash, None)
         self._users[token_hash] = user_id
+        if len(self._users) > MAX_CLIENTS:
+            del self._users[next(iter(self._users))]  # the one that was used least recently
 
     def _address(self, request: web.Request) -> str:
         given = () if self._header is None else request.headers.getall(self._header, ())

@@ -260,9 +260,11 @@ async def sign_in(
     form = (await read_fields(request)).parse(SignInForm)
     deps.limits.sign_in_as(form.name)
     token = token_urlsafe(TOKEN_BYTES)
-    content = {"name": form.name, "password": form.password, "token_hash": token_hash(token)}
+    hashed = token_hash(token)
+    content = {"name": form.name, "password": form.password, "token_hash": hashed}
     signed_in = await _request(deps, SIGN_IN, content, context, _WRONG_PASSWORD)
     request[USER_ID] = signed_in["user_id"]
+    deps.limits.learn(hashed, signed_in["user_id"])
     return _done(token=token)
 
 
