@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 from multidict import CIMultiDict
 
-from shared.contracts.callback import STANDARD_PREFIX, SendCallback
+from shared.contracts.callback import STANDARD_PREFIX, SendCallback, is_reserved
 from shared.errors import ContractViolationError, PermanentError, TransientError
 from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
 from shared.resilience.retry import RetryPolicy, first_tier
@@ -26,28 +26,6 @@ FORM: Final = "application/x-www-form-urlencoded"
 # new encoder on each call.
 _encode: Final = JSONEncoder(sort_keys=True, allow_nan=False).encode
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-
-# Headers that a command cannot set, because the HTTP client or the signature sets them.
-RESERVED_HEADERS: Final = frozenset(
-    {
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-        "x-signature",
-    }
-)
-RESERVED_PREFIX: Final = "webhook-"
 
 
 class SigningError(PermanentError):
@@ -169,11 +147,7 @@ def signed_headers(
 
 def allowed_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the command's headers without the reserved ones."""
-    return {
-        name: value
-        for name, value in headers.items()
-        if (low := name.lower()) not in RESERVED_HEADERS and not low.startswith(RESERVED_PREFIX)
-    }
+    return {name: value for name, value in headers.items() if not is_reserved(name)}
 
 
 def requested_pause(status: int, retry_after: str | None, *, now: float) -> float:

@@ -26,6 +26,7 @@ POSTING_ID: Final = web.RequestKey("posting_id", str)
 MAILING_ID: Final = web.RequestKey("mailing_id", str)
 MESSAGE_ID: Final = web.RequestKey("message_id", str)
 RECIPIENT_ID: Final = web.RequestKey("recipient_id", str)
+ENDPOINT_ID: Final = web.RequestKey("endpoint_id", str)
 USER_ID: Final = web.RequestKey("user_id", int)
 DETAIL: Final = web.RequestKey("detail", str)
 
@@ -106,6 +107,7 @@ def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
         "mailing_id": request.get(MAILING_ID),
         "message_id": request.get(MESSAGE_ID),
         "recipient_id": request.get(RECIPIENT_ID),
+        "endpoint_id": request.get(ENDPOINT_ID),
         "user_id": request.get(USER_ID),
         "trace_id": trace[3:35] if trace else None,
     }

@@ -17,7 +17,13 @@ from services.subscriptions.deliveries.dispatch import Dispatcher
 from services.subscriptions.deliveries.registrations import Registrations
 from services.subscriptions.deliveries.requests import RegistrationRequests
 from services.subscriptions.deliveries.settlement import Settler
-from services.subscriptions.endpoints.requests import EndpointRequests
+from services.subscriptions.endpoints.message_requests import EndpointMessageRequests
+from services.subscriptions.endpoints.messages import EndpointMessages
+from services.subscriptions.endpoints.replaying import Replays
+from services.subscriptions.endpoints.requests import MAX_CONCURRENT, EndpointRequests
+from services.subscriptions.endpoints.store import Endpoints
+from services.subscriptions.endpoints.sweeping import Sweeper
+from services.subscriptions.endpoints.worker import EndpointWorker
 from services.subscriptions.messenger import handlers
 from services.subscriptions.messenger.appending import Appender
 from services.subscriptions.messenger.handlers import Handler
@@ -30,6 +36,7 @@ from services.subscriptions.settings import SubscriptionsSettings
 from shared.amqp.backpressure import CallbackQueue
 from shared.amqp.consumer import Consumer
 from shared.amqp.depth import QueueDepth
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.publisher import Publisher
@@ -97,6 +104,20 @@ async def start(process: Process) -> None:
         lambda: depth.count((CALLBACKS,)), settings.max_queued, metrics.DELIVERY_BACKPRESSURE.set
     )
     dispatcher = Dispatcher(claims, publisher, cipher, settler, leases, queue, skew, wake)
+    facts = FactSender(publisher, url=url, name=name, health=health)
+    endpoints = Endpoints(database, cipher, limit=settings.max_endpoints)
+    messages = EndpointMessages(database)
+    worker = EndpointWorker(
+        Sweeper(database, messages, lambda fact: facts.send_confirmed([fact])),
+        Replays(database, rate=settings.replay_rate),
+        wake.set,
+    )
+    slots = asyncio.Semaphore(MAX_CONCURRENT)
+
+    def changed() -> None:
+        worker.wake()
+        wake.set()
+
     passwords = Passwords()
     process.stack.callback(passwords.close)
 
@@ -139,8 +160,11 @@ async def start(process: Process) -> None:
                 wakes.add,
                 token_lifetime=timedelta(days=settings.token_lifetime),
             ).handlers(),
-            **RegistrationRequests(Registrations(database, cipher), wake.set).handlers(),
-            **EndpointRequests().handlers(),
+            **RegistrationRequests(Registrations(database, cipher), changed).handlers(),
+            **EndpointRequests(
+                endpoints, messages, slots, changed=changed, replay_rate=settings.replay_rate
+            ).handlers(),
+            **EndpointMessageRequests(endpoints, messages, slots, added=wake.set).handlers(),
         },
         url=url,
         name=f"{name} requests",
@@ -148,16 +172,16 @@ async def start(process: Process) -> None:
         prefetch=settings.prefetch,
         health=health,
     )
-    retention = Retention(messenger, timedelta(days=settings.retention))
+    retention = Retention(messenger, messages, timedelta(days=settings.retention))
     for part in (
         *(database, publisher, depth, appender, wakes, user_events, server, retention),
-        *(settler, dispatcher, outcomes),
+        *(settler, dispatcher, outcomes, facts, worker),
     ):
         process.run(part.run())
     process.run(leases.run(dispatcher.ready))
     for drain in (
         *(user_events.drain, server.drain, wakes.drain),
-        *(dispatcher.drain, leases.drain, outcomes.drain),
+        *(dispatcher.drain, leases.drain, outcomes.drain, facts.drain),
     ):
         process.on_drain(drain)
 

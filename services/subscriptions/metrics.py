@@ -38,3 +38,4 @@ CLOCK_SKEW: Final = Gauge(
     "ringback_delivery_clock_skew_seconds",
     "Seconds by which the clock of a callback service was ahead of the database's, at most.",
 )
+ENDPOINT_MESSAGES: Final = Counter("ringback_endpoint_messages", "Messages to endpoints.")

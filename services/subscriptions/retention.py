@@ -1,10 +1,11 @@
-"""Deletes old user events, messages and expired tokens."""
+"""Deletes old user events, messages and deliveries, and expired tokens."""
 
 import asyncio
 import logging
 from datetime import timedelta
 from typing import Final
 
+from services.subscriptions.endpoints.messages import EndpointMessages
 from services.subscriptions.messenger.store import Messenger
 from shared.postgres.pool import StoreConnectionLostError
 
@@ -17,10 +18,11 @@ BATCH: Final = 1000
 
 
 class Retention:
-    """Deletes events and messages that are older than `age`."""
+    """Deletes events, messages and finished deliveries that are older than `age`."""
 
-    def __init__(self, messenger: Messenger, age: timedelta) -> None:
+    def __init__(self, messenger: Messenger, messages: EndpointMessages, age: timedelta) -> None:
         self._messenger = messenger
+        self._messages = messages
         self._age = age
 
     async def run(self) -> None:
@@ -29,13 +31,15 @@ class Retention:
             try:
                 await self.run_once()
             except StoreConnectionLostError as error:
-                logger.warning("old user events not deleted: %s", error)
+                logger.warning("old rows not deleted: %s", error)
             await asyncio.sleep(INTERVAL)
 
     async def run_once(self) -> int:
         """Delete everything that is old, and return the number of rows deleted."""
         total = 0
         while deleted := await self._messenger.prune(self._age, BATCH):
+            total += deleted
+        while deleted := await self._messages.prune(self._age, BATCH):
             total += deleted
         while deleted := await self._messenger.delete_expired_tokens(BATCH):
             total += deleted

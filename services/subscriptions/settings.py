@@ -37,6 +37,13 @@ class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_")
         validation_alias="RINGBACK_ENDPOINT_DISABLE_AFTER",
         description="Time for which an endpoint must fail until it is disabled, in seconds.",
     )
+    max_endpoints: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=10_000, description="Maximum number of endpoints of one client."
+    )
+    replay_rate: Annotated[float, Field(ge=0.1, le=10_000)] = Field(
+        default=50.0,
+        description="Maximum number of messages of one replay that are sent again in a second.",
+    )
     connections: Annotated[int, Field(ge=4, le=100)] = Field(
-        default=10, description="Maximum number of database connections of one worker."
+        default=12, description="Maximum number of database connections of one worker."
     )

@@ -43,6 +43,35 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+# Headers that a command cannot set, because the HTTP client or the signature sets them.
+RESERVED_HEADERS: Final = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "x-signature",
+    }
+)
+RESERVED_PREFIX: Final = "webhook-"
+
+
+def is_reserved(header: str) -> bool:
+    """Return whether a command cannot set a header of this name."""
+    name = header.lower()
+    return name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIX)
+
+
 # Visible ASCII, because the id is sent as the header `webhook-id`.
 IDENTIFIER_PATTERN: Final = r"^[\x21-\x7e]{1,255}$"
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER_PATTERN)]

@@ -69,12 +69,22 @@ class ChangeEndpoint(BaseModel):
 
 
 class ControlEndpoint(BaseModel):
-    """Operations: delete, pause, resume or test an endpoint, or rotate its secret."""
+    """Operations: delete, pause, resume or test an endpoint."""
 
     model_config = ENVELOPE
 
     id: UUID
     if_match: IfMatch = None
+
+
+class RotateSecret(BaseModel):
+    """Operation: replace the secret. A repeat with the same idempotency key changes nothing."""
+
+    model_config = ENVELOPE
+
+    id: UUID
+    if_match: IfMatch = None
+    idempotency_key: Key | None = None
 
 
 class ReplayEndpoint(BaseModel):
@@ -92,6 +102,7 @@ class SendEndpointMessage(BaseModel):
     model_config = ENVELOPE
 
     message: NewEndpointMessage
+    idempotency_key: Key | None = None
 
 
 class GetEndpointMessage(BaseModel):
@@ -212,7 +223,7 @@ RESUME_ENDPOINT: Final = RpcOperation(
     SUBSCRIPTIONS_REQUESTS, "ResumeEndpoint", ControlEndpoint, (Endpoint,)
 )
 ROTATE_SECRET: Final = RpcOperation(
-    SUBSCRIPTIONS_REQUESTS, "RotateSecret", ControlEndpoint, (SecretRotated,)
+    SUBSCRIPTIONS_REQUESTS, "RotateSecret", RotateSecret, (SecretRotated,)
 )
 TEST_ENDPOINT: Final = RpcOperation(
     SUBSCRIPTIONS_REQUESTS, "TestEndpoint", ControlEndpoint, (EndpointTested,)
@@ -247,6 +258,8 @@ ENDPOINT_OPERATIONS: Final = (
     ROTATE_SECRET,
     TEST_ENDPOINT,
     REPLAY_ENDPOINT,
+)
+ENDPOINT_MESSAGE_OPERATIONS: Final = (
     SEND_ENDPOINT_MESSAGE,
     GET_ENDPOINT_MESSAGE,
     LIST_MESSAGE_ATTEMPTS,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -15,11 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from shared.contracts.callback import Fingerprint, Headers, WebhookId
-from shared.contracts.context import check_context, fields_error
+from shared.contracts.callback import (
+    MAX_HEADERS,
+    Fingerprint,
+    Headers,
+    WebhookId,
+    is_reserved,
+)
+from shared.contracts.context import check_context, fields_error, json_text
 from shared.contracts.schedules import STRICT, Url, UtcTime
 
-# Endpoints of one client that a message may reach.
 MAX_EVENT_TYPES: Final = 100
 
 # Exact, such as `invoice.paid`, or a prefix that ends at a dot, such as `invoice.*`; `*` is all.
@@ -46,6 +51,43 @@ Description = Annotated[
 RateLimit = Annotated[
     float,
     Field(gt=0, le=10_000, allow_inf_nan=False, description="Messages per second, at most."),
+]
+
+
+# Bytes of a payload as JSON in UTF-8. A SendCallback of 1 MiB also holds the URL, the headers and
+# the secrets.
+MAX_PAYLOAD_BYTES: Final = 1_000_000
+# Sent with the events of users.
+SEQUENCE_HEADER: Final = "x-ringback-sequence"
+
+
+def _check_headers(headers: dict[str, str]) -> dict[str, str]:
+    reserved = sorted(
+        name for name in headers if is_reserved(name) or name.lower() == SEQUENCE_HEADER
+    )
+    if reserved:
+        raise ValueError(f"{', '.join(reserved)[:200]}: Ringback sets these headers")
+    if len({name.lower() for name in headers}) < len(headers):
+        raise ValueError("a header is given more than once")
+    return headers
+
+
+def _check_payload(payload: Any) -> Any:
+    # In a list, because a text is not parsed there.
+    size = len(json_text(check_context([payload])).encode())
+    if size > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"has {size} bytes, at most {MAX_PAYLOAD_BYTES} are allowed")
+    return payload
+
+
+EndpointHeaders = Annotated[
+    Headers,
+    AfterValidator(_check_headers),
+    Field(
+        description="Sent with each request. The headers that Ringback sets are not allowed.",
+        max_length=MAX_HEADERS,
+        examples=[{"X-Tenant": "7"}],
+    ),
 ]
 
 
@@ -76,7 +118,7 @@ class NewEndpoint(BaseModel):
     url: Url = Field(examples=["https://customer.example.com/webhooks"])
     event_types: EventFilters
     description: Description = ""
-    headers: Headers = Field(default_factory=dict, repr=False)
+    headers: EndpointHeaders = Field(default_factory=dict, repr=False)
     rate_limit: RateLimit | None = None
     ordered: bool = Field(
         default=False,
@@ -93,10 +135,13 @@ class EndpointChange(BaseModel):
     url: Url | None = None
     event_types: EventFilters | None = None
     description: Description | None = None
-    headers: Headers | None = Field(default=None, repr=False)
+    headers: EndpointHeaders | None = Field(default=None, repr=False)
     rate_limit: RateLimit | None = None
     ordered: bool | None = None
     fingerprint: Fingerprint | None = None
+    status: Literal["active", "paused"] | None = Field(
+        default=None, description="The same as a resume or a pause."
+    )
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -124,7 +169,9 @@ class NewEndpointMessage(BaseModel):
     model_config = STRICT
 
     event_type: MessageEventType
-    payload: Annotated[Any, AfterValidator(check_context)] = Field(description="Any JSON value.")
+    payload: Annotated[Any, AfterValidator(_check_payload)] = Field(
+        description="Any JSON value; at most 1,000,000 bytes."
+    )
     id: WebhookId | None = Field(
         default=None, description="A repeat with the same id has no effect. Default: a new id."
     )
@@ -145,6 +192,8 @@ class Replay(BaseModel):
             raise fields_error([("since", "set either since or message_id")])
         if self.until is not None and self.since is None:
             raise fields_error([("until", "is only allowed with since")])
+        if self.until is not None and self.since is not None and self.until <= self.since:
+            raise fields_error([("until", "must be after since")])
         return self
 
 

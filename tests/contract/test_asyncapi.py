@@ -108,6 +108,7 @@ def test_every_message_that_programs_may_publish_or_consume_is_documented() -> N
         "callback": {"delivered", "attempt_failed", "dead", "dispatch_failed"},
         "schedule": {"notified", "failed", "cancelled", "retrying"},
         "message": {"sent", "attempt_failed", "failed", "expired", "returned"},
+        "endpoint": {"disabled"},
     }
     facts = {f"{about}.{outcome}" for about, each in by_subject.items() for outcome in each}
     documented = {key for key, _, message in MESSAGES if message["name"] == "Facts"}

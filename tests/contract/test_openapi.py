@@ -34,6 +34,20 @@ OPERATIONS = [
 ]
 # The promised routes, written down independently of their declarations.
 PROMISED = {
+    ("post", "/v1/endpoints"),
+    ("get", "/v1/endpoints"),
+    ("get", "/v1/endpoints/{id}"),
+    ("patch", "/v1/endpoints/{id}"),
+    ("delete", "/v1/endpoints/{id}"),
+    ("post", "/v1/endpoints/{id}/rotate-secret"),
+    ("post", "/v1/endpoints/{id}/test"),
+    ("post", "/v1/endpoints/{id}/pause"),
+    ("post", "/v1/endpoints/{id}/resume"),
+    ("post", "/v1/endpoints/{id}/replay"),
+    ("get", "/v1/endpoints/{id}/messages"),
+    ("post", "/v1/messages"),
+    ("get", "/v1/messages/{id}"),
+    ("get", "/v1/messages/{id}/attempts"),
     ("post", "/v1/callbacks"),
     ("post", "/v1/add"),
     ("post", "/v1/callbacks/batch"),

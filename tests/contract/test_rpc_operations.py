@@ -14,11 +14,12 @@ from services.mailings.reports.requests import ReportRequests
 from services.mailings.statistics.requests import StatisticsRequests
 from services.scheduler import requests as scheduler
 from services.subscriptions.deliveries.requests import RegistrationRequests
+from services.subscriptions.endpoints.message_requests import EndpointMessageRequests
 from services.subscriptions.endpoints.requests import EndpointRequests
 from services.subscriptions.messenger.requests import MessengerRequests
 from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
-from shared.contracts.endpoint_requests import ENDPOINT_OPERATIONS
+from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDPOINT_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.polls import POLL_OPERATIONS
@@ -48,11 +49,18 @@ from shared.topology import REQUEST_QUEUES
             MessengerRequests(Mock(), Mock(), Mock(), Mock(), token_lifetime=Mock()),
         ),
         (REGISTRATION_OPERATIONS, RegistrationRequests(Mock(), Mock())),
-        (ENDPOINT_OPERATIONS, EndpointRequests()),
+        (
+            ENDPOINT_OPERATIONS,
+            EndpointRequests(Mock(), Mock(), Mock(), changed=Mock(), replay_rate=1.0),
+        ),
+        (
+            ENDPOINT_MESSAGE_OPERATIONS,
+            EndpointMessageRequests(Mock(), Mock(), Mock(), added=Mock()),
+        ),
     ],
     ids=[
         *("scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"),
-        *("messenger", "registrations", "endpoints"),
+        *("messenger", "registrations", "endpoints", "endpoint messages"),
     ],
 )
 def test_every_operation_has_a_handler(
@@ -74,5 +82,6 @@ def test_every_request_queue_has_operations() -> None:
         *POLL_OPERATIONS,
         *REGISTRATION_OPERATIONS,
         *ENDPOINT_OPERATIONS,
+        *ENDPOINT_MESSAGE_OPERATIONS,
     )
     assert {operation.queue for operation in operations} == set(REQUEST_QUEUES)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from services.subscriptions.endpoints.messages import EndpointMessages
 from services.subscriptions.messenger.domain import NewEvent
 from services.subscriptions.messenger.passwords import MAX_UNFINISHED
 from services.subscriptions.messenger.store import MAX_PAGE_BYTES
@@ -35,7 +36,7 @@ def code(response: object) -> FailureCode:
 
 
 def retention(users: Users) -> Retention:
-    return Retention(users.messenger, timedelta(days=7))
+    return Retention(users.messenger, EndpointMessages(users.database), timedelta(days=7))
 
 
 async def test_u2_u5_a_message_becomes_an_event_of_its_recipient(users: Users) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from services.callback import domain
-from services.callback.domain import RESERVED_HEADERS, SigningError
-from shared.contracts.callback import SendCallback
+from services.callback.domain import SigningError
+from shared.contracts.callback import RESERVED_HEADERS, SendCallback
 from shared.errors import ContractViolationError
 
 VECTOR_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

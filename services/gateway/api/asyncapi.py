@@ -8,7 +8,8 @@ from pydantic.json_schema import models_json_schema
 
 from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
-from shared.contracts.endpoint_requests import ENDPOINT_OPERATIONS
+from shared.contracts.endpoint_facts import EndpointDisabled
+from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDPOINT_OPERATIONS
 from shared.contracts.facts import FACTS, Fact
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
@@ -41,6 +42,7 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *POLL_OPERATIONS,
     *REGISTRATION_OPERATIONS,
     *ENDPOINT_OPERATIONS,
+    *ENDPOINT_MESSAGE_OPERATIONS,
 )
 
 
@@ -54,6 +56,7 @@ _FACT_MODELS: Final[Mapping[str, type[BaseModel]]] = (
     _models_by_type(Fact)
     | dict.fromkeys(get_args(Kind), ScheduleFact)
     | _models_by_type(MessageFact)
+    | {"endpoint.disabled": EndpointDisabled}
 )
 
 

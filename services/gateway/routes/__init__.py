@@ -8,6 +8,8 @@ from services.gateway.routes import (
     callback_batches,
     callbacks,
     clients,
+    endpoint_messages,
+    endpoints,
     events,
     groups,
     mailing_messages,
@@ -46,6 +48,8 @@ def about(ticket_header: str) -> Description:
             " progress.",
             clients.TAG: "The people whom your mailings reach: create, import, search, change and"
             " delete them.",
+            endpoints.TAG: "The URLs of your customers. A message reaches each endpoint that"
+            " selects its event type.",
             mailings.TAG: "Send a text to clients in their own daytime. Pause, resume and cancel"
             " it.",
             TAG: "A small messenger: its users register, sign in, send messages, and get"
@@ -84,6 +88,8 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *clients.routes(),
         *mailings.routes(),
         *mailing_messages.routes(),
+        *endpoints.routes(),
+        *endpoint_messages.routes(),
         *messenger.routes(example_url),
         *polls.routes(),
     )

@@ -1,8 +1,10 @@
--- Endpoints whose deliveries need more than a row: in order, at a rate, paused or disabled. The
--- lock serialises additions, claims of waiting deliveries and changes of these endpoints.
+-- Endpoints whose deliveries need more than a row: in order, at a rate, paused, disabled or with a
+-- sweep. The lock serialises additions, claims of waiting deliveries and changes of these endpoints.
 -- name: lock_special
 SELECT id FROM subscriptions.endpoints
-WHERE id = ANY ($1::uuid[]) AND (ordered OR rate_limit IS NOT NULL OR status <> 'active')
+WHERE id = ANY ($1::uuid[]) AND (
+    ordered OR rate_limit IS NOT NULL OR status <> 'active' OR sweeping
+)
 ORDER BY id FOR NO KEY UPDATE;
 
 -- Endpoints that are not in $9 are treated as active. If one is not, its claim finds out.
@@ -17,7 +19,7 @@ WITH input AS (
     )
 ), special AS (
     SELECT
-        id, status, ordered, interval '1 second' / rate_limit AS pause,
+        id, status, sweeping, ordered, interval '1 second' / rate_limit AS pause,
         greatest(next_free_at, now()) AS free_at,
         ordered AND EXISTS (
             SELECT FROM subscriptions.deliveries d
@@ -26,7 +28,7 @@ WITH input AS (
     FROM subscriptions.endpoints e WHERE id = ANY ($9::uuid[])
 ), placed AS (
     SELECT
-        input.*, status, pause, free_at, busy, coalesce(ordered AND NOT at_once, false) AS in_order,
+        input.*, status, sweeping, pause, free_at, busy, coalesce(ordered AND NOT at_once, false) AS in_order,
         row_number() OVER (PARTITION BY endpoint_id ORDER BY number) - 1 AS before,
         row_number() OVER (PARTITION BY endpoint_id, at_once ORDER BY number) - 1 AS before_in_order
     FROM input LEFT JOIN special ON id = endpoint_id
@@ -47,7 +49,7 @@ SELECT
     CASE
         WHEN status = 'disabled' THEN 'failed'
         WHEN status = 'deleted' THEN 'cancelled'
-        WHEN status = 'paused' THEN 'waiting'
+        WHEN status = 'paused' OR sweeping AND NOT at_once THEN 'waiting'
         WHEN in_order AND (busy OR before_in_order > 0) THEN 'waiting'
         ELSE 'pending'
     END,

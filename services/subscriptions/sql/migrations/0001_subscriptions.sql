@@ -76,6 +76,7 @@ CREATE INDEX endpoints_client_id ON subscriptions.endpoints (client_id, created_
 CREATE UNIQUE INDEX endpoints_user_id ON subscriptions.endpoints (user_id)
     WHERE user_id IS NOT NULL AND status <> 'deleted';
 CREATE INDEX endpoints_ack_token ON subscriptions.endpoints (ack_token) WHERE ack_token IS NOT NULL;
+CREATE INDEX endpoints_deleted ON subscriptions.endpoints (id) WHERE status = 'deleted';
 CREATE INDEX endpoints_sweeping ON subscriptions.endpoints (id) WHERE sweeping;
 
 -- A message to the endpoints of a client.
@@ -128,6 +129,8 @@ CREATE INDEX deliveries_of_message ON subscriptions.deliveries (client_id, messa
     WHERE message_id IS NOT NULL;
 CREATE INDEX deliveries_of_event ON subscriptions.deliveries (endpoint_id, sequence)
     WHERE sequence IS NOT NULL;
+CREATE INDEX deliveries_waiting ON subscriptions.deliveries (endpoint_id, id)
+    WHERE status = 'waiting';
 CREATE INDEX deliveries_failed ON subscriptions.deliveries (endpoint_id, id) WHERE status = 'failed';
 CREATE INDEX deliveries_finished ON subscriptions.deliveries (finished_at)
     WHERE finished_at IS NOT NULL;

@@ -1,0 +1,153 @@
+-- name: create
+INSERT INTO subscriptions.endpoints (
+    id, client_id, url, event_types, description, headers, rate_limit, ordered, fingerprint, secret
+)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10
+WHERE $11 > (
+    SELECT count(*) FROM subscriptions.endpoints WHERE client_id = $2 AND status <> 'deleted'
+)
+ON CONFLICT (id) DO NOTHING
+RETURNING *;
+
+-- name: find
+SELECT * FROM subscriptions.endpoints WHERE client_id = $1 AND id = $2 AND status <> 'deleted';
+
+-- name: exists
+SELECT FROM subscriptions.endpoints WHERE id = $1;
+
+-- Newest first. The cursor is ($2, $3).
+-- name: page
+SELECT * FROM subscriptions.endpoints
+WHERE client_id = $1 AND status <> 'deleted' AND (created_at, id) < ($2, $3)
+AND ($4::text IS NULL OR status = $4)
+ORDER BY created_at DESC, id DESC LIMIT $5;
+
+-- name: lock
+SELECT * FROM subscriptions.endpoints
+WHERE client_id = $1 AND id = $2 AND status <> 'deleted' FOR NO KEY UPDATE;
+
+-- Unless the order or the status stays as it is, a sweep follows.
+-- name: change
+UPDATE subscriptions.endpoints SET
+    url = $2, event_types = $3, description = $4, headers = $5, rate_limit = $6, ordered = $7,
+    fingerprint = $8, status = $9, version = version + 1, updated_at = now(),
+    sweeping = sweeping OR ordered <> $7 OR status <> $9,
+    failing_since = CASE WHEN status = $9 THEN failing_since END,
+    next_free_at = CASE WHEN rate_limit IS NOT DISTINCT FROM $6 THEN next_free_at ELSE now() END
+WHERE id = $1
+RETURNING *;
+
+-- name: rotate
+UPDATE subscriptions.endpoints SET
+    old_secret = secret, old_secret_until = now() + make_interval(secs => $3), secret = $2,
+    rotation = $4, version = version + 1, updated_at = now()
+WHERE id = $1
+RETURNING *;
+
+-- Retention deletes the row after the last delivery. Until then, its messages list them.
+-- name: delete
+UPDATE subscriptions.endpoints
+SET status = 'deleted', sweeping = true, headers = NULL, old_secret = NULL, updated_at = now()
+WHERE id = $1;
+
+-- name: add_replay
+INSERT INTO subscriptions.replays (id, endpoint_id, since, until, cursor)
+VALUES ($1, $2, $3, least($4, now()), 0)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: sweeping
+SELECT id FROM subscriptions.endpoints WHERE sweeping AND id > $1 ORDER BY id LIMIT 1;
+
+-- name: lock_sweeping
+SELECT id, client_id, status, ordered, failing_since, description FROM subscriptions.endpoints
+WHERE id = $1 AND sweeping FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: swept
+UPDATE subscriptions.endpoints SET sweeping = false WHERE id = $1;
+
+-- Unless it was resumed, and perhaps disabled again, in the meantime.
+-- name: reported
+UPDATE subscriptions.endpoints SET sweeping = false
+WHERE id = $1 AND status = 'disabled' AND failing_since = $2;
+
+-- name: hold
+UPDATE subscriptions.deliveries SET status = 'waiting'
+WHERE status = 'pending' AND id IN (
+    SELECT id FROM subscriptions.deliveries WHERE endpoint_id = $1 AND status = 'pending' LIMIT $2
+);
+
+-- In the order of creation, and at the rate of the endpoint.
+-- name: release
+WITH batch AS (
+    SELECT id, row_number() OVER (ORDER BY id) AS number FROM (
+        SELECT id FROM subscriptions.deliveries
+        WHERE endpoint_id = $1 AND status = 'waiting' ORDER BY id LIMIT $2
+    ) AS oldest
+), start AS (
+    SELECT
+        CASE WHEN rate_limit IS NULL THEN now() ELSE greatest(now(), next_free_at) END AS at,
+        CASE
+            WHEN rate_limit IS NULL THEN interval '1 microsecond'
+            ELSE make_interval(secs => 1 / rate_limit)
+        END AS step
+    FROM subscriptions.endpoints WHERE id = $1
+), advanced AS (
+    UPDATE subscriptions.endpoints SET next_free_at = at + step * (SELECT count(*) FROM batch)
+    FROM start WHERE id = $1 AND rate_limit IS NOT NULL
+)
+UPDATE subscriptions.deliveries AS delivery
+SET status = 'pending', due_at = at + step * (number - 1)
+FROM batch, start WHERE delivery.id = batch.id AND delivery.status = 'waiting';
+
+-- Of an endpoint in order: only the oldest, and only if none is on its way.
+-- name: release_first
+UPDATE subscriptions.deliveries SET status = 'pending', due_at = greatest(due_at, now())
+WHERE id = (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND status = 'waiting' ORDER BY id LIMIT 1
+) AND NOT EXISTS (
+    SELECT FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND status IN ('pending', 'dispatched')
+);
+
+-- name: fail
+UPDATE subscriptions.deliveries
+SET status = 'failed', last_error = 'endpoint_disabled', finished_at = now()
+WHERE status IN ('pending', 'waiting') AND id IN (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND status IN ('pending', 'waiting') ORDER BY id LIMIT $2
+);
+
+-- name: cancel
+UPDATE subscriptions.deliveries SET status = 'cancelled', finished_at = now()
+WHERE finished_at IS NULL AND id IN (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND status IN ('pending', 'waiting', 'dispatched') ORDER BY id LIMIT $2
+);
+
+-- name: due_replays
+SELECT id FROM subscriptions.replays WHERE finished_at IS NULL AND next_at <= now() ORDER BY next_at;
+
+-- name: next_replay
+SELECT extract(epoch FROM min(next_at) - now())::float8 FROM subscriptions.replays
+WHERE finished_at IS NULL;
+
+-- name: lock_replay
+SELECT endpoint_id, since, until, cursor FROM subscriptions.replays
+WHERE id = $1 AND finished_at IS NULL AND next_at <= now() FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: lock_endpoint
+SELECT status, ordered FROM subscriptions.endpoints WHERE id = $1 FOR NO KEY UPDATE;
+
+-- name: failed
+SELECT id FROM subscriptions.deliveries
+WHERE endpoint_id = $1 AND status = 'failed' AND finished_at >= $2 AND finished_at < $3 AND id > $4
+ORDER BY id LIMIT $5;
+
+-- name: replayed
+UPDATE subscriptions.replays
+SET cursor = $2, replayed = replayed + $3, next_at = now() + make_interval(secs => $4)
+WHERE id = $1;
+
+-- name: end_replay
+UPDATE subscriptions.replays SET finished_at = now() WHERE id = $1;
