@@ -20,6 +20,12 @@ from services.gateway.messenger.codes import is_messenger
 from services.gateway.messenger.schemas import CallbackForm, NewMessage, NewUser, SignInForm
 from services.gateway.routes import about, all_routes
 from shared.contracts.clients import ClientChange, NewClient
+from shared.contracts.endpoints import (
+    EndpointChange,
+    NewEndpoint,
+    NewEndpointMessage,
+    Replay,
+)
 from shared.contracts.events import Event
 from shared.contracts.mailings import MailingChanges, NewMailing
 from shared.contracts.postings import Posting
@@ -63,6 +69,10 @@ CONTRACTS: Mapping[str, type[BaseModel]] = {
     "sign_in_user": SignInForm,
     "send_message": NewMessage,
     "start_callback": CallbackForm,
+    "create_endpoint": NewEndpoint,
+    "change_endpoint": EndpointChange,
+    "replay_endpoint": Replay,
+    "send_endpoint_message": NewEndpointMessage,
 }
 # Fields whose validity depends on the time, the configuration, or an earlier response. Schemathesis
 # does not follow the pattern of If-Match in its coverage phase.
