@@ -9,8 +9,10 @@ from tqdm import tqdm
 from services.cli.broker import private_database, run_task
 from services.cli.keys import development_key
 from services.cli.output import echo
-from services.scheduler.app import SCHEMA
-from services.scheduler.reseal import estimated_callbacks, reseal
+from services.scheduler import reseal as callbacks
+from services.scheduler.app import SCHEMA as SCHEDULER
+from services.subscriptions import reseal as endpoints
+from services.subscriptions.app import SCHEMA as SUBSCRIPTIONS
 from shared.postgres.connection import connect
 from shared.postgres.migrations import pending
 from shared.process.configuration import configured
@@ -24,7 +26,7 @@ STATEMENT_TIMEOUT = 30.0
 
 @dataclass(slots=True)
 class Result:
-    """The number of callbacks, and the faults of those that cannot be decrypted."""
+    """The number of callbacks and endpoints, and the faults of those that cannot be decrypted."""
 
     read: int = 0
     resealed: int = 0
@@ -47,28 +49,30 @@ def secrets() -> None:
 def reseal_command(*, as_json: bool) -> None:
     """Encrypt all stored secrets again with the first key of RINGBACK_SECRETS_KEY.
 
-    Afterwards, the other keys can be removed. First start all schedulers with the new key in front,
-    because they encrypt new secrets with it. The command works in small batches while everything
-    runs. It is safe to interrupt and to repeat. The exit code is 1 if a secret still needs another
-    key.
+    Afterwards, the other keys can be removed. First start all processes of the scheduler and of
+    subscriptions with the new key in front, because they encrypt new secrets with it. The command
+    works in small batches while everything runs. It is safe to interrupt and to repeat. The exit
+    code is 1 if a secret still needs another key.
 
     \b
     Example:
       RINGBACK_SECRETS_KEY=NEW,OLD ringback secrets reseal
     """
     url = private_database()
-    settings = configured((SecuritySettings,), storing=() if url else ("scheduler",))
+    settings = configured(
+        (SecuritySettings,), storing=() if url else ("scheduler", "subscriptions")
+    )
     result = run_task(_reseal(settings.database_url or url or "", _cipher()))
     if as_json:
         echo(json.dumps(asdict(result)))
     else:
-        echo(f"{result.resealed} of {result.read} callbacks encrypted with the first key.")
+        echo(f"{result.resealed} of {result.read} callbacks and endpoints newly encrypted.")
         if result.skipped:
-            echo(f"{result.skipped} callbacks changed at the same time. Repeat the command.")
+            echo(f"{result.skipped} of them changed at the same time. Repeat the command.")
         for fault, count in result.faults.items():
-            echo(f"{count} callbacks: {fault}.")
+            echo(f"{count} of them: {fault}.")
         if result.complete:
-            echo("No callback needs another key.")
+            echo("No secret needs another key.")
     raise SystemExit(0 if result.complete else 1)
 
 
@@ -86,17 +90,18 @@ def _cipher() -> SecretCipher:
 async def _reseal(url: str, cipher: SecretCipher) -> Result:
     result = Result()
     async with connect(url, statement_timeout=STATEMENT_TIMEOUT) as connection:
-        if await pending(connection, SCHEMA):
+        if await pending(connection, SCHEDULER) or await pending(connection, SUBSCRIPTIONS):
             raise click.ClickException(
                 "Cannot encrypt secrets: the schema is not up to date. Run `ringback migrate`."
             )
-        total = await estimated_callbacks(connection)
+        total = await callbacks.estimated_callbacks(connection)
         with tqdm(total=total or None, unit=" callbacks", leave=False, disable=None) as bar:
-            async for batch in reseal(connection, cipher):
-                result.read += batch.read
-                result.resealed += batch.resealed
-                result.skipped += batch.skipped
-                for fault in batch.faults:
-                    result.faults[fault] = result.faults.get(fault, 0) + 1
-                bar.update(batch.read)
+            for reseal in (callbacks.reseal, endpoints.reseal):
+                async for batch in reseal(connection, cipher):
+                    result.read += batch.read
+                    result.resealed += batch.resealed
+                    result.skipped += batch.skipped
+                    for fault in batch.faults:
+                        result.faults[fault] = result.faults.get(fault, 0) + 1
+                    bar.update(batch.read)
     return result

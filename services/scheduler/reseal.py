@@ -1,30 +1,15 @@
 """Encrypts stored secrets again with the first key, so that older keys can be removed."""
 
 from collections.abc import AsyncIterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler.store import SQL
-from shared.security.encryption import DecryptionError, SecretCipher
+from shared.security.encryption import DecryptionError, ResealedBatch, SecretCipher
 
 # Callbacks in one statement. It takes some milliseconds, and locks only those that it changes.
 BATCH_SIZE: Final = 500
 _FIRST_ID: Final = UUID(int=0)
-
-
-class ResealedBatch(NamedTuple):
-    """The callbacks of one batch.
-
-    read: how many were read.
-    resealed: how many of them were encrypted again.
-    skipped: how many were changed by another process at the same time.
-    faults: why the others cannot be decrypted.
-    """
-
-    read: int
-    resealed: int
-    skipped: int
-    faults: tuple[str, ...]
 
 
 async def reseal(connection: Any, cipher: SecretCipher) -> AsyncIterator[ResealedBatch]:

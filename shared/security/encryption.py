@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -27,6 +27,21 @@ _NONCE_BYTES: Final = 12
 
 class DecryptionError(RingbackError):
     """A secret cannot be decrypted: its key is not configured, or its bytes were changed."""
+
+
+class ResealedBatch(NamedTuple):
+    """The rows of one batch whose secrets are encrypted again with the first key.
+
+    read: how many were read.
+    resealed: how many of them were encrypted again.
+    skipped: how many were changed by another process at the same time.
+    faults: why the others cannot be decrypted.
+    """
+
+    read: int
+    resealed: int
+    skipped: int
+    faults: tuple[str, ...]
 
 
 class MissingSecretsKeyError(RingbackError):

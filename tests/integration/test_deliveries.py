@@ -1,6 +1,9 @@
 """U1 to U3, N1 to N5: dispatching and settling deliveries, on a real database."""
 
 import asyncio
+import base64
+import json
+import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -13,7 +16,10 @@ from services.subscriptions.deliveries.store import NewDelivery
 from shared.contracts.callback import SendCallback
 from shared.contracts.requests import Failure, FailureCode
 from shared.ids import uuid7
+from tests.fakes.command import ringback
 from tests.fakes.deliveries import DISABLE_AFTER, SECRET, Engine, old_destination, running_engine
+from tests.fakes.scheduling import connected
+from tests.fakes.system import SECRETS_KEY
 
 URL = "https://bot.example.com/hook"
 
@@ -396,3 +402,29 @@ async def test_a_url_that_was_replaced_has_no_effect_on_its_endpoint(engine: Eng
     assert sent.url == "https://old.example.com/"
     await engine.settle(sent.failed(attempt=1, status=410, final=True))
     assert engine.disabled == []
+
+
+async def test_finding_a16_reseal_replaces_the_key_of_endpoints_and_of_replaced_urls(
+    engine: Engine, database_url: str
+) -> None:
+    ann, token, _ = await user(engine)
+    await engine.start(token, "https://new.example.com/")
+    await engine.endpoint(URL, headers=engine.cipher.encrypt(b"{}"), old_secret=None)
+    async with connected(database_url):  # no callbacks
+        pass
+    new_key = base64.b64encode(os.urandom(32)).decode()
+    for resealed in (3, 0):
+        output = await ringback(
+            "secrets",
+            "reseal",
+            "--json",
+            amqp_url=None,
+            RINGBACK_DATABASE_URL=database_url,
+            RINGBACK_SECRETS_KEY=f"{new_key},{SECRETS_KEY}",
+        )
+        assert (output.code, json.loads(output.out)["resealed"]) == (0, resealed)
+    other = Engine(engine.database, engine.users, keys=new_key)
+    await other.users.send(token, ann)
+    sent = await other.dispatch()
+    assert {each.url for each in sent} == {URL, "https://new.example.com/"}
+    assert len(sent) == 3
