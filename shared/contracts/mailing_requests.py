@@ -101,6 +101,7 @@ class ListMailingMessages(BaseModel):
 
     id: UUID
     status: MessageState | None = None
+    client_id: UUID | None = Field(default=None, description="Only messages to this client.")
     cursor: _Cursor | None = None
     limit: _Limit = DEFAULT_PAGE_SIZE
 

@@ -144,6 +144,10 @@ async def test_m2_the_audience_is_counted_and_a_test_message_is_sent(shop: Calle
     path = created.headers["Location"]
     sent = await shop("POST", f"{path}/test", {"phone": "79161234567"})
     assert (sent.status, set(sent.json)) == (200, {"message_id"})
+    messages = await shop("GET", f"{path}/messages?client_id={UNKNOWN}")
+    assert messages.json == {"items": [], "next_cursor": None}
+    rejected = await shop("GET", f"{path}/messages?client_id=7")
+    assert rejected.rejected_fields() == {"client_id"}
     assert (await shop("POST", f"{path}/test", {"phone": "8"})).rejected_fields() == {"phone"}
     for _ in range(9):
         sent = await shop("POST", f"{path}/test", {"phone": "79161234567"})

@@ -21,6 +21,7 @@ from shared.contracts.message_facts import ReasonCode
 from shared.contracts.messages import SendSms
 from shared.contracts.posting_requests import MessageState
 from shared.postgres.pool import StoreConnectionLostError
+from tests.fakes.campaigns import CampaignProcess
 from tests.fakes.cohorts import add_clients, client_id, start_mailing, statuses
 from tests.fakes.mailing import Mailings, empty_mailings, running_mailings
 from tests.fakes.waiting import until
@@ -106,6 +107,23 @@ async def test_m2_m3_the_clients_of_a_filter_get_one_message_each(mailings: Mail
     ]
     cohort = await row(mailings, mailing)
     assert (cohort["ended"], cohort["receivers"], cohort["created"]) == ("expanded", 3, 3)
+
+
+async def test_m3_the_message_to_a_client_is_found_by_their_id(mailings: Mailings) -> None:
+    await add_clients(mailings, 1, 600)
+    mailing = await start_mailing(mailings)
+    await mailings.expand_all()
+    process = CampaignProcess(mailings.database)
+
+    async def messages(**query: Any) -> list[Any]:
+        page = await process.request("ListMailingMessages", None, id=str(mailing), **query)
+        assert page.next_cursor is None
+        return [(message.client_id, message.status) for message in page.items]
+
+    assert await messages(client_id=client_id(7)) == [(client_id(7), "created")]
+    assert await messages(client_id=client_id(7), status="created") == [(client_id(7), "created")]
+    assert await messages(client_id=client_id(7), status="sent") == []
+    assert await messages(client_id=client_id(601)) == []
 
 
 async def test_m2_a_caller_reaches_only_its_own_clients(mailings: Mailings) -> None:

@@ -35,7 +35,7 @@ from shared.contracts.mailing_requests import (
     MailingMessages,
 )
 from shared.contracts.posting_requests import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MessageState
-from shared.http.openapi import Response, TextBody
+from shared.http.openapi import Parameter, Response, TextBody
 from shared.http.problem import ProblemError
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,13 @@ _EXAMPLE: Final = (
 )
 _ID: Final = path_id("mailing", examples.ID)
 _STATUS: Final = status_filter([state.value for state in MessageState])
+_CLIENT: Final = Parameter(
+    "client_id",
+    "query",
+    "Only the message to this client.",
+    {"type": "string", "format": "uuid"},
+    example=examples.USER,
+)
 _PAGE: Final = pagination(max_size=MAX_PAGE_SIZE, default_size=DEFAULT_PAGE_SIZE)
 _NOT_FOUND: Final = {404: problem("The caller has no mailing with this id.")}
 _FAILURES: Final = failures(
@@ -75,7 +82,7 @@ def routes() -> tuple[Route, ...]:
             tag=mailings.TAG,
             summary="List the messages of a mailing",
             description="Includes clients who got no message, with the reason.",
-            parameters=(_ID, _STATUS, *_PAGE),
+            parameters=(_ID, _STATUS, _CLIENT, *_PAGE),
             responses={
                 200: ok(
                     "A page of messages, in an order that does not change.",

@@ -25,6 +25,7 @@ from services.mailings.campaigns.texts import InvalidTextError, Texts
 from services.mailings.campaigns.worker import CampaignWorker, log
 from services.mailings.clients.domain import operator_code_of
 from services.mailings.clients.store import Directory
+from services.mailings.domain import message_id
 from services.mailings.messages import outgoing
 from shared.amqp.publisher import Publisher, new_id
 from shared.amqp.rpc import RequestContext
@@ -59,6 +60,7 @@ from shared.contracts.mailing_requests import (
     TestSent,
 )
 from shared.contracts.mailings import AudienceFilter, MailingChanges, MailingContent, MailingStatus
+from shared.contracts.posting_requests import MessageState
 from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOperation, invalid
 from shared.errors import InfrastructureError
 from shared.pagination import END, decode_cursor, encode_cursor
@@ -313,9 +315,9 @@ class CampaignRequests:
         mailing, wait = permitted
         if wait > 0:
             return TOO_MANY_TESTS.model_copy(update={"retry_after": ceil(wait)})
-        message_id = uuid5(command.id, context.message_id or new_id())
+        test_id = uuid5(command.id, context.message_id or new_id())
         user = {
-            "id": str(message_id),
+            "id": str(test_id),
             "phone": phone,
             "operator_code": operator_code_of(phone),
             "tag": None,
@@ -323,12 +325,12 @@ class CampaignRequests:
         }
         try:
             message = self._texts.test_message(
-                mailing.content, message_id, user if client is None else client.user
+                mailing.content, test_id, user if client is None else client.user
             )
         except InvalidTextError as error:
             return invalid([error.field_error])
         await self._publisher.publish(outgoing(message, context.traceparent, self._clock.now()))
-        return TestSent(message_id=message_id)
+        return TestSent(message_id=test_id)
 
     async def _audience(self, context: RequestContext, command: AudienceFilter) -> Response:
         async with self._reads:
@@ -344,14 +346,26 @@ class CampaignRequests:
             except ValueError:
                 return INVALID_CURSOR
         async with self._reads:
-            if await self._campaigns.find(_owner(context), command.id) is None:
+            mailing = await self._campaigns.find(_owner(context), command.id)
+            if mailing is None:
                 return NOT_FOUND
+            if command.client_id is not None:
+                return await self._message(mailing, command.client_id, command.status)
             found = await self._campaigns.messages(
                 command.id, after, command.status, command.limit + 1
             )
         page = found[: command.limit]
         cursor = f"{page[-1][0]}/{page[-1][1].id}" if len(found) > command.limit else None
         return MailingMessages(items=[message for _, message in page], next_cursor=cursor)
+
+    async def _message(
+        self, mailing: StoredMailing, client: UUID, status: MessageState | None
+    ) -> MailingMessages:
+        """Return the page with the message to a client, if there is one."""
+        id_ = message_id(mailing.id, mailing.content.channel, str(client))
+        found = await self._campaigns.message(mailing.id, id_)
+        items = [] if found is None or status not in (None, found.status) else [found]
+        return MailingMessages(items=items, next_cursor=None)
 
 
 _EVENTS: Final = {

@@ -287,6 +287,11 @@ class Campaigns:
         count: int = row["count"]
         return count
 
+    async def message(self, mailing: UUID, id_: UUID) -> MailingMessage | None:
+        """Return a message; None if there is no such message."""
+        row = await self._database.fetchrow(SQL["message"], mailing, id_)
+        return None if row is None else _message(mailing, row)
+
     async def messages(
         self, mailing: UUID, after: tuple[UUID, UUID], status: MessageState | None, limit: int
     ) -> list[tuple[UUID, MailingMessage]]:
