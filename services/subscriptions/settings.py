@@ -21,7 +21,8 @@ class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_")
         default=30.0, description="Time for which a sign-in is valid, in days."
     )
     retention: Annotated[float, Field(gt=0, le=3650)] = Field(
-        default=30.0, description="Retention of user events and messages, in days."
+        default=30.0,
+        description="Retention of user events, messages and finished deliveries, in days.",
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
         default=262_144,

@@ -212,7 +212,7 @@ class Endpoint(BaseModel):
     fingerprint: str | None
     status: EndpointStatus
     failing_since: AwareDatetime | None = Field(
-        description="Since when each dispatch has failed; null after a success."
+        description="Since when each attempt has failed; null after a success."
     )
     created_at: AwareDatetime
     updated_at: AwareDatetime

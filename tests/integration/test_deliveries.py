@@ -323,6 +323,22 @@ async def test_n4_an_endpoint_is_disabled_when_it_fails_for_long_or_is_gone(engi
     assert engine.disabled == [failing, gone]
 
 
+async def test_n4_each_failed_attempt_counts_unless_a_success_was_later(engine: Engine) -> None:
+    async def failing() -> bool:
+        row = await engine.database.fetchrow("SELECT failing_since FROM subscriptions.endpoints")
+        return row["failing_since"] is not None
+
+    id_ = await engine.endpoint(URL)
+    await engine.add(NewDelivery(id_, "a", payload="{}"))
+    [sent] = await engine.dispatch()
+    await engine.settle(sent.attempt_failed())
+    assert await failing()
+    await engine.settle(sent.delivered(2))
+    assert not await failing()
+    await engine.settle(sent.attempt_failed())  # overtaken by the success
+    assert not await failing()
+
+
 async def test_n4_a_claim_of_an_endpoint_that_is_not_active_follows_its_status(
     engine: Engine,
 ) -> None:

@@ -25,7 +25,14 @@ def services(
     directory = tmp_path_factory.mktemp("system")
     with (
         fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "subscriptions", "callback") as started,
+        system(
+            directory,
+            shared_amqp_url,
+            url,
+            "subscriptions",
+            "callback",
+            RINGBACK_ENDPOINT_DISABLE_AFTER="0.5",
+        ) as started,
     ):
         asyncio.run(started.ready())
         yield started
@@ -182,6 +189,23 @@ async def test_n3_n4_an_endpoint_that_is_gone_is_disabled_and_gets_everything_by
         assert await received(other, 1) == [report]
     message = (await shop("GET", "/v1/messages/m0")).json
     assert message["deliveries"][0]["attempts"] == 2
+
+
+async def test_n4_an_endpoint_that_fails_for_the_configured_time_is_disabled(
+    shop: Caller,
+) -> None:
+    async with serve(respond(500)) as failing:
+        endpoint = await create(shop, failing.url)
+        await send(shop, id="m")
+
+        async def disabled() -> bool:
+            found = (await shop("GET", f"/v1/endpoints/{endpoint['id']}")).json
+            return bool(found["status"] == "disabled")
+
+        await until(disabled)
+        assert len(failing.requests) > 1
+    attempts = (await shop("GET", "/v1/messages/m/attempts")).json["items"]
+    assert {attempt["status_code"] for attempt in attempts} == {500}
 
 
 async def test_n1_row_27_a_hostile_url_is_rejected_or_never_reached(shop: Caller) -> None:

@@ -93,7 +93,7 @@ class Claims:
     ) -> datetime:
         """Lock deliveries, write what `decide` returns for them, and return the time.
 
-        failed: those with a failed dispatch.
+        failed: those with a failed attempt.
         """
         async with self._database.transaction() as connection:
             now: datetime = await connection.fetchval("SELECT now()")

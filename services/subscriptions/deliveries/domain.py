@@ -108,8 +108,9 @@ def _after_failed_dispatch(delivery: Delivery, fact: CallbackDispatchFailed) -> 
 
 
 def endpoint_failed(fact: Fact) -> bool:
-    """Return whether a fact says that the endpoint does not accept deliveries."""
-    return isinstance(fact, CallbackDispatchFailed) and fact.attempt > 0
+    """Return whether a fact reports an attempt that the endpoint did not accept."""
+    failed = isinstance(fact, CallbackAttemptFailed | CallbackDispatchFailed)
+    return failed and fact.attempt > 0
 
 
 def endpoint_gone(fact: Fact) -> bool:

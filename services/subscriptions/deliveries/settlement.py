@@ -1,7 +1,7 @@
 """Settles deliveries by the facts of the callback service, in batches."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -18,7 +18,13 @@ from services.subscriptions.deliveries.domain import (
     settle,
 )
 from shared.amqp.message import Dead, Message, Outcome
-from shared.contracts.facts import CallbackDelivered, CallbackDispatchFailed, Fact, Facts
+from shared.contracts.facts import (
+    CallbackAttemptFailed,
+    CallbackDelivered,
+    CallbackDispatchFailed,
+    Fact,
+    Facts,
+)
 from shared.resilience.batching import Batcher
 from shared.skew import ClockSkew
 
@@ -73,7 +79,7 @@ class Settler:
                 made += attempts(before, facts)
                 if (after := settle(before, facts)) is not before:
                     changed.append(after)
-                if (judgement := _judge(facts)) is not None:
+                if (judgement := _judge(before, facts)) is not None:
                     earlier = endpoints.get(before.endpoint_id, judgement)
                     endpoints[before.endpoint_id] = Judgement(
                         earlier.accepted or judgement.accepted, earlier.gone or judgement.gone
@@ -90,14 +96,16 @@ class Settler:
 
 
 def _failed(fact: Fact) -> bool:
-    return isinstance(fact, CallbackDispatchFailed)
+    return isinstance(fact, CallbackAttemptFailed | CallbackDispatchFailed)
 
 
-def _judge(facts: Iterable[Fact]) -> Judgement | None:
-    """Return what facts about a delivery say about its endpoint; None if nothing."""
-    facts = list(facts)
+def _judge(before: Delivery, facts: Sequence[Fact]) -> Judgement | None:
+    """Return what facts about a delivery say about its endpoint; None if nothing.
+
+    A failure that arrives after the end of the delivery is older than a success.
+    """
     accepted = any(isinstance(fact, CallbackDelivered) for fact in facts)
-    if not accepted and not any(map(endpoint_failed, facts)):
+    if not accepted and (before.finished or not any(map(endpoint_failed, facts))):
         return None
     return Judgement(accepted, any(map(endpoint_gone, facts)))
 

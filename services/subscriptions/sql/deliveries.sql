@@ -164,7 +164,7 @@ LEFT JOIN subscriptions.endpoints e ON e.id = stored.endpoint_id
 WHERE d.id = input.id AND d.dispatch = input.dispatch AND d.status = 'dispatched';
 
 -- Endpoints whose state can depend on facts: those of deliveries in order or with a failed
--- dispatch ($2), those that fail, and those that share a position with a token.
+-- attempt ($2), those that fail, and those that share a position with a token.
 -- name: lock_settled
 SELECT id FROM subscriptions.endpoints WHERE id IN (
     SELECT d.endpoint_id FROM subscriptions.deliveries d

@@ -64,7 +64,7 @@ CREATE TABLE subscriptions.endpoints (
     status text NOT NULL DEFAULT 'active'
         CHECK (status IN ('active', 'paused', 'disabled', 'deleted')),
     sweeping boolean NOT NULL DEFAULT false,    -- its unfinished deliveries have to follow its status
-    failing_since timestamptz,                  -- of the first failed dispatch after the last success
+    failing_since timestamptz,                  -- of the first failed attempt after the last success
     next_free_at timestamptz NOT NULL DEFAULT '-infinity',  -- when the rate permits the next message
     version bigint NOT NULL DEFAULT 1,
     created_at timestamptz NOT NULL DEFAULT now(),
