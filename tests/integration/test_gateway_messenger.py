@@ -7,8 +7,9 @@ from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import pytest
+from yarl import URL
 
-from tests.fakes.gateway import Caller, Response
+from tests.fakes.gateway import Caller, Response, base_url
 from tests.fakes.system import System, fresh_database, system
 
 FORM = "application/x-www-form-urlencoded"
@@ -280,3 +281,28 @@ async def test_u1_u5_the_other_fields_of_a_callback_are_checked(call: Caller, to
         check(await call("POST", "/events/callback/start", start | fields), 422, -3)
     for path in ("/events/callback/start", "/events/callback/stop", "/events/callback/test"):
         check(await call("POST", path, {"callback": "https://example.com/"}), 401, -1)
+
+
+async def test_u5_a_query_that_is_not_text_is_not_a_token(call: Caller) -> None:
+    for query in ("token=%ff", "token=", "token=%ed%a0%80"):
+        check(await call("GET", f"/events/stream?{query}"), 401, -1)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Authorization: Bearer \xff", b"401"),
+        (b"Authorization: Bearer x\r\nAuthorization: Bearer y", b"401"),
+        (b"Authorization: Bearer x\r\nLast-Event-ID: \x84", b"422"),
+        (b"Authorization: Bearer x\r\nLast-Event-ID: " + b"0" * 101, b"422"),
+    ],
+)
+async def test_u5_headers_of_any_bytes_are_rejected(
+    services: System, header: bytes, status: bytes
+) -> None:
+    port = URL(await base_url(services["gateway"])).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /events/stream HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
+    async with asyncio.timeout(60):
+        assert (await reader.readline()).split()[1] == status
+    writer.close()

@@ -23,13 +23,14 @@ from services.gateway.messenger.declaration import (
 from services.gateway.messenger.limits import too_many
 from services.gateway.messenger.schemas import PolledEvent, PollForm
 from services.gateway.middleware import DETAIL, USER_ID
-from services.gateway.parsing import QUERY
+from services.gateway.parsing import QUERY, invalid
 from services.gateway.polls.reading import Page, next_page
 from services.gateway.polls.waiters import TooManyPollsError, Waiter
 from services.gateway.responses import NO_STORE, json_text_response
 from services.gateway.routes.declaration import Dependencies, Route, ok
 from shared.amqp.rpc import RequestContext
 from shared.contracts.polls import MAX_CURSOR
+from shared.contracts.requests import FieldError
 from shared.http.openapi import Parameter, Response, TextBody
 from shared.http.problem import ProblemError
 from shared.http.server import on_disconnect
@@ -183,9 +184,12 @@ async def stream_events(
     token = request[QUERY].get("token")
     hashed = hash_of_one(bearer_tokens(request) | (set() if token is None else {token}))
     read = partial(deps.user_events.read, hashed, limit=STREAM_PAGE, context=context)
+    cursor = request.headers.get("Last-Event-ID") or None
+    if cursor is not None and not cursor.isascii():
+        raise invalid([FieldError(field="cursor", message="is not a valid cursor")])
     with _open_waiter(request, deps) as waiter:
         mark = waiter.mark()
-        page = await read(cursor=request.headers.get("Last-Event-ID") or None)
+        page = await read(cursor=cursor)
         request[USER_ID] = page.user_id
         if not page.events:  # otherwise they are sent before the number of streams is checked
             deps.waiters.bind(waiter, page.user_id)
