@@ -1,6 +1,7 @@
 """U1 to U5 over HTTP: the messenger through the real gateway and subscriptions."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -10,6 +11,7 @@ import pytest
 from yarl import URL
 
 from tests.fakes.gateway import Caller, Response, base_url
+from tests.fakes.sandbox import Sandbox
 from tests.fakes.system import System, fresh_database, system
 
 FORM = "application/x-www-form-urlencoded"
@@ -27,7 +29,7 @@ def services(
     directory = tmp_path_factory.mktemp("system")
     with (
         fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "subscriptions", **LIMITS) as started,
+        system(directory, shared_amqp_url, url, "subscriptions", "callback", **LIMITS) as started,
     ):
         asyncio.run(started.ready())
         yield started
@@ -273,6 +275,40 @@ async def test_u1_u5_a_callback_must_be_an_http_url(
 ) -> None:
     response = await call("POST", "/events/callback/start", {"token": token, "callback": callback})
     assert "password" not in check(response, 422, -3)
+
+
+async def test_u1_u2_a_registered_server_gets_the_events_of_its_user(
+    call: Caller, receiver: Sandbox
+) -> None:
+    id_ = await registered(call, user := name())
+    token = await signed_in(call, user)
+    mailbox = await receiver.mailbox()
+    start = {"token": token, "callback": mailbox}
+    started = await call("POST", "/events/callback/start", start)
+    assert (started.status, started.json["code"]) == (200, 10), started.text
+    assert started.json.keys() == {"code", "secret"}
+    assert started.json["secret"].startswith("whsec_")
+    await receiver.configure_mailbox(mailbox, secrets=[started.json["secret"]])
+
+    sent = await call("POST", "/messages", {"token": token, "to_id": id_, "text": "hi"})
+    [webhook] = await receiver.webhooks(mailbox)
+    assert webhook["verified"]
+    assert webhook["headers"]["x-ringback-sequence"] == "1"
+    body = json.loads(webhook["body"])
+    assert isinstance(body["event"].pop("created_at"), int)
+    message = {"message_id": sent.json["message_id"], "to_id": id_, "from_id": id_, "text": "hi"}
+    assert body == {"type": "new_message", "event": message}
+
+    tested = await call("POST", "/events/callback/test", {"token": token})
+    assert (tested.status, tested.json["code"]) == (200, 10), tested.text
+    webhook_id = tested.json["webhook_id"]
+    [webhook] = await receiver.webhooks(mailbox, webhook_id=webhook_id)
+    assert json.loads(webhook["body"])["type"] == "test"
+
+    stopped = await call("POST", "/events/callback/stop", {"token": token})
+    assert (stopped.status, stopped.json) == (200, {"code": 10})
+    check(await call("POST", "/events/callback/test", {"token": token}), 404, -3)
+    check(await call("POST", "/events/callback/stop", {"token": "unknown"}), 401, -1)
 
 
 async def test_u1_u5_the_other_fields_of_a_callback_are_checked(call: Caller, token: str) -> None:

@@ -70,7 +70,14 @@ _CREDENTIALS: Final = {"A user": {"name": "ann", "password": "correct horse"}}
 _TOKEN: Final = {"The token": {"token": EXAMPLE_TOKEN}}
 _DONE: Final = {200: ok("Done.", Done, {"code": 10})}
 _NO_CALLBACK: Final = {
-    404: coded("The user has no callback.", (Code.INVALID_PARAMETERS, "the user has no callback"))
+    404: coded("The user has no callback.", (Code.INVALID_PARAMETERS, "no callback is registered")),
+    409: coded(
+        "The callback is disabled.",
+        (
+            Code.INVALID_PARAMETERS,
+            "the callback is disabled because it failed; start it again",
+        ),
+    ),
 }
 
 
@@ -208,7 +215,6 @@ def routes(example_url: str) -> tuple[Route, ...]:
             responses={
                 **_DONE,
                 **INVALID_TOKEN,
-                **_NO_CALLBACK,
                 **invalid_parameters("name: Extra inputs are not permitted"),
                 **BODY_FAILURES,
                 **failures(),
