@@ -12,6 +12,7 @@ from tests.bench.clients import clients
 from tests.bench.clustered import clustered
 from tests.bench.costs import memory, tier
 from tests.bench.expansion import expansion
+from tests.bench.fan_out import fan_out
 from tests.bench.ingest import ingestion
 from tests.bench.large import large
 from tests.bench.layer import layer
@@ -46,9 +47,10 @@ PARTS = {
     "q": mailing,
     "r": clients,
     "s": statistics,
+    "u": fan_out,
 }
 # The part that takes half an hour is only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s,u"
 
 
 @click.command()
@@ -77,13 +79,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     q  a mailing to 200,000 of a million clients
     r  an import of clients
     s  statistics of mailings, and facts settled
+    u  fan-out of messages to endpoints
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to s.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to u.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

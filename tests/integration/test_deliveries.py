@@ -13,6 +13,7 @@ import pytest
 from services.subscriptions.deliveries.claims import CLAIM_LEASE, DISPATCH_LEASE, Lease
 from services.subscriptions.deliveries.domain import MAIN_DELAYS
 from services.subscriptions.deliveries.store import NewDelivery
+from services.subscriptions.endpoints.store import SQL as ENDPOINTS
 from shared.contracts.callback import SendCallback
 from shared.contracts.requests import Failure, FailureCode
 from shared.ids import uuid7
@@ -444,3 +445,18 @@ async def test_finding_a16_reseal_replaces_the_key_of_endpoints_and_of_replaced_
     sent = await other.dispatch()
     assert {each.url for each in sent} == {URL, "https://new.example.com/"}
     assert len(sent) == 3
+
+
+async def test_n5_what_waited_in_a_pause_is_in_order_if_the_endpoint_is_ordered_when_it_resumes(
+    engine: Engine,
+) -> None:
+    id_ = await engine.endpoint(URL, status="paused")
+    await engine.add(*(NewDelivery(id_, str(number), payload="{}") for number in range(3)))
+    await engine.database.execute(
+        "UPDATE subscriptions.endpoints SET status = 'active', ordered = true"
+    )
+    await engine.database.execute(ENDPOINTS["release_first"], id_)
+    for number in range(3):
+        [sent] = await engine.dispatch()
+        assert sent.body["id"] == str(number)
+        await engine.settle(sent.delivered())

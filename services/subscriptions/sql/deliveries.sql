@@ -148,6 +148,10 @@ SELECT id FROM subscriptions.endpoints WHERE id IN (
 
 -- Claims whose endpoint was not active, and is locked now.
 -- name: hold
+WITH stored AS MATERIALIZED (
+    SELECT id, endpoint_id FROM subscriptions.deliveries WHERE id = ANY ($1::bigint[])
+    ORDER BY id FOR UPDATE
+)
 UPDATE subscriptions.deliveries d SET
     status = CASE e.status
         WHEN 'active' THEN 'pending'
@@ -159,7 +163,7 @@ UPDATE subscriptions.deliveries d SET
     finished_at = CASE WHEN e.status IN ('active', 'paused') THEN NULL ELSE now() END,
     due_at = now()
 FROM unnest($1::bigint[], $2::integer[]) AS input (id, dispatch)
-JOIN subscriptions.deliveries stored USING (id)
+JOIN stored USING (id)
 LEFT JOIN subscriptions.endpoints e ON e.id = stored.endpoint_id
 WHERE d.id = input.id AND d.dispatch = input.dispatch AND d.status = 'dispatched';
 
@@ -223,14 +227,16 @@ FROM (
 WHERE e.id = input.id
 RETURNING e.id, input.disabled;
 
--- The next deliveries of ordered endpoints, which are locked. A status was active, or they wait.
+-- The next deliveries of endpoints, which are locked, in order: also of those that waited because
+-- the endpoint was paused before it was ordered.
 -- name: promote
-UPDATE subscriptions.deliveries d SET status = 'pending', due_at = greatest(d.due_at, now())
+UPDATE subscriptions.deliveries d SET
+    status = 'pending', in_order = true, due_at = greatest(d.due_at, now())
 FROM (
     SELECT (
         SELECT first.id FROM subscriptions.deliveries first
-        WHERE first.endpoint_id = e.id AND first.finished_at IS NULL AND first.in_order
-            AND first.status = 'waiting'
+        WHERE first.endpoint_id = e.id AND first.finished_at IS NULL
+            AND first.status = 'waiting' AND (first.in_order OR e.ordered)
         ORDER BY first.id LIMIT 1
     ) AS id
     FROM subscriptions.endpoints e
@@ -269,5 +275,9 @@ SELECT id FROM subscriptions.endpoints WHERE ack_token = $1 ORDER BY id FOR NO K
 
 -- name: cancel_read
 UPDATE subscriptions.deliveries SET status = 'cancelled', finished_at = now()
-WHERE endpoint_id = ANY ($1::uuid[]) AND finished_at IS NULL AND sequence <= $2
-    AND status IN ('pending', 'waiting');
+WHERE id IN (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = ANY ($1::uuid[]) AND finished_at IS NULL AND sequence <= $2
+        AND status IN ('pending', 'waiting')
+    ORDER BY id FOR NO KEY UPDATE
+);

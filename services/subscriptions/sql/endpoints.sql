@@ -101,7 +101,7 @@ FROM batch, start WHERE delivery.id = batch.id AND delivery.status = 'waiting';
 
 -- Of an endpoint in order: only the oldest, and only if none is on its way.
 -- name: release_first
-UPDATE subscriptions.deliveries SET status = 'pending', due_at = greatest(due_at, now())
+UPDATE subscriptions.deliveries SET status = 'pending', in_order = true, due_at = greatest(due_at, now())
 WHERE id = (
     SELECT id FROM subscriptions.deliveries
     WHERE endpoint_id = $1 AND status = 'waiting' ORDER BY id LIMIT 1

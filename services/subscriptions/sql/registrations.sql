@@ -24,8 +24,12 @@ WHERE id = $1;
 -- Deliveries that failed at the old URL are due at the new one.
 -- name: hasten
 UPDATE subscriptions.deliveries SET status = 'pending', due_at = now()
-WHERE endpoint_id = $1 AND finished_at IS NULL AND destination IS NULL AND attempts > 0
-    AND status IN ('pending', 'dispatched');
+WHERE id IN (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND finished_at IS NULL AND destination IS NULL AND attempts > 0
+        AND status IN ('pending', 'dispatched')
+    ORDER BY id FOR NO KEY UPDATE
+);
 
 -- name: stop
 UPDATE subscriptions.endpoints SET
