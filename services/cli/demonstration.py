@@ -1,4 +1,4 @@
-"""The demonstration of `ringback up` and of `docker compose up`: callbacks, postings, mailings."""
+"""The demonstration of `ringback up` and of `docker compose up`."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import click
 from services.cli.demo import show_callbacks
 from services.cli.demo_mailings import show_mailings
 from services.cli.demo_postings import show_postings
+from services.cli.demo_subscriptions import show_subscriptions
 from services.cli.output import echo
 from services.delivery.settings import DeliverySettings
 from services.mailings.settings import MailingsSettings
@@ -28,7 +29,7 @@ class Places:
 async def demonstrate(
     settings: Settings, places: Places, *, movies_event: str, real: list[str]
 ) -> None:
-    """Show callbacks, then e-mails and SMS, then mailings.
+    """Show callbacks, then e-mails and SMS, then mailings, then users and endpoints.
 
     movies_event: the id of the event that sends an e-mail to every subscriber.
     real: settings that name real servers. With any, no e-mail and no SMS is part of it.
@@ -46,6 +47,7 @@ async def demonstrate(
         else:
             await show_postings(settings, places.sandbox, places.gateway, places.page, movies_event)
             await show_mailings(places.gateway, places.page)
+        await show_subscriptions(places.sandbox, places.gateway, places.page)
     except Exception as error:
         reason = error.message if isinstance(error, click.ClickException) else str(error)
         raise click.ClickException(

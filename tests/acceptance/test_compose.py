@@ -158,6 +158,8 @@ async def test_m15_finding_d1_docker_compose_up_shows_the_demonstration_once(
         assert re.search(r"6  \d+ of \d+ users got an e-mail", output)
         assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
         assert re.search(r"8  posting \S+: expired, nothing was sent", output)
+        assert re.search(r"14 \S+/hooks/moved-\w+ received callback_deprecated", output)
+        assert "16 active again: one replay brought the 3 messages; signatures verified" in output
         assert EVERYTHING_IS_RUNNING in output
         assert count_lines(output, "message sent") < 100
 
@@ -180,7 +182,7 @@ async def test_m15_finding_d1_docker_compose_up_shows_the_demonstration_once(
 async def test_finding_c16_compose_sends_no_e_mail_of_the_demonstration_to_a_real_mail_server(
     project: Project,
 ) -> None:
-    """Finding C16: with a mail server of its own, the demonstration shows callbacks only."""
+    """Finding C16: with a mail server of its own, the demonstration has no postings."""
     async with project.up(RINGBACK_SMTP_URL="smtp://mail.invalid") as (output, code):
         assert code == 0, output
         assert "4  delivered" in output

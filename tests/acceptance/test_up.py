@@ -117,6 +117,27 @@ def check_texts(output: str) -> None:
     assert 200 <= int(stopped[1]) == int(stopped[2]) < 400
 
 
+def check_subscriptions(output: str) -> None:
+    """Check that users and an endpoint got what they must get."""
+    verified = "; signatures verified"
+    # U1 to U4
+    assert re.search(
+        r"13 Bob's callback received “Hello Bob” \d+ ms after Ann sent it, with sequence 1"
+        f"{verified}",
+        output,
+    )
+    assert re.search(r"13 Ann's poll returned “Hello Ann” \d+ ms after that", output)
+    assert "13 Bob's poll returns the event of his callback" in output
+    moved = r"callback_deprecated: bob-(\w+) → moved-\1"
+    assert re.search(rf"14 \S+/hooks/bob-\w+ received {moved}{verified}", output)
+    assert re.search(rf"14 \S+/hooks/moved-\w+ received {moved}", output)
+    # N1 to N4
+    assert f"15 of order.paid and invoice.created it received invoice.created{verified}" in output
+    disabled = "it is disabled, and another endpoint received endpoint.disabled"
+    assert f"16 it responded with 410: {disabled}" in output
+    assert f"16 active again: one replay brought the 3 messages{verified}" in output
+
+
 async def run_printed_schedule_command(output: str) -> None:
     """Schedule a callback with the printed command, and find it in the list."""
     schedule = re.search(r"curl (\S+) --json '(.+)'", output)
@@ -173,6 +194,7 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         assert mails
         assert int(mails[1]) + int(mails[3]) == int(mails[2]) > 1000
         check_texts(output)
+        check_subscriptions(output)
 
         # The printed commands work in another terminal.
         broker_url = re.search(r"export RINGBACK_AMQP_URL=(\S+)", output)
