@@ -84,7 +84,7 @@ async def open_polls(gateway: Service, number: int) -> None:
     async def reached() -> bool:
         return await gateway.metric("ringback_open_polls") == number
 
-    await until(reached, 60)
+    await until(reached, 30)
 
 
 @dataclass(frozen=True)
