@@ -19,6 +19,7 @@ from tests.bench.layer import layer
 from tests.bench.mailing import mailing
 from tests.bench.messages import delivery
 from tests.bench.one_recipient import one_recipient
+from tests.bench.polling import polling
 from tests.bench.rig import Rig, StalledError, rig
 from tests.bench.sending import half_hanging, one_worker, two_workers
 from tests.bench.statistics import statistics
@@ -47,10 +48,11 @@ PARTS = {
     "q": mailing,
     "r": clients,
     "s": statistics,
+    "t": polling,
     "u": fan_out,
 }
 # The part that takes half an hour is only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s,u"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s,t,u"
 
 
 @click.command()
@@ -79,6 +81,7 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     q  a mailing to 200,000 of a million clients
     r  an import of clients
     s  statistics of mailings, and facts settled
+    t  5,000 open polls
     u  fan-out of messages to endpoints
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.

@@ -45,11 +45,17 @@ PROMISES: Final = {
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",
     "M14": "Log lines carry the ids of mailing, message and recipient, and a command follows them.",
     "M15": "One command starts everything with Docker Compose.",
+    "U1": "A user registers the server that receives their events.",
+    "U2": "Events arrive there as `type` and `event`, signed.",
+    "U3": "When the URL changes, the old and the new server get `callback_deprecated`.",
+    "U4": "A poll ends as soon as an event happens, and costs nothing while it waits.",
+    "U5": "The messenger answers with its codes, over JSON and forms.",
+    "U6": "An event between two polls, or during a lost connection, is not lost.",
     "N1": "An endpoint has filters, headers, a secret with rotation and a rate, per client.",
     "N2": "A message reaches all matching endpoints under one id; attempts can be listed.",
     "N3": "Test event, and replay at a bounded rate: exactly once, also after a crash.",
     "N4": "An endpoint that fails for too long is disabled and reported; a paused one keeps all.",
-    "N5": "In order: a delivery is dispatched after the one before it has ended.",
+    "N5": "Deliveries in order wait for the one before. Streams use the cursors of polls.",
     "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
     "N10": "A backlog of one client delays the callbacks of another by two claims at most.",
     "N11": "A node of the broker or PostgreSQL's primary dies: nothing is lost, and work resumes.",
@@ -87,13 +93,14 @@ PROMISES: Final = {
     "row 31": "Secrets rotate under load, and appear in no log, error or fact.",
     "row 32": "SIGTERM drains within the grace period. The rest is requeued without an attempt.",
     "row 33": "Bad tickets, foreign ids and absurd page sizes get 401, 404 or 422.",
+    "row 34": "A client that does not read costs bounded memory, and its events are kept.",
 }
 
 _IN_NAME: Final = re.compile(
-    r"(?<=_)(?:([shemn])(\d{1,2})(?:_to_\1(\d+))?|(rows?)_(\d+)(?:_(?:and_)?(\d+))?)(?=_)"
+    r"(?<=_)(?:([shemnu])(\d{1,2})(?:_to_\1(\d+))?|(rows?)_(\d+)(?:_(?:and_)?(\d+))?)(?=_)"
 )
 _IN_COMMENT: Final = re.compile(
-    r"\b(?:([SHEMN])(\d{1,2})|[Rr]ows? (\d+)(?:(?:,| and| to) (\d+))?)\b"
+    r"\b(?:([SHEMNU])(\d{1,2})|[Rr]ows? (\d+)(?:(?:,| and| to) (\d+))?)\b"
 )
 
 
