@@ -42,7 +42,13 @@ def sequences(receiver: Receiver) -> list[int]:
     return [int(request.headers["x-ringback-sequence"]) for request in receiver.requests]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=pytest.mark.slow if "settlement" in point else ())
+        for point in POINTS
+    ],
+)
 async def test_u2_rows_16_and_17_a_kill_at_any_point_repeats_at_most_once_and_loses_no_push(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:
