@@ -160,6 +160,29 @@ async def test_n1_a_list_has_pages_newest_first(client: EndpointsClient) -> None
     assert code(await client("ListEndpoints", cursor="garbage")) is FailureCode.INVALID
 
 
+async def test_n1_a_page_of_large_endpoints_ends_early(client: EndpointsClient) -> None:
+    headers = {f"X-{number}": "a" * 4000 for number in range(4)}
+    created = [await client.endpoint(headers=headers) for _ in range(3)]
+    await client.connection.execute(
+        "INSERT INTO subscriptions.endpoints (id, client_id, url, secret, headers, event_types)"
+        " SELECT gen_random_uuid(), client_id, url, secret, headers, event_types"
+        " FROM subscriptions.endpoints, generate_series(1, 49)"
+    )
+    found: list[UUID] = []
+    sizes = []
+    cursor = None
+    while True:
+        page = await client("ListEndpoints", limit=1000, cursor=cursor)
+        found += [endpoint.id for endpoint in page.items]
+        sizes.append(len(page.model_dump_json()))
+        if (cursor := page.next_cursor) is None:
+            break
+    assert len(set(found)) == len(found) == 150
+    assert set(created) < set(found)
+    assert max(sizes) < 1.2 * (1 << 20)
+    assert len(sizes) == 3
+
+
 async def test_n1_a_change_needs_the_current_etag(client: EndpointsClient) -> None:
     id_ = await client.endpoint()
     first = await client("GetEndpoint", id=str(id_))

@@ -137,11 +137,9 @@ class EndpointRequests:
         except ValueError:
             return INVALID_CURSOR
         async with self._requests:
-            found = await self._endpoints.page(
-                _owner(context), command.status, before, command.limit + 1
+            items, more = await self._endpoints.page(
+                _owner(context), command.status, before, command.limit
             )
-        items = found[: command.limit]
-        more = len(found) > command.limit
         return EndpointPage(
             items=[endpoint.response() for endpoint in items],
             next_cursor=encode_cursor((items[-1].created_at, items[-1].id)) if more else None,

@@ -21,6 +21,8 @@ from shared.security.encryption import SecretCipher
 SQL: Final = queries("services.subscriptions", "endpoints.sql")
 # Seconds for which the old secret also signs after a rotation.
 OLD_SECRET_LIFETIME: Final = 86_400.0
+# Bytes of a page. In a response, a byte becomes at most six.
+MAX_PAGE_BYTES: Final = 1 << 20
 
 
 class TooManyEndpointsError(Exception):
@@ -68,10 +70,16 @@ class Endpoints:
 
     async def page(
         self, owner: str, status: EndpointStatus | None, before: Position, limit: int
-    ) -> list[StoredEndpoint]:
-        """Return endpoints before a position, newest first."""
-        rows = await self._database.fetch(SQL["page"], owner, *before, status, limit)
-        return [self._endpoint(row) for row in rows]
+    ) -> tuple[list[StoredEndpoint], bool]:
+        """Return endpoints before a position, newest first, and whether more follow.
+
+        A page ends early after MAX_PAGE_BYTES.
+        """
+        rows = await self._database.fetch(
+            SQL["page"], owner, *before, status, limit + 1, MAX_PAGE_BYTES
+        )
+        page = [self._endpoint(row) for row in rows[:limit]]
+        return page, bool(rows) and rows[0]["found"] > len(page)
 
     async def change(
         self,

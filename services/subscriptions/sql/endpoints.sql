@@ -15,12 +15,23 @@ SELECT * FROM subscriptions.endpoints WHERE client_id = $1 AND id = $2 AND statu
 -- name: exists
 SELECT FROM subscriptions.endpoints WHERE id = $1;
 
--- Newest first. The cursor is ($2, $3).
+-- Newest first, after the cursor ($2, $3): at most $5, and those that begin in the first $6 bytes.
 -- name: page
-SELECT * FROM subscriptions.endpoints
-WHERE client_id = $1 AND status <> 'deleted' AND (created_at, id) < ($2, $3)
-AND ($4::text IS NULL OR status = $4)
-ORDER BY created_at DESC, id DESC LIMIT $5;
+SELECT * FROM (
+    SELECT *, sum(size) OVER (ORDER BY created_at DESC, id DESC) - size AS earlier FROM (
+        SELECT
+            *, count(*) OVER () AS found,
+            octet_length(url) + coalesce(octet_length(headers), 0)
+            + octet_length(concat(description, event_types::text)) AS size
+        FROM (
+            SELECT * FROM subscriptions.endpoints
+            WHERE client_id = $1 AND status <> 'deleted' AND (created_at, id) < ($2, $3)
+            AND ($4::text IS NULL OR status = $4)
+            ORDER BY created_at DESC, id DESC LIMIT $5
+        ) AS listed
+    ) AS sized
+) AS page
+WHERE earlier < $6 ORDER BY created_at DESC, id DESC;
 
 -- name: lock
 SELECT * FROM subscriptions.endpoints
