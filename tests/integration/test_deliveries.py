@@ -12,8 +12,7 @@ import pytest
 
 from services.subscriptions.deliveries.claims import CLAIM_LEASE, DISPATCH_LEASE, Lease
 from services.subscriptions.deliveries.domain import MAIN_DELAYS
-from services.subscriptions.deliveries.store import NewDelivery
-from services.subscriptions.endpoints.store import SQL as ENDPOINTS
+from services.subscriptions.deliveries.store import NewDelivery, promote
 from shared.contracts.callback import SendCallback
 from shared.contracts.requests import Failure, FailureCode
 from shared.ids import uuid7
@@ -455,7 +454,7 @@ async def test_n5_what_waited_in_a_pause_is_in_order_if_the_endpoint_is_ordered_
     await engine.database.execute(
         "UPDATE subscriptions.endpoints SET status = 'active', ordered = true"
     )
-    await engine.database.execute(ENDPOINTS["release_first"], id_)
+    await promote(engine.database, [id_])
     for number in range(3):
         [sent] = await engine.dispatch()
         assert sent.body["id"] == str(number)

@@ -252,13 +252,18 @@ async def test_n3_replays_in_order_and_of_paused_and_disabled_endpoints(
         await client.control("ReplayEndpoint", id_, replay={"since": LONG_AGO})
     assert await client.statuses(ordered) == ["pending", "waiting", "waiting"]
     assert await client.statuses(paused) == ["waiting"] * 3
+    await client.settle(ordered, "failed")
+    await client.send(id="last")
+    await client.settle(ordered, "delivered")
+    await client.control("ReplayEndpoint", ordered, replay={"message_id": "last"})
+    assert await client.statuses(ordered) == ["failed"] * 3 + ["pending"]
     await client.settle(paused, "failed")
     await client("ReplayEndpoint", id=str(paused), replay={"since": LONG_AGO})
     await client.connection.execute(
         "UPDATE subscriptions.endpoints SET status = 'disabled' WHERE id = $1", paused
     )
     await client.work()
-    assert await client.statuses(paused) == ["failed"] * 3
+    assert await client.statuses(paused) == ["failed"] * 4
     response = await client("ReplayEndpoint", id=str(paused), replay={"since": LONG_AGO})
     assert code(response) is FailureCode.CONFLICT
 

@@ -247,13 +247,15 @@ async def test_n5_a_resumed_endpoint_in_order_sends_one_message_at_a_time(
     client: EndpointsClient,
 ) -> None:
     id_ = await client.endpoint(ordered=True)
+    await client("TestEndpoint", id=str(id_))  # it is sent beside the order
+    await client.connection.execute("UPDATE subscriptions.deliveries SET status = 'dispatched'")
     await client.control("PauseEndpoint", id_)
     for number in range(3):
         await client.send(id=f"m{number}")
     await client.control("ResumeEndpoint", id_)
-    assert await client.statuses(id_) == ["pending", "waiting", "waiting"]
+    assert await client.statuses(id_) == ["dispatched", "pending", "waiting", "waiting"]
     await client.control("ChangeEndpoint", id_, change={"ordered": False})
-    assert await client.statuses(id_) == ["pending"] * 3
+    assert await client.statuses(id_) == ["dispatched"] + ["pending"] * 3
 
 
 async def test_n1_a_resumed_endpoint_gets_its_messages_at_its_rate(

@@ -75,6 +75,11 @@ async def add_user_events(connection: Any, events: Sequence[AppendedEvent]) -> N
         )
 
 
+async def promote(connection: Any, endpoint_ids: Sequence[UUID]) -> None:
+    """Make the next deliveries in order of these endpoints, which are locked, pending."""
+    await connection.execute(SQL["promote"], endpoint_ids)
+
+
 async def redeliver(
     connection: Any, endpoint_id: UUID, ids: Sequence[int], rate: float
 ) -> list[int]:
@@ -84,6 +89,7 @@ async def redeliver(
     """
     await connection.fetch(SQL["lock_endpoint"], endpoint_id)
     rows = await connection.fetch(SQL["redeliver"], endpoint_id, ids, rate)
+    await promote(connection, [endpoint_id])
     return [row["id"] for row in rows]
 
 

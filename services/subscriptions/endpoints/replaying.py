@@ -62,8 +62,6 @@ class Replays:
         ids = [row["id"] for row in rows]
         if ids:
             await redeliver(connection, replay["endpoint_id"], ids, self._rate)
-            if endpoint["ordered"] and endpoint["status"] == EndpointStatus.ACTIVE:
-                await connection.execute(SQL["release_first"], replay["endpoint_id"])
             seconds = len(ids) / self._rate
             await connection.execute(SQL["replayed"], id_, ids[-1], len(ids), seconds)
         return len(ids)

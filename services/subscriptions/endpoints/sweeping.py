@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from services.subscriptions.deliveries.store import promote
 from services.subscriptions.endpoints.domain import DISABLED, disabled_id
 from services.subscriptions.endpoints.messages import EndpointMessages, NewMessage
 from services.subscriptions.endpoints.store import SQL
@@ -105,7 +106,7 @@ class Sweeper:
 async def _sweep_batch(connection: Any, endpoint: Any) -> int:
     """Let a batch of deliveries follow the status, and return their number."""
     if endpoint["status"] == EndpointStatus.ACTIVE and endpoint["ordered"]:
-        await connection.execute(SQL["release_first"], endpoint["id"])
+        await promote(connection, [endpoint["id"]])
         return 0
     statement = _STATEMENTS.get(endpoint["status"], "cancel")
     status = await connection.execute(SQL[statement], endpoint["id"], BATCH)

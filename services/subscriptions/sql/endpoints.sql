@@ -110,17 +110,6 @@ UPDATE subscriptions.deliveries AS delivery
 SET status = 'pending', due_at = at + step * (number - 1)
 FROM batch, start WHERE delivery.id = batch.id AND delivery.status = 'waiting';
 
--- Of an endpoint in order: only the oldest, and only if none is on its way.
--- name: release_first
-UPDATE subscriptions.deliveries SET status = 'pending', in_order = true, due_at = greatest(due_at, now())
-WHERE id = (
-    SELECT id FROM subscriptions.deliveries
-    WHERE endpoint_id = $1 AND status = 'waiting' ORDER BY id LIMIT 1
-) AND NOT EXISTS (
-    SELECT FROM subscriptions.deliveries
-    WHERE endpoint_id = $1 AND status IN ('pending', 'dispatched')
-);
-
 -- name: fail
 UPDATE subscriptions.deliveries
 SET status = 'failed', last_error = 'endpoint_disabled', finished_at = now()
@@ -148,7 +137,7 @@ SELECT endpoint_id, since, until, cursor FROM subscriptions.replays
 WHERE id = $1 AND finished_at IS NULL AND next_at <= now() FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: lock_endpoint
-SELECT status, ordered FROM subscriptions.endpoints WHERE id = $1 FOR NO KEY UPDATE;
+SELECT status FROM subscriptions.endpoints WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: failed
 SELECT id FROM subscriptions.deliveries
