@@ -13,9 +13,8 @@ from shared.errors import InfrastructureError
 SALT_BYTES: Final = 16
 # Passwords hashed at a time. Each needs 16 MiB.
 MAX_THREADS: Final = 2
-
-# Passwords that may wait: about two seconds of work. Other requests must not wait for thousands.
-MAX_UNFINISHED: Final = 50
+# Passwords that may wait: about five seconds of work, half the timeout of the gateway's requests.
+MAX_UNFINISHED: Final = 200
 
 T = TypeVar("T")
 
