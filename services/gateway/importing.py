@@ -69,14 +69,17 @@ def parse_json(line: bytes) -> Mapping[str, Any]:
 def csv_parser(header: bytes, columns: Iterable[str], mandatory: Iterable[str]) -> LineParser:
     """Return the parser of the lines after this header, which names columns in any order.
 
-    An empty field is absent. A line break ends a line even between quotes, so that a missing
+    Commas separate the fields, or semicolons if the header has them: spreadsheets write these where
+    the comma is the decimal separator. An empty field is absent. A line break ends a line even between quotes, so that a missing
     quote spoils one line and not the rest of the file.
 
     Raises:
         InvalidLineError: the header is too long, or names an unknown column, or one twice, or
             lacks a mandatory one.
     """
-    names = [name.lower() for name in _fields(header)]
+    # No column has a semicolon in its name.
+    delimiter = ";" if b";" in header else ","
+    names = [name.lower() for name in _fields(header, delimiter)]
     known = ", ".join(columns)
     for name in names:
         if name not in columns:
@@ -87,7 +90,7 @@ def csv_parser(header: bytes, columns: Iterable[str], mandatory: Iterable[str]) 
         raise InvalidLineError(f"the column {missing[0]} is missing")
 
     def parse(line: bytes) -> Mapping[str, Any]:
-        values = _fields(line)
+        values = _fields(line, delimiter)
         if len(values) != len(names):
             raise InvalidLineError(f"has {len(values)} fields, not {len(names)}")
         return {name: value for name, value in zip(names, values, strict=True) if value}
@@ -95,11 +98,11 @@ def csv_parser(header: bytes, columns: Iterable[str], mandatory: Iterable[str]) 
     return parse
 
 
-def _fields(line: bytes) -> Sequence[str]:
+def _fields(line: bytes, delimiter: str) -> Sequence[str]:
     """Return the fields of a line of CSV, without white space around them."""
     _check_length(line)
     try:
-        [fields] = csv.reader((line.decode(),), strict=True)
+        [fields] = csv.reader((line.decode(),), delimiter=delimiter, strict=True)
     except UnicodeDecodeError:
         raise InvalidLineError("is not UTF-8") from None
     except (csv.Error, ValueError) as error:

@@ -54,6 +54,17 @@ def test_m1_a_line_that_a_csv_writer_wrote_is_read_as_its_fields(fields: list[st
     assert parse(line) == {n: v for n, v in zip(COLUMNS, fields, strict=True) if v}
 
 
+@given(fields=st.lists(FIELD, min_size=4, max_size=4))
+def test_m1_a_header_with_semicolons_selects_them_for_all_lines(fields: list[str]) -> None:
+    written = io.StringIO()
+    csv.writer(written, delimiter=";", lineterminator="").writerow(fields)
+    parse = csv_parser(";".join(COLUMNS).encode(), COLUMNS, MANDATORY)
+    line = written.getvalue().encode()
+    assert parse(line) == {n: v for n, v in zip(COLUMNS, fields, strict=True) if v}
+    # A comma in them is part of a field.
+    assert parse(b"79161234567;;regular, new;Asia/Omsk")["tag"] == "regular, new"
+
+
 @given(line=st.binary(max_size=40))
 def test_m1_any_line_is_an_object_or_is_rejected(line: bytes) -> None:
     for parse in (parse_json, csv_parser(b"timezone,phone", COLUMNS, MANDATORY)):
