@@ -69,9 +69,9 @@ def parse_json(line: bytes) -> Mapping[str, Any]:
 def csv_parser(header: bytes, columns: Iterable[str], mandatory: Iterable[str]) -> LineParser:
     """Return the parser of the lines after this header, which names columns in any order.
 
-    Commas separate the fields, or semicolons if the header has them: spreadsheets write these where
-    the comma is the decimal separator. An empty field is absent. A line break ends a line even between quotes, so that a missing
-    quote spoils one line and not the rest of the file.
+    Commas separate the fields, or semicolons if the header has them: spreadsheets write those
+    where the comma is the decimal separator. An empty field is absent. A line break ends a line
+    even between quotes, so that a missing quote spoils one line and not the rest of the file.
 
     Raises:
         InvalidLineError: the header is too long, or names an unknown column, or one twice, or
