@@ -16,7 +16,7 @@ from services.gateway.api import docs_page, jwks, unsubscribe
 from services.gateway.api.asyncapi import asyncapi
 from services.gateway.auth import Authenticator
 from services.gateway.messenger.limits import Limits
-from services.gateway.middleware import middleware
+from services.gateway.middleware import middleware, on_expect
 from services.gateway.parsing import QUERY, parse_query
 from services.gateway.polls.reading import EventReader
 from services.gateway.polls.waiters import Waiters
@@ -172,7 +172,7 @@ def _bound(
             request[QUERY] = parse_query(request, schemas)
         return await route.handler(request, context, deps)
 
-    return web.route(route.method, route.path, handle)
+    return web.route(route.method, route.path, handle, expect_handler=on_expect)
 
 
 def _end_polls(waiters: Waiters) -> Callable[[web.Application], Awaitable[None]]:
@@ -194,7 +194,7 @@ def _other_methods(path: str, supported: Collection[str]) -> web.RouteDef:
     async def refuse(request: web.Request) -> web.Response:
         raise web.HTTPMethodNotAllowed(request.method, allowed)
 
-    return web.route("*", path, refuse)
+    return web.route("*", path, refuse, expect_handler=on_expect)
 
 
 def _registry() -> CollectorRegistry:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Middleware
 
 from services.gateway.messenger.codes import error_response, is_messenger
@@ -38,10 +38,6 @@ _KINDS: Final = {
         "The resource does not support this method.",
     ),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ("too_large", "The body is too large."),
-    HTTPStatus.EXPECTATION_FAILED: (
-        "expectation_failed",
-        "Expect may only be 100-continue.",
-    ),
 }
 # Probes come every few seconds; they are not logged.
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -79,6 +75,28 @@ def middleware() -> Middleware:
         return response
 
     return handle
+
+
+async def on_expect(request: web.Request) -> web.Response | None:
+    """Send 100 Continue, or return the problem 417.
+
+    aiohttp calls this before the middleware, so the middleware cannot replace its error page.
+    """
+    if request.version < HttpVersion11:
+        return None
+    if request.headers[hdrs.EXPECT].lower() != "100-continue":
+        return _error(
+            request,
+            ProblemError(
+                HTTPStatus.EXPECTATION_FAILED,
+                "expectation_failed",
+                "Expect may only be 100-continue.",
+            ),
+        )
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # As in aiohttp: the response itself has not started.
+    request.writer.output_size = 0
+    return None
 
 
 def _error(request: web.Request, problem: ProblemError) -> web.Response:

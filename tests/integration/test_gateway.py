@@ -439,6 +439,13 @@ async def test_other_media_types_are_415(call: Caller, headers: dict[str, str]) 
     (await call("POST", "/v1/callbacks", raw=json.dumps(CALLBACK), **headers)).problem(415)
 
 
+@pytest.mark.parametrize("path", ["/v1/callbacks", "/v1/callbacks/batch", "/v1/mailings/stats"])
+async def test_an_unknown_expectation_is_a_417_problem(call: Caller, path: str) -> None:
+    body = json.dumps(CALLBACK)
+    problem = (await call("POST", path, raw=body, Expect="200-ok")).problem(417)
+    assert problem["detail"] == "Expect may only be 100-continue."
+
+
 async def test_json_with_a_charset_is_accepted(call: Caller) -> None:
     raw = json.dumps(CALLBACK)
     kind = "application/json; charset=utf-8"
