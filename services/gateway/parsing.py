@@ -22,6 +22,8 @@ QUERY: Final[web.RequestKey[dict[str, Any]]] = web.RequestKey("query", dict)
 # Seconds for the whole body to arrive; a slower body would only hold memory.
 BODY_TIMEOUT: Final = 30.0
 
+# The header of a 415 that lists the supported media types (W3C LDP, RFC 5789), otherwise Accept.
+_ACCEPT: Final = {hdrs.METH_POST: "Accept-Post", hdrs.METH_PATCH: "Accept-Patch"}
 _KEY: Final = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"))
 _ETAG: Final = re.compile(r'(W/)?"[\x21\x23-\x2b\x2d-\x7e]*"')
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
@@ -55,7 +57,7 @@ def check_media_type(request: web.Request, supported: Sequence[str]) -> str:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
             f"Send the body with Content-Type: {' or '.join(supported)}.",
-            headers={"Accept-Post": ", ".join(supported)},
+            headers={_ACCEPT.get(request.method, hdrs.ACCEPT): ", ".join(supported)},
         )
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise ProblemError(

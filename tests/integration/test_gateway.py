@@ -446,6 +446,22 @@ async def test_an_unknown_expectation_is_a_417_problem(call: Caller, path: str) 
     assert problem["detail"] == "Expect may only be 100-continue."
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "header"),
+    [
+        ("POST", "/v1/callbacks", "Accept-Post"),
+        ("PATCH", "/v1/groups/g/callbacks/e", "Accept-Patch"),
+        ("PUT", "/v1/groups/g/callbacks/e", "Accept"),
+    ],
+)
+async def test_a_415_names_the_accepted_type(
+    call: Caller, method: str, path: str, header: str
+) -> None:
+    response = await call(method, path, raw="a=1", Content_Type="text/plain")
+    response.problem(415)
+    assert response.headers[header] == "application/json"
+
+
 async def test_json_with_a_charset_is_accepted(call: Caller) -> None:
     raw = json.dumps(CALLBACK)
     kind = "application/json; charset=utf-8"
