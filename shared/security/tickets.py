@@ -26,6 +26,8 @@ RESERVED_PREFIX: Final = "ringback."
 MAX_CLIENT_ID_LENGTH: Final = 255
 # Characters: far longer than any ticket, and still cheap to reject.
 MAX_TICKET_LENGTH: Final = 8192
+# Seconds that the clock of a client may be ahead (RFC 7519: "some small leeway").
+CLOCK_LEEWAY: Final = 60.0
 # Clients whose ticket the issuer keeps for the next notification.
 CACHE_SIZE: Final = 10_000
 # Minimum lifetime of Ringback's own ticket, in seconds. All tiers of quick retries, one after the
@@ -102,7 +104,7 @@ class TicketVerifier:
             raise InvalidTicketError("the ticket has no exp")
         if _timestamp(claims, "exp") <= now:
             raise InvalidTicketError("the ticket is expired")
-        if "nbf" in claims and _timestamp(claims, "nbf") > now:
+        if "nbf" in claims and _timestamp(claims, "nbf") > now + CLOCK_LEEWAY:
             raise InvalidTicketError("the ticket is not valid yet")
 
 
