@@ -48,9 +48,16 @@ EventFilters = Annotated[
 Description = Annotated[
     str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$"), Field(examples=["Billing"])
 ]
+# A message in 17 minutes. With 10,000,000 messages, due times still end before the year 3000.
+MIN_RATE_LIMIT: Final = 0.001
 RateLimit = Annotated[
     float,
-    Field(gt=0, le=10_000, allow_inf_nan=False, description="Messages per second, at most."),
+    Field(
+        ge=MIN_RATE_LIMIT,
+        le=10_000,
+        allow_inf_nan=False,
+        description="Messages per second, at most.",
+    ),
 ]
 
 

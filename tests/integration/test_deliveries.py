@@ -258,6 +258,23 @@ async def test_n2_each_attempt_is_kept_also_when_facts_overtake_each_other(engin
     assert (row["status"], row["attempts"], row["last_error"]) == ("delivered", 2, None)
 
 
+async def test_facts_with_forged_numbers_do_not_prevent_the_settlement_of_others(
+    engine: Engine,
+) -> None:
+    endpoint = await engine.endpoint("https://customer.example.com/")
+    await engine.add(
+        NewDelivery(endpoint, "a", payload="1"), NewDelivery(endpoint, "b", payload="1")
+    )
+    first, second = await engine.dispatch()
+    forged = second.attempt_failed()
+    await engine.settle(
+        first.delivered(),
+        forged.model_copy(update={"reference": "9" * 30}),
+        forged.model_copy(update={"attempt": 1 << 40}),
+    )
+    assert await engine.statuses() == ["delivered", "dispatched"]
+
+
 async def test_a_delivery_fails_after_its_main_retries(engine: Engine) -> None:
     id_ = await engine.endpoint(URL)
     await engine.add(NewDelivery(id_, "a", payload="{}"))

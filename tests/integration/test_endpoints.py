@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from services.subscriptions.endpoints.domain import disabled_id
 from shared.contracts.endpoint_requests import EndpointPage
 from shared.contracts.endpoints import Endpoint, EndpointCreated
 from shared.contracts.requests import Failure, FailureCode
@@ -104,6 +105,7 @@ async def test_n1_a_client_has_a_limited_number_of_endpoints(client: EndpointsCl
         ("headers", {"X-A": "a" * 20_000}),
         ("headers", {f"X-{number}": "a" for number in range(65)}),
         ("rate_limit", 0),
+        ("rate_limit", 1e-9),  # its due times would exceed those of PostgreSQL
         ("rate_limit", float("inf")),
         ("fingerprint", "00"),
         ("description", "a\0"),
@@ -315,6 +317,23 @@ async def test_n4_a_disabled_endpoint_is_reported_once_to_the_others(
     assert client.facts[0] == client.facts[1]
     resumed = await client.control("ResumeEndpoint", failing)
     assert (resumed.status, resumed.failing_since) == ("active", None)
+
+
+async def test_n4_a_client_that_uses_the_id_of_the_report_stops_no_work(
+    client: EndpointsClient,
+) -> None:
+    failing, other = await client.endpoint(), await client.endpoint("endpoint.*")
+    row = await client.connection.fetchrow(
+        "UPDATE subscriptions.endpoints SET status = 'disabled', sweeping = true,"
+        " failing_since = now() WHERE id = $1 RETURNING failing_since",
+        failing,
+    )
+    used = disabled_id(failing, row["failing_since"])
+    await client.send("order.paid", id=f"msg_{used.hex}")
+    await client.work()
+    assert await client.statuses(other) == []
+    assert not (await stored(client, failing))["sweeping"]
+    assert len(client.facts) == 1
 
 
 async def test_n4_a_large_backlog_is_swept_in_batches_by_several_processes(

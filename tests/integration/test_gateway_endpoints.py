@@ -115,6 +115,15 @@ async def test_n1_n2_a_message_reaches_all_endpoints_that_select_it_under_one_id
     assert messages["items"][0]["attempts"] == 1
 
 
+@pytest.mark.parametrize("id_", ["a/b", "a?b#c", "a%20b"])
+async def test_n2_the_location_of_a_message_finds_it_whatever_its_id(
+    shop: Caller, id_: str
+) -> None:
+    sent = await shop("POST", "/v1/messages", {"id": id_, "event_type": "a", "payload": 1})
+    found = await shop("GET", sent.headers["Location"])
+    assert (found.status, found.json["id"]) == (200, id_)
+
+
 async def test_n1_row_31_both_secrets_sign_after_a_rotation(shop: Caller) -> None:
     async with serve(respond()) as receiver:
         endpoint = await create(shop, receiver.url)

@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import quote
 
 from aiohttp import web
 from pydantic_core import to_json
@@ -157,7 +158,7 @@ async def send_message(
     body = b'{"message":%b,"idempotency_key":%b}' % (message, to_json(key))
     accepted = await deps.services.request(SEND_ENDPOINT_MESSAGE, body, context)
     request[MESSAGE_ID] = accepted["id"]
-    location = {"Location": f"/v1/messages/{accepted['id']}"}
+    location = {"Location": f"/v1/messages/{quote(accepted['id'], safe='')}"}
     return json_response(accepted, HTTPStatus.ACCEPTED, location)
 
 

@@ -25,6 +25,9 @@ NO_ATTEMPT_DELAY: Final = 5.0
 # Characters of an error that are stored.
 MAX_ERROR: Final = 500
 _MAX_WEBHOOK_ID: Final = 255
+_MAX_ID: Final = (1 << 63) - 1  # of a bigint
+# Far beyond the attempts of a dispatch, and far below the largest integer of a column.
+_MAX_ATTEMPT: Final = 10_000
 
 
 def user_event_webhook_id(user_id: int, event_id: str) -> str:
@@ -105,6 +108,19 @@ def _after_failed_dispatch(delivery: Delivery, fact: CallbackDispatchFailed) -> 
         return replace(delivery, status=DeliveryStatus.FAILED, failures=failures)
     delay = max(float(MAIN_DELAYS[failures - 1]), fact.retry_after)
     return replace(delivery, status=DeliveryStatus.PENDING, failures=failures, delay=delay)
+
+
+def delivery_id(fact: Fact) -> int | None:
+    """Return the delivery that a fact is about; None if it names none.
+
+    The sender of a SendCallback can set its reference and its attempt. One number that the database
+    cannot store would prevent the settlement of all facts in the same message.
+    """
+    reference = fact.reference or ""
+    if not (reference.isascii() and reference.isdecimal() and len(reference) <= len(str(_MAX_ID))):
+        return None
+    id_ = int(reference)
+    return id_ if id_ <= _MAX_ID and 0 <= fact.attempt <= _MAX_ATTEMPT else None
 
 
 def endpoint_failed(fact: Fact) -> bool:

@@ -13,6 +13,7 @@ from services.subscriptions.deliveries.domain import (
     Attempt,
     Delivery,
     attempts,
+    delivery_id,
     endpoint_failed,
     endpoint_gone,
     settle,
@@ -65,8 +66,8 @@ class Settler:
     async def _settle(self, messages: list[Sequence[Fact]]) -> list[None]:
         by_id: dict[int, list[Fact]] = {}
         for fact in (fact for facts in messages for fact in facts):
-            if fact.reference is not None and fact.reference.isdecimal():
-                by_id.setdefault(int(fact.reference), []).append(fact)
+            if (id_ := delivery_id(fact)) is not None:
+                by_id.setdefault(id_, []).append(fact)
         failed = [id_ for id_, facts in by_id.items() if any(map(_failed, facts))]
         changed: list[Delivery] = []
 

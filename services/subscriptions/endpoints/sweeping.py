@@ -5,6 +5,7 @@ ended, new deliveries of an active endpoint wait, too, so the order of creation 
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from services.subscriptions.deliveries.store import promote
 from services.subscriptions.endpoints.domain import DISABLED, disabled_id
-from services.subscriptions.endpoints.messages import EndpointMessages, NewMessage
+from services.subscriptions.endpoints.messages import EndpointMessages, IdUsedError, NewMessage
 from services.subscriptions.endpoints.store import SQL
 from shared.contracts.endpoint_facts import EndpointDisabled
 from shared.contracts.endpoints import EndpointStatus
@@ -99,7 +100,10 @@ class Sweeper:
                 "failing_since": endpoint.failing_since.isoformat(),
             }
             message = NewMessage(endpoint.owner, f"msg_{id_.hex}", DISABLED, payload)
-            await self._messages.send(message, excluded=endpoint.id)
+            # The owner can use this id for another message, or change the description before a
+            # repeat. Neither may prevent the sweeps of other owners.
+            with suppress(IdUsedError):
+                await self._messages.send(message, excluded=endpoint.id)
         await self._database.execute(SQL["reported"], endpoint.id, endpoint.failing_since)
 
 
