@@ -33,7 +33,6 @@ class Users:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.database = database
         self.messenger = Messenger(database, add_user_events)
         self.appender = Appender(self.messenger, self._wake, batch=500)
         self.passwords = Passwords()

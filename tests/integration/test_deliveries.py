@@ -340,6 +340,25 @@ async def test_n4_an_endpoint_is_disabled_when_it_fails_for_long_or_is_gone(engi
     assert engine.disabled == [failing, gone]
 
 
+async def test_n4_a_disabled_endpoint_keeps_the_time_since_when_it_failed(engine: Engine) -> None:
+    """Without it, the report cannot be made."""
+
+    async def endpoint() -> tuple[str, bool]:
+        row = await engine.database.fetchrow(
+            "SELECT status, failing_since FROM subscriptions.endpoints"
+        )
+        return row["status"], row["failing_since"] is not None
+
+    id_ = await engine.endpoint(URL)
+    await engine.add(*(NewDelivery(id_, name, payload="{}") for name in "abc"))
+    gone, same_batch, later = await engine.dispatch()
+    await engine.settle(same_batch.delivered(), gone.failed(attempt=1, status=410, final=True))
+    assert engine.disabled == [id_]
+    assert await endpoint() == ("disabled", True)
+    await engine.settle(later.delivered())
+    assert await endpoint() == ("disabled", True)
+
+
 async def test_n4_each_failed_attempt_counts_unless_a_success_was_later(engine: Engine) -> None:
     async def failing() -> bool:
         row = await engine.database.fetchrow("SELECT failing_since FROM subscriptions.endpoints")

@@ -207,10 +207,13 @@ SELECT * FROM unnest(
 ON CONFLICT DO NOTHING;
 
 -- Endpoints ($1) that accepted a delivery ($2) or failed; some do not exist any more ($3). Returns
--- those that are disabled now, because they have failed for $4 seconds or are gone.
+-- those that are disabled now, because they have failed for $4 seconds or are gone. The others that
+-- are disabled keep `failing_since`, which their report needs.
 -- name: judge
 UPDATE subscriptions.endpoints e SET
-    failing_since = CASE WHEN NOT input.accepted THEN coalesce(e.failing_since, now()) END,
+    failing_since = CASE
+        WHEN input.disabled OR NOT input.accepted THEN coalesce(e.failing_since, now())
+    END,
     status = CASE WHEN input.disabled THEN 'disabled' ELSE e.status END,
     sweeping = e.sweeping OR input.disabled,
     version = e.version + input.disabled::integer,
@@ -222,7 +225,8 @@ FROM (
             AND stored.failing_since <= now() - make_interval(secs => $4)) IS TRUE AS disabled
     FROM unnest($1::uuid[], $2::boolean[], $3::boolean[]) AS given (id, accepted, gone)
     JOIN subscriptions.endpoints stored USING (id)
-    WHERE NOT accepted OR stored.failing_since IS NOT NULL
+    WHERE stored.status <> 'disabled'
+        AND (gone OR NOT accepted OR stored.failing_since IS NOT NULL)
 ) AS input
 WHERE e.id = input.id
 RETURNING e.id, input.disabled;
