@@ -340,7 +340,7 @@ async def test_n4_an_endpoint_is_disabled_when_it_fails_for_long_or_is_gone(engi
     assert engine.disabled == [failing, gone]
 
 
-async def test_n4_a_disabled_endpoint_keeps_the_time_since_when_it_failed(engine: Engine) -> None:
+async def test_a_disabled_endpoint_keeps_the_time_since_when_it_failed(engine: Engine) -> None:
     """Without it, the report cannot be made."""
 
     async def endpoint() -> tuple[str, bool]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from services.subscriptions.endpoints import sweeping
 from services.subscriptions.endpoints.domain import disabled_id
 from shared.contracts.endpoint_requests import EndpointPage
 from shared.contracts.endpoints import Endpoint, EndpointCreated
@@ -334,6 +335,60 @@ async def test_n4_a_client_that_uses_the_id_of_the_report_stops_no_work(
     assert await client.statuses(other) == []
     assert not (await stored(client, failing))["sweeping"]
     assert len(client.facts) == 1
+
+
+async def test_a_sweep_waits_for_a_lock_on_its_endpoint(
+    client: EndpointsClient,
+) -> None:
+    id_ = await client.endpoint()
+    await client.control("PauseEndpoint", id_)
+    await client.send()
+    await client("ResumeEndpoint", id=str(id_))
+    async with client.connection.transaction():
+        await client.connection.execute(
+            "SELECT FROM subscriptions.endpoints WHERE id = $1 FOR NO KEY UPDATE", id_
+        )
+        sweep = asyncio.create_task(client.worker.run_once())
+        await asyncio.sleep(0.2)
+        assert not sweep.done()
+    await sweep
+    assert await client.statuses(id_) == ["pending"]
+
+
+async def test_a_resumed_endpoint_sends_at_once_what_its_rate_had_postponed(
+    client: EndpointsClient,
+) -> None:
+    id_ = await client.endpoint(rate_limit=0.1)
+    for _ in range(3):
+        await client.send()
+    for _ in range(2):
+        await client.control("PauseEndpoint", id_)
+        await client.send()
+        await client.control("ResumeEndpoint", id_)
+    rows = await client.connection.fetch(
+        "SELECT extract(epoch FROM due_at - now())::float8 AS seconds"
+        " FROM subscriptions.deliveries ORDER BY id"
+    )
+    assert [round(row["seconds"], -1) for row in rows] == [10, 20, 30, 40, 50]
+
+
+async def test_a_sweep_goes_on_when_a_fact_settles_a_delivery_of_its_batch(
+    client: EndpointsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "BATCH", 2)
+    id_ = await client.endpoint()
+    for _ in range(4):
+        await client.send()
+    await client("DeleteEndpoint", id=str(id_))
+    async with client.connection.transaction():
+        await client.connection.execute(
+            "UPDATE subscriptions.deliveries SET status = 'delivered', finished_at = now()"
+            " WHERE id = (SELECT min(id) FROM subscriptions.deliveries)"
+        )
+        sweep = asyncio.create_task(client.work())
+        await asyncio.sleep(0.2)
+    await sweep
+    assert await client.statuses(id_) == ["delivered", *["cancelled"] * 3]
 
 
 async def test_n4_a_large_backlog_is_swept_in_batches_by_several_processes(

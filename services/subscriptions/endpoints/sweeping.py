@@ -65,7 +65,7 @@ class Sweeper:
         return count
 
     async def _sweep(self, id_: UUID) -> bool:
-        """Sweep a batch, and return whether no other process does."""
+        """Sweep a batch, and return whether there was something to do."""
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(SQL["lock_sweeping"], id_)
             if row is None:

@@ -37,14 +37,20 @@ WHERE earlier < $6 ORDER BY created_at DESC, id DESC;
 SELECT * FROM subscriptions.endpoints
 WHERE client_id = $1 AND id = $2 AND status <> 'deleted' FOR NO KEY UPDATE;
 
--- Unless the order or the status stays as it is, a sweep follows.
+-- Unless the order or the status stays as it is, a sweep follows. What waits has no due time that
+-- counts, unless it is in order, so the first message after a pause is only one step away.
 -- name: change
 UPDATE subscriptions.endpoints SET
     url = $2, event_types = $3, description = $4, headers = $5, rate_limit = $6, ordered = $7,
     fingerprint = $8, status = $9, version = version + 1, updated_at = now(),
     sweeping = sweeping OR ordered <> $7 OR status <> $9,
     failing_since = CASE WHEN status = $9 THEN failing_since END,
-    next_free_at = CASE WHEN rate_limit IS NOT DISTINCT FROM $6 THEN next_free_at ELSE now() END
+    next_free_at = CASE
+        WHEN rate_limit IS DISTINCT FROM $6 THEN now()
+        WHEN status <> 'active' AND $9 = 'active' AND NOT sweeping AND NOT $7
+            THEN least(next_free_at, now() + interval '1 second' / rate_limit)
+        ELSE next_free_at
+    END
 WHERE id = $1
 RETURNING *;
 
@@ -69,9 +75,10 @@ ON CONFLICT (id) DO NOTHING;
 -- name: sweeping
 SELECT id FROM subscriptions.endpoints WHERE sweeping AND id > $1 ORDER BY id LIMIT 1;
 
+-- Endpoints that others lock all the time are swept, too: this waits.
 -- name: lock_sweeping
 SELECT id, client_id, status, ordered, failing_since, description FROM subscriptions.endpoints
-WHERE id = $1 AND sweeping FOR NO KEY UPDATE SKIP LOCKED;
+WHERE id = $1 AND sweeping FOR NO KEY UPDATE;
 
 -- name: swept
 UPDATE subscriptions.endpoints SET sweeping = false WHERE id = $1;
@@ -81,19 +88,23 @@ UPDATE subscriptions.endpoints SET sweeping = false WHERE id = $1;
 UPDATE subscriptions.endpoints SET sweeping = false
 WHERE id = $1 AND status = 'disabled' AND failing_since = $2;
 
+-- The batches of a sweep lock their rows first: in the order of settlements, which prevents deadlocks,
+-- and so that a batch with fewer rows than the limit is the last one.
 -- name: hold
-UPDATE subscriptions.deliveries SET status = 'waiting'
-WHERE status = 'pending' AND id IN (
-    SELECT id FROM subscriptions.deliveries WHERE endpoint_id = $1 AND status = 'pending' LIMIT $2
-);
+WITH batch AS MATERIALIZED (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND finished_at IS NULL AND status = 'pending'
+    ORDER BY id LIMIT $2 FOR NO KEY UPDATE
+)
+UPDATE subscriptions.deliveries SET status = 'waiting' WHERE id IN (SELECT id FROM batch);
 
 -- In the order of creation, and at the rate of the endpoint.
 -- name: release
-WITH batch AS (
-    SELECT id, row_number() OVER (ORDER BY id) AS number FROM (
-        SELECT id FROM subscriptions.deliveries
-        WHERE endpoint_id = $1 AND status = 'waiting' ORDER BY id LIMIT $2
-    ) AS oldest
+WITH oldest AS MATERIALIZED (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND status = 'waiting' ORDER BY id LIMIT $2 FOR NO KEY UPDATE
+), batch AS (
+    SELECT id, row_number() OVER (ORDER BY id) AS number FROM oldest
 ), start AS (
     SELECT
         CASE WHEN rate_limit IS NULL THEN now() ELSE greatest(now(), next_free_at) END AS at,
@@ -108,22 +119,25 @@ WITH batch AS (
 )
 UPDATE subscriptions.deliveries AS delivery
 SET status = 'pending', due_at = at + step * (number - 1)
-FROM batch, start WHERE delivery.id = batch.id AND delivery.status = 'waiting';
+FROM batch, start WHERE delivery.id = batch.id;
 
 -- name: fail
+WITH batch AS MATERIALIZED (
+    SELECT id FROM subscriptions.deliveries
+    WHERE endpoint_id = $1 AND finished_at IS NULL AND status IN ('pending', 'waiting')
+    ORDER BY id LIMIT $2 FOR NO KEY UPDATE
+)
 UPDATE subscriptions.deliveries
 SET status = 'failed', last_error = 'endpoint_disabled', finished_at = now()
-WHERE status IN ('pending', 'waiting') AND id IN (
-    SELECT id FROM subscriptions.deliveries
-    WHERE endpoint_id = $1 AND status IN ('pending', 'waiting') ORDER BY id LIMIT $2
-);
+WHERE id IN (SELECT id FROM batch);
 
 -- name: cancel
-UPDATE subscriptions.deliveries SET status = 'cancelled', finished_at = now()
-WHERE finished_at IS NULL AND id IN (
+WITH batch AS MATERIALIZED (
     SELECT id FROM subscriptions.deliveries
-    WHERE endpoint_id = $1 AND status IN ('pending', 'waiting', 'dispatched') ORDER BY id LIMIT $2
-);
+    WHERE endpoint_id = $1 AND finished_at IS NULL ORDER BY id LIMIT $2 FOR NO KEY UPDATE
+)
+UPDATE subscriptions.deliveries SET status = 'cancelled', finished_at = now()
+WHERE id IN (SELECT id FROM batch);
 
 -- name: due_replays
 SELECT id FROM subscriptions.replays WHERE finished_at IS NULL AND next_at <= now() ORDER BY next_at;
