@@ -51,6 +51,16 @@ async def test_u2_u5_a_message_becomes_an_event_of_its_recipient(users: Users) -
     assert body == {"message_id": sent.message_id, "to_id": bob, "from_id": ann, "text": "hi"}
 
 
+async def test_a_repeat_wakes_because_the_first_process_may_have_died_before_it_did(
+    users: Users,
+) -> None:
+    ann = await users.register("ann")
+    token = await users.sign_in("ann")
+    for _ in range(2):
+        await users.send(token, ann, message_id="request")
+    assert users.woken == [ann, ann]
+
+
 async def test_u5_a_message_to_an_unknown_user_or_with_an_unknown_token_fails(users: Users) -> None:
     ann = await users.register("ann")
     token = await users.sign_in("ann")

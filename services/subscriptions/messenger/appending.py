@@ -19,7 +19,10 @@ _COUNTERS: Final = {
 
 
 class Appender:
-    """Appends user events. After a commit, `appended` gets the ids of users with new ones."""
+    """Appends user events. After a commit, `appended` gets the ids of their users.
+
+    A repeat counts, too: the process that committed the event may have died before it reported it.
+    """
 
     def __init__(
         self,
@@ -51,9 +54,12 @@ class Appender:
         for part in _parts(distinct):
             appended = await self._messenger.append(part)
             results |= zip(map(_key, part), appended, strict=True)
-            new = {e.user_id for e, result in zip(part, appended, strict=True) if result.is_new}
-            if new:
-                self._appended(new)
+            if known := {
+                event.user_id
+                for event, result in zip(part, appended, strict=True)
+                if result.outcome is not Outcome.UNKNOWN_USER
+            }:
+                self._appended(known)
         found = [
             results[_key(event)] if first[_key(event)] is event else results[_key(event)].repeated()
             for event in events
