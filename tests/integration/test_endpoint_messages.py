@@ -297,3 +297,25 @@ async def test_n2_retention_keeps_what_is_not_finished(client: EndpointsClient) 
     rows = await client.connection.fetch("SELECT id FROM subscriptions.endpoints")
     assert {row["id"] for row in rows} == {done, waiting}
     assert datetime.now(UTC) > found.created_at
+
+
+async def test_retention_looks_at_a_few_kept_messages_at_a_time(client: EndpointsClient) -> None:
+    """Otherwise, millions of them would exceed the time limit of a statement."""
+    waiting, done = await client.endpoint("b"), await client.endpoint("a")
+    for number in range(3):
+        await client.send("b", id=f"b{number}")
+    await client.send("a", id="a")
+    await client.settle(done, "delivered")
+    await client.connection.execute(
+        "UPDATE subscriptions.deliveries SET finished_at = finished_at - interval '2 days'"
+    )
+    await client.connection.execute(
+        "UPDATE subscriptions.endpoint_messages SET created_at = created_at - interval '2 days'"
+    )
+    day = timedelta(days=1)
+    assert [await client.messages.prune(day, 2) for _ in range(4)] == [1, 1, 0, 0]
+    assert code(await client("GetEndpointMessage", id="a")) is FailureCode.NOT_FOUND
+    assert await client.statuses(waiting) == ["pending"] * 3
+    await client.settle(waiting, "delivered")
+    await client.connection.execute("DELETE FROM subscriptions.deliveries")
+    assert [await client.messages.prune(day, 2) for _ in range(3)] == [1, 0, 2]

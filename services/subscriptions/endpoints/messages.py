@@ -6,7 +6,7 @@ effect is then unknown, and each is safe to repeat.
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -26,6 +26,8 @@ from shared.postgres.queries import queries
 SQL: Final = queries("services.subscriptions", "endpoint_messages.sql")
 # Deliveries in the response to a request for a message.
 MAX_DELIVERIES: Final = 1000
+# Before all messages.
+_OLDEST: Final = datetime(1970, 1, 1, tzinfo=UTC), "", ""
 # The same text for the same JSON value, however its fields are ordered.
 _comparable: Final = json.JSONEncoder(sort_keys=True).encode
 
@@ -55,6 +57,7 @@ class EndpointMessages:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._pruned = _OLDEST  # the last message that retention has looked at
 
     async def send(self, message: NewMessage, *, excluded: UUID | None = None) -> int:
         """Store a message with a delivery for each endpoint that selects it, but for `excluded`.
@@ -119,21 +122,29 @@ class EndpointMessages:
         )
         return [(row["id"], _delivery(row)) for row in rows]
 
-    async def replay(self, endpoint_id: UUID, message_id: str, rate: float) -> Replayed:
+    async def replay(self, owner: str, message_id: str, endpoint_id: UUID, rate: float) -> Replayed:
         """Deliver a message to an endpoint again, unless it is still on its way."""
         async with self._database.transaction() as connection:
-            row = await connection.fetchrow(SQL["delivery_of_message"], endpoint_id, message_id)
+            row = await connection.fetchrow(
+                SQL["delivery_of_message"], owner, message_id, endpoint_id
+            )
             if row is None:
                 return Replayed.NOT_FOUND
             await redeliver(connection, endpoint_id, [row["id"]], rate)
         return Replayed.STARTED
 
     async def prune(self, age: timedelta, limit: int) -> int:
-        """Delete at most `limit` rows of each table that finished longer ago than `age`."""
+        """Delete at most `limit` rows of each table that finished longer ago than `age`.
+
+        Of the messages, it looks at the next `limit`, because deliveries keep them.
+        """
         seconds, deleted = age.total_seconds(), 0
-        for query in ("prune_attempts", "prune_deliveries", "prune_messages", "prune_replays"):
+        for query in ("prune_attempts", "prune_deliveries", "prune_replays"):
             status = await self._database.execute(SQL[query], seconds, limit)
             deleted += int(status.removeprefix("DELETE "))
+        row = await self._database.fetchrow(SQL["prune_messages"], seconds, limit, *self._pruned)
+        self._pruned = _OLDEST if row is None else (row["created_at"], row["client_id"], row["id"])
+        deleted += 0 if row is None else row["deleted"]
         status = await self._database.execute(SQL["prune_endpoints"], limit)
         return deleted + int(status.removeprefix("DELETE "))
 

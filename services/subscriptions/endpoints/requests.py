@@ -250,7 +250,7 @@ class EndpointRequests:
                 await self._endpoints.replay(id_, command.id, replay.since, until)
             elif replay.message_id is not None:
                 replayed = await self._messages.replay(
-                    command.id, replay.message_id, self._replay_rate
+                    owner, replay.message_id, command.id, self._replay_rate
                 )
                 if replayed is Replayed.NOT_FOUND:
                     return NO_DELIVERY

@@ -18,7 +18,8 @@ SELECT *, $3::text AS event_type FROM subscriptions.deliveries
 WHERE client_id = $1 AND message_id = $2 ORDER BY id LIMIT $4;
 
 -- name: delivery_of_message
-SELECT id FROM subscriptions.deliveries WHERE message_id = $2 AND endpoint_id = $1
+SELECT id FROM subscriptions.deliveries
+WHERE client_id = $1 AND message_id = $2 AND endpoint_id = $3
 ORDER BY id LIMIT 1;
 
 -- Newest first.
@@ -50,17 +51,24 @@ DELETE FROM subscriptions.deliveries WHERE id IN (
     FOR UPDATE SKIP LOCKED
 );
 
--- A message stays while a delivery of it does.
+-- A message stays while a delivery of it does. Many can stay, so this looks at $2 after a position,
+-- and returns the next one.
 -- name: prune_messages
-DELETE FROM subscriptions.endpoint_messages WHERE (client_id, id) IN (
-    SELECT client_id, id FROM subscriptions.endpoint_messages AS message
+WITH page AS MATERIALIZED (
+    SELECT created_at, client_id, id FROM subscriptions.endpoint_messages
     WHERE created_at < now() - make_interval(secs => $1)
-    AND NOT EXISTS (
-        SELECT FROM subscriptions.deliveries
-        WHERE client_id = message.client_id AND message_id = message.id
+        AND created_at >= $3 AND (created_at, client_id, id) > ($3, $4, $5)
+    ORDER BY created_at, client_id, id LIMIT $2
+), deleted AS (
+    DELETE FROM subscriptions.endpoint_messages AS message USING page
+    WHERE message.client_id = page.client_id AND message.id = page.id AND NOT EXISTS (
+        SELECT FROM subscriptions.deliveries AS delivery
+        WHERE delivery.client_id = page.client_id AND delivery.message_id = page.id
     )
-    ORDER BY created_at LIMIT $2
-);
+    RETURNING 1
+)
+SELECT created_at, client_id, id, (SELECT count(*) FROM deleted) AS deleted
+FROM page ORDER BY created_at DESC, client_id DESC, id DESC LIMIT 1;
 
 -- name: prune_endpoints
 DELETE FROM subscriptions.endpoints WHERE id IN (
