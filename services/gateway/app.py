@@ -62,7 +62,11 @@ async def start(process: Process) -> None:
     )
     process.health.expect(PING.service)
     services = ServiceClient(rpc_client, timeout=settings.request_timeout)
-    waiters = Waiters(limit=settings.polls, user_limit=settings.polls_per_user)
+    waiters = Waiters(
+        limit=settings.polls,
+        user_limit=settings.polls_per_user,
+        address_limit=settings.polls_per_address,
+    )
     wakes = Wakes(
         waiters,
         url=amqp_url,

@@ -50,11 +50,22 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     messages_per_user: PerMinute = Field(
         default=1200, description="Messages per minute of one user of the messenger."
     )
+    messages_per_address: PerMinute = Field(
+        default=60_000, description="Messages of users per minute from one address."
+    )
+    callbacks_per_user: PerMinute = Field(
+        default=60,
+        description="Starts and tests of a callback per minute of one user of the messenger.",
+    )
     polls: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=10_000, description="Maximum number of open polls and streams."
     )
     polls_per_user: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=20, description="Maximum number of open polls and streams of one user."
+    )
+    polls_per_address: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=10_000,
+        description="Maximum number of open polls and streams from one address.",
     )
     address_header: HeaderName | None = Field(
         default=None,

@@ -23,6 +23,8 @@ NO_LIMITS: Final = {
         "SIGN_INS_PER_ADDRESS",
         "SIGN_INS_PER_NAME",
         "MESSAGES_PER_USER",
+        "MESSAGES_PER_ADDRESS",
+        "CALLBACKS_PER_USER",
     )
 }
 

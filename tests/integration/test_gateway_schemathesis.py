@@ -53,6 +53,7 @@ LIMITS = {
         "REGISTRATIONS_PER_ADDRESS",
         "SIGN_INS_PER_ADDRESS",
         "SIGN_INS_PER_NAME",
+        "CALLBACKS_PER_USER",
         "MESSAGES_PER_USER",
     )
 }

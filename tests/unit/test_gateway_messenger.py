@@ -125,6 +125,17 @@ def test_u5_tokens_of_one_user_count_together_and_their_number_is_bounded() -> N
     assert len(limits._users) == MAX_CLIENTS  # noqa: SLF001
 
 
+def test_u1_starts_and_tests_of_a_callback_are_limited_per_user() -> None:
+    limits = Limits(GatewaySettings(callbacks_per_user=2))
+    for token in ("a", "b"):
+        limits.learn(token, 1)
+        limits.callback(token)
+    with pytest.raises(ProblemError) as raised:
+        limits.callback("a")
+    assert raised.value.members == {"code": -7}
+    limits.callback("of another user")
+
+
 def test_u5_long_names_count_together() -> None:
     limits = Limits(GatewaySettings(sign_ins_per_name=2))
     limits.sign_in_as("a" * 16)

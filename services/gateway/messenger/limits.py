@@ -33,26 +33,39 @@ class Limits:
         self._addresses = RateLimiter(settings.sign_ins_per_address, MINUTE)
         self._names = RateLimiter(settings.sign_ins_per_name, MINUTE)
         self._messages = RateLimiter(settings.messages_per_user, MINUTE)
+        self._message_addresses = RateLimiter(settings.messages_per_address, MINUTE)
+        self._callbacks = RateLimiter(settings.callbacks_per_user, MINUTE)
         self._users: dict[str, int] = {}
 
     def registration(self, request: web.Request) -> None:
         """Count a registration from the address of this request."""
-        _count(self._registrations, self._address(request))
+        _count(self._registrations, self.address(request))
 
     def sign_in_from(self, request: web.Request) -> None:
         """Count a sign-in from the address of this request."""
-        _count(self._addresses, self._address(request))
+        _count(self._addresses, self.address(request))
 
     def sign_in_as(self, name: str) -> None:
         """Count a sign-in with this name; the names that are too long count together."""
         _count(self._names, name if len(name) <= MAX_NAME else "")
+
+    def message_from(self, request: web.Request) -> None:
+        """Count a message from the address of this request."""
+        _count(self._message_addresses, self.address(request))
 
     def message(self, token_hash: str) -> None:
         """Count a message of the user of this token.
 
         A token of a sign-in at another process counts alone until a message is sent with it.
         """
-        _count(self._messages, str(self._users.get(token_hash, token_hash)))
+        _count(self._messages, self._user(token_hash))
+
+    def callback(self, token_hash: str) -> None:
+        """Count a start or a test of the callback of the user of this token, as for messages.
+
+        Each causes requests to any server that the user names.
+        """
+        _count(self._callbacks, self._user(token_hash))
 
     def learn(self, token_hash: str, user_id: int) -> None:
         """Count the messages with this token as those of its user."""
@@ -61,7 +74,11 @@ class Limits:
         if len(self._users) > MAX_CLIENTS:
             del self._users[next(iter(self._users))]  # the one that was used least recently
 
-    def _address(self, request: web.Request) -> str:
+    def _user(self, token_hash: str) -> str:
+        return str(self._users.get(token_hash, token_hash))
+
+    def address(self, request: web.Request) -> str:
+        """Return the address of the client: that of the connection, or as a proxy names it."""
         given = () if self._header is None else request.headers.getall(self._header, ())
         return network(given[-1].rpartition(",")[2] if given else request.remote or "")
 

@@ -1,7 +1,8 @@
 """Reads user events through the service subscriptions, and waits for new ones."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from pydantic_core import to_json
@@ -14,6 +15,9 @@ from shared.contracts.polls import READ_EVENTS
 # Reads of this process at a time. Thousands of polls can be woken at once. The others queue here,
 # where the timeout of their request has not started, and where they delay no other route.
 MAX_READS: Final = 100
+# Characters of the events that are being sent, about 100 MB with all copies. Beyond this, clients
+# that read slowly get one event at a time.
+MAX_HELD: Final = 8 << 20
 
 
 class Event(NamedTuple):
@@ -43,17 +47,31 @@ class EventReader:
     def __init__(self, services: ServiceClient) -> None:
         self._services = services
         self._reads = asyncio.Semaphore(MAX_READS)
+        self._held = 0
+
+    @contextmanager
+    def holding(self, page: Page) -> Iterator[None]:
+        """Count the events of a page as held in memory while the context lasts."""
+        size = sum(len(event.event) for event in page.events)
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
 
     async def read(
         self, token_hash: str, *, cursor: str | None, limit: int, context: RequestContext
     ) -> Page:
         """Return the events after a cursor, or after the position of the token, which moves.
 
+        They are at most `limit`, or one while too many events are held.
+
         Raises:
             ProblemError: 401 if the token is not valid, 422 if the cursor is not; 503; 504.
         """
-        body = to_json({"token_hash": token_hash, "cursor": cursor, "limit": limit})
         async with self._reads:
+            limit = 1 if self._held > MAX_HELD else limit
+            body = to_json({"token_hash": token_hash, "cursor": cursor, "limit": limit})
             page = await self._services.request(READ_EVENTS, body, context)
         events = [Event(event["cursor"], event["type"], event["event"]) for event in page["events"]]
         return Page(page["user_id"], events, page["next_cursor"])

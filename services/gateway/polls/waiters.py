@@ -5,7 +5,7 @@ before the read, and ends at once if its user was woken since.
 """
 
 import asyncio
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -69,14 +69,21 @@ class Waiter:
 
 
 class Waiters:
-    """All waiters of this process, with the recent wakes. The limits are numbers of waiters."""
+    """All waiters of this process, with the recent wakes. The limits are numbers of waiters.
 
-    def __init__(self, *, limit: int, user_limit: int) -> None:
+    user_limit: those of one user, and of one token, whose user is not known before its first read.
+    address_limit: those from one address.
+    """
+
+    def __init__(self, *, limit: int, user_limit: int, address_limit: int) -> None:
         self._limit = limit
         self._user_limit = user_limit
+        self._address_limit = address_limit
         self._closed = False
         self._open: set[Waiter] = set()
         self._of_user: defaultdict[int, set[Waiter]] = defaultdict(set)
+        self._of_token: Counter[str] = Counter()
+        self._of_address: Counter[str] = Counter()
         self._wakes = 0
         self._recent: OrderedDict[int, int] = OrderedDict()  # user id -> number of the last wake
         self._forgotten = 0  # the last wake that may be missing in `_recent`
@@ -86,22 +93,33 @@ class Waiters:
         return len(self._open)
 
     @contextmanager
-    def open(self) -> Iterator[Waiter]:
+    def open(self, token_hash: str, address: str) -> Iterator[Waiter]:
         """Yield a new waiter. After `close`, it has ended already.
 
         Raises:
-            TooManyPollsError: the process has too many.
+            TooManyPollsError: the process, the token or the address has too many.
         """
-        if len(self._open) >= self._limit:
+        if (
+            len(self._open) >= self._limit
+            or self._of_token[token_hash] >= self._user_limit
+            or self._of_address[address] >= self._address_limit
+        ):
             raise TooManyPollsError
         waiter = Waiter(self)
         waiter.ended = self._closed
         self._open.add(waiter)
+        counts = ((self._of_token, token_hash), (self._of_address, address))
+        for counter, key in counts:
+            counter[key] += 1
         OPEN_POLLS.inc()
         try:
             yield waiter
         finally:
             self._open.remove(waiter)
+            for counter, key in counts:
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
             OPEN_POLLS.dec()
             self._unbind(waiter)
 

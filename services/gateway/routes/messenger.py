@@ -4,7 +4,7 @@ Each sends a request to subscriptions. Tokens are created and hashed here, so no
 them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from secrets import token_urlsafe
 from typing import Any, Final
@@ -285,6 +285,7 @@ async def send_message(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Send a message to a user; respond after the commit."""
+    deps.limits.message_from(request)
     given = await read_fields(request)
     hashed = given.token_hash(request)
     message = given.parse(NewMessage)
@@ -303,6 +304,7 @@ async def start_callback(
     given = await read_fields(request)
     hashed = given.token_hash(request)
     registration = given.parse(CallbackForm).model_dump(exclude={"token"}, exclude_none=True)
+    deps.limits.callback(hashed)
     content = {"token_hash": hashed, "registration": registration}
     started = await _request(deps, START_CALLBACK, content, context)
     return _done(secret=started["secret"])
@@ -319,7 +321,9 @@ async def test_callback(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Send a test event to the callback of a user."""
-    return await _with_token(TEST_CALLBACK, request, context, deps, "webhook_id")
+    return await _with_token(
+        TEST_CALLBACK, request, context, deps, "webhook_id", limit=deps.limits.callback
+    )
 
 
 async def _with_token(
@@ -328,11 +332,14 @@ async def _with_token(
     context: RequestContext,
     deps: Dependencies,
     *returned: str,
+    limit: Callable[[str], None] | None = None,
 ) -> web.Response:
     """Send a request with nothing but a token, and return these fields of the response."""
     given = await read_fields(request)
     hashed = given.token_hash(request)
     given.parse(TokenForm)
+    if limit is not None:
+        limit(hashed)
     response = await _request(deps, operation, {"token_hash": hashed}, context)
     return _done(**{name: response[name] for name in returned})
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Final
 
@@ -150,10 +150,11 @@ async def poll_events(
     read = partial(
         deps.user_events.read, hashed, cursor=form.cursor, limit=form.limit or 1, context=context
     )
-    with _open_waiter(request, deps) as waiter:
+    with _open_waiter(request, deps, hashed) as waiter:
         page = await next_page(read, waiter, timeout=form.timeout)
         request[USER_ID] = page.user_id
-        return await _sent(request, _response(page, as_list=form.limit is not None))
+        with deps.user_events.holding(page):
+            return await _sent(request, _response(page, as_list=form.limit is not None))
 
 
 def _response(page: Page, *, as_list: bool) -> web.Response:
@@ -187,7 +188,7 @@ async def stream_events(
     cursor = request.headers.get("Last-Event-ID") or None
     if cursor is not None and not cursor.isascii():
         raise invalid([FieldError(field="cursor", message="is not a valid cursor")])
-    with _open_waiter(request, deps) as waiter:
+    with _open_waiter(request, deps, hashed) as waiter:
         mark = waiter.mark()
         page = await read(cursor=cursor)
         request[USER_ID] = page.user_id
@@ -196,7 +197,7 @@ async def stream_events(
         response = web.StreamResponse(headers=_STREAM_HEADERS)
         await response.prepare(request)
         try:
-            await _stream(response, read, waiter, mark, page)
+            await _stream(response, read, waiter, mark, page, deps.user_events.holding)
         except TimeoutError:
             _abort(request)
         except (ConnectionError, ProblemError, TooManyPollsError) as error:
@@ -205,12 +206,13 @@ async def stream_events(
         return response
 
 
-async def _stream(
+async def _stream(  # noqa: PLR0913, PLR0917 - the state of the stream, and its collaborators
     response: web.StreamResponse,
     read: Callable[..., Awaitable[Page]],
     waiter: Waiter,
     mark: int,
     page: Page,
+    holding: Callable[[Page], AbstractContextManager[None]],
 ) -> None:
     """Send a page, and those that follow, until the waiter ends.
 
@@ -223,8 +225,9 @@ async def _stream(
         TooManyPollsError: the user has too many open polls and streams.
     """
     while True:
-        for event in page.events:
-            await _write(response, f"id: {event.cursor}\ndata: {event.json}\n\n")
+        with holding(page):
+            for event in page.events:
+                await _write(response, f"id: {event.cursor}\ndata: {event.json}\n\n")
         if not page.events:
             # Not an event: it only names the cursor with which the client reconnects.
             await _write(response, f"id: {page.next_cursor}\n\n")
@@ -252,14 +255,14 @@ async def _write(response: web.StreamResponse, text: str) -> None:
 
 
 @contextmanager
-def _open_waiter(request: web.Request, deps: Dependencies) -> Iterator[Waiter]:
+def _open_waiter(request: web.Request, deps: Dependencies, token_hash: str) -> Iterator[Waiter]:
     """Yield a waiter that ends when the client disconnects.
 
     Raises:
-        ProblemError: 429; the process or the user has too many open polls and streams.
+        ProblemError: 429; the process, the address, the user or the token has too many open ones.
     """
     try:
-        with deps.waiters.open() as waiter:
+        with deps.waiters.open(token_hash, deps.limits.address(request)) as waiter:
             on_disconnect(request, waiter.end)
             yield waiter
     except TooManyPollsError:

@@ -23,8 +23,8 @@ from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 
 SQL: Final = queries("services.subscriptions", "messenger.sql")
-# Bytes of a page of events. In a response, a byte becomes at most two.
-MAX_PAGE_BYTES: Final = 3 << 20
+# Bytes of a page of events, which the gateway holds about four times until a client has read it.
+MAX_PAGE_BYTES: Final = 256 << 10
 
 # Adds what follows from new events, in their transaction: the deliveries.
 AddDeliveries = Callable[[Any, Sequence[AppendedEvent]], Awaitable[None]]
