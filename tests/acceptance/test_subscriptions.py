@@ -135,9 +135,12 @@ async def read_under_kills(
         everyone = await sign_up(gateways, islice(cycle(KINDS), users))
         by_id |= {user.id: user for user in everyone}
         await asyncio.gather(*(user.start(callbacks) for user in everyone))
+        # Push and poll at once: each gets every event.
+        pushed = [user for user in everyone if user.kind == "callback"]
+        readers = everyone + [User(gateways, user.id, user.token, "poll") for user in pushed]
         traffic, ended = Traffic(everyone, producer), asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            reading = [group.create_task(u.read()) for u in everyone if "callback" not in u.kind]
+            reading = [group.create_task(u.read()) for u in readers if "callback" not in u.kind]
             sending = group.create_task(traffic.run(interval, ended))
             for name in [*COMMANDS] * kills:
                 await traffic.pass_rounds(ROUNDS)
@@ -145,10 +148,10 @@ async def read_under_kills(
             await traffic.pass_rounds(ROUNDS)
             ended.set()
             await sending
-            await check(everyone, traffic)
+            await check(readers, traffic)
             for task in reading:
                 task.cancel()
-        print(f"{traffic.rounds} rounds\n{report(everyone, traffic)}")  # noqa: T201 - see -s
+        print(f"{traffic.rounds} rounds\n{report(readers, traffic)}")  # noqa: T201 - see -s
     for service in processes.all:
         assert not service.logged("bug"), service.output
 
@@ -156,7 +159,7 @@ async def read_under_kills(
 async def test_u6_users_get_each_event_in_order_while_every_service_is_killed(
     amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    """U2, U4, U6, N5: by polls, streams and callbacks."""
+    """U2, U4, U6, N5: by polls, streams and callbacks, and by a callback and polls at once."""
     await empty_subscriptions(database_url)
     with processes(tmp_path, amqp_url, database_url) as started:
         await read_under_kills(started, amqp_url, users=40, kills=1, interval=0.25)
@@ -166,7 +169,7 @@ async def test_u6_users_get_each_event_in_order_while_every_service_is_killed(
 async def test_u6_two_hundred_users_get_each_event_while_services_are_killed_again_and_again(
     amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    """U2, U4, U6, N5: by polls, streams and callbacks."""
+    """U2, U4, U6, N5: by polls, streams and callbacks, and by a callback and polls at once."""
     await empty_subscriptions(database_url)
     with processes(tmp_path, amqp_url, database_url) as started:
         await read_under_kills(started, amqp_url, users=200, kills=3, interval=1)
