@@ -96,7 +96,9 @@ async def start(process: Process) -> None:
 
     appender = Appender(messenger, appended, batch=settings.batch)
     depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
-    claims = Claims(database, disable_after=settings.disable_after, disabled=_report_disabled)
+    claims = Claims(
+        database, cipher, disable_after=settings.disable_after, disabled=_report_disabled
+    )
     skew = ClockSkew(metrics.CLOCK_SKEW.set)
     settler = Settler(claims, skew, wake.set)
     leases = LeaseExtender(claims.extend)

@@ -26,6 +26,7 @@ from shared.contracts.facts import (
     Fact,
     Facts,
 )
+from shared.http.guard import parse_target
 from shared.ids import uuid7
 from shared.postgres.leases import LeaseExtender
 from shared.postgres.pool import Database
@@ -48,7 +49,9 @@ class Engine:
         self.cipher = SecretCipher.of(keys)
         self.broker = ListBroker()
         self.disabled: list[UUID] = []
-        self.claims = Claims(database, disable_after=DISABLE_AFTER, disabled=self._disable)
+        self.claims = Claims(
+            database, self.cipher, disable_after=DISABLE_AFTER, disabled=self._disable
+        )
         self.skew = ClockSkew(metrics.CLOCK_SKEW.set)
         self.wake = asyncio.Event()
         self.settler = Settler(self.claims, self.skew, self.wake.set)
@@ -146,7 +149,7 @@ class Sent:
             "at": datetime.now(UTC),
             "callback_id": self.body["id"],
             "client_id": None,
-            "target": None,
+            "target": parse_target(self.url).origin,
             "attempt": attempt,
             "owner": self.headers["x-ringback-owner"],
             "dispatch": self.headers["x-ringback-dispatch"],

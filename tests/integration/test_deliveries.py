@@ -340,6 +340,22 @@ async def test_n4_an_endpoint_is_disabled_when_it_fails_for_long_or_is_gone(engi
     assert engine.disabled == [failing, gone]
 
 
+async def test_a_410_of_a_url_that_was_replaced_meanwhile_disables_nothing(engine: Engine) -> None:
+    id_ = await engine.endpoint(URL)
+    await engine.add(NewDelivery(id_, "a", payload="{}"), NewDelivery(id_, "b", payload="{}"))
+    to_old, failed = await engine.dispatch()
+    new = engine.cipher.encrypt(b"https://new.example.com/hook")
+    await engine.database.execute("UPDATE subscriptions.endpoints SET url = $1", new)
+    await engine.settle(to_old.failed(attempt=1, status=410, final=True))
+    assert engine.disabled == []
+    assert await engine.statuses() == ["failed", "dispatched"]
+    await engine.settle(failed.failed())
+    await engine.expire_leases()
+    [to_new] = await engine.dispatch()
+    await engine.settle(to_new.failed(attempt=1, status=410, final=True))
+    assert engine.disabled == [id_]
+
+
 async def test_a_disabled_endpoint_keeps_the_time_since_when_it_failed(engine: Engine) -> None:
     """Without it, the report cannot be made."""
 

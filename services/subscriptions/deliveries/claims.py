@@ -14,7 +14,9 @@ from services.subscriptions.deliveries.messages import Claim, event_payload
 from services.subscriptions.deliveries.store import SQL
 from shared.contracts.endpoints import DeliveryStatus
 from shared.contracts.facts import CallbackAttemptFailed, CallbackDelivered
+from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.postgres.pool import Database
+from shared.security.encryption import DecryptionError, SecretCipher
 
 # Seconds until claims of a crashed process are due again, unless they were published. The broker
 # confirms within a few seconds.
@@ -31,10 +33,13 @@ class Lease(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a batch of facts says about an endpoint: it accepted a delivery, or is gone."""
+    """What a batch of facts says about an endpoint.
+
+    accepted: whether it accepted a delivery. gone: the origins that responded with 410.
+    """
 
     accepted: bool
-    gone: bool
+    gone: frozenset[str | None]
 
 
 class Settlement(NamedTuple):
@@ -52,12 +57,21 @@ Disabled = Callable[[Any, Sequence[UUID]], Awaitable[None]]
 class Claims:
     """The deliveries that are due or dispatched.
 
+    cipher: decrypts the URLs of endpoints.
     disable_after: seconds for which an endpoint must fail to be disabled.
     disabled: called with endpoints that are, in the same transaction.
     """
 
-    def __init__(self, database: Database, *, disable_after: float, disabled: Disabled) -> None:
+    def __init__(
+        self,
+        database: Database,
+        cipher: SecretCipher,
+        *,
+        disable_after: float,
+        disabled: Disabled,
+    ) -> None:
         self._database = database
+        self._cipher = cipher
         self._disable_after = disable_after
         self._disabled = disabled
 
@@ -120,15 +134,28 @@ class Claims:
         return now
 
     async def _judge(self, connection: Any, endpoints: dict[UUID, Judgement]) -> None:
+        gone = await self._gone(connection, endpoints)
         rows = await connection.fetch(
             SQL["judge"],
             list(endpoints),
             [each.accepted for each in endpoints.values()],
-            [each.gone for each in endpoints.values()],
+            [id_ in gone for id_ in endpoints],
             self._disable_after,
         )
         if disabled := [row["id"] for row in rows if row["disabled"]]:
             await self._disabled(connection, disabled)
+
+    async def _gone(self, connection: Any, endpoints: dict[UUID, Judgement]) -> set[UUID]:
+        """Return the endpoints that are gone: not those whose URL was replaced meanwhile."""
+        ids = [id_ for id_, judgement in endpoints.items() if judgement.gone]
+        rows = await connection.fetch(SQL["urls"], ids) if ids else []
+        return {row["id"] for row in rows if self._origin(row["url"]) in endpoints[row["id"]].gone}
+
+    def _origin(self, url: bytes) -> str | None:
+        try:
+            return parse_target(self._cipher.decrypt(url).decode()).origin
+        except (DecryptionError, ForbiddenTargetError):
+            return None
 
 
 def _columns(leases: Sequence[Lease]) -> tuple[list[int], list[int]]:

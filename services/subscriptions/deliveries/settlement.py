@@ -83,7 +83,7 @@ class Settler:
                 if (judgement := _judge(before, facts)) is not None:
                     earlier = endpoints.get(before.endpoint_id, judgement)
                     endpoints[before.endpoint_id] = Judgement(
-                        earlier.accepted or judgement.accepted, earlier.gone or judgement.gone
+                        earlier.accepted or judgement.accepted, earlier.gone | judgement.gone
                     )
             return Settlement(changed, made, endpoints)
 
@@ -108,7 +108,7 @@ def _judge(before: Delivery, facts: Sequence[Fact]) -> Judgement | None:
     accepted = any(isinstance(fact, CallbackDelivered) for fact in facts)
     if not accepted and (before.finished or not any(map(endpoint_failed, facts))):
         return None
-    return Judgement(accepted, any(map(endpoint_gone, facts)))
+    return Judgement(accepted, frozenset(fact.target for fact in facts if endpoint_gone(fact)))
 
 
 def report(message: Message, _: Facts | None, outcome: Outcome[None]) -> BaseModel | None:

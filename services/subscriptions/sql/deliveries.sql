@@ -206,6 +206,9 @@ SELECT * FROM unnest(
 )
 ON CONFLICT DO NOTHING;
 
+-- name: urls
+SELECT id, url FROM subscriptions.endpoints WHERE id = ANY ($1::uuid[]);
+
 -- Endpoints ($1) that accepted a delivery ($2) or failed; some do not exist any more ($3). Returns
 -- those that are disabled now, because they have failed for $4 seconds or are gone. The others that
 -- are disabled keep `failing_since`, which their report needs.
