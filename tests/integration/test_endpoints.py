@@ -372,6 +372,28 @@ async def test_a_resumed_endpoint_sends_at_once_what_its_rate_had_postponed(
     assert [round(row["seconds"], -1) for row in rows] == [10, 20, 30, 40, 50]
 
 
+async def test_a_sweep_of_a_pause_begins_each_batch_behind_the_last_one(
+    client: EndpointsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its cost does not grow with what it has done."""
+    monkeypatch.setattr(sweeping, "BATCH", 2)
+    id_ = await client.endpoint()
+    for _ in range(5):
+        await client.send()
+    await client("PauseEndpoint", id=str(id_))
+    await client.worker.run_once()
+    assert await client.statuses(id_) == ["waiting"] * 2 + ["pending"] * 3
+    await client.connection.execute(  # as a failed dispatch; a claim will hold it
+        "UPDATE subscriptions.deliveries SET status = 'pending'"
+        " WHERE id = (SELECT min(id) FROM subscriptions.deliveries)"
+    )
+    await client.work()
+    assert await client.statuses(id_) == ["pending"] + ["waiting"] * 4
+    await client.control("ResumeEndpoint", id_)
+    await client.control("PauseEndpoint", id_)
+    assert await client.statuses(id_) == ["waiting"] * 5
+
+
 async def test_a_sweep_goes_on_when_a_fact_settles_a_delivery_of_its_batch(
     client: EndpointsClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,6 @@ BATCH: Final = 1000
 _FIRST: Final = UUID(int=0)
 _STATEMENTS: Final = {
     EndpointStatus.ACTIVE: "release",
-    EndpointStatus.PAUSED: "hold",
     EndpointStatus.DISABLED: "fail",
 }
 
@@ -51,6 +50,8 @@ class Sweeper:
         self._database = database
         self._messages = messages
         self._publish = publish
+        # The last delivery that a sweep of a paused endpoint has held, by id and version.
+        self._held: dict[tuple[UUID, int], int] = {}
 
     async def run_once(self) -> int:
         """Sweep a batch of each endpoint that needs it, and return the number of these endpoints.
@@ -70,7 +71,7 @@ class Sweeper:
             row = await connection.fetchrow(SQL["lock_sweeping"], id_)
             if row is None:
                 return False
-            complete = await _sweep_batch(connection, row) < BATCH
+            complete = await self._sweep_batch(connection, row) < BATCH
             disabled = row["status"] == EndpointStatus.DISABLED
             if complete and not disabled:
                 await connection.execute(SQL["swept"], id_)
@@ -79,6 +80,25 @@ class Sweeper:
                 _Disabled(id_, row["client_id"], row["description"], row["failing_since"])
             )
         return True
+
+    async def _sweep_batch(self, connection: Any, endpoint: Any) -> int:
+        """Let a batch of deliveries follow the status, and return their number."""
+        id_, status = endpoint["id"], endpoint["status"]
+        if status == EndpointStatus.PAUSED:
+            return await self._hold_batch(connection, (id_, endpoint["version"]))
+        if status == EndpointStatus.ACTIVE and endpoint["ordered"]:
+            await promote(connection, [id_])
+            return 0
+        result = await connection.execute(SQL[_STATEMENTS.get(status, "cancel")], id_, BATCH)
+        return int(result.removeprefix("UPDATE "))
+
+    async def _hold_batch(self, connection: Any, key: tuple[UUID, int]) -> int:
+        """Let a batch wait. Those that become pending behind it are held by their claims."""
+        row = await connection.fetchrow(SQL["hold"], key[0], BATCH, self._held.pop(key, 0))
+        count: int = row["count"]
+        if count == BATCH:
+            self._held[key] = row["last"]
+        return count
 
     async def _report(self, endpoint: _Disabled) -> None:
         """Report that an endpoint is disabled. A repeat, after a crash, has the same ids."""
@@ -105,13 +125,3 @@ class Sweeper:
             with suppress(IdUsedError):
                 await self._messages.send(message, excluded=endpoint.id)
         await self._database.execute(SQL["reported"], endpoint.id, endpoint.failing_since)
-
-
-async def _sweep_batch(connection: Any, endpoint: Any) -> int:
-    """Let a batch of deliveries follow the status, and return their number."""
-    if endpoint["status"] == EndpointStatus.ACTIVE and endpoint["ordered"]:
-        await promote(connection, [endpoint["id"]])
-        return 0
-    statement = _STATEMENTS.get(endpoint["status"], "cancel")
-    status = await connection.execute(SQL[statement], endpoint["id"], BATCH)
-    return int(status.removeprefix("UPDATE "))

@@ -77,7 +77,8 @@ SELECT id FROM subscriptions.endpoints WHERE sweeping AND id > $1 ORDER BY id LI
 
 -- Endpoints that others lock all the time are swept, too: this waits.
 -- name: lock_sweeping
-SELECT id, client_id, status, ordered, failing_since, description FROM subscriptions.endpoints
+SELECT id, client_id, status, ordered, failing_since, description, version
+FROM subscriptions.endpoints
 WHERE id = $1 AND sweeping FOR NO KEY UPDATE;
 
 -- name: swept
@@ -90,13 +91,16 @@ WHERE id = $1 AND status = 'disabled' AND failing_since = $2;
 
 -- The batches of a sweep lock their rows first: in the order of settlements, which prevents deadlocks,
 -- and so that a batch with fewer rows than the limit is the last one.
+-- After the last batch ($3): without it, each would pass all those that wait already.
 -- name: hold
 WITH batch AS MATERIALIZED (
     SELECT id FROM subscriptions.deliveries
-    WHERE endpoint_id = $1 AND finished_at IS NULL AND status = 'pending'
+    WHERE endpoint_id = $1 AND finished_at IS NULL AND status = 'pending' AND id > $3
     ORDER BY id LIMIT $2 FOR NO KEY UPDATE
+), held AS (
+    UPDATE subscriptions.deliveries SET status = 'waiting' WHERE id IN (SELECT id FROM batch)
 )
-UPDATE subscriptions.deliveries SET status = 'waiting' WHERE id IN (SELECT id FROM batch);
+SELECT count(*) AS count, max(id) AS last FROM batch;
 
 -- In the order of creation, and at the rate of the endpoint.
 -- name: release
