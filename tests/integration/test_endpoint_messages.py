@@ -207,6 +207,24 @@ async def test_n3_everything_that_failed_is_replayed_once_at_a_bounded_rate(
     assert set(await client.statuses(other)) == {"failed", "delivered"}
 
 
+async def test_n3_replays_of_an_endpoint_follow_each_other(client: EndpointsClient) -> None:
+    id_, other = await client.endpoint(), await client.endpoint()
+    for _ in range(int(REPLAY_RATE) + 20):
+        await client.send()
+    await client.settle(id_, "failed")
+    await client.settle(other, "failed")
+    for endpoint in (id_, id_, id_, other):
+        await client("ReplayEndpoint", id=str(endpoint), replay={"since": LONG_AGO})
+    assert await client.replays.run_once() == 2 * REPLAY_RATE
+    assert await client.replays.run_once() == 0
+    assert (await client.statuses(id_)).count("pending") == REPLAY_RATE
+    assert 0 < (await client.replays.next_in() or 0) <= 1
+    while await client.replays.next_in() is not None:
+        await client.connection.execute("UPDATE subscriptions.replays SET next_at = now()")
+        await client.replays.run_once()
+    assert set(await client.statuses(id_)) == {"pending"}
+
+
 async def test_n3_a_replay_has_an_interval(client: EndpointsClient) -> None:
     id_ = await client.endpoint()
     for number in range(4):

@@ -21,8 +21,9 @@ from shared.postgres.queries import queries
 from shared.security.encryption import SecretCipher
 
 _SQL: Final = queries("services.subscriptions", "registrations.sql")
-# Deliveries that a stop cancels at once.
-MAX_CANCELLED: Final = 5000
+# Deliveries that a stop cancels, or a new URL makes due, at once. Other users wait meanwhile, because
+# few requests are handled at a time.
+MAX_CHANGED: Final = 5000
 _SECRET_BYTES: Final = 32
 
 
@@ -77,7 +78,7 @@ class Registrations:
         webhook_id = f"deprecated-{uuid7()}"
         payload = json_text({"type": CALLBACK_DEPRECATED, "event": {"old": old, "new": new}})
         destination = Destination(old, [self._decrypt(stored["secret"])], stored["fingerprint"])
-        await connection.execute(_SQL["hasten"], id_)
+        await connection.execute(_SQL["hasten"], id_, MAX_CHANGED)
         await add(
             connection,
             [
@@ -102,7 +103,7 @@ class Registrations:
             if user_id is not None:
                 endpoint_id = await connection.fetchval(_SQL["stop"], user_id)
                 if endpoint_id is not None:
-                    await connection.execute(_SQL["cancel"], endpoint_id, MAX_CANCELLED)
+                    await connection.execute(_SQL["cancel"], endpoint_id, MAX_CHANGED)
         return user_id
 
     async def test(self, token: bytes, request_id: str) -> str | None:

@@ -143,12 +143,19 @@ WITH batch AS MATERIALIZED (
 UPDATE subscriptions.deliveries SET status = 'cancelled', finished_at = now()
 WHERE id IN (SELECT id FROM batch);
 
+-- The replays of an endpoint follow each other, so that together they keep the rate.
 -- name: due_replays
-SELECT id FROM subscriptions.replays WHERE finished_at IS NULL AND next_at <= now() ORDER BY next_at;
+SELECT id FROM (
+    SELECT DISTINCT ON (endpoint_id) id, next_at FROM subscriptions.replays
+    WHERE finished_at IS NULL ORDER BY endpoint_id, id
+) AS first
+WHERE next_at <= now() ORDER BY next_at;
 
 -- name: next_replay
-SELECT extract(epoch FROM min(next_at) - now())::float8 FROM subscriptions.replays
-WHERE finished_at IS NULL;
+SELECT extract(epoch FROM min(next_at) - now())::float8 FROM (
+    SELECT DISTINCT ON (endpoint_id) next_at FROM subscriptions.replays
+    WHERE finished_at IS NULL ORDER BY endpoint_id, id
+) AS first;
 
 -- name: lock_replay
 SELECT endpoint_id, since, until, cursor FROM subscriptions.replays

@@ -21,14 +21,14 @@ UPDATE subscriptions.endpoints SET
     version = version + 1, updated_at = now()
 WHERE id = $1;
 
--- Deliveries that failed at the old URL are due at the new one.
+-- Deliveries that failed at the old URL are due at the new one: at most $2, the others at their time.
 -- name: hasten
 UPDATE subscriptions.deliveries SET status = 'pending', due_at = now()
 WHERE id IN (
     SELECT id FROM subscriptions.deliveries
     WHERE endpoint_id = $1 AND finished_at IS NULL AND destination IS NULL AND attempts > 0
         AND status IN ('pending', 'dispatched')
-    ORDER BY id FOR NO KEY UPDATE
+    ORDER BY id LIMIT $2 FOR NO KEY UPDATE
 );
 
 -- name: stop
