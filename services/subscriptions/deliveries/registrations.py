@@ -21,8 +21,8 @@ from shared.postgres.queries import queries
 from shared.security.encryption import SecretCipher
 
 _SQL: Final = queries("services.subscriptions", "registrations.sql")
-# Deliveries that a stop cancels, or a new URL makes due, at once. Other users wait meanwhile, because
-# few requests are handled at a time.
+# Deliveries that a stop cancels, or a new URL makes due, at once. Few requests are handled at a
+# time, so other users wait meanwhile.
 MAX_CHANGED: Final = 5000
 _SECRET_BYTES: Final = 32
 
