@@ -44,12 +44,14 @@ class UserEventsClient:
 
     async def publish(self, user_id: Any, number: int = 0, **fields: Any) -> None:
         """Publish a user event with a confirm."""
-        properties = {"message_id": fields.pop("message_id", uuid4().hex)}
+        properties = {
+            "message_id": fields.pop("message_id", uuid4().hex),
+            "type": fields.pop("message_type", "UserEvent"),
+        }
         body = {"user_id": user_id, "type": "t", "event": {"n": number}, **fields}
         message = aio_pika.Message(
             json.dumps(body).encode(),
             content_type="application/json",
-            type="UserEvent",
             **properties,
         )
         exchange = await self.channel.get_exchange("user_events", ensure=False)

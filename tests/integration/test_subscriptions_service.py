@@ -61,6 +61,16 @@ async def test_u3_a_user_event_reaches_its_user_and_wakes_the_gateways(
     await until(lambda: {user_id, other} <= set(client.woken))
 
 
+async def test_u3_the_type_of_the_message_may_be_missing_but_not_wrong(
+    client: UserEventsClient,
+) -> None:
+    user_id, token = await client.user()
+    await client.publish(user_id, 1, message_type=None)
+    await client.publish(user_id, 2, message_type="Event")
+    assert "type is 'Event'" in str((await client.dead_letter()).headers["x-ringback-reason"])
+    assert await client.events(token, 1) == [1]
+
+
 async def test_u3_a_repeated_event_has_no_effect(
     client: UserEventsClient, service: Service
 ) -> None:

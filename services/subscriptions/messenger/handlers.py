@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -16,6 +17,9 @@ from shared.errors import ContractViolationError, PermanentError
 
 logger = logging.getLogger(__name__)
 
+# Any service may publish here. The exchange has one type of message, so its type may be missing.
+_MODELS: Final = {USER_EVENT: UserEvent, "": UserEvent}
+
 
 class UnknownUserError(PermanentError):
     """The user does not exist."""
@@ -27,7 +31,7 @@ def parse_user_event(message: Message, *, max_bytes: int) -> UserEvent:
     Raises:
         ContractViolationError: it is not valid; names every wrong field, but no value.
     """
-    return parse_message(message, {USER_EVENT: UserEvent}, max_bytes=max_bytes)
+    return parse_message(message, _MODELS, max_bytes=max_bytes)
 
 
 def identity(event: UserEvent) -> str | None:
