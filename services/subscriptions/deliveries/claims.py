@@ -33,7 +33,7 @@ class Lease(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a batch of facts says about an endpoint.
+    """The evidence of a batch of facts about an endpoint.
 
     accepted: whether it accepted a delivery. gone: the origins that responded with 410.
     """

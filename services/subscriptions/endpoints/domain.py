@@ -27,7 +27,7 @@ TEST: Final = "endpoint.test"
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a client sets of an endpoint."""
+    """The fields of an endpoint that a client sets."""
 
     url: str
     event_types: tuple[str, ...]

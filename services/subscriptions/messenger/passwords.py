@@ -35,7 +35,7 @@ class Passwords:
         self._unknown = os.urandom(SALT_BYTES)
 
     def close(self) -> None:
-        """End the threads. What they have not begun is cancelled."""
+        """End the threads. Work that they have not begun is cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def hash(self, password: str) -> bytes:

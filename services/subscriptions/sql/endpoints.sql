@@ -37,8 +37,8 @@ WHERE earlier < $6 ORDER BY created_at DESC, id DESC;
 SELECT * FROM subscriptions.endpoints
 WHERE client_id = $1 AND id = $2 AND status <> 'deleted' FOR NO KEY UPDATE;
 
--- Unless the order or the status stays as it is, a sweep follows. What waits has no due time that
--- counts, unless it is in order, so the first message after a pause is only one step away.
+-- Unless the order or the status stays as it is, a sweep follows. It sets the due times of waiting
+-- deliveries anew, unless they are in order, so the first one after a pause is only one step away.
 -- name: change
 UPDATE subscriptions.endpoints SET
     url = $2, event_types = $3, description = $4, headers = $5, rate_limit = $6, ordered = $7,
