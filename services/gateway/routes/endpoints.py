@@ -1,23 +1,19 @@
 """The routes `/v1/endpoints`: each sends a request to subscriptions, which validates the fields."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic_core import to_json
 
 from services.gateway import examples
 from services.gateway.middleware import ENDPOINT_ID, MESSAGE_ID
 from services.gateway.parsing import (
     QUERY,
-    entity_tags,
     idempotency_key,
     if_match,
     json_body,
-    matches,
-    parse_uuid,
 )
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
@@ -36,7 +32,7 @@ from services.gateway.routes.declaration import (
     problem,
     status_filter,
 )
-from services.gateway.rpc import not_found
+from services.gateway.routes.resources import changed, etag, found, id_in_path, listing
 from shared.amqp.rpc import RequestContext
 from shared.contracts.endpoint_requests import (
     CHANGE_ENDPOINT,
@@ -172,7 +168,7 @@ def routes() -> tuple[Route, ...]:
             method="GET",
             path="/v1/endpoints",
             operation_id="list_endpoints",
-            handler=list_endpoints,
+            handler=listing(LIST_ENDPOINTS),
             tag=TAG,
             summary="List endpoints",
             description="Only those of the caller.",
@@ -373,39 +369,21 @@ async def create_endpoint(
     created = await deps.services.request(CREATE_ENDPOINT, body, context)
     request[ENDPOINT_ID] = created["id"]
     location = {"Location": f"/v1/endpoints/{created['id']}"}
-    return json_response(created, HTTPStatus.CREATED, location | _etag(created))
-
-
-async def list_endpoints(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return a page of the caller's endpoints."""
-    body = to_json(request[QUERY])
-    return json_response(await deps.services.request(LIST_ENDPOINTS, body, context))
+    return json_response(created, HTTPStatus.CREATED, location | etag(created))
 
 
 async def get_endpoint(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return an endpoint."""
-    known = entity_tags(request, hdrs.IF_NONE_MATCH)
-    body = to_json({"id": _endpoint_id(request)})
-    found = await deps.services.request(GET_ENDPOINT, body, context)
-    headers = _etag(found)
-    if matches(known, headers["ETag"]):
-        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return json_response(found, headers=headers)
+    return await found(request, context, deps, GET_ENDPOINT, {"id": _endpoint_id(request)})
 
 
 async def change_endpoint(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Change an endpoint."""
-    id_, tags = to_json(_endpoint_id(request)), to_json(if_match(request).get("if_match"))
-    change, _ = await json_body(request, deps.settings.max_body_bytes)
-    body = b'{"id":%b,"change":%b,"if_match":%b}' % (id_, change, tags)
-    changed = await deps.services.request(CHANGE_ENDPOINT, body, context)
-    return json_response(changed, headers=_etag(changed))
+    return await changed(request, context, deps, CHANGE_ENDPOINT, _endpoint_id(request), "change")
 
 
 async def delete_endpoint(
@@ -423,7 +401,7 @@ def _control(operation: RpcOperation[ControlEndpoint]) -> Handler:
     ) -> web.Response:
         body = to_json({"id": _endpoint_id(request)} | if_match(request))
         endpoint = await deps.services.request(operation, body, context)
-        return json_response(endpoint, headers=_etag(endpoint))
+        return json_response(endpoint, headers=etag(endpoint))
 
     return control
 
@@ -466,13 +444,5 @@ async def list_endpoint_messages(
     return json_response(await deps.services.request(LIST_ENDPOINT_MESSAGES, body, context))
 
 
-def _etag(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    return {"ETag": str(endpoint["etag"])}
-
-
 def _endpoint_id(request: web.Request) -> str:
-    endpoint_id = parse_uuid(request.match_info["id"])
-    if endpoint_id is None:
-        raise not_found("the endpoint does not exist")
-    request[ENDPOINT_ID] = endpoint_id
-    return endpoint_id
+    return id_in_path(request, ENDPOINT_ID, "endpoint")
