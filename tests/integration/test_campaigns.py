@@ -16,6 +16,7 @@ from shared.contracts.mailings import MailingStatus
 from shared.contracts.requests import Failure
 from shared.ids import uuid7
 from tests.fakes.campaigns import CampaignProcess, mailing, running_campaigns, soon
+from tests.fakes.waiting import until
 
 
 @pytest.fixture
@@ -513,7 +514,11 @@ async def test_m6_a_deletion_during_a_settlement_leaves_no_counts(
             "UPDATE mailings.messages SET status = 'cancelled' WHERE posting_id = $1", posting["id"]
         )
         deleting = asyncio.create_task(process.request("DeleteMailing", id=str(created.id)))
-        await asyncio.sleep(0.5)
+        await until(
+            lambda: settling.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND transactionid IS NOT NULL"
+            )
+        )
     assert await deleting == MailingDeleted(id=created.id)
     assert not await process.database.fetch("SELECT FROM mailings.statistics")
 
