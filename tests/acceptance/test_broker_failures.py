@@ -16,6 +16,7 @@ import pytest
 from deploy.local.broker import Broker
 from services.sandbox.misbehaviour import hang, response
 from tests.fakes.broker_client import CALLBACKS, BrokerClient, broker_client, send_callback
+from tests.fakes.crash_points import slow_except
 from tests.fakes.ledger import Ledger
 from tests.fakes.receivers import ClientConnection, Receiver, respond, serve
 from tests.fakes.service import Service, running
@@ -163,6 +164,7 @@ async def test_a_service_can_be_stopped_while_the_broker_is_suspended(
             own_broker.resume()
 
 
+@pytest.mark.slow
 async def test_row_3_broker_restarted_gracefully(own_broker: Broker, tmp_path: Path) -> None:
     async with running_setup(own_broker, tmp_path) as setup:
         async with broker_client(own_broker.url) as publisher:
@@ -183,7 +185,7 @@ ALARMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALARMS)
+@pytest.mark.parametrize("name", slow_except(ALARMS, "row 7, disk"))
 async def test_rows_6_and_7_an_alarm_is_reported_and_survived(
     own_broker: Broker, tmp_path: Path, name: str
 ) -> None:
@@ -296,6 +298,7 @@ async def dead_letter_target_missing(broker: Broker, directory: Path, seconds: f
             await ledger.complete(10)
 
 
+@pytest.mark.slow
 async def test_row_11_a_full_tier_delays_retries_and_loses_nothing(
     own_broker: Broker, tmp_path: Path
 ) -> None:

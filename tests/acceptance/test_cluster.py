@@ -32,6 +32,7 @@ def empty_database(database_url: str) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for_10_seconds_at_most(
     cluster: Cluster, empty_database: str, tmp_path: Path
 ) -> None:

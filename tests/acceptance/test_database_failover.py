@@ -29,6 +29,7 @@ def pair(stack_directory: Path) -> Iterator[Pair]:
 
 
 # Row 19
+@pytest.mark.slow
 async def test_n11_and_row_19_a_killed_primary_loses_nothing_and_work_resumes_on_the_standby(
     amqp_url: str, pair: Pair, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from deploy.local.database import Database
 from services.sandbox.misbehaviour import response
 from tests.acceptance.crashing_deliveries import POINTS
+from tests.fakes.crash_points import slow_except
 from tests.fakes.messenger import RUN_SUBSCRIPTIONS, empty_subscriptions
 from tests.fakes.receivers import ClientConnection, Receiver, respond, serve
 from tests.fakes.service import RUN_CALLBACK, Service, running
@@ -42,13 +43,7 @@ def sequences(receiver: Receiver) -> list[int]:
     return [int(request.headers["x-ringback-sequence"]) for request in receiver.requests]
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        pytest.param(point, marks=pytest.mark.slow if "settlement" in point else ())
-        for point in POINTS
-    ],
-)
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the claim", "after the confirm"))
 async def test_u2_rows_16_and_17_a_kill_at_any_point_repeats_at_most_once_and_loses_no_push(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:

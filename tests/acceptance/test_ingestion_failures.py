@@ -15,6 +15,7 @@ from deploy.local.database import Database
 from services.ingestion.app import SCHEMA
 from shared.postgres.migrations import migrate
 from tests.acceptance.crashing_ingestion import POINTS
+from tests.fakes.crash_points import slow_except
 from tests.fakes.ingesting import (
     RUN_INGESTION,
     IngestionClient,
@@ -72,7 +73,7 @@ async def event_stream(client: IngestionClient) -> AsyncIterator[list[dict[str, 
         await sending
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the commit", "after the confirm"))
 async def test_e3_a_kill_at_any_point_loses_no_event_and_changes_no_id(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:
@@ -114,6 +115,7 @@ async def test_row_19_a_database_restart_loses_no_event(
             assert repeats(client) <= 1000  # at most two batches
 
 
+@pytest.mark.slow
 async def test_row_1_a_killed_broker_loses_no_command(
     own_broker: Broker, own_database: Database, tmp_path: Path
 ) -> None:

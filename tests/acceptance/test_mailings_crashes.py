@@ -60,6 +60,7 @@ async def test_e7_two_kills_skip_no_recipient_and_change_no_id(
     assert sum(status["messages"].values()) == status["receivers"] == USERS
 
 
+@pytest.mark.slow
 async def test_row_19_a_database_restart_skips_no_recipient(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:

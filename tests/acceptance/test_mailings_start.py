@@ -13,6 +13,7 @@ import pytest
 
 from tests.acceptance.crashing_mailings import POINTS
 from tests.fakes.campaigns import soon
+from tests.fakes.crash_points import slow_except
 from tests.fakes.delivering import settings
 from tests.fakes.gateway import Caller
 from tests.fakes.mailing import RUN_MAILINGS
@@ -79,13 +80,7 @@ async def phones(sandbox: Sandbox) -> list[str]:
     return sorted(phone for each in items for phone in each["to"])
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        point if point == "after the start" else pytest.param(point, marks=pytest.mark.slow)
-        for point in POINTS
-    ],
-)
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the start"))
 async def test_m4_a_crash_at_any_point_starts_a_mailing_once_and_in_time(
     amqp_url: str, own_database_url: str, tmp_path: Path, point: str
 ) -> None:
@@ -110,6 +105,7 @@ async def test_m4_a_crash_at_any_point_starts_a_mailing_once_and_in_time(
             assert [each["status"] for each in items] == ["sent"] * len(clients)
 
 
+@pytest.mark.slow
 async def test_m4_a_mailing_starts_a_few_seconds_late_without_the_scheduler(
     amqp_url: str, own_database_url: str, tmp_path: Path
 ) -> None:

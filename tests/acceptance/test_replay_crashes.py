@@ -8,6 +8,7 @@ import pytest
 
 from deploy.local.database import Database
 from tests.acceptance.crashing_replays import POINTS
+from tests.fakes.crash_points import slow_except
 from tests.fakes.messenger import RUN_SUBSCRIPTIONS
 from tests.fakes.receivers import respond, serve
 from tests.fakes.service import running
@@ -20,7 +21,7 @@ RATE = 20
 LONG_AGO = "2026-01-01T00:00:00Z"
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the commit"))
 async def test_n3_a_kill_in_the_middle_of_a_replay_omits_and_repeats_no_message(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:

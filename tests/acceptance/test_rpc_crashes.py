@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.acceptance.crashing_rpc import GATEWAY_POINTS, SERVICE_POINTS
+from tests.fakes.crash_points import slow_except
 from tests.fakes.gateway import TICKET_KEY, Caller, Response, base_url, calling
 from tests.fakes.mailing import posting
 from tests.fakes.service import running
@@ -48,7 +49,7 @@ async def stored(call: Caller, service: str) -> set[str]:
 
 
 @pytest.mark.parametrize("service", ["scheduler", pytest.param("mailings", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("point", SERVICE_POINTS)
+@pytest.mark.parametrize("point", slow_except(SERVICE_POINTS, *SERVICE_POINTS[1:3]))
 async def test_finding_a3_and_a4_a_service_killed_during_a_request_creates_nothing_twice(
     amqp_url: str, own_database_url: str, tmp_path: Path, service: str, point: str
 ) -> None:
@@ -85,7 +86,7 @@ async def test_finding_a3_and_a4_a_service_killed_during_a_request_creates_nothi
         assert len(found) <= 2
 
 
-@pytest.mark.parametrize("point", GATEWAY_POINTS)
+@pytest.mark.parametrize("point", slow_except(GATEWAY_POINTS, "after the request"))
 async def test_finding_a3_a_gateway_killed_during_a_request_creates_nothing_twice(
     amqp_url: str, own_database_url: str, tmp_path: Path, point: str
 ) -> None:

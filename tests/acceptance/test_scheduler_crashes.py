@@ -24,6 +24,7 @@ from tests.fakes.callback_service import (
     gather_limited,
     schedules_client,
 )
+from tests.fakes.crash_points import slow_except
 from tests.fakes.receivers import respond, serve
 from tests.fakes.scheduling import SECRETS_KEY, URL, connected, delivered, schedulers
 from tests.fakes.service import RUN_CALLBACK, Service, running
@@ -76,7 +77,7 @@ def early_arrivals(callbacks: FakeCallbackService, due: Mapping[str, float]) -> 
     return [each.id for each in callbacks.arrivals if each.at < due_times[each.id] - TOLERANCE]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the claim", "after the confirm"))
 async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
     amqp_url: str, empty_url: str, tmp_path: Path, point: str
 ) -> None:
@@ -211,6 +212,7 @@ async def _kill_in_turn(
         replicas[number] = stack.enter_context(running(*start, RUN))
 
 
+@pytest.mark.slow
 async def test_s11_rows_19_and_23_killed_replicas_and_a_restarted_database_notify_every_callback(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:

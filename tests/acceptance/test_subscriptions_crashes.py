@@ -9,6 +9,7 @@ import pytest
 from deploy.local.database import Database
 from shared.contracts.polls import decode_user_cursor
 from tests.acceptance.crashing_subscriptions import POINTS
+from tests.fakes.crash_points import slow_except
 from tests.fakes.messenger import RUN_SUBSCRIPTIONS, empty_subscriptions
 from tests.fakes.service import running
 from tests.fakes.system import SECRETS_KEY
@@ -25,7 +26,7 @@ async def check(client: UserEventsClient, token: str, numbers: range) -> None:
     assert decode_user_cursor(page["next_cursor"]).sequence == len(numbers)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the commit"))
 async def test_u6_a_kill_at_any_point_loses_and_repeats_no_event(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:

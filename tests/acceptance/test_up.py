@@ -18,6 +18,7 @@ from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import TicketVerifier
 from tests.fakes.command import ROOT, ringback
+from tests.fakes.service import NO_AUTHORITIES
 from tests.fakes.smtp import mail_server
 from tests.fakes.waiting import until
 
@@ -86,7 +87,9 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services", "up"),
         *arguments,
-        env={name: os.environ[name] for name in ("PATH", "RINGBACK_LOCAL_DIRECTORY")} | settings,
+        env={name: os.environ[name] for name in ("PATH", "RINGBACK_LOCAL_DIRECTORY")}
+        | NO_AUTHORITIES
+        | settings,
         cwd=ROOT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

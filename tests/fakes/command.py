@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.service import NO_AUTHORITIES
+
 ROOT = Path(__file__).parents[2]
 # The second variable hides the servers of a `ringback up` in this checkout.
 INHERITED = ("PATH", "RINGBACK_LOCAL_DIRECTORY")
@@ -34,7 +36,7 @@ async def start(
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services"),
         *arguments,
-        env={name: os.environ[name] for name in INHERITED} | broker | settings,
+        env={name: os.environ[name] for name in INHERITED} | NO_AUTHORITIES | broker | settings,
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

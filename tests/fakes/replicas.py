@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.fakes.delivering import SMS_KEY
 from tests.fakes.gateway import base_url, gateway
 from tests.fakes.sandbox import Sandbox
-from tests.fakes.service import Service, running
+from tests.fakes.service import NO_AUTHORITIES, Service, running
 from tests.fakes.system import SECRETS_KEY
 
 # A start takes long while 14 processes and three nodes share two cores.
@@ -49,7 +49,7 @@ async def replicas(
             "RINGBACK_SMS_KEY": SMS_KEY,
         }
         migrate = (sys.executable, "-m", "services", "migrate")
-        environment = {"PATH": os.environ["PATH"], **settings}
+        environment = {"PATH": os.environ["PATH"], **NO_AUTHORITIES, **settings}
         await asyncio.to_thread(subprocess.run, migrate, env=environment, cwd=directory, check=True)
         started = Replicas()
         for name in names * 2:

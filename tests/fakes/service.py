@@ -17,6 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.waiting import until
 
+# aiohttp reads the certificate authorities of the machine when it is imported. No test needs them,
+# and a process starts with a sixth less CPU without them.
+NO_AUTHORITIES = {"SSL_CERT_FILE": os.devnull}
 LOOPBACK = {"RINGBACK_CALLBACK_ALLOWED_NETWORKS": "127.0.0.0/8"}
 RUN_CALLBACK = ("-m", "services", "run", "callback", "--metrics-port", "0")
 # A start takes one second on an idle machine of two cores.
@@ -40,6 +43,7 @@ class Service:
         environment = {
             "PATH": os.environ["PATH"],
             "RINGBACK_AMQP_URL": amqp_url,
+            **NO_AUTHORITIES,
             **LOOPBACK,
             **(settings or {}),
         }

@@ -13,7 +13,7 @@ from uuid import uuid4
 import asyncpg
 
 from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
-from tests.fakes.service import Service, running
+from tests.fakes.service import NO_AUTHORITIES, Service, running
 from tests.fakes.waiting import until
 
 # 32 bytes, public.
@@ -51,7 +51,7 @@ def system(
     } | settings
     subprocess.run(
         (sys.executable, "-m", "services", "migrate"),
-        env={"PATH": os.environ["PATH"], **given},
+        env={"PATH": os.environ["PATH"], **NO_AUTHORITIES, **given},
         cwd=directory,
         check=True,
     )

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ROOT, Output, ringback, start
-from tests.fakes.service import running
+from tests.fakes.service import NO_AUTHORITIES, running
 from tests.fakes.waiting import until
 
 COUNT = 20_000
@@ -37,7 +37,12 @@ async def shell(line: str, amqp_url: str, **settings: str) -> Output:
 def _shell(line: str, environment: dict[str, str]) -> Output:
     done = subprocess.run(
         ("/bin/bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"),
-        env={"PATH": "/usr/bin:/bin", "R": f"{sys.executable} -m services", **environment},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "R": f"{sys.executable} -m services",
+            **NO_AUTHORITIES,
+            **environment,
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,

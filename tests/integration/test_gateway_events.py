@@ -238,6 +238,7 @@ async def until_accepted(call: Caller) -> None:
     await until(accepted)
 
 
+@pytest.mark.slow
 async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(
     own_gateway: Caller, own_broker: Broker
 ) -> None:
@@ -254,6 +255,7 @@ async def test_row_6_an_alarm_is_503_within_5_seconds_until_it_clears(
     await until_accepted(own_gateway)
 
 
+@pytest.mark.slow
 async def test_rows_1_and_2_a_suspended_broker_is_504_and_a_stopped_one_is_503(
     own_gateway: Caller, own_broker: Broker
 ) -> None:

@@ -104,7 +104,13 @@ async def test_row_2_a_suspended_broker_is_504_in_time(tmp_path: Path, own_broke
         await until(served)
 
 
-@pytest.mark.parametrize("alarm", [memory_alarm, disk_alarm], ids=["row_6_memory", "row_7_disk"])
+@pytest.mark.parametrize(
+    "alarm",
+    [
+        pytest.param(memory_alarm, id="row_6_memory"),
+        pytest.param(disk_alarm, id="row_7_disk", marks=pytest.mark.slow),
+    ],
+)
 async def test_rows_6_and_7_an_alarm_is_503_within_5_seconds_until_it_clears(
     tmp_path: Path, own_broker: Broker, alarm: Callable[[Broker], AbstractContextManager[None]]
 ) -> None:

@@ -112,7 +112,7 @@ ALL_CHECKS = {check.__name__: check for check in CHECKS.get_all()}
 
 # Without shrinking, which takes long: the first failing request says enough.
 UNSHRUNK = settings(
-    max_examples=20,
+    max_examples=10,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),

@@ -121,6 +121,7 @@ def test_all_servers_listen_on_loopback_only(broker: Broker, database: Database)
         assert addresses <= {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1, ::1
 
 
+@pytest.mark.slow
 def test_an_interrupted_start_is_cleaned_up_without_killing_other_processes(
     stack_directory: Path, installation: Installation
 ) -> None:
@@ -207,6 +208,7 @@ with start(Path({str(directory)!r}), {{"RINGBACK_AMQP_URL": "amqp://there/"}}) a
     assert second.database.pid is None
 
 
+@pytest.mark.slow
 def test_a_start_completes_a_stop_whose_process_was_killed(
     stack_directory: Path, installation: Installation
 ) -> None:

@@ -212,6 +212,7 @@ async def test_a_sign_in_with_an_unknown_name_hashes_the_password_too(
     assert len(salts) == 2
 
 
+@pytest.mark.slow
 async def test_a_flood_of_sign_ins_is_rejected_and_ends(users: Users) -> None:
     async def sign_in() -> FailureCode:
         return code(await users("SignIn", name="x", password="wrong", token_hash="a" * 64))
