@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.subscriptions.endpoints.messages import EndpointMessages
 from services.subscriptions.messenger.domain import NewEvent
@@ -66,6 +67,19 @@ async def test_u5_a_message_to_an_unknown_user_or_with_an_unknown_token_fails(us
     token = await users.sign_in("ann")
     assert code(await users.send(token, ann + 1)) is FailureCode.NOT_FOUND
     assert code(await users.send("0" * 64, ann)) is FailureCode.UNAUTHORIZED
+
+
+async def test_a_message_to_an_unknown_user_is_not_counted_as_a_dead_letter(users: Users) -> None:
+    await users.register("ann")
+
+    def dead_lettered() -> float | None:
+        return REGISTRY.get_sample_value(
+            "ringback_user_events_total", {"outcome": "unknown_user"}
+        )
+
+    before = dead_lettered()
+    await users.send(await users.sign_in("ann"), 1 << 60)
+    assert dead_lettered() == before
 
 
 async def test_a_request_that_is_delivered_again_has_no_second_effect(users: Users) -> None:

@@ -48,7 +48,7 @@ async def client(service: Service, shared_amqp_url: str) -> AsyncIterator[UserEv
         yield client
 
 
-async def test_u3_a_user_event_reaches_its_user_and_wakes_the_gateways(
+async def test_a_user_event_reaches_its_user_and_wakes_the_gateways(
     client: UserEventsClient,
 ) -> None:
     user_id, token = await client.user()
@@ -61,7 +61,7 @@ async def test_u3_a_user_event_reaches_its_user_and_wakes_the_gateways(
     await until(lambda: {user_id, other} <= set(client.woken))
 
 
-async def test_u3_the_type_of_the_message_may_be_missing_but_not_wrong(
+async def test_the_type_of_the_message_may_be_missing_but_not_wrong(
     client: UserEventsClient,
 ) -> None:
     user_id, token = await client.user()
@@ -71,7 +71,7 @@ async def test_u3_the_type_of_the_message_may_be_missing_but_not_wrong(
     assert await client.events(token, 1) == [1]
 
 
-async def test_u3_a_repeated_event_has_no_effect(
+async def test_a_repeated_event_has_no_effect(
     client: UserEventsClient, service: Service
 ) -> None:
     user_id, token = await client.user()
@@ -91,11 +91,18 @@ async def test_u3_a_repeated_event_has_no_effect(
     assert await client.events(other_token, 1) == [3]
 
 
-async def test_u3_an_event_for_an_unknown_user_is_dead_lettered_with_a_reason(
-    client: UserEventsClient,
+async def test_an_event_for_an_unknown_user_is_dead_lettered_with_a_reason_and_counted(
+    client: UserEventsClient, service: Service
 ) -> None:
+    before = await service.metric("ringback_user_events_total", outcome="unknown_user")
     await client.publish(1 << 60, id="lost")
     dead = await client.dead_letter()
+
+    async def counted() -> bool:
+        after = await service.metric("ringback_user_events_total", outcome="unknown_user")
+        return after == before + 1
+
+    await until(counted)
     assert dead.headers["x-ringback-reason"] == f"user {1 << 60} does not exist"
     assert json.loads(dead.body)["id"] == "lost"
 
@@ -120,7 +127,7 @@ async def test_an_invalid_user_event_is_dead_lettered(
     assert reason in str(dead.headers["x-ringback-reason"])
 
 
-async def test_u3_e2_a_rule_publishes_a_user_event(
+async def test_e2_a_rule_publishes_a_user_event(
     client: UserEventsClient, shared_amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:
     user_id, token = await client.user()
@@ -151,7 +158,7 @@ async def test_u3_e2_a_rule_publishes_a_user_event(
             assert (event["type"], json.loads(event["event"])) == ("paid", {"total": 9})
 
 
-async def test_u3_the_command_send_publishes_a_user_event(
+async def test_the_command_send_publishes_a_user_event(
     client: UserEventsClient, shared_amqp_url: str, tmp_path: Path
 ) -> None:
     user_id, token = await client.user()

@@ -11,11 +11,8 @@ from shared.resilience.batching import Batcher
 # Characters of the events of one transaction, which takes about 100 ms. 500 events of the largest
 # size would exceed the time limit of a statement, again and again.
 MAX_BYTES: Final = 4 << 20
-_COUNTERS: Final = {
-    Outcome.APPENDED: metrics.APPENDED,
-    Outcome.REPEATED: metrics.REPEATED,
-    Outcome.UNKNOWN_USER: metrics.UNKNOWN_USER,
-}
+# The consumer counts events for unknown users when it dead-letters them.
+_COUNTERS: Final = {Outcome.APPENDED: metrics.APPENDED, Outcome.REPEATED: metrics.REPEATED}
 
 
 class Appender:
@@ -65,7 +62,8 @@ class Appender:
             for event in events
         ]
         for result in found:
-            _COUNTERS[result.outcome].inc()
+            if result.outcome in _COUNTERS:
+                _COUNTERS[result.outcome].inc()
         return found
 
 

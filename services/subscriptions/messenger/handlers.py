@@ -65,10 +65,13 @@ def report(
     """Count and log the outcome of a user event."""
     match outcome:
         case Dead(reason, error):
-            if isinstance(error, ContractViolationError):
-                metrics.INVALID.inc()
-            elif not isinstance(error, UnknownUserError):
-                metrics.FAILED.inc()
+            match error:
+                case UnknownUserError():
+                    metrics.UNKNOWN_USER.inc()
+                case ContractViolationError():
+                    metrics.INVALID.inc()
+                case _:
+                    metrics.FAILED.inc()
             user_id = None if event is None else event.user_id
             logger.error(
                 "user event dead-lettered",
