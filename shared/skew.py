@@ -16,9 +16,9 @@ MAX_SKEW: Final = 86_400.0
 class ClockSkew:
     """How far the clocks of callback services are ahead of the database's.
 
-    A fact from the future shows it: a message that has waited cannot. Callbacks expire later by
-    this time, so that a host whose clock is ahead sends them. `seconds` never shrinks, because
-    other hosts may be correct. `report` gets it when it grows.
+    A fact from the future shows it. Callbacks expire later by this time, so that a host whose clock
+    is ahead still sends them. `seconds` never shrinks, because other hosts may be correct. `report`
+    gets it when it grows.
     """
 
     def __init__(self, report: Callable[[float], None]) -> None:

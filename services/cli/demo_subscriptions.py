@@ -18,9 +18,9 @@ from services.cli.output import echo
 SUBSCRIPTIONS_TIMEOUT: Final = 60
 # Seconds until the sandbox has received a webhook.
 DELIVERY_TIMEOUT: Final = 45
-# Seconds after which a long poll surely waits. A message before that is returned, too.
+# Seconds until a long poll is surely open. It would also return an earlier message.
 OPENING: Final = 0.5
-# Public: of users who exist only in the demonstration.
+# Not secret: its users exist only in the demonstration.
 PASSWORD: Final = "correct horse"  # noqa: S105
 # Messages that are sent while the endpoint is disabled.
 MISSED: Final = 3
@@ -32,7 +32,7 @@ async def show_subscriptions(sandbox: str, gateway: str, page: str) -> None:
     page: the URL of the sandbox in printed links.
 
     Raises:
-        click.ClickException: the gateway rejected a request, or something arrived wrongly.
+        click.ClickException: the gateway rejected a request, or a receiver got something wrong.
         TimeoutError: a step took too long.
     """
     run = uuid4().hex[:6]
@@ -90,7 +90,7 @@ class _Mailboxes:
             response.raise_for_status()
 
     async def webhooks(self, name: str, count: int) -> Sequence[dict[str, Any]]:
-        """Wait for so many webhooks of a receiver, and return them, oldest first."""
+        """Wait for this many webhooks of a receiver, and return them, oldest first."""
         query: dict[str, str | int] = {"mailbox": f"{name}-{self.run}", "count": count}
         query["timeout"] = DELIVERY_TIMEOUT
         async with self.http.get("/api/deliveries/wait", params=query) as response:
@@ -155,18 +155,21 @@ async def _show_users(api: _Api, mailboxes: _Mailboxes, run: str) -> None:
     sent = await bob.send(ann, "Hello Ann")
     polled = await poll
     late = time.time() - sent
-    _print(13, f"Ann's poll returned “{polled['event']['text']}” {late * 1000:.0f} ms after that")
+    _print(
+        13,
+        f"Ann's poll returned “{polled['event']['text']}” {late * 1000:.0f} ms after Bob sent it",
+    )
     polled = await bob.call("/events/polling")
     if {name: polled[name] for name in event} != event:
         raise click.ClickException("Bob's poll and his callback received different events")
-    _print(13, "Bob's poll returns the event of his callback, too: both read one stream")
+    _print(13, "Bob's poll also returns the event of his callback: both read one stream")
 
     await bob.start_callback(mailboxes, "moved")
     for name, count in (("bob", 2), ("moved", 1)):
         webhook = (await mailboxes.webhooks(name, count))[-1]
         content = json.loads(webhook["body"])
         old, new = (content["event"][key].rpartition("/")[2] for key in ("old", "new"))
-        # The new receiver may have got it before it knew its secret.
+        # The new receiver may have received it before it got its secret.
         checked = f"; {_signatures(webhook)}" if name == "bob" else ""
         _print(14, f"{mailboxes.url(name)} received {content['type']}: {old} → {new}{checked}")
 
@@ -180,7 +183,7 @@ async def _show_endpoint(api: _Api, mailboxes: _Mailboxes, run: str) -> None:
             await mailboxes.configure(name, secrets=[endpoints[-1]["secret"]])
         await _filter(api, mailboxes, run)
         await _fail_and_replay(api, mailboxes, run, endpoints[0])
-    finally:  # messages of the next demonstration must not reach it
+    finally:  # messages of the next demonstration must not reach these endpoints
         for endpoint in endpoints:
             await api("DELETE", f"/v1/endpoints/{endpoint['id']}")
 
@@ -214,7 +217,7 @@ async def _fail_and_replay(api: _Api, mailboxes: _Mailboxes, run: str, endpoint:
     if sorted(webhook["webhook_id"] for webhook in replayed) != ids:
         raise click.ClickException("the replay did not send each message once")
     _print(
-        16, f"active again: one replay brought the {len(ids)} messages; {_signatures(*replayed)}"
+        16, f"active again: one replay sent the {len(ids)} messages; {_signatures(*replayed)}"
     )
 
 

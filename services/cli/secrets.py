@@ -66,7 +66,7 @@ def reseal_command(*, as_json: bool) -> None:
     if as_json:
         echo(json.dumps(asdict(result)))
     else:
-        echo(f"{result.resealed} of {result.read} callbacks and endpoints newly encrypted.")
+        echo(f"{result.resealed} of {result.read} callbacks and endpoints encrypted again.")
         if result.skipped:
             echo(f"{result.skipped} of them changed at the same time. Repeat the command.")
         for fault, count in result.faults.items():

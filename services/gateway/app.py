@@ -20,7 +20,7 @@ from services.gateway.middleware import middleware, on_expect
 from services.gateway.parsing import QUERY, parse_query
 from services.gateway.polls.reading import EventReader
 from services.gateway.polls.waiters import Waiters
-from services.gateway.polls.wakes import Wakes
+from services.gateway.polls.wakes import WakeReceiver
 from services.gateway.rate_limit import RateLimiter
 from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import about, all_routes
@@ -67,7 +67,7 @@ async def start(process: Process) -> None:
         user_limit=settings.polls_per_user,
         address_limit=settings.polls_per_address,
     )
-    wakes = Wakes(
+    wakes = WakeReceiver(
         waiters,
         url=amqp_url,
         name=f"{name}, user events",

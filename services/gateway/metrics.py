@@ -18,7 +18,7 @@ DURATION: Final = Histogram(
 
 OPEN_POLLS: Final = Gauge(
     "ringback_open_polls",
-    "Open polls and streams of users.",
+    "Open polls and streams.",
     multiprocess_mode="livesum",
 )
 

@@ -133,7 +133,7 @@ def _too_large(max_bytes: int) -> ProblemError:
 def parse_query(request: web.Request, schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the query parameters; integers become numbers. Only these names are accepted.
 
-    The service that gets them checks texts further.
+    The service that gets them validates text values.
 
     Raises:
         ProblemError: 422; names every parameter that is unknown, repeated, or not as declared.

@@ -38,24 +38,27 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     )
     registrations_per_address: PerMinute = Field(
         default=600,
-        description="Registrations of users of the messenger per minute from one address."
-        " This and the following limits apply to each process. Beyond them the status is 429.",
+        description="Maximum number of registrations of messenger users per minute from one"
+        " address. This and the following limits apply to each process. Beyond them, the status is"
+        " 429.",
     )
     sign_ins_per_address: PerMinute = Field(
-        default=600, description="Sign-ins per minute from one address."
+        default=600, description="Maximum number of sign-ins per minute from one address."
     )
     sign_ins_per_name: PerMinute = Field(
-        default=20, description="Sign-ins per minute with one user name."
+        default=20, description="Maximum number of sign-ins per minute with one user name."
     )
     messages_per_user: PerMinute = Field(
-        default=1200, description="Messages per minute of one user of the messenger."
+        default=1200, description="Maximum number of messages per minute from one messenger user."
     )
     messages_per_address: PerMinute = Field(
-        default=60_000, description="Messages of users per minute from one address."
+        default=60_000,
+        description="Maximum number of messages of messenger users per minute from one address.",
     )
     callbacks_per_user: PerMinute = Field(
         default=60,
-        description="Starts and tests of a callback per minute of one user of the messenger.",
+        description="Maximum number of starts and tests of a callback per minute from one messenger"
+        " user.",
     )
     polls: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=10_000, description="Maximum number of open polls and streams."
@@ -69,8 +72,8 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     )
     address_header: HeaderName | None = Field(
         default=None,
-        description="Header in which a proxy names the address of the client. Its last entry"
-        " counts. Default: the address of the connection.",
+        description="Header in which a proxy reports the address of the client. Its last entry is"
+        " used. Default: the address of the connection.",
         examples=["X-Forwarded-For"],
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(

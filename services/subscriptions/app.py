@@ -30,7 +30,7 @@ from services.subscriptions.messenger.handlers import Handler
 from services.subscriptions.messenger.passwords import Passwords
 from services.subscriptions.messenger.requests import MessengerRequests
 from services.subscriptions.messenger.store import Messenger
-from services.subscriptions.messenger.wakes import Wakes
+from services.subscriptions.messenger.wakes import WakePublisher
 from services.subscriptions.retention import Retention
 from services.subscriptions.settings import SubscriptionsSettings
 from shared.amqp.backpressure import CallbackQueue
@@ -88,7 +88,7 @@ async def start(process: Process) -> None:
     publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
     messenger = Messenger(database, deliveries.add_user_events)
     cipher = SecretCipher.required(load(SecuritySettings).secrets_key, "subscriptions")
-    wakes, wake = Wakes(publisher), asyncio.Event()
+    wakes, wake = WakePublisher(publisher), asyncio.Event()
 
     def appended(user_ids: Collection[int]) -> None:
         wakes.add(user_ids)

@@ -29,13 +29,15 @@ SETTLED: Final = {
     status: _SETTLED.labels(status.value)
     for status in (DeliveryStatus.DELIVERED, DeliveryStatus.FAILED, DeliveryStatus.PENDING)
 }
-DISABLED: Final = Counter("ringback_endpoints_disabled", "Endpoints disabled for failing.")
+DISABLED: Final = Counter(
+    "ringback_endpoints_disabled", "Endpoints disabled because they failed or are gone."
+)
 DELIVERY_BACKPRESSURE: Final = Gauge(
     "ringback_delivery_backpressure",
     "1 while due deliveries wait because the queue `callbacks` is full, otherwise 0.",
 )
 CLOCK_SKEW: Final = Gauge(
     "ringback_delivery_clock_skew_seconds",
-    "Seconds by which the clock of a callback service was ahead of the database's, at most.",
+    "Maximum time by which a callback service's clock was ahead of the database's, in seconds.",
 )
 ENDPOINT_MESSAGES: Final = Counter("ringback_endpoint_messages", "Messages to endpoints.")

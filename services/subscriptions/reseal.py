@@ -15,7 +15,7 @@ BATCH_SIZE: Final = 500
 async def reseal(connection: Any, cipher: SecretCipher) -> AsyncIterator[ResealedBatch]:
     """Encrypt the secrets of all endpoints, and of their replaced URLs, with the first key.
 
-    Each is one transaction, so it is safe to stop at any time and to start again.
+    Each row is one transaction, so it is safe to stop at any time and to start again.
     """
     after = UUID(int=0)
     while rows := await connection.fetch(SQL["endpoints"], after, BATCH_SIZE, cipher.prefix):

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds. Short, so that each round has little to delete.
 INTERVAL: Final = 60.0
-# Rows deleted in one statement, which blocks no other.
+# Rows deleted in one statement, so that it is short and blocks no other.
 BATCH: Final = 1000
 
 
@@ -35,7 +35,7 @@ class Retention:
             await asyncio.sleep(INTERVAL)
 
     async def run_once(self) -> int:
-        """Delete everything that is old, and return the number of rows deleted."""
+        """Delete all old rows, and return their number."""
         total = 0
         while deleted := await self._messenger.prune(self._age, BATCH):
             total += deleted

@@ -18,7 +18,7 @@ class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_")
         default=500, description="Maximum number of user events in one transaction."
     )
     token_lifetime: Annotated[float, Field(gt=0, le=3650)] = Field(
-        default=30.0, description="Time for which a sign-in is valid, in days."
+        default=30.0, description="Lifetime of the token of a sign-in, in days."
     )
     retention: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0,
@@ -36,14 +36,14 @@ class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_")
     disable_after: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=432_000.0,
         validation_alias="RINGBACK_ENDPOINT_DISABLE_AFTER",
-        description="Time for which an endpoint must fail until it is disabled, in seconds.",
+        description="Time of continuous failure after which an endpoint is disabled, in seconds.",
     )
     max_endpoints: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=10_000, description="Maximum number of endpoints of one client."
     )
     replay_rate: Annotated[float, Field(ge=0.1, le=10_000)] = Field(
         default=50.0,
-        description="Maximum number of messages of one replay that are sent again in a second.",
+        description="Maximum rate of a replay, in messages per second.",
     )
     connections: Annotated[int, Field(ge=4, le=100)] = Field(
         default=12, description="Maximum number of database connections of one worker."

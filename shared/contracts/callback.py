@@ -110,8 +110,8 @@ Fingerprint = Annotated[
     StringConstraints(pattern=r"^([0-9A-Fa-f]{64}|([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2})$"),
     AfterValidator(_plain_hex),
     Field(
-        description="SHA-256 of the server's certificate in hex. Then only this certificate is"
-        " accepted, also if it is self-signed."
+        description="SHA-256 of the server's certificate in hex. If set, only this certificate is"
+        " accepted, even if it is self-signed."
     ),
 ]
 

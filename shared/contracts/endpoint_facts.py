@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 
 class EndpointDisabled(BaseModel):
-    """An endpoint was disabled, because it has failed for too long, or refuses for good."""
+    """An endpoint was disabled, because it failed for too long or responded with 410."""
 
     # Readers ignore the fields of newer versions.
     model_config = ConfigDict(frozen=True)

@@ -88,7 +88,7 @@ class RotateSecret(BaseModel):
 
 
 class ReplayEndpoint(BaseModel):
-    """Operation: send an endpoint messages again."""
+    """Operation: send messages to an endpoint again."""
 
     model_config = ENVELOPE
 
@@ -144,7 +144,7 @@ class EndpointPage(BaseModel):
 
 
 class EndpointDeleted(BaseModel):
-    """The endpoint does not exist any more."""
+    """The endpoint no longer exists."""
 
     model_config = _RESPONSE
 
@@ -152,7 +152,7 @@ class EndpointDeleted(BaseModel):
 
 
 class SecretRotated(BaseModel):
-    """The new secret, which is returned only here. Requests are signed with both for a while."""
+    """The new secret, which is returned only here. Until then, the old one signs, too."""
 
     model_config = _RESPONSE
 

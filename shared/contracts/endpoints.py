@@ -48,7 +48,7 @@ EventFilters = Annotated[
 Description = Annotated[
     str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$"), Field(examples=["Billing"])
 ]
-# A message in 17 minutes. With 10,000,000 messages, due times still end before the year 3000.
+# One message in 17 minutes. With 10,000,000 messages, the last due time is before the year 3000.
 MIN_RATE_LIMIT: Final = 0.001
 RateLimit = Annotated[
     float,
@@ -56,7 +56,7 @@ RateLimit = Annotated[
         ge=MIN_RATE_LIMIT,
         le=10_000,
         allow_inf_nan=False,
-        description="Messages per second, at most.",
+        description="Maximum number of messages per second.",
     ),
 ]
 
@@ -80,7 +80,7 @@ def _check_headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 def _check_payload(payload: Any) -> Any:
-    # In a list, because a text is not parsed there.
+    # In a list, because `check_context` would parse a text.
     size = len(json_text(check_context([payload])).encode())
     if size > MAX_PAYLOAD_BYTES:
         raise ValueError(f"has {size} bytes, at most {MAX_PAYLOAD_BYTES} are allowed")
@@ -91,7 +91,7 @@ EndpointHeaders = Annotated[
     Headers,
     AfterValidator(_check_headers),
     Field(
-        description="Sent with each request. The headers that Ringback sets are not allowed.",
+        description="Headers of each request. Headers that Ringback sets are not allowed.",
         max_length=MAX_HEADERS,
         examples=[{"X-Tenant": "7"}],
     ),
@@ -103,7 +103,7 @@ class EndpointStatus(StrEnum):
 
     ACTIVE = "active"
     PAUSED = "paused"  # keeps its messages
-    DISABLED = "disabled"  # failed for too long; its messages fail, and can be replayed
+    DISABLED = "disabled"  # failed for too long, or is gone; its messages fail, for a replay
 
 
 class DeliveryStatus(StrEnum):
@@ -129,13 +129,14 @@ class NewEndpoint(BaseModel):
     rate_limit: RateLimit | None = None
     ordered: bool = Field(
         default=False,
-        description="Whether a message is sent only after the one before it has ended.",
+        description="Whether a message is sent only when the one before it was delivered or has"
+        " failed for good.",
     )
     fingerprint: Fingerprint | None = None
 
 
 class EndpointChange(BaseModel):
-    """The changes of an endpoint. Everything that is not given stays as it is."""
+    """The changes of an endpoint. Other fields stay as they are."""
 
     model_config = STRICT | ConfigDict(json_schema_extra={"minProperties": 1})
 
@@ -147,7 +148,7 @@ class EndpointChange(BaseModel):
     ordered: bool | None = None
     fingerprint: Fingerprint | None = None
     status: Literal["active", "paused"] | None = Field(
-        default=None, description="The same as a resume or a pause."
+        default=None, description="`active` resumes the endpoint, and `paused` pauses it."
     )
 
     @property
@@ -180,12 +181,13 @@ class NewEndpointMessage(BaseModel):
         description="Any JSON value; at most 1,000,000 bytes."
     )
     id: WebhookId | None = Field(
-        default=None, description="A repeat with the same id has no effect. Default: a new id."
+        default=None,
+        description="A repeat with the same id has no effect. Default: an id from Ringback.",
     )
 
 
 class Replay(BaseModel):
-    """What an endpoint receives again: one message, or all that failed since a time."""
+    """The messages that an endpoint receives again: one, or all that failed since a time."""
 
     model_config = STRICT
 
@@ -219,11 +221,11 @@ class Endpoint(BaseModel):
     fingerprint: str | None
     status: EndpointStatus
     failing_since: AwareDatetime | None = Field(
-        description="Since when each attempt has failed; null after a success."
+        description="Time of the first failed attempt since the last success, otherwise null."
     )
     created_at: AwareDatetime
     updated_at: AwareDatetime
-    etag: str = Field(description="Changes with every change; for `If-Match`.")
+    etag: str = Field(description="Different after every change; for `If-Match`.")
 
 
 class EndpointCreated(Endpoint):
@@ -243,7 +245,7 @@ class Delivery(BaseModel):
     status: DeliveryStatus
     attempts: int
     last_error: str | None
-    next_at: AwareDatetime | None = Field(description="When it is due, if it is pending.")
+    next_at: AwareDatetime | None = Field(description="Time of the next dispatch, if pending.")
     created_at: AwareDatetime
     finished_at: AwareDatetime | None
 
@@ -257,7 +259,7 @@ class EndpointMessage(BaseModel):
     event_type: str
     payload: Any
     created_at: AwareDatetime
-    deliveries: list[Delivery] = Field(description="The first 1,000.")
+    deliveries: list[Delivery] = Field(description="The first 1,000 deliveries.")
 
 
 class DeliveryAttempt(BaseModel):
@@ -269,5 +271,5 @@ class DeliveryAttempt(BaseModel):
     attempt: int
     at: AwareDatetime
     status_code: int | None
-    duration: float | None = Field(description="Seconds.")
+    duration: float | None = Field(description="Duration in seconds.")
     error: str | None

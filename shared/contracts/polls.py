@@ -1,7 +1,7 @@
 """The operation that reads user events, for polls and streams, with its request and response.
 
-A cursor names the last event that its owner has seen: `USER.SEQUENCE` in URL-safe base64. It is not
-a secret, because a token authorises each read.
+A cursor names the last event that a client has received: `USER.SEQUENCE` in URL-safe base64. It is
+not a secret, because a token authorises each read.
 """
 
 import base64
@@ -24,7 +24,7 @@ _CURSOR: Final = re.compile(r"([1-9][0-9]{0,18})\.(0|[1-9][0-9]{0,18})")
 
 
 class UserCursor(NamedTuple):
-    """The last event of a user that the owner of the cursor has seen; 0 before the first."""
+    """The last event of a user that a client has received; 0 before the first."""
 
     user_id: int
     sequence: int
@@ -40,7 +40,7 @@ def decode_user_cursor(text: str) -> UserCursor:
     """Return the cursor in a text.
 
     Raises:
-        ValueError: the text is not one of `encode_user_cursor`.
+        ValueError: the text is not a result of `encode_user_cursor`.
     """
     padding = "=" * (-len(text) % 4)
     decoded = base64.b64decode((text + padding).encode(), b"-_", validate=True).decode()
@@ -56,8 +56,9 @@ def decode_user_cursor(text: str) -> UserCursor:
 class ReadEvents(BaseModel):
     """Operation: return the user events after a position.
 
-    Without a cursor it is the position of the token, which moves to the last event returned. A
-    failure `invalid` names a cursor that is malformed, of another user, or in the future.
+    With a cursor, it is that of the cursor. Without one, it is the position of the token, which
+    moves to the last event returned. The failure `invalid` means that the cursor is malformed, of
+    another user, or in the future.
     """
 
     model_config = ENVELOPE
@@ -68,7 +69,7 @@ class ReadEvents(BaseModel):
 
 
 class EventRead(BaseModel):
-    """One user event, and the cursor behind it."""
+    """One user event, and the cursor after it."""
 
     model_config = _RESPONSE
 
@@ -78,14 +79,16 @@ class EventRead(BaseModel):
 
 
 class EventsRead(BaseModel):
-    """User events in the order of their sequence. Large ones may be fewer than requested."""
+    """User events in the order of their sequence. Fewer than `limit` if they are large."""
 
     model_config = _RESPONSE
 
     user_id: int
     events: list[EventRead]
-    next_cursor: str = Field(description="The cursor behind the last of them, or the given one.")
-    expires_at: AwareDatetime = Field(description="When the token expires.")
+    next_cursor: str = Field(
+        description="The cursor after the last event. Without events: of the position read from."
+    )
+    expires_at: AwareDatetime = Field(description="Time at which the token expires.")
 
 
 READ_EVENTS: Final = RpcOperation(SUBSCRIPTIONS_REQUESTS, "ReadEvents", ReadEvents, (EventsRead,))

@@ -22,7 +22,8 @@ class Registration(BaseModel):
     fingerprint: Fingerprint | None = None
     ordered: bool = Field(
         default=False,
-        description="Whether an event is sent only after the one before it has ended.",
+        description="Whether an event is sent only when the one before it was delivered or has"
+        " failed for good.",
     )
     ack: bool = Field(
         default=False,
@@ -66,7 +67,7 @@ class CallbackStarted(BaseModel):
 
 
 class CallbackStopped(BaseModel):
-    """The user has no callback."""
+    """The user no longer has a callback."""
 
     model_config = _RESPONSE
 

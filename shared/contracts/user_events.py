@@ -65,7 +65,7 @@ class UserEvent(BaseModel):
 
 
 class UserEventsWake(BaseModel):
-    """Users for whom new events are committed. A hint: a lost one delays nothing beyond a poll."""
+    """Users with new committed events. A hint: without it, their next polls return the events."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -34,7 +34,7 @@ Password = Annotated[
     StringConstraints(min_length=MIN_PASSWORD, max_length=MAX_PASSWORD),
     Field(repr=False, examples=["a-long-password"]),
 ]
-# Those of a sign-in: a name that is too long is a wrong name.
+# The name and password of a sign-in: a name that is too long is a wrong name.
 GivenName = Annotated[
     str,
     StringConstraints(max_length=MAX_PASSWORD, pattern=r"^[^\x00]*$"),
@@ -120,7 +120,7 @@ class SignedIn(BaseModel):
 
 
 class SignedOut(BaseModel):
-    """The token is not valid any more."""
+    """The token is no longer valid."""
 
     model_config = _RESPONSE
 

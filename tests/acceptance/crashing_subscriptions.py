@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from services.subscriptions import app
-from services.subscriptions.messenger.domain import Appended, NewEvent
+from services.subscriptions.messenger.domain import AppendResult, NewEvent
 from services.subscriptions.messenger.store import Messenger
 from shared.amqp.publisher import OutgoingMessage, Publisher
 from shared.process.run import Parts, serve
@@ -31,7 +31,7 @@ def at(point: str) -> None:
 
 
 class DyingMessenger(Messenger):
-    async def append(self, events: Sequence[NewEvent]) -> list[Appended]:
+    async def append(self, events: Sequence[NewEvent]) -> list[AppendResult]:
         outcomes = await super().append(events)
         at("after the commit")
         return outcomes

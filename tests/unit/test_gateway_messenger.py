@@ -114,32 +114,32 @@ def test_u5_addresses_of_one_network_count_together(address: str, expected: str)
 def test_u5_tokens_of_one_user_count_together_and_their_number_is_bounded() -> None:
     limits = Limits(GatewaySettings(messages_per_user=2))
     for token in ("a", "b"):
-        limits.learn(token, 1)
-        limits.message(token)
+        limits.remember_user(token, 1)
+        limits.count_message(token)
     with pytest.raises(ProblemError) as raised:
-        limits.message("a")
+        limits.count_message("a")
     assert raised.value.status == HTTPStatus.TOO_MANY_REQUESTS
-    limits.message("of another user")
+    limits.count_message("of another user")
     for number in range(2 * MAX_CLIENTS):
-        limits.learn(str(number), number)
+        limits.remember_user(str(number), number)
     assert len(limits._users) == MAX_CLIENTS  # noqa: SLF001
 
 
 def test_u1_starts_and_tests_of_a_callback_are_limited_per_user() -> None:
     limits = Limits(GatewaySettings(callbacks_per_user=2))
     for token in ("a", "b"):
-        limits.learn(token, 1)
-        limits.callback(token)
+        limits.remember_user(token, 1)
+        limits.count_callback(token)
     with pytest.raises(ProblemError) as raised:
-        limits.callback("a")
+        limits.count_callback("a")
     assert raised.value.members == {"code": -7}
-    limits.callback("of another user")
+    limits.count_callback("of another user")
 
 
 def test_u5_long_names_count_together() -> None:
     limits = Limits(GatewaySettings(sign_ins_per_name=2))
-    limits.sign_in_as("a" * 16)
-    limits.sign_in_as("b" * 1000)
+    limits.count_sign_in_as("a" * 16)
+    limits.count_sign_in_as("b" * 1000)
     with pytest.raises(ProblemError):
-        limits.sign_in_as("c" * 99)
-    limits.sign_in_as("c" * 15)
+        limits.count_sign_in_as("c" * 99)
+    limits.count_sign_in_as("c" * 15)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.subscriptions.messenger.wakes import Wakes
+from services.subscriptions.messenger.wakes import WakePublisher
 from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
 from shared.contracts.user_events import MAX_WAKE_USERS
 
@@ -30,8 +30,8 @@ class Broker:
         return done
 
 
-def wakes(broker: Any) -> Wakes:
-    return Wakes(broker)
+def wakes(broker: Any) -> WakePublisher:
+    return WakePublisher(broker)
 
 
 async def test_users_are_collected_and_large_numbers_are_split() -> None:

@@ -34,7 +34,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The fields of a body. Those of a form are text."""
+    """The fields of a body. In a form, all values are text."""
 
     values: dict[str, Any]
     form: bool
@@ -61,18 +61,18 @@ class Fields:
         """Return the hash of the token: the field `token`, or a bearer token.
 
         Raises:
-            ProblemError: 401 with the code -1; there is none, or there are different ones.
+            ProblemError: 401 with the code -1; there is no token, or there are two different ones.
         """
         token = self.values.get("token")
         given = {token} if isinstance(token, str) else set()
-        return hash_of_one(given | bearer_tokens(request))
+        return single_token_hash(given | bearer_tokens(request))
 
 
-def hash_of_one(tokens: set[str]) -> str:
-    """Return the hash of the only token.
+def single_token_hash(tokens: set[str]) -> str:
+    """Return the hash of the token, if there is exactly one.
 
     Raises:
-        ProblemError: 401 with the code -1; there is none, or there are different ones.
+        ProblemError: 401 with the code -1; there is no token, or there are two different ones.
     """
     if len(tokens) != 1:
         raise coded_error(HTTPStatus.UNAUTHORIZED, Code.INVALID_TOKEN)
@@ -123,7 +123,7 @@ def _form(body: bytes) -> dict[str, Any]:
             errors="strict",
             max_num_fields=MAX_FORM_FIELDS,
         )
-    except ValueError:  # its text can repeat a part of the body
+    except ValueError:  # its text can contain a part of the body
         raise _malformed("the body is not a form in UTF-8") from None
     fields = dict(pairs)
     if len(fields) < len(pairs):

@@ -1,6 +1,6 @@
 """The codes of the messenger. Every response has one, except those with events.
 
-Errors on its paths are `{"code", "description"}` in place of problems.
+Errors on its paths are `{"code", "description"}` instead of problems.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def coded_error(
 
 
 def recoded(problem: ProblemError, codes: Mapping[HTTPStatus, Code]) -> ProblemError:
-    """Return an error with the code of its status, if `codes` has one."""
+    """Return the error with the code that `codes` has for its status, if any."""
     code = codes.get(problem.status)
     if code is None:
         return problem

@@ -1,4 +1,4 @@
-"""The parameters and responses that the declarations of the messenger's routes share."""
+"""Shared parts of the declarations of the messenger's routes."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,7 +17,7 @@ ANYONE: Final = ()
 EXAMPLE_TOKEN: Final = "u8WbP6yhWyF8DH0jPNUdMZGbqvTRvvzRbSpZwVqkGXc"  # noqa: S105 - public
 
 
-def fields(model: type[BaseModel], examples: Mapping[str, Any]) -> Body:
+def request_body(model: type[BaseModel], examples: Mapping[str, Any]) -> Body:
     """Return a request body, as JSON or as a form."""
     return Body(model, examples, media_types=MEDIA_TYPES)
 
@@ -38,7 +38,7 @@ _CHALLENGE: Final = {"WWW-Authenticate": "How to authenticate."}
 
 INVALID_TOKEN: Final = {
     401: coded(
-        "The token is missing or not valid, or there are different ones.",
+        "The token is missing or not valid, or the request has two different tokens.",
         (Code.INVALID_TOKEN, ""),
         headers=_CHALLENGE,
     )
@@ -70,13 +70,13 @@ BODY_FAILURES: Final = {
 
 
 def invalid_parameters(cause: str, *others: Code) -> Mapping[int, Response]:
-    """Return the error of fields that are not valid, with the codes that it can have."""
+    """Return the error response for fields that are not valid, with its possible codes."""
     codes = ((Code.INVALID_PARAMETERS, cause), *((code, "") for code in others))
     return {422: coded("A field is missing or not valid.", *codes)}
 
 
 def failures(unavailable: Code = Code.TRY_AGAIN_LATER) -> Mapping[int, Response]:
-    """Return the errors of every route; 503 and 504 have the code `unavailable`."""
+    """Return the error responses of every route; 503 and 504 have the code `unavailable`."""
     return {
         429: coded(
             "A limit is exceeded.",
@@ -85,8 +85,8 @@ def failures(unavailable: Code = Code.TRY_AGAIN_LATER) -> Mapping[int, Response]
         ),
         500: coded("A bug in Ringback.", (Code.TRY_AGAIN_LATER, "Internal error.")),
         503: coded(
-            "Unavailable: the broker, the database or subscriptions is unreachable. Nothing was"
-            " done.",
+            "The broker, the database or subscriptions is unavailable. The request had no"
+            " effect.",
             (unavailable, "subscriptions: no service consumes these requests"),
             headers=_RETRY_AFTER,
         ),

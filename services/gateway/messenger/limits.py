@@ -1,4 +1,4 @@
-"""The limits of the messenger, for addresses, user names and users. Each process counts alone."""
+"""The rate limits of the messenger per address, user name and user. Each process has its own."""
 
 import math
 import time
@@ -22,9 +22,9 @@ _MAX_ADDRESS: Final = 45
 
 
 class Limits:
-    """Counts requests, and rejects those beyond the limits.
+    """Counts requests, and rejects those beyond a limit.
 
-    Every method raises ProblemError: 429 with the seconds to wait.
+    The methods `count_…` raise ProblemError: 429 with the seconds to wait.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -37,38 +37,38 @@ class Limits:
         self._callbacks = RateLimiter(settings.callbacks_per_user, MINUTE)
         self._users: dict[str, int] = {}
 
-    def registration(self, request: web.Request) -> None:
+    def count_registration(self, request: web.Request) -> None:
         """Count a registration from the address of this request."""
         _count(self._registrations, self.address(request))
 
-    def sign_in_from(self, request: web.Request) -> None:
+    def count_sign_in_from(self, request: web.Request) -> None:
         """Count a sign-in from the address of this request."""
         _count(self._addresses, self.address(request))
 
-    def sign_in_as(self, name: str) -> None:
-        """Count a sign-in with this name; the names that are too long count together."""
+    def count_sign_in_as(self, name: str) -> None:
+        """Count a sign-in with this name. All names that are too long count together."""
         _count(self._names, name if len(name) <= MAX_NAME else "")
 
-    def message_from(self, request: web.Request) -> None:
+    def count_message_from(self, request: web.Request) -> None:
         """Count a message from the address of this request."""
         _count(self._message_addresses, self.address(request))
 
-    def message(self, token_hash: str) -> None:
+    def count_message(self, token_hash: str) -> None:
         """Count a message of the user of this token.
 
-        A token of a sign-in at another process counts alone until a message is sent with it.
+        A token that another process created is counted on its own until a message is sent with it.
         """
         _count(self._messages, self._user(token_hash))
 
-    def callback(self, token_hash: str) -> None:
-        """Count a start or a test of the callback of the user of this token, as for messages.
+    def count_callback(self, token_hash: str) -> None:
+        """Count a start or a test of a callback, by the user of this token, as for messages.
 
-        Each causes requests to any server that the user names.
+        Each causes requests to a server that the user chooses.
         """
         _count(self._callbacks, self._user(token_hash))
 
-    def learn(self, token_hash: str, user_id: int) -> None:
-        """Count the messages with this token as those of its user."""
+    def remember_user(self, token_hash: str, user_id: int) -> None:
+        """Count requests with this token as those of its user from now on."""
         self._users.pop(token_hash, None)
         self._users[token_hash] = user_id
         if len(self._users) > MAX_CLIENTS:
@@ -78,7 +78,7 @@ class Limits:
         return str(self._users.get(token_hash, token_hash))
 
     def address(self, request: web.Request) -> str:
-        """Return the address of the client: that of the connection, or as a proxy names it."""
+        """Return the address of the client: from the proxy's header, or of the connection."""
         given = () if self._header is None else request.headers.getall(self._header, ())
         return network(given[-1].rpartition(",")[2] if given else request.remote or "")
 

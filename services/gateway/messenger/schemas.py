@@ -13,7 +13,7 @@ from shared.contracts.users import GivenName, GivenPassword, MessageText, Name, 
 
 Token = Annotated[
     Annotated[str, StringConstraints(max_length=1000)] | None,
-    Field(repr=False, description="The token of a sign-in. Or send it as a bearer token."),
+    Field(repr=False, description="The token of a sign-in. It can also be a bearer token."),
 ]
 _RESPONSE = ConfigDict(frozen=True, extra="forbid")
 Ok = Literal[10]
@@ -65,7 +65,8 @@ class CallbackForm(BaseModel):
     fingerprint: Fingerprint | None = None
     ordered: bool = Field(
         default=False,
-        description="Whether an event is sent only after the one before it has ended.",
+        description="Whether an event is sent only when the one before it was delivered or has"
+        " failed for good.",
     )
     ack: bool = Field(
         default=False,
@@ -100,7 +101,7 @@ class TokenIssued(BaseModel):
 
 
 class MessageSent(BaseModel):
-    """The message is stored, and its event."""
+    """The message and its event are stored."""
 
     model_config = _RESPONSE
 
@@ -109,7 +110,7 @@ class MessageSent(BaseModel):
 
 
 class SecretIssued(BaseModel):
-    """The callback is registered. Its secret is returned only here."""
+    """The callback is registered. The secret is returned only here."""
 
     model_config = _RESPONSE
 
@@ -144,7 +145,7 @@ class PollForm(BaseModel):
     )
 
 
-class UserEventOut(BaseModel):
+class PolledEvent(BaseModel):
     """An event of a user."""
 
     model_config = _RESPONSE
@@ -153,12 +154,12 @@ class UserEventOut(BaseModel):
     event: dict[str, Any]
 
 
-class PolledEvent(BaseModel):
+class PollResponse(BaseModel):
     """An event, or a list of events. An empty list means that nothing happened in time."""
 
     model_config = _RESPONSE
 
     type: str = ""
     event: dict[str, Any] = Field(default_factory=dict)
-    events: list[UserEventOut] = Field(default_factory=list)
+    events: list[PolledEvent] = Field(default_factory=list)
     next_cursor: str = ""

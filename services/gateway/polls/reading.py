@@ -1,4 +1,4 @@
-"""Reads user events through the service subscriptions, and waits for new ones."""
+"""Reads user events from the service subscriptions, and waits for new ones."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,8 +12,8 @@ from services.gateway.rpc import ServiceClient
 from shared.amqp.rpc import RequestContext
 from shared.contracts.polls import READ_EVENTS
 
-# Reads of this process at a time. Thousands of polls can be woken at once. The others queue here,
-# where the timeout of their request has not started, and where they delay no other route.
+# Reads of this process at a time. Thousands of polls can be woken at once. Further reads wait here,
+# before the timeout of their request starts, and without delaying other routes.
 MAX_READS: Final = 100
 # Characters of the events that are being sent, about 100 MB with all copies. Beyond this, clients
 # that read slowly get one event at a time.
@@ -21,7 +21,7 @@ MAX_HELD: Final = 8 << 20
 
 
 class Event(NamedTuple):
-    """A user event, and the cursor behind it. `event` is JSON."""
+    """A user event, and the cursor after it. `event` is JSON."""
 
     cursor: str
     type: str
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Events of a user, and the cursor behind the last one, or behind the position read from."""
+    """Events of a user, and the cursor after the last one, or that of the position read from."""
 
     user_id: int
     events: list[Event]
@@ -64,7 +64,7 @@ class EventReader:
     ) -> Page:
         """Return the events after a cursor, or after the position of the token, which moves.
 
-        They are at most `limit`, or one while too many events are held.
+        At most `limit` events, or one while too many events are held.
 
         Raises:
             ProblemError: 401 if the token is not valid, 422 if the cursor is not; 503; 504.

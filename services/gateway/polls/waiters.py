@@ -1,7 +1,7 @@
 """Open polls and streams of this process: in memory, without sockets.
 
-No wake is lost between a read and the wait after it: a wait begins with the mark that was taken
-before the read, and ends at once if its user was woken since.
+A mark is the number of the last wake. No wake is lost between a read and the wait after it: the
+wait gets the mark from before the read, and ends at once if its user has been woken since.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from typing import Final
 
 from services.gateway.metrics import OPEN_POLLS
 
-# Users whose last wake is remembered, about 1 MB. A read takes milliseconds. If it takes so long
-# that more users are woken, its wait ends at once, which costs one more read.
+# Users whose last wake is remembered, about 1 MB. If more users than this are woken during a read,
+# which usually takes milliseconds, the wait after it ends at once. That costs one more read.
 MAX_RECENT: Final = 10_000
 
 
@@ -35,9 +35,9 @@ class Waiter:
         return self._waiters.mark()
 
     async def wait(self, user_id: int, *, since: int, until: float) -> bool:
-        """Return True once the user is woken after the mark `since`.
+        """Wait until the user is woken after the mark `since`, and return True.
 
-        Return False at the time `until` of the event loop, or when the waiter ends.
+        Return False at `until`, a time of the event loop, or when the waiter ends.
 
         Raises:
             TooManyPollsError: the user has too many open polls and streams.
@@ -69,10 +69,12 @@ class Waiter:
 
 
 class Waiters:
-    """All waiters of this process, with the recent wakes. The limits are numbers of waiters.
+    """All waiters of this process, and the recent wakes.
 
-    user_limit: those of one user, and of one token, whose user is not known before its first read.
-    address_limit: those from one address.
+    limit: maximum number of waiters.
+    user_limit: maximum number for one user. It also applies to one token, because its user is not
+        known before the first read.
+    address_limit: maximum number for one address.
     """
 
     def __init__(self, *, limit: int, user_limit: int, address_limit: int) -> None:
@@ -128,7 +130,7 @@ class Waiters:
         return self._wakes
 
     def woken_since(self, user_id: int, mark: int) -> bool:
-        """Return whether the user was woken after a mark, or True if that is forgotten."""
+        """Return whether the user was woken after a mark; True if that is no longer known."""
         return self._forgotten > mark or self._recent.get(user_id, 0) > mark
 
     def bind(self, waiter: Waiter, user_id: int) -> None:

@@ -1,7 +1,7 @@
-"""Receives from the service subscriptions which users have new events.
+"""Receives the ids of users with new events from the service subscriptions.
 
-Each gateway process has its own queue, which ends with its connection. Wakes that were published
-without a connection are lost. So all polls and streams read once when it is back.
+Each gateway process has its own queue, which is deleted with its connection. Wakes that are
+published meanwhile are lost. So all polls and streams read once after the process has reconnected.
 """
 
 import logging
@@ -23,13 +23,13 @@ from shared.topology import USER_EVENTS_WAKE, Topology
 logger = logging.getLogger(__name__)
 
 PART: Final = "user events"
-# Milliseconds. After this time all polls have ended, and all streams have read again. It bounds the
-# queue of a process that does not consume.
+# Milliseconds. By then, all polls have ended, and all streams have read again. It bounds the queue
+# of a process that does not consume.
 MAX_AGE: Final = 60_000
 
 
-class Wakes:
-    """Wakes the waiters of this process. `ready` waits until they can read."""
+class WakeReceiver:
+    """Wakes the waiters of this process. `ready` returns when they can read."""
 
     def __init__(  # noqa: PLR0913 - the composition root passes each collaborator by name
         self,

@@ -48,13 +48,13 @@ def about(ticket_header: str) -> Description:
             " progress.",
             clients.TAG: "The people whom your mailings reach: create, import, search, change and"
             " delete them.",
-            endpoints.TAG: "The URLs of your customers. A message reaches each endpoint that"
+            endpoints.TAG: "The URLs of your customers. A message is sent to each endpoint that"
             " selects its event type.",
             mailings.TAG: "Send a text to clients in their own daytime. Pause, resume and cancel"
             " it.",
-            TAG: "A small messenger: its users register, sign in, send messages, and get"
-            " their events by callback, long poll or server-sent events. Every response except"
-            ' the events has a `code`: 10 for success. Errors are `{"code", "description"}`.',
+            TAG: "A small messenger. Its users register, sign in, send messages, and get their"
+            " events by callback, long poll or server-sent events. Every response except events"
+            ' has a `code`: 10 for success. Errors are `{"code", "description"}`.',
         },
         schemes={
             "ticket": {
@@ -68,8 +68,8 @@ def about(ticket_header: str) -> Description:
             TOKEN_SCHEME: {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "The token of a user of the messenger. It can also be the field"
-                " `token` of the body.",
+                "description": "The token of a user of the messenger. It can also be sent in the"
+                " field `token` of the body.",
             },
         },
         usual_schemes=("ticket", "bearer"),

@@ -1,4 +1,4 @@
-"""The routes of many callbacks at a time: schedule a batch, and retry those that have failed."""
+"""The routes for many callbacks at a time: schedule a batch, and retry failed callbacks."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -134,7 +134,7 @@ def routes() -> tuple[Route, ...]:
             handler=list_message_attempts,
             tag=TAG,
             summary="List the attempts of a message",
-            description="Those at all endpoints.",
+            description="Attempts at all endpoints.",
             parameters=(_ID, *PAGE),
             responses={
                 200: ok(

@@ -1,4 +1,4 @@
-"""The routes `/v1/endpoints`: each sends a request to subscriptions, which validates the fields."""
+"""The routes `/v1/endpoints`. Subscriptions validates the fields of their requests."""
 
 from dataclasses import replace
 from http import HTTPStatus
@@ -200,8 +200,8 @@ def routes() -> tuple[Route, ...]:
             handler=change_endpoint,
             tag=TAG,
             summary="Change an endpoint",
-            description="A new URL and new headers apply to messages that wait, too. New event"
-            " types and a new rate apply to messages from now on.",
+            description="A new URL and new headers also apply to messages that wait. New event"
+            " types and a new rate apply only to later messages.",
             parameters=(_ID, IF_MATCH),
             body=Body(
                 EndpointChange,
@@ -256,8 +256,8 @@ def routes() -> tuple[Route, ...]:
             handler=rotate_secret,
             tag=TAG,
             summary="Rotate the secret",
-            description="Requests are signed with the new secret and, for a day, with the old one,"
-            " too.",
+            description="Requests are signed with the new secret and, for a day, also with the old"
+            " one.",
             parameters=(
                 _ID,
                 IF_MATCH,
@@ -281,8 +281,8 @@ def routes() -> tuple[Route, ...]:
             handler=test_endpoint,
             tag=TAG,
             summary="Send a test message",
-            description="A message with the event type `endpoint.test`, to this endpoint only,"
-            " whatever it selects. Its attempts show the result.",
+            description="Sends a message with the event type `endpoint.test` to this endpoint only,"
+            " even if it does not select this type. Its attempts show the result.",
             parameters=(_ID,),
             responses={
                 202: ok(
@@ -300,8 +300,9 @@ def routes() -> tuple[Route, ...]:
             handler=replay_endpoint,
             tag=TAG,
             summary="Send messages again",
-            description="Either one message, or all that failed from `since` on and before `until`"
-            " (default: now). Each is sent again once, at a bounded rate, with the same id.",
+            description="Sends either one message, or all that failed at or after `since` and"
+            " before `until` (default: now). Each is sent once more, at a bounded rate, with the same"
+            " id.",
             parameters=(_ID,),
             body=Body(
                 Replay,
@@ -345,15 +346,15 @@ _CONTROLS: Final = (
         "pause",
         PAUSE_ENDPOINT,
         "Pause an endpoint",
-        "Nothing more is sent. The endpoint keeps its messages, also new ones.",
+        "Messages wait until the endpoint is resumed, and so do new ones.",
     ),
     (
         "resume",
         RESUME_ENDPOINT,
         "Resume an endpoint",
         (
-            "Messages that wait are sent in the order of their creation. A disabled endpoint is"
-            " active again; a replay brings what it missed."
+            "Messages that wait are sent in the order of their creation. A disabled endpoint"
+            " becomes active. A replay then sends what it missed."
         ),
     ),
 )

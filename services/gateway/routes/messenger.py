@@ -25,8 +25,8 @@ from services.gateway.messenger.declaration import (
     WRONG_PASSWORD,
     coded,
     failures,
-    fields,
     invalid_parameters,
+    request_body,
 )
 from services.gateway.messenger.schemas import (
     CallbackForm,
@@ -93,7 +93,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Register a user",
             description="A name has 1 to 15 characters and is unique. A password has at least 8"
             " characters.",
-            body=fields(NewUser, _CREDENTIALS),
+            body=request_body(NewUser, _CREDENTIALS),
             schemes=ANYONE,
             responses={
                 200: ok("Registered.", Registered, {"code": 10, "user_id": 1}),
@@ -112,9 +112,10 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=sign_in,
             tag=TAG,
             summary="Sign in",
-            description="Returns a token, which expires after 30 days. A user can have several. The"
-            " events that no token of the user has returned yet are not lost.",
-            body=fields(SignInForm, _CREDENTIALS),
+            description="Returns a token, which expires after 30 days by default. A user can have"
+            " several. A new token continues after the last event that polls of the user have"
+            " returned.",
+            body=request_body(SignInForm, _CREDENTIALS),
             schemes=ANYONE,
             responses={
                 200: ok("Signed in.", TokenIssued, {"code": 10, "token": EXAMPLE_TOKEN}),
@@ -131,8 +132,8 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=sign_out,
             tag=TAG,
             summary="Sign out",
-            description="The token is not valid any more. Its polls and streams end.",
-            body=fields(TokenForm, _TOKEN),
+            description="Revokes the token, and ends its polls and streams.",
+            body=request_body(TokenForm, _TOKEN),
             schemes=SIGNED_IN,
             responses={
                 **_DONE,
@@ -151,7 +152,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Send a message to a user",
             description="The recipient gets it as an event of type `new_message`, by callback, poll"
             " or stream. The response comes after the commit, so an accepted message is not lost.",
-            body=fields(
+            body=request_body(
                 NewMessage, {"A message": {"token": EXAMPLE_TOKEN, "to_id": 2, "text": "Hello"}}
             ),
             schemes=SIGNED_IN,
@@ -171,11 +172,11 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=start_callback,
             tag=TAG,
             summary="Register the server that receives your events",
-            description='From now on, each event is sent there as a POST of `{"type", "event"}`'
-            " with the header `x-ringback-sequence`, signed with the secret in the response. An"
-            " earlier callback is replaced. If its URL was another one, both servers get a"
-            " `callback_deprecated` event.",
-            body=fields(
+            description='Sends each later event to this URL, as a POST of `{"type", "event"}` with'
+            " the header `x-ringback-sequence`, signed with the secret in the response. An earlier"
+            " callback is replaced. If its URL was different, both servers get the event"
+            " `callback_deprecated`.",
+            body=request_body(
                 CallbackForm,
                 {
                     "A callback": {"token": EXAMPLE_TOKEN, "callback": example_url},
@@ -208,9 +209,9 @@ def routes(example_url: str) -> tuple[Route, ...]:
             handler=stop_callback,
             tag=TAG,
             summary="Remove your callback",
-            description="Events that are not delivered yet are not sent any more. Polls and streams"
-            " still return them.",
-            body=fields(TokenForm, _TOKEN),
+            description="Cancels the pushes of events that are not delivered yet. Polls and streams"
+            " still return these events.",
+            body=request_body(TokenForm, _TOKEN),
             schemes=SIGNED_IN,
             responses={
                 **_DONE,
@@ -229,7 +230,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Send a test event to your callback",
             description="The event has the type `test` and no sequence. `webhook_id` is its header"
             " `webhook-id`.",
-            body=fields(TokenForm, _TOKEN),
+            body=request_body(TokenForm, _TOKEN),
             schemes=SIGNED_IN,
             responses={
                 200: ok(
@@ -251,7 +252,7 @@ async def register_user(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Register a user; respond after the commit."""
-    deps.limits.registration(request)
+    deps.limits.count_registration(request)
     user = (await read_fields(request)).parse(NewUser)
     registered = await _request(deps, REGISTER_USER, {"user": user}, context)
     request[USER_ID] = registered["user_id"]
@@ -262,15 +263,15 @@ async def sign_in(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a new token of a user."""
-    deps.limits.sign_in_from(request)
+    deps.limits.count_sign_in_from(request)
     form = (await read_fields(request)).parse(SignInForm)
-    deps.limits.sign_in_as(form.name)
+    deps.limits.count_sign_in_as(form.name)
     token = token_urlsafe(TOKEN_BYTES)
     hashed = token_hash(token)
     content = {"name": form.name, "password": form.password, "token_hash": hashed}
     signed_in = await _request(deps, SIGN_IN, content, context, _WRONG_PASSWORD)
     request[USER_ID] = signed_in["user_id"]
-    deps.limits.learn(hashed, signed_in["user_id"])
+    deps.limits.remember_user(hashed, signed_in["user_id"])
     return _done(token=token)
 
 
@@ -285,15 +286,15 @@ async def send_message(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Send a message to a user; respond after the commit."""
-    deps.limits.message_from(request)
+    deps.limits.count_message_from(request)
     given = await read_fields(request)
     hashed = given.token_hash(request)
     message = given.parse(NewMessage)
-    deps.limits.message(hashed)
+    deps.limits.count_message(hashed)
     content = {"token_hash": hashed, "to_id": message.to_id, "text": message.text}
     sent = await _request(deps, SEND_USER_MESSAGE, content, context, _NOT_SENT)
     request[USER_ID] = sent["from_id"]
-    deps.limits.learn(hashed, sent["from_id"])
+    deps.limits.remember_user(hashed, sent["from_id"])
     return _done(message_id=sent["message_id"])
 
 
@@ -304,7 +305,7 @@ async def start_callback(
     given = await read_fields(request)
     hashed = given.token_hash(request)
     registration = given.parse(CallbackForm).model_dump(exclude={"token"}, exclude_none=True)
-    deps.limits.callback(hashed)
+    deps.limits.count_callback(hashed)
     content = {"token_hash": hashed, "registration": registration}
     started = await _request(deps, START_CALLBACK, content, context)
     return _done(secret=started["secret"])
@@ -322,7 +323,7 @@ async def test_callback(
 ) -> web.Response:
     """Send a test event to the callback of a user."""
     return await _with_token(
-        TEST_CALLBACK, request, context, deps, "webhook_id", limit=deps.limits.callback
+        TEST_CALLBACK, request, context, deps, "webhook_id", limit=deps.limits.count_callback
     )
 
 

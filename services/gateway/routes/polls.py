@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from services.gateway.messenger.bodies import bearer_tokens, hash_of_one, read_fields
+from services.gateway.messenger.bodies import bearer_tokens, single_token_hash, read_fields
 from services.gateway.messenger.declaration import (
     BODY_FAILURES,
     EXAMPLE_TOKEN,
@@ -17,11 +17,11 @@ from services.gateway.messenger.declaration import (
     SIGNED_IN,
     TAG,
     failures,
-    fields,
     invalid_parameters,
+    request_body,
 )
 from services.gateway.messenger.limits import too_many
-from services.gateway.messenger.schemas import PolledEvent, PollForm
+from services.gateway.messenger.schemas import PollResponse, PollForm
 from services.gateway.middleware import DETAIL, USER_ID
 from services.gateway.parsing import QUERY, invalid
 from services.gateway.polls.reading import Page, next_page
@@ -37,8 +37,8 @@ from shared.http.server import on_disconnect
 
 # Seconds. Proxies close connections on which nothing is sent for a minute, some after 20 s.
 COMMENT_INTERVAL: Final = 15.0
-# Seconds after which a stream reads although it was not woken. So a revoked token or a lost wake is
-# noticed within a minute, at the cost of 17 to 25 reads a second for 1,000 streams.
+# Seconds after which a stream reads although it was not woken. So it detects a revoked token or a
+# lost wake within a minute. 1,000 streams cost 17 to 25 reads a second.
 READ_INTERVAL: Final = 58.0
 # Events of one read of a stream. They are in memory until the client has received them.
 STREAM_PAGE: Final = 100
@@ -50,7 +50,7 @@ TOO_MANY_DELAY: Final = 5.0
 _STREAM_HEADERS: Final = {
     **NO_STORE,
     "Content-Type": "text/event-stream",
-    "X-Accel-Buffering": "no",  # nginx would collect the events
+    "X-Accel-Buffering": "no",  # otherwise nginx delays the events
 }
 
 _CURSOR: Final = "MS40Mg"
@@ -82,10 +82,10 @@ def routes() -> tuple[Route, ...]:
             handler=poll_events,
             tag=TAG,
             summary="Wait for your events",
-            description="Returns the next unseen event: at once if there is one, otherwise as soon"
-            ' as one happens. After `timeout` seconds the response is `{"events": []}`. With'
-            ' `limit`, it is `{"events": […], "next_cursor"}`.',
-            body=fields(
+            description="Returns the next event: at once if there is one, otherwise as soon as one"
+            ' happens. After `timeout` seconds the response is `{"events": []}`. With `limit`, it'
+            ' is `{"events": […], "next_cursor"}`.',
+            body=request_body(
                 PollForm,
                 {
                     "The next event": {"token": EXAMPLE_TOKEN, "timeout": 25},
@@ -98,7 +98,7 @@ def routes() -> tuple[Route, ...]:
             ),
             schemes=SIGNED_IN,
             responses={
-                200: ok("An event, or a list of events.", PolledEvent, _EVENT),
+                200: ok("An event, or a list of events.", PollResponse, _EVENT),
                 **INVALID_TOKEN,
                 **invalid_parameters("cursor: is not a valid cursor"),
                 **BODY_FAILURES,
@@ -168,7 +168,7 @@ def _response(page: Page, *, as_list: bool) -> web.Response:
 
 
 async def _sent(request: web.Request, response: web.Response) -> web.Response:
-    """Return a response that is sent, so that a client that does not read it has an open poll."""
+    """Send a response, and return it. Until the client has read it, its poll counts as open."""
     try:
         async with asyncio.timeout(WRITE_TIMEOUT):
             await response.prepare(request)
@@ -183,7 +183,7 @@ async def stream_events(
 ) -> web.StreamResponse:
     """Stream the events of a user until the client disconnects or the token is not valid."""
     token = request[QUERY].get("token")
-    hashed = hash_of_one(bearer_tokens(request) | (set() if token is None else {token}))
+    hashed = single_token_hash(bearer_tokens(request) | (set() if token is None else {token}))
     read = partial(deps.user_events.read, hashed, limit=STREAM_PAGE, context=context)
     cursor = request.headers.get("Last-Event-ID") or None
     if cursor is not None and not cursor.isascii():
@@ -192,7 +192,7 @@ async def stream_events(
         mark = waiter.mark()
         page = await read(cursor=cursor)
         request[USER_ID] = page.user_id
-        if not page.events:  # otherwise they are sent before the number of streams is checked
+        if not page.events:  # otherwise the first wait binds it, after the events are sent
             deps.waiters.bind(waiter, page.user_id)
         response = web.StreamResponse(headers=_STREAM_HEADERS)
         await response.prepare(request)
@@ -216,12 +216,12 @@ async def _stream(  # noqa: PLR0913, PLR0917 - the state of the stream, and its 
 ) -> None:
     """Send a page, and those that follow, until the waiter ends.
 
-    A read that returns no events verifies the token, too.
+    A read also verifies the token, even if it returns no events.
 
     Raises:
         TimeoutError: the client has not received anything for `WRITE_TIMEOUT`.
         ConnectionError: it has disconnected.
-        ProblemError: a read failed: the token is not valid any more, or a service is unavailable.
+        ProblemError: a read failed: the token is no longer valid, or a service is unavailable.
         TooManyPollsError: the user has too many open polls and streams.
     """
     while True:
@@ -259,7 +259,7 @@ def _open_waiter(request: web.Request, deps: Dependencies, token_hash: str) -> I
     """Yield a waiter that ends when the client disconnects.
 
     Raises:
-        ProblemError: 429; the process, the address, the user or the token has too many open ones.
+        ProblemError: 429; the process, address, user or token has too many open polls and streams.
     """
     try:
         with deps.waiters.open(token_hash, deps.limits.address(request)) as waiter:
@@ -270,6 +270,6 @@ def _open_waiter(request: web.Request, deps: Dependencies, token_hash: str) -> I
 
 
 def _abort(request: web.Request) -> None:
-    """Close the connection without the data that the client does not receive."""
+    """Close the connection, and discard the data that the client does not read."""
     if request.transport is not None:
         request.transport.abort()

@@ -1,4 +1,4 @@
-"""What the handlers of resources share: ids in paths, entity tags, and requests passed on."""
+"""Shared parts of the handlers of resources: ids in paths, entity tags, forwarded requests."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -23,10 +23,12 @@ from shared.contracts.requests import RpcOperation
 
 
 def id_in_path(request: web.Request, key: web.RequestKey[str], resource: str) -> str:
-    """Return the id in the path of a kind of resource, which is also logged under `key`.
+    """Return the id in the path, and store it under `key` for the log line.
+
+    resource: the name of the kind of resource, for the error.
 
     Raises:
-        ProblemError: 404; it is not an id, so there is no such resource.
+        ProblemError: 404; it is not a valid id, so there is no such resource.
     """
     id_ = parse_uuid(request.match_info["id"])
     if id_ is None:
@@ -41,7 +43,7 @@ def etag(resource: Mapping[str, Any]) -> dict[str, str]:
 
 
 def listing(operation: RpcOperation[Any]) -> Handler:
-    """Return the handler that passes on the query, and returns a page."""
+    """Return a handler that forwards the query, and returns a page."""
 
     async def handle(
         request: web.Request, context: RequestContext, deps: Dependencies
@@ -53,7 +55,7 @@ def listing(operation: RpcOperation[Any]) -> Handler:
 
 
 def passed_on(operation: RpcOperation[Any]) -> Handler:
-    """Return the handler that passes on the body, and returns the response."""
+    """Return a handler that forwards the body, and returns the response."""
 
     async def handle(
         request: web.Request, context: RequestContext, deps: Dependencies
@@ -71,7 +73,7 @@ async def found(
     operation: RpcOperation[Any],
     selector: Mapping[str, Any],
 ) -> web.Response:
-    """Return the resource that a selector names, or 304 if the caller has this state of it."""
+    """Return the resource that a selector names, or 304 if the caller has its current state."""
     known = entity_tags(request, hdrs.IF_NONE_MATCH)
     resource = await deps.services.request(operation, to_json(selector), context)
     headers = etag(resource)
@@ -88,7 +90,7 @@ async def changed(  # noqa: PLR0913, PLR0917 - the parts of a request
     id_: str,
     field: str,
 ) -> web.Response:
-    """Return a resource after a change, which is the body, and a field of the request."""
+    """Change a resource, and return it. The body is sent as `field` of the request."""
     tags = to_json(if_match(request).get("if_match"))
     change, _ = await json_body(request, deps.settings.max_body_bytes)
     body = b'{"id":%b,"%b":%b,"if_match":%b}' % (to_json(id_), field.encode(), change, tags)

@@ -32,8 +32,8 @@ class Lease(NamedTuple):
     dispatch: int
 
 
-class Judgement(NamedTuple):
-    """The evidence of a batch of facts about an endpoint.
+class EndpointResult(NamedTuple):
+    """What a batch of facts reports about an endpoint.
 
     accepted: whether it accepted a delivery. gone: the origins that responded with 410.
     """
@@ -43,11 +43,11 @@ class Judgement(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """The result of a batch: deliveries that changed, attempts, and what it says of endpoints."""
+    """The result of a batch of facts: changed deliveries, attempts, and results of endpoints."""
 
     changed: Sequence[Delivery]
     attempts: Sequence[Attempt]
-    endpoints: dict[UUID, Judgement]
+    endpoints: dict[UUID, EndpointResult]
 
 
 # Called in the transaction of a settlement with the endpoints that it has disabled.
@@ -59,7 +59,7 @@ class Claims:
 
     cipher: decrypts the URLs of endpoints.
     disable_after: seconds for which an endpoint must fail to be disabled.
-    disabled: called with endpoints that are, in the same transaction.
+    disabled: called with the endpoints that a settlement disables, in its transaction.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Claims:
         await self._database.execute(SQL["release"], *_columns(leases), delay, error)
 
     async def hold(self, leases: Sequence[Lease]) -> None:
-        """Give claims of endpoints that are not active the status that follows from theirs."""
+        """Give claims the status that their endpoints require, which are not active."""
         ids, dispatches = _columns(leases)
         async with self._database.transaction() as connection:
             await connection.fetch(SQL["lock_endpoints_of"], ids)
@@ -105,9 +105,9 @@ class Claims:
         failed: Collection[int],
         decide: Callable[[Sequence[Delivery]], Settlement],
     ) -> datetime:
-        """Lock deliveries, write what `decide` returns for them, and return the time.
+        """Lock deliveries, store what `decide` returns for them, and return the database's time.
 
-        failed: those with a failed attempt.
+        failed: the ids of deliveries with a failed attempt.
         """
         async with self._database.transaction() as connection:
             now: datetime = await connection.fetchval("SELECT now()")
@@ -125,18 +125,20 @@ class Claims:
                 )
             # Locks on other endpoints now could deadlock with another settlement.
             replaced = {row["endpoint_id"] for row in rows if not row["is_own"]}
-            judged = [id_ for id_ in endpoints if id_ in locked and id_ not in replaced]
-            if judged:
-                await self._judge(connection, {id_: endpoints[id_] for id_ in judged})
+            updated = [id_ for id_ in endpoints if id_ in locked and id_ not in replaced]
+            if updated:
+                await self._update_health(connection, {id_: endpoints[id_] for id_ in updated})
             if locked:
                 await connection.execute(SQL["promote"], list(locked))
                 await connection.execute(SQL["acknowledge"], list(locked))
         return now
 
-    async def _judge(self, connection: Any, endpoints: dict[UUID, Judgement]) -> None:
+    async def _update_health(
+        self, connection: Any, endpoints: dict[UUID, EndpointResult]
+    ) -> None:
         gone = await self._gone(connection, endpoints)
         rows = await connection.fetch(
-            SQL["judge"],
+            SQL["update_health"],
             list(endpoints),
             [each.accepted for each in endpoints.values()],
             [id_ in gone for id_ in endpoints],
@@ -145,9 +147,9 @@ class Claims:
         if disabled := [row["id"] for row in rows if row["disabled"]]:
             await self._disabled(connection, disabled)
 
-    async def _gone(self, connection: Any, endpoints: dict[UUID, Judgement]) -> set[UUID]:
-        """Return the endpoints that are gone: not those whose URL was replaced meanwhile."""
-        ids = [id_ for id_, judgement in endpoints.items() if judgement.gone]
+    async def _gone(self, connection: Any, endpoints: dict[UUID, EndpointResult]) -> set[UUID]:
+        """Return the endpoints that are gone, without those whose URL was replaced meanwhile."""
+        ids = [id_ for id_, result in endpoints.items() if result.gone]
         rows = await connection.fetch(SQL["urls"], ids) if ids else []
         return {row["id"] for row in rows if self._origin(row["url"]) in endpoints[row["id"]].gone}
 

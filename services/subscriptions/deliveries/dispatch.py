@@ -40,7 +40,7 @@ CLAIM_INTERVAL: Final = 0.004
 POLL_INTERVAL: Final = 1.0
 # Seconds until a delivery that the broker did not confirm is due again.
 RETRY_DELAY: Final = 1.0
-# Seconds until one that cannot be decrypted is due again. Its key may be configured then.
+# Seconds until a delivery that cannot be decrypted is due again. Its key may be configured by then.
 DECRYPTION_DELAY: Final = 60.0
 
 
@@ -49,7 +49,7 @@ class NoContentError(Exception):
 
 
 class Dispatcher:
-    """Dispatches due deliveries until cancelled. Those of many processes share the work."""
+    """Dispatches due deliveries until cancelled. Several processes share the work."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - the composition root names each
         self,
@@ -75,7 +75,7 @@ class Dispatcher:
         self._working = asyncio.Lock()  # a drain waits for the claim in progress
 
     async def ready(self) -> None:
-        """Wait until the claim in progress ends: leases are less urgent."""
+        """Wait until the claim in progress ends, because due deliveries go before leases."""
         async with self._working:
             pass
 
@@ -131,7 +131,7 @@ class Dispatcher:
         return len(claims)
 
     async def _publish(self, claims: Sequence[Claim]) -> None:
-        """Publish claims, wait for the confirms, and release those without one."""
+        """Publish claims, wait for the confirms, and release claims without one."""
         self._queue.publishing(len(claims))
         published: list[Lease] = []
         results: list[asyncio.Future[None]] = []

@@ -18,7 +18,7 @@ from shared.contracts.facts import (
 
 # Seconds before the retries of one dispatch, through the retry tiers.
 QUICK_DELAYS: Final = (1, 5, 60)
-# Seconds before each dispatch after a failed one. With them, a delivery is tried for 28 hours.
+# Seconds before each main retry. With them, a delivery is attempted for 28 hours.
 MAIN_DELAYS: Final = (300, 1800, 7200, 18_000, 36_000, 36_000)
 # Seconds until a dispatch without an attempt, which expired in a queue, is repeated.
 NO_ATTEMPT_DELAY: Final = 5.0
@@ -72,7 +72,7 @@ class Delivery:
 
 
 def settle(delivery: Delivery, facts: Sequence[Fact]) -> Delivery:
-    """Return a delivery after facts about it. Facts about an earlier dispatch change little."""
+    """Return a delivery after facts about it. Of an earlier dispatch, only a success counts."""
     for fact in facts:
         delivery = _after(delivery, fact)
     return delivery
@@ -111,9 +111,9 @@ def _after_failed_dispatch(delivery: Delivery, fact: CallbackDispatchFailed) -> 
 
 
 def delivery_id(fact: Fact) -> int | None:
-    """Return the delivery that a fact is about; None if it names none.
+    """Return the id of the delivery that a fact is about, or None if it has no valid reference.
 
-    The sender of a SendCallback can set its reference and its attempt. One number that the database
+    The sender of a SendCallback can set its reference and its attempt. A number that the database
     cannot store would prevent the settlement of all facts in the same message.
     """
     reference = fact.reference or ""

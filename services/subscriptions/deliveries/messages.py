@@ -17,20 +17,20 @@ _RETRY: Final = dumps({"quick_retries_count": len(QUICK_DELAYS), "delays": QUICK
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a delivery goes, and how it is signed."""
+    """The URL of a delivery, and the secrets that sign it."""
 
     url: str
     secrets: list[str]
     fingerprint: str | None = None
 
     def encrypted(self, cipher: SecretCipher) -> bytes:
-        """Return it for storage."""
+        """Return the encrypted destination, for storage."""
         fields = {"url": self.url, "secrets": self.secrets, "fingerprint": self.fingerprint}
         return cipher.encrypt(json_text(fields).encode())
 
     @classmethod
     def decrypted(cls, stored: bytes, cipher: SecretCipher) -> "Destination":
-        """Return a stored one.
+        """Return a stored destination.
 
         Raises:
             DecryptionError: no configured key decrypts it.
@@ -40,9 +40,10 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claimed delivery with what it sends. The status is that of its endpoint.
+    """A claimed delivery with its content and destination.
 
-    status: None if the endpoint does not exist. content: JSON; None if it is no longer stored.
+    status: that of its endpoint; None if the endpoint does not exist.
+    content: JSON; None if it is no longer stored.
     """
 
     id: int

@@ -1,7 +1,7 @@
 """The callbacks that users register, in PostgreSQL. Each is an endpoint.
 
 All methods raise StoreConnectionLostError when the database is unavailable. The effect is then
-unknown; a repeat of the request has none.
+unknown, and a repeat of the request is safe.
 """
 
 import base64
@@ -21,8 +21,8 @@ from shared.postgres.queries import queries
 from shared.security.encryption import SecretCipher
 
 _SQL: Final = queries("services.subscriptions", "registrations.sql")
-# Deliveries that a stop cancels, or a new URL makes due, at once. Few requests are handled at a
-# time, so other users wait meanwhile.
+# Deliveries that a stop cancels, or a new URL makes due, in one request. Few requests are handled
+# at a time, so a large number would delay other users.
 MAX_CHANGED: Final = 5000
 _SECRET_BYTES: Final = 32
 
@@ -45,8 +45,8 @@ class Registrations:
     async def start(self, token: bytes, registration: Registration, request_id: str) -> str | None:
         """Register or replace the callback of a token's user, and return its secret.
 
-        If the URL changes, the old and the new server get an event that says so. None: the token is
-        not valid.
+        If the URL changes, both servers get the event `callback_deprecated`. Return None if the
+        token is not valid.
         """
         ack_token = token if registration.ack else None
         async with self._database.transaction() as connection:
@@ -78,7 +78,7 @@ class Registrations:
         webhook_id = f"deprecated-{uuid7()}"
         payload = json_text({"type": CALLBACK_DEPRECATED, "event": {"old": old, "new": new}})
         destination = Destination(old, [self._decrypt(stored["secret"])], stored["fingerprint"])
-        await connection.execute(_SQL["hasten"], id_, MAX_CHANGED)
+        await connection.execute(_SQL["make_due"], id_, MAX_CHANGED)
         await add(
             connection,
             [
@@ -94,9 +94,9 @@ class Registrations:
         )
 
     async def stop(self, token: bytes) -> int | None:
-        """Remove the callback of a token's user, cancel its deliveries, and return the user.
+        """Remove the callback of a token's user, cancel its deliveries, and return the user's id.
 
-        None: the token is not valid.
+        Return None if the token is not valid.
         """
         async with self._database.transaction() as connection:
             user_id = await self._lock_user(connection, token)
@@ -109,7 +109,7 @@ class Registrations:
     async def test(self, token: bytes, request_id: str) -> str | None:
         """Send a test event to the callback of a token's user, and return its `webhook-id`.
 
-        None: the token is not valid.
+        Return None if the token is not valid.
 
         Raises:
             NotRegisteredError, RegistrationDisabledError: nothing is sent.
@@ -144,5 +144,5 @@ class Registrations:
 
 
 def new_secret() -> str:
-    """Return a new random secret of Standard Webhooks."""
+    """Return a new random secret in the format of Standard Webhooks."""
     return STANDARD_PREFIX + base64.b64encode(os.urandom(_SECRET_BYTES)).decode()

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from services.subscriptions import metrics
-from services.subscriptions.deliveries.claims import Claims, Judgement, Settlement
+from services.subscriptions.deliveries.claims import Claims, EndpointResult, Settlement
 from services.subscriptions.deliveries.domain import (
     Attempt,
     Delivery,
@@ -74,16 +74,16 @@ class Settler:
         def decide(deliveries: Sequence[Delivery]) -> Settlement:
             changed.clear()
             made: list[Attempt] = []
-            endpoints: dict[UUID, Judgement] = {}
+            endpoints: dict[UUID, EndpointResult] = {}
             for before in deliveries:
                 facts = by_id[before.id]
                 made += attempts(before, facts)
                 if (after := settle(before, facts)) is not before:
                     changed.append(after)
-                if (judgement := _judge(before, facts)) is not None:
-                    earlier = endpoints.get(before.endpoint_id, judgement)
-                    endpoints[before.endpoint_id] = Judgement(
-                        earlier.accepted or judgement.accepted, earlier.gone | judgement.gone
+                if (result := _endpoint_result(before, facts)) is not None:
+                    earlier = endpoints.get(before.endpoint_id, result)
+                    endpoints[before.endpoint_id] = EndpointResult(
+                        earlier.accepted or result.accepted, earlier.gone | result.gone
                     )
             return Settlement(changed, made, endpoints)
 
@@ -100,15 +100,15 @@ def _failed(fact: Fact) -> bool:
     return isinstance(fact, CallbackAttemptFailed | CallbackDispatchFailed)
 
 
-def _judge(before: Delivery, facts: Sequence[Fact]) -> Judgement | None:
-    """Return what facts about a delivery say about its endpoint; None if nothing.
+def _endpoint_result(before: Delivery, facts: Sequence[Fact]) -> EndpointResult | None:
+    """Return what facts about a delivery report about its endpoint, or None if nothing.
 
-    A failure that arrives after the end of the delivery is older than a success.
+    A failure that arrives after the end of the delivery is ignored: it is older than the success.
     """
     accepted = any(isinstance(fact, CallbackDelivered) for fact in facts)
     if not accepted and (before.finished or not any(map(endpoint_failed, facts))):
         return None
-    return Judgement(accepted, frozenset(fact.target for fact in facts if endpoint_gone(fact)))
+    return EndpointResult(accepted, frozenset(fact.target for fact in facts if endpoint_gone(fact)))
 
 
 def report(message: Message, _: Facts | None, outcome: Outcome[None]) -> BaseModel | None:

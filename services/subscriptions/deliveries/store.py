@@ -1,7 +1,8 @@
-"""Adds deliveries, in the transactions of others. Afterwards, wake the dispatcher.
+"""Adds deliveries in transactions of the callers, who wake the dispatcher after the commit.
 
-Deliveries of an endpoint that is paused wait, and those of a disabled one fail at once, so that a
-replay finds them. A rate is a due time. In order: each waits until the one before it has ended.
+Deliveries of a paused endpoint wait. Those of a disabled endpoint fail at once, so that a replay
+finds them. A rate sets due times. At an ordered endpoint, each waits until the one before has
+ended.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ SQL: Final = queries("services.subscriptions", "deliveries.sql")
 class NewDelivery:
     """A delivery to add.
 
-    client_id, message_id: of a message of a client. sequence: of an event of a user.
-    payload: JSON, for a delivery that is neither.
-    destination: encrypted; see `messages.Destination`. None: the endpoint's.
-    at_once: whether it is dispatched before others of an ordered endpoint have ended.
+    client_id, message_id: of a message of a client.
+    sequence: of an event of a user.
+    payload: JSON, for a delivery of neither.
+    destination: an encrypted `messages.Destination`; None for that of the endpoint.
+    at_once: whether it does not wait for its turn at an ordered endpoint.
     """
 
     endpoint_id: UUID
@@ -83,9 +85,9 @@ async def promote(connection: Any, endpoint_ids: Sequence[UUID]) -> None:
 async def redeliver(
     connection: Any, endpoint_id: UUID, ids: Sequence[int], rate: float
 ) -> list[int]:
-    """Deliver finished deliveries of an endpoint again, at most `rate` a second.
+    """Make finished deliveries of an endpoint due again, at most `rate` a second.
 
-    Returns the ids of those that are. The others have not finished, or the endpoint is disabled.
+    Return their ids. The others have not finished, or the endpoint is disabled.
     """
     await connection.fetch(SQL["lock_endpoint"], endpoint_id)
     rows = await connection.fetch(SQL["redeliver"], endpoint_id, ids, rate)
@@ -94,9 +96,9 @@ async def redeliver(
 
 
 async def cancel_read(connection: Any, token: bytes, sequence: int) -> None:
-    """Cancel the deliveries, up to a sequence, that a poll with this token has made superfluous.
+    """Cancel deliveries of events that a poll with this token has returned, up to a sequence.
 
-    They are those that are not dispatched, at endpoints that share a position with the token.
+    Only those at endpoints that share a position with the token, and that are not dispatched.
     """
     rows = await connection.fetch(SQL["lock_sharing"], token)
     endpoint_ids = [row["id"] for row in rows]

@@ -59,7 +59,7 @@ class StoredEndpoint:
         return f'"{self.version}"'
 
     def matches(self, if_match: Sequence[str] | None) -> bool:
-        """Return whether a change with these entity tags may be made; None permits all."""
+        """Return whether `If-Match` with these entity tags permits a change; None permits all."""
         return if_match is None or "*" in if_match or self.etag in if_match
 
     def response(self) -> Endpoint:
@@ -121,14 +121,14 @@ def filters_of(event_type: str) -> list[str]:
 
 
 def new_secret() -> str:
-    """Return a new secret of Standard Webhooks."""
+    """Return a new secret in the format of Standard Webhooks."""
     return STANDARD_PREFIX + b64encode(token_bytes(_SECRET_BYTES)).decode()
 
 
 def endpoint_id(client_id: str, key: str | None, request_id: str) -> UUID:
     """Return the id of a new endpoint: the same for a repeat with the same idempotency key.
 
-    Without a key, a request that is delivered again leads to the same id.
+    Without a key, it is the same if the broker delivers the request again.
     """
     if key is None:
         return with_time_of(request_id, uuid5(_NAMESPACE, f"endpoint\0{client_id}\0{request_id}"))
@@ -136,19 +136,19 @@ def endpoint_id(client_id: str, key: str | None, request_id: str) -> UUID:
 
 
 def message_id(client_id: str, key: str | None, request_id: str) -> str:
-    """Return the id of a message without one, as `endpoint_id` does."""
+    """Return the id of a message whose sender gave none, derived as in `endpoint_id`."""
     kind, name = ("message", request_id) if key is None else ("message-key", key)
     hashed = uuid5(_NAMESPACE, f"{kind}\0{client_id}\0{name}")
     return f"msg_{hashed.hex}"
 
 
 def replay_id(client_id: str, request_id: str) -> UUID:
-    """Return the id of a replay. A request that is delivered again leads to the same id."""
+    """Return the id of a replay: the same if the broker delivers the request again."""
     return with_time_of(request_id, uuid5(_NAMESPACE, f"replay\0{client_id}\0{request_id}"))
 
 
 def disabled_id(endpoint: UUID, failing_since: datetime) -> UUID:
-    """Return the id of the fact and the message that an endpoint was disabled."""
+    """Return the id of the fact and the message that report a disabled endpoint."""
     return uuid5(_NAMESPACE, f"disabled\0{endpoint}\0{failing_since.isoformat()}")
 
 

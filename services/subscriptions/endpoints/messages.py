@@ -60,9 +60,9 @@ class EndpointMessages:
         self._pruned = _OLDEST  # the last message that retention has looked at
 
     async def send(self, message: NewMessage, *, excluded: UUID | None = None) -> int:
-        """Store a message with a delivery for each endpoint that selects it, but for `excluded`.
+        """Store a message with a delivery for each endpoint that selects it, except `excluded`.
 
-        Returns the number of endpoints. A repeat changes nothing, and returns the same.
+        Return the number of endpoints. A repeat changes nothing, and returns the same number.
 
         Raises:
             IdUsedError: a message with this id has another type or payload.
@@ -123,7 +123,7 @@ class EndpointMessages:
         return [(row["id"], _delivery(row)) for row in rows]
 
     async def replay(self, owner: str, message_id: str, endpoint_id: UUID, rate: float) -> Replayed:
-        """Deliver a message to an endpoint again, unless it is still on its way."""
+        """Deliver a message to an endpoint again, unless its delivery has not ended."""
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
                 SQL["delivery_of_message"], owner, message_id, endpoint_id
@@ -134,9 +134,9 @@ class EndpointMessages:
         return Replayed.STARTED
 
     async def prune(self, age: timedelta, limit: int) -> int:
-        """Delete at most `limit` rows of each table that finished longer ago than `age`.
+        """Delete at most `limit` rows of each table that are older than `age`.
 
-        Of the messages, it looks at the next `limit`, because deliveries keep them.
+        Messages with deliveries are kept, so each call checks only the next `limit` messages.
         """
         seconds, deleted = age.total_seconds(), 0
         for query in ("prune_attempts", "prune_deliveries", "prune_replays"):
@@ -152,7 +152,7 @@ class EndpointMessages:
 async def _add(
     connection: Any, message: NewMessage, targets: Sequence[UUID], *, at_once: bool = False
 ) -> int:
-    """Store a message with deliveries, and return their number; of a repeat, that of the first."""
+    """Store a message with deliveries, and return their number. A repeat returns the first one."""
     owner, id_, event_type, payload = message
     row = await connection.fetchrow(
         SQL["add"], owner, id_, event_type, json_text(payload), len(targets)

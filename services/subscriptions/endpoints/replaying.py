@@ -1,7 +1,7 @@
-"""Replays: what failed at an endpoint in an interval is delivered again, at a bounded rate.
+"""Replays: deliver the messages again that failed at an endpoint in an interval.
 
-A replay is a row with a cursor. Each batch moves the cursor in the transaction that makes its
-deliveries pending, so a crash repeats and omits none.
+The rate is bounded. A replay is a row with a cursor. Each batch moves the cursor in the transaction
+that makes its deliveries pending, so a crash neither repeats nor omits one.
 """
 
 import math
@@ -18,7 +18,7 @@ _REPLAYABLE: Final = (EndpointStatus.ACTIVE, EndpointStatus.PAUSED)
 
 
 class Replays:
-    """Works on replays: at most `rate` deliveries of each a second."""
+    """Runs replays, each with at most `rate` deliveries a second."""
 
     def __init__(self, database: Database, *, rate: float) -> None:
         self._database = database
@@ -26,7 +26,7 @@ class Replays:
         self._batch = min(MAX_BATCH, math.ceil(rate))
 
     async def run_once(self) -> int:
-        """Continue each replay that is due by a batch, and return how many deliveries follow.
+        """Run a batch of each due replay, and return the number of deliveries.
 
         Raises:
             StoreConnectionLostError: the database is unavailable; replays continue later.

@@ -59,7 +59,7 @@ KEY_USED: Final = Failure(
     detail="a different endpoint was created with this idempotency key",
 )
 TOO_MANY: Final = Failure(
-    code=FailureCode.CONFLICT, detail="the client has too many endpoints; delete one"
+    code=FailureCode.CONFLICT, detail="the client has too many endpoints; delete one first"
 )
 IS_DISABLED: Final = Failure(
     code=FailureCode.CONFLICT, detail="the endpoint is disabled; resume it first"
@@ -78,7 +78,7 @@ class EndpointRequests:
     """Handles requests about endpoints. `changed` is called after a change is committed.
 
     requests: limits the requests that use a database connection at a time.
-    replay_rate: deliveries of a replay a second.
+    replay_rate: maximum number of deliveries of a replay per second.
     """
 
     def __init__(
@@ -150,7 +150,8 @@ class EndpointRequests:
             content = domain.changed(endpoint.content, command.change)
             wanted = command.change.status
             status = endpoint.status if wanted is None else EndpointStatus(wanted)
-            # A request that is delivered again finds its change made, and a new entity tag.
+            # If the broker delivers the request again, the change is already made, and the entity
+            # tag is new.
             if (content, status) != (endpoint.content, endpoint.status):
                 _check(endpoint, command.if_match)
             return content, status

@@ -1,6 +1,6 @@
 """Endpoints of customers in PostgreSQL. Every method is one statement or one transaction.
 
-The first argument is the calling service that owns the endpoints; '' is the anonymous one. All
+The first argument is the client that owns the endpoints; '' is the anonymous client. All
 methods raise StoreConnectionLostError when the database is unavailable, slow or full. The effect is
 then unknown, and each is safe to repeat.
 """
@@ -26,7 +26,7 @@ MAX_PAGE_BYTES: Final = 1 << 20
 
 
 class TooManyEndpointsError(Exception):
-    """The client has as many endpoints as it may have."""
+    """The client has reached its maximum number of endpoints."""
 
 
 class KeyUsedError(Exception):
@@ -34,7 +34,7 @@ class KeyUsedError(Exception):
 
 
 class Endpoints:
-    """The table `subscriptions.endpoints`, as far as clients own them."""
+    """The endpoints of clients in the table `subscriptions.endpoints`."""
 
     def __init__(self, database: Database, cipher: SecretCipher, *, limit: int) -> None:
         self._database = database
@@ -42,7 +42,7 @@ class Endpoints:
         self._limit = limit
 
     async def create(self, owner: str, id_: UUID, content: Content) -> StoredEndpoint:
-        """Create an endpoint with a new secret. A repeat with the same id returns it as it is now.
+        """Create an endpoint with a new secret. A repeat with the same id returns the stored one.
 
         Raises:
             TooManyEndpointsError: the owner has too many.
@@ -108,7 +108,8 @@ class Endpoints:
     ) -> StoredEndpoint | None:
         """Replace the secret, and return the endpoint. A repeat of the rotation changes nothing.
 
-        None if the owner has no such endpoint. `check` may raise, which prevents it.
+        Return None if the owner has no such endpoint. `check` may raise an error, which prevents
+        the rotation.
         """
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(SQL["lock"], owner, id_)
@@ -127,7 +128,7 @@ class Endpoints:
     async def delete(
         self, owner: str, id_: UUID, check: Callable[[StoredEndpoint], object]
     ) -> bool:
-        """Delete an endpoint; return whether it existed. `check` may raise, which prevents it."""
+        """Delete an endpoint, and return whether it existed. `check` may raise an error first."""
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(SQL["lock"], owner, id_)
             if row is None:
@@ -137,7 +138,7 @@ class Endpoints:
         return True
 
     async def replay(self, id_: UUID, endpoint_id: UUID, since: datetime, until: datetime) -> None:
-        """Store that everything that failed in [since, until) is delivered again."""
+        """Store a replay of the messages that failed in [since, until)."""
         await self._database.execute(SQL["add_replay"], id_, endpoint_id, since, until)
 
     def _columns(self, content: Content) -> tuple[Any, ...]:

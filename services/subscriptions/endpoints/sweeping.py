@@ -1,7 +1,7 @@
-"""Sweeps: the unfinished deliveries of an endpoint follow its status, batch by batch.
+"""Sweeps: they bring the unfinished deliveries of an endpoint in line with its status, in batches.
 
 A change of the status is one short transaction, however many deliveries wait. Until its sweep has
-ended, new deliveries of an active endpoint wait, too, so the order of creation stays.
+ended, new deliveries of an active endpoint also wait, so the order of creation is kept.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ _STATEMENTS: Final = {
 
 
 class _Disabled(NamedTuple):
-    """An endpoint that is disabled, and whose owner must learn of it."""
+    """A disabled endpoint that must be reported to its owner."""
 
     id: UUID
     owner: str | None
@@ -82,7 +82,7 @@ class Sweeper:
         return True
 
     async def _sweep_batch(self, connection: Any, endpoint: Any) -> int:
-        """Let a batch of deliveries follow the status, and return their number."""
+        """Bring a batch of deliveries in line with the status, and return their number."""
         id_, status = endpoint["id"], endpoint["status"]
         if status == EndpointStatus.PAUSED:
             return await self._hold_batch(connection, (id_, endpoint["version"]))
@@ -93,7 +93,7 @@ class Sweeper:
         return int(result.removeprefix("UPDATE "))
 
     async def _hold_batch(self, connection: Any, key: tuple[UUID, int]) -> int:
-        """Let a batch wait. Those that become pending behind it are held by their claims."""
+        """Make a batch wait. Earlier deliveries that become pending later are held when claimed."""
         row = await connection.fetchrow(SQL["hold"], key[0], BATCH, self._held.pop(key, 0))
         count: int = row["count"]
         if count == BATCH:
@@ -120,8 +120,8 @@ class Sweeper:
                 "failing_since": endpoint.failing_since.isoformat(),
             }
             message = NewMessage(endpoint.owner, f"msg_{id_.hex}", DISABLED, payload)
-            # The owner can use this id for another message, or change the description before a
-            # repeat. Neither may prevent the sweeps of other owners.
+            # The owner may have used this id for another message, or may change the description
+            # before a repeat. Neither must stop the sweeps of other owners.
             with suppress(IdUsedError):
                 await self._messages.send(message, excluded=endpoint.id)
         await self._database.execute(SQL["reported"], endpoint.id, endpoint.failing_since)

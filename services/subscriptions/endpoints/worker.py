@@ -12,12 +12,12 @@ from shared.errors import InfrastructureError
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which a process continues what another one has left, and repeats after an error.
+# Seconds until a process continues the work of one that died, or repeats its own after an error.
 INTERVAL: Final = 2.0
 
 
 class EndpointWorker:
-    """Lets deliveries follow their endpoints. `wake_dispatcher` is called when some are due."""
+    """Runs sweeps and replays. `wake_dispatcher` is called when deliveries have become due."""
 
     def __init__(
         self, sweeper: Sweeper, replays: Replays, wake_dispatcher: Callable[[], None]
@@ -45,7 +45,7 @@ class EndpointWorker:
                     await self._changed.wait()
 
     async def run_once(self) -> float:
-        """Do a batch of everything, and return the seconds until there may be more to do.
+        """Run a batch of each sweep and replay, and return the seconds until the next batch.
 
         Raises:
             InfrastructureError: the database or the broker is unavailable.

@@ -1,15 +1,15 @@
-"""Appends user events in batches, and wakes those who wait for them."""
+"""Appends user events in batches, and reports the users who have new ones."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from services.subscriptions import metrics
-from services.subscriptions.messenger.domain import Appended, NewEvent, Outcome
+from services.subscriptions.messenger.domain import AppendResult, NewEvent, Outcome
 from services.subscriptions.messenger.store import Messenger
 from shared.resilience.batching import Batcher
 
 # Characters of the events of one transaction, which takes about 100 ms. 500 events of the largest
-# size would exceed the time limit of a statement, again and again.
+# size would exceed the timeout of a statement on each retry.
 MAX_BYTES: Final = 4 << 20
 # The consumer counts events for unknown users when it dead-letters them.
 _COUNTERS: Final = {Outcome.APPENDED: metrics.APPENDED, Outcome.REPEATED: metrics.REPEATED}
@@ -18,7 +18,8 @@ _COUNTERS: Final = {Outcome.APPENDED: metrics.APPENDED, Outcome.REPEATED: metric
 class Appender:
     """Appends user events. After a commit, `appended` gets the ids of their users.
 
-    A repeat counts, too: the process that committed the event may have died before it reported it.
+    It also gets those of repeats, because the process that committed the event may have died before
+    it reported the user.
     """
 
     def __init__(
@@ -30,13 +31,13 @@ class Appender:
     ) -> None:
         self._messenger = messenger
         self._appended = appended
-        self._batches: Batcher[NewEvent, Appended] = Batcher(self._append, max_size=batch)
+        self._batches: Batcher[NewEvent, AppendResult] = Batcher(self._append, max_size=batch)
 
     async def run(self) -> None:
         """Append batches until cancelled."""
         await self._batches.run()
 
-    async def append(self, event: NewEvent) -> Appended:
+    async def append(self, event: NewEvent) -> AppendResult:
         """Append an event. It is committed on return. A repeat changes nothing.
 
         Raises:
@@ -44,10 +45,10 @@ class Appender:
         """
         return await self._batches.add(event)
 
-    async def _append(self, events: list[NewEvent]) -> list[Appended]:
+    async def _append(self, events: list[NewEvent]) -> list[AppendResult]:
         first = {_key(event): event for event in reversed(events)}
         distinct = [event for event in events if first[_key(event)] is event]
-        results: dict[tuple[int, str], Appended] = {}
+        results: dict[tuple[int, str], AppendResult] = {}
         for part in _parts(distinct):
             appended = await self._messenger.append(part)
             results |= zip(map(_key, part), appended, strict=True)

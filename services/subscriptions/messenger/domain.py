@@ -20,7 +20,7 @@ class UserMessage:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event to append. `event` is JSON; empty for a message, which is numbered first."""
+    """An event to append. `event` is JSON; empty for a message, whose id is assigned later."""
 
     user_id: int
     event_id: str
@@ -72,8 +72,8 @@ class AppendedEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Appended:
-    """The outcome of an append, and the event unless its user is unknown. `event` is JSON."""
+class AppendResult:
+    """The outcome of an append, and the event as JSON, unless its user is unknown."""
 
     outcome: Outcome
     event: str = ""
@@ -83,12 +83,12 @@ class Appended:
         """Whether the event was appended now."""
         return self.outcome is Outcome.APPENDED
 
-    def repeated(self) -> "Appended":
-        """Return the outcome of an equal event after this one."""
+    def repeated(self) -> "AppendResult":
+        """Return the result for a repeat of this event."""
         return replace(self, outcome=Outcome.REPEATED) if self.is_new else self
 
 
-UNKNOWN_USER: Final = Appended(Outcome.UNKNOWN_USER)
+UNKNOWN_USER: Final = AppendResult(Outcome.UNKNOWN_USER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The events of a user after a position, and when the token expires that reads them."""
+    """The events of a user after a position, and the expiry of the token that reads them."""
 
     user_id: int
     position: int

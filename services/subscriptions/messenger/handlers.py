@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.subscriptions import metrics
-from services.subscriptions.messenger.domain import Appended, NewEvent
+from services.subscriptions.messenger.domain import AppendResult, NewEvent
 from services.subscriptions.messenger.domain import Outcome as AppendOutcome
 from shared.amqp.message import Dead, Message, Outcome
 from shared.amqp.parsing import parse_message
@@ -42,10 +42,10 @@ def identity(event: UserEvent) -> str | None:
 class Handler:
     """Appends user events to their users' streams."""
 
-    def __init__(self, append: Callable[[NewEvent], Awaitable[Appended]]) -> None:
+    def __init__(self, append: Callable[[NewEvent], Awaitable[AppendResult]]) -> None:
         self._append = append
 
-    async def handle(self, message: Message, event: UserEvent) -> Appended:
+    async def handle(self, message: Message, event: UserEvent) -> AppendResult:
         """Append an event. It is committed on return.
 
         Raises:
@@ -60,7 +60,7 @@ class Handler:
 
 
 def report(
-    message: Message, event: UserEvent | None, outcome: Outcome[Appended]
+    message: Message, event: UserEvent | None, outcome: Outcome[AppendResult]
 ) -> BaseModel | None:
     """Count and log the outcome of a user event."""
     match outcome:

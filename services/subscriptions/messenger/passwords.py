@@ -13,7 +13,8 @@ from shared.errors import InfrastructureError
 SALT_BYTES: Final = 16
 # Passwords hashed at a time. Each needs 16 MiB.
 MAX_THREADS: Final = 2
-# Passwords that may wait: about five seconds of work, half the timeout of the gateway's requests.
+# Passwords in progress and waiting: about five seconds of work, half the default timeout of the
+# gateway's requests.
 MAX_UNFINISHED: Final = 200
 
 T = TypeVar("T")
@@ -23,11 +24,11 @@ class TooManyPasswordsError(InfrastructureError):
     """Too many passwords wait to be hashed. Nothing was done."""
 
     def __init__(self) -> None:
-        super().__init__("too many sign-ins at the same time", effect_unknown=False)
+        super().__init__("too many sign-ins and registrations at once", effect_unknown=False)
 
 
 class Passwords:
-    """Hashes and verifies passwords; at most MAX_THREADS at a time, others wait."""
+    """Hashes and verifies passwords, at most MAX_THREADS at a time. Others wait."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_THREADS, "passwords")
@@ -35,7 +36,7 @@ class Passwords:
         self._unknown = os.urandom(SALT_BYTES)
 
     def close(self) -> None:
-        """End the threads. Work that they have not begun is cancelled."""
+        """End the threads. Passwords that still wait are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def hash(self, password: str) -> bytes:
@@ -48,9 +49,9 @@ class Passwords:
         return await self._run(lambda: salt + _scrypt(password, salt))
 
     async def verify(self, password: str, stored: bytes | None) -> bool:
-        """Return whether a password has a hash of `hash`.
+        """Return whether a password matches what `hash` has returned for it.
 
-        None, for an unknown user, takes the same time and is never right.
+        None, for an unknown user, takes the same time and never matches.
 
         Raises:
             TooManyPasswordsError: try again later.

@@ -56,7 +56,7 @@ INVALID_CURSOR: Final = invalid([FieldError(field="cursor", message="is not a va
 
 
 class MessengerRequests:
-    """Handles requests of users. `revoked` gets the user of a revoked token, to end its polls."""
+    """Handles requests of users. `revoked` gets the user of a revoked token, whose polls end."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from services.subscriptions.deliveries.store import cancel_read
 from services.subscriptions.messenger.domain import (
     UNKNOWN_USER,
-    Appended,
+    AppendResult,
     AppendedEvent,
     NewEvent,
     Outcome,
@@ -26,7 +26,7 @@ SQL: Final = queries("services.subscriptions", "messenger.sql")
 # Bytes of a page of events, which the gateway holds about four times until a client has read it.
 MAX_PAGE_BYTES: Final = 256 << 10
 
-# Adds what follows from new events, in their transaction: the deliveries.
+# Adds the deliveries of new events, in the same transaction.
 AddDeliveries = Callable[[Any, Sequence[AppendedEvent]], Awaitable[None]]
 
 
@@ -87,16 +87,17 @@ class Messenger:
             count: int = await connection.fetchval(SQL["delete_tokens"], tokens)
         return count
 
-    async def append(self, events: Sequence[NewEvent]) -> list[Appended]:
+    async def append(self, events: Sequence[NewEvent]) -> list[AppendResult]:
         """Append events with different ids to their users' streams, in one transaction.
 
-        The events of a user are numbered in the given order. Their deliveries are added, too.
+        The events of a user are numbered in the given order. The transaction also adds their
+        deliveries.
         """
         async with self._database.transaction() as connection:
             locked = await connection.fetch(SQL["lock_users"], [event.user_id for event in events])
             known = {row["id"] for row in locked}
-            outcomes: dict[tuple[int, str], Appended] = {
-                (row["user_id"], row["event_id"]): Appended(Outcome.REPEATED, row["event"])
+            outcomes: dict[tuple[int, str], AppendResult] = {
+                (row["user_id"], row["event_id"]): AppendResult(Outcome.REPEATED, row["event"])
                 for row in await connection.fetch(
                     SQL["repeated"],
                     [event.user_id for event in events],
@@ -112,7 +113,7 @@ class Messenger:
                 appended = await self._append_new(connection, new)
                 await self._add_deliveries(connection, appended)
                 outcomes |= {
-                    (event.user_id, event.event_id): Appended(Outcome.APPENDED, event.event)
+                    (event.user_id, event.event_id): AppendResult(Outcome.APPENDED, event.event)
                     for event in appended
                 }
         return [outcomes.get((event.user_id, event.event_id), UNKNOWN_USER) for event in events]
@@ -154,9 +155,9 @@ class Messenger:
         ]
 
     async def read(self, token: bytes, limit: int) -> Page | None:
-        """Return the events after the position of a token, and move it behind them.
+        """Return the events after the position of a token, and move the position after them.
 
-        None if the token is not valid.
+        Return None if the token is not valid.
         """
         row = await self._database.fetchrow(SQL["token"], token)
         if row is None:

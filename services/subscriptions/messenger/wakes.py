@@ -1,4 +1,4 @@
-"""Publishes to all gateways that users have new events."""
+"""Publishes to all gateways which users have new events."""
 
 import asyncio
 import logging
@@ -15,12 +15,12 @@ from shared.topology import USER_EVENTS_WAKE as EXCHANGE
 
 logger = logging.getLogger(__name__)
 
-# Seconds. A gateway that lost its connection wakes everybody by itself.
+# Seconds. A gateway that has lost its connection wakes all its waiters when it reconnects.
 RETRY_DELAY: Final = 0.5
 
 
-class Wakes:
-    """Collects ids of users while the last message is published."""
+class WakePublisher:
+    """Publishes wakes. Ids of users are collected while the message before is published."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -28,7 +28,7 @@ class Wakes:
         self._pending = asyncio.Event()
 
     def add(self, user_ids: Collection[int]) -> None:
-        """Publish soon that these users have new events, which are committed."""
+        """Publish these users soon. Their new events are already committed."""
         self._user_ids.update(user_ids)
         self._pending.set()
 
@@ -43,7 +43,7 @@ class Wakes:
                 await asyncio.sleep(RETRY_DELAY)
 
     async def drain(self, grace: float) -> None:
-        """Publish what is collected, for at most `grace` seconds."""
+        """Publish the collected ids, for at most `grace` seconds."""
         with suppress(TimeoutError, InfrastructureError):
             async with asyncio.timeout(grace):
                 while self._user_ids:
@@ -68,7 +68,7 @@ class Wakes:
 
 
 def _message(user_ids: list[int]) -> OutgoingMessage:
-    """Return a message that is not persistent: after a restart of the broker nobody waits."""
+    """Return a message that is not persistent: a restart of the broker ends all waits."""
     return OutgoingMessage(
         "",
         Properties(

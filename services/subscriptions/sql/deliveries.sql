@@ -1,5 +1,5 @@
--- Endpoints whose deliveries need more than a row: in order, at a rate, paused, disabled or with a
--- sweep. The lock serialises additions, claims of waiting deliveries and changes of these endpoints.
+-- Endpoints with an order, a rate, another status than active, or a sweep. The lock serialises new
+-- deliveries, claims of waiting deliveries, and changes of these endpoints.
 -- name: lock_special
 SELECT id FROM subscriptions.endpoints
 WHERE id = ANY ($1::uuid[]) AND (
@@ -7,7 +7,7 @@ WHERE id = ANY ($1::uuid[]) AND (
 )
 ORDER BY id FOR NO KEY UPDATE;
 
--- Endpoints that are not in $9 are treated as active. If one is not, its claim finds out.
+-- Endpoints that are not in $9 are treated as active. If one is not, the claim corrects its delivery.
 -- name: add
 WITH input AS (
     SELECT *
@@ -209,10 +209,10 @@ ON CONFLICT DO NOTHING;
 -- name: urls
 SELECT id, url FROM subscriptions.endpoints WHERE id = ANY ($1::uuid[]);
 
--- Endpoints ($1) that accepted a delivery ($2) or failed; some do not exist any more ($3). Returns
--- those that are disabled now, because they have failed for $4 seconds or are gone. The others that
--- are disabled keep `failing_since`, which their report needs.
--- name: judge
+-- Endpoints ($1) that accepted a delivery ($2), failed, or are gone ($3). Disables those that have
+-- failed for $4 seconds or are gone, and returns them. Endpoints that are already disabled keep
+-- `failing_since`, because their report needs it.
+-- name: update_health
 UPDATE subscriptions.endpoints e SET
     failing_since = CASE
         WHEN input.disabled OR NOT input.accepted THEN coalesce(e.failing_since, now())
@@ -234,8 +234,8 @@ FROM (
 WHERE e.id = input.id
 RETURNING e.id, input.disabled;
 
--- The next deliveries of endpoints, which are locked, in order: also of those that waited because
--- the endpoint was paused before it was ordered.
+-- Make the next delivery in order of each endpoint pending. The endpoints are locked. It can also be
+-- one that waited in a pause from before the endpoint was ordered.
 -- name: promote
 UPDATE subscriptions.deliveries d SET
     status = 'pending', in_order = true, due_at = greatest(d.due_at, now())
@@ -255,7 +255,7 @@ FROM (
 ) AS next
 WHERE d.id = next.id;
 
--- A token that shares a position with an endpoint moves up to the first event that is not
+-- Move the position of each token that shares it with an endpoint, up to the first event that is not
 -- delivered.
 -- name: acknowledge
 UPDATE subscriptions.tokens t SET position = greatest(t.position, seen.position)

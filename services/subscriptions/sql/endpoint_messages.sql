@@ -51,8 +51,8 @@ DELETE FROM subscriptions.deliveries WHERE id IN (
     FOR UPDATE SKIP LOCKED
 );
 
--- A message stays while a delivery of it does. Many can stay, so this looks at $2 after a position,
--- and returns the next one.
+-- A message is kept while it has deliveries. Many can be kept, so this checks $2 messages after a
+-- position, and returns the next position.
 -- name: prune_messages
 WITH page AS MATERIALIZED (
     SELECT created_at, client_id, id FROM subscriptions.endpoint_messages

@@ -37,8 +37,8 @@ WHERE earlier < $6 ORDER BY created_at DESC, id DESC;
 SELECT * FROM subscriptions.endpoints
 WHERE client_id = $1 AND id = $2 AND status <> 'deleted' FOR NO KEY UPDATE;
 
--- Unless the order or the status stays as it is, a sweep follows. It sets the due times of waiting
--- deliveries anew, unless they are in order, so the first one after a pause is only one step away.
+-- A sweep follows if the order or the status changes. It sets new due times for waiting deliveries,
+-- unless they are in order. So the first one after a pause is due after one interval of the rate.
 -- name: change
 UPDATE subscriptions.endpoints SET
     url = $2, event_types = $3, description = $4, headers = $5, rate_limit = $6, ordered = $7,
@@ -75,7 +75,7 @@ ON CONFLICT (id) DO NOTHING;
 -- name: sweeping
 SELECT id FROM subscriptions.endpoints WHERE sweeping AND id > $1 ORDER BY id LIMIT 1;
 
--- Endpoints that others lock all the time are swept, too: this waits.
+-- This waits for the lock, so that endpoints that are locked most of the time are also swept.
 -- name: lock_sweeping
 SELECT id, client_id, status, ordered, failing_since, description, version
 FROM subscriptions.endpoints
@@ -89,9 +89,9 @@ UPDATE subscriptions.endpoints SET sweeping = false WHERE id = $1;
 UPDATE subscriptions.endpoints SET sweeping = false
 WHERE id = $1 AND status = 'disabled' AND failing_since = $2;
 
--- The batches of a sweep lock their rows first: in the order of settlements, which prevents deadlocks,
--- and so that a batch with fewer rows than the limit is the last one.
--- After the last batch ($3): without it, each would pass all those that wait already.
+-- Each batch of a sweep first locks its rows, in the same order as settlements, which prevents
+-- deadlocks. So a batch with fewer rows than the limit is the last one. A batch begins after the last
+-- delivery of the one before ($3). Otherwise it would read all waiting deliveries again.
 -- name: hold
 WITH batch AS MATERIALIZED (
     SELECT id FROM subscriptions.deliveries

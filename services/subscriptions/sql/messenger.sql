@@ -8,7 +8,7 @@ SELECT id FROM subscriptions.users WHERE name = $1 AND request_id = $2;
 -- name: password
 SELECT id, password_hash FROM subscriptions.users WHERE name = $1;
 
--- A new token continues where the others of the user are, so nothing before the first is lost.
+-- A new token starts at the highest position of the user's tokens, so no earlier event is lost.
 -- name: sign_in
 INSERT INTO subscriptions.tokens (hash, user_id, position, expires_at)
 SELECT $1, id,

@@ -13,7 +13,7 @@ INSERT INTO subscriptions.endpoints (
     id, user_id, url, secret, fingerprint, ordered, ack_token, rotation
 ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
--- Its deliveries that wait because it was disabled are swept.
+-- A sweep follows if it was not active.
 -- name: change
 UPDATE subscriptions.endpoints SET
     url = $2, secret = $3, fingerprint = $4, ordered = $5, ack_token = $6, rotation = $7,
@@ -21,8 +21,9 @@ UPDATE subscriptions.endpoints SET
     version = version + 1, updated_at = now()
 WHERE id = $1;
 
--- Deliveries that failed at the old URL are due at the new one: at most $2, the others at their time.
--- name: hasten
+-- Deliveries that failed at the old URL are due at once at the new one, $2 of them at most. More keep
+-- their due times.
+-- name: make_due
 UPDATE subscriptions.deliveries SET status = 'pending', due_at = now()
 WHERE id IN (
     SELECT id FROM subscriptions.deliveries
