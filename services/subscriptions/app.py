@@ -88,11 +88,11 @@ async def start(process: Process) -> None:
     publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
     messenger = Messenger(database, deliveries.add_user_events)
     cipher = SecretCipher.required(load(SecuritySettings).secrets_key, "subscriptions")
-    wakes, wake = WakePublisher(publisher), asyncio.Event()
+    wakes, dispatch_soon = WakePublisher(publisher), asyncio.Event()
 
     def appended(user_ids: Collection[int]) -> None:
         wakes.add(user_ids)
-        wake.set()
+        dispatch_soon.set()
 
     appender = Appender(messenger, appended, batch=settings.batch)
     depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
@@ -100,25 +100,27 @@ async def start(process: Process) -> None:
         database, cipher, disable_after=settings.disable_after, disabled=_report_disabled
     )
     skew = ClockSkew(metrics.CLOCK_SKEW.set)
-    settler = Settler(claims, skew, wake.set)
+    settler = Settler(claims, skew, dispatch_soon.set)
     leases = LeaseExtender(claims.extend)
     queue = CallbackQueue(
         lambda: depth.count((CALLBACKS,)), settings.max_queued, metrics.DELIVERY_BACKPRESSURE.set
     )
-    dispatcher = Dispatcher(claims, publisher, cipher, settler, leases, queue, skew, wake)
+    dispatcher = Dispatcher(
+        claims, publisher, cipher, settler, leases, queue, skew, dispatch_soon
+    )
     facts = FactSender(publisher, url=url, name=name, health=health)
     endpoints = Endpoints(database, cipher, limit=settings.max_endpoints)
     messages = EndpointMessages(database)
     worker = EndpointWorker(
         Sweeper(database, messages, lambda fact: facts.send_confirmed([fact])),
         Replays(database, rate=settings.replay_rate),
-        wake.set,
+        dispatch_soon.set,
     )
     slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     def changed() -> None:
         worker.wake()
-        wake.set()
+        dispatch_soon.set()
 
     passwords = Passwords()
     process.stack.callback(passwords.close)
@@ -166,7 +168,9 @@ async def start(process: Process) -> None:
             **EndpointRequests(
                 endpoints, messages, slots, changed=changed, replay_rate=settings.replay_rate
             ).handlers(),
-            **EndpointMessageRequests(endpoints, messages, slots, added=wake.set).handlers(),
+            **EndpointMessageRequests(
+                endpoints, messages, slots, added=dispatch_soon.set
+            ).handlers(),
         },
         url=url,
         name=f"{name} requests",

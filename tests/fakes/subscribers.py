@@ -131,7 +131,7 @@ class User:
         return cursor
 
     def receive(self, headers: Any, body: bytes) -> None:
-        """Take a push, which may be a repeat."""
+        """Receive a push, which may be a repeat."""
         content = Webhook(self.secret).verify(body, dict(headers))
         sequence = int(headers["x-ringback-sequence"])
         if sequence in self.events:

@@ -1,4 +1,4 @@
-"""N1, N4, N5: what becomes of a new delivery, on a real database."""
+"""N1, N4, N5: the status and due time of new deliveries, on a real database."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime

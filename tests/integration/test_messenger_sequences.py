@@ -28,7 +28,7 @@ class CrashError(Exception):
 
 
 class Process:
-    """One of the processes that append events. It dies as told, before or after the commit."""
+    """One of the processes that append events. It can die before or after the commit."""
 
     def __init__(self, database: Database) -> None:
         self._messenger = Messenger(database, self._add_deliveries)

@@ -12,7 +12,7 @@ from shared.contracts.user_events import MAX_WAKE_USERS
 
 
 class Broker:
-    """Confirms messages, and refuses them first if told so."""
+    """Refuses the first `refused` messages, and confirms the others."""
 
     def __init__(self, refused: int = 0) -> None:
         self.sent: list[list[int]] = []

@@ -6,7 +6,7 @@ unknown, and a repeat of the request is safe.
 
 import base64
 import os
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from services.subscriptions.deliveries.messages import CALLBACK_DEPRECATED, Destination
@@ -35,6 +35,13 @@ class RegistrationDisabledError(Exception):
     """The callback of the user is disabled."""
 
 
+class Started(NamedTuple):
+    """A registered callback: its user and its secret."""
+
+    user_id: int
+    secret: str
+
+
 class Registrations:
     """The callbacks of users; several processes may use them at the same time."""
 
@@ -42,8 +49,10 @@ class Registrations:
         self._database = database
         self._cipher = cipher
 
-    async def start(self, token: bytes, registration: Registration, request_id: str) -> str | None:
-        """Register or replace the callback of a token's user, and return its secret.
+    async def start(
+        self, token: bytes, registration: Registration, request_id: str
+    ) -> Started | None:
+        """Register or replace the callback of a token's user.
 
         If the URL changes, both servers get the event `callback_deprecated`. Return None if the
         token is not valid.
@@ -55,7 +64,7 @@ class Registrations:
                 return None
             stored = await connection.fetchrow(_SQL["registration"], user_id)
             if stored is not None and stored["rotation"] == request_id:
-                return self._decrypt(stored["secret"])
+                return Started(user_id, self._decrypt(stored["secret"]))
             secret = new_secret()
             values = (
                 self._encrypt(registration.callback),
@@ -67,11 +76,11 @@ class Registrations:
             )
             if stored is None:
                 await connection.execute(_SQL["register"], uuid7(), user_id, *values)
-                return secret
+                return Started(user_id, secret)
             await connection.execute(_SQL["change"], stored["id"], *values)
             if (old := self._decrypt(stored["url"])) != registration.callback:
                 await self._deprecate(connection, stored, old, registration.callback)
-        return secret
+        return Started(user_id, secret)
 
     async def _deprecate(self, connection: Any, stored: Any, old: str, new: str) -> None:
         id_: UUID = stored["id"]

@@ -66,14 +66,14 @@ class RegistrationRequests:
         if registration.fingerprint is not None and scheme != "https":
             return NOT_HTTPS
         async with self._slots:
-            secret = await self._registrations.start(
+            started = await self._registrations.start(
                 bytes.fromhex(command.token_hash), registration, _request_id(context)
             )
-        if secret is None:
+        if started is None:
             return INVALID_TOKEN
         self._wake()
-        logger.info("callback registered")
-        return CallbackStarted(secret=secret)
+        logger.info("callback registered", extra={"user_id": started.user_id})
+        return CallbackStarted(secret=started.secret)
 
     async def _stop(self, _: RequestContext, command: StopCallback) -> Response:
         async with self._slots:
