@@ -408,6 +408,6 @@ def _tls_cause(error: aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch
         case aiohttp.ClientConnectorCertificateError():
             return str(error.certificate_error)
         case aiohttp.ServerFingerprintMismatch():
-            return f"the certificate has the fingerprint {error.got.hex()}"
+            return f"the certificate has another fingerprint: {error.got.hex()}"
         case _:
             return str(error.os_error)

@@ -159,7 +159,7 @@ async def test_m15_finding_d1_docker_compose_up_shows_the_demonstration_once(
         assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
         assert re.search(r"8  posting \S+: expired, nothing was sent", output)
         assert re.search(r"14 \S+/hooks/moved-\w+ received callback_deprecated", output)
-        assert "16 active again: one replay brought the 3 messages; signatures verified" in output
+        assert "16 active again: one replay sent the 3 messages; signatures verified" in output
         assert EVERYTHING_IS_RUNNING in output
         assert count_lines(output, "message sent") < 100
 

@@ -129,8 +129,8 @@ def check_subscriptions(output: str) -> None:
         f"{verified}",
         output,
     )
-    assert re.search(r"13 Ann's poll returned “Hello Ann” \d+ ms after that", output)
-    assert "13 Bob's poll returns the event of his callback" in output
+    assert re.search(r"13 Ann's poll returned “Hello Ann” \d+ ms after Bob sent it", output)
+    assert "13 Bob's poll also returns the event of his callback" in output
     moved = r"callback_deprecated: bob-(\w+) → moved-\1"
     assert re.search(rf"14 \S+/hooks/bob-\w+ received {moved}{verified}", output)
     assert re.search(rf"14 \S+/hooks/moved-\w+ received {moved}", output)
@@ -138,7 +138,7 @@ def check_subscriptions(output: str) -> None:
     assert f"15 of order.paid and invoice.created it received invoice.created{verified}" in output
     disabled = "it is disabled, and another endpoint received endpoint.disabled"
     assert f"16 it responded with 410: {disabled}" in output
-    assert f"16 active again: one replay brought the 3 messages{verified}" in output
+    assert f"16 active again: one replay sent the 3 messages{verified}" in output
 
 
 async def run_printed_schedule_command(output: str) -> None:
