@@ -216,9 +216,7 @@ async def _fail_and_replay(api: _Api, mailboxes: _Mailboxes, run: str, endpoint:
     replayed = (await mailboxes.webhooks("shop", 2 + MISSED))[2:]
     if sorted(webhook["webhook_id"] for webhook in replayed) != ids:
         raise click.ClickException("the replay did not send each message once")
-    _print(
-        16, f"active again: one replay sent the {len(ids)} messages; {_signatures(*replayed)}"
-    )
+    _print(16, f"active again: one replay sent the {len(ids)} messages; {_signatures(*replayed)}")
 
 
 async def _send(api: _Api, message_id: str, event_type: str = "invoice.paid") -> None:

@@ -105,9 +105,7 @@ async def start(process: Process) -> None:
     queue = CallbackQueue(
         lambda: depth.count((CALLBACKS,)), settings.max_queued, metrics.DELIVERY_BACKPRESSURE.set
     )
-    dispatcher = Dispatcher(
-        claims, publisher, cipher, settler, leases, queue, skew, dispatch_soon
-    )
+    dispatcher = Dispatcher(claims, publisher, cipher, settler, leases, queue, skew, dispatch_soon)
     facts = FactSender(publisher, url=url, name=name, health=health)
     endpoints = Endpoints(database, cipher, limit=settings.max_endpoints)
     messages = EndpointMessages(database)

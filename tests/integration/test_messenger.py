@@ -73,9 +73,7 @@ async def test_a_message_to_an_unknown_user_is_not_counted_as_a_dead_letter(user
     await users.register("ann")
 
     def dead_lettered() -> float | None:
-        return REGISTRY.get_sample_value(
-            "ringback_user_events_total", {"outcome": "unknown_user"}
-        )
+        return REGISTRY.get_sample_value("ringback_user_events_total", {"outcome": "unknown_user"})
 
     before = dead_lettered()
     await users.send(await users.sign_in("ann"), 1 << 60)

@@ -71,9 +71,7 @@ async def test_the_type_of_the_message_may_be_missing_but_not_wrong(
     assert await client.events(token, 1) == [1]
 
 
-async def test_a_repeated_event_has_no_effect(
-    client: UserEventsClient, service: Service
-) -> None:
+async def test_a_repeated_event_has_no_effect(client: UserEventsClient, service: Service) -> None:
     user_id, token = await client.user()
     other, other_token = await client.user()
     before = await service.metric("ringback_user_events_total", outcome="repeated")

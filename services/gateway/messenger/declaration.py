@@ -85,8 +85,7 @@ def failures(unavailable: Code = Code.TRY_AGAIN_LATER) -> Mapping[int, Response]
         ),
         500: coded("A bug in Ringback.", (Code.TRY_AGAIN_LATER, "Internal error.")),
         503: coded(
-            "The broker, the database or subscriptions is unavailable. The request had no"
-            " effect.",
+            "The broker, the database or subscriptions is unavailable. The request had no effect.",
             (unavailable, "subscriptions: no service consumes these requests"),
             headers=_RETRY_AFTER,
         ),

@@ -301,8 +301,8 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="Send messages again",
             description="Sends either one message, or all that failed at or after `since` and"
-            " before `until` (default: now). Each is sent once more, at a bounded rate, with the same"
-            " id.",
+            " before `until` (default: now). Each is sent once more, at a bounded rate, with the"
+            " same id.",
             parameters=(_ID,),
             body=Body(
                 Replay,

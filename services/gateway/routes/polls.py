@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from services.gateway.messenger.bodies import bearer_tokens, single_token_hash, read_fields
+from services.gateway.messenger.bodies import bearer_tokens, read_fields, single_token_hash
 from services.gateway.messenger.declaration import (
     BODY_FAILURES,
     EXAMPLE_TOKEN,
@@ -21,7 +21,7 @@ from services.gateway.messenger.declaration import (
     request_body,
 )
 from services.gateway.messenger.limits import too_many
-from services.gateway.messenger.schemas import PollResponse, PollForm
+from services.gateway.messenger.schemas import PollForm, PollResponse
 from services.gateway.middleware import DETAIL, USER_ID
 from services.gateway.parsing import QUERY, invalid
 from services.gateway.polls.reading import Page, next_page

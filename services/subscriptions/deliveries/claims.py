@@ -133,9 +133,7 @@ class Claims:
                 await connection.execute(SQL["acknowledge"], list(locked))
         return now
 
-    async def _update_health(
-        self, connection: Any, endpoints: dict[UUID, EndpointResult]
-    ) -> None:
+    async def _update_health(self, connection: Any, endpoints: dict[UUID, EndpointResult]) -> None:
         gone = await self._gone(connection, endpoints)
         rows = await connection.fetch(
             SQL["update_health"],

@@ -11,8 +11,8 @@ from typing import Any, Final
 from services.subscriptions.deliveries.store import cancel_read
 from services.subscriptions.messenger.domain import (
     UNKNOWN_USER,
-    AppendResult,
     AppendedEvent,
+    AppendResult,
     NewEvent,
     Outcome,
     Page,
