@@ -1,8 +1,8 @@
 #!/opt/ringback/bin/python
-"""`demo SANDBOX GATEWAY PAGE HTTP MANAGEMENT`: the demonstration of `docker compose up`.
+"""`demo SANDBOX GATEWAY PAGE HTTP MANAGEMENT CONSOLE`: the demonstration of `docker compose up`.
 
-SANDBOX and GATEWAY are URLs for containers. PAGE (the sandbox), HTTP (the gateway) and MANAGEMENT
-(RabbitMQ) are URLs for people.
+SANDBOX and GATEWAY are URLs for containers. PAGE (the sandbox), HTTP (the gateway), MANAGEMENT
+(RabbitMQ) and CONSOLE are URLs for people.
 """
 
 import click
@@ -21,7 +21,10 @@ SHOWN = "demonstration"
 @click.argument("page")
 @click.argument("http")
 @click.argument("management")
-def demo(sandbox: str, gateway: str, page: str, http: str, management: str) -> None:
+@click.argument("console")
+def demo(  # noqa: PLR0913, PLR0917 - the URLs
+    sandbox: str, gateway: str, page: str, http: str, management: str, console: str
+) -> None:
     """Show the demonstration, unless this database has seen it, and all URLs."""
 
     async def show_once() -> None:
@@ -39,6 +42,7 @@ def demo(sandbox: str, gateway: str, page: str, http: str, management: str) -> N
     # One line per command, because `up` prefixes each line with the name of the container.
     click.echo(f"""
 Where to look:
+  console             {console}/
   HTTP API, to try    {http}/docs/
   sandbox, webhooks   {page}/
   e-mails, SMS        {page}/mails, {page}/sms

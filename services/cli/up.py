@@ -23,10 +23,11 @@ from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
 from services.cli.output import echo
 from services.cli.run import settings_models
+from services.console.settings import ConsoleSettings
 from services.delivery.settings import DeliverySettings
 from services.gateway.settings import GatewaySettings
 from services.mailings.settings import MailingsSettings
-from services.sandbox.settings import SandboxSettings
+from services.sandbox.settings import OIDC_CLIENT_ID, OIDC_PATH, SandboxSettings
 from shared.amqp.addresses import redacted
 from shared.amqp.declare import declare
 from shared.postgres.migrations import Schema
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from deploy.local.stack import Stack
 
 SANDBOX: Final = "sandbox"
+CONSOLE: Final = "console"
 SANDBOX_PORT: Final = variable_of(SandboxSettings, "port")
 SMTP_PORT: Final = variable_of(SandboxSettings, "smtp_port")
 HTTP_PORT: Final = variable_of(GatewaySettings, "http_port")
+CONSOLE_PORT: Final = variable_of(ConsoleSettings, "port")
+ISSUER: Final = variable_of(ConsoleSettings, "oidc_issuer")
 # The APIs that the sandbox simulates, by the hosts in the URLs of rules and templates.
 APIS: Final = ("auth", "fastapi", "activity_api")
 # Number of log lines shown when a service has ended.
@@ -77,6 +81,9 @@ def up(*, without_sandbox: bool) -> None:
     """
     names = [name for name in SERVICES if not (without_sandbox and name == SANDBOX)]
     settings = configured(settings_models(names))
+    if without_sandbox and load(ConsoleSettings).oidc_issuer is None:
+        names.remove(CONSOLE)
+        echo(f"The console is left out: {ISSUER} is not set, so nobody could sign in.")
     for variable in unknown_variables():
         click.echo(f"Warning: {variable} is not a setting. See config.example.toml.", err=True)
     sys.exit(run_task(_up(settings, names)))
@@ -198,12 +205,14 @@ def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]
     keys = development_keys(load(SecuritySettings), LOCAL_DIRECTORY)
     environment = os.environ | stack.environment | keys
     environment |= _chosen_ports(GatewaySettings, ["http_port"], reserve)
+    environment |= _chosen_ports(ConsoleSettings, ["port"], reserve)
     if SANDBOX not in names:
         return environment
     environment |= _chosen_ports(SandboxSettings, ["port", "smtp_port"], reserve)
     sandbox = f"127.0.0.1:{environment[SANDBOX_PORT]}"
     return (
         environment
+        | _sandbox_sign_in(sandbox)
         | _unless_set(CallbackSettings, allowed_networks="127.0.0.0/8")
         | _unless_set(GatewaySettings, example_url=f"http://{sandbox}/hooks/mine")
         | _unless_set(
@@ -218,6 +227,18 @@ def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]
             unsubscribe_url=f"http://127.0.0.1:{environment[HTTP_PORT]}/v1/unsubscribe",
         )
     )
+
+
+def _sandbox_sign_in(sandbox: str) -> dict[str, str]:
+    """Return the variables with which users of the console sign in at the sandbox."""
+    if load(ConsoleSettings).oidc_issuer is not None:
+        return {}
+    values = {
+        "oidc_issuer": f"http://{sandbox}{OIDC_PATH}",
+        "oidc_client_id": OIDC_CLIENT_ID,
+        "oidc_client_secret": load(SandboxSettings).oidc_secret.get_secret_value(),
+    }
+    return {variable_of(ConsoleSettings, name): value for name, value in values.items()}
 
 
 def _chosen_ports(
@@ -301,7 +322,11 @@ async def _introduce(
     if any(service.name == SANDBOX for service in services):
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
         await _demonstrate(settings, stack, Places(sandbox, gateway, page=sandbox))
-    addresses = {"HTTP API, to try": f"{gateway}/docs/", "HTTP gateway": gateway}
+    addresses = {}
+    if any(service.name == CONSOLE for service in services):
+        console = load(ConsoleSettings).url or f"http://127.0.0.1:{environment[CONSOLE_PORT]}"
+        addresses["console"] = f"{console}/"
+    addresses |= {"HTTP API, to try": f"{gateway}/docs/", "HTTP gateway": gateway}
     if sandbox:
         addresses["sandbox, webhooks"] = f"{sandbox}/"
         addresses["sandbox, e-mails and SMS"] = f"{sandbox}/mails, {sandbox}/sms"

@@ -25,7 +25,6 @@ from services.gateway.rate_limit import RateLimiter
 from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import about, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
-from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
@@ -35,6 +34,7 @@ from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
 from shared.http.problem import ProblemError
 from shared.http.server import AppRunner
+from shared.http.service_client import ServiceClient
 from shared.process.command import Service
 from shared.process.health import Health
 from shared.process.metrics import add_routes

@@ -14,6 +14,8 @@ from services.sandbox.events import Producers
 from services.sandbox.inbox import Inbox, InboxApi
 from services.sandbox.inbox_pages import InboxPages
 from services.sandbox.mails import mail_json, smtp_server
+from services.sandbox.openid import OpenIdProvider
+from services.sandbox.openid_tokens import Tokens
 from services.sandbox.producers import ProducersApi
 from services.sandbox.settings import SandboxSettings
 from services.sandbox.sms import SmsGateway, sms_json
@@ -83,6 +85,7 @@ def application(
             *InboxApi("/api/sms", sms, sms_json).routes(),
             *DataApis(directory, url).routes(),
             *ProducersApi(Producers(directory), amqp_url, url).routes(),
+            *OpenIdProvider(Tokens(), url, settings.oidc_secret.get_secret_value()).routes(),
         ]
     )
     return app

@@ -9,7 +9,13 @@ from pathlib import Path
 
 _STYLE = Path(__file__).with_name("page.css").read_text()
 _SCRIPT = Path(__file__).with_name("page.js").read_text()
-_PAGES = {"/": "Webhooks", "/mails": "Mails", "/sms": "SMS", "/producers": "Producers"}
+_PAGES = {
+    "/": "Webhooks",
+    "/mails": "Mails",
+    "/sms": "SMS",
+    "/producers": "Producers",
+    "/oidc": "Sign-in",
+}
 
 
 def _hash(inline: str) -> str:

@@ -1,11 +1,15 @@
 """The settings of the sandbox."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 from yarl import URL
 
 from shared.settings import TableSettings
+
+# The path of the OpenID provider, and the only application that it knows.
+OIDC_PATH: Final = "/oidc"
+OIDC_CLIENT_ID: Final = "ringback-console"
 
 
 def _http_url(value: str) -> str:
@@ -42,4 +46,9 @@ class SandboxSettings(TableSettings, env_prefix="RINGBACK_SANDBOX_"):
         default=SecretStr("the-key-of-the-sandbox-sms-gateway"),
         min_length=1,
         description="Key of the JWTs that the SMS gateway accepts (HS256).",
+    )
+    oidc_secret: SecretStr = Field(
+        default=SecretStr("the-secret-of-the-sandbox-console"),
+        min_length=1,
+        description=f"Secret of the client {OIDC_CLIENT_ID} at the OpenID provider.",
     )

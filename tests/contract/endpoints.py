@@ -9,6 +9,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
+from services.console.app import application as console
+from services.console.sign_in.pages import RoleClaim, SignIn
 from services.gateway.app import application as gateway
 from services.gateway.messenger.limits import Limits
 from services.gateway.routes import all_routes
@@ -41,6 +43,9 @@ def endpoints() -> dict[str, list[Endpoint]]:
     unconnected = Dependencies(none, none, settings, Limits(settings), none, none)
     applications = {
         "Every service": every_service,
+        "Console": console(
+            none, none, SignIn(none, none, RoleClaim("", {})), origin="http://127.0.0.1"
+        ),
         "Gateway": gateway(unconnected, SecuritySettings(), topology(), Health()),
         "Sandbox": sandbox(
             SandboxSettings(), Inbox(MailSettings()), Inbox(SmsSettings()), URL(), ""

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 from pydantic_core import to_json
 
 from services.gateway.polls.waiters import Waiter
-from services.gateway.rpc import ServiceClient
 from shared.amqp.rpc import RequestContext
 from shared.contracts.polls import READ_EVENTS
+from shared.http.service_client import ServiceClient
 
 # Reads of this process at a time. Thousands of polls can be woken at once. Further reads wait here,
 # before the timeout of their request starts, and without delaying other routes.

@@ -18,7 +18,6 @@ from services.gateway.routes.declaration import (
     ok,
 )
 from services.gateway.routes.resources import passed_on
-from services.gateway.rpc import problem_of
 from services.gateway.schemas import Batch, BatchResult
 from shared.amqp.rpc import RequestContext
 from shared.contracts.context import MAX_FIELD_ERRORS
@@ -30,6 +29,7 @@ from shared.contracts.schedule_requests import (
     RetryResponse,
 )
 from shared.http.openapi import Body
+from shared.http.service_client import problem_of
 
 _REJECTED: Final = {
     "error": {

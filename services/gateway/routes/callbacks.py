@@ -41,7 +41,6 @@ from services.gateway.routes.declaration import (
     status_filter,
 )
 from services.gateway.routes.resources import found
-from services.gateway.rpc import not_found
 from services.gateway.schemas import CallbackChange
 from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import FieldError
@@ -64,6 +63,7 @@ from shared.contracts.schedule_requests import (
 )
 from shared.contracts.schedules import ScheduleCallback, Status
 from shared.http.openapi import Body, Parameter, Response, link
+from shared.http.service_client import not_found
 
 TAG: Final = "callbacks"
 

@@ -17,12 +17,12 @@ from services.gateway.importing import InvalidLineError, LineParser, Lines, csv_
 from services.gateway.parsing import body_chunks, check_media_type, invalid
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import Dependencies
-from services.gateway.rpc import ServiceClient
 from shared.amqp.rpc import RequestContext
 from shared.contracts.client_requests import IMPORT_CLIENTS, MAX_IMPORT_SIZE
 from shared.contracts.clients import NewClient
 from shared.contracts.requests import FieldError
 from shared.http.problem import ProblemError
+from shared.http.service_client import ServiceClient
 
 CSV: Final = "text/csv"
 JSON_LINES: Final = "application/x-ndjson"

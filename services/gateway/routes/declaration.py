@@ -11,7 +11,6 @@ from services.gateway.messenger.limits import Limits
 from services.gateway.parsing import IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_PATTERN
 from services.gateway.polls.reading import EventReader
 from services.gateway.polls.waiters import Waiters
-from services.gateway.rpc import ServiceClient
 from services.gateway.settings import GatewaySettings
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
@@ -19,6 +18,7 @@ from shared.contracts.schedules import KEY_PATTERN
 from shared.http.openapi import Body, Parameter, Response
 from shared.http.openapi import Route as OpenApiRoute
 from shared.http.problem import PROBLEM_JSON, Problem
+from shared.http.service_client import ServiceClient
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from services.gateway.routes.declaration import (
     ok,
     problem,
 )
-from services.gateway.rpc import unavailable, unknown
 from services.gateway.schemas import EventAccepted
 from shared.amqp.codec import Properties
 from shared.amqp.confirms import CONFIRM_TIMEOUT
@@ -41,6 +40,7 @@ from shared.contracts.message_types import MESSAGE_TYPES
 from shared.contracts.requests import FieldError
 from shared.http.openapi import Body
 from shared.http.problem import ProblemError
+from shared.http.service_client import unavailable, unknown
 
 TAG: Final = "events"
 

@@ -17,9 +17,9 @@ from services.gateway.parsing import (
 )
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import Dependencies, Handler
-from services.gateway.rpc import not_found
 from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import RpcOperation
+from shared.http.service_client import not_found
 
 
 def id_in_path(request: web.Request, key: web.RequestKey[str], resource: str) -> str:

@@ -1,0 +1,27 @@
+"""Every page of the console; each module declares the pages of one subject with their handlers."""
+
+from collections.abc import Mapping, Sequence
+
+from services.console.pages import overview
+from services.console.pages.declaration import Page
+from services.console.visit import Link
+
+# The sections of the navigation, in this order.
+SECTIONS = ("Watch", "Act", "Send")
+
+
+def all_pages() -> tuple[Page, ...]:
+    """Return the declarations of all pages but sign-in. Their order is that of the links."""
+    return (*overview.pages(),)
+
+
+def navigation(pages: Sequence[Page]) -> Mapping[str, Sequence[Link]]:
+    """Return the links of each section of the navigation."""
+    return {
+        section: [
+            Link(page.path, page.title, page.role)
+            for page in pages
+            if page.section == section and page.role is not None
+        ]
+        for section in SECTIONS
+    }
