@@ -59,6 +59,7 @@ SERVICES: Final[dict[str, ServiceSpec]] = {
         ServiceSpec("services.mailings", 9105, (BROKER, DATABASE)),
         ServiceSpec("services.delivery", 9106, (BROKER, DATABASE)),
         ServiceSpec("services.subscriptions", 9107, (BROKER, DATABASE)),
+        ServiceSpec("services.journal", 9108, (BROKER, DATABASE)),
         ServiceSpec("services.sandbox", 9109, scales=False),
         ServiceSpec("services.console", 9110, (BROKER, DATABASE)),
     )

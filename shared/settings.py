@@ -22,7 +22,7 @@ from pydantic_settings import (
 from shared.amqp.addresses import validated
 from shared.postgres.url import urls_of_hosts
 from shared.registry import SERVICES
-from shared.topology import QueueType
+from shared.topology import DEFAULT_BACKLOG, QueueType
 
 PREFIX: Final = "RINGBACK_"
 FILE: Final = Path("ringback.toml")
@@ -47,6 +47,14 @@ def _database_url(value: str) -> str:
     return value
 
 
+def _names(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(name for part in value.split(",") if (name := part.strip()))
+    return value
+
+
+# A comma-separated text, as in the environment, or a list. The setting also needs `NoDecode`.
+COMMA_SEPARATED: Final = BeforeValidator(_names)
 # In docker-compose.yml, a variable that is not set is empty.
 EMPTY_IS_NONE: Final = BeforeValidator(lambda value: None if value == "" else value)
 
@@ -89,6 +97,16 @@ class Settings(BaseSettings):
     queue_type: QueueType = Field(
         default=QueueType.QUORUM,
         description="Type of all queues. `classic` queues dead-letter at most once.",
+    )
+    journal_backlog: Annotated[int, Field(ge=1000, le=100_000_000)] = Field(
+        default=DEFAULT_BACKLOG,
+        description="Number of facts that RabbitMQ keeps for the journal while it is down. It takes"
+        " 2.3 kB of disk for each. It applies when the stream is declared.",
+    )
+    journal_bodies: Literal["none", "failed", "all"] = Field(
+        default="failed",
+        description="Requests that the journal keeps, so that callbacks can be replayed: none,"
+        " those of failed attempts, or all. Needs RINGBACK_SECRETS_KEY.",
     )
 
 

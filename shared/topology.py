@@ -28,6 +28,8 @@ SUBSCRIPTIONS_REQUESTS: Final = "subscriptions.requests"
 MAILINGS_OUTCOMES: Final = "mailings.outcomes"
 MAILINGS_REQUESTS: Final = "mailings.requests"
 DELIVERY_REQUESTS: Final = "delivery.requests"
+JOURNAL_FACTS: Final = "journal.facts"  # a stream
+JOURNAL_REQUESTS: Final = "journal.requests"
 # This one and the next: the exchange and its work queue.
 MAILINGS_STARTS: Final = "mailings.starts"
 MAILINGS_REPORTS: Final = "mailings.reports"
@@ -40,9 +42,21 @@ DELIVERY_LIMIT: Final = 20
 # message at the 21st. -1 means "no limit" from 4.0 on, but 3.10 drops a message at the first.
 DEAD_QUEUE_DELIVERY_LIMIT: Final = 1_000_000
 
+# Bytes of one fact in the stream, with its share of the message. A delivery has 600; a failed
+# attempt with an excerpt of the response 2,200. Kept requests take their own size in addition.
+FACT_BYTES: Final = 2048
+DEFAULT_BACKLOG: Final = 1_000_000
+# RabbitMQ drops the oldest segment of a stream as a whole. It keeps fewer than its maximum: up to
+# two segments less (3.10.8). So segments are small.
+_SEGMENTS: Final = 16
+_MIN_SEGMENT_BYTES: Final = 1 << 20
+
+
+STREAM: Final = "stream"  # the queue type of streams, with any QueueType
+
 
 class QueueType(StrEnum):
-    """How RabbitMQ stores a queue. `classic` dead-letters only at most once."""
+    """How RabbitMQ stores a work queue. `classic` dead-letters only at most once."""
 
     QUORUM = "quorum"
     CLASSIC = "classic"
@@ -171,7 +185,10 @@ REQUEST_QUEUES: Final = (
     MAILINGS_REQUESTS,
     DELIVERY_REQUESTS,
     SUBSCRIPTIONS_REQUESTS,
+    JOURNAL_REQUESTS,
 )
+# Streams keep their messages after they are read, up to a size. They never refuse a message.
+STREAM_BINDINGS: Final = (Binding(OUTCOMES, JOURNAL_FACTS, "#"),)
 
 
 def tiers_of(work_queue: str) -> tuple[Tier, ...]:
@@ -194,15 +211,37 @@ def work_queue_of(queue: str) -> str:
     return queue.split(".retry.", maxsplit=1)[0].removesuffix(".dead")
 
 
-def topology(queue_type: QueueType = QueueType.QUORUM) -> Topology:
-    """Return the whole topology of Ringback, for quorum or classic queues."""
+def topology(
+    queue_type: QueueType = QueueType.QUORUM, *, backlog: int = DEFAULT_BACKLOG
+) -> Topology:
+    """Return the whole topology of Ringback, for quorum or classic queues.
+
+    `backlog` is the number of facts that wait for the journal.
+    """
     return Topology(
         EXCHANGES,
         (
             *(queue for work in WORK_QUEUES for queue in _queues(work, queue_type)),
             *(_request_queue(name, queue_type) for name in REQUEST_QUEUES),
+            _stream(JOURNAL_FACTS, backlog * FACT_BYTES),
         ),
-        tuple(Binding(ex, work.name, key) for work in WORK_QUEUES for ex, key in work.bindings),
+        (
+            *(Binding(ex, work.name, key) for work in WORK_QUEUES for ex, key in work.bindings),
+            *STREAM_BINDINGS,
+        ),
+    )
+
+
+def _stream(name: str, kept: int) -> Queue:
+    """Return a stream that keeps at least the last `kept` bytes."""
+    segment = max(kept // _SEGMENTS, _MIN_SEGMENT_BYTES)
+    return Queue(
+        name,
+        {
+            "x-queue-type": STREAM,
+            "x-max-length-bytes": kept + 2 * segment,
+            "x-stream-max-segment-size-bytes": segment,
+        },
     )
 
 

@@ -39,6 +39,14 @@ class Delivered:
     duration: float
 
 
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """An attempt, for the report: its seconds and its response, None if there was none."""
+
+    duration: float
+    response: HttpResponse | None
+
+
 class CallbackSender:
     """Sends callbacks; each worker has one."""
 
@@ -75,6 +83,7 @@ class CallbackSender:
             raise PermanentError("a fingerprint requires an https URL")
         lane = self._lanes.lane(target.origin, command.client_id)
         probe = await self._lanes.enter(lane, message.deferrals)
+        response: HttpResponse | None = None
         alive: bool | None = None
         pause = 0.0
         started = self._clock.monotonic()
@@ -93,6 +102,7 @@ class CallbackSender:
             duration = self._clock.monotonic() - started
             self._lanes.leave(lane, probe=probe, alive=alive, duration=duration, pause=pause)
             if alive is not None:
+                message.record = Attempted(duration, response)
                 self._labels.duration(target.origin).observe(duration)
         domain.check_response(response.status, response.retry_after, now=self._clock.now())
         return Delivered(response.status, duration)
@@ -184,7 +194,10 @@ class Reporter:
             "client_id": client_id,
             "target": target,
             "attempt": message.attempt,
+            "trace_id": message.trace_id,
         }
+        attempted: Attempted | None = message.record
+        took = None if attempted is None else attempted.duration
         if message.owner:
             fact |= {
                 "owner": message.owner,
@@ -205,6 +218,7 @@ class Reporter:
                     **fact,
                     error=str(error),
                     status=_status(error),
+                    duration=took,
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
             case Deferred(tier, reason):
@@ -215,7 +229,9 @@ class Reporter:
                 if command is not None:
                     metrics.ERROR.inc()
                 logger.error("callback dead-lettered", extra=context | {"reason": reason})
-                return CallbackDead(**fact, reason=reason)
+                return CallbackDead(
+                    **fact, reason=reason, status=_status_of(attempted), duration=took
+                )
             case DispatchFailed(reason):
                 metrics.ERROR.inc()
                 context |= {"reason": reason, "owner": message.owner}
@@ -225,9 +241,16 @@ class Reporter:
                     **fact,
                     reason=reason,
                     status=_status(outcome.error),
+                    duration=took,
                     final=outcome.final,
                     retry_after=outcome.retry_after,
                 )
+
+
+def _status_of(attempted: Attempted | None) -> int | None:
+    if attempted is None or attempted.response is None:
+        return None
+    return attempted.response.status
 
 
 def _status(error: Exception) -> int | None:

@@ -111,9 +111,8 @@ async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
         TopologyMismatchError: the broker's queues differ from the topology.
     """
     health = Health()
-    publisher = Publisher(
-        settings.amqp_url, name=NAME, topology=topology(settings.queue_type), health=health
-    )
+    table = topology(settings.queue_type, backlog=settings.journal_backlog)
+    publisher = Publisher(settings.amqp_url, name=NAME, topology=table, health=health)
     running = asyncio.create_task(publisher.run())
     ready = asyncio.create_task(publisher.ready())
     try:

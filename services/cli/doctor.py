@@ -215,7 +215,7 @@ def _clock(server: str, at: datetime) -> Finding:
 
 
 async def _topology(settings: Settings, broker: BrokerConnection) -> AsyncIterator[Finding]:
-    table = topology(settings.queue_type)
+    table = topology(settings.queue_type, backlog=settings.journal_backlog)
     differences = await check(broker.connection, table)
     for difference in differences:
         fault, _, fix = difference.partition(": ")

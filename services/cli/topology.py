@@ -42,7 +42,7 @@ def show(form: str | None) -> None:
       ringback topology show --json | jq '.queues[].name'
       ringback topology show --mermaid      the diagram in docs/topology.md
     """
-    table = build_topology(configured().queue_type)
+    table = _table(configured())
     if form == "json":
         echo(json.dumps(as_json(table), indent=2))
     elif form == "mermaid":
@@ -59,7 +59,7 @@ def declare() -> None:
     printed.
     """
     settings = broker_settings()
-    table = build_topology(settings.queue_type)
+    table = _table(settings)
     run_task(_declare(settings, table))
     echo(
         f"{len(table.exchanges)} exchanges and {len(table.queues)} queues"
@@ -85,6 +85,10 @@ def check(*, as_object: bool) -> None:
     raise SystemExit(1 if differences else 0)
 
 
+def _table(settings: Settings) -> Topology:
+    return build_topology(settings.queue_type, backlog=settings.journal_backlog)
+
+
 async def _declare(settings: Settings, table: Topology) -> None:
     async with connection(settings) as broker:
         await declaring.declare(broker.connection, table)
@@ -92,7 +96,7 @@ async def _declare(settings: Settings, table: Topology) -> None:
 
 async def _check(settings: Settings) -> list[str]:
     async with connection(settings) as broker:
-        return await declaring.check(broker.connection, build_topology(settings.queue_type))
+        return await declaring.check(broker.connection, _table(settings))
 
 
 def as_json(table: Topology) -> dict[str, Any]:

@@ -166,7 +166,8 @@ async def _serve(
         "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
     )
     async with connection(settings) as broker:
-        await declare(broker.connection, topology(settings.queue_type))
+        table = topology(settings.queue_type, backlog=settings.journal_backlog)
+        await declare(broker.connection, table)
     schemas = [Schema.of(SERVICES[name].module) for name in names if SERVICES[name].schema]
     await migrate_all(stack.database_url, schemas, lambda line: echo(f"  {line}"))
     async with AsyncExitStack() as cleanup:
@@ -206,6 +207,8 @@ def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]
     environment = os.environ | stack.environment | keys
     environment |= _chosen_ports(GatewaySettings, ["http_port"], reserve)
     environment |= _chosen_ports(ConsoleSettings, ["port"], reserve)
+    environment |= _unless_set(Settings, journal_bodies="all")
+    environment |= _unless_set(SecuritySettings, operators="operator")
     if SANDBOX not in names:
         return environment
     environment |= _chosen_ports(SandboxSettings, ["port", "smtp_port"], reserve)

@@ -113,7 +113,10 @@ def application(
     """Return the application with every route."""
     settings = deps.settings
     authenticator = Authenticator(
-        TicketVerifier.of(security), header=security.ticket_header, anonymous=settings.anonymous
+        TicketVerifier.of(security),
+        header=security.ticket_header,
+        anonymous=settings.anonymous,
+        operators=security.operators,
     )
     admit = _admission(authenticator, settings.rate_limit)
     app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)

@@ -1,5 +1,6 @@
 """Authentication of HTTP requests by service tickets."""
 
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
 
@@ -21,12 +22,21 @@ class Authenticator:
 
     header: the name of the header with a ticket.
     anonymous: whether requests without a ticket are accepted.
+    operators: client ids whose requests are marked as those of an operator.
     """
 
-    def __init__(self, verifier: TicketVerifier, *, header: str, anonymous: bool) -> None:
+    def __init__(
+        self,
+        verifier: TicketVerifier,
+        *,
+        header: str,
+        anonymous: bool,
+        operators: Collection[str] = (),
+    ) -> None:
         self._verifier = verifier
         self._header = istr(header)
         self._anonymous = anonymous
+        self._operators = frozenset(operators)
 
     def authenticate(self, request: web.Request) -> RequestContext:
         """Return the client id of the ticket and the trace; without a ticket, no client id.
@@ -52,7 +62,8 @@ class Authenticator:
             client_id = request[CLIENT_ID] = self._verifier.verify(tickets[0])
         except InvalidTicketError as error:
             raise _invalid(str(error)) from None
-        return RequestContext(client_id, trace)
+        operator = client_id in self._operators
+        return RequestContext(client_id, trace, operator=operator)
 
 
 def _bearer(value: str) -> str:

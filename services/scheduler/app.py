@@ -102,6 +102,7 @@ async def start(process: Process) -> None:
         changes,
         leases,
         clock,
+        facts=facts,
         queue=queue,
         batch=settings.batch,
         poll=settings.poll,
@@ -110,6 +111,7 @@ async def start(process: Process) -> None:
         store,
         cipher,
         clock,
+        facts=facts,
         queue=queue,
         dispatch=dispatcher.dispatch,
         wake_at=dispatcher.wake_at,
@@ -119,7 +121,7 @@ async def start(process: Process) -> None:
         max_message_bytes=settings.max_message_bytes,
         ticket_header=ticket_header,
     )
-    operations = Operations(store, changes, clock, dispatcher.wake_at, intake.changed)
+    operations = Operations(store, changes, clock, dispatcher.wake_at, intake.changed, facts=facts)
     settler = Settler(
         store,
         changes,

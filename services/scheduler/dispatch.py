@@ -13,6 +13,7 @@ from services.scheduler import domain, metrics
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Step, Transition
+from services.scheduler.facts import FactPublisher
 from services.scheduler.notifications import NotificationPublisher
 from services.scheduler.records import Claim, Lease
 from services.scheduler.store import BEGINNING, Store
@@ -62,6 +63,7 @@ class Dispatcher:
         leases: LeaseExtender[Lease],
         clock: DatabaseClock,
         *,
+        facts: FactPublisher,
         queue: CallbackQueue,
         batch: int,
         poll: float,
@@ -71,6 +73,7 @@ class Dispatcher:
         self._changes = changes
         self._leases = leases
         self._clock = clock
+        self._facts = facts
         self._queue = queue
         self._max_batch = batch
         self._poll = poll
@@ -303,6 +306,8 @@ class Dispatcher:
                 metrics.LAG.observe(lag)
                 if lag > MISFIRE_THRESHOLD:
                     metrics.MISFIRES.labels("fire").inc()
+        if confirmed:
+            self._facts.dispatched(confirmed, now)
         metrics.CONFIRMED.inc(len(confirmed))
         metrics.UNPUBLISHED.inc(unpublished)
 

@@ -1,16 +1,25 @@
 """Reports transitions of callbacks: a log line, metrics and a fact on `outcomes` for each."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 from services.scheduler import metrics
-from services.scheduler.domain import Transition
+from services.scheduler.domain import ScheduledCallback, Transition
+from services.scheduler.messages import callback_id
+from services.scheduler.records import Claim, NewCallback
 from shared.amqp.fact_sender import FactSender
-from shared.contracts.schedule_facts import ScheduleFact
+from shared.amqp.publisher import new_id
+from shared.contracts.schedule_facts import (
+    ScheduleCreated,
+    ScheduleDispatched,
+    ScheduleFact,
+    ScheduleRescheduled,
+)
 from shared.contracts.schedules import Status
 
 logger = logging.getLogger(__name__)
@@ -27,7 +36,11 @@ class StoredFact(BaseModel):
 
 
 class FactPublisher:
-    """Reports transitions; the broker has answered for their facts when a method returns."""
+    """Reports transitions, and the steps between them.
+
+    The broker has answered for the facts about transitions when a method returns. Those about steps
+    are for the journal alone, so nothing waits for them.
+    """
 
     def __init__(self, sender: FactSender) -> None:
         self._sender = sender
@@ -45,9 +58,76 @@ class FactPublisher:
         """Publish facts, and wait until the broker has answered for each."""
         await self._sender.send_confirmed([fact(transition, now) for transition in transitions])
 
+    def created(
+        self,
+        requests: Sequence[NewCallback],
+        callbacks: Mapping[UUID, ScheduledCallback],
+        now: datetime,
+    ) -> None:
+        """Report the callbacks that were created by these requests."""
+        self._sender.send_unconfirmed(
+            [
+                ScheduleCreated(
+                    fact_id=f"{new.id}/created",
+                    at=now,
+                    schedule_id=new.id,
+                    client_id=new.client_id or None,
+                    group_key=new.group_key,
+                    event_key=new.event_key,
+                    trace_id=_trace_id(new.traceparent),
+                    run_at=callback.run_at,
+                    target=new.target,
+                    recurs=callback.recurs,
+                )
+                for new in requests
+                if (callback := callbacks.get(new.id))
+            ]
+        )
+
+    def rescheduled(self, callback: ScheduledCallback, now: datetime) -> None:
+        """Report that a waiting callback is due at another time."""
+        self._sender.send_unconfirmed(
+            [
+                ScheduleRescheduled(
+                    fact_id=new_id(),
+                    at=now,
+                    schedule_id=callback.id,
+                    client_id=callback.client_id or None,
+                    group_key=callback.group_key,
+                    event_key=callback.event_key,
+                    run_at=callback.next_at,
+                )
+            ]
+        )
+
+    def dispatched(self, claims: Sequence[Claim], now: datetime) -> None:
+        """Report claims whose publish the broker has confirmed."""
+        self._sender.send_unconfirmed([_dispatched(claim, now) for claim in claims])
+
     async def publish_json(self, facts: Sequence[str]) -> None:
         """Publish facts that were stored as JSON."""
         await self._sender.send_confirmed([StoredFact.model_validate_json(f) for f in facts])
+
+
+def _dispatched(claim: Claim, now: datetime) -> ScheduleDispatched:
+    callback = claim.callback
+    occurrence = callback.occurrence if callback.recurs else None
+    return ScheduleDispatched(
+        fact_id=f"{callback.id}/{callback.dispatch}/dispatched",
+        at=now,
+        schedule_id=callback.id,
+        client_id=callback.client_id or None,
+        group_key=callback.group_key,
+        event_key=callback.event_key,
+        trace_id=_trace_id(claim.traceparent),
+        callback_id=callback_id(str(callback.id), occurrence),
+        dispatch=callback.dispatch,
+        lag=max((now - claim.due_at).total_seconds(), 0.0),
+    )
+
+
+def _trace_id(traceparent: str | None) -> str | None:
+    return traceparent[3:35] if traceparent else None
 
 
 def _log(transition: Transition) -> None:

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from services.scheduler import domain, metrics
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback
+from services.scheduler.facts import FactPublisher
 from services.scheduler.messages import Content, changed, content, fits
 from services.scheduler.records import Claim, ExistingCallback, NewCallback
 from services.scheduler.recurrence import first_due
@@ -30,6 +31,7 @@ from shared.contracts.schedules import (
     callback_id_of_message,
 )
 from shared.errors import InfrastructureError
+from shared.http.guard import parse_target
 from shared.resilience.batching import Batcher
 from shared.security.encryption import DecryptionError, SecretCipher
 from shared.security.tickets import is_reserved
@@ -90,6 +92,7 @@ class Intake:
         cipher: SecretCipher,
         clock: DatabaseClock,
         *,
+        facts: FactPublisher,
         queue: CallbackQueue,
         dispatch: Callable[[Sequence[Claim]], None],
         wake_at: Callable[[datetime], None],
@@ -102,6 +105,7 @@ class Intake:
         self._store = store
         self._cipher = cipher
         self._clock = clock
+        self._facts = facts
         self._queue = queue
         self._dispatch = dispatch
         self._wake_at = wake_at
@@ -211,6 +215,7 @@ class Intake:
             traceparent=traceparent,
             run_at=run_at,
             delay=command.delay or 0.0,
+            target=None if exchange is not None else parse_target(command.url).origin,
         )
 
     def changed(
@@ -269,6 +274,8 @@ class Intake:
         ]
         if later:
             self._wake_at(min(later))
+        if inserted.callbacks:
+            self._facts.created(new, inserted.callbacks, self._clock.now())
         metrics.CREATED.inc(len(inserted.callbacks))
         others = [request for request in new if request.id not in inserted.callbacks]
         repeats = await self._results_of_repeats(others) if others else {}

@@ -16,6 +16,7 @@ from services.scheduler import domain
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
+from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import run_at_errors
 from services.scheduler.messages import Content
 from services.scheduler.records import Listed, Member, NewCallback
@@ -82,16 +83,19 @@ class Operations:
     change: returns the content of a callback with the changes of a command.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         store: Store,
         changes: ChangeWriter,
         clock: DatabaseClock,
         wake_at: Callable[[datetime], None],
         change: Callable[[ScheduledCallback, Content, RescheduleCallback], Content | Failure],
+        *,
+        facts: FactPublisher,
     ) -> None:
         self._store = store
         self._changes = changes
+        self._facts = facts
         self._clock = clock
         self._wake_at = wake_at
         self._change = change
@@ -268,12 +272,12 @@ class Operations:
         if id_ is None:
             return RescheduleResponse(id=None, result=RescheduleResult.NOT_FOUND, run_at=None)
         response: RescheduleResponse | Failure | None = None
-        wake_at: datetime | None = None
+        after: ScheduledCallback | None = None
 
         def decide(
             callback: ScheduledCallback, content: Content, now: datetime
         ) -> tuple[ScheduledCallback, Content] | None:
-            nonlocal response, wake_at
+            nonlocal response, after
             domain.check_match(callback, command.if_match)
             result = RescheduleResult.IN_FLIGHT
             changed: tuple[ScheduledCallback, Content] | None = None
@@ -286,13 +290,13 @@ class Operations:
                 if command.changes_time:
                     result = RescheduleResult.RESCHEDULED
                 callback = domain.changed(callback, command, now)
-                changed, wake_at = (callback, new), callback.next_at
+                changed, after = (callback, new), callback
             response = RescheduleResponse(id=id_, result=result, run_at=callback.run_at)
             return changed
 
         await self._store.change(id_, decide)
-        if wake_at is not None:
-            self._wake_at(wake_at)
+        if after is not None:
+            self._changed(after, moved=command.changes_time)
         if response is not None:
             return response
         callback = (await self._store.finished([id_])).get(id_)
@@ -302,18 +306,24 @@ class Operations:
         result = _RESCHEDULE_RESULTS[callback.status]
         return RescheduleResponse(id=id_, result=result, run_at=callback.run_at)
 
+    def _changed(self, callback: ScheduledCallback, *, moved: bool) -> None:
+        self._wake_at(callback.next_at)
+        if moved:
+            self._facts.rescheduled(callback, self._clock.now())
+
     async def run(self, client_id: str, request: RunCallback) -> RunResponse:
         """Make a waiting callback due now."""
         id_ = await self._store.find(client_id, request.id, None, None)
         if id_ is None:
             return RunResponse(id=None, result=RunResult.NOT_FOUND)
         result = RunResult.IN_FLIGHT
+        waiting: list[ScheduledCallback] = []
 
         def decide(
             callbacks: Mapping[UUID, ScheduledCallback], now: datetime
         ) -> list[ScheduledCallback]:
             nonlocal result
-            waiting = []
+            waiting.clear()
             for callback in callbacks.values():
                 domain.check_match(callback, request.if_match)
                 if not callback.in_flight:
@@ -325,6 +335,7 @@ class Operations:
         if result is RunResult.STARTED:
             await self._clock.wait_synced()
             self._wake_at(now)
+            self._facts.rescheduled(waiting[0], now)
             return RunResponse(id=id_, result=result)
         if (callback := (await self._store.finished([id_])).get(id_)) is not None:
             domain.check_match(callback, request.if_match)
@@ -346,6 +357,7 @@ class Operations:
         after = await self._store.replace(new, decide)
         if after is not None:
             self._wake_at(after.next_at)
+            self._facts.rescheduled(after, self._clock.now())
             return after
         if (callback := (await self._store.finished([new.id])).get(new.id)) is not None:
             domain.check_match(callback, if_match)

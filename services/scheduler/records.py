@@ -17,6 +17,7 @@ class NewCallback:
     """A callback to insert, due at `run_at` or in `delay` seconds.
 
     fingerprint: encrypted, because a hash of a request with a weak secret can be guessed.
+    target: scheme, host and port of its URL; None for the transport amqp.
     """
 
     id: UUID
@@ -31,6 +32,7 @@ class NewCallback:
     traceparent: str | None
     run_at: datetime | None
     delay: float
+    target: str | None
 
 
 @dataclass(frozen=True, slots=True)

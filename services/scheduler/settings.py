@@ -1,18 +1,11 @@
 """The settings of the scheduler."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic_settings import NoDecode
 
-from shared.settings import TableSettings
-
-
-def _names(value: Any) -> Any:
-    """Parse a comma-separated text, as in the environment, or a list."""
-    if isinstance(value, str):
-        return tuple(name for part in value.split(",") if (name := part.strip()))
-    return value
+from shared.settings import COMMA_SEPARATED, TableSettings
 
 
 class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
@@ -43,7 +36,7 @@ class SchedulerSettings(TableSettings, env_prefix="RINGBACK_SCHEDULER_"):
         default=30.0,
         description="Retention of finished scheduled callbacks and their keys, in days.",
     )
-    amqp_exchanges: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+    amqp_exchanges: Annotated[tuple[str, ...], NoDecode, COMMA_SEPARATED] = Field(
         default=(),
         description="Exchanges that AMQP notifications may be published to. Default: none.",
         examples=[["reminders", "billing.due"]],

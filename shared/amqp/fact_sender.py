@@ -88,6 +88,10 @@ class FactSender:
         self._send_to_observers(facts)
         await self._send_to_owners(list(owner_messages(facts)))
 
+    def send_unconfirmed(self, facts: Sequence[BaseModel]) -> None:
+        """Publish facts without owners, and wait for nothing. They are lost if the process dies."""
+        self._send_to_observers(facts)
+
     async def send_confirmed(self, facts: Sequence[BaseModel]) -> None:
         """Publish facts without owners, and return when each is confirmed, refused or dropped.
 

@@ -24,10 +24,15 @@ logger = logging.getLogger(__name__)
 
 # Facts in one AMQP message: about 100 kB.
 MAX_FACTS: Final = 500
+# Bytes of kept requests in one message for the journal.
+MAX_REQUEST_BYTES: Final = 1 << 20
 # Bytes of such a message, if each fact has a reason of 1,000 escaped characters.
 MAX_BYTES: Final = 4 << 20
 # Characters of a type in the log.
 MAX_TYPE_LENGTH: Final = 100
+
+# Only the journal gets these fields of facts. A kept request can have 256 KiB.
+_FOR_JOURNAL: Final = {"facts": {"__all__": {"request", "response"}}}
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -42,7 +47,7 @@ def fact_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
 def owner_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
     """Yield messages to the queues of the services that own the facts."""
     owned = [fact for fact in facts if _owner(fact)]
-    for owner, properties, body in _batches(owned, _owner):
+    for owner, properties, body in _batches(owned, _owner, exclude=_FOR_JOURNAL):
         yield OutgoingMessage(OWNER_QUEUES[owner], properties, body)
 
 
@@ -89,12 +94,25 @@ def _owner(fact: Any) -> str:
     return getattr(fact, "owner", None) or ""
 
 
+def _chunks(facts: Iterable[BaseModel]) -> Iterator[list[BaseModel]]:
+    """Yield the facts of each message: at most MAX_FACTS, and MAX_REQUEST_BYTES or one request."""
+    chunk: list[BaseModel] = []
+    size = 0
+    for fact in facts:
+        kept = len(getattr(fact, "request", None) or "")
+        size += kept
+        if chunk and (len(chunk) == MAX_FACTS or size > MAX_REQUEST_BYTES):
+            yield chunk
+            chunk, size = [], kept
+        chunk.append(fact)
+    yield chunk
+
+
 def _batches(
-    facts: Iterable[BaseModel], key: Callable[[Any], str]
+    facts: Iterable[BaseModel], key: Callable[[Any], str], *, exclude: Any = None
 ) -> Iterator[tuple[str, Properties, bytes]]:
     for name, group in groupby(sorted(facts, key=key), key):
-        batch = list(group)
-        for start in range(0, len(batch), MAX_FACTS):
+        for chunk in _chunks(group):
             properties = Properties(
                 content_type="application/json",
                 type=FACTS,
@@ -103,4 +121,4 @@ def _batches(
                 timestamp=int(time.time()),
                 app_id=APP_ID,
             )
-            yield name, properties, to_json({"facts": batch[start : start + MAX_FACTS]})
+            yield name, properties, to_json({"facts": chunk}, exclude=exclude)

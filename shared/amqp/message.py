@@ -42,6 +42,7 @@ class Message:
     chain: the message_id of the original, the same for all its copies. Empty if it had none.
     step: the number of the copy in the chain, 0 for the original.
     owner: the service that gets a fact instead of a dead letter, usually None.
+    record: what the handler has noted for its report, None if it made no attempt.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Message:
     chain: str = ""
     step: int = 0
     owner: str | None = None
+    record: Any = None
 
     @property
     def traceparent(self) -> str | None:

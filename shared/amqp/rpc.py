@@ -24,11 +24,15 @@ class RequestContext(NamedTuple):
     """The verified client id behind a request (None: anonymous), and its W3C trace context.
 
     `message_id` identifies the request on the service's side, also when it is delivered again.
+    `operator`: whether the caller may see all clients in the journal. `actor`: who is responsible,
+    for the audit log. A service sees the client id if the caller names no other actor.
     """
 
     client_id: str | None = None
     traceparent: str | None = None
     message_id: str | None = None
+    operator: bool = False
+    actor: str | None = None
 
 
 ANONYMOUS: Final = RequestContext()
@@ -42,7 +46,12 @@ def failure_of(error: InfrastructureError) -> Failure:
 
 def context_headers(context: RequestContext) -> dict[str, str] | None:
     """Return the headers that carry the context."""
-    values = {headers.CLIENT_ID: context.client_id, headers.TRACEPARENT: context.traceparent}
+    values = {
+        headers.CLIENT_ID: context.client_id,
+        headers.TRACEPARENT: context.traceparent,
+        headers.OPERATOR: "1" if context.operator else None,
+        headers.ACTOR: context.actor,
+    }
     return {name: value for name, value in values.items() if value is not None} or None
 
 

@@ -156,11 +156,17 @@ class RpcServer:
             return Failure(
                 code=FailureCode.UNAVAILABLE, detail=f"unknown operation {request.type!r}"
             )
-        client_id = (request.headers or {}).get(headers.CLIENT_ID)
-        if not (client_id is None or isinstance(client_id, str)):
+        given = request.headers or {}
+        client_id = given.get(headers.CLIENT_ID)
+        actor = given.get(headers.ACTOR, client_id)
+        if not all(value is None or isinstance(value, str) for value in (client_id, actor)):
             return Failure(code=FailureCode.INVALID, detail="the client id is not a string")
         context = RequestContext(
-            client_id, headers.traceparent(request.headers), request.message_id
+            client_id,
+            headers.traceparent(given),
+            request.message_id,
+            operator=given.get(headers.OPERATOR) == "1",
+            actor=actor,
         )
         try:
             return await handler(context, body)

@@ -2,8 +2,9 @@
 
 The routing key is the type. One AMQP message of type `Facts` carries a batch of one type:
 `{"facts": [ … ]}`. If a service of Ringback owns the callback, it also gets the facts in its own
-queue. Facts contain no secret, no payload, and only the origin of a URL, because a path may contain
-a token. Unknown fields and types are ignored: they are from a newer version.
+queue. Facts contain no secret and no payload in clear, and only the origin of a URL, because a path
+may contain a token. The response and the request, for the journal, are encrypted. Unknown fields
+and types are ignored: they are from a newer version.
 """
 
 from typing import Annotated, Final, Literal
@@ -33,6 +34,16 @@ class _OfCallback(BaseModel):
         default=None,
         description="The owner's own id of the callback, if several have the same `callback_id`.",
     )
+    trace_id: str | None = None
+    response: str | None = Field(
+        default=None,
+        description="The first 1,000 characters of the response's body, encrypted, in base64.",
+    )
+    request: str | None = Field(
+        default=None,
+        description="The SendCallback and its message id, encrypted, in base64, if the journal"
+        " keeps it. The owner's copy of the fact has none.",
+    )
 
 
 class CallbackDelivered(_OfCallback):
@@ -49,6 +60,7 @@ class CallbackAttemptFailed(_OfCallback):
     type: Literal["callback.attempt_failed"] = "callback.attempt_failed"
     error: str
     status: int | None = Field(default=None, description="Status of the response, if any.")
+    duration: float | None = Field(default=None, description="Duration of the attempt in seconds.")
     next_at: AwareDatetime = Field(
         description="Time of the next attempt, exact to the shortest tier (1 s)."
     )
@@ -59,6 +71,12 @@ class CallbackDead(_OfCallback):
 
     type: Literal["callback.dead"] = "callback.dead"
     reason: str
+    status: int | None = Field(
+        default=None, description="Status of the response to the last attempt, if any."
+    )
+    duration: float | None = Field(
+        default=None, description="Duration of the last attempt in seconds; null without one."
+    )
 
 
 class CallbackDispatchFailed(_OfCallback):
@@ -73,6 +91,9 @@ class CallbackDispatchFailed(_OfCallback):
     final: bool = Field(description="True if no later attempt can succeed.")
     retry_after: float = Field(
         default=0.0, description="Seconds that the receiver requested to wait, up to an hour."
+    )
+    duration: float | None = Field(
+        default=None, description="Duration of the last attempt in seconds; null without one."
     )
 
 

@@ -20,6 +20,9 @@ OWNER: Final = "x-ringback-owner"  # service that receives failed dispatches as 
 REFERENCE: Final = "x-ringback-reference"  # the owner's own id, copied to every fact
 DISPATCH: Final = "x-ringback-dispatch"  # the owner's dispatch number, copied to every fact
 CLIENT_ID: Final = "x-ringback-client-id"  # verified client of a request
+OPERATOR: Final = "x-ringback-operator"  # "1" in a request of an operator
+ACTOR: Final = "x-ringback-actor"  # the person or client behind a request, for the audit log
+REPLAY: Final = "x-ringback-replay"  # id of the job or request that sends a callback again
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context
 
 # Services that can own a message, because they consume the facts `callback.*.OWNER`.

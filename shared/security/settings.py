@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import NoDecode
 
-from shared.settings import EMPTY_IS_NONE, TableSettings
+from shared.settings import COMMA_SEPARATED, EMPTY_IS_NONE, TableSettings
 
 # Beginnings of headers that requests or notifications use for something else, in lower case.
 _RESERVED_HEADERS: Final = (
@@ -112,4 +113,11 @@ class SecuritySettings(TableSettings, env_prefix="RINGBACK_SECURITY_"):
         " several"
         " keys by commas: the first encrypts, all decrypt.",
         examples=["MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="],
+    )
+    operators: Annotated[tuple[str, ...], NoDecode, COMMA_SEPARATED] = Field(
+        default=(),
+        validation_alias="RINGBACK_OPERATORS",
+        description="Client ids of operators. In the journal they see all clients, and they may"
+        " move dead letters and pause targets. Default: none.",
+        examples=[["operator"]],
     )

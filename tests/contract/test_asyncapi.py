@@ -105,10 +105,13 @@ def test_every_message_that_programs_may_publish_or_consume_is_documented() -> N
     promised |= {"Event", "Posting", "UserEvent", "SendEmail", "SendSms"}
     assert names >= promised | set(OPERATIONS)
     by_subject = {
-        "callback": {"delivered", "attempt_failed", "dead", "dispatch_failed"},
-        "schedule": {"notified", "failed", "cancelled", "retrying"},
+        "callback": {"delivered", "attempt_failed", "dead", "dispatch_failed", "replayed"},
+        "schedule": {"notified", "failed", "cancelled", "retrying"}
+        | {"created", "rescheduled", "dispatched"},
         "message": {"sent", "attempt_failed", "failed", "expired", "returned"},
         "endpoint": {"disabled"},
+        "letter": {"dead", "redriven", "discarded"},
+        "target": {"breaker_opened", "breaker_closed"},
     }
     facts = {f"{about}.{outcome}" for about, each in by_subject.items() for outcome in each}
     documented = {key for key, _, message in MESSAGES if message["name"] == "Facts"}

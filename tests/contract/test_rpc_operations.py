@@ -7,6 +7,13 @@ from unittest.mock import Mock
 import pytest
 
 from services.delivery import requests as delivery
+from services.journal.attempts.requests import AttemptRequests
+from services.journal.audit.requests import AuditRequests
+from services.journal.dead.requests import DeadRequests
+from services.journal.jobs.requests import JobRequests
+from services.journal.pauses.requests import PauseRequests
+from services.journal.replays.requests import ReplayRequests
+from services.journal.targets.requests import TargetRequests
 from services.mailings import requests as mailings
 from services.mailings.campaigns.requests import CampaignRequests
 from services.mailings.clients.requests import ClientRequests
@@ -20,6 +27,13 @@ from services.subscriptions.messenger.requests import MessengerRequests
 from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDPOINT_OPERATIONS
+from shared.contracts.journal_dead import DEAD_OPERATIONS, JOB_OPERATIONS
+from shared.contracts.journal_reads import (
+    ATTEMPT_OPERATIONS,
+    AUDIT_OPERATIONS,
+    TARGET_OPERATIONS,
+)
+from shared.contracts.journal_replays import PAUSE_OPERATIONS, REPLAY_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.polls import POLL_OPERATIONS
@@ -57,10 +71,18 @@ from shared.topology import REQUEST_QUEUES
             ENDPOINT_MESSAGE_OPERATIONS,
             EndpointMessageRequests(Mock(), Mock(), Mock(), added=Mock()),
         ),
+        (ATTEMPT_OPERATIONS, AttemptRequests()),
+        (TARGET_OPERATIONS, TargetRequests()),
+        (AUDIT_OPERATIONS, AuditRequests()),
+        (DEAD_OPERATIONS, DeadRequests()),
+        (JOB_OPERATIONS, JobRequests()),
+        (REPLAY_OPERATIONS, ReplayRequests()),
+        (PAUSE_OPERATIONS, PauseRequests()),
     ],
     ids=[
         *("scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"),
         *("messenger", "registrations", "endpoints", "endpoint messages"),
+        *("attempts", "targets", "audit", "dead letters", "jobs", "replays", "pauses"),
     ],
 )
 def test_every_operation_has_a_handler(
@@ -83,5 +105,12 @@ def test_every_request_queue_has_operations() -> None:
         *REGISTRATION_OPERATIONS,
         *ENDPOINT_OPERATIONS,
         *ENDPOINT_MESSAGE_OPERATIONS,
+        *ATTEMPT_OPERATIONS,
+        *TARGET_OPERATIONS,
+        *AUDIT_OPERATIONS,
+        *DEAD_OPERATIONS,
+        *JOB_OPERATIONS,
+        *REPLAY_OPERATIONS,
+        *PAUSE_OPERATIONS,
     )
     assert {operation.queue for operation in operations} == set(REQUEST_QUEUES)

@@ -17,6 +17,8 @@ TABLES = {
     "mailings": "mailings.messages",
     "delivery": "delivery.messages",
     "subscriptions": "subscriptions.user_events",
+    "journal": "journal.minutes",
+    "console": "console.sessions",
 }
 FIELD = "added_later"
 ATTEMPT = '    attempt: int = Field(description="Number of the attempt, from 1.")\n'
@@ -76,8 +78,8 @@ EDITS = (
     ),
     Edit(
         "shared/amqp/rpc.py",
-        "    values = {headers.CLIENT_ID",
-        f'    values = {{"x-ringback-{FIELD}": "x", headers.CLIENT_ID',
+        "        headers.CLIENT_ID: context.client_id,\n",
+        f'        "x-ringback-{FIELD}": "x",\n{{}}',
     ),
     # Facts, and facts of a new type.
     Edit("shared/contracts/facts.py", ATTEMPT, "{}" + PRESENT),

@@ -58,6 +58,7 @@ class ListBroker:
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []  # facts for the journal alone
         self.refuses_all = False
         self.queued = 0  # as if no consumer had received them
         self.confirms_facts = asyncio.Event()
@@ -82,6 +83,9 @@ class ListBroker:
     async def send_confirmed(self, facts: Iterable[BaseModel]) -> None:
         await self.confirms_facts.wait()
         self.facts += [fact.model_dump(mode="json") for fact in facts]
+
+    def send_unconfirmed(self, facts: Iterable[BaseModel]) -> None:
+        self.steps += [fact.model_dump(mode="json") for fact in facts]
 
     def published_facts(self, kind: str) -> list[dict[str, Any]]:
         """Return the published facts of a type."""
@@ -120,6 +124,7 @@ class Scheduler:
             self.changes,
             self.leases,
             self.clock,
+            facts=facts,
             queue=queue,
             batch=given["batch"],
             poll=given["poll"],
@@ -128,6 +133,7 @@ class Scheduler:
             self.store,
             self.cipher,
             self.clock,
+            facts=facts,
             queue=queue,
             dispatch=self.dispatcher.dispatch,
             wake_at=self.dispatcher.wake_at,
@@ -139,7 +145,12 @@ class Scheduler:
             ticket_header=ticket_header,
         )
         self.operations = Operations(
-            self.store, self.changes, self.clock, self.dispatcher.wake_at, self.intake.changed
+            self.store,
+            self.changes,
+            self.clock,
+            self.dispatcher.wake_at,
+            self.intake.changed,
+            facts=facts,
         )
         self.settler = Settler(
             self.store,

@@ -11,6 +11,14 @@ from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.endpoint_facts import EndpointDisabled
 from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDPOINT_OPERATIONS
 from shared.contracts.facts import FACTS, Fact
+from shared.contracts.journal_dead import DEAD_OPERATIONS, JOB_OPERATIONS
+from shared.contracts.journal_facts import JournalOnlyFact
+from shared.contracts.journal_reads import (
+    ATTEMPT_OPERATIONS,
+    AUDIT_OPERATIONS,
+    TARGET_OPERATIONS,
+)
+from shared.contracts.journal_replays import PAUSE_OPERATIONS, REPLAY_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.message_facts import MessageFact
@@ -19,7 +27,7 @@ from shared.contracts.polls import POLL_OPERATIONS
 from shared.contracts.posting_requests import MAILINGS_OPERATIONS
 from shared.contracts.registrations import REGISTRATION_OPERATIONS
 from shared.contracts.requests import Failure, RpcOperation
-from shared.contracts.schedule_facts import Kind, ScheduleFact
+from shared.contracts.schedule_facts import Kind, ScheduleFact, ScheduleStep
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
 from shared.contracts.users import USER_OPERATIONS
 from shared.topology import OUTCOMES, Exchange, Queue, Topology
@@ -43,6 +51,13 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *REGISTRATION_OPERATIONS,
     *ENDPOINT_OPERATIONS,
     *ENDPOINT_MESSAGE_OPERATIONS,
+    *ATTEMPT_OPERATIONS,
+    *TARGET_OPERATIONS,
+    *AUDIT_OPERATIONS,
+    *DEAD_OPERATIONS,
+    *JOB_OPERATIONS,
+    *REPLAY_OPERATIONS,
+    *PAUSE_OPERATIONS,
 )
 
 
@@ -55,8 +70,10 @@ def _models_by_type(union: Any) -> dict[str, type[BaseModel]]:
 _FACT_MODELS: Final[Mapping[str, type[BaseModel]]] = (
     _models_by_type(Fact)
     | dict.fromkeys(get_args(Kind), ScheduleFact)
+    | _models_by_type(ScheduleStep)
     | _models_by_type(MessageFact)
     | {"endpoint.disabled": EndpointDisabled}
+    | _models_by_type(JournalOnlyFact)
 )
 
 

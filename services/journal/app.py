@@ -1,0 +1,74 @@
+"""The composition root of the journal: the only module that constructs objects."""
+
+import socket
+from datetime import timedelta
+
+from services.journal.attempts.requests import AttemptRequests
+from services.journal.audit.requests import AuditRequests
+from services.journal.dead.requests import DeadRequests
+from services.journal.ingestion import Ingestion
+from services.journal.jobs.requests import JobRequests
+from services.journal.partitions import Partitions
+from services.journal.pauses.requests import PauseRequests
+from services.journal.replays.requests import ReplayRequests
+from services.journal.retention import Retention
+from services.journal.settings import JournalSettings
+from services.journal.store import Store
+from services.journal.targets.requests import TargetRequests
+from shared.amqp.rpc_server import RpcServer
+from shared.postgres.migrations import Schema
+from shared.postgres.pool import Database
+from shared.process.command import Service
+from shared.process.run import Process
+from shared.registry import SERVICES
+from shared.security.settings import SecuritySettings
+from shared.settings import load
+from shared.topology import JOURNAL_FACTS, JOURNAL_REQUESTS, topology
+
+SCHEMA = Schema.of("services.journal")
+
+
+async def start(process: Process) -> None:
+    """Construct the journal and start it."""
+    settings = load(JournalSettings)
+    name = f"ringback journal {socket.gethostname()}"
+    url, health = process.settings.amqp_url, process.health
+    database_url = process.settings.database_url or ""  # start-up has checked that it is set
+    table = topology(process.settings.queue_type, backlog=process.settings.journal_backlog)
+    retention = timedelta(days=settings.retention)
+    database = Database(
+        database_url, name=name, health=health, size=settings.connections, schema=SCHEMA
+    )
+    partitions = Partitions(database)
+    ingestion = Ingestion(
+        Store(database, partitions, retention=retention),
+        amqp_url=url,
+        database_url=database_url,
+        name=f"{name} stream",
+        topology=table.only((JOURNAL_FACTS,)),
+        health=health,
+        batch=settings.batch,
+    )
+    responder = RpcServer(
+        JOURNAL_REQUESTS,
+        {
+            **AttemptRequests().handlers(),
+            **TargetRequests().handlers(),
+            **AuditRequests().handlers(),
+            **DeadRequests().handlers(),
+            **JobRequests().handlers(),
+            **ReplayRequests().handlers(),
+            **PauseRequests().handlers(),
+        },
+        url=url,
+        name=f"{name} requests",
+        topology=table.only((JOURNAL_REQUESTS,)),
+        prefetch=settings.prefetch,
+        health=health,
+    )
+    for part in (database, ingestion, responder, Retention(database, partitions, retention)):
+        process.run(part.run())
+    process.on_drain(responder.drain)
+
+
+SERVICE = Service(SERVICES["journal"], (JournalSettings, SecuritySettings), start)

@@ -1,0 +1,1 @@
+"""Attempts, timelines and the live tail."""

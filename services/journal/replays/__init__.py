@@ -1,0 +1,1 @@
+"""Kept requests and replays."""

@@ -1,0 +1,1 @@
+"""Health of targets, and the overview."""
