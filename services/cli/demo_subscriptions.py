@@ -41,7 +41,7 @@ async def show_subscriptions(sandbox: str, gateway: str, page: str) -> None:
         "  13 two users write to each other: Bob has a callback, Ann a long poll\n"
         "  14 Bob's callback moves to another URL\n"
         "  15 a customer's endpoint that selects invoice.*\n"
-        f"  16 the endpoint is gone (410) for {MISSED} messages, and returns\n"
+        f"  16 the endpoint responds with 410, and a replay sends the {MISSED} messages it missed\n"
     )
     async with (
         asyncio.timeout(SUBSCRIPTIONS_TIMEOUT),
