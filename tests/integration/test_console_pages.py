@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from yarl import URL
 
 from services.console.middleware import TOKEN_FIELD
@@ -20,13 +21,16 @@ PAGES = all_pages()
 HANDLED = {200, 303, 400, 404, 409, 413, 415, 422, 503, 504}
 
 
-@pytest.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def console(database_url: str) -> AsyncIterator[Console]:
     async with running_console(database_url) as console:
         yield console
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def browser(console: Console) -> AsyncIterator[Browser]:
     async with console.browser(Role.ADMIN) as browser:
         yield browser
@@ -37,21 +41,21 @@ def example(page: Page) -> str:
     return re.sub(r"{(\w+)(:[^}]*)?}", "0190b0a0-0000-7000-8000-000000000000", page.path)
 
 
-def test_m11_every_page_declares_its_role() -> None:
+async def test_m11_every_page_declares_its_role() -> None:
     assert PAGES
     assert all(isinstance(page.role, Role) for page in PAGES)
     assert all(page.method in ("GET", "POST") for page in PAGES)
     assert len({(page.method, page.path) for page in PAGES}) == len(PAGES)
 
 
-def test_m11_actions_require_more_than_a_viewer() -> None:
+async def test_m11_actions_require_more_than_a_viewer() -> None:
     for page in PAGES:
         if page.method == "POST":
             assert page.role is not None
             assert page.role >= Role.OPERATOR, page.path
 
 
-def test_the_navigation_links_pages_only() -> None:
+async def test_the_navigation_links_pages_only() -> None:
     links = navigation(PAGES)
     assert tuple(links) == SECTIONS
     paths = {page.path for page in PAGES if page.method == "GET"}
@@ -182,7 +186,7 @@ async def test_m11_every_response_has_the_headers(browser: Browser) -> None:
             assert headers["Cache-Control"] == "no-store"
 
 
-def test_m11_the_policy_forbids_everything_inline_and_foreign() -> None:
+async def test_m11_the_policy_forbids_everything_inline_and_foreign() -> None:
     assert "default-src 'none'" in POLICY
     assert "script-src 'self';" in POLICY
     assert "unsafe" not in POLICY
@@ -204,7 +208,7 @@ async def test_static_files_change_their_url_with_their_content(browser: Browser
         assert old.headers["Cache-Control"] == "no-store"
 
 
-def test_scripts_are_few_and_small() -> None:
+async def test_scripts_are_few_and_small() -> None:
     lines = [
         len(asset.body.splitlines()) for name, asset in assets().items() if name.endswith(".js")
     ]

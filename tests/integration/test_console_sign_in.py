@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 from yarl import URL
 
 from deploy.local.database import Database as Server
@@ -16,22 +17,47 @@ from tests.fakes.console import Browser, Console, issuer_of, running_console
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.waiting import until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_sandbox() -> AsyncIterator[Sandbox]:
     async with running_sandbox() as sandbox:
         yield sandbox
 
 
-@pytest.fixture
-async def console(database_url: str, sandbox: Sandbox) -> AsyncIterator[Console]:
-    async with running_console(database_url, issuer=issuer_of(sandbox)) as console:
+@pytest_asyncio.fixture(loop_scope="module")
+async def sandbox(shared_sandbox: Sandbox) -> AsyncIterator[Sandbox]:
+    """Yield a sandbox whose provider works when the test begins."""
+    yield shared_sandbox
+    await shared_sandbox.configure("/api/oidc", fault=None)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def console(database_url: str, shared_sandbox: Sandbox) -> AsyncIterator[Console]:
+    async with running_console(database_url, issuer=issuer_of(shared_sandbox)) as console:
         yield console
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def browser(console: Console) -> AsyncIterator[Browser]:
     async with console.browser() as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def new_sandbox() -> AsyncIterator[Sandbox]:
+    """Yield a sandbox whose keys this test replaces."""
+    async with running_sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def new_browser(database_url: str, new_sandbox: Sandbox) -> AsyncIterator[Browser]:
+    async with (
+        running_console(database_url, issuer=issuer_of(new_sandbox)) as console,
+        console.browser() as browser,
+    ):
         yield browser
 
 
@@ -183,36 +209,38 @@ async def test_m11_a_wrong_client_secret_is_a_matter_of_configuration(
 
 
 async def test_m11_a_rotated_key_is_found_at_once(
-    monkeypatch: pytest.MonkeyPatch, browser: Browser, sandbox: Sandbox
+    monkeypatch: pytest.MonkeyPatch, new_browser: Browser, new_sandbox: Sandbox
 ) -> None:
     monkeypatch.setattr(provider_module, "REFETCH_INTERVAL", 0.0)
-    assert (await browser.sign_in("ada")).status == 200
-    async with sandbox.session.post("/api/oidc/rotate") as response:
+    assert (await new_browser.sign_in("ada")).status == 200
+    async with new_sandbox.session.post("/api/oidc/rotate") as response:
         assert response.status == 200
-    browser.http.cookie_jar.clear()
-    assert (await browser.sign_in("vera")).status == 200
+    new_browser.http.cookie_jar.clear()
+    assert (await new_browser.sign_in("vera")).status == 200
 
 
 async def test_m11_unknown_keys_are_looked_up_once_a_minute_at_most(
-    browser: Browser, sandbox: Sandbox
+    new_browser: Browser, new_sandbox: Sandbox
 ) -> None:
-    assert (await browser.sign_in("ada")).status == 200
-    async with sandbox.session.post("/api/oidc/rotate") as response:
+    assert (await new_browser.sign_in("ada")).status == 200
+    async with new_sandbox.session.post("/api/oidc/rotate") as response:
         assert response.status == 200
-    browser.http.cookie_jar.clear()
-    shown = await browser.sign_in("vera")
+    new_browser.http.cookie_jar.clear()
+    shown = await new_browser.sign_in("vera")
     assert shown.heading == "The ID token is signed with an unknown key"
 
 
 async def test_m11_a_removed_key_is_refused_when_the_kept_keys_are_old(
-    monkeypatch: pytest.MonkeyPatch, browser: Browser, sandbox: Sandbox
+    monkeypatch: pytest.MonkeyPatch, new_browser: Browser, new_sandbox: Sandbox
 ) -> None:
-    assert (await browser.sign_in("ada")).status == 200
-    browser.http.cookie_jar.clear()
+    assert (await new_browser.sign_in("ada")).status == 200
+    new_browser.http.cookie_jar.clear()
     # A token of the old key, redeemed after the provider has revoked that key.
-    await sandbox.configure("/api/oidc", fault="key")
+    await new_sandbox.configure("/api/oidc", fault="key")
     monkeypatch.setattr(provider_module, "KEYS_LIFETIME", 0.0)
-    assert (await browser.sign_in("ada")).heading == "The ID token is signed with an unknown key"
+    assert (
+        await new_browser.sign_in("ada")
+    ).heading == "The ID token is signed with an unknown key"
 
 
 @pytest.mark.parametrize("change", ["state", "no_state", "other_browser", "twice"])
