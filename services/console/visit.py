@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,9 +29,12 @@ from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Session
 from shared.amqp.rpc import RequestContext
 from shared.contracts.headers import traceparent
+from shared.contracts.journal_reads import RECORD_AUDIT
 from shared.contracts.requests import FieldError, RpcOperation
 from shared.http.problem import ProblemError
 from shared.http.service_client import ServiceClient
+
+logger = logging.getLogger(__name__)
 
 # The parameter with the client as whom a page acts. Links keep it.
 CLIENT: Final = "client"
@@ -144,9 +148,31 @@ class Visit:
         body = to_json({} if body is None else body)
         return await self.site.services.request(operation, body, self.context())
 
+    async def record(self, action: str, object_: str, **detail: Any) -> None:
+        """Record an action in the audit log of the journal, for services that do not do so.
+
+        An action that is done stays done: if the journal is unavailable, the log has the record.
+        """
+        body = {
+            "action": action,
+            "object": object_,
+            "client_id": self.client_id,
+            "detail": detail,
+        }
+        try:
+            await self.call(RECORD_AUDIT, body)
+        except ProblemError as problem:
+            context = {"action": action, "subject": self.session and self.session.subject}
+            logger.warning("action not recorded: %s", problem, extra=context)
+
     def context(self) -> RequestContext:
-        """Return the context of requests to services."""
-        return RequestContext(self.client_id, traceparent(self.request.headers))
+        """Return the context of requests to services: on behalf of the client, by this user."""
+        return RequestContext(
+            self.client_id,
+            traceparent(self.request.headers),
+            operator=self.session is not None,
+            actor=None if self.session is None else self.session.actor,
+        )
 
     def url(self, path: str, **query: Any) -> str:
         """Return the URL of a page of the console. It keeps the selected client."""

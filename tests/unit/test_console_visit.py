@@ -1,0 +1,108 @@
+"""One request to the console: URLs, the selected client, forms, and what services learn of it."""
+
+import logging
+from typing import cast
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from multidict import MultiDict
+
+from services.console.rendering import environment
+from services.console.sign_in.roles import Role
+from services.console.sign_in.sessions import Session, user_of
+from services.console.visit import Site, Visit, selected_client
+from shared.amqp.rpc_client import RpcClient
+from shared.http.problem import ProblemError
+from shared.http.service_client import ServiceClient
+from shared.process.health import Health
+
+OPERATOR = Session("subject-1", "omar@example.com", "Omar", Role.OPERATOR, "token")
+
+
+def visit(path: str, session: Session | None = OPERATOR, **form: str) -> Visit:
+    request = make_mocked_request(
+        "GET", path, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    )
+    unconnected = RpcClient("amqp://127.0.0.1:1/", name="test", health=Health())
+    site = Site("http://c", ServiceClient(unconnected, timeout=1), environment(), {}, {})
+    return Visit(request, site, session, "Title", selected_client(request.query), MultiDict(form))
+
+
+def test_urls_keep_the_client_and_escape_what_they_contain() -> None:
+    here = visit("/callbacks?client=a%26b&status=failed&cursor=x")
+    assert here.url("/targets") == "/targets?client=a%26b"
+    assert here.url("/targets", q="1 & 2", none=None) == "/targets?client=a%26b&q=1+%26+2"
+    assert here.url("/targets", client=None) == "/targets"
+    assert here.here(cursor=None) == "/callbacks?client=a%26b&status=failed"
+    assert here.here(status="dead", cursor="") == "/callbacks?client=a%26b&status=dead"
+    assert visit("/").url("/callbacks/ä?b") == "/callbacks/%C3%A4%3Fb"
+
+
+def test_a_link_is_current_on_its_page_and_below() -> None:
+    assert visit("/callbacks/1").is_at("/callbacks")
+    assert visit("/callbacks").is_at("/callbacks")
+    assert not visit("/callbacks-old").is_at("/callbacks")
+    assert not visit("/callbacks").is_at("/")
+
+
+@pytest.mark.parametrize("client", ["ringback.scheduler", "x" * 256, "a%00b", "a%0Ab", "%E2%80%AE"])
+def test_an_invalid_client_is_rejected(client: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        visit(f"/?client={client}")
+    assert [error.field for error in caught.value.errors] == ["client"]
+
+
+def test_an_empty_client_is_none() -> None:
+    assert visit("/?client=").client_id is None
+    assert visit("/?client=+shop+").client_id == "shop"
+
+
+def test_services_learn_the_client_the_user_and_the_trace() -> None:
+    context = visit("/?client=shop").context()
+    assert context.client_id == "shop"
+    assert context.actor == "omar@example.com"
+    assert context.operator
+    assert context.traceparent is not None
+    assert not visit("/", session=None).context().operator
+
+
+def test_m11_a_role_includes_those_below_it() -> None:
+    assert visit("/").allows("viewer")
+    assert visit("/").allows("operator")
+    assert not visit("/").allows("admin")
+    assert not visit("/", session=None).allows("viewer")
+
+
+def test_fields_of_a_form() -> None:
+    form = visit("/", name=" x ")
+    assert (form.text("name"), form.text("other")) == ("x", "")
+    assert (form.texts("name"), form.texts("other")) == ([" x "], [])
+
+
+async def test_an_action_that_cannot_be_recorded_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        await visit("/").record("mailing.cancel", "mailing-1", reason="wrong text")
+    [record] = caplog.records
+    assert "action not recorded" in record.message
+    assert vars(record)["action"] == "mailing.cancel"
+    assert vars(record)["subject"] == "subject-1"
+    assert "omar" not in record.message
+
+
+def test_m11_a_user_is_named_by_user_name_address_or_subject() -> None:
+    claims: dict[str, object] = {"sub": "s-1"}
+    assert user_of("i", claims).actor == "s-1"
+    assert user_of("i", claims | {"email": "a@example.com"}).actor == "a@example.com"
+    named = user_of("i", claims | {"email": "a@example.com", "preferred_username": "ada"})
+    assert (named.actor, named.name) == ("ada", "ada")
+    assert user_of("i", claims | {"name": "Ada\n\u202eL\x00"}).name == "Ada L"
+    assert user_of("i", claims | {"name": 7}).name == "s-1"
+    assert len(user_of("i", claims | {"name": "x" * 9999}).name) == 255
+
+
+def test_every_template_is_valid() -> None:
+    templates = environment()
+    for name in templates.list_templates():
+        assert templates.get_template(cast(str, name))
