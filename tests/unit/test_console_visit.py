@@ -1,7 +1,6 @@
 """One request to the console: URLs, the selected client, forms, and what services learn of it."""
 
 import logging
-from typing import cast
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -105,4 +104,4 @@ def test_m11_a_user_is_named_by_user_name_address_or_subject() -> None:
 def test_every_template_is_valid() -> None:
     templates = environment()
     for name in templates.list_templates():
-        assert templates.get_template(cast(str, name))
+        assert templates.get_template(name)
