@@ -20,8 +20,8 @@ RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 Cursor = Annotated[str, StringConstraints(max_length=255)]
 Limit = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)]
 # A text that is compared with what the journal has stored.
-SearchText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-Origin = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+SearchText = Annotated[str, StringConstraints(pattern=r"^[^\x00]{1,1000}$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f]{1,300}$")]
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)]
 
 
@@ -89,22 +89,31 @@ class Entry(BaseModel):
     detail: dict[str, Any] = Field(default_factory=dict, description="Further fields of the fact.")
 
 
-class Attempt(BaseModel):
-    """One HTTP request to a target."""
+class CallbackAttempt(BaseModel):
+    """One HTTP request of a callback."""
 
     model_config = RESPONSE
 
-    at: AwareDatetime
-    callback_id: str
-    client_id: str | None
-    attempt: int
-    target: str | None
-    status_code: int | None
-    duration: float | None
+    at: AwareDatetime = Field(description="When it ended.")
+    attempt: int = Field(description="Number of the attempt in its dispatch, from 1.")
+    target: str | None = Field(description="Scheme, host and port.")
+    status_code: int | None = Field(description="Null without a response.")
+    duration: float | None = Field(description="Seconds.")
     outcome: AttemptOutcome
-    reason: str | None
-    response: str | None
-    next_at: AwareDatetime | None
+    reason: str | None = Field(description="Why it failed.")
+    response: str | None = Field(
+        description="The first 1,000 characters of the response's body; null if it is not kept."
+    )
+
+
+class Attempt(CallbackAttempt):
+    """One HTTP request to a target."""
+
+    callback_id: str = Field(description="The `webhook-id`.")
+    schedule_id: UUID | None = Field(description="The scheduled callback, if it is one.")
+    client_id: str | None
+    dispatch: int | None
+    next_at: AwareDatetime | None = Field(description="Time of the next attempt, if one follows.")
     trace_id: str | None
 
 

@@ -6,7 +6,7 @@ Clients see only their own callbacks. Another client's are `not_found`. Operator
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
 
 from shared.contracts.callback import ClientId
 from shared.contracts.journal import (
@@ -15,6 +15,7 @@ from shared.contracts.journal import (
     Attempt,
     AttemptOutcome,
     AuditEntry,
+    CallbackAttempt,
     Cursor,
     Entry,
     EntryKind,
@@ -28,7 +29,11 @@ from shared.contracts.schedules import ENVELOPE, Key, UtcTime
 from shared.topology import JOURNAL_REQUESTS
 
 # Entries of one callback in a response. One that recurs for years has more.
-MAX_TIMELINE: Final = 1000
+MAX_TIMELINE: Final = 500
+# Client ids in a response.
+MAX_CLIENTS: Final = 100
+# An outcome, or a status code of HTTP.
+STATUS_PATTERN: Final = r"^(delivered|failed|dead|dispatch_failed|[1-5][0-9]{2})$"
 
 CallbackRef = Annotated[
     SearchText, Field(description="The id of the scheduled callback, or the `webhook-id`.")
@@ -41,10 +46,12 @@ class ListAttempts(BaseModel):
     model_config = ENVELOPE
 
     target: Origin | None = None
-    status: SearchText | None = Field(
-        default=None, description="An outcome, such as `failed`, or a status code, such as `503`."
+    status: Annotated[str, StringConstraints(pattern=STATUS_PATTERN)] | None = Field(
+        default=None,
+        description="A status code, such as `503`, or an outcome. `failed` is every outcome but"
+        " `delivered`.",
     )
-    reason: SearchText | None = None
+    reason: SearchText | None = Field(default=None, description="A part of the reason.")
     trace_id: SearchText | None = None
     group_key: Key | None = None
     event_key: Key | None = None
@@ -55,8 +62,8 @@ class ListAttempts(BaseModel):
     limit: Limit = DEFAULT_PAGE_SIZE
 
 
-class AttemptList(BaseModel):
-    """A page of attempts. `next_cursor` is null on the last page."""
+class AttemptPage(BaseModel):
+    """A page of attempts, which may have fewer than the limit. The last one has no cursor."""
 
     model_config = RESPONSE
 
@@ -74,12 +81,22 @@ class ReadAttempts(BaseModel):
     limit: Limit = DEFAULT_PAGE_SIZE
 
 
+class CallbackAttemptPage(BaseModel):
+    """A page of the attempts of one callback. `next_cursor` is null on the last page."""
+
+    model_config = RESPONSE
+
+    items: list[CallbackAttempt]
+    next_cursor: str | None
+
+
 class ReadTimeline(BaseModel):
-    """Read the story of one callback."""
+    """Read the story of one callback: its last steps, or those before the cursor."""
 
     model_config = ENVELOPE
 
     id: CallbackRef
+    cursor: Cursor | None = None
 
 
 class StepKind(StrEnum):
@@ -90,7 +107,9 @@ class StepKind(StrEnum):
     DISPATCHED = "dispatched"
     ATTEMPT = "attempt"
     TIER = "tier"  # waits for the next attempt, until `until`
+    DISPATCH_FAILED = "dispatch_failed"  # ended without a further attempt
     RETRY = "retry"  # waits in the scheduler for a main retry, until `until`
+    EXPIRED = "expired"
     NOTIFIED = "notified"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -118,98 +137,14 @@ class Timeline(BaseModel):
     model_config = RESPONSE
 
     id: str
-    steps: list[Step]
-    truncated: bool = Field(description=f"True if only the last {MAX_TIMELINE} entries are shown.")
+    items: list[Step]
+    next_cursor: str | None = Field(description="Of the steps before these; null if there are none.")
     kept: bool = Field(description="Whether its request is kept, so that it can be replayed.")
-    gaps: list[Gap] = Field(description="Facts that were missed in its time.")
-
-
-class ListTargets(BaseModel):
-    """List targets with their health, those with the most errors first."""
-
-    model_config = ENVELOPE
-
-    since: UtcTime | None = Field(default=None, description="Default: an hour ago.")
-    limit: Limit = DEFAULT_PAGE_SIZE
-
-
-class TargetHealth(BaseModel):
-    """A target with its attempts in a span of time."""
-
-    model_config = RESPONSE
-
-    target: str
-    delivered: int
-    failed: int
-    p50: float | None = Field(description="Median duration in seconds.")
-    p99: float | None = Field(description="99th percentile of the duration in seconds.")
-    paused: bool
-    breaker_open: bool
-
-
-class TargetList(BaseModel):
-    """Targets with their health."""
-
-    model_config = RESPONSE
-
-    items: list[TargetHealth]
-
-
-class ReadTarget(BaseModel):
-    """Read the health of a target by minute."""
-
-    model_config = ENVELOPE
-
-    target: Origin
-    since: UtcTime | None = Field(default=None, description="Default: an hour ago.")
-    until: UtcTime | None = None
-
-
-class TargetMinute(BaseModel):
-    """The attempts of one minute."""
-
-    model_config = RESPONSE
-
-    at: AwareDatetime
-    delivered: int
-    failed: int
-    p50: float | None
-    p99: float | None
-
-
-class TargetDetail(BaseModel):
-    """A target with its attempts by minute, the first minute first."""
-
-    model_config = RESPONSE
-
-    health: TargetHealth
-    minutes: list[TargetMinute]
-
-
-class ReadOverview(BaseModel):
-    """Read the figures of the overview."""
-
-    model_config = ENVELOPE
-
-    minutes: Annotated[int, Field(ge=1, le=1440)] = 60
-
-
-class Overview(BaseModel):
-    """Attempts by minute, open breakers, dead letters by queue, and the journal's own state."""
-
-    model_config = RESPONSE
-
-    minutes: list[TargetMinute]
-    open_breakers: list[str]
-    paused_targets: list[str]
-    dead: dict[str, int]
-    running_jobs: int
-    lag: float | None = Field(description="Seconds that the journal is behind.")
-    gaps: list[Gap]
+    gaps: list[Gap] = Field(description="Facts that were missed since its first step.")
 
 
 class Tail(BaseModel):
-    """Read entries that were recorded after `seq`, the first one first."""
+    """Read entries that were recorded after `after`, the first one first."""
 
     model_config = ENVELOPE
 
@@ -229,16 +164,34 @@ class TailPage(BaseModel):
     model_config = RESPONSE
 
     items: list[Entry]
-    seq: int
+    seq: int = Field(description="Grows also if none of the new entries matches.")
+
+
+class ListClients(BaseModel):
+    """List the client ids with entries in the journal. Only for operators."""
+
+    model_config = ENVELOPE
+
+    prefix: Annotated[str, StringConstraints(max_length=255)] = ""
+    limit: Annotated[int, Field(ge=1, le=MAX_CLIENTS)] = MAX_CLIENTS
+
+
+class ClientList(BaseModel):
+    """Client ids in order. The anonymous client has none, and is not listed."""
+
+    model_config = RESPONSE
+
+    items: list[str]
 
 
 class ListAudit(BaseModel):
-    """List actions, the latest first."""
+    """List actions, the latest first. Only for operators."""
 
     model_config = ENVELOPE
 
     actor: SearchText | None = None
     action: SearchText | None = None
+    client_id: ClientId | None = None
     since: UtcTime | None = None
     until: UtcTime | None = None
     cursor: Cursor | None = None
@@ -274,16 +227,15 @@ class Recorded(BaseModel):
     recorded: Literal[True] = True
 
 
-LIST_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListAttempts", ListAttempts, (AttemptList,))
-READ_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ReadAttempts", ReadAttempts, (AttemptList,))
+LIST_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListAttempts", ListAttempts, (AttemptPage,))
+READ_ATTEMPTS: Final = RpcOperation(
+    JOURNAL_REQUESTS, "ReadAttempts", ReadAttempts, (CallbackAttemptPage,)
+)
 READ_TIMELINE: Final = RpcOperation(JOURNAL_REQUESTS, "ReadTimeline", ReadTimeline, (Timeline,))
 TAIL: Final = RpcOperation(JOURNAL_REQUESTS, "Tail", Tail, (TailPage,))
-LIST_TARGETS: Final = RpcOperation(JOURNAL_REQUESTS, "ListTargets", ListTargets, (TargetList,))
-READ_TARGET: Final = RpcOperation(JOURNAL_REQUESTS, "ReadTarget", ReadTarget, (TargetDetail,))
-READ_OVERVIEW: Final = RpcOperation(JOURNAL_REQUESTS, "ReadOverview", ReadOverview, (Overview,))
 LIST_AUDIT: Final = RpcOperation(JOURNAL_REQUESTS, "ListAudit", ListAudit, (AuditPage,))
 RECORD_AUDIT: Final = RpcOperation(JOURNAL_REQUESTS, "RecordAudit", RecordAudit, (Recorded,))
+LIST_CLIENTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListClients", ListClients, (ClientList,))
 
-ATTEMPT_OPERATIONS: Final = (LIST_ATTEMPTS, READ_ATTEMPTS, READ_TIMELINE, TAIL)
-TARGET_OPERATIONS: Final = (LIST_TARGETS, READ_TARGET, READ_OVERVIEW)
+ATTEMPT_OPERATIONS: Final = (LIST_ATTEMPTS, READ_ATTEMPTS, READ_TIMELINE, TAIL, LIST_CLIENTS)
 AUDIT_OPERATIONS: Final = (LIST_AUDIT, RECORD_AUDIT)

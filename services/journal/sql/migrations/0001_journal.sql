@@ -35,6 +35,10 @@ CREATE INDEX entries_client ON journal.entries (client_id, at, seq) WHERE client
 CREATE INDEX entries_target ON journal.entries (target, at, seq) WHERE target IS NOT NULL;
 CREATE INDEX entries_trace ON journal.entries (trace_id, at, seq) WHERE trace_id IS NOT NULL;
 CREATE INDEX entries_failed ON journal.entries (at, seq) WHERE outcome <> 'delivered';
+CREATE INDEX entries_failed_client ON journal.entries (client_id, at, seq)
+    WHERE outcome <> 'delivered';
+CREATE INDEX entries_failed_target ON journal.entries (target, at, seq)
+    WHERE outcome <> 'delivered';
 CREATE INDEX entries_group ON journal.entries (group_key, at, seq) WHERE group_key IS NOT NULL;
 CREATE INDEX entries_event ON journal.entries (event_key, at, seq) WHERE event_key IS NOT NULL;
 
@@ -113,7 +117,8 @@ CREATE TABLE journal.audit (
     action text NOT NULL,
     object text,
     detail jsonb NOT NULL,
-    result text NOT NULL
+    result text NOT NULL,
+    key text UNIQUE                     -- of the request, which may be delivered twice
 );
 CREATE INDEX audit_at ON journal.audit (at, id);
 
