@@ -1,29 +1,39 @@
 """The composition root of the journal: the only module that constructs objects."""
 
+import asyncio
 import socket
+import time
 from datetime import timedelta
 
 from services.journal.attempts.requests import AttemptRequests
+from services.journal.attempts.store import Entries
 from services.journal.audit.requests import AuditRequests
+from services.journal.audit.store import Audit
 from services.journal.dead.requests import DeadRequests
 from services.journal.ingestion import Ingestion
 from services.journal.jobs.requests import JobRequests
+from services.journal.overview.requests import OverviewRequests
 from services.journal.partitions import Partitions
 from services.journal.pauses.requests import PauseRequests
+from services.journal.reading import MAX_CONCURRENT
 from services.journal.replays.requests import ReplayRequests
 from services.journal.retention import Retention
 from services.journal.settings import JournalSettings
 from services.journal.store import Store
 from services.journal.targets.requests import TargetRequests
+from services.journal.targets.store import Figures
+from shared.amqp.depth import QueueDepth
+from shared.amqp.rpc_client import RpcClient
 from shared.amqp.rpc_server import RpcServer
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
 from shared.process.run import Process
 from shared.registry import SERVICES
+from shared.security.encryption import SecretCipher
 from shared.security.settings import SecuritySettings
 from shared.settings import load
-from shared.topology import JOURNAL_FACTS, JOURNAL_REQUESTS, topology
+from shared.topology import JOURNAL_FACTS, JOURNAL_REQUESTS, WORK_QUEUES, topology
 
 SCHEMA = Schema.of("services.journal")
 
@@ -49,12 +59,32 @@ async def start(process: Process) -> None:
         health=health,
         batch=settings.batch,
     )
+    key = load(SecuritySettings).secrets_key
+    cipher = None if key is None else SecretCipher.of(key.get_secret_value())
+    slots = asyncio.Semaphore(MAX_CONCURRENT)
+    entries, figures = Entries(database, cipher, time.monotonic), Figures(database)
+    depth = QueueDepth(
+        url,
+        name=f"{name} depths",
+        topology=table.only(work.name for work in WORK_QUEUES),
+        health=health,
+    )
+    scheduler = RpcClient(url, name=f"{name} scheduler", health=health)
     responder = RpcServer(
         JOURNAL_REQUESTS,
         {
-            **AttemptRequests().handlers(),
-            **TargetRequests().handlers(),
-            **AuditRequests().handlers(),
+            **AttemptRequests(entries, slots).handlers(),
+            **TargetRequests(figures, slots, time.time).handlers(),
+            **OverviewRequests(
+                figures,
+                entries,
+                depth,
+                scheduler,
+                slots,
+                monotonic=time.monotonic,
+                now=time.time,
+            ).handlers(),
+            **AuditRequests(Audit(database), slots).handlers(),
             **DeadRequests().handlers(),
             **JobRequests().handlers(),
             **ReplayRequests().handlers(),
@@ -66,7 +96,10 @@ async def start(process: Process) -> None:
         prefetch=settings.prefetch,
         health=health,
     )
-    for part in (database, ingestion, responder, Retention(database, partitions, retention)):
+    for part in (
+        *(database, ingestion, depth, scheduler, responder),
+        Retention(database, partitions, retention),
+    ):
         process.run(part.run())
     process.on_drain(responder.drain)
 

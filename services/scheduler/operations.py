@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.scheduler import domain
+from services.scheduler.backlog import MAX_COUNT
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.domain import ScheduledCallback, Transition
@@ -24,6 +25,7 @@ from services.scheduler.store import Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_changes import CancelCallback, RescheduleCallback
 from shared.contracts.schedule_requests import (
+    BacklogFigures,
     CallbackPage,
     CallbackStatus,
     CancelGroupResponse,
@@ -31,6 +33,7 @@ from shared.contracts.schedule_requests import (
     CancelResult,
     GetCallback,
     ListCallbacks,
+    ReadBacklog,
     RescheduleResponse,
     RescheduleResult,
     RetryCallbacks,
@@ -106,6 +109,11 @@ class Operations:
         id_ = await self._store.find(client_id, request.id, request.group_key, request.event_key)
         rows = await self._store.statuses([id_]) if id_ else {}
         return _status(rows[id_]) if id_ in rows else CALLBACK_NOT_FOUND
+
+    async def backlog(self, _client_id: str, _: ReadBacklog) -> BacklogFigures:
+        """Return how many callbacks of all clients wait."""
+        found = await self._store.backlog(MAX_COUNT)
+        return BacklogFigures(waiting=found.waiting, due=found.due, oldest_due=found.oldest)
 
     async def list_page(self, client_id: str, request: ListCallbacks) -> CallbackPage | Failure:
         """Return a page of callbacks, newest first; for the status `failed`, by time of failure."""

@@ -31,6 +31,7 @@ from shared.contracts.schedule_requests import (
     LIST_CALLBACKS,
     PING,
     PUT_CALLBACK,
+    READ_BACKLOG,
     RESCHEDULE_CALLBACK,
     RETRY_CALLBACKS,
     RUN_CALLBACK,
@@ -104,6 +105,7 @@ class Requests:
                 self._handler(RESCHEDULE_CALLBACK, self._limited(operations.reschedule)),
                 self._handler(CANCEL_CALLBACKS, self._cancel),
                 self._handler(RETRY_CALLBACKS, self._limited(operations.retry)),
+                self._handler(READ_BACKLOG, self._limited(operations.backlog)),
                 (PING.name, self._ping),
             )
         )

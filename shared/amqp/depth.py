@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiormq.abc import AbstractChannel
 
@@ -24,6 +24,13 @@ BROKER_TIMEOUT: Final = 5.0
 
 class QueueDepthUnknownError(InfrastructureError):
     """The broker does not report the depth of a queue."""
+
+
+class QueueState(NamedTuple):
+    """A queue: the messages that no consumer has received, and the consumers."""
+
+    messages: int
+    consumers: int
 
 
 class QueueDepth:
@@ -49,21 +56,29 @@ class QueueDepth:
         Raises:
             QueueDepthUnknownError: the broker does not respond.
         """
+        return sum(state.messages for state in (await self.states(queues)).values())
+
+    async def states(self, queues: Iterable[str]) -> dict[str, QueueState]:
+        """Return the state of each of these queues.
+
+        Raises:
+            QueueDepthUnknownError: the broker does not respond.
+        """
         if self._channel is None:
             raise QueueDepthUnknownError("not connected to the broker")
-        count = 0
+        states = {}
         try:
             async with asyncio.timeout(BROKER_TIMEOUT):
                 for name in queues:
                     found = await self._channel.queue_declare(name, passive=True)
-                    count += found.message_count or 0
+                    states[name] = QueueState(found.message_count or 0, found.consumer_count or 0)
         except CONNECTION_ERRORS as error:
             raise QueueDepthUnknownError(f"the depth of {name} is unknown: {error}") from None
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
             raise QueueDepthUnknownError("the broker does not respond") from None
-        return count
+        return states
 
     async def _serve(self, broker: BrokerConnection) -> None:
         await declare(broker.connection, self._topology)  # a missing queue would close the channel

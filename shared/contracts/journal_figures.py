@@ -6,13 +6,12 @@ Only operators may call them.
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
 
 from shared.contracts.callback import ClientId
 from shared.contracts.journal import (
     DEFAULT_PAGE_SIZE,
     RESPONSE,
-    Cursor,
     Gap,
     Limit,
     Origin,
@@ -24,6 +23,7 @@ from shared.topology import JOURNAL_REQUESTS
 # Minutes that an operation reads. More would take longer than a page may.
 MAX_MINUTES: Final = 1440
 DEFAULT_MINUTES: Final = 60
+MAX_CURSOR: Final = 512
 
 Minutes = Annotated[int, Field(ge=1, le=MAX_MINUTES)]
 
@@ -35,7 +35,8 @@ class ListTargets(BaseModel):
 
     minutes: Minutes = Field(default=DEFAULT_MINUTES, description="Length of the span until now.")
     client_id: ClientId | None = None
-    cursor: Cursor | None = None
+    # A cursor contains a target.
+    cursor: Annotated[str, StringConstraints(max_length=MAX_CURSOR)] | None = None
     limit: Limit = DEFAULT_PAGE_SIZE
 
 

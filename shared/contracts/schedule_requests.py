@@ -282,6 +282,22 @@ class Pong(BaseModel):
     status: str
 
 
+class ReadBacklog(BaseModel):
+    """Count the callbacks of all clients that wait. For the overview of the journal."""
+
+    model_config = ENVELOPE
+
+
+class BacklogFigures(BaseModel):
+    """The callbacks of all clients that wait. Large numbers are estimates."""
+
+    model_config = _RESPONSE
+
+    waiting: int
+    due: int = Field(description="Those that are due.")
+    oldest_due: float = Field(description="Seconds for which the oldest of them is due, or 0.")
+
+
 class Ping(BaseModel):
     """Report whether the scheduler is ready."""
 
@@ -312,6 +328,9 @@ RETRY_CALLBACKS: Final = RpcOperation(
     SCHEDULER_REQUESTS, "RetryCallbacks", RetryCallbacks, (RetryResponse,)
 )
 PING: Final = RpcOperation(SCHEDULER_REQUESTS, "Ping", Ping, (Pong,))
+READ_BACKLOG: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "ReadBacklog", ReadBacklog, (BacklogFigures,)
+)
 
 SCHEDULER_OPERATIONS: Final = (
     CREATE_CALLBACK,
@@ -324,4 +343,5 @@ SCHEDULER_OPERATIONS: Final = (
     CANCEL_CALLBACKS,
     RETRY_CALLBACKS,
     PING,
+    READ_BACKLOG,
 )

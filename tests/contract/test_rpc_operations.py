@@ -11,6 +11,7 @@ from services.journal.attempts.requests import AttemptRequests
 from services.journal.audit.requests import AuditRequests
 from services.journal.dead.requests import DeadRequests
 from services.journal.jobs.requests import JobRequests
+from services.journal.overview.requests import OverviewRequests
 from services.journal.pauses.requests import PauseRequests
 from services.journal.replays.requests import ReplayRequests
 from services.journal.targets.requests import TargetRequests
@@ -28,11 +29,8 @@ from shared.contracts.client_requests import CLIENT_OPERATIONS
 from shared.contracts.delivery_requests import DELIVERY_OPERATIONS
 from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDPOINT_OPERATIONS
 from shared.contracts.journal_dead import DEAD_OPERATIONS, JOB_OPERATIONS
-from shared.contracts.journal_reads import (
-    ATTEMPT_OPERATIONS,
-    AUDIT_OPERATIONS,
-    TARGET_OPERATIONS,
-)
+from shared.contracts.journal_figures import OVERVIEW_OPERATIONS, TARGET_OPERATIONS
+from shared.contracts.journal_reads import ATTEMPT_OPERATIONS, AUDIT_OPERATIONS
 from shared.contracts.journal_replays import PAUSE_OPERATIONS, REPLAY_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
@@ -71,9 +69,13 @@ from shared.topology import REQUEST_QUEUES
             ENDPOINT_MESSAGE_OPERATIONS,
             EndpointMessageRequests(Mock(), Mock(), Mock(), added=Mock()),
         ),
-        (ATTEMPT_OPERATIONS, AttemptRequests()),
-        (TARGET_OPERATIONS, TargetRequests()),
-        (AUDIT_OPERATIONS, AuditRequests()),
+        (ATTEMPT_OPERATIONS, AttemptRequests(Mock(), Mock())),
+        (TARGET_OPERATIONS, TargetRequests(Mock(), Mock(), Mock())),
+        (
+            OVERVIEW_OPERATIONS,
+            OverviewRequests(Mock(), Mock(), Mock(), Mock(), Mock(), monotonic=Mock(), now=Mock()),
+        ),
+        (AUDIT_OPERATIONS, AuditRequests(Mock(), Mock())),
         (DEAD_OPERATIONS, DeadRequests()),
         (JOB_OPERATIONS, JobRequests()),
         (REPLAY_OPERATIONS, ReplayRequests()),
@@ -82,7 +84,7 @@ from shared.topology import REQUEST_QUEUES
     ids=[
         *("scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"),
         *("messenger", "registrations", "endpoints", "endpoint messages"),
-        *("attempts", "targets", "audit", "dead letters", "jobs", "replays", "pauses"),
+        *("attempts", "targets", "overview", "audit", "dead letters", "jobs", "replays", "pauses"),
     ],
 )
 def test_every_operation_has_a_handler(
@@ -107,6 +109,7 @@ def test_every_request_queue_has_operations() -> None:
         *ENDPOINT_MESSAGE_OPERATIONS,
         *ATTEMPT_OPERATIONS,
         *TARGET_OPERATIONS,
+        *OVERVIEW_OPERATIONS,
         *AUDIT_OPERATIONS,
         *DEAD_OPERATIONS,
         *JOB_OPERATIONS,

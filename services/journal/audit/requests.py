@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from services.journal.attempts.store import NEWEST
-from services.journal.audit.store import page, record
+from services.journal.audit.store import Audit
 from services.journal.scope import INVALID_CURSOR, decode_place, encode_place, for_operators
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_binding import Handler, Response, bound
@@ -16,14 +16,13 @@ from shared.contracts.journal_reads import (
     RecordAudit,
     Recorded,
 )
-from shared.postgres.pool import Database
 
 
 class AuditRequests:
     """Handles requests about the audit log. Only operators may send them."""
 
-    def __init__(self, database: Database, slots: asyncio.Semaphore) -> None:
-        self._database = database
+    def __init__(self, audit: Audit, slots: asyncio.Semaphore) -> None:
+        self._audit = audit
         self._slots = slots
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -41,7 +40,7 @@ class AuditRequests:
         except ValueError:
             return INVALID_CURSOR
         async with self._slots:
-            found = await page(self._database, request, before, request.limit + 1)
+            found = await self._audit.page(request, before, request.limit + 1)
         shown = found[: request.limit]
         return AuditPage(
             items=[entry for _, entry in shown],
@@ -50,8 +49,7 @@ class AuditRequests:
 
     async def _record(self, context: RequestContext, request: RecordAudit) -> Response:
         async with self._slots:
-            await record(
-                self._database,
+            await self._audit.record(
                 context,
                 request.action,
                 object_=request.object,
