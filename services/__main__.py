@@ -10,6 +10,7 @@ COMMANDS: Final = {
     "up": "Start everything on this machine, with a demonstration.",
     "send": "Validate messages and publish them with confirms.",
     "schedule": "List, show, cancel and retry scheduled callbacks, through the gateway.",
+    "timeline": "Show the story of a callback, through the gateway.",
     "posting": "List postings, and show their progress and messages, through the gateway.",
     "clients": "Import and list the clients of mailings, through the gateway.",
     "report": "Print the daily report about mailings.",

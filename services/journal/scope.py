@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from shared.amqp.rpc import RequestContext
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
+from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.pagination import decode_cursor, encode_cursor
 
 B = TypeVar("B", bound=BaseModel)
@@ -34,6 +35,17 @@ def for_operators(respond: Respond[B]) -> Respond[B]:
         return await respond(context, request) if context.operator else OPERATORS_ONLY
 
     return execute
+
+
+def origin_of(target: str) -> str:
+    """Return the scheme, host and port of a URL, as the journal stores them.
+
+    Anything that is not a URL is returned as it is: the journal has no such target.
+    """
+    try:
+        return parse_target(target).origin
+    except ForbiddenTargetError:
+        return target
 
 
 def encode_place(place: tuple[datetime, int]) -> str:

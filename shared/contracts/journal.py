@@ -20,8 +20,10 @@ RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 Cursor = Annotated[str, StringConstraints(max_length=255)]
 Limit = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)]
 # A text that is compared with what the journal has stored.
-SearchText = Annotated[str, StringConstraints(pattern=r"^[^\x00]{1,1000}$")]
-Origin = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f]{1,300}$")]
+TEXT_PATTERN: Final = r"^[^\x00]{1,1000}$"
+SearchText = Annotated[str, StringConstraints(pattern=TEXT_PATTERN)]
+ORIGIN_PATTERN: Final = r"^[^\x00-\x20\x7f]{1,300}$"
+Origin = Annotated[str, StringConstraints(pattern=ORIGIN_PATTERN)]
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)]
 
 

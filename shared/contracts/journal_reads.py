@@ -62,7 +62,7 @@ class ListAttempts(BaseModel):
     limit: Limit = DEFAULT_PAGE_SIZE
 
 
-class AttemptPage(BaseModel):
+class FoundAttemptPage(BaseModel):
     """A page of attempts, which may have fewer than the limit. The last one has no cursor."""
 
     model_config = RESPONSE
@@ -227,7 +227,7 @@ class Recorded(BaseModel):
     recorded: Literal[True] = True
 
 
-LIST_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListAttempts", ListAttempts, (AttemptPage,))
+LIST_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListAttempts", ListAttempts, (FoundAttemptPage,))
 READ_ATTEMPTS: Final = RpcOperation(
     JOURNAL_REQUESTS, "ReadAttempts", ReadAttempts, (CallbackAttemptPage,)
 )

@@ -13,11 +13,8 @@ from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDP
 from shared.contracts.facts import FACTS, Fact
 from shared.contracts.journal_dead import DEAD_OPERATIONS, JOB_OPERATIONS
 from shared.contracts.journal_facts import JournalOnlyFact
-from shared.contracts.journal_reads import (
-    ATTEMPT_OPERATIONS,
-    AUDIT_OPERATIONS,
-    TARGET_OPERATIONS,
-)
+from shared.contracts.journal_figures import OVERVIEW_OPERATIONS, TARGET_OPERATIONS
+from shared.contracts.journal_reads import ATTEMPT_OPERATIONS, AUDIT_OPERATIONS
 from shared.contracts.journal_replays import PAUSE_OPERATIONS, REPLAY_OPERATIONS
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
@@ -53,6 +50,7 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *ENDPOINT_MESSAGE_OPERATIONS,
     *ATTEMPT_OPERATIONS,
     *TARGET_OPERATIONS,
+    *OVERVIEW_OPERATIONS,
     *AUDIT_OPERATIONS,
     *DEAD_OPERATIONS,
     *JOB_OPERATIONS,

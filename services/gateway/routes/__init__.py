@@ -12,6 +12,7 @@ from services.gateway.routes import (
     endpoints,
     events,
     groups,
+    journal,
     mailing_messages,
     mailings,
     messenger,
@@ -52,6 +53,8 @@ def about(ticket_header: str) -> Description:
             " selects its event type.",
             mailings.TAG: "Send a text to clients in their own daytime. Pause, resume and cancel"
             " it.",
+            journal.TAG: "What happened: every attempt, the story of each callback, the health of"
+            " targets, and who did what.",
             TAG: "A small messenger. Its users register, sign in, send messages, and get their"
             " events by callback, long poll or server-sent events. Every response except events"
             ' has a `code`: 10 for success. Errors are `{"code", "description"}`.',
@@ -82,6 +85,7 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *callbacks.routes(example_url),
         *callback_batches.routes(example_url),
         *groups.routes(example_url),
+        *journal.routes(),
         *events.routes(example_url),
         *postings.routes(example_url),
         *statistics.routes(),

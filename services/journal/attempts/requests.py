@@ -13,6 +13,7 @@ from services.journal.scope import (
     decode_place,
     encode_place,
     for_operators,
+    origin_of,
     visible,
 )
 from shared.amqp.rpc import RequestContext
@@ -25,7 +26,7 @@ from shared.contracts.journal_reads import (
     READ_ATTEMPTS,
     READ_TIMELINE,
     TAIL,
-    AttemptPage,
+    FoundAttemptPage,
     CallbackAttemptPage,
     ClientList,
     ListAttempts,
@@ -81,7 +82,7 @@ class AttemptRequests:
             found = await self._entries.search(
                 search_of(request, client_id), before, request.limit
             )
-        return AttemptPage(
+        return FoundAttemptPage(
             items=[_attempt(entry) for entry in found.entries],
             next_cursor=None if found.next is None else encode_place(found.next),
         )
@@ -134,7 +135,7 @@ class AttemptRequests:
                 request.after,
                 request.limit,
                 client_id=request.client_id,
-                target=request.target,
+                target=None if request.target is None else origin_of(request.target),
                 outcome=request.outcome,
                 kinds=request.kinds,
             )

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
+from services.journal.scope import origin_of
 from shared.contracts.journal_reads import ListAttempts
 from shared.pagination import END, START
 
@@ -55,7 +56,7 @@ def search_of(request: ListAttempts, client_id: str | None) -> Search:
     outcome = None if code is not None or status == FAILED else status
     return Search(
         client_id=client_id,
-        target=request.target,
+        target=None if request.target is None else origin_of(request.target),
         outcome=outcome,
         # What was delivered has a status below 300, and no reason.
         failed=status == FAILED

@@ -5,7 +5,7 @@ import base64
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from services.journal.scope import INVALID_CURSOR, for_operators
+from services.journal.scope import INVALID_CURSOR, for_operators, origin_of
 from services.journal.targets.store import Figures, quantiles
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_binding import Handler, Response, bound
@@ -58,7 +58,7 @@ class TargetRequests:
     async def _read(self, _: RequestContext, request: ReadTarget) -> Response:
         until = request.until or datetime.fromtimestamp(self._now(), UTC)
         start = since(until.timestamp(), request.minutes)
-        target, client_id = request.target, request.client_id
+        target, client_id = origin_of(request.target), request.client_id
         async with self._slots:
             minutes, buckets = await self._figures.minutes(
                 start, until, target=target, client_id=client_id
