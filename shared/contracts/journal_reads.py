@@ -62,7 +62,7 @@ class ListAttempts(BaseModel):
     limit: Limit = DEFAULT_PAGE_SIZE
 
 
-class FoundAttemptPage(BaseModel):
+class AttemptList(BaseModel):
     """A page of attempts, which may have fewer than the limit. The last one has no cursor."""
 
     model_config = RESPONSE
@@ -138,7 +138,9 @@ class Timeline(BaseModel):
 
     id: str
     items: list[Step]
-    next_cursor: str | None = Field(description="Of the steps before these; null if there are none.")
+    next_cursor: str | None = Field(
+        description="Of the steps before these; null if there are none."
+    )
     kept: bool = Field(description="Whether its request is kept, so that it can be replayed.")
     gaps: list[Gap] = Field(description="Facts that were missed since its first step.")
 
@@ -227,7 +229,7 @@ class Recorded(BaseModel):
     recorded: Literal[True] = True
 
 
-LIST_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListAttempts", ListAttempts, (FoundAttemptPage,))
+LIST_ATTEMPTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListAttempts", ListAttempts, (AttemptList,))
 READ_ATTEMPTS: Final = RpcOperation(
     JOURNAL_REQUESTS, "ReadAttempts", ReadAttempts, (CallbackAttemptPage,)
 )

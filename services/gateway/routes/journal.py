@@ -39,9 +39,9 @@ from shared.contracts.journal_reads import (
     READ_ATTEMPTS,
     READ_TIMELINE,
     STATUS_PATTERN,
+    AttemptList,
     AuditPage,
     CallbackAttemptPage,
-    FoundAttemptPage,
     Timeline,
 )
 from shared.contracts.requests import RpcOperation
@@ -202,7 +202,7 @@ def routes() -> tuple[Route, ...]:
             responses={
                 200: ok(
                     "A page of attempts, newest first.",
-                    FoundAttemptPage,
+                    AttemptList,
                     {
                         "items": [
                             {
@@ -330,7 +330,7 @@ async def get_timeline(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return the story of a callback."""
-    without_steps = {
+    without_steps: dict[str, Any] = {
         "id": request.match_info["id"],
         "items": [],
         "next_cursor": None,

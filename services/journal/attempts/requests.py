@@ -26,7 +26,7 @@ from shared.contracts.journal_reads import (
     READ_ATTEMPTS,
     READ_TIMELINE,
     TAIL,
-    FoundAttemptPage,
+    AttemptList,
     CallbackAttemptPage,
     ClientList,
     ListAttempts,
@@ -79,10 +79,8 @@ class AttemptRequests:
         except ValueError:
             return INVALID_CURSOR
         async with self._slots:
-            found = await self._entries.search(
-                search_of(request, client_id), before, request.limit
-            )
-        return FoundAttemptPage(
+            found = await self._entries.search(search_of(request, client_id), before, request.limit)
+        return AttemptList(
             items=[_attempt(entry) for entry in found.entries],
             next_cursor=None if found.next is None else encode_place(found.next),
         )

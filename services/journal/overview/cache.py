@@ -9,8 +9,8 @@ V = TypeVar("V")
 
 # Seconds for which a value is used again.
 LIFETIME: Final = 1.0
-# A value that took long to read is used for this many times as long, up to a limit. So reads take at
-# most 5 % of the time.
+# A value that took long to read is used for this many times as long, up to a limit. So reads take
+# at most 5 % of the time.
 FACTOR: Final = 20
 MAX_LIFETIME: Final = 5.0
 # Values that are kept. Pages use two or three.
@@ -24,9 +24,7 @@ class Shared(Generic[K, V]):
     monotonic: returns seconds.
     """
 
-    def __init__(
-        self, read: Callable[[K], Awaitable[V]], monotonic: Callable[[], float]
-    ) -> None:
+    def __init__(self, read: Callable[[K], Awaitable[V]], monotonic: Callable[[], float]) -> None:
         self._read = read
         self._monotonic = monotonic
         self._values: dict[K, tuple[float, V]] = {}
