@@ -37,7 +37,7 @@ class Reads:
     database: Database
     store: Store
     handlers: dict[str, Any]
-    position: Position = Position(-1, None)
+    position: Position
 
     async def add(self, facts: Iterable[BaseModel]) -> None:
         """Store facts, as if they were one message of the stream."""
@@ -69,6 +69,7 @@ async def journal_reads(database_url: str) -> AsyncIterator[Reads]:
                 **TargetRequests(Figures(database), slots, time.time).handlers(),
                 **AuditRequests(Audit(database), slots).handlers(),
             },
+            Position(-1, None),
         )
     finally:
         running.cancel()

@@ -97,10 +97,9 @@ def _journal(overview: Overview) -> Iterator[Finding]:
         )
     if overview.gaps:
         known = sum(gap.messages or 0 for gap in overview.gaps)
-        missed = _count(known, "message") if known else "An unknown number of messages"
+        missed = _count(known, "message") if known else "Some messages are"
         yield _warning(
-            f"{missed} with facts missing in the journal since yesterday. Deliveries are not"
-            " affected.",
+            f"{missed} missing in the journal since yesterday. Deliveries are not affected.",
             "Keep a journal process running, or raise RINGBACK_JOURNAL_BACKLOG.",
         )
 
