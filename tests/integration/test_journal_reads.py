@@ -239,7 +239,7 @@ async def test_n6_the_timeline_shows_gaps_and_kept_requests(reads: Reads) -> Non
 def _matches(fact: Any, search: dict[str, Any], client_id: str | None) -> bool:
     """Say independently of SQL whether an attempt matches a search."""
     outcome = fact.type.removeprefix("callback.").replace("attempt_failed", "failed")
-    reason = getattr(fact, "reason", None) or getattr(fact, "error", "")
+    reason: str = getattr(fact, "reason", None) or getattr(fact, "error", "")
     status = search.get("status")
     return (
         (client_id is None or (fact.client_id or "") == client_id)
@@ -358,7 +358,9 @@ async def test_n6_a_page_with_long_texts_ends_early(
 ) -> None:
     monkeypatch.setattr(attempts_store, "MAX_PAGE_CHARACTERS", 2500)
     await reads.add([dead(reason="x" * 1000, attempt=number) for number in range(1, 6)])
-    found, sizes, cursor = [], [], None
+    found: list[int] = []
+    sizes: list[int] = []
+    cursor = None
     while cursor is not None or not sizes:
         page = await reads("ListAttempts", SHOP, cursor=cursor)
         found += [item["attempt"] for item in page["items"]]

@@ -109,7 +109,10 @@ def test_n6_a_healthy_system_has_no_findings() -> None:
         ),
         (
             {"gaps": [gap(None)]},
-            "Some messages are missing in the journal since yesterday. Deliveries are not affected.",
+            (
+                "Some messages are missing in the journal since yesterday."
+                " Deliveries are not affected."
+            ),
         ),
         (
             {"breakers": [breaker("a"), breaker("b")], "targets": [health(0, 50)]},
@@ -188,6 +191,8 @@ async def test_n6_a_slow_read_is_used_for_longer(seconds: float, lifetime: float
 
 
 async def test_n6_a_failed_or_cancelled_read_is_repeated_by_the_next_caller() -> None:
+    reads, started = 0, asyncio.Event()
+
     async def fail(_: int) -> str:
         nonlocal reads
         reads += 1
@@ -198,7 +203,6 @@ async def test_n6_a_failed_or_cancelled_read_is_repeated_by_the_next_caller() ->
             await asyncio.Event().wait()
         return "value"
 
-    reads, started = 0, asyncio.Event()
     shared: Shared[int, str] = Shared(fail, lambda: 0.0)
     with pytest.raises(OSError, match=r"^$"):
         await shared.get(1)
