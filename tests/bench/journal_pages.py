@@ -1,0 +1,214 @@
+"""Reads of the journal with ten million entries: `python -m tests.bench.journal_pages [ENTRIES]`.
+
+It fills a private database, which takes minutes, and prints the median and the maximum of each
+read in milliseconds. `--explain` prints the plan of each search as well.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import asyncpg
+
+from deploy.local.database import Database as Server
+from services.journal.attempts import search, store
+from services.journal.attempts.search import Search
+from services.journal.durations import BUCKETS
+from services.journal.partitions import Partitions
+from tests.fakes.journal_reads import OPERATOR, Reads, journal_reads
+
+ENTRIES: Final = 10_000_000
+DAYS: Final = 14
+ROUNDS: Final = 15
+# A callback that recurs every second, and what is hard to find: a client, a target and a reason.
+RECURRING: Final = "00000000-0000-4000-8000-000000000001"
+_RARE: Final = "rare"
+_RARE_TARGET: Final = "https://rare.example:443"
+
+# Of four entries, one is `scheduled`, and three are attempts. Two attempts of a hundred fail. There
+# are 200 targets and 50 clients.
+_FILL: Final = f"""
+INSERT INTO journal.entries (
+    at, kind, duration, attempt, dispatch, status_code, outcome, schedule_id, callback_id,
+    client_id, target, trace_id, group_key, event_key, reason
+)
+SELECT $1::timestamptz + (n - $2) * ($4::interval / ($3 - $2)),
+    CASE WHEN attempted THEN 'attempt' ELSE 'scheduled' END,
+    CASE WHEN attempted THEN 0.02 END,
+    CASE WHEN attempted THEN 1 END,
+    1,
+    CASE WHEN attempted THEN CASE WHEN failed THEN 503 ELSE 200 END END,
+    CASE WHEN attempted THEN CASE WHEN failed THEN 'failed' ELSE 'delivered' END END,
+    CASE WHEN n % 50 = 0 THEN '{RECURRING}'::uuid ELSE md5((n / 4)::text)::uuid END,
+    CASE WHEN attempted THEN
+        CASE WHEN n % 50 = 0 THEN '{RECURRING}.' || n ELSE md5((n / 4)::text)::uuid::text END
+    END,
+    CASE WHEN n % 1000000 = 3 THEN '{_RARE}' ELSE 'client-' || n % 50 END,
+    CASE WHEN n % 1000000 = 3 THEN '{_RARE_TARGET}'
+        ELSE 'https://target-' || n % 200 || '.example:443' END,
+    md5((n / 8)::text),
+    CASE WHEN NOT attempted THEN 'group-' || n % 1000 END,
+    CASE WHEN NOT attempted THEN 'event-' || n END,
+    CASE WHEN attempted AND failed THEN
+        CASE WHEN n % 5000000 = 3 THEN 'rare' ELSE 'the receiver responded with status 503' END
+    END
+FROM (
+    SELECT n, n % 4 > 0 AS attempted, (n * 7919) % 100 < 2 OR n % 5000000 = 3 AS failed
+    FROM generate_series($2::bigint, $3::bigint - 1) AS n
+) numbers
+"""
+_FILL_MINUTES: Final = f"""
+INSERT INTO journal.minutes (target, client_id, minute, delivered, failed, buckets)
+SELECT 'https://target-' || t || '.example:443', 'client-' || t % 50,
+    date_trunc('minute', now()) - m * interval '1 minute', 40, t % 3,
+    array_fill(1::bigint, ARRAY[{BUCKETS}])
+FROM generate_series(0, 199) AS t, generate_series(0, 1439) AS m
+"""
+
+SEARCHES: Final[dict[str, dict[str, Any]]] = {
+    "latest": {},
+    "failed": {"status": "failed"},
+    "status 503 of a target": {"status": "503", "target": "https://target-7.example:443"},
+    "a target": {"target": "https://target-7.example:443"},
+    "a rare target": {"target": _RARE_TARGET},
+    "a client": {"client_id": "client-7"},
+    "a rare client": {"client_id": _RARE},
+    "failed of a client": {"client_id": "client-7", "status": "failed"},
+    "a rare reason": {"reason": "rare"},
+    "a status that never occurs": {"status": "418"},
+    "a reason of a client that never occurs": {"client_id": "client-7", "reason": "never"},
+    "a target of another client": {
+        "client_id": "client-7",
+        "target": "https://target-8.example:443",
+    },
+    "a trace": {"trace_id": "c4ca4238a0b923820dcc509a6f75849b"},
+    "a group": {"group_key": "group-8"},
+    "an event key": {"event_key": "event-4000"},
+    "a span in the middle": {
+        "since": (datetime.now(UTC) - timedelta(days=7)).isoformat(),
+        "until": (datetime.now(UTC) - timedelta(days=6)).isoformat(),
+    },
+}
+OTHERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "attempts of a callback": ("ReadAttempts", {"id": "c4ca4238-a0b9-2382-0dcc-509a6f75849b"}),
+    "timeline of a callback": ("ReadTimeline", {"id": "c4ca4238-a0b9-2382-0dcc-509a6f75849b"}),
+    "attempts that recur": ("ReadAttempts", {"id": RECURRING}),
+    "timeline that recurs": ("ReadTimeline", {"id": RECURRING}),
+    "timeline of an occurrence": ("ReadTimeline", {"id": f"{RECURRING}.1050"}),
+    "unknown callback": ("ReadTimeline", {"id": "ffffffff-ffff-4fff-8fff-ffffffffffff"}),
+    "tail": ("Tail", {"after": 1_000}),
+    "tail's position": ("Tail", {}),
+    "clients": ("ListClients", {}),
+    "targets of an hour": ("ListTargets", {}),
+    "targets of a day": ("ListTargets", {"minutes": 1440}),
+    "a target by minute": ("ReadTarget", {"target": "https://target-7.example:443"}),
+}
+
+
+async def fill(reads: Reads, url: str, entries: int) -> None:
+    """Fill the tables, with the indexes created afterwards."""
+    first = datetime.now(UTC) - timedelta(days=DAYS - 1)
+    days = [(first + timedelta(days=day)).date() for day in range(DAYS)]
+    await Partitions(reads.database).ensure(days)
+    connection = await asyncpg.connect(url)
+    try:
+        indexes = await connection.fetch(
+            "SELECT indexrelid::regclass::text AS name, pg_get_indexdef(indexrelid) AS sql"
+            " FROM pg_index WHERE indrelid = 'journal.entries'::regclass AND NOT indisprimary"
+        )
+        for index in indexes:
+            await connection.execute(f"DROP INDEX {index['name']}")
+        share = entries // DAYS
+        begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        for day in range(DAYS):
+            start = begin - timedelta(days=DAYS - 1 - day)
+            length = (
+                timedelta(days=1) if day < DAYS - 1 else datetime.now(UTC) - start
+            ) - timedelta(seconds=1)
+            await connection.execute(_FILL, start, day * share, (day + 1) * share, length)
+        await connection.execute("SET maintenance_work_mem = '1GB'")
+        for index in indexes:
+            await connection.execute(index["sql"].replace(" ON ONLY ", " ON "))
+        await connection.execute(_FILL_MINUTES)
+        await connection.execute("VACUUM (ANALYZE) journal.entries")
+        await connection.execute("VACUUM (ANALYZE) journal.minutes")
+    finally:
+        await connection.close()
+
+
+async def _timed(read: Callable[[], Awaitable[Any]]) -> tuple[list[float], Any]:
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        result = await read()
+        times.append(1000 * (time.perf_counter() - started))
+    return times, result
+
+
+async def measure(reads: Reads) -> None:
+    """Print how long each read takes."""
+    requests = {name: ("ListAttempts", given) for name, given in SEARCHES.items()} | OTHERS
+    for name, (operation, given) in requests.items():
+        times, result = await _timed(lambda o=operation, g=given: reads(o, OPERATOR, **g))  # type: ignore[misc]
+        items = len(result.get("items", ())) if isinstance(result, dict) else result.code
+        print(f"{name:40} {median(times):8.1f} {max(times):8.1f} ms  {items} items")
+    pages, cursor, slowest = 0, None, 0.0
+    while pages < ROUNDS * 4:
+        started = time.perf_counter()
+        page = await reads("ListAttempts", OPERATOR, reason="never", cursor=cursor)
+        slowest = max(slowest, 1000 * (time.perf_counter() - started))
+        pages, cursor = pages + 1, page["next_cursor"]
+        if cursor is None:
+            break
+    print(f"{'pages of a search for nothing':40} {slowest:17.1f} ms  {pages} pages")
+
+
+async def explain(reads: Reads) -> None:
+    """Print the plan of each kind of search."""
+    for made in (
+        Search(),
+        Search(failed=True),
+        Search(target="https://target-7.example:443"),
+        Search(target="https://target-7.example:443", failed=True),
+        Search(client_id="client-7"),
+        Search(client_id="client-7", failed=True),
+        Search(trace_id="c4ca4238a0b923820dcc509a6f75849b"),
+    ):
+        sql, values = search.driven(store.SQL["search"], made)
+        async with reads.database.transaction() as connection:
+            rows = await connection.fetch(
+                f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {sql}",
+                *store.NEWEST,
+                *(store.WINDOW, made.since, 101, *made.filters, *values),
+            )
+        print(made)
+        print("\n".join(f"    {row[0]}" for row in rows if "never executed" not in row[0]))
+
+
+async def main(entries: int, *, plans: bool) -> None:
+    """Fill a private database, and measure."""
+    with TemporaryDirectory(prefix="journal-pages-") as directory:
+        server = Server(Path(directory) / "database", durable=False)
+        server.start()
+        try:
+            url = server.create_database("journal")
+            async with journal_reads(url) as reads:
+                started = time.monotonic()
+                await fill(reads, url, entries)
+                print(f"{entries:,} entries filled in {time.monotonic() - started:.0f} s")
+                await measure(reads)
+                if plans:
+                    await explain(reads)
+        finally:
+            server.stop(immediate=True)
+
+
+if __name__ == "__main__":
+    given = [argument for argument in sys.argv[1:] if argument.isdigit()]
+    asyncio.run(main(int(given[0]) if given else ENTRIES, plans="--explain" in sys.argv))
