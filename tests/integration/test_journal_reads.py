@@ -239,7 +239,7 @@ async def test_n6_the_timeline_shows_gaps_and_kept_requests(reads: Reads) -> Non
 def _matches(fact: Any, search: dict[str, Any], client_id: str | None) -> bool:
     """Say independently of SQL whether an attempt matches a search."""
     outcome = fact.type.removeprefix("callback.").replace("attempt_failed", "failed")
-    reason: str = getattr(fact, "reason", None) or getattr(fact, "error", "")
+    reason = str(getattr(fact, "reason", None) or getattr(fact, "error", ""))
     status = search.get("status")
     return (
         (client_id is None or (fact.client_id or "") == client_id)
