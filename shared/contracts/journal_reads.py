@@ -169,7 +169,7 @@ class TailPage(BaseModel):
     seq: int = Field(description="Grows also if none of the new entries matches.")
 
 
-class ListClients(BaseModel):
+class ListClientIds(BaseModel):
     """List the client ids with entries in the journal. Only for operators."""
 
     model_config = ENVELOPE
@@ -178,7 +178,7 @@ class ListClients(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MAX_CLIENTS)] = MAX_CLIENTS
 
 
-class ClientList(BaseModel):
+class ClientIdList(BaseModel):
     """Client ids in order. The anonymous client has none, and is not listed."""
 
     model_config = RESPONSE
@@ -237,7 +237,9 @@ READ_TIMELINE: Final = RpcOperation(JOURNAL_REQUESTS, "ReadTimeline", ReadTimeli
 TAIL: Final = RpcOperation(JOURNAL_REQUESTS, "Tail", Tail, (TailPage,))
 LIST_AUDIT: Final = RpcOperation(JOURNAL_REQUESTS, "ListAudit", ListAudit, (AuditPage,))
 RECORD_AUDIT: Final = RpcOperation(JOURNAL_REQUESTS, "RecordAudit", RecordAudit, (Recorded,))
-LIST_CLIENTS: Final = RpcOperation(JOURNAL_REQUESTS, "ListClients", ListClients, (ClientList,))
+LIST_CLIENT_IDS: Final = RpcOperation(
+    JOURNAL_REQUESTS, "ListClientIds", ListClientIds, (ClientIdList,)
+)
 
-ATTEMPT_OPERATIONS: Final = (LIST_ATTEMPTS, READ_ATTEMPTS, READ_TIMELINE, TAIL, LIST_CLIENTS)
+ATTEMPT_OPERATIONS: Final = (LIST_ATTEMPTS, READ_ATTEMPTS, READ_TIMELINE, TAIL, LIST_CLIENT_IDS)
 AUDIT_OPERATIONS: Final = (LIST_AUDIT, RECORD_AUDIT)

@@ -105,7 +105,7 @@ OTHERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "unknown callback": ("ReadTimeline", {"id": "ffffffff-ffff-4fff-8fff-ffffffffffff"}),
     "tail": ("Tail", {"after": 1_000}),
     "tail's position": ("Tail", {}),
-    "clients": ("ListClients", {}),
+    "clients": ("ListClientIds", {}),
     "targets of an hour": ("ListTargets", {}),
     "targets of a day": ("ListTargets", {"minutes": 1440}),
     "a target by minute": ("ReadTarget", {"target": "https://target-7.example:443"}),

@@ -147,7 +147,7 @@ async def test_n6_only_operators_read_figures_the_tail_clients_and_the_audit_log
         "ListTargets": {},
         "ReadTarget": {"target": TARGET},
         "Tail": {},
-        "ListClients": {},
+        "ListClientIds": {},
         "ListAudit": {},
         "RecordAudit": {"action": "cheat"},
     }
@@ -403,13 +403,13 @@ async def test_n6_clients_are_listed_once_and_by_prefix(reads: Reads) -> None:
     for days in (0, 1):
         at = NOW - timedelta(days=days)
         await reads.add([delivered(client_id=client, at=at) for client in clients])
-    found = await reads("ListClients", OPERATOR)
+    found = await reads("ListClientIds", OPERATOR)
     assert found["items"] == ["billing", "ship", "shop-10", "shop-2"]
-    found = await reads("ListClients", OPERATOR, prefix="shop")
+    found = await reads("ListClientIds", OPERATOR, prefix="shop")
     assert found["items"] == ["shop-10", "shop-2"]
-    found = await reads("ListClients", OPERATOR, limit=1)
+    found = await reads("ListClientIds", OPERATOR, limit=1)
     assert found["items"] == ["billing"]
-    assert (await reads("ListClients", OPERATOR, prefix="z"))["items"] == []
+    assert (await reads("ListClientIds", OPERATOR, prefix="z"))["items"] == []
 
 
 async def test_n6_actions_are_audited_once_and_found(reads: Reads) -> None:

@@ -21,16 +21,16 @@ from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.journal import Attempt, CallbackAttempt, Entry, EntryKind
 from shared.contracts.journal_reads import (
     LIST_ATTEMPTS,
-    LIST_CLIENTS,
+    LIST_CLIENT_IDS,
     MAX_TIMELINE,
     READ_ATTEMPTS,
     READ_TIMELINE,
     TAIL,
     AttemptList,
     CallbackAttemptPage,
-    ClientList,
+    ClientIdList,
     ListAttempts,
-    ListClients,
+    ListClientIds,
     ReadAttempts,
     ReadTimeline,
     Tail,
@@ -62,7 +62,7 @@ class AttemptRequests:
                 bound(READ_ATTEMPTS, self._read),
                 bound(READ_TIMELINE, self._timeline),
                 bound(TAIL, for_operators(self._tail)),
-                bound(LIST_CLIENTS, for_operators(self._clients)),
+                bound(LIST_CLIENT_IDS, for_operators(self._clients)),
             )
         )
 
@@ -139,9 +139,9 @@ class AttemptRequests:
             )
         return TailPage(items=items, seq=seq)
 
-    async def _clients(self, _: RequestContext, request: ListClients) -> Response:
+    async def _clients(self, _: RequestContext, request: ListClientIds) -> Response:
         async with self._slots:
-            return ClientList(items=await self._entries.clients(request.prefix, request.limit))
+            return ClientIdList(items=await self._entries.clients(request.prefix, request.limit))
 
 
 def _visible(entry: Entry, client_id: str | None) -> bool:
