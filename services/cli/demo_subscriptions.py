@@ -129,7 +129,7 @@ class _User:
         return now
 
     async def start_callback(self, mailboxes: _Mailboxes, name: str) -> None:
-        """Register a receiver as callback. It learns the secret with the response."""
+        """Register a receiver as callback, and configure it with the secret in the response."""
         await mailboxes.configure(name, verify=False)
         started = await self.call("/events/callback/start", callback=mailboxes.url(name))
         await mailboxes.configure(name, secrets=[started["secret"]])

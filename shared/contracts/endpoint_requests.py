@@ -152,7 +152,7 @@ class EndpointDeleted(BaseModel):
 
 
 class SecretRotated(BaseModel):
-    """The new secret, which is returned only here. Until then, the old one signs, too."""
+    """The new secret, which is returned only here. Both sign until `old_secret_until`."""
 
     model_config = _RESPONSE
 

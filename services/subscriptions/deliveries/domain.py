@@ -130,7 +130,7 @@ def endpoint_failed(fact: Fact) -> bool:
 
 
 def endpoint_gone(fact: Fact) -> bool:
-    """Return whether a fact says that the endpoint accepts no deliveries any more."""
+    """Return whether a fact reports that the endpoint is gone for good."""
     return isinstance(fact, CallbackDispatchFailed) and fact.status == HTTPStatus.GONE
 
 
