@@ -115,11 +115,12 @@ def try_(file: Path, event: IO[bytes], *, as_json: bool) -> None:
     commands = []
     for command in decision.commands:
         message_type = MESSAGE_TYPE_OF[command.kind]
+        message = message_type.model.model_validate_json(command.body)
         commands.append(
             {
                 "type": message_type.name,
                 "exchange": message_type.exchange,
-                "routing_key": message_type.routing_key,
+                "routing_key": message_type.routing_key_of(message),
                 "id": str(command.id),
                 "body": json.loads(command.body),
             }
