@@ -39,11 +39,15 @@ class TransientError(RingbackError):
 
 
 class DeferredError(RingbackError):
-    """No attempt was made: deferred to a tier of at least `delay` seconds, without counting one."""
+    """No attempt was made: deferred to a tier of at least `delay` seconds, without counting one.
 
-    def __init__(self, reason: str, *, delay: float) -> None:
+    `ages`: whether the time in the tier counts towards the time after which a message is given up.
+    """
+
+    def __init__(self, reason: str, *, delay: float, ages: bool = True) -> None:
         super().__init__(reason)
         self.delay = delay
+        self.ages = ages
 
 
 class InfrastructureError(RingbackError):

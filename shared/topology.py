@@ -30,6 +30,7 @@ MAILINGS_REQUESTS: Final = "mailings.requests"
 DELIVERY_REQUESTS: Final = "delivery.requests"
 JOURNAL_FACTS: Final = "journal.facts"  # a stream
 JOURNAL_REQUESTS: Final = "journal.requests"
+CONTROLS: Final = "controls"  # a stream
 # This one and the next: the exchange and its work queue.
 MAILINGS_STARTS: Final = "mailings.starts"
 MAILINGS_REPORTS: Final = "mailings.reports"
@@ -46,6 +47,8 @@ DEAD_QUEUE_DELIVERY_LIMIT: Final = 1_000_000
 # attempt with an excerpt of the response 2,200. Kept requests take their own size in addition.
 FACT_BYTES: Final = 2048
 DEFAULT_BACKLOG: Final = 1_000_000
+# Bytes of the stream with the lists of paused targets. Only the last list counts.
+CONTROLS_BYTES: Final = 1 << 20
 # RabbitMQ drops the oldest segment of a stream as a whole. It keeps fewer than its maximum: up to
 # two segments less (3.10.8). So segments are small.
 _SEGMENTS: Final = 16
@@ -224,6 +227,7 @@ def topology(
             *(queue for work in WORK_QUEUES for queue in _queues(work, queue_type)),
             *(_request_queue(name, queue_type) for name in REQUEST_QUEUES),
             _stream(JOURNAL_FACTS, backlog * FACT_BYTES),
+            _stream(CONTROLS, CONTROLS_BYTES),
         ),
         (
             *(Binding(ex, work.name, key) for work in WORK_QUEUES for ex, key in work.bindings),

@@ -5,8 +5,11 @@ import socket
 from functools import partial
 
 from services.callback import metrics
+from services.callback.breakers import breaker_reporter
 from services.callback.domain import retry_policy
 from services.callback.handlers import CallbackSender, Reporter
+from services.callback.kept import EXCERPT_BYTES, Keeper
+from services.callback.pauses import PauseFollower, Pauses
 from services.callback.settings import CallbackSettings
 from shared.amqp.consumer import Consumer
 from shared.amqp.fact_sender import FactSender
@@ -23,8 +26,10 @@ from shared.process.run import Process
 from shared.registry import SERVICES
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import Lanes
+from shared.security.encryption import SecretCipher
+from shared.security.settings import SecuritySettings
 from shared.settings import load
-from shared.topology import CALLBACKS, OWNER_QUEUES, topology
+from shared.topology import CALLBACKS, CONTROLS, OWNER_QUEUES, topology
 from shared.version import VERSION
 
 
@@ -34,11 +39,21 @@ async def start(process: Process) -> None:
     clock = SystemClock()
     labels = metrics.TargetLabels(settings.max_targets)
 
+    key = load(SecuritySettings).secrets_key
+    cipher = SecretCipher.of(key.get_secret_value()) if key else None
+    declared = topology(process.settings.queue_type).only(
+        (CALLBACKS, *(OWNER_QUEUES[owner] for owner in sorted(OWNERS)))
+    )
+    name = f"ringback callback {socket.gethostname()}"
+    url, health = process.settings.amqp_url, process.health
+    publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
+    facts = FactSender(publisher, url=url, name=name, health=health)
     client = await process.stack.enter_async_context(
         Client(
             Guard(settings.allowed_networks, settings.allowed_ports),
             user_agent=f"Ringback/{VERSION}",
             connect_timeout=settings.connect_timeout,
+            excerpt=EXCERPT_BYTES,
         )
     )
     lanes = Lanes(
@@ -46,20 +61,20 @@ async def start(process: Process) -> None:
         prefetch=settings.prefetch,
         max_failures=settings.breaker_failures,
         clock=asyncio.get_running_loop().time,
-        observe=breaker_observer(labels.label),
+        observe=breaker_reporter(breaker_observer(labels.label), facts.send_unconfirmed, clock),
     )
-    sender = CallbackSender(client, lanes, labels, settings, clock)
-    declared = topology(process.settings.queue_type).only(
-        (CALLBACKS, *(OWNER_QUEUES[owner] for owner in sorted(OWNERS)))
+    pauses = Pauses()
+    follower = PauseFollower(
+        pauses,
+        url=url,
+        name=f"{name} controls",
+        topology=topology(process.settings.queue_type).only((CONTROLS,)),
+        health=health,
     )
-    name = f"ringback callback {socket.gethostname()}"
-    publisher = Publisher(
-        process.settings.amqp_url,
-        name=f"{name} publisher",
-        topology=declared,
-        health=process.health,
+    sender = CallbackSender(
+        client, lanes=lanes, pauses=pauses, labels=labels, settings=settings, clock=clock
     )
-    facts = FactSender(publisher, url=process.settings.amqp_url, name=name, health=process.health)
+    keeper = Keeper(cipher, process.settings.journal_bodies)
     consumer = Consumer(
         ConsumerSpec(
             queue=CALLBACKS,
@@ -71,19 +86,21 @@ async def start(process: Process) -> None:
             identity=_identity,
             handle=sender.handle,
             policy=partial(retry_policy, give_up_after=settings.give_up_after),
-            report=Reporter(clock).report,
+            report=Reporter(clock, keeper).report,
             send_facts=facts.send,
             drain=lanes.drain,
+            ready=follower.ready,
         ),
-        url=process.settings.amqp_url,
+        url=url,
         name=f"{name} consumer",
         topology=declared,
         publisher=publisher,
         prefetch=settings.prefetch,
         clock=clock,
-        health=process.health,
+        health=health,
     )
     process.run(lanes.run())
+    process.run(follower.run())
     process.run(publisher.run())
     process.run(facts.run())
     process.run(consumer.run())
@@ -95,4 +112,4 @@ def _identity(command: SendCallback) -> str | None:
     return command.id
 
 
-SERVICE = Service(SERVICES["callback"], (CallbackSettings,), start)
+SERVICE = Service(SERVICES["callback"], (CallbackSettings, SecuritySettings), start)

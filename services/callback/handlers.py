@@ -9,6 +9,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from services.callback import domain, metrics
+from services.callback.kept import Keeper
+from services.callback.pauses import Pauses
 from services.callback.settings import CallbackSettings
 from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.clock import Clock
@@ -50,16 +52,19 @@ class Attempted:
 class CallbackSender:
     """Sends callbacks; each worker has one."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root passes each collaborator by name
         self,
         client: Client,
+        *,
         lanes: Lanes,
+        pauses: Pauses,
         labels: metrics.TargetLabels,
         settings: CallbackSettings,
         clock: Clock,
     ) -> None:
         self._client = client
         self._lanes = lanes
+        self._pauses = pauses
         self._labels = labels
         self._settings = settings
         self._clock = clock
@@ -73,14 +78,16 @@ class CallbackSender:
             PermanentError: the target is forbidden, a fingerprint has no https URL, signing failed,
                 or the receiver responded 410.
             TransientError: the attempt failed; a later one may succeed.
-            DeferredError: the target's lane is full or its breaker is open.
+            DeferredError: the target is paused, its lane is full, or its breaker is open.
         """
+        message.record = None
         self._check_expiry(command)
         if command.id is None:
             _check_message_id(message.id)
         target = parse_target(command.target_url)
         if command.fingerprint is not None and target.url.scheme != "https":
             raise PermanentError("a fingerprint requires an https URL")
+        self._pauses.check(target.origin, message.deferrals)
         lane = self._lanes.lane(target.origin, command.client_id)
         probe = await self._lanes.enter(lane, message.deferrals)
         response: HttpResponse | None = None
@@ -89,6 +96,7 @@ class CallbackSender:
         started = self._clock.monotonic()
         try:
             self._check_expiry(command)  # again: it may have waited for its place
+            self._pauses.check(target.origin, message.deferrals)
             response = await self._send(message, command, target)
             if response.retry_after is not None:
                 pause = domain.requested_pause(
@@ -168,8 +176,9 @@ class CallbackSender:
 class Reporter:
     """Reports the outcome of each message: a log line, metrics and a fact."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, keeper: Keeper) -> None:
         self._clock = clock
+        self._keeper = keeper
 
     def report(
         self,
@@ -187,6 +196,11 @@ class Reporter:
             "target_url": target,
             "attempt": message.attempt,
         }
+        if isinstance(outcome, Deferred):
+            deferred = {"reason": outcome.reason, "tier": outcome.tier.name}
+            logger.debug("callback deferred", extra=context | deferred)
+            return None
+        attempted: Attempted | None = message.record
         fact: dict[str, Any] = {
             "fact_id": message.attempt_id,
             "at": datetime.fromtimestamp(self._clock.now(), UTC),
@@ -195,8 +209,13 @@ class Reporter:
             "target": target,
             "attempt": message.attempt,
             "trace_id": message.trace_id,
+            "replay": message.replay,
         }
-        attempted: Attempted | None = message.record
+        if attempted is not None:
+            fact["response"] = self._keeper.response(attempted.response)
+        if command is not None:
+            delivered = isinstance(outcome, Done)
+            fact["request"] = self._keeper.request(message, delivered=delivered)
         took = None if attempted is None else attempted.duration
         if message.owner:
             fact |= {
@@ -221,10 +240,6 @@ class Reporter:
                     duration=took,
                     next_at=datetime.fromtimestamp(not_before, UTC),
                 )
-            case Deferred(tier, reason):
-                context |= {"reason": reason, "tier": tier.name}
-                logger.debug("callback deferred", extra=context)
-                return None
             case Dead(reason):
                 if command is not None:
                     metrics.ERROR.inc()

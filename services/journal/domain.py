@@ -72,6 +72,7 @@ class RequestRow(NamedTuple):
 
     callback_id: str
     client_id: str
+    reference: str
     at: datetime
     sealed: bytes
 
@@ -123,7 +124,13 @@ def rows(facts: Iterable[BaseModel], *, now: datetime, retention: timedelta) -> 
             request = _bytes(sealed)
             if request is not None:
                 found.requests.append(
-                    RequestRow(row.callback_id, row.client_id or "", row.at, request)
+                    RequestRow(
+                        row.callback_id,
+                        row.client_id or "",
+                        _text(getattr(fact, "reference", None)) or "",
+                        row.at,
+                        request,
+                    )
                 )
     return found
 
@@ -154,6 +161,8 @@ def _attempt(  # noqa: PLR0913 - the fields that differ between the facts
     known = {} if detail is None else dict(detail)
     if fact.reference is not None:
         known["reference"] = fact.reference
+    if fact.replay is not None:
+        known["replay"] = fact.replay
     owner = fact.owner
     if owner is not None:
         known["owner"] = owner

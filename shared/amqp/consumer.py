@@ -7,6 +7,7 @@ repeat work, but it loses nothing.
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Mapping
 from functools import partial
@@ -136,6 +137,7 @@ class Consumer(Generic[M, R]):
         if self._tasks.draining:
             return
         await self._publisher.ready()
+        await self._spec.ready()
         await declare(broker.connection, self._topology)
         subscription = await subscribe(broker, self._spec.queue)
         acks = self._acks = AckBatcher(subscription.intercepted, self._spec.send_facts)
@@ -295,12 +297,14 @@ class Consumer(Generic[M, R]):
         decision = defer(
             self._spec.policy(model),
             self._tiers,
-            first_at=message.first_at,
+            first_at=message.first_at if error.ages else math.inf,
             now=self._clock.now(),
             error=error,
         )
         if isinstance(decision, GiveUp):
             return _given_up(decision, error, attempted=False)
+        if not error.ages:
+            message.first_at += decision.seconds
         return Deferred(decision, str(error))
 
     async def _follow_up(

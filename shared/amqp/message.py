@@ -36,7 +36,8 @@ class Message:
 
     id: the logical id, the same in all attempts. Empty until it is known.
     attempt: the number of this attempt, from 1.
-    first_at: epoch seconds of the first attempt, 0 before it.
+    first_at: epoch seconds of the first attempt, 0 before it. Time that does not age the message is
+        added to it.
     not_before: epoch seconds of the next attempt, 0 for now.
     deferrals: the number of deferrals since the last attempt.
     chain: the message_id of the original, the same for all its copies. Empty if it had none.
@@ -95,6 +96,11 @@ class Message:
         """The owner's own id of the message, if any."""
         reference = (self.properties.headers or {}).get(headers.REFERENCE)
         return reference if isinstance(reference, str) else None
+
+    @property
+    def replay(self) -> str | None:
+        """The id of the job or request that sent the message again, if any."""
+        return _plain((self.properties.headers or {}).get(headers.REPLAY)) or None
 
     def copy_properties(self, changes: Mapping[str, Any], *, message_id: str | None) -> Properties:
         """Return properties for a copy: the sender's, and our headers with these changes."""
@@ -234,6 +240,10 @@ def _retry_bugs(_: Any) -> RetryPolicy:
     return BUG_POLICY
 
 
+async def _at_once() -> None:
+    """Consume without a condition."""
+
+
 async def _no_facts(_: Sequence[BaseModel]) -> None:
     """Publish nothing: the reports contain no facts."""
 
@@ -255,6 +265,7 @@ class ConsumerSpec(Generic[M, R]):
     policy: returns how failed attempts of this model are retried. By default only bugs are.
     send_facts: publishes the facts of several reports. Their messages are acknowledged afterwards.
     drain: makes `handle` raise InfrastructureError for work that it has not started.
+    ready: waits until messages can be consumed, on each new connection.
     """
 
     queue: str
@@ -265,3 +276,4 @@ class ConsumerSpec(Generic[M, R]):
     policy: Callable[[M], RetryPolicy] = _retry_bugs
     send_facts: Callable[[Sequence[BaseModel]], Awaitable[None]] = _no_facts
     drain: Callable[[], None] = _finish_work
+    ready: Callable[[], Awaitable[None]] = _at_once

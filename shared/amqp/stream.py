@@ -59,6 +59,11 @@ class Stream:
         await self._channel.basic_qos(prefetch_count=prefetch)
         await self._channel.basic_consume(self._queue, ignore_delivery, arguments={OFFSET: offset})
 
+    async def count(self) -> int:
+        """Return how many messages the broker reports. It is 0 for seconds after a restart."""
+        state = await self._channel.queue_declare(self._queue, passive=True)
+        return state.message_count or 0
+
     def acknowledge(self, tag: int) -> None:
         """Allow more deliveries, as many as there were up to this one."""
         self._intercepted.write(codec.encode_ack(self._intercepted.number, tag, multiple=True))

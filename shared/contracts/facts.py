@@ -35,6 +35,10 @@ class _OfCallback(BaseModel):
         description="The owner's own id of the callback, if several have the same `callback_id`.",
     )
     trace_id: str | None = None
+    replay: str | None = Field(
+        default=None,
+        description="Id of the job or request that sent the callback again, if any.",
+    )
     response: str | None = Field(
         default=None,
         description="The first 1,000 characters of the response's body, encrypted, in base64.",

@@ -39,6 +39,7 @@ class FailureCode(StrEnum):
 
     INVALID = "invalid"  # the request itself is wrong; `errors` names each field
     CONFLICT = "conflict"  # the request contradicts the stored state
+    NOT_KEPT = "not_kept"  # the journal has not kept what the request needs
     NOT_FOUND = "not_found"
     PRECONDITION_FAILED = "precondition_failed"  # the resource is not in the state that was read
     FORBIDDEN = "forbidden"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage
+from multidict import istr
 
 from shared.errors import DeferredError, InfrastructureError, PermanentError, TransientError
 from shared.http.guard import ForbiddenTargetError, forbidden
@@ -53,6 +54,8 @@ _MAX_DETAIL_LENGTH: Final = 200
 _OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Seconds until a local address and port may be free again.
 _NO_ADDRESS_DELAY: Final = 5.0
+_RETRY_AFTER: Final = istr("Retry-After")
+_CONTENT_TYPE: Final = istr("Content-Type")
 # Interim responses, which precede the final one. 101 is final: no request offers an upgrade.
 _INTERIM: Final = frozenset(range(100, 200)) - {101}
 
@@ -85,11 +88,12 @@ class ResponseTooLargeError(PermanentError):
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A response: its status, `Retry-After` as sent, and the body or its beginning."""
+    """A response: its status, two headers as sent, and the body or its beginning."""
 
     status: int
     retry_after: str | None
     body: bytes
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ class Client:
             excerpt = await self._read_excerpt(content)
         finally:
             self._release(connection)
-        return HttpResponse(message.code, message.headers.get("Retry-After"), excerpt)
+        return _response(message, excerpt)
 
     async def fetch(
         self,
@@ -240,7 +244,7 @@ class Client:
                     self._release(connection)
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError) as error:
             raise _failure(error, target, timeout) from error
-        return HttpResponse(message.code, message.headers.get("Retry-After"), body)
+        return _response(message, body)
 
     async def _exchange(
         self,
@@ -332,6 +336,11 @@ class Client:
         _dialled.get().append(opened.fileno())
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return opened
+
+
+def _response(message: RawResponseMessage, body: bytes) -> HttpResponse:
+    headers = message.headers
+    return HttpResponse(message.code, headers.get(_RETRY_AFTER), body, headers.get(_CONTENT_TYPE))
 
 
 def _pool_key(origin: URL, fingerprint: str | None) -> aiohttp.ClientRequest:

@@ -14,6 +14,7 @@ RETRY_AFTER: Final = {"Retry-After": "2"}
 _STATUS: Final = {
     FailureCode.INVALID: HTTPStatus.UNPROCESSABLE_ENTITY,
     FailureCode.CONFLICT: HTTPStatus.CONFLICT,
+    FailureCode.NOT_KEPT: HTTPStatus.CONFLICT,
     FailureCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
     FailureCode.PRECONDITION_FAILED: HTTPStatus.PRECONDITION_FAILED,
     FailureCode.FORBIDDEN: HTTPStatus.FORBIDDEN,

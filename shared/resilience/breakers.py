@@ -22,7 +22,7 @@ CHANGES: Final = {state: _CHANGES.labels(state.value) for state in Breaker}
 
 
 def breaker_observer(label: Callable[[str], str]) -> Callable[[str, Breaker, float], None]:
-    """Return the observer for `Lanes`. `label` maps a target to its label target_url."""
+    """Return the observer of changes. `label` maps a target to its label target_url."""
     opened: Tally[str] = Tally()  # several clients and targets can share a label
 
     def observe(target: str, breaker: Breaker, open_time: float) -> None:

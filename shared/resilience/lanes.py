@@ -48,6 +48,11 @@ MAX_FAILING_LANES: Final = 50_000
 Key = tuple[str, str | None]
 
 
+def deferral_delay(deferrals: int) -> float:
+    """Return the seconds of the next deferral of a message, after this number of deferrals."""
+    return min(2.0 ** min(deferrals, 10), MAX_DEFERRAL)  # 10, as any sender can set the number
+
+
 class Breaker(StrEnum):
     """The state of a circuit breaker."""
 
@@ -94,7 +99,7 @@ class Lanes:
         failure) hold at most half of them, so that they do not displace the others. For the first
         request to a target the limit is three quarters, so that a new target can prove itself.
     max_failures: consecutive failures that open a breaker.
-    observe: called with the target, state and open time of a breaker that has changed.
+    observe: called with the lane, state and open time of a breaker that has changed.
     """
 
     def __init__(
@@ -104,7 +109,7 @@ class Lanes:
         prefetch: int,
         max_failures: int,
         clock: Callable[[], float],
-        observe: Callable[[str, Breaker, float], None],
+        observe: Callable[[Lane, Breaker, float], None],
     ) -> None:
         self._max_in_flight = max_in_flight
         self._max_unproven = max(prefetch // 2, 1)
@@ -144,8 +149,7 @@ class Lanes:
         """
         if self._draining:
             raise InfrastructureError("stopping")
-        # At most ten: any sender can set the number.
-        deferral = min(2.0 ** min(deferrals, 10), MAX_DEFERRAL)
+        deferral = deferral_delay(deferrals)
         if lane.paused_until and (remaining := lane.paused_until - self._clock()) > 0:
             raise DeferredError("paused by the target", delay=max(remaining, deferral))
         if lane.open_time:
@@ -283,7 +287,7 @@ class Lanes:
             self._unproven -= lane.in_flight + len(lane.queue)
         if lane.open_time:
             lane.open_time = 0.0
-            self._observe(lane.target, Breaker.CLOSED, 0.0)
+            self._observe(lane, Breaker.CLOSED, 0.0)
 
     def _failed(self, lane: Lane, *, probe: bool) -> None:
         now = self._clock()
@@ -298,7 +302,7 @@ class Lanes:
         if probe or (not lane.open_time and lane.failures >= self._max_failures):
             lane.open_time = min(lane.open_time * 2 or INITIAL_OPEN_TIME, MAX_OPEN_TIME)
             lane.open_until = now + lane.open_time
-            self._observe(lane.target, Breaker.OPEN, lane.open_time)
+            self._observe(lane, Breaker.OPEN, lane.open_time)
             self._reject_queue(lane, DeferredError("breaker open", delay=lane.open_time))
 
     def _reject_queue(self, lane: Lane, error: Exception) -> None:
@@ -316,4 +320,4 @@ class Lanes:
                 return
             del lanes[oldest.key]
             if oldest.open_time:  # nothing else will report it as closed
-                self._observe(oldest.target, Breaker.CLOSED, 0.0)
+                self._observe(oldest, Breaker.CLOSED, 0.0)

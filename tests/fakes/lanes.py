@@ -35,7 +35,7 @@ class LanesUnderTest:
             prefetch=self.prefetch,
             max_failures=self.max_failures,
             clock=self.time,
-            observe=lambda *change: self.changes.append(change),
+            observe=lambda lane, *change: self.changes.append((lane.target, *change)),
         )
 
     async def enter(self, target: str, deferrals: int = 0) -> bool:

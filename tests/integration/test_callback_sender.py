@@ -10,6 +10,7 @@ import pytest
 
 from services.callback.handlers import CallbackSender
 from services.callback.metrics import TargetLabels
+from services.callback.pauses import Pauses
 from services.callback.settings import CallbackSettings
 from services.sandbox.misbehaviour import response
 from shared.amqp.codec import Properties
@@ -35,10 +36,18 @@ async def sending(
         prefetch=100,
         max_failures=5,
         clock=asyncio.get_running_loop().time,
-        observe=lambda *change: changes.append(change),
+        observe=lambda lane, *change: changes.append((lane.target, *change)),
     )
     async with client() as http:
-        yield CallbackSender(http, lanes, TargetLabels(10), settings, SystemClock()), changes
+        sender = CallbackSender(
+            http,
+            lanes=lanes,
+            pauses=Pauses(),
+            labels=TargetLabels(10),
+            settings=settings,
+            clock=SystemClock(),
+        )
+        yield sender, changes
 
 
 def command(url: str, **fields: Any) -> SendCallback:

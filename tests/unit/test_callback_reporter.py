@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
 from services.callback.handlers import Delivered, Reporter
+from services.callback.kept import Keeper
 from shared.amqp.codec import Properties
 from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
 from shared.contracts.callback import SendCallback
@@ -79,7 +80,7 @@ def report(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[BaseModel | 
     ) -> tuple[BaseModel | None, logging.LogRecord]:
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
-            fact = Reporter(StoppedClock()).report(
+            fact = Reporter(StoppedClock(), Keeper(None, "all")).report(
                 handled or message(), (model or command()) if readable else None, outcome
             )
         [line] = caplog.records
@@ -126,6 +127,7 @@ def test_a_delivery_is_published_as_a_fact(report: Report) -> None:
         client_id="shop",
         target="https://example.com:443",
         attempt=2,
+        trace_id=TRACE,
         status=204,
         duration=0.1234567,
     )
@@ -142,6 +144,7 @@ def test_a_failed_attempt_is_published_with_the_time_of_the_next_one(report: Rep
         client_id="shop",
         target="https://example.com:443",
         attempt=2,
+        trace_id=TRACE,
         error="the receiver responded with 500",
         next_at=datetime.fromtimestamp(NOW + 5, UTC),
     )
@@ -164,6 +167,7 @@ def test_a_dead_lettered_callback_is_published_with_its_reason(report: Report) -
         client_id="shop",
         target="https://example.com:443",
         attempt=2,
+        trace_id=TRACE,
         reason="the receiver responded with 410: gone for good",
     )
     assert (line.levelname, line.getMessage()) == ("ERROR", "callback dead-lettered")

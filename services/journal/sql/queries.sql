@@ -31,12 +31,17 @@ ON CONFLICT (target, client_id, minute) DO UPDATE SET
 
 -- name: keep_requests
 -- The first request of a callback is kept. Only one process inserts, so no other can be first.
-INSERT INTO journal.requests (callback_id, client_id, at, sealed)
-SELECT DISTINCT ON (callback_id) callback_id, client_id, at, sealed
-FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bytea[])
-    AS u (callback_id, client_id, at, sealed)
-WHERE NOT EXISTS (SELECT FROM journal.requests r WHERE r.callback_id = u.callback_id)
-ORDER BY callback_id, at
+INSERT INTO journal.requests (callback_id, client_id, reference, at, sealed)
+SELECT DISTINCT ON (callback_id, client_id, reference)
+    callback_id, client_id, reference, at, sealed
+FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::bytea[])
+    AS u (callback_id, client_id, reference, at, sealed)
+WHERE NOT EXISTS (
+    SELECT FROM journal.requests r
+    WHERE r.callback_id = u.callback_id AND r.client_id = u.client_id
+        AND r.reference = u.reference
+)
+ORDER BY callback_id, client_id, reference, at
 
 -- name: now
 SELECT clock_timestamp() AS now

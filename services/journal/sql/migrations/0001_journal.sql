@@ -46,6 +46,7 @@ CREATE INDEX entries_event ON journal.entries (event_key, at, seq) WHERE event_k
 CREATE TABLE journal.requests (
     callback_id text COLLATE "C" NOT NULL,
     client_id text COLLATE "C" NOT NULL, -- '' is the anonymous client
+    reference text COLLATE "C" NOT NULL, -- the owner's own id, if several share the callback id
     at timestamptz NOT NULL,
     sealed bytea NOT NULL               -- encrypted: the SendCallback and its message id
 ) PARTITION BY RANGE (at);
@@ -127,6 +128,10 @@ CREATE TABLE journal.paused_targets (
     at timestamptz NOT NULL DEFAULT now(),
     actor text
 );
+
+-- One row: the version of the list of paused targets.
+CREATE TABLE journal.controls (version bigint NOT NULL);
+INSERT INTO journal.controls (version) VALUES (0);
 
 -- Circuit breakers that are open in a process of the callback service.
 CREATE TABLE journal.breakers (
