@@ -18,6 +18,7 @@ from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.tickets import TicketVerifier
 from tests.fakes.command import ROOT, ringback
+from tests.fakes.console import Browser
 from tests.fakes.service import NO_AUTHORITIES
 from tests.fakes.smtp import mail_server
 from tests.fakes.waiting import until
@@ -108,7 +109,7 @@ async def up(*arguments: str, **settings: str) -> AsyncIterator[Up]:
 
 
 def check_texts(output: str) -> None:
-    """Check that a code is sent, and that mailings start, wait for the morning, and stop."""
+    """Check that a code is sent, that mailings start, wait and stop, and what users got."""
     assert re.search(r"7  posting \S+: “Ringback: your code is 1234.*” sent", output)
     assert re.search(r"8  posting \S+: expired, nothing was sent", output)
     # M2 to M5
@@ -118,6 +119,7 @@ def check_texts(output: str) -> None:
     stopped = re.search(r"12 2 s later (\d+) sent, 4 s later (\d+) sent", output)
     assert stopped
     assert 200 <= int(stopped[1]) == int(stopped[2]) < 400
+    check_subscriptions(output)
 
 
 def check_subscriptions(output: str) -> None:
@@ -139,6 +141,17 @@ def check_subscriptions(output: str) -> None:
     disabled = "it is disabled, and another endpoint received endpoint.disabled"
     assert f"16 it responded with 410: {disabled}" in output
     assert f"16 active again: one replay sent the 3 messages{verified}" in output
+
+
+async def sign_in_at_the_printed_console(output: str) -> None:
+    """Open the console, and sign in with one click."""
+    console = re.search(r"  console +(http://\S+)/\n", output)
+    assert console
+    jar = aiohttp.CookieJar(unsafe=True, treat_as_secure_origin=console[1])
+    async with aiohttp.ClientSession(cookie_jar=jar) as http:
+        shown = await Browser(console[1], http).sign_in("ada")
+    assert shown.status == 200
+    assert "ada, admin" in shown.text  # M11
 
 
 async def run_printed_schedule_command(output: str) -> None:
@@ -197,7 +210,6 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         assert mails
         assert int(mails[1]) + int(mails[3]) == int(mails[2]) > 1000
         check_texts(output)
-        check_subscriptions(output)
 
         # The printed commands work in another terminal.
         broker_url = re.search(r"export RINGBACK_AMQP_URL=(\S+)", output)
@@ -214,6 +226,7 @@ async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
         assert delivery["verified"]
 
         await run_printed_schedule_command(output)
+        await sign_in_at_the_printed_console(output)
 
         # Without the export, a command finds the private broker.
         found = await ringback("dead", "list", "callbacks", amqp_url=None)
@@ -265,6 +278,7 @@ async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
     async with up("--without-sandbox", **settings) as running:
         await running.until(EVERYTHING_IS_RUNNING)
         assert "sandbox" not in running.output
+        assert "The console is left out: RINGBACK_OIDC_ISSUER is not set" in running.output
 
         os.kill(running.service("callback"), signal.SIGKILL)
 

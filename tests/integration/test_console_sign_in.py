@@ -1,5 +1,6 @@
 """M11: sign-in at the sandbox's OpenID provider, sessions, and everything that can go wrong."""
 
+import asyncio
 import hashlib
 import html
 import re
@@ -181,6 +182,19 @@ async def test_m11_a_provider_that_is_down_gets_a_page(database_url: str) -> Non
         shown = await browser.get("/")
         assert shown.status == 503
         assert shown.heading == "The OpenID provider is unavailable"
+
+
+async def test_m11_a_provider_that_hangs_delays_its_users_together(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
+    """They wait for one request, not one after the other."""
+    monkeypatch.setattr(provider_module, "TIMEOUT", 1.0)
+    url = await sandbox.mailbox(behaviour={"kind": "hang"})
+    async with running_console(database_url, issuer=url) as console, console.browser() as browser:
+        shown = await asyncio.gather(*(browser.get("/sign-in") for _ in range(20)))
+        assert {each.status for each in shown} == {503}
+    requests = await sandbox.webhooks(url)
+    assert len(requests) == 1
 
 
 async def test_m11_an_issuer_that_calls_itself_otherwise_is_refused(

@@ -33,6 +33,8 @@ METADATA_LIFETIME: Final = 3600.0
 KEYS_LIFETIME: Final = 300.0
 # Seconds between two look-ups of an unknown key. Anyone with a stolen code could cause them.
 REFETCH_INTERVAL: Final = 60.0
+# Seconds for which a failed discovery counts. Otherwise all users would wait one after the other.
+FAILURE_LIFETIME: Final = 2.0
 # The errors of a token endpoint (RFC 6749, 5.2). Others are not shown: their text is not ours.
 _TOKEN_ERRORS: Final = frozenset(
     {
@@ -80,6 +82,8 @@ class Provider:
         self._client_secret = client_secret
         self._metadata: Metadata | None = None
         self._metadata_at = -math.inf
+        self._failure = SignInError(Reason.UNAVAILABLE, "")
+        self._failed_at = -math.inf
         self._keys: list[Key] = []
         self._keys_at = -math.inf
         self._fetching = asyncio.Lock()
@@ -151,11 +155,20 @@ class Provider:
         """
         async with self._fetching:
             if time.monotonic() - self._metadata_at >= METADATA_LIFETIME:
-                content = await self._get(self._discovery_url, "the discovery document")
-                self._metadata = self._parse_metadata(content)
-                self._metadata_at = time.monotonic()
+                await self._discover()
         assert self._metadata is not None  # noqa: S101 - set together with its time
         return self._metadata
+
+    async def _discover(self) -> None:
+        if time.monotonic() - self._failed_at < FAILURE_LIFETIME:
+            raise SignInError(self._failure.reason, str(self._failure))
+        try:
+            content = await self._get(self._discovery_url, "the discovery document")
+            self._metadata = self._parse_metadata(content)
+        except SignInError as error:
+            self._failure, self._failed_at = error, time.monotonic()
+            raise
+        self._metadata_at = time.monotonic()
 
     def _parse_metadata(self, content: Any) -> Metadata:
         try:
