@@ -13,17 +13,17 @@ from markupsafe import Markup
 from services.console.formatting import DASH, count
 
 # The size of a drawing in its own units; style.css scales it to the page.
-WIDTH: Final = 720
-HEIGHT: Final = 220
+WIDTH: Final = 600
+HEIGHT: Final = 210
 # The space around the drawing, for the labels of the axes.
-_LEFT: Final = 56
+_LEFT: Final = 60
 _RIGHT: Final = 12
 _TOP: Final = 10
 _BOTTOM: Final = 26
 _INNER_WIDTH: Final = WIDTH - _LEFT - _RIGHT
 _INNER_HEIGHT: Final = HEIGHT - _TOP - _BOTTOM
 # Labels of the horizontal axis: as many as fit with a time of day.
-_MAX_LABELS: Final = 9
+_MAX_LABELS: Final = 8
 _TICKS: Final = 4
 # Points up to which each is drawn as a dot.
 _MAX_DOTS: Final = 40
