@@ -2,21 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from functools import partial
+from getpass import getuser
 from typing import Any, Final
 
 import click
+from pydantic import BaseModel
 from tqdm import tqdm
 
-from services.cli import dead_letters as letters
 from services.cli.broker import broker_settings, connection, publishing, run_task
-from services.cli.dead_letters import DeadLetter
 from services.cli.output import echo
-from services.cli.queue_browser import MAX_PREFETCH, browse_queue
+from shared.amqp import dead_letters as letters
 from shared.amqp.connection import BrokerConnection
+from shared.amqp.dead_letters import DeadLetter
+from shared.amqp.facts import fact_messages
 from shared.amqp.frame_interceptor import Delivery
-from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError
+from shared.amqp.publisher import OutgoingMessage, Publisher, UnpublishableError, new_id
+from shared.amqp.queue_browser import MAX_PREFETCH, browse_queue
+from shared.contracts.journal_facts import LetterRedriven
 from shared.process.logs import printable
 from shared.settings import Settings
 from shared.topology import WORK_QUEUES, dead_queue, work_queue_of
@@ -256,6 +261,7 @@ class Redrive:
         self._queue = queue
         self._wanted = wanted
         self._limit = limit
+        self._facts: list[BaseModel] = []
 
     async def run(self, settings: Settings) -> None:
         """Move the letters. When cancelled, wait for those in flight."""
@@ -270,7 +276,7 @@ class Redrive:
         prefetch = PREFETCH if self._wanted is None else MAX_PREFETCH
         async with browse_queue(broker, dead_queue(self._queue), prefetch=prefetch) as browser:
 
-            def ended(delivery: Delivery, result: asyncio.Future[None]) -> None:
+            def ended(delivery: Delivery, letter: DeadLetter, result: asyncio.Future[None]) -> None:
                 in_flight.discard(result)
                 window.release()
                 if result.cancelled():
@@ -281,6 +287,7 @@ class Redrive:
                 browser.remove(delivery)
                 self.count += 1
                 bar.update()
+                self._report(publisher, letter)
 
             try:
                 async for delivery in browser:
@@ -291,7 +298,9 @@ class Redrive:
                     if self.error is not None:
                         break
                     copy = OutgoingMessage(
-                        self._queue, letters.redrive_properties(letter), delivery.body
+                        self._queue,
+                        letters.redrive_properties(letter, message_id=new_id()),
+                        delivery.body,
                     )
                     try:
                         result = publisher.publish(copy)
@@ -300,10 +309,35 @@ class Redrive:
                         window.release()
                         continue
                     in_flight.add(result)
-                    result.add_done_callback(partial(ended, delivery))
+                    result.add_done_callback(partial(ended, delivery, letter))
                     started += 1
                     if started == self._limit:
                         break
             finally:
-                if in_flight:
-                    await asyncio.wait(in_flight, timeout=CONFIRM_TIMEOUT)
+                await _wait(in_flight)
+                await _wait(self._send_facts(publisher))
+
+    def _report(self, publisher: Publisher, letter: DeadLetter) -> None:
+        """Report a moved letter to the journal, if there is one. A lost fact does no harm."""
+        self._facts.append(
+            letters.letter_moved(LetterRedriven, self._queue, letter, at=time.time(), actor=_user())
+        )
+        if len(self._facts) >= MAX_IN_FLIGHT:
+            self._send_facts(publisher)
+
+    def _send_facts(self, publisher: Publisher) -> list[asyncio.Future[None]]:
+        facts, self._facts = self._facts, []
+        return [publisher.publish(message) for message in fact_messages(facts)]
+
+
+async def _wait(confirms: Collection[asyncio.Future[None]]) -> None:
+    if confirms:
+        await asyncio.wait(confirms, timeout=CONFIRM_TIMEOUT)
+
+
+def _user() -> str | None:
+    """Return the name of the user of this command, or None if the machine has no name for them."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return None

@@ -11,13 +11,13 @@ import click
 from aiormq.abc import DeliveredMessage
 
 from services.cli.broker import connection, publishing
-from services.cli.dead_letters import parse_dead_letter
 from services.cli.output import echo
-from services.cli.queue_browser import browse_queue
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection
+from shared.amqp.dead_letters import parse_dead_letter
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, new_id
+from shared.amqp.queue_browser import browse_queue
 from shared.contracts.callback import SEND_CALLBACK, SendCallback
 from shared.contracts.facts import CallbackAttemptFailed, CallbackDead, Fact, Facts
 from shared.settings import Settings

@@ -11,6 +11,7 @@ from services.ingestion.retention import Retention
 from services.ingestion.settings import IngestionSettings
 from services.ingestion.store import Store
 from shared.amqp.consumer import Consumer
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.publisher import Publisher
 from shared.clock import SystemClock
@@ -45,6 +46,7 @@ async def start(process: Process) -> None:
         schema=SCHEMA,
     )
     publisher = Publisher(url, name=f"{name} publisher", topology=declared, health=health)
+    facts = FactSender(publisher, url=url, name=name, health=health)
     store = Store(database)
     outbox = Outbox(store, publisher, batch=settings.batch, monotonic=clock.monotonic)
     handler = Handler(event_rules, store, outbox, clock, batch=settings.batch)
@@ -55,6 +57,7 @@ async def start(process: Process) -> None:
             identity=identity,
             handle=handler.handle,
             report=report,
+            send_facts=facts.send,
         ),
         url=url,
         name=f"{name} consumer",
@@ -65,10 +68,11 @@ async def start(process: Process) -> None:
         health=health,
     )
     retention = Retention(store, timedelta(days=settings.retention))
-    for part in (database, publisher, outbox, handler, consumer, retention):
+    for part in (database, publisher, facts, outbox, handler, consumer, retention):
         process.run(part.run())
     process.on_drain(consumer.drain)
     process.on_drain(outbox.drain)
+    process.on_drain(facts.drain)
 
 
 SERVICE = Service(SERVICES["ingestion"], (IngestionSettings,), start)

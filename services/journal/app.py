@@ -9,9 +9,15 @@ from services.journal.attempts.requests import AttemptRequests
 from services.journal.attempts.store import Entries
 from services.journal.audit.requests import AuditRequests
 from services.journal.audit.store import Audit
+from services.journal.dead.index import LetterIndex
+from services.journal.dead.letters import LetterReader
+from services.journal.dead.moving import Moves
+from services.journal.dead.reconciliation import Reconciliation
 from services.journal.dead.requests import DeadRequests
 from services.journal.ingestion import Ingestion
 from services.journal.jobs.requests import JobRequests
+from services.journal.jobs.store import Jobs
+from services.journal.jobs.worker import JobWorker
 from services.journal.overview.requests import OverviewRequests
 from services.journal.partitions import Partitions
 from services.journal.pauses.requests import PauseRequests
@@ -23,8 +29,12 @@ from services.journal.store import Store
 from services.journal.targets.requests import TargetRequests
 from services.journal.targets.store import Figures
 from shared.amqp.depth import QueueDepth
+from shared.amqp.fact_sender import FactSender
+from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_client import RpcClient
 from shared.amqp.rpc_server import RpcServer
+from shared.clock import SystemClock
+from shared.contracts.journal import JobKind
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
@@ -42,16 +52,42 @@ async def start(process: Process) -> None:
     """Construct the journal and start it."""
     settings = load(JournalSettings)
     name = f"ringback journal {socket.gethostname()}"
-    url, health = process.settings.amqp_url, process.health
+    url, health, clock = process.settings.amqp_url, process.health, SystemClock()
     database_url = process.settings.database_url or ""  # start-up has checked that it is set
     table = topology(process.settings.queue_type, backlog=process.settings.journal_backlog)
     retention = timedelta(days=settings.retention)
     database = Database(
         database_url, name=name, health=health, size=settings.connections, schema=SCHEMA
     )
-    partitions = Partitions(database)
+    partitions, index, audit = Partitions(database), LetterIndex(database), Audit(database)
+    jobs = Jobs(database, audit)
+    # Dead letters are moved back to every work queue.
+    work_queues = table.only(queue.name for queue in WORK_QUEUES)
+    publisher = Publisher(url, name=f"{name} publisher", topology=work_queues, health=health)
+    facts = FactSender(publisher, url=url, name=name, health=health)
+    moves = Moves(
+        database,
+        jobs,
+        index,
+        publisher=publisher,
+        facts=facts,
+        url=url,
+        name=f"{name} dead letters",
+        clock=clock,
+    )
+    worker = JobWorker(jobs, {JobKind.REDRIVE: moves.work, JobKind.DISCARD: moves.work})
+    reconciliation = Reconciliation(
+        index,
+        jobs,
+        amqp_url=url,
+        database_url=database_url,
+        name=f"{name} reconciliation",
+        topology=work_queues,
+        health=health,
+        clock=clock,
+    )
     ingestion = Ingestion(
-        Store(database, partitions, retention=retention),
+        Store(database, partitions, retention=retention, recorders=(index.record,)),
         amqp_url=url,
         database_url=database_url,
         name=f"{name} stream",
@@ -66,7 +102,7 @@ async def start(process: Process) -> None:
     depth = QueueDepth(
         url,
         name=f"{name} depths",
-        topology=table.only(work.name for work in WORK_QUEUES),
+        topology=work_queues,
         health=health,
     )
     scheduler = RpcClient(url, name=f"{name} scheduler", health=health)
@@ -84,9 +120,11 @@ async def start(process: Process) -> None:
                 monotonic=time.monotonic,
                 now=time.time,
             ).handlers(),
-            **AuditRequests(Audit(database), slots).handlers(),
-            **DeadRequests().handlers(),
-            **JobRequests().handlers(),
+            **AuditRequests(audit, slots).handlers(),
+            **DeadRequests(
+                database, index, jobs, LetterReader(url, name=f"{name} letters"), wake=worker.wake
+            ).handlers(),
+            **JobRequests(jobs).handlers(),
             **ReplayRequests().handlers(),
             **PauseRequests().handlers(),
         },
@@ -97,11 +135,13 @@ async def start(process: Process) -> None:
         health=health,
     )
     for part in (
-        *(database, ingestion, depth, scheduler, responder),
+        *(database, publisher, facts, ingestion, depth, scheduler),
+        *(responder, worker, reconciliation),
         Retention(database, partitions, retention),
     ):
         process.run(part.run())
-    process.on_drain(responder.drain)
+    for drain in (responder.drain, worker.drain, facts.drain):
+        process.on_drain(drain)
 
 
 SERVICE = Service(SERVICES["journal"], (JournalSettings, SecuritySettings), start)

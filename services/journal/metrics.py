@@ -20,3 +20,6 @@ BATCH: Final = Histogram(
     "Seconds to store one batch.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
+REINDEXED: Final = Counter(
+    "ringback_journal_reindexed_queues", "Dead-letter queues that were read to correct the index."
+)

@@ -38,6 +38,7 @@ from services.mailings.store import Store
 from services.mailings.unsubscribe import Unsubscribe
 from shared.amqp.consumer import Consumer
 from shared.amqp.depth import QueueDepth
+from shared.amqp.fact_sender import FactSender
 from shared.amqp.facts import parse_facts
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.parsing import parse_message
@@ -117,6 +118,7 @@ async def start(process: Process) -> None:
     client = await process.stack.enter_async_context(
         Client(ANYWHERE, user_agent=f"Ringback/{VERSION}")
     )
+    facts = FactSender(publisher, url=url, name=name, health=health)
     depth = QueueDepth(url, name=f"{name} depths", topology=declared, health=health)
     limit = QueueLimit(depth, max_waiting=settings.max_waiting, monotonic=clock.monotonic)
     store, directory = Store(database), Directory(database)
@@ -168,6 +170,7 @@ async def start(process: Process) -> None:
             ),
             handle=Handler(intake, templates, clock).handle,
             report=handlers.report,
+            send_facts=facts.send,
         )
     )
     outcomes = consumer(
@@ -176,6 +179,7 @@ async def start(process: Process) -> None:
             parse=partial(parse_facts, model=MessageFacts, types=MESSAGE_FACT_TYPES),
             handle=settler.handle,
             report=settlement.report,
+            send_facts=facts.send,
         )
     )
     start_notifications = consumer(
@@ -188,6 +192,7 @@ async def start(process: Process) -> None:
             ),
             handle=starts.Handler(worker.start).handle,
             report=starts.report,
+            send_facts=facts.send,
         )
     )
     report_notifications = consumer(
@@ -200,6 +205,7 @@ async def start(process: Process) -> None:
             ),
             handle=reports.handle,
             report=sending.report,
+            send_facts=facts.send,
         )
     )
     server = RpcServer(
@@ -221,7 +227,7 @@ async def start(process: Process) -> None:
     )
     retention = Retention(store, timedelta(days=settings.retention))
     for part in (
-        *(database, store, publisher, depth, intake, settler, expansion),
+        *(database, store, publisher, facts, depth, intake, settler, expansion),
         *(postings, outcomes, server, retention),
         *(rpc_client, worker, start_notifications, report_notifications),
     ):
@@ -232,7 +238,7 @@ async def start(process: Process) -> None:
     for drain in (
         *(postings.drain, start_notifications.drain, report_notifications.drain),
         server.drain,
-        *(expansion.drain, outcomes.drain),
+        *(expansion.drain, outcomes.drain, facts.drain),
     ):
         process.on_drain(drain)
 

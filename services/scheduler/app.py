@@ -155,6 +155,7 @@ async def start(process: Process) -> None:
                 ticket_header=ticket_header,
             ).handle,
             report=handlers.report,
+            send_facts=sender.send,
         )
     )
     outcomes = consumer(
@@ -163,6 +164,7 @@ async def start(process: Process) -> None:
             parse=partial(parse_facts, model=Facts, types=FACT_TYPES),
             handle=settler.handle,
             report=settlement.report,
+            send_facts=sender.send,
         )
     )
     responder = RpcServer(

@@ -142,6 +142,7 @@ async def start(process: Process) -> None:
             identity=handlers.identity,
             handle=Handler(appender.append).handle,
             report=handlers.report,
+            send_facts=facts.send,
         )
     )
     outcomes = consumer(
@@ -150,6 +151,7 @@ async def start(process: Process) -> None:
             parse=partial(parse_facts, model=Facts, types=FACT_TYPES),
             handle=settler.handle,
             report=settlement.report,
+            send_facts=facts.send,
         )
     )
     server = RpcServer(

@@ -35,11 +35,15 @@ class AckBatcher:
         """Record a delivery, in the order of the tags. Each of the methods below ends one."""
         self._outstanding[tag] = None
 
-    def done(self, tag: int, fact: BaseModel | None = None) -> None:
-        """Acknowledge the delivery with the next batch, once its fact is sent."""
+    def done(
+        self, tag: int, fact: BaseModel | None = None, letter: BaseModel | None = None
+    ) -> None:
+        """Acknowledge the delivery with the next batch, once its facts are sent."""
         self._tags.append(tag)
         if fact is not None:
             self._facts.append(fact)
+        if letter is not None:
+            self._facts.append(letter)
         self._pending.set()
 
     def requeue(self, tag: int) -> None:

@@ -18,6 +18,7 @@ from prometheus_client import Counter
 from shared.amqp.ack_batcher import AckBatcher
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection, keep_connected, run_until_first_ends
+from shared.amqp.dead_letters import letter_dead
 from shared.amqp.declare import declare
 from shared.amqp.delivery_tasks import DeliveryTasks
 from shared.amqp.frame_interceptor import Delivery
@@ -187,7 +188,7 @@ class Consumer(Generic[M, R]):
             done_by = self._steps.done_by(key, acks)
             if done_by is not None:
                 self._repeated.inc()
-                acks.done(delivery.tag, done_by.fact)
+                acks.done(delivery.tag, done_by.fact, done_by.letter)
                 return
         step = self._steps.begin(key, acks)
         try:
@@ -200,7 +201,7 @@ class Consumer(Generic[M, R]):
             acks.requeue(delivery.tag)
         else:
             if not acks.lost:
-                acks.done(delivery.tag, step.fact)
+                acks.done(delivery.tag, step.fact, step.letter)
         finally:
             self._steps.end(key, step)
 
@@ -340,7 +341,12 @@ class Consumer(Generic[M, R]):
 
     async def _dead_letter(self, message: Message, reason: str, step: Step) -> None:
         now = int(self._clock.now() * 1000)
-        changes: dict[str, str | int] = {headers.REASON: reason, headers.DIED_AT: now}
+        letter_id = new_id()
+        changes: dict[str, str | int] = {
+            headers.REASON: reason,
+            headers.DIED_AT: now,
+            headers.LETTER: letter_id,
+        }
         if message.first_at:
             changes[headers.FIRST_AT] = int(message.first_at * 1000)
             changes[headers.ATTEMPT] = message.attempt
@@ -363,9 +369,13 @@ class Consumer(Generic[M, R]):
                     headers.ID: message.id,
                     headers.REASON: f"{reason}; {error}",
                     headers.DIED_AT: now,
+                    headers.LETTER: letter_id,
                 },
             )
             await self._publish(OutgoingMessage(queue, bare, message.body), step)
+        step.letter = letter_dead(
+            self._spec.queue, message, letter_id=letter_id, reason=reason, at=now / 1000
+        )
 
     async def _publish_copy(
         self, message: Message, queue: str, changes: Mapping[str, Any], step: Step

@@ -244,10 +244,6 @@ async def _at_once() -> None:
     """Consume without a condition."""
 
 
-async def _no_facts(_: Sequence[BaseModel]) -> None:
-    """Publish nothing: the reports contain no facts."""
-
-
 def _finish_work() -> None:
     """Let handlers finish the work that they have started."""
 
@@ -261,9 +257,10 @@ class ConsumerSpec(Generic[M, R]):
         otherwise.
     report: logs and counts an outcome, and returns the fact to publish, if any. The model is None
         if the message could not be parsed.
+    send_facts: publishes the facts of several reports, and those about dead letters. Their messages
+        are acknowledged afterwards.
     identity: returns the id that the model itself contains, if any.
     policy: returns how failed attempts of this model are retried. By default only bugs are.
-    send_facts: publishes the facts of several reports. Their messages are acknowledged afterwards.
     drain: makes `handle` raise InfrastructureError for work that it has not started.
     ready: waits until messages can be consumed, on each new connection.
     """
@@ -272,8 +269,8 @@ class ConsumerSpec(Generic[M, R]):
     parse: Callable[[Message], M]
     handle: Callable[[Message, M], Awaitable[R]]
     report: Callable[[Message, M | None, Outcome[R]], BaseModel | None]
+    send_facts: Callable[[Sequence[BaseModel]], Awaitable[None]]
     identity: Callable[[M], str | None] = _no_identity
     policy: Callable[[M], RetryPolicy] = _retry_bugs
-    send_facts: Callable[[Sequence[BaseModel]], Awaitable[None]] = _no_facts
     drain: Callable[[], None] = _finish_work
     ready: Callable[[], Awaitable[None]] = _at_once

@@ -23,12 +23,14 @@ Key = tuple[str, str, int, int]
 class Step:
     """The handling of one delivery, up to its next copy or its dead letter.
 
-    finished: the copy or dead letter is confirmed. fact: the fact about it.
+    finished: the copy or dead letter is confirmed. fact: the fact about the outcome. letter: the
+    fact about the dead letter.
     """
 
     acks: AckBatcher
     finished: bool = False
     fact: BaseModel | None = None
+    letter: BaseModel | None = None
 
 
 class Steps:

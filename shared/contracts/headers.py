@@ -16,6 +16,7 @@ FIRST_AT: Final = "x-ringback-first-at"  # time of the first attempt, in epoch m
 NOT_BEFORE: Final = "x-ringback-not-before"  # time of the next attempt, in epoch milliseconds
 REASON: Final = "x-ringback-reason"  # reason of a dead letter
 DIED_AT: Final = "x-ringback-died-at"  # time of dead-lettering, in epoch milliseconds
+LETTER: Final = "x-ringback-letter"  # unique id of a dead letter
 OWNER: Final = "x-ringback-owner"  # service that receives failed dispatches as facts
 REFERENCE: Final = "x-ringback-reference"  # the owner's own id, copied to every fact
 DISPATCH: Final = "x-ringback-dispatch"  # the owner's dispatch number, copied to every fact

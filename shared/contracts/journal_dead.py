@@ -25,7 +25,7 @@ from shared.contracts.journal import (
     SearchText,
 )
 from shared.contracts.requests import RpcOperation
-from shared.contracts.schedules import ENVELOPE
+from shared.contracts.schedules import ENVELOPE, STRICT
 from shared.topology import JOURNAL_REQUESTS
 
 
@@ -45,12 +45,12 @@ class Letter(BaseModel):
 
     model_config = RESPONSE
 
-    letter_id: str
-    logical_id: str | None
+    letter_id: str = Field(description="Its own id, another one if the message dies again.")
+    logical_id: str | None = Field(description="The id that is the same on all retries.")
     client_id: str | None
-    target: str | None
+    target: str | None = Field(description="Scheme, host and port of a callback.")
     reason: str
-    at: AwareDatetime
+    at: AwareDatetime = Field(description="When it was dead-lettered.")
 
 
 class LetterPage(BaseModel):
@@ -62,8 +62,30 @@ class LetterPage(BaseModel):
     next_cursor: str | None
 
 
+class ReadLetter(BaseModel):
+    """Read one dead letter in its queue, with secrets hidden."""
+
+    model_config = ENVELOPE
+
+    queue: SearchText
+    id: SearchText = Field(description="Its `letter_id`.")
+
+
+class LetterDetails(Letter):
+    """A dead letter with its properties, headers and body. Secrets are replaced by `******`."""
+
+    attempts: int | None = Field(description="Null if Ringback made no attempt.")
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+    body: Any = Field(description="The JSON of the body, or a text that says why it is not shown.")
+
+
 class GroupDead(BaseModel):
-    """Count the dead letters of a work queue by reason or target, the most frequent first."""
+    """Count the dead letters of a work queue by reason or target, the most frequent first.
+
+    The key of a reason has no numbers, ids and quotations. A filter with this key as its `reason`
+    selects the group.
+    """
 
     model_config = ENVELOPE
 
@@ -82,23 +104,32 @@ class Group(BaseModel):
 
 
 class GroupList(BaseModel):
-    """Groups of dead letters, and the number of all in the queue."""
+    """Groups of dead letters, and the number of all dead letters of the queue."""
 
     model_config = RESPONSE
 
     items: list[Group]
+    next_cursor: None = Field(default=None, description="Always null: there is one page.")
     total: int
 
 
+class MoveLetters(BaseModel):
+    """Which dead letters to redrive or discard, and how fast. With `dry_run`, only count them."""
+
+    model_config = STRICT
+
+    filter: Filter = Field(default=Filter(), description="Default: all dead letters.")
+    dry_run: bool = False
+    rate: Rate = Field(default=DEFAULT_RATE, description="Dead letters per second.")
+
+
 class StartMove(BaseModel):
-    """Redrive or discard the dead letters that match. With `dry_run`, only count them."""
+    """Redrive or discard the dead letters of a work queue that match."""
 
     model_config = ENVELOPE
 
     queue: SearchText
-    filter: Filter = Filter()
-    dry_run: bool = False
-    rate: Rate = Field(default=DEFAULT_RATE, description="Dead letters per second.")
+    move: MoveLetters
 
 
 class ReadJob(BaseModel):
@@ -138,6 +169,7 @@ class CancelJob(BaseModel):
 
 
 LIST_DEAD: Final = RpcOperation(JOURNAL_REQUESTS, "ListDead", ListDead, (LetterPage,))
+READ_LETTER: Final = RpcOperation(JOURNAL_REQUESTS, "ReadLetter", ReadLetter, (LetterDetails,))
 GROUP_DEAD: Final = RpcOperation(JOURNAL_REQUESTS, "GroupDead", GroupDead, (GroupList,))
 START_REDRIVE: Final = RpcOperation(
     JOURNAL_REQUESTS, "StartRedrive", StartMove, (Matching, JobStarted)
@@ -151,6 +183,7 @@ CANCEL_JOB: Final = RpcOperation(JOURNAL_REQUESTS, "CancelJob", CancelJob, (Job,
 
 DEAD_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     LIST_DEAD,
+    READ_LETTER,
     GROUP_DEAD,
     START_REDRIVE,
     START_DISCARD,

@@ -43,7 +43,7 @@ class _OfLetter(_Fact):
     """The fields that all facts about a dead letter share."""
 
     queue: str = Field(description="The work queue that the message was in.")
-    letter_id: str = Field(description="The AMQP message id of the dead letter.")
+    letter_id: str = Field(description="Id of the dead letter, a new one each time.")
 
 
 class LetterDead(_OfLetter):

@@ -34,6 +34,14 @@ OPERATIONS = [
 ]
 # The promised routes, written down independently of their declarations.
 PROMISED = {
+    ("get", "/v1/dead/{queue}"),
+    ("get", "/v1/dead/{queue}/letters"),
+    ("get", "/v1/dead/{queue}/letters/{letter_id}"),
+    ("post", "/v1/dead/{queue}/redrive"),
+    ("post", "/v1/dead/{queue}/discard"),
+    ("get", "/v1/jobs"),
+    ("get", "/v1/jobs/{id}"),
+    ("delete", "/v1/jobs/{id}"),
     ("post", "/v1/endpoints"),
     ("get", "/v1/endpoints"),
     ("get", "/v1/endpoints/{id}"),

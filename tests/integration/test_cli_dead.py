@@ -10,9 +10,9 @@ import aio_pika
 import pytest
 
 from deploy.local.broker import Broker
-from services.cli import dead_letters as letters
-from services.cli.queue_browser import browse_queue
+from shared.amqp import dead_letters as letters
 from shared.amqp.connection import connect
+from shared.amqp.queue_browser import browse_queue
 from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ringback, start
 from tests.fakes.service import running

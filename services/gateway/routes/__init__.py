@@ -8,6 +8,7 @@ from services.gateway.routes import (
     callback_batches,
     callbacks,
     clients,
+    dead_letters,
     endpoint_messages,
     endpoints,
     events,
@@ -51,6 +52,8 @@ def about(ticket_header: str) -> Description:
             " delete them.",
             endpoints.TAG: "The URLs of your customers. A message is sent to each endpoint that"
             " selects its event type.",
+            dead_letters.TAG: "Messages that failed for good: count, list, redrive and discard"
+            " them, and follow the jobs that do this. For operators.",
             mailings.TAG: "Send a text to clients in their own daytime. Pause, resume and cancel"
             " it.",
             journal.TAG: "What happened: every attempt, the story of each callback, the health of"
@@ -96,4 +99,5 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
         *endpoint_messages.routes(),
         *messenger.routes(example_url),
         *polls.routes(),
+        *dead_letters.routes(),
     )

@@ -1,14 +1,184 @@
-"""The request handlers: dead letters: their index, redrive and discard."""
+"""The request handlers of dead letters. Only operators may call them."""
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
-from services.journal.missing import Handler, missing
-from shared.contracts.journal_dead import DEAD_OPERATIONS
+import asyncpg
+from pydantic import BaseModel
+
+from services.journal.dead.index import LetterIndex, Position
+from services.journal.dead.letters import LetterReader
+from services.journal.jobs.store import Jobs, NewJob, id_of_request
+from shared.amqp.rpc import RequestContext
+from shared.amqp.rpc_binding import Handler, Response, bound
+from shared.contracts.journal import JobKind, JobStarted, Matching
+from shared.contracts.journal_dead import (
+    GROUP_DEAD,
+    LIST_DEAD,
+    READ_LETTER,
+    START_DISCARD,
+    START_REDRIVE,
+    GroupDead,
+    GroupList,
+    LetterPage,
+    ListDead,
+    ReadLetter,
+    StartMove,
+)
+from shared.contracts.requests import (
+    Failure,
+    FailureCode,
+    FieldError,
+    RpcOperation,
+    invalid,
+)
+from shared.postgres.pool import Database
+from shared.topology import WORK_QUEUES
+
+B = TypeVar("B", bound=BaseModel)
+
+FORBIDDEN: Final = Failure(
+    code=FailureCode.FORBIDDEN, detail="only operators may see and move dead letters"
+)
+_QUEUES: Final = frozenset(queue.name for queue in WORK_QUEUES)
+NO_QUEUE: Final = Failure(
+    code=FailureCode.NOT_FOUND, detail=f"the work queue is not one of: {', '.join(sorted(_QUEUES))}"
+)
+NO_LETTER: Final = Failure(
+    code=FailureCode.NOT_FOUND, detail="the letter is not in the dead-letter queue"
+)
 
 
 class DeadRequests:
-    """Handles these operations."""
+    """Lists, groups, reads and moves dead letters. `wake` starts the work on a job."""
+
+    def __init__(
+        self,
+        database: Database,
+        index: LetterIndex,
+        jobs: Jobs,
+        reader: LetterReader,
+        *,
+        wake: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._index = index
+        self._jobs = jobs
+        self._reader = reader
+        self._wake = wake
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
-        return missing(DEAD_OPERATIONS)
+        return dict(
+            (
+                _for_operators(LIST_DEAD, self._list, within="filter"),
+                _for_operators(READ_LETTER, self._read),
+                _for_operators(GROUP_DEAD, self._group),
+                _for_operators(START_REDRIVE, partial(self._start, JobKind.REDRIVE), within="move"),
+                _for_operators(START_DISCARD, partial(self._start, JobKind.DISCARD), within="move"),
+            )
+        )
+
+    async def _list(self, _: RequestContext, query: ListDead) -> Response:
+        try:
+            before = None if query.cursor is None else _decode(query.cursor)
+        except ValueError:
+            return invalid([FieldError(field="cursor", message="is not a cursor of this list")])
+        async with self._database.transaction() as connection:
+            selection = await self._index.selection(connection, query.queue, query.filter)
+            found = await self._index.page(connection, selection, before, query.limit + 1)
+        page = found[: query.limit]
+        return LetterPage(
+            items=[letter for _, letter in page],
+            next_cursor=_encode(page[-1][0]) if len(found) > query.limit else None,
+        )
+
+    async def _read(self, _: RequestContext, query: ReadLetter) -> Response:
+        if query.queue in await self._jobs.busy_queues():
+            return Failure(
+                code=FailureCode.UNAVAILABLE,
+                detail="a job moves letters of this queue; read the letter when it has ended",
+            )
+        return await self._reader.read(query.queue, query.id) or NO_LETTER
+
+    async def _group(self, _: RequestContext, query: GroupDead) -> Response:
+        async with self._database.transaction() as connection:
+            groups = await self._index.groups(connection, query.queue, query.group_by, query.limit)
+            total = await self._index.total(connection, query.queue)
+        return GroupList(items=groups, total=total)
+
+    async def _start(self, kind: JobKind, context: RequestContext, query: StartMove) -> Response:
+        """Start a job for the letters that match now, or count them."""
+        if query.move.dry_run:
+            async with self._database.transaction() as connection:
+                selection = await self._index.selection(connection, query.queue, query.move.filter)
+                return Matching(matching=await self._index.count(connection, selection))
+        id_ = id_of_request(context)
+        if await self._jobs.get(id_) is not None:
+            return JobStarted(job=id_)
+        try:
+            started = await self._insert(id_, kind, context, query)
+        except asyncpg.UniqueViolationError:  # the same request, in another process
+            return JobStarted(job=id_)
+        self._wake()
+        return started
+
+    async def _insert(
+        self, id_: UUID, kind: JobKind, context: RequestContext, query: StartMove
+    ) -> Response:
+        async with self._database.transaction() as connection:
+            await self._index.lock(connection)
+            if (running := await self._jobs.running_on(connection, query.queue)) is not None:
+                return Failure(
+                    code=FailureCode.CONFLICT,
+                    detail=f"the job {running} moves letters of {query.queue} already; wait for its"
+                    " end, or cancel it",
+                )
+            selection = await self._index.selection(connection, query.queue, query.move.filter)
+            last = await self._index.last(connection, query.queue)
+            new = NewJob(
+                id=id_,
+                kind=kind,
+                queue=query.queue,
+                filter=query.move.filter,
+                rate=query.move.rate,
+                matching=await self._index.count(connection, selection),
+                actor=context.actor or context.client_id,
+                client_id=None,
+                cursor={"last": last, "reason_key": selection.reason_key},
+            )
+            await self._jobs.start(connection, context, new)
+        return JobStarted(job=id_)
+
+
+def _for_operators(
+    operation: RpcOperation[B],
+    respond: Callable[[RequestContext, B], Awaitable[Response]],
+    *,
+    within: str = "",
+) -> tuple[str, Handler]:
+    """Bind an operation that only operators may call, on a queue that exists."""
+
+    async def check(context: RequestContext, query: Any) -> Response:
+        if not context.operator:
+            return FORBIDDEN
+        return await respond(context, query) if query.queue in _QUEUES else NO_QUEUE
+
+    return bound(operation, check, within=within)
+
+
+def _encode(position: Position) -> str:
+    at, seq = position
+    return base64.urlsafe_b64encode(f"{at.astimezone(UTC).isoformat()}/{seq}".encode()).decode()
+
+
+def _decode(cursor: str) -> Position:
+    at, _, seq = base64.urlsafe_b64decode(cursor.encode()).decode().partition("/")
+    time = datetime.fromisoformat(at)
+    if time.tzinfo is not UTC or not 0 <= int(seq) < 1 << 63:
+        raise ValueError("a cursor holds a time in UTC and a number")
+    return time, int(seq)

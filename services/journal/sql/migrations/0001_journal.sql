@@ -67,24 +67,38 @@ CREATE INDEX minutes_minute ON journal.minutes (minute);
 
 -- Dead letters that are in their queues, and how many there are by reason and target.
 CREATE TABLE journal.letters (
+    seq bigint GENERATED ALWAYS AS IDENTITY, -- a job moves letters up to the last one at its start
+    at timestamptz NOT NULL,
     queue text COLLATE "C" NOT NULL,    -- the work queue
-    letter_id text COLLATE "C" NOT NULL, -- the AMQP message id
+    letter_id text COLLATE "C" NOT NULL,
     logical_id text COLLATE "C",
-    client_id text COLLATE "C",         -- '' is the anonymous client
+    client_id text COLLATE "C",         -- NULL: not of a client
     target text COLLATE "C",
     reason text NOT NULL,
+    reason_key text COLLATE "C" NOT NULL, -- the reason without its numbers and names
     trace_id text,
-    at timestamptz NOT NULL,
     PRIMARY KEY (queue, letter_id)
 );
-CREATE INDEX letters_at ON journal.letters (queue, at, letter_id);
+CREATE INDEX letters_at ON journal.letters (queue, at, seq);
+CREATE INDEX letters_reason ON journal.letters (queue, reason_key, at, seq);
+CREATE INDEX letters_target ON journal.letters (queue, target, at, seq);
 CREATE TABLE journal.letter_counts (
     queue text COLLATE "C" NOT NULL,
-    reason text NOT NULL,
+    reason_key text COLLATE "C" NOT NULL,
     target text COLLATE "C" NOT NULL,   -- '' without a target
     count bigint NOT NULL,
-    PRIMARY KEY (queue, reason, target)
+    PRIMARY KEY (queue, reason_key, target)
+) WITH (fillfactor = 70);               -- a row changes with each batch of its letters
+
+-- Letters that were moved, until RabbitMQ has surely applied their acks. A letter that is found
+-- here and in its queue is not moved twice.
+CREATE TABLE journal.moved_letters (
+    queue text COLLATE "C" NOT NULL,
+    letter_id text COLLATE "C" NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (queue, letter_id)
 );
+CREATE INDEX moved_letters_at ON journal.moved_letters (at);
 
 -- Bulk work: redrives, discards and replays. One process works on a job under a lease.
 CREATE TABLE journal.jobs (
@@ -98,14 +112,17 @@ CREATE TABLE journal.jobs (
     matching bigint NOT NULL,
     done bigint NOT NULL DEFAULT 0,
     failed bigint NOT NULL DEFAULT 0,
-    cursor jsonb,
+    cursor jsonb,                       -- where to continue
     actor text,
     client_id text,                     -- '' is the anonymous client; NULL: all clients
     error text,
     created_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz,
+    lease uuid,                         -- changes with each claim
     leased_until timestamptz NOT NULL DEFAULT '-infinity'
 );
+CREATE UNIQUE INDEX jobs_queue ON journal.jobs (queue)
+    WHERE status = 'running' AND queue IS NOT NULL; -- one at a time for each queue
 CREATE INDEX jobs_created ON journal.jobs (created_at, id);
 CREATE INDEX jobs_running ON journal.jobs (leased_until) WHERE status = 'running';
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-import click
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity
 
@@ -17,6 +16,7 @@ from shared.amqp import codec
 from shared.amqp.connection import BrokerConnection
 from shared.amqp.frame_interceptor import Delivery, InterceptedChannel
 from shared.amqp.subscription import ignore_delivery
+from shared.errors import RingbackError
 
 # AMQP's maximum for one consumer.
 MAX_PREFETCH: Final = 65_535
@@ -28,6 +28,10 @@ IDLE_TIMEOUT: Final = 10.0
 ACK_DELAY: Final = 0.5
 # Seconds for the broker to return messages to the queue. 40,000 of them took two.
 RETURN_TIMEOUT: Final = 10.0
+
+
+class QueueMissingError(RingbackError):
+    """The queue does not exist."""
 
 
 class QueueBrowser:
@@ -69,6 +73,16 @@ class QueueBrowser:
         self._received += 1
         return delivery
 
+    @property
+    def has_received(self) -> bool:
+        """Whether the next message is here, so that reading it does not wait."""
+        return self._received < self.total and not self._deliveries.empty()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all messages were read, rather than held by another consumer."""
+        return self._received == self.total
+
     def remove(self, delivery: Delivery) -> None:
         """Remove the message from the queue."""
         self.removed += 1
@@ -85,13 +99,13 @@ async def browse_queue(
     `prefetch` is the number of messages that the caller reads before it removes one.
 
     Raises:
-        click.ClickException: the queue does not exist.
+        QueueMissingError: the queue does not exist.
     """
     channel, intercepted = await broker.channel(confirms=False)
     try:
         state = await channel.queue_declare(queue, passive=True)
     except ChannelNotFoundEntity:
-        raise click.ClickException(
+        raise QueueMissingError(
             f"Cannot read the queue {queue!r}: it does not exist."
             " Declare it with `ringback topology declare`."
         ) from None

@@ -1,10 +1,16 @@
-"""Dead letters: parsing, filtering and showing them without secrets. Pure, no IO."""
+"""Dead letters: parsing, filtering and showing them without secrets, and facts. Pure, no IO.
+
+Ringback gives each dead letter a unique id. A letter that RabbitMQ itself has dead-lettered, or an
+older version, has none. Its id is then derived from what it contains, so identical letters of the
+same time share one.
+"""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any, Final
 
 from yarl import URL
@@ -12,9 +18,9 @@ from yarl import URL
 from shared.amqp.codec import Properties
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import Message, parse_delivery
-from shared.amqp.publisher import new_id
 from shared.clock import rfc3339
 from shared.contracts import headers
+from shared.contracts.journal_facts import LetterDead, LetterDiscarded, LetterRedriven
 from shared.errors import ContractViolationError
 
 # The headers that a message gets after its first attempt. A redriven message starts without them.
@@ -28,11 +34,14 @@ RESET_HEADERS: Final = frozenset(
         headers.NOT_BEFORE,
         headers.REASON,
         headers.DIED_AT,
+        headers.LETTER,
     }
 )
 HIDDEN: Final = "******"
 # Levels of nesting that are shown. Python's JSON encoder stops at 300.
 MAX_DEPTH: Final = 100
+# Characters of a host name in DNS.
+MAX_HOST_LENGTH: Final = 253
 # Milliseconds of the largest time that is shown, in the year 6429.
 _MAX_TIME: Final = 1 << 47
 _SECRET: Final = re.compile(
@@ -41,12 +50,14 @@ _SECRET: Final = re.compile(
 )
 # A service ticket. The name of its header is a setting.
 _JWT: Final = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_LETTER_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One message of a dead-letter queue.
 
+    own_id: the id that Ringback gave to the letter, None if it has none.
     died_at: epoch seconds, None if unknown.
     attempts: None if Ringback made no attempt.
     target: scheme, host and port of a callback.
@@ -59,12 +70,26 @@ class DeadLetter:
     attempts: int | None
     target: str | None
     body: Any
+    own_id: str | None = None
 
     @property
     def id(self) -> str:
         """The logical id: the one in the body, or else that of the message."""
         own = self.body.get("id") if isinstance(self.body, dict) else None
         return own if isinstance(own, str) and own else self.message.id
+
+    @property
+    def letter_id(self) -> str:
+        """The id of the dead letter itself. Another one follows if the message dies again."""
+        if self.own_id:
+            return self.own_id
+        known = (self.message.id, self.message.properties.message_id, self.died_at, self.reason)
+        return sha256(repr(known).encode() + self.message.body).hexdigest()[:32]
+
+    @property
+    def client_id(self) -> str | None:
+        """The client id in the body, if any."""
+        return _client_id(self.body)
 
     def summary(self) -> dict[str, Any]:
         """Return the fields for a list."""
@@ -112,9 +137,56 @@ def parse_dead_letter(delivery: Delivery) -> DeadLetter:
         str(values.get(headers.REASON) or reason),
         died_at,
         attempts if isinstance(attempts, int) else None,
-        _origin(body),
+        _target(body),
         body,
+        _own_id(values),
     )
+
+
+def letter_dead(
+    queue: str, message: Message, *, letter_id: str, reason: str, at: float
+) -> LetterDead:
+    """Return the fact that a message of a work queue was dead-lettered at this time."""
+    body = _json(message.body)
+    return LetterDead(
+        fact_id=letter_id,
+        at=datetime.fromtimestamp(at, UTC),
+        queue=queue,
+        letter_id=letter_id,
+        logical_id=message.id,
+        reason=reason,
+        target=_target(body),
+        client_id=_client_id(body),
+        trace_id=message.trace_id,
+    )
+
+
+def letter_moved(  # noqa: PLR0913 - what is known of the move
+    fact: type[LetterRedriven | LetterDiscarded],
+    queue: str,
+    letter: DeadLetter,
+    *,
+    at: float,
+    actor: str | None,
+    job: str | None = None,
+) -> LetterRedriven | LetterDiscarded:
+    """Return the fact that a letter has left the dead-letter queue of a work queue."""
+    return fact(
+        fact_id=f"{letter.letter_id}/moved",
+        at=datetime.fromtimestamp(at, UTC),
+        queue=queue,
+        letter_id=letter.letter_id,
+        logical_id=letter.id,
+        actor=actor,
+        job=job,
+    )
+
+
+def _own_id(values: Mapping[str, Any]) -> str | None:
+    """Return the id that Ringback gave to the letter. RabbitMQ keeps an id that is a copy."""
+    own = values.get(headers.LETTER)
+    known = isinstance(own, str) and _LETTER_ID.fullmatch(own) and "x-death" not in values
+    return str(own) if known else None
 
 
 def _from_broker(values: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -137,13 +209,26 @@ def _json(body: bytes) -> Any:
         return None
 
 
-def _origin(body: Any) -> str | None:
-    """Return scheme, host and port: the rest of a URL can contain a token."""
+def _client_id(body: Any) -> str | None:
+    client_id = body.get("client_id") if isinstance(body, dict) else None
+    return client_id if isinstance(client_id, str) and client_id else None
+
+
+def _target(body: Any) -> str | None:
     url = body.get("target_url") if isinstance(body, dict) else None
+    return origin(url) if isinstance(url, str) else None
+
+
+def origin(url: str) -> str | None:
+    """Return scheme, host and port, always with the port: the rest of a URL can contain a token."""
     try:
-        return str(URL(url).origin()) if isinstance(url, str) else None
+        parsed = URL(url)
+        host, port = parsed.raw_host, parsed.port
     except ValueError:
         return None
+    if not host or not port or len(host) > MAX_HOST_LENGTH:
+        return None
+    return f"{parsed.scheme}://{f'[{host}]' if ':' in host else host.lower()}:{port}"
 
 
 def redacted(value: Any, name: str = "", *, depth: int = 0) -> Any:
@@ -190,9 +275,9 @@ def matches(letter: DeadLetter, *, ids: frozenset[str], reason: str | None) -> b
     return reason is None or reason.casefold() in letter.reason.casefold()
 
 
-def redrive_properties(letter: DeadLetter) -> Properties:
+def redrive_properties(letter: DeadLetter, *, message_id: str) -> Properties:
     """Return properties for a redriven copy: the sender's, with the same logical id."""
-    properties = letter.message.copy_properties({}, message_id=new_id())
+    properties = letter.message.copy_properties({}, message_id=message_id)
     kept = {k: v for k, v in (properties.headers or {}).items() if k not in RESET_HEADERS}
     if not letter.message.id:
         del kept[headers.ID]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.dead import _row
-from services.cli.dead_letters import HIDDEN, MAX_DEPTH, DeadLetter, parse_dead_letter, redacted
 from shared.amqp import codec
 from shared.amqp.codec import Properties
+from shared.amqp.dead_letters import HIDDEN, MAX_DEPTH, DeadLetter, parse_dead_letter, redacted
 from shared.amqp.frame_interceptor import Delivery
 from shared.security.jwks import shared_key
 from shared.security.tickets import TicketIssuer

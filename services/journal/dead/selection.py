@@ -1,0 +1,48 @@
+"""Selects dead letters of the index by a filter: conditions for PostgreSQL. Pure, no IO."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shared.amqp.dead_letters import origin
+from shared.contracts.journal import Filter
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The letters of a work queue that match a filter.
+
+    reason_key: a group that the filter's reason names, None if it is a part of reasons.
+    last: the number of the last letter, None without a bound.
+    """
+
+    queue: str
+    filter: Filter
+    reason_key: str | None = None
+    last: int | None = None
+
+    def where(self) -> tuple[str, list[Any]]:
+        """Return the condition and its arguments, which are numbered from $1."""
+        parts, arguments = [], []
+        for condition, argument in self._conditions():
+            arguments.append(argument)
+            parts.append(condition.format(f"${len(arguments)}"))
+        return " AND ".join(parts), arguments
+
+    def _conditions(self) -> Iterator[tuple[str, Any]]:
+        chosen = self.filter
+        yield "queue = {}", self.queue
+        if self.reason_key is not None:
+            yield "reason_key = {}", self.reason_key
+        elif chosen.reason is not None:
+            yield "strpos(lower(reason), lower({})) > 0", chosen.reason
+        if chosen.target is not None:
+            yield "target = {}", origin(chosen.target) or chosen.target
+        if chosen.client_id is not None:
+            yield "client_id = {}", chosen.client_id
+        if chosen.since is not None:
+            yield "at >= {}", chosen.since
+        if chosen.until is not None:
+            yield "at < {}", chosen.until
+        if self.last is not None:
+            yield "seq <= {}", self.last
