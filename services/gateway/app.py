@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -125,7 +125,7 @@ def application(
     for path in dict.fromkeys(route.path for route in routes):
         on_path = [route for route in routes if route.path == path]
         app.add_routes(_bound(route, admit, deps) for route in on_path)
-        app.add_routes([_other_methods(path, {route.method for route in on_path})])
+        app.add_routes([_other_methods(path, on_path)])
     openapi = document(routes, about(security.ticket_header))
     app.add_routes(docs_page.routes(openapi, asyncapi(declared, security.ticket_header)))
     app.add_routes(jwks.routes(security))
@@ -179,7 +179,8 @@ def _bound(
             request[QUERY] = parse_query(request, schemas)
         return await route.handler(request, context, deps)
 
-    return web.route(route.method, route.path, handle, expect_handler=on_expect)
+    head = {"allow_head": route.head} if route.method == hdrs.METH_GET else {}
+    return web.route(route.method, route.path, handle, expect_handler=on_expect, **head)
 
 
 def _end_polls(waiters: Waiters) -> Callable[[web.Application], Awaitable[None]]:
@@ -191,12 +192,14 @@ def _end_polls(waiters: Waiters) -> Callable[[web.Application], Awaitable[None]]
     return end
 
 
-def _other_methods(path: str, supported: Collection[str]) -> web.RouteDef:
-    """Return the route of all other methods.
+def _other_methods(path: str, on_path: Collection[Route]) -> web.RouteDef:
+    """Return the route of all methods that the routes on this path do not support.
 
     Without it, PATCH /v1/callbacks/batch would be PATCH /v1/callbacks/{id}.
     """
-    allowed = {*supported, "HEAD"} if "GET" in supported else supported
+    allowed: set[str] = {route.method for route in on_path}
+    if any(route.method == hdrs.METH_GET and route.head for route in on_path):
+        allowed.add(hdrs.METH_HEAD)
 
     async def refuse(request: web.Request) -> web.Response:
         raise web.HTTPMethodNotAllowed(request.method, allowed)

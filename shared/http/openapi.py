@@ -63,6 +63,7 @@ class Route(Generic[H]):
 
     `operation_id` names the operation in generated clients. Responses are by status.
     `schemes` name alternative ways to authenticate; None: the usual ones.
+    `head`: whether a route with GET supports HEAD, which runs the same handler.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -76,6 +77,7 @@ class Route(Generic[H]):
     parameters: Sequence[Parameter] = ()
     body: Body | TextBody | None = None
     schemes: Sequence[str] | None = None
+    head: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,5 +134,5 @@ async def streaming(
     url = f"{await base_url(gateway)}/events/stream?token={token}"
     async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
         assert response.status == 200, await response.text()
-        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.content_type == "text/event-stream"
         yield Stream(response)

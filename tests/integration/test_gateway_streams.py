@@ -1,6 +1,7 @@
 """U6, N5, row 34: streams over the cursors of polls; gateways that stop or lose wakes."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -97,6 +98,29 @@ async def test_n5_a_stream_without_events_names_the_cursor_to_continue_with(
         await ann.send(bob)
         await stream.texts(1)
         assert stream.ids == [cursor(bob, 0), cursor(bob, 1)]
+
+
+async def test_n5_a_stream_is_utf_8_and_no_text_splits_a_line(
+    services: System, ann: Person, bob: Person
+) -> None:
+    odd = "a\x85b\u2028c\u2029d\x0b\x0c\x1ce\ufeff\r\nf\U0001f600"
+    await ann.send(bob, odd)
+    async with streaming(services["gateway"], bob.token) as stream:
+        assert stream.response.charset == "utf-8"
+        await stream.response.content.readline()
+        line = (await stream.response.content.readline()).decode()
+    assert len(line.splitlines()) == 1
+    assert json.loads(line.removeprefix("data: "))["event"]["text"] == odd
+
+
+async def test_n5_head_of_a_stream_is_405_and_moves_no_position(
+    services: System, ann: Person, bob: Person
+) -> None:
+    await ann.send(bob, "unseen")
+    url = f"{await base_url(services['gateway'])}/events/stream?token={bob.token}"
+    async with aiohttp.ClientSession() as session, session.head(url) as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET")
+    assert await bob.texts() == ["unseen"]
 
 
 async def test_n5_a_stream_needs_one_valid_token_and_a_valid_cursor(

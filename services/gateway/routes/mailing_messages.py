@@ -141,6 +141,8 @@ async def export_mailing_messages(
         }
     )
     await response.prepare(request)
+    if request.method == hdrs.METH_HEAD:
+        return response
     await response.write(_lines([COLUMNS]))
     while True:
         await response.write(_lines([item[name] for name in COLUMNS] for item in found["items"]))

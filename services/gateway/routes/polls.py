@@ -49,9 +49,12 @@ WRITE_TIMEOUT: Final = 30.0
 TOO_MANY_DELAY: Final = 5.0
 _STREAM_HEADERS: Final = {
     **NO_STORE,
-    "Content-Type": "text/event-stream",
+    # Without the charset, Python's requests reads ISO 8859-1.
+    "Content-Type": "text/event-stream; charset=utf-8",
     "X-Accel-Buffering": "no",  # otherwise nginx delays the events
 }
+# JSON escapes the others, and these occur only within its strings.
+_LINE_SEPARATORS: Final = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
 
 _CURSOR: Final = "MS40Mg"
 _EVENT: Final = {
@@ -130,6 +133,7 @@ def routes() -> tuple[Route, ...]:
                 ),
             ),
             schemes=SIGNED_IN,
+            head=False,  # it would move the position of the token
             responses={
                 200: Response("A stream of events.", TextBody({"text/event-stream": _STREAM})),
                 **INVALID_TOKEN,
@@ -227,7 +231,7 @@ async def _stream(  # noqa: PLR0913, PLR0917 - the state of the stream, and its 
     while True:
         with holding(page):
             for event in page.events:
-                await _write(response, f"id: {event.cursor}\ndata: {event.json}\n\n")
+                await _write(response, f"id: {event.cursor}\ndata: {_one_line(event.json)}\n\n")
         if not page.events:
             # Not an event: it only names the cursor with which the client reconnects.
             await _write(response, f"id: {page.next_cursor}\n\n")
@@ -247,6 +251,11 @@ async def _wait(response: web.StreamResponse, waiter: Waiter, user_id: int, mark
         if await waiter.wait(user_id, since=mark, until=until):
             return
         await _write(response, ":\n\n")
+
+
+def _one_line(json: str) -> str:
+    """Return JSON without characters at which libraries split lines, such as `str.splitlines`."""
+    return json if json.isascii() else json.translate(_LINE_SEPARATORS)
 
 
 async def _write(response: web.StreamResponse, text: str) -> None:
