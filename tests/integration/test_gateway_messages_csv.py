@@ -95,6 +95,17 @@ async def test_m6_the_export_of_a_mailing_without_messages_is_a_header(
     assert (response.status, response.text) == (200, ",".join(COLUMNS) + "\r\n")
 
 
+async def test_m6_head_of_an_export_has_no_body(services: System, own_url: str) -> None:
+    url = f"{await base_url(services['gateway'])}{await mailing(own_url, 1)}"
+    # A connection for both: a body would be read as the next response.
+    connector = aiohttp.TCPConnector(limit=1)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        async with session.head(url) as response:
+            assert (response.status, response.content_type) == (200, "text/csv")
+        async with session.get(url) as response:
+            assert len((await response.text()).splitlines()) == 2
+
+
 @pytest.mark.parametrize("query", ["status=gone", "limit=1"])
 async def test_m6_a_wrong_query_is_a_422(call: Caller, own_url: str, query: str) -> None:
     (await call("GET", f"{await mailing(own_url, 1)}?{query}")).problem(422)
