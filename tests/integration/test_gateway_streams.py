@@ -95,9 +95,11 @@ async def test_n5_a_stream_without_events_names_the_cursor_to_continue_with(
 ) -> None:
     async with streaming(services["gateway"], bob.token) as stream:
         await open_polls(services["gateway"], 1)
-        await ann.send(bob)
-        await stream.texts(1)
-        assert stream.ids == [cursor(bob, 0), cursor(bob, 1)]
+        for _ in range(2):
+            await ann.send(bob)
+            await stream.texts(1)
+        # The first names a cursor. Each of the others belongs to an event.
+        assert stream.ids == [cursor(bob, sequence) for sequence in range(3)]
 
 
 async def test_n5_a_stream_is_utf_8_and_no_text_splits_a_line(

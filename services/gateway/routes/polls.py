@@ -228,13 +228,17 @@ async def _stream(  # noqa: PLR0913, PLR0917 - the state of the stream, and its 
         ProblemError: a read failed: the token is no longer valid, or a service is unavailable.
         TooManyPollsError: the user has too many open polls and streams.
     """
+    named: str | None = None  # the last id that was sent
     while True:
         with holding(page):
             for event in page.events:
                 await _write(response, f"id: {event.cursor}\ndata: {_one_line(event.json)}\n\n")
+                named = event.cursor
         if not page.events:
-            # Not an event: it only names the cursor with which the client reconnects.
-            await _write(response, f"id: {page.next_cursor}\n\n")
+            if named != page.next_cursor:
+                # Not an event: it only names the cursor with which the client reconnects.
+                await _write(response, f"id: {page.next_cursor}\n\n")
+                named = page.next_cursor
             await _wait(response, waiter, page.user_id, mark)
             if waiter.ended:
                 return
