@@ -164,7 +164,8 @@ def _attempt(  # noqa: PLR0913 - the fields that differ between the facts
     if fact.replay is not None:
         known["replay"] = fact.replay
     owner = fact.owner
-    if owner is not None:
+    scheduled = owner == headers.SCHEDULER
+    if owner is not None and not scheduled:
         known["owner"] = owner
     return EntryRow(
         fact.at,
@@ -175,7 +176,7 @@ def _attempt(  # noqa: PLR0913 - the fields that differ between the facts
         fact.dispatch,
         fact.status,
         outcome.value if attempted else None,
-        _schedule_id(fact.callback_id) if owner == headers.SCHEDULER else None,
+        _schedule_id(fact.callback_id) if scheduled else None,
         fact.callback_id,
         None,
         fact.client_id or "",
