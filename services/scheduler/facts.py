@@ -14,12 +14,7 @@ from services.scheduler.messages import callback_id
 from services.scheduler.records import Claim, NewCallback
 from shared.amqp.fact_sender import FactSender
 from shared.amqp.publisher import new_id
-from shared.contracts.schedule_facts import (
-    ScheduleCreated,
-    ScheduleDispatched,
-    ScheduleFact,
-    ScheduleRescheduled,
-)
+from shared.contracts.schedule_facts import ScheduleFact
 from shared.contracts.schedules import Status
 
 logger = logging.getLogger(__name__)
@@ -66,64 +61,80 @@ class FactPublisher:
     ) -> None:
         """Report the callbacks that were created by these requests."""
         self._sender.send_unconfirmed(
+            "schedule.created",
             [
-                ScheduleCreated(
-                    fact_id=f"{new.id}/created",
-                    at=now,
-                    schedule_id=new.id,
-                    client_id=new.client_id or None,
-                    group_key=new.group_key,
-                    event_key=new.event_key,
-                    trace_id=_trace_id(new.traceparent),
-                    run_at=callback.run_at,
-                    target=new.target,
-                    recurs=callback.recurs,
-                )
+                _created(new, callback, now)
                 for new in requests
                 if (callback := callbacks.get(new.id))
-            ]
+            ],
         )
 
     def rescheduled(self, callback: ScheduledCallback, now: datetime) -> None:
         """Report that a waiting callback is due at another time."""
-        self._sender.send_unconfirmed(
-            [
-                ScheduleRescheduled(
-                    fact_id=new_id(),
-                    at=now,
-                    schedule_id=callback.id,
-                    client_id=callback.client_id or None,
-                    group_key=callback.group_key,
-                    event_key=callback.event_key,
-                    run_at=callback.next_at,
-                )
-            ]
-        )
+        self._sender.send_unconfirmed("schedule.rescheduled", [_rescheduled(callback, now)])
 
     def dispatched(self, claims: Sequence[Claim], now: datetime) -> None:
         """Report claims whose publish the broker has confirmed."""
-        self._sender.send_unconfirmed([_dispatched(claim, now) for claim in claims])
+        self._sender.send_unconfirmed(
+            "schedule.dispatched", [_dispatched(claim, now) for claim in claims]
+        )
 
     async def publish_json(self, facts: Sequence[str]) -> None:
         """Publish facts that were stored as JSON."""
         await self._sender.send_confirmed([StoredFact.model_validate_json(f) for f in facts])
 
 
-def _dispatched(claim: Claim, now: datetime) -> ScheduleDispatched:
+# Facts about steps are mappings: one for each creation and each dispatch. A model would take 7 µs
+# instead of 2, and creating a callback 128 in all (`python -m tests.bench -k g`).
+def _created(new: NewCallback, callback: ScheduledCallback, now: datetime) -> Mapping[str, object]:
+    """Return a `ScheduleCreated`."""
+    schedule_id = str(new.id)
+    return {
+        "type": "schedule.created",
+        "fact_id": f"{schedule_id}/created",
+        "at": now,
+        "schedule_id": schedule_id,
+        "client_id": new.client_id or None,
+        "group_key": new.group_key,
+        "event_key": new.event_key,
+        "trace_id": _trace_id(new.traceparent),
+        "run_at": callback.run_at,
+        "target": new.target,
+        "recurs": callback.recurs,
+    }
+
+
+def _rescheduled(callback: ScheduledCallback, now: datetime) -> Mapping[str, object]:
+    """Return a `ScheduleRescheduled`."""
+    return {
+        "type": "schedule.rescheduled",
+        "fact_id": new_id(),
+        "at": now,
+        "schedule_id": callback.id,
+        "client_id": callback.client_id or None,
+        "group_key": callback.group_key,
+        "event_key": callback.event_key,
+        "run_at": callback.next_at,
+    }
+
+
+def _dispatched(claim: Claim, now: datetime) -> Mapping[str, object]:
+    """Return a `ScheduleDispatched`."""
     callback = claim.callback
-    occurrence = callback.occurrence if callback.recurs else None
-    return ScheduleDispatched(
-        fact_id=f"{callback.id}/{callback.dispatch}/dispatched",
-        at=now,
-        schedule_id=callback.id,
-        client_id=callback.client_id or None,
-        group_key=callback.group_key,
-        event_key=callback.event_key,
-        trace_id=_trace_id(claim.traceparent),
-        callback_id=callback_id(str(callback.id), occurrence),
-        dispatch=callback.dispatch,
-        lag=max((now - claim.due_at).total_seconds(), 0.0),
-    )
+    schedule_id = str(callback.id)
+    return {
+        "type": "schedule.dispatched",
+        "fact_id": f"{schedule_id}/{callback.dispatch}/dispatched",
+        "at": now,
+        "schedule_id": schedule_id,
+        "client_id": callback.client_id or None,
+        "group_key": callback.group_key,
+        "event_key": callback.event_key,
+        "trace_id": _trace_id(claim.traceparent),
+        "callback_id": callback_id(schedule_id, callback.occurrence if callback.recurs else None),
+        "dispatch": callback.dispatch,
+        "lag": max((now - claim.due_at).total_seconds(), 0.0),
+    }
 
 
 def _trace_id(traceparent: str | None) -> str | None:

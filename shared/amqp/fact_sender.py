@@ -8,7 +8,7 @@ their own connection. Only `send_confirmed` waits for confirms, and not for thos
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from pydantic import BaseModel
 
 from shared.amqp.connection import run_until_first_ends
-from shared.amqp.facts import fact_messages, owner_messages
+from shared.amqp.facts import batch_messages, fact_messages, owner_messages
 from shared.amqp.publisher import (
     OutgoingMessage,
     Publisher,
@@ -85,12 +85,15 @@ class FactSender:
 
     async def send(self, facts: Sequence[BaseModel]) -> None:
         """Publish facts, and return when the owners' are confirmed."""
-        self._send_to_observers(facts)
+        self._send_to_observers(fact_messages(facts))
         await self._send_to_owners(list(owner_messages(facts)))
 
-    def send_unconfirmed(self, facts: Sequence[BaseModel]) -> None:
-        """Publish facts without owners, and wait for nothing. They are lost if the process dies."""
-        self._send_to_observers(facts)
+    def send_unconfirmed(self, name: str, facts: Sequence[Mapping[str, object]]) -> None:
+        """Publish facts of the type `name` for observers, and wait for nothing.
+
+        They are lost if the process dies first.
+        """
+        self._send_to_observers(batch_messages(name, facts))
 
     async def send_confirmed(self, facts: Sequence[BaseModel]) -> None:
         """Publish facts without owners, and return when each is confirmed, refused or dropped.
@@ -98,7 +101,7 @@ class FactSender:
         A queue that never confirms delays this once for each type of fact, until the first ones
         are dropped.
         """
-        for waiting in self._send_to_observers(facts):
+        for waiting in self._send_to_observers(fact_messages(facts)):
             if waiting.message.routing_key not in self._stalled:
                 await waiting.ended.wait()
 
@@ -110,16 +113,16 @@ class FactSender:
         except TimeoutError:
             logger.warning("facts not confirmed at shutdown")
 
-    def _send_to_observers(self, facts: Sequence[BaseModel]) -> list[_Waiting]:
-        messages = [_Waiting(message) for message in fact_messages(facts)]
-        for waiting in messages:
+    def _send_to_observers(self, messages: Iterable[OutgoingMessage]) -> list[_Waiting]:
+        sent = [_Waiting(message) for message in messages]
+        for waiting in sent:
             self._waiting_bytes += len(waiting.message.body)
             self._idle.clear()
             if self._waiting_bytes > MAX_WAITING_BYTES:
                 self._end(waiting, OVERFLOW)
             else:
                 self._publish(waiting)
-        return messages
+        return sent
 
     async def _send_to_owners(self, messages: list[OutgoingMessage]) -> None:
         while messages:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
@@ -44,10 +44,18 @@ def fact_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
         yield OutgoingMessage(name, properties, body, exchange=OUTCOMES, mandatory=False)
 
 
+def batch_messages(name: str, facts: Iterable[Mapping[str, object]]) -> Iterator[OutgoingMessage]:
+    """Yield messages for observers, with facts of the type `name` that are no models."""
+    for chunk in _chunks(facts):
+        body = to_json({"facts": chunk})
+        yield OutgoingMessage(name, _properties(), body, exchange=OUTCOMES, mandatory=False)
+
+
 def owner_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
     """Yield messages to the queues of the services that own the facts."""
     owned = [fact for fact in facts if _owner(fact)]
-    for owner, properties, body in _batches(owned, _owner, exclude=_FOR_JOURNAL):
+    exclude = _FOR_JOURNAL if any(map(_has_content, owned)) else None
+    for owner, properties, body in _batches(owned, _owner, exclude=exclude):
         yield OutgoingMessage(OWNER_QUEUES[owner], properties, body)
 
 
@@ -94,9 +102,13 @@ def _owner(fact: Any) -> str:
     return getattr(fact, "owner", None) or ""
 
 
-def _chunks(facts: Iterable[BaseModel]) -> Iterator[list[BaseModel]]:
+def _has_content(fact: Any) -> bool:
+    return bool(getattr(fact, "request", None) or getattr(fact, "response", None))
+
+
+def _chunks(facts: Iterable[Any]) -> Iterator[list[Any]]:
     """Yield the facts of each message: at most MAX_FACTS, and MAX_REQUEST_BYTES or one request."""
-    chunk: list[BaseModel] = []
+    chunk: list[Any] = []
     size = 0
     for fact in facts:
         kept = len(getattr(fact, "request", None) or "")
@@ -105,7 +117,8 @@ def _chunks(facts: Iterable[BaseModel]) -> Iterator[list[BaseModel]]:
             yield chunk
             chunk, size = [], kept
         chunk.append(fact)
-    yield chunk
+    if chunk:
+        yield chunk
 
 
 def _batches(
@@ -113,12 +126,15 @@ def _batches(
 ) -> Iterator[tuple[str, Properties, bytes]]:
     for name, group in groupby(sorted(facts, key=key), key):
         for chunk in _chunks(group):
-            properties = Properties(
-                content_type="application/json",
-                type=FACTS,
-                message_id=new_id(),
-                delivery_mode=PERSISTENT,
-                timestamp=int(time.time()),
-                app_id=APP_ID,
-            )
-            yield name, properties, to_json({"facts": chunk}, exclude=exclude)
+            yield name, _properties(), to_json({"facts": chunk}, exclude=exclude)
+
+
+def _properties() -> Properties:
+    return Properties(
+        content_type="application/json",
+        type=FACTS,
+        message_id=new_id(),
+        delivery_mode=PERSISTENT,
+        timestamp=int(time.time()),
+        app_id=APP_ID,
+    )

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,6 +26,7 @@ from services.scheduler.settlement import Settler
 from services.scheduler.store import Store
 from shared.amqp.backpressure import CallbackQueue
 from shared.amqp.codec import Properties
+from shared.amqp.facts import batch_messages
 from shared.amqp.message import Message
 from shared.amqp.publisher import OutgoingMessage, PublishRefusedError
 from shared.amqp.rpc import RequestContext
@@ -36,6 +37,7 @@ from shared.contracts.facts import (
     Fact,
     Facts,
 )
+from shared.contracts.journal_facts import JournalFacts
 from shared.postgres.leases import LeaseExtender
 from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
@@ -58,7 +60,7 @@ class ListBroker:
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
         self.facts: list[dict[str, Any]] = []
-        self.steps: list[dict[str, Any]] = []  # facts for the journal alone
+        self.steps: list[Any] = []  # facts for the journal alone
         self.refuses_all = False
         self.queued = 0  # as if no consumer had received them
         self.confirms_facts = asyncio.Event()
@@ -84,8 +86,12 @@ class ListBroker:
         await self.confirms_facts.wait()
         self.facts += [fact.model_dump(mode="json") for fact in facts]
 
-    def send_unconfirmed(self, facts: Iterable[BaseModel]) -> None:
-        self.steps += [fact.model_dump(mode="json") for fact in facts]
+    def send_unconfirmed(self, name: str, facts: Sequence[Mapping[str, object]]) -> None:
+        """Keep facts as the journal reads them."""
+        for message in batch_messages(name, facts):
+            read = JournalFacts.model_validate_json(message.body).facts
+            assert {fact.type for fact in read} == {name}
+            self.steps += read
 
     def published_facts(self, kind: str) -> list[dict[str, Any]]:
         """Return the published facts of a type."""

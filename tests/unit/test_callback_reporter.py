@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 
-from services.callback.handlers import Delivered, Reporter
+from services.callback.handlers import Attempted, Delivered, Reporter
 from services.callback.kept import Keeper
 from shared.amqp.codec import Properties
 from shared.amqp.message import Dead, Deferred, DispatchFailed, Done, Message, Outcome, Retried
@@ -23,6 +23,7 @@ from shared.contracts.facts import (
     Facts,
 )
 from shared.errors import ContractViolationError, ExpiredError, PermanentError, TransientError
+from shared.http.client import HttpResponse
 from shared.topology import TIERS
 
 CANARY = "c4n4ry"
@@ -233,3 +234,21 @@ def test_row_31_facts_and_log_lines_contain_no_secret_payload_or_path(
     assert CANARY not in repr(fact)
     if fact is not None:
         assert CANARY not in Facts.model_validate({"facts": [fact.model_dump()]}).model_dump_json()
+
+
+@pytest.mark.parametrize("outcome", [RETRIED, DEAD, DISPATCH_FAILED])
+def test_n6_a_failed_attempt_is_reported_with_its_duration_status_and_trace(
+    report: Callable[..., tuple[BaseModel | None, Any]], outcome: Outcome[Delivered]
+) -> None:
+    attempted, waited = message("scheduler"), message("scheduler")
+    attempted.record = Attempted(0.25, HttpResponse(503, None, b""))
+
+    fact, _ = report(outcome, attempted)
+    without, _ = report(outcome, waited)
+
+    assert isinstance(fact, CallbackAttemptFailed | CallbackDead | CallbackDispatchFailed)
+    assert (fact.duration, fact.trace_id) == (0.25, TRACE)
+    assert isinstance(without, type(fact))
+    assert without.duration is None
+    if isinstance(fact, CallbackDead):
+        assert fact.status == 503

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from shared.amqp.codec import Properties
-from shared.amqp.facts import fact_messages, owner_messages, parse_facts
+from shared.amqp.facts import MAX_REQUEST_BYTES, fact_messages, owner_messages, parse_facts
 from shared.amqp.message import Message
 from shared.contracts.facts import FACT_TYPES, CallbackDelivered, Facts
 from shared.contracts.message_facts import (
@@ -106,3 +106,16 @@ def test_the_types_of_facts_are_complete() -> None:
     for model, types in ((Facts, FACT_TYPES), (MessageFacts, MESSAGE_FACT_TYPES)):
         schema = json.dumps(model.model_json_schema())
         assert types == set(re.findall(r'"const": "([^"]+)"', schema))
+
+
+def test_n7_only_the_journal_gets_requests_and_responses_and_few_in_one_message() -> None:
+    kept = {"owner": "scheduler", "request": "r" * (MAX_REQUEST_BYTES // 2), "response": "x"}
+    facts = [DELIVERED.model_copy(update=kept) for _ in range(5)]
+
+    to_owner = [Facts.model_validate_json(each.body).facts for each in owner_messages(facts)]
+    assert [(fact.request, fact.response) for batch in to_owner for fact in batch] == [
+        (None, None)
+    ] * 5
+    to_journal = [Facts.model_validate_json(each.body).facts for each in fact_messages(facts)]
+    assert [len(batch) for batch in to_journal] == [2, 2, 1]
+    assert to_journal[0][0].request == kept["request"]
