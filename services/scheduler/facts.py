@@ -60,7 +60,7 @@ class FactPublisher:
         now: datetime,
     ) -> None:
         """Report the callbacks that were created by these requests."""
-        self._sender.send_unconfirmed(
+        self._sender.send_batch(
             "schedule.created",
             [
                 _created(new, callback, now)
@@ -71,11 +71,11 @@ class FactPublisher:
 
     def rescheduled(self, callback: ScheduledCallback, now: datetime) -> None:
         """Report that a waiting callback is due at another time."""
-        self._sender.send_unconfirmed("schedule.rescheduled", [_rescheduled(callback, now)])
+        self._sender.send_batch("schedule.rescheduled", [_rescheduled(callback, now)])
 
     def dispatched(self, claims: Sequence[Claim], now: datetime) -> None:
         """Report claims whose publish the broker has confirmed."""
-        self._sender.send_unconfirmed(
+        self._sender.send_batch(
             "schedule.dispatched", [_dispatched(claim, now) for claim in claims]
         )
 

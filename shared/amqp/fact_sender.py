@@ -88,11 +88,12 @@ class FactSender:
         self._send_to_observers(fact_messages(facts))
         await self._send_to_owners(list(owner_messages(facts)))
 
-    def send_unconfirmed(self, name: str, facts: Sequence[Mapping[str, object]]) -> None:
-        """Publish facts of the type `name` for observers, and wait for nothing.
+    def send_unconfirmed(self, facts: Sequence[BaseModel]) -> None:
+        """Publish facts without owners, and wait for nothing. They are lost if the process dies."""
+        self._send_to_observers(fact_messages(facts))
 
-        They are lost if the process dies first.
-        """
+    def send_batch(self, name: str, facts: Sequence[Mapping[str, object]]) -> None:
+        """Publish facts of the type `name` that are no models, like `send_unconfirmed`."""
         self._send_to_observers(batch_messages(name, facts))
 
     async def send_confirmed(self, facts: Sequence[BaseModel]) -> None:

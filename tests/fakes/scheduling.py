@@ -86,7 +86,7 @@ class ListBroker:
         await self.confirms_facts.wait()
         self.facts += [fact.model_dump(mode="json") for fact in facts]
 
-    def send_unconfirmed(self, name: str, facts: Sequence[Mapping[str, object]]) -> None:
+    def send_batch(self, name: str, facts: Sequence[Mapping[str, object]]) -> None:
         """Keep facts as the journal reads them."""
         for message in batch_messages(name, facts):
             read = JournalFacts.model_validate_json(message.body).facts
