@@ -1,10 +1,18 @@
 """The journal's entries, filters, jobs and pages: the models that its operations share."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from shared.contracts.callback import ClientId
 from shared.contracts.schedules import STRICT, UtcTime
@@ -24,6 +32,19 @@ TEXT_PATTERN: Final = r"^[^\x00]{1,1000}$"
 SearchText = Annotated[str, StringConstraints(pattern=TEXT_PATTERN)]
 ORIGIN_PATTERN: Final = r"^[^\x00-\x20\x7f]{1,300}$"
 Origin = Annotated[str, StringConstraints(pattern=ORIGIN_PATTERN)]
+
+
+def _parse_time(time: Any) -> Any:
+    """Return a text as a time. Pydantic alone takes a number in a query for epoch seconds."""
+    if not isinstance(time, str):
+        return time
+    try:
+        return datetime.fromisoformat(time.upper())
+    except ValueError:
+        raise ValueError("is not a time in RFC 3339") from None
+
+
+SpanTime = Annotated[UtcTime, BeforeValidator(_parse_time)]
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)]
 
 
@@ -139,8 +160,8 @@ class Filter(BaseModel):
     reason: SearchText | None = None
     target: Origin | None = Field(default=None, description="Scheme, host and port.")
     client_id: ClientId | None = None
-    since: UtcTime | None = None
-    until: UtcTime | None = None
+    since: SpanTime | None = None
+    until: SpanTime | None = None
 
 
 class JobKind(StrEnum):

@@ -15,9 +15,10 @@ from shared.contracts.journal import (
     Gap,
     Limit,
     Origin,
+    SpanTime,
 )
 from shared.contracts.requests import RpcOperation
-from shared.contracts.schedules import ENVELOPE, UtcTime
+from shared.contracts.schedules import ENVELOPE
 from shared.topology import JOURNAL_REQUESTS
 
 # Minutes that an operation reads. More would take longer than a page may.
@@ -70,7 +71,7 @@ class ReadTarget(BaseModel):
 
     target: Origin
     minutes: Minutes = Field(default=DEFAULT_MINUTES, description="Length of the span.")
-    until: UtcTime | None = Field(default=None, description="End of the span. Default: now.")
+    until: SpanTime | None = Field(default=None, description="End of the span. Default: now.")
     client_id: ClientId | None = None
 
 

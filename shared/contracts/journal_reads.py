@@ -23,9 +23,10 @@ from shared.contracts.journal import (
     Limit,
     Origin,
     SearchText,
+    SpanTime,
 )
 from shared.contracts.requests import RpcOperation
-from shared.contracts.schedules import ENVELOPE, Key, UtcTime
+from shared.contracts.schedules import ENVELOPE, Key
 from shared.topology import JOURNAL_REQUESTS
 
 # Entries of one callback in a response. One that recurs for years has more.
@@ -56,8 +57,8 @@ class ListAttempts(BaseModel):
     group_key: Key | None = None
     event_key: Key | None = None
     client_id: ClientId | None = Field(default=None, description="Only for operators.")
-    since: UtcTime | None = None
-    until: UtcTime | None = None
+    since: SpanTime | None = None
+    until: SpanTime | None = None
     cursor: Cursor | None = None
     limit: Limit = DEFAULT_PAGE_SIZE
 
@@ -194,8 +195,8 @@ class ListAudit(BaseModel):
     actor: SearchText | None = None
     action: SearchText | None = None
     client_id: ClientId | None = None
-    since: UtcTime | None = None
-    until: UtcTime | None = None
+    since: SpanTime | None = None
+    until: SpanTime | None = None
     cursor: Cursor | None = None
     limit: Limit = DEFAULT_PAGE_SIZE
 

@@ -45,7 +45,7 @@ from tests.fakes.system import fresh_database, system
 API = schemathesis.openapi.from_dict(
     document(all_routes("https://example.com"), about("X-Service-Ticket"))
 )
-SERVICES = ("scheduler", "callback", "mailings", "delivery", "subscriptions")
+SERVICES = ("scheduler", "callback", "mailings", "delivery", "subscriptions", "journal")
 # Beyond its limits, a valid request is rejected.
 LIMITS = {
     f"RINGBACK_GATEWAY_{name}": "1000000"
@@ -96,6 +96,8 @@ CIRCUMSTANCES = {
     "timezone",
     "header",
     "end_at",
+    "since",
+    "until",
     "text",
     "template",
 }

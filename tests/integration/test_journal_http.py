@@ -147,9 +147,6 @@ async def test_n6_a_callback_is_followed_from_its_schedule_to_its_end(
     assert "Ended: notified" in shown.out
     as_json = await ringback(*asked, "--json", amqp_url=None)
     assert [step["kind"] for step in json.loads(as_json.out)["items"]][-1] == "notified"
-    unknown = await ringback("timeline", UNKNOWN, "--url", url, amqp_url=None)
-    assert unknown.code == 1
-    assert "not found" in unknown.err
 
 
 async def test_n6_another_client_s_callback_is_not_found(shop: Caller) -> None:

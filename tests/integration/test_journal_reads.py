@@ -330,6 +330,7 @@ async def test_n6_a_wrong_request_names_the_field(reads: Reads) -> None:
         ("ListAttempts", {"status": "lost"}, "status"),
         ("ListAttempts", {"since": "yesterday"}, "since"),
         ("ListAttempts", {"since": "2026-11-20T12:00:00"}, "since"),
+        ("ListAttempts", {"since": "0.5"}, "since"),
         (
             "ListAttempts",
             {"since": "2026-11-20T12:00:00Z", "until": "2026-11-20T11:00:00Z"},
