@@ -21,8 +21,10 @@ from shared.contracts.requests import RpcOperation
 from shared.contracts.schedules import ENVELOPE
 from shared.topology import JOURNAL_REQUESTS
 
-# Minutes that an operation reads. More would take longer than a page may.
-MAX_MINUTES: Final = 1440
+# Minutes of all targets, and of one target. More would take longer than a page may. With 200
+# targets, three hours are 36,000 rows.
+MAX_MINUTES: Final = 180
+MAX_TARGET_MINUTES: Final = 1440
 DEFAULT_MINUTES: Final = 60
 MAX_CURSOR: Final = 512
 
@@ -70,7 +72,9 @@ class ReadTarget(BaseModel):
     model_config = ENVELOPE
 
     target: Origin
-    minutes: Minutes = Field(default=DEFAULT_MINUTES, description="Length of the span.")
+    minutes: Annotated[int, Field(ge=1, le=MAX_TARGET_MINUTES)] = Field(
+        default=DEFAULT_MINUTES, description="Length of the span."
+    )
     until: SpanTime | None = Field(default=None, description="End of the span. Default: now.")
     client_id: ClientId | None = None
 

@@ -30,7 +30,7 @@ from shared.contracts.schedules import ENVELOPE, Key
 from shared.topology import JOURNAL_REQUESTS
 
 # Entries of one callback in a response. One that recurs for years has more.
-MAX_TIMELINE: Final = 500
+MAX_TIMELINE: Final = 200
 # Client ids in a response.
 MAX_CLIENTS: Final = 100
 # An outcome, or a status code of HTTP.

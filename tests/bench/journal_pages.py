@@ -107,8 +107,11 @@ OTHERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "tail's position": ("Tail", {}),
     "clients": ("ListClientIds", {}),
     "targets of an hour": ("ListTargets", {}),
-    "targets of a day": ("ListTargets", {"minutes": 1440}),
-    "a target by minute": ("ReadTarget", {"target": "https://target-7.example:443"}),
+    "targets of three hours": ("ListTargets", {"minutes": 180}),
+    "a target by minute": (
+        "ReadTarget",
+        {"target": "https://target-7.example:443", "minutes": 1440},
+    ),
 }
 
 

@@ -103,12 +103,16 @@ class Entries:
         self, ref: Reference, client_id: str | None, before: Place, limit: int
     ) -> Found:
         """Return the last entries of a callback before a position, the latest first."""
+        whole = ref.schedule_id if ref.occurrence is None else None
         async with reading(self._database) as connection:
             rows = await connection.fetch(
-                SQL["story_before"],
-                *(ref.callback_id, *before, limit + 1, client_id),
-                *(ref.schedule_id, ref.occurrence, _OCCURRENCE_WINDOW),
+                SQL["story_before"], ref.callback_id, *before, limit + 1, client_id, whole
             )
+            if ref.occurrence is not None:
+                rows += await connection.fetch(
+                    SQL["of_occurrence"],
+                    *(ref.schedule_id, *before, ref.occurrence, client_id, _OCCURRENCE_WINDOW),
+                )
         unique = {row["seq"]: row for row in rows}
         return self._page(sorted(unique.values(), key=_place, reverse=True), limit)
 

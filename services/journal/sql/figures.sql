@@ -29,12 +29,11 @@ ORDER BY coalesce(failed, 0) DESC, target COLLATE "C"
 LIMIT $5
 
 -- name: minutes
--- The attempts by minute, of one target, one client or all.
+-- The attempts by minute, of one target or all; {target} is that condition.
 SELECT minute AS at, sum(delivered)::bigint AS delivered, sum(failed)::bigint AS failed,
     {buckets} AS buckets
 FROM journal.minutes
-WHERE minute >= $1 AND minute < $2 AND ($3::text IS NULL OR target = $3)
-    AND ($4::text IS NULL OR client_id = $4)
+WHERE minute >= $1 AND minute < $2 AND ($3::text IS NULL OR client_id = $3) {target}
 GROUP BY minute
 ORDER BY minute
 

@@ -69,8 +69,7 @@ ORDER BY at DESC, seq DESC
 LIMIT $5
 
 -- name: story_before
--- The entries of a callback before a position, the latest first. Some rows can be there twice. Of a
--- recurring callback, one occurrence has its own id; the scheduler's entries name it.
+-- The entries of a callback before a position, the latest first. Some rows can be there twice.
 (
     SELECT *
     FROM journal.entries
@@ -80,18 +79,30 @@ LIMIT $5
     LIMIT $4
 )
 UNION ALL
-SELECT *
-FROM (
+(
     SELECT *
     FROM journal.entries
     WHERE (schedule_id, at, seq) < ($6::uuid, $2, $3) AND schedule_id >= $6::uuid
         AND schedule_id IS NOT NULL
         AND at <= $2 AND ($5::text IS NULL OR client_id = $5)
     ORDER BY schedule_id DESC, at DESC, seq DESC
-    LIMIT CASE WHEN $7::integer IS NULL THEN $4 ELSE $8::bigint END
+    LIMIT $4
+)
+
+-- name: of_occurrence
+-- The scheduler's entries about one occurrence of a recurring callback before a position, among the
+-- latest $6 entries of the callback.
+SELECT *
+FROM (
+    SELECT *
+    FROM journal.entries
+    WHERE (schedule_id, at, seq) < ($1::uuid, $2, $3) AND schedule_id >= $1::uuid
+        AND schedule_id IS NOT NULL
+        AND at <= $2 AND ($5::text IS NULL OR client_id = $5)
+    ORDER BY schedule_id DESC, at DESC, seq DESC
+    LIMIT $6
 ) scheduled
-WHERE $7::integer IS NULL
-    OR (callback_id IS NULL AND coalesce((detail ->> 'occurrence')::integer, $7) = $7)
+WHERE callback_id IS NULL AND coalesce((detail ->> 'occurrence')::integer, $4) = $4
 
 -- name: attempts_after
 -- The attempts of a callback after a position, the first one first. Some can be there twice.

@@ -86,8 +86,11 @@ class Figures:
         client_id: str | None = None,
     ) -> tuple[list[MinuteFigures], list[int]]:
         """Return the attempts by minute, the first one first, and the buckets of all."""
+        # The condition decides which index is used, so it is not left to a parameter.
+        condition, values = ("", ()) if target is None else ("AND target = $4", (target,))
+        sql = SQL["minutes"].replace("{target}", condition)
         async with reading(self._database) as connection:
-            rows = await connection.fetch(SQL["minutes"], since, until, target, client_id)
+            rows = await connection.fetch(sql, since, until, client_id, *values)
         total = [sum(counts) for counts in zip(*(row["buckets"] for row in rows), strict=True)]
         return [
             MinuteFigures(
