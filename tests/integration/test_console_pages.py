@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from yarl import URL
 
+from services.console import app
 from services.console.middleware import TOKEN_FIELD
 from services.console.pages import SECTIONS, all_pages, navigation
 from services.console.pages.declaration import Page
 from services.console.rendering import assets
 from services.console.security import NOTICE_COOKIE, POLICY, SESSION_COOKIE, ZONE_COOKIE
 from services.console.sign_in.roles import Role
+from services.console.visit import Notice, Visit, _encoded
 from tests.fakes.console import Browser, Console, running_console
 
 PAGES = all_pages()
@@ -231,8 +234,6 @@ async def test_times_are_in_the_zone_of_the_viewer(browser: Browser) -> None:
 
 
 async def test_a_notice_is_shown_once_and_as_text(browser: Browser) -> None:
-    from services.console.visit import Notice, _encoded  # noqa: PLC0415
-
     notice = _encoded(Notice("<b>12</b> redriven", "good"))
     browser.plant(NOTICE_COOKIE, notice)
     assert "&lt;b&gt;12&lt;/b&gt; redriven" in (await browser.get("/")).text
@@ -252,3 +253,34 @@ async def test_a_malformed_notice_is_ignored(console: Console, value: str) -> No
         ):
             assert response.status == 200
             assert 'class="notice' not in await response.text()
+
+
+async def test_m11_the_handler_runs_only_for_its_roles_and_after_the_check_of_the_form(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An action of administrators, beside all other pages."""
+    done: list[str] = []
+
+    async def act(visit: Visit) -> web.Response:
+        """Do something dangerous."""
+        done.append(visit.text("name"))
+        return visit.redirect(visit.url("/done"), Notice("Done."))
+
+    page = Page("POST", "/act", Role.ADMIN, "Act", act, max_body=1000)
+    monkeypatch.setattr(app, "all_pages", lambda: (*PAGES, page))
+    async with running_console(database_url) as console:
+        for role in Role:
+            async with console.browser(role) as browser:
+                csrf = (await browser.get("/")).csrf
+                allowed = role is Role.ADMIN
+                for form, expected in (
+                    ({"name": f"{role}"}, 303 if allowed else 403),
+                    ({"name": "wrong token", "csrf": "wrong"}, 403),
+                    ({"name": "x" * 2000}, 413 if allowed else 403),
+                ):
+                    shown = await browser.post("/act", form, csrf=csrf, follow=False)
+                    assert shown.status == expected, (role, form)
+                foreign = {"Origin": "https://evil.example"}
+                shown = await browser.post("/act", {"name": "o"}, csrf=csrf, headers=foreign)
+                assert shown.status == 403
+    assert done == ["admin"]
