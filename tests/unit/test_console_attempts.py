@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 
+from services.console.security import ATTEMPT_COOKIE
 from services.console.sign_in.attempts import (
     LIFETIME,
     MAX_PATH,
@@ -13,6 +14,7 @@ from services.console.sign_in.attempts import (
     local_path,
     new_attempt,
 )
+from services.console.sign_in.pages import MAX_ATTEMPTS
 
 
 def test_m11_an_attempt_survives_the_cookie() -> None:
@@ -26,6 +28,13 @@ def test_m11_every_attempt_has_its_own_secrets() -> None:
     secrets = {each for attempt in (one, two) for each in (attempt.state, attempt.nonce)}
     assert len(secrets | {one.verifier, two.verifier}) == 6
     assert all(43 <= len(each) <= 128 for each in (one.verifier, two.verifier))  # RFC 7636, 4.1
+
+
+def test_m11_all_attempts_of_a_browser_fit_into_one_header() -> None:
+    """Servers refuse a header of more than 8,190 bytes; a locked-out user could do nothing."""
+    attempts = [new_attempt("/" + "a" * (MAX_PATH - 1)) for _ in range(MAX_ATTEMPTS + 1)]
+    cookies = [f"{ATTEMPT_COOKIE}{each.name}={each.encode()}; " for each in attempts]
+    assert len("".join(cookies)) < 7000
 
 
 @pytest.mark.parametrize("state", ["", "other", "é"])

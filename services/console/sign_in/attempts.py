@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 # Seconds for which a user may stay at the provider.
 LIFETIME: Final = 600
-# Characters of a path to return to. Longer ones lead to the overview.
-MAX_PATH: Final = 1000
+# Characters of a path to return to. Longer ones lead to the overview. With the cookies of six
+# attempts, the header stays below 8 kB, beyond which servers refuse a request.
+MAX_PATH: Final = 500
 # Characters of the state that name the attempt's cookie.
 NAME_LENGTH: Final = 12
 _BYTES: Final = 32

@@ -4,14 +4,13 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote_plus
 
 import aiohttp
 from joserfc.jwk import Key
-from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
 from services.console.sign_in.attempts import Attempt, challenge
@@ -22,6 +21,7 @@ from services.console.sign_in.id_tokens import (
     provider_keys,
     verified_claims,
 )
+from services.console.sign_in.metadata import Metadata, parse_metadata
 
 SCOPE: Final = "openid profile email"
 # Seconds for one request to the provider. A user waits for three of them.
@@ -45,21 +45,6 @@ _TOKEN_ERRORS: Final = frozenset(
         "invalid_scope",
     }
 )
-
-
-class Metadata(BaseModel):
-    """The discovery document (OpenID Connect Discovery, 3), as far as the console uses it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    issuer: str
-    authorization_endpoint: str
-    token_endpoint: str
-    jwks_uri: str
-    userinfo_endpoint: str | None = None
-    end_session_endpoint: str | None = None
-    token_endpoint_auth_methods_supported: Sequence[str] = ("client_secret_basic",)
-    authorization_response_iss_parameter_supported: bool = False
 
 
 class Provider:
@@ -164,31 +149,11 @@ class Provider:
             raise SignInError(self._failure.reason, str(self._failure))
         try:
             content = await self._get(self._discovery_url, "the discovery document")
-            self._metadata = self._parse_metadata(content)
+            self._metadata = parse_metadata(content, self.issuer, self._discovery_url)
         except SignInError as error:
             self._failure, self._failed_at = error, time.monotonic()
             raise
         self._metadata_at = time.monotonic()
-
-    def _parse_metadata(self, content: Any) -> Metadata:
-        try:
-            metadata = Metadata.model_validate(content)
-        except ValidationError as error:
-            fields = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors())
-            raise SignInError(
-                Reason.CONFIGURATION, f"the discovery document is not valid: {fields}"
-            ) from None
-        if metadata.issuer != self.issuer:
-            raise SignInError(
-                Reason.CONFIGURATION,
-                "the issuer in the discovery document is not exactly RINGBACK_OIDC_ISSUER",
-            )
-        secure = self.issuer.startswith("https:")
-        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-            scheme = URL(getattr(metadata, name)).scheme
-            if scheme != "https" and (secure or scheme != "http"):
-                raise SignInError(Reason.CONFIGURATION, f"{name} does not use https")
-        return metadata
 
     async def _verified(
         self, metadata: Metadata, token: str, expected: Expected
