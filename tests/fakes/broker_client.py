@@ -113,7 +113,9 @@ class BrokerClient:
         return found[0]
 
     def record(self, message: AbstractIncomingMessage) -> None:
-        """Record the facts in a message."""
+        """Record the facts in a message, except for those about dead letters and targets."""
+        if (message.routing_key or "").startswith(("letter.", "target.")):
+            return
         self.fact_messages.append(message)
         self.facts.extend(json.loads(message.body)["facts"])
 
