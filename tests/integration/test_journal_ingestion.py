@@ -119,7 +119,14 @@ class UncommittedStore(Store):
         return await super().add(facts, *args)
 
 
-@pytest.mark.parametrize("store", [CommittedStore, UncommittedStore])
+class UnmovedStore(Store):
+    """Its process dies before the position has moved."""
+
+    async def _advance(self, *_: Any) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("store", [CommittedStore, UncommittedStore, UnmovedStore])
 async def test_n6_a_kill_on_either_side_of_the_commit_stores_each_fact_once(
     publisher: Publisher, amqp_url: str, database_url: str, store: type[Store]
 ) -> None:
