@@ -7,7 +7,7 @@ from typing_extensions import TypeAliasType
 
 from shared.contracts.schedule_changes import NewContext, NewScheme, NewUrl
 from shared.contracts.schedule_requests import MAX_BATCH_SIZE, CallbackCreated
-from shared.contracts.schedules import Delay, RunAt, ScheduleCallback
+from shared.contracts.schedules import Delay, RunAt, ScheduleCallback, Url
 from shared.http.problem import Problem
 
 
@@ -21,6 +21,14 @@ class CallbackChange(BaseModel):
     url: NewUrl = None
     notify_scheme: NewScheme = None
     context: NewContext = None
+
+
+class ReplayChange(BaseModel):
+    """What differs when a callback is sent again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Url | None = Field(default=None, description="Send it to this URL instead.")
 
 
 class Batch(BaseModel):

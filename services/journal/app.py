@@ -20,12 +20,19 @@ from services.journal.jobs.store import Jobs
 from services.journal.jobs.worker import JobWorker
 from services.journal.overview.requests import OverviewRequests
 from services.journal.partitions import Partitions
+from services.journal.pauses.announcing import Announcer
 from services.journal.pauses.requests import PauseRequests
+from services.journal.pauses.store import PausedTargetStore
 from services.journal.reading import MAX_CONCURRENT
+from services.journal.replays.bulk import BulkReplay
+from services.journal.replays.bulk_requests import BulkReplayRequests
 from services.journal.replays.requests import ReplayRequests
+from services.journal.replays.sending import ReplaySender
+from services.journal.replays.store import Replays
 from services.journal.retention import Retention
 from services.journal.settings import JournalSettings
 from services.journal.store import Store
+from services.journal.targets.recording import record_breakers
 from services.journal.targets.requests import TargetRequests
 from services.journal.targets.store import Figures
 from shared.amqp.depth import QueueDepth
@@ -43,7 +50,13 @@ from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.settings import SecuritySettings
 from shared.settings import load
-from shared.topology import JOURNAL_FACTS, JOURNAL_REQUESTS, WORK_QUEUES, topology
+from shared.topology import (
+    CONTROLS,
+    JOURNAL_FACTS,
+    JOURNAL_REQUESTS,
+    WORK_QUEUES,
+    topology,
+)
 
 SCHEMA = Schema.of("services.journal")
 
@@ -61,9 +74,16 @@ async def start(process: Process) -> None:
     )
     partitions, index, audit = Partitions(database), LetterIndex(database), Audit(database)
     jobs = Jobs(database, audit)
+    key = load(SecuritySettings).secrets_key
+    cipher = None if key is None else SecretCipher.of(key.get_secret_value())
     # Dead letters are moved back to every work queue.
     work_queues = table.only(queue.name for queue in WORK_QUEUES)
-    publisher = Publisher(url, name=f"{name} publisher", topology=work_queues, health=health)
+    publisher = Publisher(
+        url,
+        name=f"{name} publisher",
+        topology=table.only((CONTROLS, *(queue.name for queue in WORK_QUEUES))),
+        health=health,
+    )
     facts = FactSender(publisher, url=url, name=name, health=health)
     moves = Moves(
         database,
@@ -75,7 +95,17 @@ async def start(process: Process) -> None:
         name=f"{name} dead letters",
         clock=clock,
     )
-    worker = JobWorker(jobs, {JobKind.REDRIVE: moves.work, JobKind.DISCARD: moves.work})
+    replays = Replays(database)
+    sender = ReplaySender(publisher, facts, cipher, clock)
+    bulk = BulkReplay(database, replays, sender, jobs, cipher)
+    worker = JobWorker(
+        jobs,
+        {
+            JobKind.REDRIVE: moves.work,
+            JobKind.DISCARD: moves.work,
+            JobKind.REPLAY: bulk.work,
+        },
+    )
     reconciliation = Reconciliation(
         index,
         jobs,
@@ -87,7 +117,12 @@ async def start(process: Process) -> None:
         clock=clock,
     )
     ingestion = Ingestion(
-        Store(database, partitions, retention=retention, recorders=(index.record,)),
+        Store(
+            database,
+            partitions,
+            retention=retention,
+            recorders=(index.record, record_breakers),
+        ),
         amqp_url=url,
         database_url=database_url,
         name=f"{name} stream",
@@ -95,8 +130,6 @@ async def start(process: Process) -> None:
         health=health,
         batch=settings.batch,
     )
-    key = load(SecuritySettings).secrets_key
-    cipher = None if key is None else SecretCipher.of(key.get_secret_value())
     slots = asyncio.Semaphore(MAX_CONCURRENT)
     entries, figures = Entries(database, cipher, time.monotonic), Figures(database)
     depth = QueueDepth(
@@ -106,6 +139,8 @@ async def start(process: Process) -> None:
         health=health,
     )
     scheduler = RpcClient(url, name=f"{name} scheduler", health=health)
+    paused = PausedTargetStore(database)
+    announcer = Announcer(paused, publisher)
     responder = RpcServer(
         JOURNAL_REQUESTS,
         {
@@ -125,8 +160,9 @@ async def start(process: Process) -> None:
                 database, index, jobs, LetterReader(url, name=f"{name} letters"), wake=worker.wake
             ).handlers(),
             **JobRequests(jobs).handlers(),
-            **ReplayRequests().handlers(),
-            **PauseRequests().handlers(),
+            **ReplayRequests(replays, sender, audit, cipher).handlers(),
+            **BulkReplayRequests(database, replays, jobs, cipher, wake=worker.wake).handlers(),
+            **PauseRequests(paused, announcer, audit).handlers(),
         },
         url=url,
         name=f"{name} requests",
@@ -136,7 +172,7 @@ async def start(process: Process) -> None:
     )
     for part in (
         *(database, publisher, facts, ingestion, depth, scheduler),
-        *(responder, worker, reconciliation),
+        *(responder, worker, reconciliation, announcer),
         Retention(database, partitions, retention),
     ):
         process.run(part.run())

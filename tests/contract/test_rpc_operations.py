@@ -13,6 +13,7 @@ from services.journal.dead.requests import DeadRequests
 from services.journal.jobs.requests import JobRequests
 from services.journal.overview.requests import OverviewRequests
 from services.journal.pauses.requests import PauseRequests
+from services.journal.replays.bulk_requests import BulkReplayRequests
 from services.journal.replays.requests import ReplayRequests
 from services.journal.targets.requests import TargetRequests
 from services.mailings import requests as mailings
@@ -31,7 +32,11 @@ from shared.contracts.endpoint_requests import ENDPOINT_MESSAGE_OPERATIONS, ENDP
 from shared.contracts.journal_dead import DEAD_OPERATIONS, JOB_OPERATIONS
 from shared.contracts.journal_figures import OVERVIEW_OPERATIONS, TARGET_OPERATIONS
 from shared.contracts.journal_reads import ATTEMPT_OPERATIONS, AUDIT_OPERATIONS
-from shared.contracts.journal_replays import PAUSE_OPERATIONS, REPLAY_OPERATIONS
+from shared.contracts.journal_replays import (
+    BULK_REPLAY_OPERATIONS,
+    PAUSE_OPERATIONS,
+    REPLAY_OPERATIONS,
+)
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.polls import POLL_OPERATIONS
@@ -78,13 +83,18 @@ from shared.topology import REQUEST_QUEUES
         (AUDIT_OPERATIONS, AuditRequests(Mock(), Mock())),
         (DEAD_OPERATIONS, DeadRequests(Mock(), Mock(), Mock(), Mock(), wake=Mock())),
         (JOB_OPERATIONS, JobRequests(Mock())),
-        (REPLAY_OPERATIONS, ReplayRequests()),
-        (PAUSE_OPERATIONS, PauseRequests()),
+        (REPLAY_OPERATIONS, ReplayRequests(Mock(), Mock(), Mock(), None)),
+        (
+            BULK_REPLAY_OPERATIONS,
+            BulkReplayRequests(Mock(), Mock(), Mock(), None, wake=Mock()),
+        ),
+        (PAUSE_OPERATIONS, PauseRequests(Mock(), Mock(), Mock())),
     ],
     ids=[
         *("scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"),
         *("messenger", "registrations", "endpoints", "endpoint messages"),
-        *("attempts", "targets", "overview", "audit", "dead letters", "jobs", "replays", "pauses"),
+        *("attempts", "targets", "overview", "audit", "dead letters", "jobs", "replays"),
+        *("bulk replays", "pauses"),
     ],
 )
 def test_every_operation_has_a_handler(
@@ -114,6 +124,7 @@ def test_every_request_queue_has_operations() -> None:
         *DEAD_OPERATIONS,
         *JOB_OPERATIONS,
         *REPLAY_OPERATIONS,
+        *BULK_REPLAY_OPERATIONS,
         *PAUSE_OPERATIONS,
     )
     assert {operation.queue for operation in operations} == set(REQUEST_QUEUES)

@@ -15,7 +15,11 @@ from shared.contracts.journal_dead import DEAD_OPERATIONS, JOB_OPERATIONS
 from shared.contracts.journal_facts import JournalOnlyFact
 from shared.contracts.journal_figures import OVERVIEW_OPERATIONS, TARGET_OPERATIONS
 from shared.contracts.journal_reads import ATTEMPT_OPERATIONS, AUDIT_OPERATIONS
-from shared.contracts.journal_replays import PAUSE_OPERATIONS, REPLAY_OPERATIONS
+from shared.contracts.journal_replays import (
+    BULK_REPLAY_OPERATIONS,
+    PAUSE_OPERATIONS,
+    REPLAY_OPERATIONS,
+)
 from shared.contracts.mailing_requests import CAMPAIGN_OPERATIONS
 from shared.contracts.mailing_statistics import REPORT_OPERATIONS, STATISTICS_OPERATIONS
 from shared.contracts.message_facts import MessageFact
@@ -55,6 +59,7 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *DEAD_OPERATIONS,
     *JOB_OPERATIONS,
     *REPLAY_OPERATIONS,
+    *BULK_REPLAY_OPERATIONS,
     *PAUSE_OPERATIONS,
 )
 

@@ -19,6 +19,7 @@ from services.gateway.routes import (
     messenger,
     polls,
     postings,
+    replays,
     statistics,
 )
 from services.gateway.routes.declaration import Route
@@ -87,6 +88,7 @@ def all_routes(example_url: str) -> tuple[Route, ...]:
     return (
         *callbacks.routes(example_url),
         *callback_batches.routes(example_url),
+        *replays.routes(),
         *groups.routes(example_url),
         *journal.routes(),
         *events.routes(example_url),
