@@ -11,6 +11,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+import aiohttp
 import click
 from aiormq.abc import DeliveredMessage
 
@@ -22,6 +23,9 @@ from services.cli.broker import (
 )
 from services.cli.output import echo
 from services.cli.run import settings_models
+from services.console.settings import ConsoleSettings
+from services.console.sign_in.errors import SignInError
+from services.console.sign_in.provider import Provider
 from shared.amqp.addresses import addresses, redacted
 from shared.amqp.connection import CONNECTION_ERRORS, BrokerConnection, describe_error
 from shared.amqp.declare import check
@@ -63,7 +67,7 @@ class Finding:
 @click.command
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 def doctor(*, as_json: bool) -> None:
-    """Check settings, Python, broker, topology, database, migrations and clocks.
+    """Check settings, Python, broker, topology, database, migrations, clocks and sign-in.
 
     The report says how to fix each error. Nothing is changed. The exit code is 1 if there is an
     error.
@@ -97,6 +101,9 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
     async for finding in _database(settings):
         yield finding
+    console = load(ConsoleSettings)
+    if console.oidc_issuer is not None:
+        yield await _sign_in(console, console.oidc_issuer)
 
 
 def _advice() -> str:
@@ -252,6 +259,17 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
     except StoreConnectionLostError as error:
         fix = f"Start PostgreSQL there, or set {DATABASE_URL}."
         yield Finding("database", ok=False, detail=str(error), fix=fix)
+
+
+async def _sign_in(settings: ConsoleSettings, issuer: str) -> Finding:
+    """Check the discovery document of the OpenID provider at which users of the console sign in."""
+    async with aiohttp.ClientSession() as http:
+        try:
+            await Provider.of(settings, issuer, http).metadata()
+        except SignInError as error:
+            detail = f"{issuer}: {error}"
+            return Finding("sign-in", ok=False, detail=detail, fix=error.reason.advice)
+    return Finding("sign-in", ok=True, detail=f"the OpenID provider {issuer} responds")
 
 
 async def _migrations(connected: Any, schema: Schema) -> Finding:

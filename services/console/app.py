@@ -59,19 +59,13 @@ async def start(process: Process) -> None:
         schema=SCHEMA,
     )
     sessions = Sessions(database, idle=settings.session_idle, lifetime=settings.session_lifetime)
-    secret = settings.oidc_client_secret
-    provider = Provider(
-        # No cookies: the console is one client for all of its users.
-        await process.stack.enter_async_context(
-            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
-        ),
-        issuer=settings.oidc_issuer,
-        discovery_url=settings.oidc_discovery_url,
-        client_id=settings.oidc_client_id,
-        client_secret=None if secret is None else secret.get_secret_value(),
-    )
+    # No cookies: the console is one client for all of its users.
+    http = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+    await process.stack.enter_async_context(http)
     sign_in = SignIn(
-        provider, sessions, RoleClaim(settings.oidc_role_claim, dict(settings.oidc_roles))
+        Provider.of(settings, settings.oidc_issuer, http),
+        sessions,
+        RoleClaim(settings.oidc_role_claim, dict(settings.oidc_roles)),
     )
     listening = listen(settings.host, settings.port)
     process.stack.callback(listening.close)

@@ -8,6 +8,7 @@ import pytest
 from deploy.local.broker import Broker
 from tests.fakes.alarms import memory_alarm
 from tests.fakes.command import ringback
+from tests.fakes.sandbox import running_sandbox
 
 
 async def test_check_names_everything_missing_and_declare_creates_it(amqp_url: str) -> None:
@@ -43,9 +44,13 @@ async def test_doctor_finds_no_fault_when_all_is_set_up(amqp_url: str, database_
     await ringback("topology", "declare", amqp_url=amqp_url)
     await ringback("migrate", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url)
 
-    output = await ringback(
-        "doctor", "--json", amqp_url=amqp_url, RINGBACK_DATABASE_URL=database_url
-    )
+    async with running_sandbox() as sandbox:
+        output = await ringback(
+            *("doctor", "--json"),
+            amqp_url=amqp_url,
+            RINGBACK_DATABASE_URL=database_url,
+            RINGBACK_OIDC_ISSUER=f"{sandbox.url}oidc",
+        )
 
     assert output.code == 0, output.out
     checks = [finding["check"] for finding in output.json_lines]
@@ -53,18 +58,23 @@ async def test_doctor_finds_no_fault_when_all_is_set_up(amqp_url: str, database_
         *("settings", "python", "broker", "topology", "publishing", "clock"),
         *("database", "clock"),
         *("migrations",) * 7,  # one for each service that stores data
+        "sign-in",
     ]
 
 
 async def test_doctor_names_each_fault_and_its_remedy(amqp_url: str) -> None:
     output = await ringback(
-        "doctor", amqp_url=amqp_url, RINGBACK_DATABASE_URL="postgresql://me:canary@127.0.0.1:1/x"
+        "doctor",
+        amqp_url=amqp_url,
+        RINGBACK_DATABASE_URL="postgresql://me:canary@127.0.0.1:1/x",
+        RINGBACK_OIDC_ISSUER="http://127.0.0.1:1/oidc",
     )
 
     assert output.code == 1
     assert "ERROR  topology: queue 'callbacks' is missing" in output.out
     assert "`ringback topology declare`" in output.out
     assert "ERROR  database: no connection to postgresql://me:" in output.out
+    assert "ERROR  sign-in: http://127.0.0.1:1/oidc: the discovery document cannot" in output.out
     assert "canary" not in output.out + output.err
 
 

@@ -13,6 +13,7 @@ import aiohttp
 from joserfc.jwk import Key
 from yarl import URL
 
+from services.console.settings import ConsoleSettings
 from services.console.sign_in.attempts import Attempt, challenge
 from services.console.sign_in.errors import Reason, SignInError
 from services.console.sign_in.id_tokens import (
@@ -72,6 +73,20 @@ class Provider:
         self._keys: list[Key] = []
         self._keys_at = -math.inf
         self._fetching = asyncio.Lock()
+
+    @classmethod
+    def of(
+        cls, settings: ConsoleSettings, issuer: str, session: aiohttp.ClientSession
+    ) -> "Provider":
+        """Return the provider that is configured."""
+        secret = settings.oidc_client_secret
+        return cls(
+            session,
+            issuer=issuer,
+            discovery_url=settings.oidc_discovery_url,
+            client_id=settings.oidc_client_id,
+            client_secret=None if secret is None else secret.get_secret_value(),
+        )
 
     async def authorization_url(self, attempt: Attempt, redirect_uri: str) -> URL:
         """Return the URL of the provider at which the user signs in.
