@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from shared.registry import SERVICES
 from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ROOT, Output, ringback, start
 from tests.fakes.service import NO_AUTHORITIES, running
@@ -160,7 +161,4 @@ async def test_finding_d11_a_variable_that_is_no_setting_is_reported(
 async def test_finding_d11_help_breaks_no_word() -> None:
     """Finding D11: `run --help` broke the word delivery."""
     output = await ringback("run", "--help", amqp_url=None)
-    services = (
-        "callback, scheduler, gateway, ingestion, mailings, delivery, subscriptions, sandbox."
-    )
-    assert services in " ".join(output.out.split())
+    assert f"{', '.join(SERVICES)}." in " ".join(output.out.split())
