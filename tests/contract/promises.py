@@ -57,7 +57,7 @@ PROMISES: Final = {
     "N3": "Tests, and replays at a bounded rate: each message once, also after a crash.",
     "N4": "An endpoint that fails too long is disabled and reported. A pause loses no message.",
     "N5": "Ordered deliveries wait for the one before. Streams and polls share cursors.",
-    "N6": "The journal stores each fact of its stream once, also after a crash, and shows gaps.",
+    "N6": "Each fact is stored once, also after a crash. Clients read and search only their own.",
     "N7": "Replay, redrive and discard by filter: bounded, exact after a crash, and audited.",
     "N8": "Targets show their health. Operators pause and resume them.",
     "N9": "Urgent messages are sent before bulk ones; processes share a provider's limits.",
