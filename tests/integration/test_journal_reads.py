@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from services.journal.attempts import store as attempts_store
+from services.journal.reading import reading
 from shared.amqp.rpc import RequestContext
 from shared.contracts.facts import (
     CallbackAttemptFailed,
@@ -300,6 +301,29 @@ async def test_n6_every_combination_of_filters_finds_the_same_as_a_scan(
             expected = [f.attempt for f in facts if _matches(f, search, client_id)]
             assert sorted(found) == sorted(expected), (search, client_id)
             assert places == sorted(places, reverse=True)
+
+
+async def test_n6_a_search_for_nothing_ends_early_and_continues_at_its_cursor(
+    reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_store, "WINDOW", 10)
+    monkeypatch.setattr(attempts_store, "SEARCH_TIME", 0.0)
+    await reads.add([delivered() for _ in range(45)])
+    sizes: list[int] = []
+    cursor = None
+    while cursor is not None or not sizes:
+        page = await reads("ListAttempts", SHOP, target=TARGET, status="404", cursor=cursor)
+        sizes.append(len(page["items"]))
+        cursor = page["next_cursor"]
+    assert sizes == [0]  # nothing failed, so the index of failures is empty
+    sizes.clear()
+    while cursor is not None or not sizes:
+        page = await reads("ListAttempts", SHOP, target=TARGET, status="204", cursor=cursor)
+        sizes.append(len(page["items"]))
+        cursor = page["next_cursor"]
+    assert sizes == [0] * 5
+    async with reading(reads.database) as connection:
+        assert await connection.fetchval("SHOW statement_timeout") == "1s"
 
 
 async def test_n6_attempts_are_found_by_group_and_event_key(reads: Reads) -> None:

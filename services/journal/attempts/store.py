@@ -22,7 +22,7 @@ SEARCH_TIME: Final = 0.05
 MAX_SCHEDULES: Final = 200
 _KEYED_WINDOW: Final = 1000
 # Entries of a recurring callback that are looked at for one occurrence.
-_OCCURRENCE_WINDOW: Final = 5000
+_OCCURRENCE_WINDOW: Final = 1000
 # Entries that one read of the tail looks at.
 TAIL_WINDOW: Final = 2000
 MAX_GAPS: Final = 100
