@@ -26,7 +26,6 @@ from shared.process.run import Process
 from shared.registry import SERVICES
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import Lanes
-from shared.security.encryption import SecretCipher
 from shared.security.settings import SecuritySettings
 from shared.settings import load
 from shared.topology import CALLBACKS, CONTROLS, OWNER_QUEUES, topology
@@ -39,8 +38,12 @@ async def start(process: Process) -> None:
     clock = SystemClock()
     labels = metrics.TargetLabels(settings.max_targets)
 
-    key = load(SecuritySettings).secrets_key
-    cipher = SecretCipher.of(key.get_secret_value()) if key else None
+    cipher = None
+    if (key := load(SecuritySettings).secrets_key) is not None:
+        # Without a key, a worker does not need the library, which takes 9 MB.
+        from shared.security.encryption import SecretCipher  # noqa: PLC0415
+
+        cipher = SecretCipher.of(key.get_secret_value())
     declared = topology(process.settings.queue_type).only(
         (CALLBACKS, *(OWNER_QUEUES[owner] for owner in sorted(OWNERS)))
     )

@@ -3,14 +3,18 @@
 Facts are read by every observer of the exchange `outcomes`, so they contain neither in clear.
 """
 
+from __future__ import annotations
+
 import re
 from base64 import b64encode
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from shared.amqp.message import Message
 from shared.contracts.kept_requests import MAX_REQUEST_BYTES, pack
 from shared.http.client import HttpResponse
-from shared.security.encryption import SecretCipher
+
+if TYPE_CHECKING:
+    from shared.security.encryption import SecretCipher
 
 # Characters of a response's body that the journal gets.
 MAX_EXCERPT: Final = 1000
