@@ -5,11 +5,13 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
+from shared.contracts.clients import Client, ClientPhone
 from shared.contracts.mailings import (
     AudienceFilter,
     ClientFilter,
     LocalHours,
     MailingChanges,
+    MailingContent,
     MailingStatus,
     NewMailing,
     TestPhone,
@@ -94,6 +96,20 @@ class TestMailing(BaseModel):
     test: TestPhone
 
 
+class PreviewMailing(BaseModel):
+    """Operation: return the text of a mailing for a client of the directory. Nothing is saved.
+
+    The gateway offers no route for it.
+    """
+
+    model_config = ENVELOPE
+
+    content: MailingContent
+    phone: ClientPhone | None = Field(
+        default=None, description="Phone of the client. Default: a client that the filter matches."
+    )
+
+
 class ListMailingMessages(BaseModel):
     """Operation: list the messages of a mailing."""
 
@@ -158,6 +174,15 @@ class TestSent(BaseModel):
     message_id: UUID
 
 
+class MailingPreview(BaseModel):
+    """The text of a mailing for a client."""
+
+    model_config = _RESPONSE
+
+    client: Client
+    text: str
+
+
 class Audience(BaseModel):
     """The number of clients that a filter matches."""
 
@@ -201,6 +226,9 @@ DELETE_MAILING: Final = RpcOperation(
     MAILINGS_REQUESTS, "DeleteMailing", DeleteMailing, (MailingDeleted,)
 )
 TEST_MAILING: Final = RpcOperation(MAILINGS_REQUESTS, "TestMailing", TestMailing, (TestSent,))
+PREVIEW_MAILING: Final = RpcOperation(
+    MAILINGS_REQUESTS, "PreviewMailing", PreviewMailing, (MailingPreview,)
+)
 COUNT_AUDIENCE: Final = RpcOperation(
     MAILINGS_REQUESTS, "CountAudience", AudienceFilter, (Audience,)
 )
@@ -219,6 +247,7 @@ CAMPAIGN_OPERATIONS: Final = (
     CANCEL_MAILING,
     DELETE_MAILING,
     TEST_MAILING,
+    PREVIEW_MAILING,
     COUNT_AUDIENCE,
     LIST_MAILING_MESSAGES,
 )

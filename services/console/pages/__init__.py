@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from services.console.pages import overview
+from services.console.pages import mailing_edit, mailings, overview
 from services.console.pages.declaration import Page
 from services.console.visit import Link
 
@@ -12,7 +12,11 @@ SECTIONS = ("Watch", "Act", "Send")
 
 def all_pages() -> tuple[Page, ...]:
     """Return the declarations of all pages but sign-in. Their order is that of the links."""
-    return (*overview.pages(),)
+    return (
+        *overview.pages(),
+        *mailing_edit.pages(),
+        *mailings.pages(),
+    )
 
 
 def navigation(pages: Sequence[Page]) -> Mapping[str, Sequence[Link]]:

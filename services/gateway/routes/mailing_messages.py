@@ -1,15 +1,8 @@
-"""The routes of the messages of a mailing: a list in pages, and all of them as CSV.
+"""The routes of the messages of a mailing: a list in pages, and all of them as CSV."""
 
-The export holds one page in memory. It requests a page when the client has read the one before.
-"""
+from typing import Final
 
-import csv
-import io
-import logging
-from collections.abc import Iterable
-from typing import Any, Final
-
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic_core import to_json
 
 from services.gateway import examples
@@ -29,19 +22,11 @@ from services.gateway.routes.declaration import (
 )
 from services.gateway.routes.resources import id_in_path
 from shared.amqp.rpc import RequestContext
-from shared.contracts.mailing_requests import (
-    LIST_MAILING_MESSAGES,
-    MailingMessage,
-    MailingMessages,
-)
+from shared.contracts.mailing_requests import LIST_MAILING_MESSAGES, MailingMessages
 from shared.contracts.posting_requests import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MessageState
+from shared.http.mailing_export import COLUMNS, CSV, export_messages
 from shared.http.openapi import Parameter, Response, TextBody
-from shared.http.problem import ProblemError
 
-logger = logging.getLogger(__name__)
-
-COLUMNS: Final = tuple(MailingMessage.model_fields)
-_TYPE: Final = "text/csv"
 _EXAMPLE: Final = (
     f"{','.join(COLUMNS)}\r\n"
     f"{examples.ID},{examples.ID},{examples.ID},2026-11-20T12:00:01Z,2026-11-20T12:00:02Z,sent,\r\n"
@@ -104,7 +89,7 @@ def routes() -> tuple[Route, ...]:
             " the connection is closed before the end of the response.",
             parameters=(_ID, _STATUS),
             responses={
-                200: Response("All messages.", TextBody({_TYPE: _EXAMPLE})),
+                200: Response("All messages.", TextBody({CSV: _EXAMPLE})),
                 **_NOT_FOUND,
                 **_FAILURES,
             },
@@ -125,42 +110,5 @@ async def export_mailing_messages(
 ) -> web.StreamResponse:
     """Stream the messages of a mailing as CSV."""
     mailing_id = id_in_path(request, MAILING_ID, "mailing")
-    query = request[QUERY] | {"id": mailing_id, "limit": MAX_PAGE_SIZE}
-
-    async def page(cursor: str | None) -> dict[str, Any]:
-        body = to_json(query | {"cursor": cursor})
-        found: dict[str, Any] = await deps.services.request(LIST_MAILING_MESSAGES, body, context)
-        return found
-
-    found = await page(None)  # a failure is still a problem
-    response = web.StreamResponse(
-        headers={
-            hdrs.CONTENT_TYPE: f"{_TYPE}; charset=utf-8",
-            hdrs.CONTENT_DISPOSITION: f'attachment; filename="messages-{mailing_id}.csv"',
-            hdrs.CACHE_CONTROL: "no-store",
-        }
-    )
-    await response.prepare(request)
-    if request.method == hdrs.METH_HEAD:
-        return response
-    await response.write(_lines([COLUMNS]))
-    while True:
-        await response.write(_lines([item[name] for name in COLUMNS] for item in found["items"]))
-        if found["next_cursor"] is None:
-            break
-        try:
-            found = await page(found["next_cursor"])
-        except ProblemError as error:
-            logger.warning(
-                "export interrupted", extra={"mailing_id": mailing_id, "detail": str(error)}
-            )
-            assert request.transport is not None  # noqa: S101 - only None after the response
-            request.transport.abort()  # the client sees that the response is not complete
-            break
-    return response
-
-
-def _lines(rows: Iterable[Iterable[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
+    query = request[QUERY]
+    return await export_messages(request, deps.services, context, mailing_id, query)

@@ -42,6 +42,7 @@ from shared.contracts.mailing_requests import (
     LIST_MAILING_MESSAGES,
     LIST_MAILINGS,
     PAUSE_MAILING,
+    PREVIEW_MAILING,
     RESUME_MAILING,
     START_MAILING,
     TEST_MAILING,
@@ -55,7 +56,9 @@ from shared.contracts.mailing_requests import (
     ListMailings,
     MailingDeleted,
     MailingMessages,
+    MailingPreview,
     Mailings,
+    PreviewMailing,
     TestMailing,
     TestSent,
 )
@@ -71,6 +74,9 @@ MAX_CHANGES: Final = 3
 # stop must not wait for them.
 MAX_READS: Final = 2
 NOT_FOUND: Final = Failure(code=FailureCode.NOT_FOUND, detail="the mailing does not exist")
+NO_CLIENT: Final = Failure(
+    code=FailureCode.NOT_FOUND, detail="no client has this phone, or the filter matches none"
+)
 CONFLICT: Final = Failure(
     code=FailureCode.CONFLICT,
     detail="a different mailing was created with this idempotency key",
@@ -138,6 +144,7 @@ class CampaignRequests:
                 self._control(CANCEL_MAILING, Action.CANCEL),
                 bound(DELETE_MAILING, self._delete),
                 bound(TEST_MAILING, self._test, within="test"),
+                bound(PREVIEW_MAILING, self._preview, within="content"),
                 bound(COUNT_AUDIENCE, self._audience),
                 bound(LIST_MAILING_MESSAGES, self._messages),
             )
@@ -331,6 +338,26 @@ class CampaignRequests:
             return invalid([error.field_error])
         await self._publisher.publish(outgoing(message, context.traceparent, self._clock.now()))
         return TestSent(message_id=test_id)
+
+    async def _preview(self, context: RequestContext, command: PreviewMailing) -> Response:
+        owner, filter_ = _owner(context), command.content.filter
+        async with self._reads:
+            if command.phone is not None:
+                client = await self._directory.find_by_phone(owner, command.phone)
+            else:
+                found = await self._directory.page(
+                    *(owner, UUID(int=0), 1),
+                    operator_codes=filter_.operator_codes,
+                    tags=filter_.tags,
+                )
+                client = found[0] if found else None
+        if client is None:
+            return NO_CLIENT
+        try:
+            text = self._texts.preview(command.content, client.user)
+        except InvalidTextError as error:
+            return invalid([error.field_error])
+        return MailingPreview(client=client.response(), text=text)
 
     async def _audience(self, context: RequestContext, command: AudienceFilter) -> Response:
         async with self._reads:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from services.mailings.messages import ReadyMessage
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
-from services.mailings.rendering.formats import FORMATS
+from services.mailings.rendering.formats import FORMATS, Rendered
 from services.mailings.rendering.loader import InvalidTemplateError, TemplateLoader, parse_text
 from shared.contracts.mailings import MailingContent
 from shared.contracts.requests import FieldError
@@ -36,6 +36,14 @@ class Texts:
         """
         self._bound(content)
 
+    def preview(self, content: MailingContent, user: Mapping[str, Any]) -> str:
+        """Return the text of a mailing for a user.
+
+        Raises:
+            InvalidTextError: the text cannot be rendered for this user.
+        """
+        return self._rendered(content, user).text
+
     def test_message(
         self, content: MailingContent, id_: UUID, user: Mapping[str, Any]
     ) -> ReadyMessage:
@@ -45,10 +53,7 @@ class Texts:
             InvalidTextError: the text cannot be rendered for this user.
         """
         channel = CHANNELS[content.channel]
-        try:
-            rendered = self._bound(content).render(user, unsubscribe_url=None)
-        except RenderingError as error:
-            raise InvalidTextError(_field(content), str(error)) from None
+        rendered = self._rendered(content, user)
         fields: dict[str, Any] = {
             "id": str(id_),
             channel.address: user[channel.user_address],
@@ -56,6 +61,12 @@ class Texts:
         }
         body = channel.contract(**fields).model_dump_json(exclude_none=True).encode()
         return ReadyMessage(id_, channel.type, channel.queues[URGENT], body)
+
+    def _rendered(self, content: MailingContent, user: Mapping[str, Any]) -> Rendered:
+        try:
+            return self._bound(content).render(user, unsubscribe_url=None)
+        except RenderingError as error:
+            raise InvalidTextError(_field(content), str(error)) from None
 
     def _bound(self, content: MailingContent) -> BoundTemplate:
         try:

@@ -1,0 +1,61 @@
+"""The console in this process in front of real services, for the pages that send something."""
+
+import asyncio
+import html
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from services.console.sign_in.roles import Role
+from tests.fakes.console import Browser, Shown, running_console
+from tests.fakes.gateway import Caller
+from tests.fakes.system import System, fresh_database, system
+
+# What others control is shown as text, wherever it stands.
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
+
+
+class Desk:
+    """An operator, a viewer, and callers of the gateway, in front of the same services."""
+
+    def __init__(self, browser: Browser, viewer: Browser, call: Caller) -> None:
+        self.browser = browser
+        self.viewer = viewer
+        self.call = call
+
+
+@contextmanager
+def running_services(
+    amqp_url: str, database_url: str, directory: Path, *names: str
+) -> Iterator[tuple[System, str]]:
+    """Run a gateway and these services on a new database; yield them and its URL."""
+    with (
+        fresh_database(database_url) as url,
+        system(directory, amqp_url, url, *names) as started,
+    ):
+        asyncio.run(started.ready())
+        yield started, url
+
+
+@asynccontextmanager
+async def desk(services: System, database_url: str, amqp_url: str) -> AsyncIterator[Desk]:
+    """Run a console in front of these services, for a signed-in operator."""
+    async with (
+        services.calling() as call,
+        running_console(database_url, amqp_url=amqp_url) as console,
+        console.browser(Role.OPERATOR) as browser,
+        console.browser(Role.VIEWER) as viewer,
+    ):
+        yield Desk(browser, viewer, call)
+
+
+def text_of(shown: Shown) -> str:
+    """Return the text of a page, as a person reads it."""
+    content = re.sub(r"<svg.*?</svg>|<[^>]+>", " ", shown.text, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(content))
+
+
+def is_harmless(shown: Shown) -> bool:
+    """Return whether a page shows hostile values as text only."""
+    return "<script>alert" not in shown.text and "\"'&{{" not in shown.text
