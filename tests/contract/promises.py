@@ -41,6 +41,7 @@ PROMISES: Final = {
     "M7": "A slow, broken or refusing SMS gateway disrupts nothing else.",
     "M8": "The sandbox simulates the SMS gateway with JWT authentication.",
     "M9": "Swagger UI at `/docs/` describes the API of clients and mailings.",
+    "M10": "Mailings and clients are managed in the console, with statistics of the messages sent.",
     "M11": "Users of the console sign in with OpenID Connect, and each page requires its role.",
     "M12": "The statistics of mailings are sent by e-mail once a day, through Ringback itself.",
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",

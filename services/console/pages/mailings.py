@@ -54,7 +54,7 @@ def pages() -> tuple[Page, ...]:
                 f"/mailings/{{id}}/{name}",
                 Role.OPERATOR,
                 title,
-                _control(name, operation, text),
+                _control(name, title, operation, text),
             )
             for name, title, operation, text in _ACTIONS
         ),
@@ -155,13 +155,14 @@ async def delete(visit: Visit) -> web.StreamResponse:
     return visit.redirect(visit.url("/mailings"), Notice("The mailing is deleted."))
 
 
-def _control(name: str, operation: RpcOperation[Any], text: str) -> Handler:
+def _control(name: str, title: str, operation: RpcOperation[Any], text: str) -> Handler:
     async def control(visit: Visit) -> web.StreamResponse:
         id_ = visit.parameters["id"]
         await visit.call(operation, {"id": id_, "if_match": seen(visit)})
         await visit.record(f"mailing.{name}", id_)
         return visit.redirect(visit.url(f"/mailings/{id_}"), Notice(text))
 
+    control.__doc__ = f"{title}."
     return control
 
 
