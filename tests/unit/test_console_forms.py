@@ -28,7 +28,7 @@ def test_a_time_is_in_the_zone_of_the_viewer_and_comes_back_the_same() -> None:
 
 def test_all_wrong_fields_are_collected() -> None:
     form = reader(at="x", number="x", whole="1.5", json="{", fine="7")
-    assert form.time("at") is form.number("number") is form.whole("whole") is None
+    assert (form.time("at"), form.number("number"), form.whole("whole")) == (None, None, None)
     assert form.json("json") is None
     assert form.whole("fine") == 7
     assert form.whole("missing") is None
