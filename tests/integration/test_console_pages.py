@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 
 import aiohttp
 import pytest
@@ -17,6 +18,8 @@ from services.console.rendering import assets
 from services.console.security import NOTICE_COOKIE, POLICY, SESSION_COOKIE, ZONE_COOKIE
 from services.console.sign_in.roles import Role
 from services.console.visit import Notice, Visit, _encoded
+from shared.errors import InfrastructureError
+from shared.http.problem import ProblemError
 from tests.fakes.console import Browser, Console, running_console
 
 PAGES = all_pages()
@@ -284,3 +287,38 @@ async def test_m11_the_handler_runs_only_for_its_roles_and_after_the_check_of_th
                 shown = await browser.post("/act", {"name": "o"}, csrf=csrf, headers=foreign)
                 assert shown.status == 403
     assert done == ["admin"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "hidden"),
+    [
+        (ProblemError(HTTPStatus.NOT_FOUND, "x", "No callback 7."), 404, None),
+        (ProblemError(HTTPStatus.CONFLICT, "x", "It is delivered."), 409, None),
+        (ProblemError(HTTPStatus.GATEWAY_TIMEOUT, "x", "Send an Idempotency-Key."), 504, "Idemp"),
+        (InfrastructureError("the broker is away"), 503, None),
+        (RuntimeError("canary"), 500, "canary"),
+        (ProblemError(HTTPStatus.TOO_MANY_REQUESTS, "x", "<b>Slow</b> down."), 429, "<b>"),
+    ],
+)
+async def test_failures_of_services_and_bugs_are_pages(
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    hidden: str | None,
+) -> None:
+    async def fail(_: Visit) -> web.Response:
+        """Fail."""
+        raise error
+
+    page = Page("GET", "/fail", Role.VIEWER, "Fail", fail)
+    monkeypatch.setattr(app, "all_pages", lambda: (*PAGES, page))
+    async with running_console(database_url) as console, console.browser(Role.VIEWER) as browser:
+        shown = await browser.get("/fail")
+        assert shown.status == status
+        assert shown.headers["Content-Security-Policy"] == POLICY
+        assert "The viewer" in shown.text  # the navigation stays
+        if hidden is None:
+            assert str(error) in shown.text
+        else:
+            assert hidden not in shown.text

@@ -1,6 +1,7 @@
 """One request to the console: URLs, the selected client, forms, and what services learn of it."""
 
 import logging
+import re
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -105,3 +106,24 @@ def test_every_template_is_valid() -> None:
     templates = environment()
     for name in templates.list_templates():
         assert templates.get_template(name)
+
+
+def test_m11_templates_escape_everything_and_contain_nothing_inline() -> None:
+    """The policy of the pages would block what is inline; `safe` would let markup through."""
+    templates = environment()
+    assert templates.autoescape is True
+    for name in templates.list_templates():
+        source, _, _ = templates.loader.get_source(templates, name)  # type: ignore[union-attr]
+        for forbidden in (
+            r"\|\s*safe\b",
+            r"autoescape",
+            r"\sstyle=",
+            r"<style",
+            r"<script(?! type=\"module\" src=\"\{\{)",
+            r"\son[a-z]+=",
+            r"javascript:",
+            r"(?:src|href)=\"(?:https?:)?//",
+        ):
+            assert not re.search(forbidden, source, re.IGNORECASE), (name, forbidden)
+        for form in re.findall(r"<form[^>]*method=\"post\".*?</form>", source, re.DOTALL):
+            assert "csrf()" in form, name
