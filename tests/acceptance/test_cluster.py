@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, c
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from pamqp.common import FieldTable
 
@@ -32,11 +33,23 @@ def empty_database(database_url: str) -> Iterator[str]:
         yield url
 
 
+async def recorded(database_url: str, callbacks: Iterable[str]) -> bool:
+    """Return whether the journal has an entry of each of these deliveries."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        rows = await connection.fetch(
+            "SELECT DISTINCT callback_id FROM journal.entries WHERE outcome = 'delivered'"
+        )
+    finally:
+        await connection.close()
+    return set(callbacks) <= {row["callback_id"] for row in rows}
+
+
 @pytest.mark.slow
 async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for_10_seconds_at_most(
     cluster: Cluster, empty_database: str, tmp_path: Path
 ) -> None:
-    names = ("callback", "scheduler")
+    names = ("callback", "scheduler", "journal")
     async with (
         running_sandbox() as sandbox,
         replicas(tmp_path, cluster.url, empty_database, sandbox, *names) as services,
@@ -52,6 +65,8 @@ async def test_n11_row_5_and_finding_d2_a_killed_leader_interrupts_callbacks_for
         await load.arrived(60)
         result = ledger.result(0)
         await services.ready()
+        # N6: the stream of facts had a member on the killed node, too.
+        await until(lambda: recorded(empty_database, ledger.arrivals), 60)
     assert not result.lost
     assert result.early == 0
     assert result.interruption <= 10
