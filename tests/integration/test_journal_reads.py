@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import product
+from json import dumps
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -192,9 +193,11 @@ async def test_n6_the_timeline_has_every_step_and_earlier_ones_by_cursor(
     timeline = await reads("ReadTimeline", SHOP, id=str(schedule_id))
     assert [step["kind"] for step in timeline["items"]] == expected
     assert timeline["items"][-1]["text"] == "Moved back to its work queue."
+    assert "Ada" not in dumps(timeline)
     assert (timeline["next_cursor"], timeline["kept"], timeline["gaps"]) == (None, False, [])
     timeline = await reads("ReadTimeline", OPERATOR, id=str(schedule_id))
     assert timeline["items"][-1]["text"] == "Moved back to its work queue by Omar."
+    assert timeline["items"][7]["text"] == f"Sent again to {TARGET} by Ada."
 
     monkeypatch.setattr("services.journal.attempts.requests.MAX_TIMELINE", 4)
     pages: list[list[str]] = []

@@ -151,7 +151,11 @@ def _visible(entry: Entry, client_id: str | None) -> bool:
 
 def _for_client(entry: Entry) -> Entry:
     """Return an entry without what only operators see."""
-    return entry.model_copy(update={"detail": {}}) if entry.kind in _MOVED else entry
+    if entry.kind in _MOVED:
+        return entry.model_copy(update={"detail": {}})
+    if entry.kind is EntryKind.REPLAYED and entry.detail.get("actor") != entry.client_id:
+        return entry.model_copy(update={"detail": entry.detail | {"actor": None}})
+    return entry
 
 
 def _callback_attempt(entry: Entry) -> CallbackAttempt:
