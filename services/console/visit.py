@@ -36,7 +36,7 @@ from shared.http.service_client import ServiceClient
 
 logger = logging.getLogger(__name__)
 
-# The parameter with the client as whom a page acts. Links keep it.
+# The parameter with the client for which a page acts. Links keep it.
 CLIENT: Final = "client"
 MAX_CLIENT_LENGTH: Final = 255
 # Client ids of Ringback's own services.
@@ -109,7 +109,7 @@ class Visit:
 
     @property
     def zone(self) -> ZoneInfo:
-        """Return the time zone of the viewer, or UTC if the browser has not told it yet."""
+        """Return the time zone of the viewer, or UTC before the browser has sent it."""
         return zone_of(self.request.cookies.get(ZONE_COOKIE)) or UTC_ZONE
 
     @property

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from html import escape
 from ipaddress import ip_address
+from typing import get_args
 from urllib.parse import unquote_plus
 
 from aiohttp import web
@@ -26,6 +27,8 @@ from services.sandbox.parsing import parse
 from services.sandbox.settings import OIDC_CLIENT_ID, OIDC_PATH
 
 _NO_STORE = {"Cache-Control": "no-store"}
+# The faults that the page offers, by the label of their button.
+_BUTTONS: dict[str, Fault | None] = {"none": None, **{name: name for name in get_args(Fault)}}
 
 
 class ProviderSettings(BaseModel):
@@ -51,6 +54,7 @@ class OpenIdProvider:
         """Return every route."""
         return [
             web.get(OIDC_PATH, self.page),
+            web.post(f"{OIDC_PATH}/fault/{{name:{'|'.join(_BUTTONS)}}}", self.switch),
             web.get(f"{OIDC_PATH}/.well-known/openid-configuration", self.discovery),
             web.get(f"{OIDC_PATH}/jwks", self.jwks),
             web.get(f"{OIDC_PATH}/authorize", self.authorize),
@@ -69,8 +73,8 @@ class OpenIdProvider:
             "<h2>OpenID provider</h2><div class='card mailbox'>"
             f"<p>Issuer: <code>{escape(self._issuer(request))}</code></p>"
             f"<p>Client id: <code>{OIDC_CLIENT_ID}</code></p>"
-            f"<p>Fault: {escape(fault or 'none')}. Set one with"
-            " <code>PUT /api/oidc</code>.</p></div>"
+            f"<p>Fault of the next sign-ins: {escape(fault or 'none')}</p>"
+            f"{''.join(map(_button, _BUTTONS))}</div>"
             "<h2>People</h2>"
             + "".join(
                 f"<article class='card delivery'><div class=line><span class=name>{person.name}"
@@ -81,6 +85,11 @@ class OpenIdProvider:
         return web.Response(
             body=page_html(main, here=OIDC_PATH, json=("/api/oidc",)), headers=HEADERS
         )
+
+    async def switch(self, request: web.Request) -> web.Response:
+        """Give the provider this fault, and return to its page."""
+        self._tokens.fault = _BUTTONS[request.match_info["name"]]
+        raise web.HTTPSeeOther(OIDC_PATH)
 
     async def discovery(self, request: web.Request) -> web.Response:
         """Return the discovery document."""
@@ -115,7 +124,7 @@ class OpenIdProvider:
         return web.json_response(self._tokens.jwks())
 
     async def authorize(self, request: web.Request) -> web.Response:
-        """Ask who signs in; with `as`, redirect back to the application with a code."""
+        """Return the page with all people; with `as`, redirect to the application with a code."""
         query = request.query
         redirect_uri = query.get("redirect_uri", "")
         if query.get("client_id") != OIDC_CLIENT_ID or not _is_local(redirect_uri):
@@ -248,6 +257,10 @@ def _choice(here: URL) -> web.Response:
     cancel = escape(str(here.update_query({"as": ""})))
     main = f"<h2>Sign in to the console of Ringback</h2>{links}<p><a href='{cancel}'>Cancel</a></p>"
     return web.Response(body=page_html(main, here=OIDC_PATH), headers=HEADERS)
+
+
+def _button(name: str) -> str:
+    return f"<form method=post action='{OIDC_PATH}/fault/{name}'><button>{name}</button></form>"
 
 
 def _error(code: str, status: int = 400) -> web.Response:

@@ -190,3 +190,13 @@ async def test_unknown_faults_and_fields_are_rejected(sandbox: Sandbox) -> None:
             assert response.status == 422
     async with sandbox.session.get("/oidc/userinfo") as response:
         assert response.status == 401
+
+
+async def test_buttons_set_the_fault(sandbox: Sandbox) -> None:
+    for name, fault in (("expired", "expired"), ("none", None)):
+        async with sandbox.session.post(f"/oidc/fault/{name}") as response:
+            assert response.status == 200  # the page, after a redirect
+            assert f"Fault of the next sign-ins: {name}" in await response.text()
+        assert await sandbox.get("/api/oidc") == {"fault": fault}
+    async with sandbox.session.post("/oidc/fault/other") as response:
+        assert response.status == 404

@@ -91,7 +91,7 @@ class Reason(Enum):
         "no_role",
         HTTPStatus.FORBIDDEN,
         "You have no role in the console",
-        "Ask an administrator of the provider for the role viewer, operator or admin.",
+        "An administrator of the provider can give you the role viewer, operator or admin.",
     )
 
     def __init__(self, code: str, status: HTTPStatus, heading: str, advice: str) -> None:

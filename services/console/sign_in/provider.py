@@ -121,7 +121,7 @@ class Provider:
     async def claims(
         self, code: str, attempt: Attempt, redirect_uri: str, response_issuer: str | None
     ) -> Mapping[str, Any]:
-        """Return the verified claims of the user to whom the provider gave this code.
+        """Return the verified claims of the user that a code of the provider stands for.
 
         Those of the userinfo endpoint complete those of the ID token.
 

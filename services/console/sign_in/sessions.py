@@ -113,7 +113,7 @@ class Sessions:
 
 
 def user_of(issuer: str, claims: Mapping[str, Any]) -> User:
-    """Return the user whom verified claims describe."""
+    """Return the user that verified claims describe."""
     subject = claims["sub"][:MAX_TEXT]
     actor = next(filter(None, (_text(claims, name) for name in _ACTOR_CLAIMS)), subject)
     return User(issuer, subject, actor, _text(claims, "name") or actor)
