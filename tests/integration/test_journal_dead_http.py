@@ -62,6 +62,11 @@ async def ended(operator: Caller, job: str) -> Any:
     return await until(over, 60)
 
 
+async def has_step(operator: Caller, callback: str, kind: str) -> bool:
+    timeline = (await operator("GET", f"/v1/callbacks/{callback}/timeline")).json
+    return kind in {step["kind"] for step in timeline["items"]}
+
+
 async def test_n7_dead_callbacks_are_counted_redriven_and_delivered(
     services: System, shared_amqp_url: str
 ) -> None:
@@ -90,6 +95,7 @@ async def test_n7_dead_callbacks_are_counted_redriven_and_delivered(
         unknown = await operator("GET", "/v1/dead/nothing")
         await until(lambda: len(receiver.requests) == 14, 60)
         await counted(operator, 0)
+        await until(lambda: has_step(operator, sent[0], "redriven"), 60)
         audit = (await operator("GET", "/v1/audit")).json["items"]
 
     assert groups["items"] == [{"key": KEY, "count": 7}]

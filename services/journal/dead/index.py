@@ -135,6 +135,12 @@ class LetterIndex:
 
     async def count(self, connection: Any, selection: Selection) -> int:
         """Return how many letters match."""
+        if selection.is_of_groups:
+            return int(
+                await connection.fetchval(
+                    SQL["count_groups"], selection.queue, selection.reason_key, selection.target
+                )
+            )
         where, arguments = selection.where()
         sql = f"SELECT count(*) FROM journal.letters WHERE {where}"  # noqa: S608 - constants
         count: int = await connection.fetchval(sql, *arguments)

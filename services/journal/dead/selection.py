@@ -21,6 +21,20 @@ class Selection:
     reason_key: str | None = None
     last: int | None = None
 
+    @property
+    def target(self) -> str | None:
+        """The target as the index has it, or None for all."""
+        chosen = self.filter.target
+        return None if chosen is None else origin(chosen) or chosen
+
+    @property
+    def is_of_groups(self) -> bool:
+        """Whether it consists of whole groups, so that their counts tell how many match."""
+        chosen = self.filter
+        others = (chosen.client_id, chosen.since, chosen.until, self.last)
+        by_group = chosen.reason is None or self.reason_key is not None
+        return by_group and all(other is None for other in others)
+
     def where(self) -> tuple[str, list[Any]]:
         """Return the condition and its arguments, which are numbered from $1."""
         parts, arguments = [], []
@@ -36,8 +50,8 @@ class Selection:
             yield "reason_key = {}", self.reason_key
         elif chosen.reason is not None:
             yield "strpos(lower(reason), lower({})) > 0", chosen.reason
-        if chosen.target is not None:
-            yield "target = {}", origin(chosen.target) or chosen.target
+        if self.target is not None:
+            yield "target = {}", self.target
         if chosen.client_id is not None:
             yield "client_id = {}", chosen.client_id
         if chosen.since is not None:

@@ -62,6 +62,11 @@ SELECT nullif(target, '') AS key, sum(count)::bigint AS count FROM journal.lette
 WHERE queue = $1 GROUP BY target HAVING sum(count) > 0
 ORDER BY count DESC, key LIMIT $2
 
+-- name: count_groups
+SELECT coalesce(sum(count), 0)::bigint FROM journal.letter_counts
+WHERE queue = $1
+    AND ($2::text IS NULL OR reason_key = $2) AND ($3::text IS NULL OR target = $3)
+
 -- name: count_by_queue
 SELECT queue, sum(count)::bigint AS count FROM journal.letter_counts GROUP BY queue
 
