@@ -4,12 +4,15 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from services.journal.dead import moving as job_moves
 from services.journal.dead import reconciliation
+from shared.amqp.connection import BrokerConnection, connect
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import ConsumerSpec
 from shared.amqp.publisher import OutgoingMessage
@@ -283,6 +286,36 @@ async def test_n7_letters_without_a_fact_are_found(
     assert (job["matching"], job["done"], job["failed"]) == (1201, 1201, 0)
     redriven = Counter(letter.id for letter in await moving.read(queue))
     assert redriven == Counter(logical_ids([*unknown, twice]))
+    assert await moving.letters(queue) == []
+
+
+async def test_n7_a_job_survives_the_loss_of_its_connection(
+    moving: Mover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = "subscriptions.outcomes"
+    letters = [dead_letter(queue) for _ in range(120)]
+    await moving.add(queue, letters)
+    opened: list[BrokerConnection] = []
+
+    @asynccontextmanager
+    async def recorded(url: str, *, name: str) -> AsyncIterator[BrokerConnection]:
+        async with connect(url, name=name) as broker:
+            opened.append(broker)
+            yield broker
+
+    monkeypatch.setattr(job_moves, "connect", recorded)
+
+    async with working(moving.worker):
+        started = await moving.start(START_REDRIVE, queue, rate=40)
+        await until(lambda: progress(moving, started["job"], 20), 30.0)
+        await opened[0].connection.close(ConnectionResetError("closed by the test"))
+        job = await moving.ended(started["job"])
+
+    assert (job["status"], job["done"], job["failed"]) == ("finished", 120, 0)
+    redriven = await moving.read(queue)
+    assert {letter.id for letter in redriven} == logical_ids(letters)
+    assert len(redriven) <= 120 + 10, "more than the step in progress was published twice"
+    assert len(opened) > 1
     assert await moving.letters(queue) == []
 
 
