@@ -428,6 +428,14 @@ async def test_m11_sessions_survive_a_restart_of_the_database(own_database: Serv
         await until(works, 60)
 
 
+async def test_m11_sessions_survive_a_restart_of_the_console(database_url: str) -> None:
+    async with running_console(database_url) as before, before.browser(Role.VIEWER) as browser:
+        cookie = cookies(browser)[SESSION_COOKIE]
+    async with running_console(database_url) as after, after.browser() as browser:
+        browser.plant(SESSION_COOKIE, cookie)
+        assert (await browser.get("/", follow=False)).status == 200
+
+
 async def test_m11_without_the_database_a_page_says_so(own_database: Server) -> None:
     async with (
         running_console(own_database.url) as console,
