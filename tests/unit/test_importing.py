@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.importing import (
+from shared.importing import (
     MAX_LINE_BYTES,
     InvalidLineError,
     Lines,

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from services.console.pages import mailing_edit, mailings, overview
+from services.console.pages import (
+    clients,
+    endpoint_messages,
+    endpoints,
+    mailing_edit,
+    mailings,
+    overview,
+)
 from services.console.pages.declaration import Page
 from services.console.visit import Link
 
@@ -16,6 +23,9 @@ def all_pages() -> tuple[Page, ...]:
         *overview.pages(),
         *mailing_edit.pages(),
         *mailings.pages(),
+        *clients.pages(),
+        *endpoints.pages(),
+        *endpoint_messages.pages(),
     )
 
 
