@@ -12,10 +12,16 @@ from aiormq.exceptions import (
 )
 
 from shared.errors import RingbackError
-from shared.topology import Exchange, Queue, Topology
+from shared.topology import JOURNAL_FACTS, Exchange, Queue, Topology
 
 # Seconds. A queue may wait for the election of its leader. After that a new connection may help.
 DECLARE_TIMEOUT: Final = 30.0
+
+
+_DELETE: Final = "delete it once it is empty, or use another virtual host"
+_ADVICE: Final = {
+    JOURNAL_FACTS: "set RINGBACK_JOURNAL_BACKLOG to its old value, and change the size by a policy"
+}
 
 
 class TopologyMismatchError(RingbackError):
@@ -89,8 +95,8 @@ async def _compare(
             faults.append(f"{kind} '{item.name}' is missing: run `ringback topology declare`")
         except ChannelPreconditionFailed as error:
             faults.append(
-                f"{kind} '{item.name}' exists with other properties ({_difference(error)}): "
-                "delete it once it is empty, or use another virtual host"
+                f"{kind} '{item.name}' exists with other properties ({_difference(error)}):"
+                f" {_ADVICE.get(item.name, _DELETE)}"
             )
         except ChannelAccessRefused as error:
             faults.append(f"{kind} '{item.name}' cannot be declared: {_difference(error)}")

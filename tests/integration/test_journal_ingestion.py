@@ -17,6 +17,7 @@ from services.journal.retention import Retention
 from services.journal.store import Missed, Position, Store, SupersededError
 from shared.amqp.codec import Properties
 from shared.amqp.connection import connect
+from shared.amqp.declare import TopologyMismatchError
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.facts import CallbackDead
@@ -311,6 +312,15 @@ async def test_n6_partitions_are_created_for_late_facts_and_dropped_after_the_re
         assert {partition_name("entries", each.at.date()) for each in (old, late)} <= set(dropped)
         assert await journal.ids() == []
         assert not await journal.rows("minutes")
+
+
+async def test_row_14_a_changed_backlog_is_named_at_the_start(
+    publisher: Publisher, amqp_url: str, database_url: str
+) -> None:
+    await publisher.ready()
+    async with running_journal(amqp_url, database_url, table=declared(2000)) as journal:
+        with pytest.raises(TopologyMismatchError, match=r"'journal.facts' .*JOURNAL_BACKLOG"):
+            await journal.task
 
 
 async def test_n6_a_gap_is_counted_in_messages() -> None:
