@@ -31,7 +31,7 @@ def demo(  # noqa: PLR0913, PLR0917 - the URLs
         if await was_shown(gateway, SHOWN):
             click.echo("The demonstration was shown before. See docs/docker.md.")
             return
-        places = Places(sandbox, gateway, page)
+        places = Places(sandbox, gateway, page, console)
         await demonstrate(broker_settings(), places, movies_event=SHOWN, real=real_servers())
 
     run_task(show_once())

@@ -1,4 +1,4 @@
-"""The first half of the demonstration of `ringback up`: four callbacks."""
+"""The first part of the demonstration of `ringback up`: four callbacks."""
 
 import asyncio
 import json
@@ -33,8 +33,10 @@ DELIVERY_TIMEOUT: Final = 45
 SCHEDULE_DELAY: Final = 3
 
 
-async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> None:
+async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> str:
     """Deliver one callback, retry one, dead-letter one and schedule one, and print each step.
+
+    Returns the id of the callback that is retried.
 
     Raises:
         TimeoutError: a step took too long.
@@ -76,6 +78,7 @@ async def show_callbacks(settings: Settings, sandbox: str, gateway: str) -> None
             )
         finally:
             printing.cancel()
+    return flaky
 
 
 def _callback(callback_id: str, url: str) -> OutgoingMessage:

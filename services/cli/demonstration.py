@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import click
 
 from services.cli.demo import show_callbacks
+from services.cli.demo_console import show_console
 from services.cli.demo_mailings import show_mailings
 from services.cli.demo_postings import show_postings
 from services.cli.demo_subscriptions import show_subscriptions
@@ -16,20 +17,22 @@ from shared.settings import Settings, load, variable_of
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The URLs of a demonstration: `sandbox` and `gateway` for programs, `page` for people.
+    """The URLs of a demonstration: `sandbox` and `gateway` for programs, the others for people.
 
     page: the sandbox, as a browser on this machine reaches it.
+    console: the console.
     """
 
     sandbox: str
     gateway: str
     page: str
+    console: str
 
 
 async def demonstrate(
     settings: Settings, places: Places, *, movies_event: str, real: list[str]
 ) -> None:
-    """Show callbacks, then e-mails and SMS, then mailings, then users and endpoints.
+    """Show callbacks, e-mails and SMS, mailings, users and endpoints, and the console.
 
     movies_event: the id of the event that sends an e-mail to every subscriber.
     real: settings that name real servers. With any, no e-mail and no SMS is part of it.
@@ -38,7 +41,7 @@ async def demonstrate(
         click.ClickException: a step failed or took too long.
     """
     try:
-        await show_callbacks(settings, places.sandbox, places.gateway)
+        failed_twice = await show_callbacks(settings, places.sandbox, places.gateway)
         if real:
             echo(
                 f"\nParts 2 and 3, e-mails and SMS, are not shown: {', '.join(real)} is set, and"
@@ -48,6 +51,7 @@ async def demonstrate(
             await show_postings(settings, places.sandbox, places.gateway, places.page, movies_event)
             await show_mailings(places.gateway, places.page)
         await show_subscriptions(places.sandbox, places.gateway, places.page)
+        await show_console(places.gateway, places.console, failed_twice)
     except Exception as error:
         reason = error.message if isinstance(error, click.ClickException) else str(error)
         raise click.ClickException(

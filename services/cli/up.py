@@ -321,13 +321,14 @@ async def _introduce(
         await service.ready.wait()
     host = connectable_host(load(GatewaySettings).http_host)
     gateway = str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
+    console = load(ConsoleSettings).url or f"http://127.0.0.1:{environment[CONSOLE_PORT]}"
     sandbox = None
     if any(service.name == SANDBOX for service in services):
         sandbox = f"http://127.0.0.1:{environment[SANDBOX_PORT]}"
-        await _demonstrate(settings, stack, Places(sandbox, gateway, page=sandbox))
+        places = Places(sandbox, gateway, page=sandbox, console=console)
+        await _demonstrate(settings, stack, places)
     addresses = {}
     if any(service.name == CONSOLE for service in services):
-        console = load(ConsoleSettings).url or f"http://127.0.0.1:{environment[CONSOLE_PORT]}"
         addresses["console"] = f"{console}/"
     addresses |= {"HTTP API, to try": f"{gateway}/docs/", "HTTP gateway": gateway}
     if sandbox:

@@ -61,6 +61,16 @@ def check_subscriptions(output: str) -> None:
     disabled = "it is disabled, and another endpoint received endpoint.disabled"
     assert f"16 it responded with 410: {disabled}" in output
     assert f"16 active again: one replay sent the 3 messages{verified}" in output
+    check_console(output)
+
+
+def check_console(output: str) -> None:
+    """Check that the journal has the story of a callback, and that a replay adds to it."""
+    # N6, N7
+    story = "failed (503), failed (503), delivered (200)"
+    assert f"17 the journal has 3 attempts: {story}" in output
+    assert "18 sent again under the same webhook-id: delivered" in output
+    assert re.search(r"timeline of callback 2: http://\S+/callbacks/one\?id=demo-\w+-2", output)
 
 
 async def sign_in_at_the_printed_console(output: str) -> None:

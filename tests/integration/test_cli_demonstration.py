@@ -40,7 +40,7 @@ async def test_finding_d1_a_step_that_takes_too_long_is_named(
     app.router.add_post("/v1/callbacks", create)
     url = str(sandbox.url).rstrip("/")
     async with TestServer(app, host="127.0.0.1") as gateway:
-        places = Places(url, str(gateway.make_url("")).rstrip("/"), url)
+        places = Places(url, str(gateway.make_url("")).rstrip("/"), url, console=url)
         with pytest.raises(click.ClickException) as caught:
             await demonstrate(Settings(amqp_url=amqp_url), places, movies_event="e", real=[])
 
