@@ -111,9 +111,14 @@ async def reading(journals: Sequence[Service]) -> Service:
     return journals[counts.index(max(counts))]
 
 
+async def received(receiver: Receiver, count: int) -> None:
+    """Wait until a receiver has this many requests."""
+    await until(lambda: len(receiver.requests) >= count, 60)
+
+
 async def kill_after(journal: Service, receiver: Receiver, count: int) -> None:
     """Kill a journal once a receiver has this many requests."""
-    await until(lambda: len(receiver.requests) >= count, 60)
+    await received(receiver, count)
     journal.kill()
 
 
@@ -151,7 +156,7 @@ async def test_n6_the_journal_down_and_killed_costs_delivery_nothing_and_misses_
         for journal in processes.journals:
             journal.kill()
         sent = await client.send_all(send_callback(receiver.url) for _ in range(500))
-        await until(lambda: len(receiver.requests) == 500, 60)  # without any journal
+        await received(receiver, 500)  # without any journal
 
         await processes.start_journals()
         await recorded(processes, receiver)
@@ -163,7 +168,7 @@ async def test_n6_the_journal_down_and_killed_costs_delivery_nothing_and_misses_
                 kill_after(reader, receiver, total - 450),
             )
             sent += more
-            await until(lambda total=total: len(receiver.requests) == total, 60)
+            await received(receiver, total)
             await recorded(processes, receiver)
             await processes.start_journals()
     assert arrivals(receiver) == Counter(sent)
