@@ -25,6 +25,7 @@ from services.gateway.messenger.schemas import (
     SignInForm,
 )
 from services.gateway.routes import about, all_routes
+from services.gateway.schemas import ReplayChange
 from shared.contracts.clients import ClientChange, NewClient
 from shared.contracts.endpoints import (
     EndpointChange,
@@ -33,6 +34,7 @@ from shared.contracts.endpoints import (
     Replay,
 )
 from shared.contracts.events import Event
+from shared.contracts.journal_replays import StartReplay
 from shared.contracts.mailings import MailingChanges, NewMailing
 from shared.contracts.postings import Posting
 from shared.contracts.schedule_changes import RescheduleCallback
@@ -79,10 +81,13 @@ CONTRACTS: Mapping[str, type[BaseModel]] = {
     "create_endpoint": NewEndpoint,
     "change_endpoint": EndpointChange,
     "replay_endpoint": Replay,
+    "replay_callback": ReplayChange,
+    "replay_callbacks": StartReplay,
     "send_endpoint_message": NewEndpointMessage,
     "poll_events": PollForm,
 }
-# Fields whose validity depends on the time, the configuration, or an earlier response. Schemathesis
+# Fields whose validity depends on the time, the configuration, or an earlier response; and
+# `filter.target`, which must begin like a URL when callbacks are replayed. Schemathesis
 # does not follow the pattern of If-Match in its coverage phase.
 CIRCUMSTANCES = {
     "run_at",
@@ -100,6 +105,7 @@ CIRCUMSTANCES = {
     "until",
     "text",
     "template",
+    "filter.target",
 }
 load_all_checks()
 

@@ -14,14 +14,13 @@ from services.gateway.routes.declaration import (
     BODY_FAILURES,
     Dependencies,
     Route,
-    failures,
     ok,
     problem,
 )
 from services.gateway.routes.resources import passed_on
 from services.gateway.schemas import ReplayChange
 from shared.amqp.rpc import RequestContext
-from shared.contracts.journal import TEXT_PATTERN, JobStarted, Matching
+from shared.contracts.journal import JobStarted, Matching
 from shared.contracts.journal_replays import (
     PAUSE_TARGET,
     REPLAY_CALLBACK,
@@ -33,22 +32,9 @@ from shared.contracts.journal_replays import (
     TargetControlled,
 )
 from shared.contracts.requests import FieldError
-from shared.http.openapi import Body, Parameter
+from shared.http.openapi import Body
 
-FAILURES: Final = failures(
-    "the broker, the database or the journal is unreachable",
-    "The journal did not respond in time",
-)
-_NOT_FOUND: Final = {404: problem("The client has no such callback in the journal.")}
 _NOT_KEPT: Final = {409: problem("`not_kept`: the journal has not kept the request.")}
-_OPERATORS: Final = {403: problem("Only operators may pause and resume targets.")}
-_ID: Final = Parameter(
-    "id",
-    "path",
-    "The id of the scheduled callback, or the `webhook-id`.",
-    {"type": "string", "minLength": 1, "pattern": TEXT_PATTERN},
-    example=examples.ID,
-)
 _OTHER_URL: Final = "https://staging.example.com/hooks"
 _TARGET: Final = "https://customer.example.com:443"
 _CONTROL: Final = Body(ControlTarget, {"A target": {"target": _TARGET}})
@@ -86,7 +72,7 @@ def routes() -> tuple[Route, ...]:
                 202: ok("The job that was started.", JobStarted, {"job": examples.ID}),
                 **_NOT_KEPT,
                 **BODY_FAILURES,
-                **FAILURES,
+                **journal.FAILURES,
             },
         ),
         Route(
@@ -98,14 +84,14 @@ def routes() -> tuple[Route, ...]:
             summary="Send a callback again",
             description="Sends the kept request again, under the same `webhook-id`, optionally to"
             " another URL. Its status does not change. An expiry is ignored.",
-            parameters=(_ID,),
+            parameters=(journal.REF,),
             body=Body(ReplayChange, {"The same URL": {}, "Another URL": {"url": _OTHER_URL}}),
             responses={
                 202: ok("It is sent again.", Replayed, {"id": examples.ID}),
-                **_NOT_FOUND,
+                **journal.NOT_FOUND,
                 **_NOT_KEPT,
                 **BODY_FAILURES,
-                **FAILURES,
+                **journal.FAILURES,
             },
         ),
         Route(
@@ -124,8 +110,7 @@ def routes() -> tuple[Route, ...]:
                 ),
                 409: problem("Too many targets are paused."),
                 **BODY_FAILURES,
-                **FAILURES,
-                **_OPERATORS,
+                **journal.OPERATORS,
             },
         ),
         Route(
@@ -145,8 +130,7 @@ def routes() -> tuple[Route, ...]:
                     {"target": _TARGET, "paused": False},
                 ),
                 **BODY_FAILURES,
-                **FAILURES,
-                **_OPERATORS,
+                **journal.OPERATORS,
             },
         ),
     )
