@@ -126,12 +126,16 @@ class Ingestion:
         work = partial(self._keep_connected, session=self._serve)
         while True:
             try:
-                await run_exclusively(
-                    self._database_url, LOCK, work, waiting=partial(self._health.up, PART)
-                )
+                await run_exclusively(self._database_url, LOCK, work, waiting=self._wait)
             except InfrastructureError as error:
                 self._health.down(PART, str(error))
             await asyncio.sleep(RETRY_DELAY)
+
+    def _wait(self) -> None:
+        """Be ready, because another process reads the stream, and reports how far it is behind."""
+        metrics.BEHIND.set(0)
+        metrics.LAG.set(0)
+        self._health.up(PART)
 
     async def _serve(self, broker: BrokerConnection) -> None:
         await declare(broker.connection, self._topology)
