@@ -7,6 +7,7 @@ import socket
 import aiohttp
 from aiohttp import web
 
+from services.console.feeds import Feeds
 from services.console.middleware import bound, middleware
 from services.console.pages import all_pages, navigation
 from services.console.rendering import asset_route, assets, environment
@@ -100,7 +101,7 @@ def application(
     services: ServiceClient, sessions: Sessions, sign_in: SignIn, *, origin: str
 ) -> web.Application:
     """Return the application with every page. Browsers reach it at `origin`."""
-    files = assets()
+    files, feeds = assets(), Feeds()
     pages = (*all_pages(), *sign_in.pages())
     site = Site(
         origin,
@@ -108,8 +109,10 @@ def application(
         environment(),
         navigation(pages),
         {name: asset.url for name, asset in files.items()},
+        feeds,
     )
     app = web.Application(middlewares=[middleware(site)])
+    app.on_shutdown.append(feeds.close)
     app.on_response_prepare.append(header_setter(origin))
     app.add_routes([bound(page, site, sessions) for page in pages])
     app.add_routes([asset_route(files)])

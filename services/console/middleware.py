@@ -96,7 +96,9 @@ def bound(page: Page, site: Site, sessions: Sessions) -> web.RouteDef:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         cookie = request.cookies.get(SESSION_COOKIE)
-        session = None if cookie is None or page.role is None else await sessions.find(cookie)
+        session = None
+        if cookie is not None and page.role is not None:
+            session = await sessions.find(cookie, counts=not page.live)
         if session is not None:
             request[SESSION] = session
         if page.role is not None:

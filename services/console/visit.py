@@ -16,6 +16,7 @@ from multidict import MultiDict, MultiMapping
 from pydantic_core import to_json
 from yarl import URL
 
+from services.console.feeds import Feeds
 from services.console.formatting import UTC_ZONE, Moment, moment, zone_of
 from services.console.security import (
     CONTENT_SECURITY_POLICY,
@@ -63,6 +64,7 @@ class Site:
     origin: scheme, host and port at which browsers reach the console.
     navigation: the links of each section.
     assets: the URL of each static file.
+    feeds: the live parts of pages, which this process reads once for all browsers.
     """
 
     origin: str
@@ -70,6 +72,7 @@ class Site:
     environment: Environment
     navigation: Mapping[str, Sequence[Link]]
     assets: Mapping[str, str]
+    feeds: Feeds
 
 
 @dataclass(frozen=True, slots=True)

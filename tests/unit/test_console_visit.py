@@ -7,6 +7,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import MultiDict
 
+from services.console.feeds import Feeds
 from services.console.rendering import environment
 from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Session, user_of
@@ -24,7 +25,7 @@ def visit(path: str, session: Session | None = OPERATOR, **form: str) -> Visit:
         "GET", path, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
     )
     unconnected = RpcClient("amqp://127.0.0.1:1/", name="test", health=Health())
-    site = Site("http://c", ServiceClient(unconnected, timeout=1), environment(), {}, {})
+    site = Site("http://c", ServiceClient(unconnected, timeout=1), environment(), {}, {}, Feeds())
     return Visit(request, site, session, "Title", selected_client(request.query), MultiDict(form))
 
 

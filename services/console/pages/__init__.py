@@ -3,12 +3,21 @@
 from collections.abc import Mapping, Sequence
 
 from services.console.pages import (
+    attempts,
+    audit,
+    callback,
+    callbacks,
     clients,
+    dead_letters,
     endpoint_messages,
     endpoints,
+    jobs,
     mailing_edit,
     mailings,
     overview,
+    signatures,
+    tail,
+    targets,
 )
 from services.console.pages.declaration import Page
 from services.console.visit import Link
@@ -21,6 +30,15 @@ def all_pages() -> tuple[Page, ...]:
     """Return the declarations of all pages but sign-in. Their order is that of the links."""
     return (
         *overview.pages(),
+        *callbacks.pages(),
+        *callback.pages(),
+        *attempts.pages(),
+        *tail.pages(),
+        *signatures.pages(),
+        *audit.pages(),
+        *dead_letters.pages(),
+        *jobs.pages(),
+        *targets.pages(),
         *mailing_edit.pages(),
         *mailings.pages(),
         *clients.pages(),

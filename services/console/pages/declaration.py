@@ -27,6 +27,7 @@ class Page:
     title: its heading, and what the navigation shows.
     section: the part of the navigation that links to it; None if it is not linked there.
     max_body: the maximum size of the form in bytes. Beyond it the status is 413.
+    live: a stream that a page opens by itself. It does not keep an idle session open.
     """
 
     method: str
@@ -36,3 +37,4 @@ class Page:
     handler: Handler
     section: str | None = None
     max_body: int = MAX_FORM
+    live: bool = False

@@ -82,13 +82,16 @@ class Sessions:
         )
         return cookie
 
-    async def find(self, cookie: str) -> Session | None:
-        """Return the session of a cookie, or None if it has ended. It counts as a request."""
+    async def find(self, cookie: str, *, counts: bool = True) -> Session | None:
+        """Return the session of a cookie, or None if it has ended.
+
+        If it counts as a request, the session stays open for another idle time.
+        """
         key = _hash(cookie)
         row = await self._database.fetchrow(SQL["find"], key, self._idle)
         if row is None:
             return None
-        if row["is_stale"]:  # at most one write a minute for each session
+        if counts and row["is_stale"]:  # at most one write a minute for each session
             await self._database.execute(SQL["touch"], key)
         role = Role(row["role"])
         return Session(row["subject"], row["actor"], row["name"], role, csrf_token(cookie))

@@ -1,0 +1,183 @@
+"""One callback: its timeline, its request, and the actions on it."""
+
+import json
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+from uuid import UUID
+
+from aiohttp import web
+
+from services.console.fields import time
+from services.console.kept import curl, wire_request
+from services.console.pages.declaration import Page
+from services.console.sign_in.roles import Role
+from services.console.visit import Notice, Visit
+from shared.contracts.journal_reads import READ_TIMELINE
+from shared.contracts.journal_replays import READ_REQUEST, REPLAY_CALLBACK
+from shared.contracts.schedule_requests import (
+    CANCEL_CALLBACKS,
+    GET_CALLBACK,
+    RESCHEDULE_CALLBACK,
+    RUN_CALLBACK,
+)
+from shared.http.problem import ProblemError
+
+# An id may contain any visible character, so it is in the query and not in the path.
+ONE: Final = "/callbacks/one"
+# The colour of each kind of step; that of attempts follows from their outcome.
+KINDS: Final = {
+    "scheduled": "info",
+    "rescheduled": "info",
+    "dispatched": "info",
+    "tier": "odd",
+    "retry": "odd",
+    "dispatch_failed": "bad",
+    "expired": "bad",
+    "notified": "good",
+    "failed": "bad",
+    "dead": "bad",
+    "replayed": "info",
+    "redriven": "info",
+}
+# Statuses in which the scheduler can still change a callback.
+_OPEN: Final = frozenset({"scheduled", "dispatched", "retrying"})
+# The result of an action of the scheduler, in words.
+_RESULTS: Final = {
+    "cancelled": "The callback is cancelled.",
+    "rescheduled": "The callback is moved.",
+    "started": "The callback is sent now.",
+    "in_flight": "The callback is being sent. Its attempts go on, and no main retry follows.",
+    "already_notified": "Nothing was done: the callback is notified already.",
+    "already_failed": "Nothing was done: the callback has failed already.",
+    "already_cancelled": "Nothing was done: the callback is cancelled already.",
+    "not_found": "Nothing was done: the scheduler does not have this callback.",
+}
+_DONE: Final = frozenset({"cancelled", "rescheduled", "started"})
+
+
+def pages() -> tuple[Page, ...]:
+    """Return the declarations."""
+    return (
+        Page("GET", ONE, Role.VIEWER, "Callback", one),
+        Page("GET", f"{ONE}/request", Role.ADMIN, "Kept request", request),
+        Page("POST", f"{ONE}/replay", Role.OPERATOR, "Replay a callback", replay),
+        Page("POST", f"{ONE}/cancel", Role.OPERATOR, "Cancel a callback", cancel),
+        Page("POST", f"{ONE}/move", Role.OPERATOR, "Move a callback", move),
+        Page("POST", f"{ONE}/run", Role.OPERATOR, "Send a callback now", run),
+    )
+
+
+async def one(visit: Visit) -> web.StreamResponse:
+    """Return what the journal and the scheduler know about a callback."""
+    id_ = _id(visit.query.get("id", ""))
+    story, fault = await _story(visit, id_)
+    steps = [] if story is None else story["items"]
+    visit = _of_owner(visit, steps)
+    status = await _status(visit, id_, steps)
+    if status is None and fault is not None:
+        raise fault
+    answered = [step["entry"] for step in steps if step["kind"] == "attempt"]
+    return visit.render(
+        "callback.html",
+        id=id_,
+        kinds=KINDS,
+        story=story,
+        fault=fault,
+        steps=steps,
+        callback=status,
+        context=None if status is None else _json(status["context"]),
+        can_change=status is not None and status["status"] in _OPEN,
+        last=answered[-1] if answered else None,
+        trace_id=next((s["entry"]["trace_id"] for s in steps if s["entry"]["trace_id"]), None),
+    )
+
+
+async def request(visit: Visit) -> web.StreamResponse:
+    """Return the kept request of a callback, without its secrets."""
+    id_ = _id(visit.query.get("id", ""))
+    kept = await visit.call(READ_REQUEST, {"id": id_})
+    wire = wire_request(kept["callback_id"], kept["request"])
+    return visit.render(
+        "kept_request.html",
+        id=id_,
+        kept=kept,
+        wire=wire,
+        message=_json(kept["request"]),
+        curl=curl(wire),
+    )
+
+
+async def replay(visit: Visit) -> web.StreamResponse:
+    """Send the kept request again, and return to the callback."""
+    id_, url = _id(visit.text("id")), visit.text("url")
+    await visit.call(REPLAY_CALLBACK, {"id": id_} | ({"url": url} if url else {}))
+    text = "The request is sent again. The next attempt appears in the timeline."
+    return visit.redirect(visit.url(ONE, id=id_), Notice(text))
+
+
+async def cancel(visit: Visit) -> web.StreamResponse:
+    """Cancel the callback."""
+    id_ = _id(visit.text("id"))
+    response = await visit.call(CANCEL_CALLBACKS, {"id": id_})
+    return await _done(visit, id_, "cancel", response["result"])
+
+
+async def move(visit: Visit) -> web.StreamResponse:
+    """Move the callback to another due time."""
+    id_ = _id(visit.text("id"))
+    run_at = time("run_at", visit.text("run_at"), visit.zone)
+    response = await visit.call(RESCHEDULE_CALLBACK, {"id": id_, "run_at": run_at})
+    return await _done(visit, id_, "reschedule", response["result"], run_at=run_at)
+
+
+async def run(visit: Visit) -> web.StreamResponse:
+    """Send the callback now."""
+    id_ = _id(visit.text("id"))
+    response = await visit.call(RUN_CALLBACK, {"id": id_})
+    return await _done(visit, id_, "run", response["result"])
+
+
+async def _done(visit: Visit, id_: str, action: str, result: str, **detail: Any) -> web.Response:
+    await visit.record(action, f"callback {id_}", result=result, **detail)
+    kind = "good" if result in _DONE else "bad"
+    return visit.redirect(visit.url(ONE, id=id_), Notice(_RESULTS[result], kind))
+
+
+async def _story(visit: Visit, id_: str) -> tuple[Any, ProblemError | None]:
+    """Return the timeline, or the reason why there is none."""
+    body = {"id": id_} | ({"cursor": visit.query["cursor"]} if "cursor" in visit.query else {})
+    try:
+        return await visit.call(READ_TIMELINE, body), None
+    except ProblemError as problem:
+        return None, problem
+
+
+def _of_owner(visit: Visit, steps: list[Any]) -> Visit:
+    """Return the visit on behalf of the client whose callback it is."""
+    if not steps:
+        return visit
+    # Entries of dead letters have no client.
+    owners = [s["entry"]["client_id"] for s in steps if s["kind"] not in {"redriven", "discarded"}]
+    return replace(visit, client_id=owners[0]) if owners else visit
+
+
+async def _status(visit: Visit, id_: str, steps: list[Any]) -> Any:
+    """Return what the scheduler knows, or None."""
+    ids = [s["entry"]["schedule_id"] for s in steps if s["entry"]["schedule_id"]]
+    schedule_id = ids[0] if ids else id_.partition(".")[0]
+    try:
+        UUID(schedule_id)
+        return await visit.call(GET_CALLBACK, {"id": schedule_id})
+    except (ValueError, ProblemError):
+        return None
+
+
+def _id(text: str) -> str:
+    if not text:
+        raise ProblemError(HTTPStatus.NOT_FOUND, "not_found", "The URL names no callback.")
+    return text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
