@@ -15,7 +15,7 @@ from shared.contracts.journal import AttemptOutcome
 from shared.contracts.journal_reads import StepKind
 from shared.process.logs import printable
 
-_GOOD: Final = {StepKind.NOTIFIED}
+_GOOD: Final = {StepKind.NOTIFIED, StepKind.SENT}
 _BAD: Final = {
     *(StepKind.DISPATCH_FAILED, StepKind.EXPIRED, StepKind.FAILED),
     *(StepKind.DEAD, StepKind.DISCARDED),

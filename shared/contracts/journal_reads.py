@@ -118,6 +118,8 @@ class StepKind(StrEnum):
     REPLAYED = "replayed"
     REDRIVEN = "redriven"
     DISCARDED = "discarded"
+    SENT = "sent"  # an e-mail or SMS
+    RETURNED = "returned"  # a message that was not sent; its mailing decides
 
 
 class Step(BaseModel):

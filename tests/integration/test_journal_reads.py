@@ -20,6 +20,7 @@ from shared.contracts.facts import (
     CallbackDispatchFailed,
 )
 from shared.contracts.journal_facts import CallbackReplayed, LetterRedriven
+from shared.contracts.message_facts import MessageSent
 from shared.contracts.requests import Failure, FailureCode
 from shared.contracts.schedule_facts import ScheduleCreated, ScheduleDispatched, ScheduleFact
 from tests.fakes.journal import TARGET, delivered
@@ -224,6 +225,25 @@ async def test_n6_an_occurrence_has_its_own_timeline(reads: Reads) -> None:
     ]
     attempts = await reads("ReadAttempts", SHOP, id=f"{schedule_id}.2")
     assert len(attempts["items"]) == 2
+
+
+async def test_n6_only_operators_read_the_timeline_of_an_e_mail(reads: Reads) -> None:
+    sent = MessageSent(
+        fact_id="m-1/1",
+        at=NOW,
+        message_id="m-1",
+        channel="email",
+        posting_id=None,
+        mailing_id=None,
+        recipient_id="r-1",
+        attempt=1,
+        duration=0.1,
+    )
+    await reads.add([sent])
+    timeline = await reads("ReadTimeline", OPERATOR, id="m-1")
+    assert [step["kind"] for step in timeline["items"]] == ["sent"]
+    for context in (SHOP, ANONYMOUS):
+        assert (await reads("ReadTimeline", context, id="m-1")).code is FailureCode.NOT_FOUND
 
 
 async def test_n6_the_timeline_shows_gaps_and_kept_requests(reads: Reads) -> None:

@@ -139,6 +139,36 @@ def test_n6_an_expired_and_a_cancelled_callback() -> None:
     assert kinds(timeline([entry(0, EntryKind.CANCELLED)])) == [StepKind.CANCELLED]
 
 
+def test_n6_an_e_mail_is_sent_at_its_second_attempt_or_not_at_all() -> None:
+    own: dict[str, Any] = {"callback_id": None, "message_id": "m-1", "detail": {"channel": "email"}}
+    steps = timeline(
+        [
+            entry(
+                1,
+                EntryKind.MESSAGE_ATTEMPT_FAILED,
+                attempt=1,
+                reason="450 busy",
+                next_at=later(6),
+                **own,
+            ),
+            entry(6, EntryKind.MESSAGE_SENT, attempt=2, duration=0.1, **own),
+        ]
+    )
+    assert [(step.kind, step.text, step.until) for step in steps] == [
+        (StepKind.ATTEMPT, "Attempt 1 failed: 450 busy.", None),
+        (StepKind.TIER, "Waits in a retry tier for the next attempt.", later(6)),
+        (StepKind.SENT, "Attempt 2: the email was sent.", None),
+    ]
+    ends = {
+        EntryKind.MESSAGE_FAILED: StepKind.FAILED,
+        EntryKind.MESSAGE_EXPIRED: StepKind.EXPIRED,
+        EntryKind.MESSAGE_RETURNED: StepKind.RETURNED,
+        EntryKind.ENDPOINT_DISABLED: None,
+    }
+    for kind, end in ends.items():
+        assert kinds(timeline([entry(0, kind, **own)])) == [end] * (end is not None)
+
+
 def test_n6_a_cause_is_before_its_effect_although_clocks_differ() -> None:
     """The confirm of the second dispatch arrives after its attempt, and the scheduler is late."""
     steps = timeline(

@@ -53,12 +53,10 @@ def in_order(entries: list[Entry]) -> list[Entry]:
 def _steps(entry: Entry) -> Iterator[Step]:
     """Yield the steps of an entry; an attempt has one more for what follows from it."""
     describe = _STEPS.get(entry.kind)
-    if describe is None:  # e-mails, SMS and endpoints have no timeline
+    if describe is None:  # endpoints have no timeline
         return
     yield describe(entry)
-    if entry.kind is not EntryKind.ATTEMPT:
-        return
-    if entry.outcome is AttemptOutcome.FAILED:
+    if entry.outcome is AttemptOutcome.FAILED or entry.kind is EntryKind.MESSAGE_ATTEMPT_FAILED:
         yield _step(entry, StepKind.TIER, "Waits in a retry tier for the next attempt.", wait=True)
     elif entry.outcome is AttemptOutcome.DEAD:
         yield _dead(entry)
@@ -142,6 +140,25 @@ def _discarded(entry: Entry) -> Step:
     return _step(entry, StepKind.DISCARDED, f"The dead letter was deleted{_by(entry)}.")
 
 
+def _sent(entry: Entry) -> Step:
+    channel = entry.detail.get("channel", "message")
+    return _step(entry, StepKind.SENT, f"Attempt {entry.attempt}: the {channel} was sent.")
+
+
+def _message_failed(entry: Entry) -> Step:
+    return _step(entry, StepKind.FAILED, f"Failed for good{_because(entry.reason)}.")
+
+
+def _message_expired(entry: Entry) -> Step:
+    return _step(entry, StepKind.EXPIRED, f"Expired before it was sent{_because(entry.reason)}.")
+
+
+def _returned(entry: Entry) -> Step:
+    return _step(
+        entry, StepKind.RETURNED, f"Not sent; its mailing decides{_because(entry.reason)}."
+    )
+
+
 def _because(reason: str | None) -> str:
     return f": {reason.rstrip('.')}" if reason else ""
 
@@ -171,4 +188,9 @@ _STEPS: Final[Mapping[EntryKind, Callable[[Entry], Step]]] = {
     EntryKind.REPLAYED: _replayed,
     EntryKind.REDRIVEN: _redriven,
     EntryKind.DISCARDED: _discarded,
+    EntryKind.MESSAGE_SENT: _sent,
+    EntryKind.MESSAGE_ATTEMPT_FAILED: _attempt,
+    EntryKind.MESSAGE_FAILED: _message_failed,
+    EntryKind.MESSAGE_EXPIRED: _message_expired,
+    EntryKind.MESSAGE_RETURNED: _returned,
 }

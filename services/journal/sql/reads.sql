@@ -70,6 +70,7 @@ LIMIT $5
 
 -- name: story_before
 -- The entries of a callback before a position, the latest first. Some rows can be there twice.
+-- Operators also find those of an e-mail or SMS.
 (
     SELECT *
     FROM journal.entries
@@ -86,6 +87,15 @@ UNION ALL
         AND schedule_id IS NOT NULL
         AND at <= $2 AND ($5::text IS NULL OR client_id = $5)
     ORDER BY schedule_id DESC, at DESC, seq DESC
+    LIMIT $4
+)
+UNION ALL
+(
+    SELECT *
+    FROM journal.entries
+    WHERE (message_id, at, seq) < ($1, $2, $3) AND message_id >= $1 AND message_id IS NOT NULL
+        AND at <= $2 AND $5::text IS NULL
+    ORDER BY message_id DESC, at DESC, seq DESC
     LIMIT $4
 )
 
