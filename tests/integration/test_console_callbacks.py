@@ -309,6 +309,45 @@ async def test_n7_dead_letters_are_counted_redriven_and_discarded(
     await page_with(browser, str(shown.url.path), "finished", "0 of 0 done")
 
 
+async def test_n6_callbacks_are_replayed_one_and_all_that_match(
+    world: World, browser: Browser
+) -> None:
+    async with serve(respond(200)) as receiver, serve(respond(200)) as other:
+        target = str(URL(receiver.url).origin())
+        ids = [await world.send(target_url=receiver.url) for _ in range(2)]
+        for id_ in ids:
+            await page_with(browser, url_of("/callbacks/one", id=id_), "Send again", "delivered")
+        selection = {"target": target, "status": "delivered"}
+        await page_with(browser, url_of("/replay", **selection), "Replay 2 callbacks?")
+        shown = await browser.post("/replay", selection | {"rate": "1000"})
+        assert "2 of 2 done" in texts(await page_with(browser, shown.url.path, "finished"))
+        await until(lambda: len(receiver.requests) == 4, 60)
+
+        form = {"id": ids[0], "url": other.url}
+        assert "sent again" in texts(await browser.post("/callbacks/one/replay", form))
+        await until(lambda: other.requests, 60)
+        assert other.requests[0].headers["webhook-id"] == ids[0]
+        one = url_of("/callbacks/one", id=ids[0])
+        await page_with(browser, one, "Sent again", "by admin@example.com")
+        unknown = {"id": "unknown", "url": other.url}
+        assert (await browser.post("/callbacks/one/replay", unknown)).status == 404
+
+
+async def test_n8_a_target_is_paused_and_resumed(world: World, browser: Browser) -> None:
+    async with serve(respond(200)) as receiver:
+        target = str(URL(receiver.url).origin())
+        await world.send(target_url=receiver.url)
+        one = url_of("/targets/one", target=target)
+        await page_with(browser, "/targets", target)
+        shown = await browser.post("/targets/pause", {"target": target})
+        assert "The target is paused." in texts(shown)
+        assert f"{target} is paused" in texts(await page_with(browser, "/", f"{target} is paused"))
+        assert 'action="/targets/resume"' in (await page_with(browser, one, "paused")).text
+        shown = await browser.post("/targets/resume", {"target": target})
+        assert "The target is resumed." in texts(shown)
+        await page_with(browser, one, "receives callbacks")
+
+
 receiver_works = asyncio.Event()
 
 
