@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
+from services.journal.reading import reading
 from services.journal.replays.sending import Callback
 from shared.contracts.journal import Filter
 from shared.postgres.pool import Database
@@ -88,19 +89,24 @@ class Replays:
         horizon: int = (await self._database.fetchrow(_SQL["horizon"]))["seq"]
         return horizon
 
-    async def matching(self, selection: Selection, after: Place, limit: int) -> Matches:
+    async def matching(
+        self, selection: Selection, after: Place, limit: int, *, kept: bool = True
+    ) -> Matches:
         """Return the next callbacks that match: up to `limit` of the next WINDOW entries.
+
+        With `kept`, they have their kept requests.
 
         The entries up to the horizon never change. So a search that is repeated finds the same
         callbacks, each of them once.
         """
         source = _SQL["failed_entries" if selection.failed else "delivered_entries"]
         query = selection.filter
-        rows = await self._database.fetch(
-            _SQL["matching"].format(source=source),
-            *(*after, query.until or LAST, selection.horizon, WINDOW, limit),
-            *(selection.client_id, query.target, query.reason),
-        )
+        async with reading(self._database) as connection:
+            rows = await connection.fetch(
+                _SQL["matching"].format(source=source),
+                *(*after, query.until or LAST, selection.horizon, WINDOW, limit),
+                *(selection.client_id, query.target, query.reason, kept),
+            )
         found = [
             Callback(row["callback_id"], row["client_id"], row["reference"], row["sealed"])
             for row in rows
@@ -114,7 +120,7 @@ class Replays:
         """Return how many callbacks match."""
         count, place = 0, selection.start
         while True:
-            matches = await self.matching(selection, place, WINDOW)
+            matches = await self.matching(selection, place, WINDOW, kept=False)
             count += len(matches.found)
             if matches.next is None:
                 return count

@@ -46,16 +46,16 @@ CROSS JOIN LATERAL (
                 AND l.client_id = w.client_id
                 AND coalesce(l.detail ->> 'reference', '') = w.reference
         ) AS matches
+    OFFSET 0 -- otherwise the condition is evaluated three times
 ) m
 LEFT JOIN LATERAL (
     SELECT sealed FROM journal.requests r
-    WHERE m.matches AND r.callback_id = w.callback_id AND r.client_id = w.client_id
+    WHERE $10::boolean AND m.matches AND r.callback_id = w.callback_id AND r.client_id = w.client_id
         AND r.reference = w.reference
     ORDER BY r.at DESC
     LIMIT 1
 ) r ON true
 WHERE m.matches OR w.place = $5
-ORDER BY w.at, w.seq
 LIMIT $6
 
 -- name: failed_entries

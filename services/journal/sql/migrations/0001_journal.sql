@@ -39,6 +39,9 @@ CREATE INDEX entries_failed_client ON journal.entries (client_id, at, seq)
     WHERE outcome <> 'delivered';
 CREATE INDEX entries_failed_target ON journal.entries (target, at, seq)
     WHERE outcome <> 'delivered';
+-- Ended without an attempt; `outcome` is that of an attempt.
+CREATE INDEX entries_ended ON journal.entries (at, seq)
+    WHERE outcome IS NULL AND kind IN ('dead', 'dispatch_failed');
 CREATE INDEX entries_group ON journal.entries (group_key, at, seq) WHERE group_key IS NOT NULL;
 CREATE INDEX entries_event ON journal.entries (event_key, at, seq) WHERE event_key IS NOT NULL;
 
