@@ -10,12 +10,12 @@ from services.cli.output import echo
 from services.mailings.rendering.bound_template import BoundTemplate, RenderingError
 from services.mailings.rendering.formats import FORMATS
 from services.mailings.rendering.loader import (
-    SHIPPED,
     InvalidTemplateError,
     Template,
     TemplateLoader,
     channel_of,
 )
+from services.mailings.rendering.samples import samples
 from services.mailings.settings import MailingsSettings
 from shared.process.configuration import configured_table
 from shared.registry import CHANNELS
@@ -72,15 +72,15 @@ def check(names: tuple[str, ...], *, as_json: bool) -> None:
       ringback template check email/new_movies.md
     """
     loader = configured_table(MailingsSettings).templates()
-    samples = _samples()
+    known = samples()
     errors = []
     checked = names or tuple(loader.names())
     for name in checked:
         try:
             found = loader.get(name, channel_of(name))
-            if name in samples and found.is_shipped:
-                bound = BoundTemplate(found, channel_of(name), samples[name], PRODUCT)
-                bound.render(samples["user"], unsubscribe_url=UNSUBSCRIBE_URL)
+            if name in known and found.is_shipped:
+                bound = BoundTemplate(found, channel_of(name), known[name], PRODUCT)
+                bound.render(known["user"], unsubscribe_url=UNSUBSCRIBE_URL)
         except (InvalidTemplateError, RenderingError) as error:
             errors.append(str(error))
     errors = list(dict.fromkeys(errors))  # each e-mail has the error of the frame
@@ -122,10 +122,10 @@ def preview(
       ringback template preview email/new_movies.md
       ringback template preview email/offer.md --context offer.json --user ann.json --out offer.html
     """
-    samples = _samples()
+    known = samples()
     channel = channel or channel_of(name)
-    variables = samples.get(name, {}) if context is None else _object(context, "--context")
-    recipient = samples["user"] if user is None else _object(user, "--user")
+    variables = known.get(name, {}) if context is None else _object(context, "--context")
+    recipient = known["user"] if user is None else _object(user, "--user")
     try:
         found = configured_table(MailingsSettings).templates().get(name, channel)
         bound = BoundTemplate(found, channel, variables, PRODUCT)
@@ -142,11 +142,6 @@ def preview(
     if rendered.subject:
         echo(f"Subject: {rendered.subject}")
     echo(f"Written to {file.resolve()}")
-
-
-def _samples() -> dict[str, Any]:
-    samples: dict[str, Any] = json.loads(SHIPPED.joinpath("samples.json").read_text("utf-8"))
-    return samples
 
 
 def _object(file: IO[bytes], option: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from services.console.sign_in.pages import RoleClaim, SignIn
 from services.console.sign_in.provider import Provider
 from services.console.sign_in.sessions import Sessions
 from services.console.visit import Site
+from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_client import RpcClient
 from shared.errors import RingbackError
 from shared.http.server import AppRunner
@@ -27,6 +28,7 @@ from shared.process.command import Service
 from shared.process.run import CLOSE_RESERVE, Process
 from shared.registry import SERVICES
 from shared.settings import load
+from shared.topology import EVENTS, topology
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,12 @@ async def start(process: Process) -> None:
         )
     name = f"ringback console {socket.gethostname()}"
     rpc_client = RpcClient(process.settings.amqp_url, name=name, health=process.health)
+    publisher = Publisher(
+        process.settings.amqp_url,
+        name=f"{name}, events",
+        topology=topology(process.settings.queue_type).only((EVENTS,)),
+        health=process.health,
+    )
     database = Database(
         process.settings.database_url or "",  # start-up has checked that it is set
         name=name,
@@ -73,6 +81,7 @@ async def start(process: Process) -> None:
     port = listening.getsockname()[1]
     app = application(
         ServiceClient(rpc_client, timeout=settings.request_timeout),
+        publisher,
         sessions,
         sign_in,
         origin=settings.url or f"http://127.0.0.1:{port}",
@@ -91,14 +100,19 @@ async def start(process: Process) -> None:
     async def drain(_: float) -> None:
         await runner.cleanup()
 
-    for part in (rpc_client, database):
+    for part in (rpc_client, publisher, database):
         process.run(part.run())
     process.run(_clean(database, sessions))
     process.on_drain(drain)
 
 
 def application(
-    services: ServiceClient, sessions: Sessions, sign_in: SignIn, *, origin: str
+    services: ServiceClient,
+    publisher: Publisher,
+    sessions: Sessions,
+    sign_in: SignIn,
+    *,
+    origin: str,
 ) -> web.Application:
     """Return the application with every page. Browsers reach it at `origin`."""
     files, feeds = assets(), Feeds()
@@ -110,6 +124,7 @@ def application(
         navigation(pages),
         {name: asset.url for name, asset in files.items()},
         feeds,
+        publisher,
     )
     app = web.Application(middlewares=[middleware(site)])
     app.on_shutdown.append(feeds.close)

@@ -28,6 +28,7 @@ from services.console.security import (
 )
 from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Session
+from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
 from shared.contracts.headers import traceparent
 from shared.contracts.journal_reads import RECORD_AUDIT
@@ -65,6 +66,7 @@ class Site:
     navigation: the links of each section.
     assets: the URL of each static file.
     feeds: the live parts of pages, which this process reads once for all browsers.
+    publisher: of events.
     """
 
     origin: str
@@ -73,6 +75,7 @@ class Site:
     navigation: Mapping[str, Sequence[Link]]
     assets: Mapping[str, str]
     feeds: Feeds
+    publisher: Publisher
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from services.mailings.expansion.sources import ANYWHERE, Sources
 from services.mailings.expansion.worker import ExpansionWorker
 from services.mailings.handlers import Handler
 from services.mailings.intake import Intake
+from services.mailings.rendering.requests import TemplateRequests
 from services.mailings.reports import sending
 from services.mailings.reports.requests import ReportRequests
 from services.mailings.reports.schedule import ReportSchedule
@@ -211,6 +212,7 @@ async def start(process: Process) -> None:
     server = RpcServer(
         MAILINGS_REQUESTS,
         {
+            **TemplateRequests(templates, settings.product).handlers(),
             **Requests(intake, store, templates, unsubscribe, clock).handlers(),
             **ClientRequests(directory).handlers(),
             **StatisticsRequests(StatisticsStore(database)).handlers(),

@@ -44,7 +44,7 @@ def endpoints() -> dict[str, list[Endpoint]]:
     applications = {
         "Every service": every_service,
         "Console": console(
-            none, none, SignIn(none, none, RoleClaim("", {})), origin="http://127.0.0.1"
+            none, none, none, SignIn(none, none, RoleClaim("", {})), origin="http://127.0.0.1"
         ),
         "Gateway": gateway(unconnected, SecuritySettings(), topology(), Health()),
         "Sandbox": sandbox(

@@ -19,6 +19,7 @@ from services.journal.targets.requests import TargetRequests
 from services.mailings import requests as mailings
 from services.mailings.campaigns.requests import CampaignRequests
 from services.mailings.clients.requests import ClientRequests
+from services.mailings.rendering.requests import TemplateRequests
 from services.mailings.reports.requests import ReportRequests
 from services.mailings.statistics.requests import StatisticsRequests
 from services.scheduler import requests as scheduler
@@ -44,6 +45,7 @@ from shared.contracts.posting_requests import MAILINGS_OPERATIONS
 from shared.contracts.registrations import REGISTRATION_OPERATIONS
 from shared.contracts.requests import RpcOperation
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
+from shared.contracts.template_requests import TEMPLATE_OPERATIONS
 from shared.contracts.users import USER_OPERATIONS
 from shared.topology import REQUEST_QUEUES
 
@@ -54,6 +56,7 @@ from shared.topology import REQUEST_QUEUES
         (SCHEDULER_OPERATIONS, scheduler.Requests(Mock(), Mock(), fault=Mock(), anonymous=True)),
         (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock(), Mock(), Mock())),
         (CLIENT_OPERATIONS, ClientRequests(Mock())),
+        (TEMPLATE_OPERATIONS, TemplateRequests(Mock(), "Ringback")),
         (STATISTICS_OPERATIONS, StatisticsRequests(Mock())),
         (REPORT_OPERATIONS, ReportRequests(Mock())),
         (
@@ -111,6 +114,7 @@ def test_every_request_queue_has_operations() -> None:
         *STATISTICS_OPERATIONS,
         *REPORT_OPERATIONS,
         *CAMPAIGN_OPERATIONS,
+        *TEMPLATE_OPERATIONS,
         *DELIVERY_OPERATIONS,
         *USER_OPERATIONS,
         *POLL_OPERATIONS,

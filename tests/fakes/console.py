@@ -20,14 +20,17 @@ from services.console.sign_in.provider import Provider
 from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Sessions, User
 from services.sandbox.settings import OIDC_CLIENT_ID, OIDC_PATH, SandboxSettings
+from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_client import RpcClient
 from shared.http.server import AppRunner
 from shared.http.service_client import ServiceClient
 from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
+from shared.topology import EVENTS, topology
 from tests.fakes.sandbox import Sandbox
 
+NO_BROKER: Final = "amqp://127.0.0.1:1/"
 NOBODY: Final = "http://127.0.0.1:1/oidc"
 SECRET: Final = SandboxSettings().oidc_secret.get_secret_value()
 
@@ -150,7 +153,13 @@ async def running_console(  # noqa: PLR0913 - the settings of the console
     health = Health()
     await migrate(database_url, SCHEMA)
     database = Database(database_url, name="console", health=health, schema=SCHEMA)
-    rpc_client = RpcClient(amqp_url or "amqp://127.0.0.1:1/", name="console", health=health)
+    rpc_client = RpcClient(amqp_url or NO_BROKER, name="console", health=health)
+    publisher = Publisher(
+        amqp_url or NO_BROKER,
+        name="console events",
+        topology=topology().only((EVENTS,)),
+        health=health,
+    )
     sessions = Sessions(database, idle=idle, lifetime=lifetime)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(
@@ -164,7 +173,7 @@ async def running_console(  # noqa: PLR0913 - the settings of the console
         origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
         services = ServiceClient(rpc_client, timeout=5)
         runner = AppRunner(
-            application(services, sessions, sign_in, origin=origin),
+            application(services, publisher, sessions, sign_in, origin=origin),
             access_log=None,
             shutdown_timeout=0.2,
         )
@@ -174,10 +183,12 @@ async def running_console(  # noqa: PLR0913 - the settings of the console
         tasks = [asyncio.create_task(database.run())]
         if amqp_url:
             tasks.append(asyncio.create_task(rpc_client.run()))
+            tasks.append(asyncio.create_task(publisher.run()))
         stack.push_async_callback(_cancel, tasks)
         await database.ready()
         if amqp_url:
             await rpc_client.ready()
+            await publisher.ready()
         yield Console(origin, sessions, database)
 
 

@@ -12,10 +12,12 @@ from services.console.rendering import environment
 from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Session, user_of
 from services.console.visit import Site, Visit, selected_client
+from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_client import RpcClient
 from shared.http.problem import ProblemError
 from shared.http.service_client import ServiceClient
 from shared.process.health import Health
+from shared.topology import topology
 
 OPERATOR = Session("subject-1", "omar@example.com", "Omar", Role.OPERATOR, "token")
 
@@ -25,7 +27,9 @@ def visit(path: str, session: Session | None = OPERATOR, **form: str) -> Visit:
         "GET", path, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
     )
     unconnected = RpcClient("amqp://127.0.0.1:1/", name="test", health=Health())
-    site = Site("http://c", ServiceClient(unconnected, timeout=1), environment(), {}, {}, Feeds())
+    services = ServiceClient(unconnected, timeout=1)
+    publisher = Publisher("amqp://127.0.0.1:1/", name="test", topology=topology(), health=Health())
+    site = Site("http://c", services, environment(), {}, {}, Feeds(), publisher)
     return Visit(request, site, session, "Title", selected_client(request.query), MultiDict(form))
 
 

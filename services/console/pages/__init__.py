@@ -11,13 +11,16 @@ from services.console.pages import (
     dead_letters,
     endpoint_messages,
     endpoints,
+    events,
     jobs,
     mailing_edit,
     mailings,
     overview,
+    postings,
     signatures,
     tail,
     targets,
+    templates,
 )
 from services.console.pages.declaration import Page
 from services.console.visit import Link
@@ -44,6 +47,9 @@ def all_pages() -> tuple[Page, ...]:
         *clients.pages(),
         *endpoints.pages(),
         *endpoint_messages.pages(),
+        *postings.pages(),
+        *events.pages(),
+        *templates.pages(),
     )
 
 

@@ -30,6 +30,7 @@ from shared.contracts.registrations import REGISTRATION_OPERATIONS
 from shared.contracts.requests import Failure, RpcOperation
 from shared.contracts.schedule_facts import Kind, ScheduleFact, ScheduleStep
 from shared.contracts.schedule_requests import SCHEDULER_OPERATIONS
+from shared.contracts.template_requests import TEMPLATE_OPERATIONS
 from shared.contracts.users import USER_OPERATIONS
 from shared.topology import OUTCOMES, Exchange, Queue, Topology
 from shared.version import VERSION
@@ -46,6 +47,7 @@ RPC_OPERATIONS: Final[tuple[RpcOperation[Any], ...]] = (
     *STATISTICS_OPERATIONS,
     *REPORT_OPERATIONS,
     *CAMPAIGN_OPERATIONS,
+    *TEMPLATE_OPERATIONS,
     *DELIVERY_OPERATIONS,
     *USER_OPERATIONS,
     *POLL_OPERATIONS,

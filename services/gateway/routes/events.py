@@ -1,16 +1,13 @@
 """The route `/v1/events`: publish an event to its exchange, and respond when it is confirmed."""
 
-import asyncio
-import time
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from services.gateway import examples
 from services.gateway.middleware import EVENT_ID
-from services.gateway.parsing import JSON, idempotency_key, invalid, json_body
+from services.gateway.parsing import idempotency_key, json_body
 from services.gateway.responses import json_response
 from services.gateway.routes.declaration import (
     BODY_FAILURES,
@@ -22,29 +19,13 @@ from services.gateway.routes.declaration import (
     problem,
 )
 from services.gateway.schemas import EventAccepted
-from shared.amqp.codec import Properties
-from shared.amqp.confirms import CONFIRM_TIMEOUT
-from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import (
-    OutgoingMessage,
-    Publisher,
-    PublishRefusedError,
-    PublishUnknownError,
-    new_id,
-)
 from shared.amqp.rpc import RequestContext
-from shared.contracts.context import field_errors
-from shared.contracts.events import EVENT, Event
-from shared.contracts.headers import APP_ID, TRACEPARENT
-from shared.contracts.message_types import MESSAGE_TYPES
-from shared.contracts.requests import FieldError
+from shared.contracts.events import Event
+from shared.http.event_publishing import event_message
+from shared.http.event_publishing import publish_event as publish_confirmed
 from shared.http.openapi import Body
-from shared.http.problem import ProblemError
-from shared.http.service_client import unavailable, unknown
 
 TAG: Final = "events"
-
-_EVENT: Final = MESSAGE_TYPES[EVENT]
 
 
 def routes(example_url: str) -> tuple[Route, ...]:
@@ -93,55 +74,9 @@ async def publish_event(
     """Publish an event byte for byte; respond after the broker has confirmed it."""
     key = idempotency_key(request)
     body, _ = await json_body(request, deps.settings.max_event_bytes)
-    try:
-        event = Event.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(field_errors(error)) from None
-    if context.client_id not in (None, event.from_service):
-        raise ProblemError(
-            HTTPStatus.FORBIDDEN,
-            "forbidden",
-            "The service ticket is not that of the service that the event names.",
-            errors=[FieldError(field="from_service", message="must be the ticket's client id")],
-        )
-    message_id = key or new_id()
-    logical_id = request[EVENT_ID] = _EVENT.logical_id(event, message_id)
-    message = OutgoingMessage(
-        _EVENT.routing_key_of(event),
-        Properties(
-            content_type=JSON,
-            type=EVENT,
-            message_id=message_id,
-            delivery_mode=PERSISTENT,
-            timestamp=int(time.time()),
-            app_id=APP_ID,
-            headers={TRACEPARENT: context.traceparent} if context.traceparent else None,
-        ),
-        body,
-        exchange=_EVENT.exchange,
-    )
-    await _publish(deps.publisher, message)
-    return json_response({"id": logical_id}, HTTPStatus.ACCEPTED)
-
-
-async def _publish(publisher: Publisher, message: OutgoingMessage) -> None:
-    """Publish the message and wait for its confirmation.
-
-    Raises:
-        ProblemError: 503 if the broker refused it; 504 if the outcome is unknown.
-    """
-    try:
-        # During an alarm the publisher itself would wait without a limit.
-        async with asyncio.timeout(CONFIRM_TIMEOUT):
-            await publisher.publish(message)
-    except PublishRefusedError as error:
-        raise unavailable(str(error)) from None
-    except (PublishUnknownError, TimeoutError) as error:
-        raise unknown(
-            f"{error or 'The broker does not accept messages at present'}. It is unknown whether"
-            " the event was accepted. Repeat it with the same event_id or Idempotency-Key;"
-            " it takes effect once."
-        ) from None
+    request[EVENT_ID], message = event_message(body, context, key)
+    await publish_confirmed(deps.publisher, message)
+    return json_response({"id": request[EVENT_ID]}, HTTPStatus.ACCEPTED)
 
 
 def _examples(server: str) -> dict[str, Any]:
