@@ -94,8 +94,8 @@ from shared.topology import REQUEST_QUEUES
         (PAUSE_OPERATIONS, PauseRequests(Mock(), Mock(), Mock())),
     ],
     ids=[
-        *("scheduler", "mailings", "clients", "statistics", "reports", "campaigns", "delivery"),
-        *("messenger", "registrations", "endpoints", "endpoint messages"),
+        *("scheduler", "mailings", "clients", "templates", "statistics", "reports", "campaigns"),
+        *("delivery", "messenger", "registrations", "endpoints", "endpoint messages"),
         *("attempts", "targets", "overview", "audit", "dead letters", "jobs", "replays"),
         *("bulk replays", "pauses"),
     ],
