@@ -5,7 +5,6 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from shared.contracts.callback import WebhookId
 from shared.contracts.endpoints import (
     Delivery,
     DeliveryAttempt,
@@ -15,6 +14,7 @@ from shared.contracts.endpoints import (
     EndpointCreated,
     EndpointMessage,
     EndpointStatus,
+    MessageId,
     NewEndpoint,
     NewEndpointMessage,
     Replay,
@@ -110,7 +110,7 @@ class GetEndpointMessage(BaseModel):
 
     model_config = ENVELOPE
 
-    id: WebhookId
+    id: MessageId
 
 
 class ListMessageAttempts(BaseModel):
@@ -118,7 +118,7 @@ class ListMessageAttempts(BaseModel):
 
     model_config = ENVELOPE
 
-    id: WebhookId
+    id: MessageId
     cursor: _Cursor | None = None
     limit: _Limit = DEFAULT_PAGE_SIZE
 

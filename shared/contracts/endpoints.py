@@ -19,7 +19,7 @@ from shared.contracts.callback import (
     MAX_HEADERS,
     Fingerprint,
     Headers,
-    WebhookId,
+    check_webhook_id,
     is_reserved,
 )
 from shared.contracts.context import check_context, fields_error, json_text
@@ -60,6 +60,21 @@ RateLimit = Annotated[
     ),
 ]
 
+
+# An id is a segment of the paths of its routes. Proxies may decode `%2F`, and clients remove `.`
+# and `..`.
+MESSAGE_ID_PATTERN: Final = r"^[\x21-\x2e\x30-\x7e]{1,255}$"
+
+
+def _check_message_id(identifier: str) -> str:
+    if identifier in {".", ".."}:
+        raise ValueError("is not allowed, because HTTP clients remove it from paths")
+    return check_webhook_id(identifier)
+
+
+MessageId = Annotated[
+    str, StringConstraints(pattern=MESSAGE_ID_PATTERN), AfterValidator(_check_message_id)
+]
 
 # Bytes of a payload as JSON in UTF-8. A SendCallback of 1 MiB also holds the URL, the headers and
 # the secrets.
@@ -180,9 +195,10 @@ class NewEndpointMessage(BaseModel):
     payload: Annotated[Any, AfterValidator(_check_payload)] = Field(
         description="Any JSON value; at most 1,000,000 bytes."
     )
-    id: WebhookId | None = Field(
+    id: MessageId | None = Field(
         default=None,
-        description="A repeat with the same id has no effect. Default: an id from Ringback.",
+        description="Sent as `webhook-id`. It must not contain `/`, or be `.` or `..`. A repeat"
+        " with the same id has no effect. Default: an id from Ringback.",
     )
 
 
@@ -191,7 +207,7 @@ class Replay(BaseModel):
 
     model_config = STRICT
 
-    message_id: WebhookId | None = None
+    message_id: MessageId | None = None
     since: UtcTime | None = None
     until: UtcTime | None = None
 

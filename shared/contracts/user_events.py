@@ -16,7 +16,7 @@ from pydantic import (
     StringConstraints,
 )
 
-from shared.contracts.callback import WebhookId
+from shared.contracts.callback import IDENTIFIER_PATTERN, check_webhook_id
 from shared.contracts.context import check_context
 
 USER_EVENT: Final = "UserEvent"
@@ -44,7 +44,11 @@ UserId = Annotated[
     ),
 ]
 # No longer than a webhook-id permits, with the id of a user in front of it.
-EventId = Annotated[WebhookId, StringConstraints(max_length=200)]
+EventId = Annotated[
+    str,
+    StringConstraints(pattern=IDENTIFIER_PATTERN, max_length=200),
+    AfterValidator(check_webhook_id),
+]
 EventType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 
 

@@ -61,6 +61,14 @@ async def test_n2_an_invalid_event_type_is_rejected(
     assert [error.field for error in response.errors] == ["event_type"]
 
 
+@pytest.mark.parametrize("id_", [".", "..", "a/b", "/", "a b", "", "a" * 256, "a.123456789"])
+async def test_n2_an_id_that_is_not_a_segment_of_a_path_is_rejected(
+    client: EndpointsClient, id_: str
+) -> None:
+    response = await client.send(id=id_)
+    assert [error.field for error in response.errors] == ["id"]
+
+
 @pytest.mark.parametrize("payload", ["a\0b", "x" * 1_000_001, [[[[]]]] * 300_000])
 async def test_n2_a_payload_that_cannot_be_sent_is_rejected(
     client: EndpointsClient, payload: Any

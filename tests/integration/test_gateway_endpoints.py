@@ -115,7 +115,7 @@ async def test_n1_n2_a_message_reaches_all_endpoints_that_select_it_under_one_id
     assert messages["items"][0]["attempts"] == 1
 
 
-@pytest.mark.parametrize("id_", ["a/b", "a?b#c", "a%20b"])
+@pytest.mark.parametrize("id_", ["a.b", "...", "a?b#c", "a%20b", "a%2Fb"])
 async def test_n2_the_location_of_a_message_finds_it_whatever_its_id(
     shop: Caller, id_: str
 ) -> None:

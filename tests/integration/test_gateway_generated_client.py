@@ -34,7 +34,8 @@ def base(
     with (
         fresh_database(database_url) as url,
         system(
-            tmp_path_factory.mktemp("system"), shared_amqp_url, url, "scheduler", "callback"
+            tmp_path_factory.mktemp("system"),
+            *(shared_amqp_url, url, "scheduler", "callback", "subscriptions"),
         ) as services,
     ):
         asyncio.run(services.ready())
@@ -139,3 +140,23 @@ async def test_finding_d7_a_generated_client_reads_the_results_of_a_batch(
     assert isinstance(rejected, models.RejectedCallback)
     assert [error.field for error in rejected.error.errors] == ["url"]
     assert json.loads(json.dumps(rejected.to_dict()))["error"]["status"] == 422
+
+
+async def test_finding_d7_a_generated_client_uses_the_messenger(generated: Generated) -> None:
+    models = generated.models
+    user = models.NewUser(name="generated", password="correct horse")
+    status, registered = await generated.call("messenger", "register_user", body=user)
+    assert (status, registered.code) == (200, 10)
+    form = models.SignInForm(name=user.name, password=user.password)
+    _, signed_in = await generated.call("messenger", "sign_in_user", body=form)
+
+    token = signed_in.token
+    message = models.NewMessage(token=token, to_id=registered.user_id, text="Hello")
+    _, sent = await generated.call("messenger", "send_message", body=message)
+    poll = models.PollForm(token=token, limit=10)
+    _, page = await generated.call("messenger", "poll_events", body=poll)
+    assert [event.event["message_id"] for event in page.events] == [sent.message_id]
+    status, done = await generated.call(
+        "messenger", "sign_out_user", body=models.TokenForm(token=token)
+    )
+    assert (status, done.code) == (200, 10)

@@ -115,6 +115,22 @@ async def test_u5_bodies_are_json_or_forms_and_tokens_can_be_bearers(call: Calle
         check(await call("POST", "/messages", both, Authorization=authorization), 401, -1)
 
 
+async def test_u5_a_form_may_end_with_a_separator(call: Caller) -> None:
+    raw = f"&name={name()}&&password={PASSWORD.replace(' ', '+')}&"
+    registered = await call("POST", "/users", raw=raw, Content_Type=FORM)
+    assert registered.json["code"] == 10, registered.text
+
+
+async def test_u5_a_bearer_token_needs_no_body(call: Caller, token: str) -> None:
+    bearer = f"Bearer {token}"
+    check(await call("POST", "/events/callback/test", Authorization=bearer), 404, -3)
+    check(await call("POST", "/messages", Authorization=bearer), 422, -3)
+    for path in ("/events/callback/stop", "/users/logout"):
+        assert (await call("POST", path, Authorization=bearer)).json == {"code": 10}, path
+    check(await call("POST", "/users/logout", Authorization=bearer), 401, -1)
+    check(await call("POST", "/users/logout"), 401, -1)
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [

@@ -148,6 +148,13 @@ def test_a_user_event_is_validated() -> None:
     assert set(faults(UserEvent, json.dumps(body | {"event": 1, "type": ""}))) == {"event", "type"}
 
 
+def test_a_long_id_of_a_user_event_is_rejected_as_a_text() -> None:
+    body = {"id": "a" * 201, "user_id": 7, "type": "t", "event": {}}
+    assert faults(UserEvent, json.dumps(body)) == {
+        "id": "String should have at most 200 characters"
+    }
+
+
 @pytest.mark.parametrize("user_id", [7, "7", "007"])
 def test_u3_a_user_id_is_an_integer_or_a_string_of_digits(user_id: object) -> None:
     body = {"user_id": user_id, "type": "t", "event": {}}

@@ -92,11 +92,14 @@ def bearer_tokens(request: web.Request) -> set[str]:
 
 
 async def read_fields(request: web.Request) -> Fields:
-    """Return the fields of a body.
+    """Return the fields of a body. No body means no fields, unless it is declared as JSON.
 
     Raises:
         ProblemError: 415, 413, 408, 400 if the body is not JSON or a form, 422 if not an object.
     """
+    # aiohttp's clients declare an empty body as application/octet-stream.
+    if not request.can_read_body and request.content_type not in MEDIA_TYPES:
+        return Fields({}, form=False)
     media_type = check_media_type(request, MEDIA_TYPES)
     body = await read_body(request, MAX_BODY_BYTES)
     form = media_type == FORM
@@ -116,10 +119,12 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _form(body: bytes) -> dict[str, Any]:
     try:
+        # Empty sequences, such as one after a trailing `&`, are ignored, as in the URL Standard.
+        text = "&".join(filter(None, body.decode().split("&")))
         pairs = parse_qsl(
-            body.decode(),
+            text,
             keep_blank_values=True,
-            strict_parsing=bool(body),
+            strict_parsing=bool(text),
             errors="strict",
             max_num_fields=MAX_FORM_FIELDS,
         )

@@ -1,9 +1,7 @@
 """Shared parts of the declarations of the messenger's routes."""
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-from pydantic import BaseModel
+from typing import Final
 
 from services.gateway.messenger.bodies import MEDIA_TYPES
 from services.gateway.messenger.codes import UNKNOWN_EFFECT, Code, CodedError, error_body
@@ -15,11 +13,6 @@ TOKEN_SCHEME: Final = "token"  # noqa: S105 - a name
 SIGNED_IN: Final = (TOKEN_SCHEME,)
 ANYONE: Final = ()
 EXAMPLE_TOKEN: Final = "u8WbP6yhWyF8DH0jPNUdMZGbqvTRvvzRbSpZwVqkGXc"  # noqa: S105 - public
-
-
-def request_body(model: type[BaseModel], examples: Mapping[str, Any]) -> Body:
-    """Return a request body, as JSON or as a form."""
-    return Body(model, examples, media_types=MEDIA_TYPES)
 
 
 def coded(

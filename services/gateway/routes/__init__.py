@@ -61,7 +61,9 @@ def about(ticket_header: str) -> Description:
             " targets, and who did what.",
             TAG: "A small messenger. Its users register, sign in, send messages, and get their"
             " events by callback, long poll or server-sent events. Every response except events"
-            ' has a `code`: 10 for success. Errors are `{"code", "description"}`.',
+            ' has a `code`: 10 for success. Errors are `{"code", "description"}`.'
+            " A body can also be a form (`application/x-www-form-urlencoded`) with the same"
+            " fields. It can be empty if the token is a bearer token and no field is required.",
         },
         schemes={
             "ticket": {

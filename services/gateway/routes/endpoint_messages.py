@@ -21,7 +21,6 @@ from services.gateway.routes.declaration import (
 )
 from services.gateway.routes.endpoints import DELIVERY, FAILURES, PAGE, TAG
 from shared.amqp.rpc import RequestContext
-from shared.contracts.callback import IDENTIFIER_PATTERN
 from shared.contracts.endpoint_requests import (
     GET_ENDPOINT_MESSAGE,
     LIST_MESSAGE_ATTEMPTS,
@@ -29,7 +28,7 @@ from shared.contracts.endpoint_requests import (
     AttemptPage,
     EndpointMessageAccepted,
 )
-from shared.contracts.endpoints import EndpointMessage, NewEndpointMessage
+from shared.contracts.endpoints import MESSAGE_ID_PATTERN, EndpointMessage, NewEndpointMessage
 from shared.http.openapi import Body, Parameter, Response, link
 
 _NOT_FOUND: Final = {404: problem("The caller has no message with this id.")}
@@ -37,7 +36,7 @@ _ID: Final = Parameter(
     "id",
     "path",
     "The id of the message.",
-    {"type": "string", "minLength": 1, "pattern": IDENTIFIER_PATTERN},
+    {"type": "string", "minLength": 1, "pattern": MESSAGE_ID_PATTERN},
     example="invoice-7-paid",
 )
 _PAYLOAD: Final = {"invoice": 7, "total": "12.50"}

@@ -26,7 +26,6 @@ from services.gateway.messenger.declaration import (
     coded,
     failures,
     invalid_parameters,
-    request_body,
 )
 from services.gateway.messenger.schemas import (
     CallbackForm,
@@ -54,6 +53,7 @@ from shared.contracts.users import (
     SIGN_OUT,
     token_hash,
 )
+from shared.http.openapi import Body
 from shared.http.problem import ProblemError
 
 TOKEN_BYTES: Final = 32
@@ -93,7 +93,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Register a user",
             description="A name has 1 to 15 characters and is unique. A password has at least 8"
             " characters.",
-            body=request_body(NewUser, _CREDENTIALS),
+            body=Body(NewUser, _CREDENTIALS),
             schemes=ANYONE,
             responses={
                 200: ok("Registered.", Registered, {"code": 10, "user_id": 1}),
@@ -115,7 +115,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             description="Returns a token, which expires after 30 days by default. A user can have"
             " several. A new token continues after the last event that polls of the user have"
             " returned.",
-            body=request_body(SignInForm, _CREDENTIALS),
+            body=Body(SignInForm, _CREDENTIALS),
             schemes=ANYONE,
             responses={
                 200: ok("Signed in.", TokenIssued, {"code": 10, "token": EXAMPLE_TOKEN}),
@@ -133,7 +133,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             tag=TAG,
             summary="Sign out",
             description="Revokes the token, and ends its polls and streams.",
-            body=request_body(TokenForm, _TOKEN),
+            body=Body(TokenForm, _TOKEN),
             schemes=SIGNED_IN,
             responses={
                 **_DONE,
@@ -152,7 +152,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Send a message to a user",
             description="The recipient gets it as an event of type `new_message`, by callback, poll"
             " or stream. The response comes after the commit, so an accepted message is not lost.",
-            body=request_body(
+            body=Body(
                 NewMessage, {"A message": {"token": EXAMPLE_TOKEN, "to_id": 2, "text": "Hello"}}
             ),
             schemes=SIGNED_IN,
@@ -176,7 +176,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             " the header `x-ringback-sequence`, signed with the secret in the response. An earlier"
             " callback is replaced. If its URL was different, both servers get the event"
             " `callback_deprecated`.",
-            body=request_body(
+            body=Body(
                 CallbackForm,
                 {
                     "A callback": {"token": EXAMPLE_TOKEN, "callback": example_url},
@@ -211,7 +211,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Remove your callback",
             description="Cancels the pushes of events that are not delivered yet. Polls and streams"
             " still return these events.",
-            body=request_body(TokenForm, _TOKEN),
+            body=Body(TokenForm, _TOKEN),
             schemes=SIGNED_IN,
             responses={
                 **_DONE,
@@ -230,7 +230,7 @@ def routes(example_url: str) -> tuple[Route, ...]:
             summary="Send a test event to your callback",
             description="The event has the type `test` and no sequence. `webhook_id` is its header"
             " `webhook-id`.",
-            body=request_body(TokenForm, _TOKEN),
+            body=Body(TokenForm, _TOKEN),
             schemes=SIGNED_IN,
             responses={
                 200: ok(

@@ -18,7 +18,6 @@ from services.gateway.messenger.declaration import (
     TAG,
     failures,
     invalid_parameters,
-    request_body,
 )
 from services.gateway.messenger.limits import too_many
 from services.gateway.messenger.schemas import PollForm, PollResponse
@@ -31,7 +30,7 @@ from services.gateway.routes.declaration import Dependencies, Route, ok
 from shared.amqp.rpc import RequestContext
 from shared.contracts.polls import MAX_CURSOR
 from shared.contracts.requests import FieldError
-from shared.http.openapi import Parameter, Response, TextBody
+from shared.http.openapi import Body, Parameter, Response, TextBody
 from shared.http.problem import ProblemError
 from shared.http.server import on_disconnect
 
@@ -88,7 +87,7 @@ def routes() -> tuple[Route, ...]:
             description="Returns the next event: at once if there is one, otherwise as soon as one"
             ' happens. After `timeout` seconds the response is `{"events": []}`. With `limit`, it'
             ' is `{"events": […], "next_cursor"}`.',
-            body=request_body(
+            body=Body(
                 PollForm,
                 {
                     "The next event": {"token": EXAMPLE_TOKEN, "timeout": 25},
