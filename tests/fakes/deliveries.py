@@ -163,12 +163,16 @@ class Sent:
     def attempt_failed(self, attempt: int = 1) -> CallbackAttemptFailed:
         """Return the fact that an attempt failed, and another follows."""
         return CallbackAttemptFailed(
-            **self._fact(attempt), error="no", status=500, next_at=datetime.now(UTC)
+            **self._fact(attempt),
+            error="no",
+            status=500,
+            duration=0.2,
+            next_at=datetime.now(UTC),
         )
 
     def failed(self, attempt: int = 4, **fields: Any) -> CallbackDispatchFailed:
         """Return the fact that the dispatch failed."""
-        given = {"reason": "no", "status": 500, "final": False} | fields
+        given = {"reason": "no", "status": 500, "duration": 0.3, "final": False} | fields
         return CallbackDispatchFailed(**self._fact(attempt), **given)
 
 

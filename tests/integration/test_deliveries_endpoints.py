@@ -27,11 +27,19 @@ async def test_n2_each_attempt_is_kept_also_when_facts_overtake_each_other(engin
     await engine.settle(sent.delivered(attempt=2))
     await engine.settle(sent.attempt_failed(), sent.attempt_failed())
     rows = await engine.database.fetch(
-        "SELECT attempt, status_code, error FROM subscriptions.attempts ORDER BY attempt"
+        "SELECT attempt, status_code, duration, error FROM subscriptions.attempts ORDER BY attempt"
     )
-    assert [tuple(row) for row in rows] == [(1, 500, "no"), (2, 200, None)]
+    assert [tuple(row) for row in rows] == [(1, 500, 0.2, "no"), (2, 200, 0.1, None)]
     [row] = await engine.rows()
     assert (row["status"], row["attempts"], row["last_error"]) == ("delivered", 2, None)
+
+
+async def test_n2_a_failed_dispatch_shows_the_duration_of_its_last_attempt(engine: Engine) -> None:
+    await engine.add(NewDelivery(await engine.endpoint(URL), "a", payload="{}"))
+    [sent] = await engine.dispatch()
+    await engine.settle(sent.failed())
+    [row] = await engine.database.fetch("SELECT duration FROM subscriptions.attempts")
+    assert row["duration"] == 0.3
 
 
 async def test_facts_with_forged_numbers_do_not_prevent_the_settlement_of_others(

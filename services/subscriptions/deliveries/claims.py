@@ -13,7 +13,7 @@ from services.subscriptions.deliveries.domain import Attempt, Delivery
 from services.subscriptions.deliveries.messages import Claim, event_payload
 from services.subscriptions.deliveries.store import SQL
 from shared.contracts.endpoints import DeliveryStatus
-from shared.contracts.facts import CallbackAttemptFailed, CallbackDelivered
+from shared.contracts.facts import CallbackAttemptFailed, CallbackDelivered, CallbackDispatchFailed
 from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.postgres.pool import Database
 from shared.security.encryption import DecryptionError, SecretCipher
@@ -212,9 +212,12 @@ def _saved(delivery: Delivery) -> tuple[Any, ...]:
 
 def _attempt(attempt: Attempt) -> tuple[Any, ...]:
     fact = attempt.fact
-    if isinstance(fact, CallbackDelivered):
-        result: tuple[Any, ...] = (fact.status, fact.duration, None)
-    else:
-        error = fact.error if isinstance(fact, CallbackAttemptFailed) else fact.reason
-        result = (fact.status, None, error)
-    return (attempt.delivery_id, attempt.attempt, fact.at, *result)
+    error: str | None
+    match fact:
+        case CallbackDelivered():
+            error = None
+        case CallbackAttemptFailed():
+            error = fact.error
+        case CallbackDispatchFailed():
+            error = fact.reason
+    return (attempt.delivery_id, attempt.attempt, fact.at, fact.status, fact.duration, error)
