@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import aiohttp
@@ -20,10 +21,9 @@ from tests.fakes.chromium import HOSTILE, Window, another, chromium, window
 from tests.fakes.up import EVERYTHING_IS_RUNNING, up
 from tests.fakes.waiting import until
 
-# A description and the payload of a callback are limited, and so is a key.
+# Keys are shorter than texts.
 KEY = HOSTILE[:200]
 MAX_PAGES = 80
-HOSTILE_TARGET = "http://169.254.169.254/"
 
 
 @pytest.fixture
@@ -72,11 +72,10 @@ async def attack(gateway: str, sandbox: str) -> None:
         answers = {"behaviour": {"kind": "respond", "status": 410, "body": HOSTILE}}
         await send("PUT", f"{sandbox}/api/mailboxes/{mailbox}", answers)
         callback = {
-            "url": f"{sandbox}/hooks/{mailbox}?x={KEY}",
+            "url": f"{sandbox}/hooks/{mailbox}?x={quote(KEY)}",
             "delay": 0,
             "hmac_secret": "your-secret-key",
             "context": {"text": HOSTILE},
-            "headers": {"x-note": HOSTILE},
             "group_key": KEY,
             "event_key": KEY,
         }
