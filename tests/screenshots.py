@@ -30,15 +30,13 @@ async def _first_link(opened: Window, page: str, path: str) -> str:
 async def _save(opened: Window, path: str, file: Path) -> None:
     """Save a page as an image."""
     await opened.open(path)
-    await opened.page.screenshot(path=file, animations="disabled")
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise click.ClickException(f"Cannot use {file}: it has {size} bytes. Make it smaller.")
-    click.echo(f"{file} {size // 1000} kB")
+    image: bytes = await opened.page.screenshot(path=file, animations="disabled")
+    if len(image) > MAX_BYTES:
+        raise click.ClickException(f"Cannot use {file}: it has {len(image)} bytes. Crop it.")
+    click.echo(f"{file} {len(image) // 1000} kB")
 
 
 async def _take(console: str, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     async with (
         chromium() as browser,
         window(browser, console, viewport=SIZE, color_scheme="light") as opened,

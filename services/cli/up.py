@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from services.gateway.settings import GatewaySettings
 from services.mailings.settings import MailingsSettings
 from services.sandbox.settings import OIDC_CLIENT_ID, OIDC_PATH, SandboxSettings
 from shared.amqp.addresses import redacted
-from shared.amqp.declare import declare
+from shared.amqp.declare import DECLARE_TIMEOUT, declare
 from shared.postgres.migrations import Schema
 from shared.postgres.url import without_password
 from shared.process.child import Child, running
@@ -165,9 +166,7 @@ async def _serve(
     _show_ready(
         "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
     )
-    async with connection(settings) as broker:
-        table = topology(settings.queue_type, backlog=settings.journal_backlog)
-        await declare(broker.connection, table)
+    await _declare(settings)
     schemas = [Schema.of(SERVICES[name].module) for name in names if SERVICES[name].schema]
     await migrate_all(stack.database_url, schemas, lambda line: echo(f"  {line}"))
     async with AsyncExitStack() as cleanup:
@@ -191,6 +190,20 @@ async def _serve(
             if task.done():
                 click.echo(_describe_end(service, task.result()), err=True)
         return 1
+
+
+async def _declare(settings: Settings) -> None:
+    """Declare the queues. A RabbitMQ that has just started may not have started its stream yet."""
+    table = topology(settings.queue_type, backlog=settings.journal_backlog)
+    deadline = time.monotonic() + DECLARE_TIMEOUT
+    while True:
+        try:
+            async with connection(settings) as broker:
+                return await declare(broker.connection, table)
+        except ConnectionResetError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
 
 
 def _reserved_ports() -> AbstractContextManager[Callable[[int], int]]:
