@@ -103,7 +103,8 @@ async def attack(gateway: str, sandbox: str) -> None:
 async def walk(opened: Window, start: str, check: Any) -> list[str]:
     """Follow the links from a page, one for each form of URL, and check each page."""
     seen: set[Any] = set()
-    waiting, walked = [start], []
+    waiting = [start]
+    walked: list[str] = []
     while waiting and len(walked) < MAX_PAGES:
         path = waiting.pop(0)
         status = await opened.open(path)
