@@ -1,9 +1,11 @@
 """M10: mailings are managed in the console, with their statistics and messages."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -129,6 +131,11 @@ async def test_m10_statistics_and_messages_are_shown_and_downloaded(
     for chart in ("Messages by hour", "Messages by operator code", "Messages by reason"):
         assert chart in text_of(shown)
     assert "not rendered" in text_of(shown)
+    live = f"{pages.browser.origin}/live{path}?client={client}"
+    async with asyncio.timeout(60), pages.browser.http.get(live) as stream:
+        assert stream.content_type == "text/event-stream"
+        lines = [line.decode() async for line in _first_event(stream)]
+    assert any("3 of 3 are done, 100 %" in line for line in lines), lines
     found = await pages.browser.get(f"{path}/messages?client={client}&status=skipped")
     assert len(re.findall(r'<tr>\s*<th scope="row">', found.text)) == 3
     none = await pages.browser.get(f"{path}/messages?client={client}&status=sent")
@@ -138,6 +145,17 @@ async def test_m10_statistics_and_messages_are_shown_and_downloaded(
     assert len(csv.text.splitlines()) == 4
     totals = await pages.browser.get(f"/mailings?client={client}")
     assert "Messages 3" in text_of(totals)
+
+
+async def _first_event(stream: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield the lines of the first event with data."""
+    seen = False
+    async for line in stream.content:
+        if line.startswith(b"data:"):
+            seen = True
+            yield line
+        elif seen:
+            return
 
 
 async def test_m10_a_preview_counts_the_audience_and_saves_nothing(

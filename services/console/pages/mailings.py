@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from services.console.feeds import Read
+from services.console.live import stream
 from services.console.mailing_figures import LABELS, charts_of, progress_of
 from services.console.pages.declaration import Handler, Page
 from services.console.sign_in.roles import Role
@@ -44,6 +46,7 @@ def pages() -> tuple[Page, ...]:
     return (
         Page("GET", "/mailings", Role.VIEWER, "Mailings", mailings, section="Send"),
         Page("GET", "/mailings/{id}", Role.VIEWER, "Mailing", mailing),
+        Page("GET", "/live/mailings/{id}", Role.VIEWER, "Mailing", live_mailing, live=True),
         Page("GET", "/mailings/{id}/messages", Role.VIEWER, "Messages of a mailing", messages),
         Page("GET", "/mailings/{id}/messages.csv", Role.VIEWER, "Messages as CSV", messages_csv),
         Page("POST", "/mailings/{id}/test", Role.OPERATOR, "Send a test message", send_test),
@@ -96,23 +99,48 @@ async def mailings(visit: Visit) -> web.StreamResponse:
 
 async def mailing(visit: Visit) -> web.StreamResponse:
     """Return a mailing with its statistics and a preview."""
-    id_ = visit.parameters["id"]
-    found, statistics = await asyncio.gather(
-        visit.call(GET_MAILING, {"id": id_}), visit.call(GET_MAILING_STATISTICS, {"id": id_})
-    )
-    ended = found["ended_at"] is not None
-    audience = 0 if ended else await count_audience(visit, found["filter"])
-    preview = await preview_of(visit, {name: found[name] for name in _CONTENT})
-    return visit.render(
-        "mailing.html",
-        mailing=found,
-        statistics=statistics,
-        labels=LABELS,
-        audience=audience,
-        progress=progress_of(statistics, audience),
-        charts=charts_of(statistics, visit.zone),
-        preview=preview,
-    )
+    found = await _reader(visit)()
+    content = {name: found["mailing"][name] for name in _CONTENT}
+    preview = await preview_of(visit, content)
+    return visit.render("mailing.html", preview=preview, **_figures(visit, found))
+
+
+async def live_mailing(visit: Visit) -> web.StreamResponse:
+    """Stream the statistics of a mailing."""
+    template = visit.site.environment.get_template("mailing_figures.html")
+
+    def render(found: Any) -> str:
+        return template.render(visit=visit, **_figures(visit, found))
+
+    key = ("mailing", visit.client_id, visit.parameters["id"])
+    async with visit.site.feeds.follow(key, lambda: _reader(visit)) as values:
+        return await stream(visit, values, render)
+
+
+def _reader(visit: Visit) -> Read:
+    """Return what reads a mailing with its statistics and the number of clients who match now."""
+    request = {"id": visit.parameters["id"]}
+
+    async def read() -> Any:
+        found, statistics = await asyncio.gather(
+            visit.call(GET_MAILING, request), visit.call(GET_MAILING_STATISTICS, request)
+        )
+        ended = found["ended_at"] is not None
+        audience = 0 if ended else await count_audience(visit, found["filter"])
+        return {"mailing": found, "statistics": statistics, "audience": audience}
+
+    return read
+
+
+def _figures(visit: Visit, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the part of the page that changes."""
+    statistics = found["statistics"]
+    return {
+        **found,
+        "labels": LABELS,
+        "progress": progress_of(statistics, found["audience"]),
+        "charts": charts_of(statistics, visit.zone),
+    }
 
 
 async def messages(visit: Visit) -> web.StreamResponse:
