@@ -326,3 +326,22 @@ async def test_failures_of_services_and_bugs_are_pages(
             assert str(error) in shown.text
         else:
             assert hidden not in shown.text
+
+
+async def test_m11_a_live_part_does_not_keep_an_idle_session_open(console: Console) -> None:
+    async def seen() -> object:
+        sql = "SELECT seen_at FROM console.sessions ORDER BY expires_at DESC LIMIT 1"
+        row = await console.database.fetchrow(sql)
+        assert row is not None
+        return row["seen_at"]
+
+    async with console.browser(Role.VIEWER) as browser:
+        await console.database.execute(
+            "UPDATE console.sessions SET seen_at = now() - interval '5 minutes'"
+        )
+        before = await seen()
+        async with browser.http.get(f"{browser.origin}/live/overview") as stream:
+            assert stream.status == 200
+        assert await seen() == before
+        await browser.get("/jobs")
+        assert await seen() != before
