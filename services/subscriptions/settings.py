@@ -20,9 +20,11 @@ class SubscriptionsSettings(TableSettings, env_prefix="RINGBACK_SUBSCRIPTIONS_")
     token_lifetime: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0, description="Lifetime of the token of a sign-in, in days."
     )
-    retention: Annotated[float, Field(gt=0, le=3650)] = Field(
+    # A push reads its event until its last retry, after 28 hours.
+    retention: Annotated[float, Field(ge=2, le=3650)] = Field(
         default=30.0,
-        description="Retention of user events, messages and finished deliveries, in days.",
+        description="Retention of user events, messages and finished deliveries, in days; at least"
+        " 2, because retries take 28 hours.",
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=1_048_576)] = Field(
         default=262_144,

@@ -18,6 +18,7 @@ from shared.contracts.endpoints import (
     NewEndpoint,
     NewEndpointMessage,
     Replay,
+    StoredReplay,
 )
 from shared.contracts.requests import RpcOperation
 from shared.contracts.schedules import ENVELOPE, IfMatch, Key
@@ -94,6 +95,16 @@ class ReplayEndpoint(BaseModel):
 
     id: UUID
     replay: Replay
+
+
+class ListReplays(BaseModel):
+    """Operation: list the replays of an endpoint, newest first."""
+
+    model_config = ENVELOPE
+
+    id: UUID
+    cursor: _Cursor | None = None
+    limit: _Limit = DEFAULT_PAGE_SIZE
 
 
 class SendEndpointMessage(BaseModel):
@@ -176,6 +187,15 @@ class ReplayStarted(BaseModel):
     id: UUID
 
 
+class ReplayPage(BaseModel):
+    """A page of replays. `next_cursor` is null on the last page."""
+
+    model_config = _RESPONSE
+
+    items: list[StoredReplay]
+    next_cursor: str | None
+
+
 class EndpointMessageAccepted(BaseModel):
     """The message is stored with a delivery for each matching endpoint."""
 
@@ -231,6 +251,9 @@ TEST_ENDPOINT: Final = RpcOperation(
 REPLAY_ENDPOINT: Final = RpcOperation(
     SUBSCRIPTIONS_REQUESTS, "ReplayEndpoint", ReplayEndpoint, (ReplayStarted,)
 )
+LIST_REPLAYS: Final = RpcOperation(
+    SUBSCRIPTIONS_REQUESTS, "ListReplays", ListReplays, (ReplayPage,)
+)
 SEND_ENDPOINT_MESSAGE: Final = RpcOperation(
     SUBSCRIPTIONS_REQUESTS,
     "SendEndpointMessage",
@@ -258,6 +281,7 @@ ENDPOINT_OPERATIONS: Final = (
     ROTATE_SECRET,
     TEST_ENDPOINT,
     REPLAY_ENDPOINT,
+    LIST_REPLAYS,
 )
 ENDPOINT_MESSAGE_OPERATIONS: Final = (
     SEND_ENDPOINT_MESSAGE,

@@ -222,6 +222,19 @@ class Replay(BaseModel):
         return self
 
 
+class StoredReplay(BaseModel):
+    """A replay of the messages that failed at or after `since` and before `until`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: UUID
+    since: AwareDatetime
+    until: AwareDatetime
+    replayed: int = Field(description="Number of messages that were sent again so far.")
+    created_at: AwareDatetime
+    finished_at: AwareDatetime | None
+
+
 class Endpoint(BaseModel):
     """An endpoint."""
 

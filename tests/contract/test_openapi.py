@@ -53,6 +53,7 @@ PROMISED = {
     ("post", "/v1/endpoints/{id}/pause"),
     ("post", "/v1/endpoints/{id}/resume"),
     ("post", "/v1/endpoints/{id}/replay"),
+    ("get", "/v1/endpoints/{id}/replays"),
     ("get", "/v1/endpoints/{id}/messages"),
     ("post", "/v1/messages"),
     ("get", "/v1/messages/{id}"),

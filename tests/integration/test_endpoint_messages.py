@@ -233,6 +233,37 @@ async def test_n3_replays_of_an_endpoint_follow_each_other(client: EndpointsClie
     assert set(await client.statuses(id_)) == {"pending"}
 
 
+async def test_n3_replays_are_listed_with_their_progress(client: EndpointsClient) -> None:
+    id_, other = await client.endpoint(), await client.endpoint()
+    for _ in range(int(REPLAY_RATE) + 20):
+        await client.send()
+    await client.settle(id_, "failed")
+    body = {"id": str(id_), "replay": {"since": LONG_AGO}}
+    first, second = [(await client("ReplayEndpoint", **body)).id for _ in range(2)]
+
+    async def replays(**fields: Any) -> Any:
+        return await client("ListReplays", id=str(id_), **fields)
+
+    await client.replays.run_once()
+    listed = await replays()
+    assert [(each.id, each.replayed) for each in listed.items] == [
+        (second, 0),
+        (first, REPLAY_RATE),
+    ]
+    assert listed.next_cursor is None
+    while await client.replays.next_in() is not None:
+        await client.connection.execute("UPDATE subscriptions.replays SET next_at = now()")
+        await client.replays.run_once()
+    page = await replays(limit=1)
+    rest = await replays(limit=1, cursor=page.next_cursor)
+    assert [each.replayed for each in (*page.items, *rest.items)] == [0, REPLAY_RATE + 20]
+    assert all(each.finished_at is not None for each in (*page.items, *rest.items))
+    assert rest.next_cursor is None
+    assert (await client("ListReplays", id=str(other))).items == []
+    assert code(await client.as_client("bank")("ListReplays", id=str(id_))) is FailureCode.NOT_FOUND
+    assert code(await replays(cursor="x")) is FailureCode.INVALID
+
+
 async def test_n3_a_replay_has_an_interval(client: EndpointsClient) -> None:
     id_ = await client.endpoint()
     for number in range(4):

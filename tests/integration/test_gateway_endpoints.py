@@ -190,6 +190,8 @@ async def test_n3_n4_an_endpoint_that_is_gone_is_disabled_and_gets_everything_by
         assert (await shop("PATCH", path, {"status": "active"})).json["status"] == "active"
         replayed = await shop("POST", f"{path}/replay", {"since": LONG_AGO})
         assert replayed.status == 202
+        (listed,) = (await shop("GET", f"{path}/replays")).json["items"]
+        assert listed["id"] == replayed.json["id"]
         assert await received(failing, 5) == ["m0", "m0", "m1", "m2", "m3"]
         await wait_for_status(shop, "m3", "delivered")
         again = await shop("POST", f"{path}/replay", {"message_id": "m2"})

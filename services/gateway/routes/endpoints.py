@@ -42,6 +42,7 @@ from shared.contracts.endpoint_requests import (
     GET_ENDPOINT,
     LIST_ENDPOINT_MESSAGES,
     LIST_ENDPOINTS,
+    LIST_REPLAYS,
     MAX_PAGE_SIZE,
     PAUSE_ENDPOINT,
     REPLAY_ENDPOINT,
@@ -52,6 +53,7 @@ from shared.contracts.endpoint_requests import (
     DeliveryPage,
     EndpointPage,
     EndpointTested,
+    ReplayPage,
     ReplayStarted,
     SecretRotated,
 )
@@ -105,6 +107,14 @@ DELIVERY: Final = {
     "next_at": None,
     "created_at": "2026-11-20T12:00:00Z",
     "finished_at": "2026-11-20T12:00:01Z",
+}
+_REPLAY: Final = {
+    "id": examples.ID,
+    "since": "2026-11-20T12:00:00Z",
+    "until": "2026-11-21T12:00:00Z",
+    "replayed": 120,
+    "created_at": "2026-11-21T12:00:00Z",
+    "finished_at": None,
 }
 _FOUND: Final = replace(ok("The endpoint.", Endpoint, _ENDPOINT), headers=ETAG_HEADER)
 _CREATE: Final = {
@@ -200,8 +210,10 @@ def routes() -> tuple[Route, ...]:
             handler=change_endpoint,
             tag=TAG,
             summary="Change an endpoint",
-            description="A new URL and new headers also apply to messages that wait. New event"
-            " types and a new rate apply only to later messages.",
+            description="A new URL, fingerprint and headers also apply to messages that wait. New"
+            " event types and a new rate apply only to later messages. `status` pauses or resumes"
+            " the endpoint. After a change of `status` or `ordered`, waiting messages follow in"
+            " the background.",
             parameters=(_ID, IF_MATCH),
             body=Body(
                 EndpointChange,
@@ -257,7 +269,8 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="Rotate the secret",
             description="Requests are signed with the new secret and, for a day, also with the old"
-            " one.",
+            " one. Only these two sign: after a second rotation within a day, the first secret"
+            " ends at once.",
             parameters=(
                 _ID,
                 IF_MATCH,
@@ -316,6 +329,26 @@ def routes() -> tuple[Route, ...]:
                 404: problem("The caller has no such endpoint, or it has no such message."),
                 **_DISABLED,
                 **BODY_FAILURES,
+                **FAILURES,
+            },
+        ),
+        Route(
+            method="GET",
+            path="/v1/endpoints/{id}/replays",
+            operation_id="list_replays",
+            handler=list_replays,
+            tag=TAG,
+            summary="List the replays of an endpoint",
+            description="Those of an interval, each with the number of messages that it has sent"
+            " so far. `finished_at` is null while it runs.",
+            parameters=(_ID, *PAGE),
+            responses={
+                200: ok(
+                    "A page of replays, newest first.",
+                    ReplayPage,
+                    {"items": [_REPLAY], "next_cursor": None},
+                ),
+                **_NOT_FOUND,
                 **FAILURES,
             },
         ),
@@ -435,6 +468,14 @@ async def replay_endpoint(
     body = b'{"id":%b,"replay":%b}' % (id_, replay)
     started = await deps.services.request(REPLAY_ENDPOINT, body, context)
     return json_response(started, HTTPStatus.ACCEPTED)
+
+
+async def list_replays(
+    request: web.Request, context: RequestContext, deps: Dependencies
+) -> web.Response:
+    """Return a page of the replays of an endpoint."""
+    body = to_json(request[QUERY] | {"id": _endpoint_id(request)})
+    return json_response(await deps.services.request(LIST_REPLAYS, body, context))
 
 
 async def list_endpoint_messages(

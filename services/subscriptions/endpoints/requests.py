@@ -24,6 +24,7 @@ from shared.contracts.endpoint_requests import (
     DELETE_ENDPOINT,
     GET_ENDPOINT,
     LIST_ENDPOINTS,
+    LIST_REPLAYS,
     PAUSE_ENDPOINT,
     REPLAY_ENDPOINT,
     RESUME_ENDPOINT,
@@ -37,7 +38,9 @@ from shared.contracts.endpoint_requests import (
     EndpointTested,
     GetEndpoint,
     ListEndpoints,
+    ListReplays,
     ReplayEndpoint,
+    ReplayPage,
     ReplayStarted,
     RotateSecret,
     SecretRotated,
@@ -110,6 +113,7 @@ class EndpointRequests:
                 bound(ROTATE_SECRET, self._rotate),
                 bound(TEST_ENDPOINT, self._test),
                 bound(REPLAY_ENDPOINT, self._replay, within="replay"),
+                bound(LIST_REPLAYS, self._list_replays),
             )
         )
 
@@ -258,6 +262,22 @@ class EndpointRequests:
         self._changed()
         logger.info("replay started", extra=_ids(context, command.id))
         return ReplayStarted(id=id_)
+
+    async def _list_replays(self, context: RequestContext, command: ListReplays) -> Response:
+        try:
+            before = END if command.cursor is None else decode_cursor(command.cursor)
+        except ValueError:
+            return INVALID_CURSOR
+        async with self._requests:
+            if await self._endpoints.find(_owner(context), command.id) is None:
+                return NOT_FOUND
+            found = await self._endpoints.replays(command.id, before, command.limit + 1)
+        page = found[: command.limit]
+        more = len(found) > command.limit
+        return ReplayPage(
+            items=page,
+            next_cursor=encode_cursor((page[-1].created_at, page[-1].id)) if more else None,
+        )
 
 
 def _owner(context: RequestContext) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from services.subscriptions.endpoints.domain import Content, StoredEndpoint, new_secret
-from shared.contracts.endpoints import EndpointStatus
+from shared.contracts.endpoints import EndpointStatus, StoredReplay
 from shared.pagination import Position
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
@@ -140,6 +140,11 @@ class Endpoints:
     async def replay(self, id_: UUID, endpoint_id: UUID, since: datetime, until: datetime) -> None:
         """Store a replay of the messages that failed in [since, until)."""
         await self._database.execute(SQL["add_replay"], id_, endpoint_id, since, until)
+
+    async def replays(self, endpoint_id: UUID, before: Position, limit: int) -> list[StoredReplay]:
+        """Return the replays of an endpoint before a position, newest first."""
+        rows = await self._database.fetch(SQL["replays"], endpoint_id, *before, limit)
+        return [StoredReplay(**dict(row)) for row in rows]
 
     def _columns(self, content: Content) -> tuple[Any, ...]:
         headers = self._encrypt(json.dumps(dict(content.headers))) if content.headers else None

@@ -72,6 +72,12 @@ INSERT INTO subscriptions.replays (id, endpoint_id, since, until, cursor)
 VALUES ($1, $2, $3, least($4, now()), 0)
 ON CONFLICT (id) DO NOTHING;
 
+-- Newest first.
+-- name: replays
+SELECT id, since, until, replayed, created_at, finished_at FROM subscriptions.replays
+WHERE endpoint_id = $1 AND (created_at, id) < ($2, $3)
+ORDER BY created_at DESC, id DESC LIMIT $4;
+
 -- name: sweeping
 SELECT id FROM subscriptions.endpoints WHERE sweeping AND id > $1 ORDER BY id LIMIT 1;
 

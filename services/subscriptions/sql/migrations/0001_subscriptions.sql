@@ -159,4 +159,5 @@ CREATE TABLE subscriptions.replays (
     created_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz
 );
+CREATE INDEX replays_of_endpoint ON subscriptions.replays (endpoint_id, created_at, id);
 CREATE INDEX replays_unfinished ON subscriptions.replays (id) WHERE finished_at IS NULL;
