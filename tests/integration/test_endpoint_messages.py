@@ -238,8 +238,11 @@ async def test_n3_replays_are_listed_with_their_progress(client: EndpointsClient
     for _ in range(int(REPLAY_RATE) + 20):
         await client.send()
     await client.settle(id_, "failed")
-    body = {"id": str(id_), "replay": {"since": LONG_AGO}}
-    first, second = [(await client("ReplayEndpoint", **body)).id for _ in range(2)]
+
+    async def replay() -> Any:
+        return (await client("ReplayEndpoint", id=str(id_), replay={"since": LONG_AGO})).id
+
+    first, second = await replay(), await replay()
 
     async def replays(**fields: Any) -> Any:
         return await client("ListReplays", id=str(id_), **fields)
