@@ -296,6 +296,26 @@ async def test_n7_letters_without_a_fact_are_found(
     assert await moving.letters(queue) == []
 
 
+async def test_a_letter_that_another_consumer_has_held_is_not_lost(moving: Mover) -> None:
+    """Someone looks at a letter while the queue is read, and puts it back."""
+    queue, index = "callbacks", moving.reconciliation
+    letters = [dead_letter(queue) for _ in range(3)]
+    await moving.add(queue, letters)
+
+    async with moving.connected() as broker:
+        viewer = await broker.connection.channel(publisher_confirms=False)
+        await viewer.basic_get(dead_queue(queue))
+        await index.read(broker, queue)
+        without = await moving.total(queue)
+        await viewer.close()
+        await until(lambda: length(moving, queue, 3))
+        await index.read(broker, queue)
+
+    assert without == 2
+    assert await moving.total(queue) == 3
+    assert {letter.letter_id for letter in await moving.letters(queue)} == own_ids(letters)
+
+
 async def test_n7_a_difference_counts_when_it_has_stayed_for_a_minute(
     moving: Mover, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,9 +97,21 @@ class LetterIndex:
         """Remove letters that were moved, remember that, and return how many were known."""
         return await self._remove(connection, [(queue, letter_id) for letter_id in ids])
 
-    async def _remove(self, connection: Any, letters: Sequence[tuple[str, str]]) -> int:
+    async def forget(self, connection: Any, queue: str, ids: Iterable[str]) -> int:
+        """Remove letters that were not found in their queue, and return how many were known.
+
+        They are found again if another consumer has held them.
+        """
+        letters = [(queue, letter_id) for letter_id in ids]
+        return await self._remove(connection, letters, moved=False)
+
+    async def _remove(
+        self, connection: Any, letters: Sequence[tuple[str, str]], *, moved: bool = True
+    ) -> int:
         queues, ids = zip(*letters, strict=True)
-        count: int = await connection.fetchval(SQL["remove_letters"], list(queues), list(ids))
+        count: int = await connection.fetchval(
+            SQL["remove_letters"], list(queues), list(ids), moved
+        )
         return count
 
     async def moved(self, queue: str, ids: Iterable[str]) -> frozenset[str]:

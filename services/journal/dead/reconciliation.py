@@ -137,6 +137,8 @@ class Reconciliation:
                 count += await self._add(browser, queue, chunk, found)
             if not browser.is_complete:
                 return  # another consumer holds the others
+            if queue in await self._jobs.busy_queues():
+                return  # a job that was started meanwhile may hold some
             removed = await self._remove_missing(queue, last, found)
         self._repeated[queue] = count - len(found)
         metrics.REINDEXED.inc()
@@ -185,7 +187,7 @@ class Reconciliation:
             missing = [id_ for _, id_ in letters if hash(id_) not in found]
             if missing:
                 async with self._index.transaction() as connection:
-                    removed += await self._index.remove(connection, queue, missing)
+                    removed += await self._index.forget(connection, queue, missing)
 
 
 async def _chunks(browser: QueueBrowser) -> Any:

@@ -21,6 +21,7 @@ GROUP BY queue, reason_key, target ORDER BY queue, reason_key, target
 ON CONFLICT (queue, reason_key, target) DO UPDATE SET count = c.count + excluded.count
 
 -- name: remove_letters
+-- $3: whether they were moved, which is remembered.
 WITH gone AS (
     DELETE FROM journal.letters l USING unnest($1::text[], $2::text[]) AS u (queue, letter_id)
     WHERE l.queue = u.queue AND l.letter_id = u.letter_id
@@ -33,6 +34,7 @@ WITH gone AS (
 ), moved AS (
     INSERT INTO journal.moved_letters (queue, letter_id)
     SELECT DISTINCT queue, letter_id FROM unnest($1::text[], $2::text[]) AS u (queue, letter_id)
+    WHERE $3
     ON CONFLICT DO NOTHING
 )
 SELECT count(*) FROM gone
