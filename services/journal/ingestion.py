@@ -48,7 +48,13 @@ MAX_HOLE: Final = 3
 # was lost. The second one follows within seconds.
 MAX_RECENT: Final = 10_000
 # Errors over a value that PostgreSQL cannot store. A repeat would fail as well.
-_REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
+_REFUSED: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,  # a text is too long for an index
+    ValueError,
+    ArithmeticError,  # a number or a time is out of range
+)
 
 
 @dataclass(slots=True)
@@ -238,7 +244,7 @@ class Ingestion:
             reading.stored_at = float(batch.messages[-1][0].properties.timestamp or 0)
 
     async def _store_each(self, batch: _Batch, reading: _Reading) -> tuple[int, int]:
-        """Store each message alone, and leave out those that cannot be stored.
+        """Store each message alone, and leave out the facts that cannot be stored.
 
         Return how many facts were too old, and how many were left out.
         """
@@ -246,15 +252,25 @@ class Ingestion:
         expired = refused = 0
         for message, parsed in batch.messages:
             position = Position(message.offset, message.properties.message_id)
-            try:
-                expired += await self._store.add(parsed.facts, reading.stored, position, missed)
-            except _REFUSED:
-                refused += len(parsed.facts)
-            else:
-                reading.stored, missed = position, ()
+            facts = await self._storable(parsed.facts)
+            expired += await self._store.add(facts, reading.stored, position, missed)
+            refused += len(parsed.facts) - len(facts)
+            reading.stored, missed = position, ()
         if reading.stored != reading.read:
             await self._store.add((), reading.stored, reading.read, missed)
         return expired, refused
+
+    async def _storable(self, facts: Sequence[BaseModel]) -> Sequence[BaseModel]:
+        """Return the facts that PostgreSQL accepts. Those that it refuses are found by halves."""
+        try:
+            await self._store.check(facts)
+        except _REFUSED:
+            middle = len(facts) // 2
+            if not middle:
+                return ()
+            first, second = facts[:middle], facts[middle:]
+            return [*await self._storable(first), *await self._storable(second)]
+        return facts
 
     def _count(self, batch: _Batch) -> None:
         for message, parsed in batch.messages:

@@ -4,6 +4,7 @@ All methods raise StoreConnectionLostError if the database is unavailable, slow 
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Any, Final
@@ -11,7 +12,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from services.journal import domain
-from services.journal.domain import EntryRow, Minute, MinuteKey, RequestRow
+from services.journal.domain import EntryRow, Minute, MinuteKey, RequestRow, Rows
 from services.journal.partitions import Partitions
 from shared.errors import InfrastructureError
 from shared.postgres.pool import Database
@@ -30,6 +31,10 @@ Recorder = Callable[[Any, Sequence[BaseModel]], Awaitable[None]]
 
 class SupersededError(InfrastructureError):
     """Another process has stored messages in between. Nothing was stored."""
+
+
+class _CheckedError(Exception):
+    """Rolls back a check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +91,7 @@ class Store:
         Raises:
             SupersededError: the position is not `before`.
         """
-        now = await self._partitions.now()
-        rows = domain.rows(facts, now=now, retention=self._retention)
-        await self._partitions.ensure({row.at.astimezone(UTC).date() for row in rows.entries})
+        rows = await self._rows(facts)
         async with self._database.transaction() as connection:
             await connection.execute(_ASYNCHRONOUS)
             await self._advance(connection, before, after)
@@ -101,17 +104,16 @@ class Store:
                     gap.messages,
                     "backlog_exceeded",
                 )
-            if rows.entries:
-                await connection.copy_records_to_table(
-                    "entries", schema_name="journal", columns=_ENTRY_COLUMNS, records=rows.entries
-                )
-            if rows.minutes:
-                await connection.execute(SQL["add_minutes"], *_minute_columns(rows.minutes))
-            if rows.requests:
-                await connection.execute(SQL["keep_requests"], *_columns(rows.requests))
-            for record in self._recorders:
-                await record(connection, facts)
+            await self._insert(connection, rows, facts)
         return rows.expired
+
+    async def check(self, facts: Sequence[BaseModel]) -> None:
+        """Raise what `add` would raise over a value of these facts, and store nothing."""
+        rows = await self._rows(facts)
+        with suppress(_CheckedError):
+            async with self._database.transaction() as connection:
+                await self._insert(connection, rows, facts)
+                raise _CheckedError
 
     async def restart(self, before: Position) -> None:
         """Begin with the first message, because the stream was replaced by another one."""
@@ -129,6 +131,25 @@ class Store:
     async def report_lag(self, seconds: float) -> None:
         """Store how far the journal is behind, for the overview of every process."""
         await self._database.execute(SQL["report_lag"], JOURNAL_FACTS, seconds)
+
+    async def _rows(self, facts: Sequence[BaseModel]) -> Rows:
+        """Return the rows of these facts, after creating their partitions."""
+        now = await self._partitions.now()
+        rows = domain.rows(facts, now=now, retention=self._retention)
+        await self._partitions.ensure({row.at.astimezone(UTC).date() for row in rows.entries})
+        return rows
+
+    async def _insert(self, connection: Any, rows: Rows, facts: Sequence[BaseModel]) -> None:
+        if rows.entries:
+            await connection.copy_records_to_table(
+                "entries", schema_name="journal", columns=_ENTRY_COLUMNS, records=rows.entries
+            )
+        if rows.minutes:
+            await connection.execute(SQL["add_minutes"], *_minute_columns(rows.minutes))
+        if rows.requests:
+            await connection.execute(SQL["keep_requests"], *_columns(rows.requests))
+        for record in self._recorders:
+            await record(connection, facts)
 
     async def _advance(self, connection: Any, before: Position, after: Position) -> None:
         status = await connection.execute(

@@ -1,8 +1,11 @@
 """The journal stores each fact of the stream exactly once, on a real broker and database."""
 
 import asyncio
+import math
+import random
+import string
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import asyncpg
@@ -12,15 +15,20 @@ from pydantic import BaseModel
 
 from deploy.local.broker import Broker
 from deploy.local.database import Database as Server
+from services.journal.dead.index import LetterIndex
 from services.journal.partitions import Partitions, partition_name
 from services.journal.retention import Retention
 from services.journal.store import Missed, Position, Store, SupersededError
+from services.journal.targets.recording import record_breakers
 from shared.amqp.codec import Properties
 from shared.amqp.connection import connect
 from shared.amqp.declare import TopologyMismatchError
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.facts import CallbackDead
+from shared.contracts.journal_facts import BreakerOpened, LetterDead
+from shared.postgres.pool import Database
+from shared.process.health import Health
 from shared.topology import JOURNAL_FACTS, OUTCOMES
 from tests.fakes.journal import (
     RETENTION,
@@ -202,6 +210,56 @@ async def test_n12_unknown_and_invalid_facts_stop_nothing(
     async with running_journal(amqp_url, database_url) as journal:
         await journal.has(good)
         assert poison.callback_id not in await journal.ids()
+
+
+def _texts_too_long_for_an_index() -> list[BaseModel]:
+    text = "".join(random.Random(1).choices(string.ascii_letters, k=9000))
+    dead = {"fact_id": "f", "at": datetime.now(UTC), "reason": "r", "queue": "callbacks"}
+    return [
+        delivered(target=text),
+        delivered(client_id=text),
+        delivered(trace_id=text),
+        delivered(callback_id=text),
+        LetterDead(**dead, letter_id="a", logical_id="a", target=text),
+        LetterDead(**dead | {"queue": text}, letter_id="b", logical_id="b"),
+    ]
+
+
+def _numbers_out_of_range() -> list[BaseModel]:
+    now = datetime.now(UTC)
+    breaker = {"fact_id": "f", "target": TARGET, "process": "p"}
+    return [
+        delivered(attempt=10**30),
+        delivered(status=10**10),
+        delivered(dispatch=-(10**30)),
+        delivered(duration=math.inf),
+        delivered(duration=-math.inf),
+        delivered(duration=math.nan),
+        delivered(at=datetime.max.replace(tzinfo=timezone(-timedelta(hours=12)))),
+        delivered(at=datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))),
+        BreakerOpened(**breaker, at=now, open_seconds=1e300),
+        BreakerOpened(**breaker, at=now, open_seconds=math.inf),
+        BreakerOpened(**breaker, at=now, open_seconds=math.nan),
+        BreakerOpened(**breaker, at=datetime.max.replace(tzinfo=UTC), open_seconds=60),
+    ]
+
+
+@pytest.mark.parametrize("poison", [_texts_too_long_for_an_index, _numbers_out_of_range])
+async def test_n12_no_value_of_a_fact_stops_the_journal(
+    publisher: Publisher, amqp_url: str, database_url: str, poison: Any
+) -> None:
+    recorders = (LetterIndex(Database(database_url, name="t", health=Health())).record,)
+    for fact in poison():
+        good = [delivered()]
+        # One message: what cannot be stored costs no other fact.
+        other = delivered()
+        bodies = ",".join(each.model_dump_json() for each in (other, fact, *good))
+        await publisher.publish_all([raw(f'{{"facts": [{bodies}]}}')])
+        good = [other, *good]
+        async with running_journal(
+            amqp_url, database_url, recorders=(*recorders, record_breakers)
+        ) as journal:
+            await journal.has(good, within=5)
 
 
 async def test_n6_what_the_stream_has_dropped_is_a_gap(amqp_url: str, database_url: str) -> None:
