@@ -424,6 +424,36 @@ async def test_n7_a_replay_keeps_its_rate_and_can_be_cancelled(
         assert len(receiver.requests) - before <= 2
 
 
+async def test_n7_the_jobs_of_a_client_do_not_stop_those_of_others(
+    call: Caller, client: BrokerClient
+) -> None:
+    greedy, other = call.as_client("greedy-shop"), call.as_client("modest-shop")
+    jobs: list[str] = []
+    async with serve(Recovering()) as receiver:
+        await failing(call, client, receiver, "greedy-shop", 2)
+        await failing(call, client, receiver, "modest-shop", 1)
+        slow = {"filter": {}, "rate": 1e-300}
+        jobs.append(await job_of(greedy, slow))
+        for _ in range(9):
+            refused = await greedy("POST", "/v1/callbacks/replay", slow)
+            if refused.status == 202:
+                jobs.append(refused.json["job"])
+        try:
+            job = await job_of(other, {"filter": {}})
+            await until(lambda: _is_finished(other, job), within=10)
+            assert len(jobs) == 1
+            refused.problem(409)
+        finally:
+            for each in jobs:
+                await greedy("DELETE", f"/v1/jobs/{each}")
+        job = await job_of(greedy, {"filter": {}})
+        await ended(greedy, job)
+
+
+async def _is_finished(caller: Caller, job: str) -> bool:
+    return bool((await caller("GET", f"/v1/jobs/{job}")).json["status"] == "finished")
+
+
 async def test_n7_what_is_not_kept_counts_as_failed(call: Caller, client: BrokerClient) -> None:
     shop = call.as_client("large-shop")
     async with serve(respond(410)) as receiver:

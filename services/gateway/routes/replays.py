@@ -35,6 +35,11 @@ from shared.contracts.requests import FieldError
 from shared.http.openapi import Body
 
 _NOT_KEPT: Final = {409: problem("`not_kept`: the journal has not kept the request.")}
+_NOT_STARTED: Final = {
+    409: problem(
+        "`not_kept`: the journal keeps no requests. `conflict`: a job of yours is running."
+    )
+}
 _OTHER_URL: Final = "https://staging.example.com/hooks"
 _TARGET: Final = "https://customer.example.com:443"
 _CONTROL: Final = Body(ControlTarget, {"A target": {"target": _TARGET}})
@@ -70,7 +75,7 @@ def routes() -> tuple[Route, ...]:
             responses={
                 200: ok("How many match, with `dry_run`.", Matching, {"matching": 7}),
                 202: ok("The job that was started.", JobStarted, {"job": examples.ID}),
-                **_NOT_KEPT,
+                **_NOT_STARTED,
                 **BODY_FAILURES,
                 **journal.FAILURES,
             },

@@ -122,6 +122,15 @@ class Jobs:
         found: UUID | None = await connection.fetchval(_SQL["running"], queue)
         return found
 
+    async def running_of(self, connection: Any, client_id: str) -> UUID | None:
+        """Return the running job of a client, or None. None is started until the transaction ends.
+
+        client_id: '' is the anonymous client.
+        """
+        await connection.execute(_SQL["lock_client"], client_id)
+        found: UUID | None = await connection.fetchval(_SQL["running_of"], client_id)
+        return found
+
     async def busy_queues(self) -> frozenset[str]:
         """Return the queues with a running job."""
         return frozenset(row["queue"] for row in await self._database.fetch(_SQL["running_queues"]))

@@ -18,8 +18,10 @@ from shared.errors import InfrastructureError, PermanentError
 
 logger = logging.getLogger(__name__)
 
-# Jobs of one process at a time.
-MAX_JOBS: Final = 8
+# Jobs of one process at a time. Most of them wait for the next step.
+MAX_JOBS: Final = 32
+# Steps of one process at a time, so that connections to the database remain for the facts.
+MAX_STEPS: Final = 4
 # Seconds between two searches for a job that another process has left.
 POLL_INTERVAL: Final = 1.0
 # Seconds between two renewals of a lease. They also notice a cancel, which must take effect within
@@ -50,6 +52,7 @@ class JobWorker:
         self._works = works
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MAX_JOBS)
+        self._steps = asyncio.Semaphore(MAX_STEPS)
         self._draining = False
         self._running: dict[asyncio.Task[None], asyncio.Event] = {}
 
@@ -118,7 +121,7 @@ class JobWorker:
         job = claimed.job
         try:
             async with self._works[job.kind](claimed) as step:
-                if await _take_steps(step, job.rate, stop):
+                if await _take_steps(self._bounded(step), job.rate, stop):
                     await self._jobs.finish(job, JobStatus.FINISHED)
                     logger.info("job finished", extra=_about(job))
         except LeaseLostError:
@@ -139,6 +142,13 @@ class JobWorker:
             text = f"internal error: {type(error).__name__}"
             await self._jobs.finish(job, JobStatus.FAILED, text)
         return True
+
+    def _bounded(self, step: Step) -> Step:
+        async def bounded(limit: int) -> int | None:
+            async with self._steps:
+                return await step(limit)
+
+        return bounded
 
     def _report(self, job: StoredJob, error: BaseException) -> None:
         logger.warning("job interrupted: %s", describe_error(error), extra=_about(job))

@@ -1,8 +1,10 @@
 """The request handler that replays everything that matches, or counts it."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 
@@ -26,6 +28,20 @@ NOT_YOURS: Final = Failure(
 )
 
 
+# Counts in progress in one process, and seconds until one gives up. It reads the attempts of all
+# clients.
+MAX_COUNTS: Final = 2
+MAX_COUNT_TIME: Final = 60.0
+COUNTING: Final = Failure(
+    code=FailureCode.UNAVAILABLE,
+    detail="an earlier request of this client is still being counted; try again when it has ended",
+)
+TOO_MANY: Final = Failure(
+    code=FailureCode.UNAVAILABLE,
+    detail="too many attempts to count; set a later `since` in the filter",
+)
+
+
 class BulkReplayRequests:
     """Starts replay jobs. `wake` starts the work on a job."""
 
@@ -43,6 +59,8 @@ class BulkReplayRequests:
         self._jobs = jobs
         self._cipher = cipher
         self._wake = wake
+        self._counts = asyncio.Semaphore(MAX_COUNTS)
+        self._counting: set[str] = set()
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -59,10 +77,28 @@ class BulkReplayRequests:
             chosen = _with_port(chosen)
         except (ValueError, ForbiddenTargetError) as error:
             return invalid([FieldError(field="filter.target", message=str(error))])
-        if not command.dry_run:
-            return await self._run(context, command, chosen, client_id)
-        selection = await self._select(command, chosen, client_id)
-        return Matching(matching=await self._replays.count(selection))
+        if context.operator:
+            return await self._counted(context, command, chosen, client_id)
+        caller = context.client_id or ""
+        if caller in self._counting:
+            return COUNTING
+        self._counting.add(caller)
+        try:
+            return await self._counted(context, command, chosen, client_id)
+        finally:
+            self._counting.discard(caller)
+
+    async def _counted(
+        self, context: RequestContext, command: StartReplay, chosen: Filter, client_id: str | None
+    ) -> Response:
+        try:
+            async with asyncio.timeout(MAX_COUNT_TIME), self._counts:
+                if not command.dry_run:
+                    return await self._run(context, command, chosen, client_id)
+                selection = await self._select(command, chosen, client_id)
+                return Matching(matching=await self._replays.count(selection))
+        except TimeoutError:
+            return TOO_MANY
 
     async def _run(
         self, context: RequestContext, command: StartReplay, chosen: Filter, client_id: str | None
@@ -86,6 +122,10 @@ class BulkReplayRequests:
             )
             with suppress(asyncpg.UniqueViolationError):  # the same request, in another process
                 async with self._database.transaction() as connection:
+                    if new.client_id is not None:
+                        running = await self._jobs.running_of(connection, new.client_id)
+                        if running not in (None, id_):
+                            return _running(running)
                     await self._jobs.start(connection, context, new)
             self._wake()
         return JobStarted(job=id_)
@@ -95,6 +135,13 @@ class BulkReplayRequests:
     ) -> Selection:
         horizon = await self._replays.horizon()
         return Selection(chosen, command.status == "failed", client_id, horizon)
+
+
+def _running(job: UUID | None) -> Failure:
+    return Failure(
+        code=FailureCode.CONFLICT,
+        detail=f"your job {job} is running; wait for its end, or cancel it",
+    )
 
 
 def _with_port(chosen: Filter) -> Filter:

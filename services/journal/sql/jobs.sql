@@ -9,6 +9,12 @@ SELECT * FROM journal.jobs WHERE id = $1
 -- name: running
 SELECT id FROM journal.jobs WHERE queue = $1 AND status = 'running'
 
+-- name: lock_client
+SELECT pg_advisory_xact_lock(hashtextextended('ringback job of ' || $1::text, 0))
+
+-- name: running_of
+SELECT id FROM journal.jobs WHERE client_id = $1 AND status = 'running' LIMIT 1
+
 -- name: running_queues
 SELECT queue FROM journal.jobs WHERE status = 'running' AND queue IS NOT NULL
 
