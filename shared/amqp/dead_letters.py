@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from yarl import URL
 
@@ -42,6 +42,10 @@ HIDDEN: Final = "******"
 MAX_DEPTH: Final = 100
 # Characters of a host name in DNS.
 MAX_HOST_LENGTH: Final = 253
+# Characters of a scheme, such as https.
+MAX_SCHEME_LENGTH: Final = 20
+# Characters of an id in a fact.
+MAX_ID_LENGTH: Final = 255
 # Milliseconds of the largest time that is shown, in the year 6429.
 _MAX_TIME: Final = 1 << 47
 _SECRET: Final = re.compile(
@@ -76,7 +80,7 @@ class DeadLetter:
     def id(self) -> str:
         """The logical id: the one in the body, or else that of the message."""
         own = self.body.get("id") if isinstance(self.body, dict) else None
-        return own if isinstance(own, str) and own else self.message.id
+        return own if _is_plain(own) else self.message.id
 
     @property
     def letter_id(self) -> str:
@@ -211,7 +215,17 @@ def _json(body: bytes) -> Any:
 
 def _client_id(body: Any) -> str | None:
     client_id = body.get("client_id") if isinstance(body, dict) else None
-    return client_id if isinstance(client_id, str) and client_id else None
+    return client_id if _is_plain(client_id) else None
+
+
+def _is_plain(value: Any) -> TypeGuard[str]:
+    """Return whether a value is a text that facts and PostgreSQL can hold.
+
+    JSON also has NUL and lone surrogates, and the message may be dead-lettered for them.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_LENGTH:
+        return False
+    return not any(each == "\0" or "\ud800" <= each <= "\udfff" for each in value)
 
 
 def _target(body: Any) -> str | None:
@@ -227,6 +241,8 @@ def origin(url: str) -> str | None:
     except ValueError:
         return None
     if not host or not port or len(host) > MAX_HOST_LENGTH:
+        return None
+    if len(parsed.scheme) > MAX_SCHEME_LENGTH or not host.isprintable():
         return None
     return f"{parsed.scheme}://{f'[{host}]' if ':' in host else host.lower()}:{port}"
 

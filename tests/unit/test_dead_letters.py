@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from services.cli.dead import _row
 from shared.amqp import codec
 from shared.amqp.codec import Properties
-from shared.amqp.dead_letters import HIDDEN, MAX_DEPTH, DeadLetter, parse_dead_letter, redacted
+from shared.amqp.dead_letters import (
+    HIDDEN,
+    MAX_DEPTH,
+    DeadLetter,
+    letter_dead,
+    origin,
+    parse_dead_letter,
+    redacted,
+)
 from shared.amqp.frame_interceptor import Delivery
+from shared.amqp.message import Message
 from shared.security.jwks import shared_key
 from shared.security.tickets import TicketIssuer
 
@@ -107,3 +116,15 @@ def test_a_body_that_is_nested_deeply_is_shown() -> None:
     shown = json.dumps(redacted(body), indent=2)
     assert HIDDEN in shown
     assert shown.count("[") <= MAX_DEPTH
+
+
+@pytest.mark.parametrize("value", ["\ud800", "a\0b", "x" * 9000])
+def test_what_a_fact_or_an_index_cannot_hold_is_left_out(value: str) -> None:
+    body = json.dumps({"client_id": value, "id": value, "target_url": f"https://{value}:1/"})
+    message = Message("known", Properties(), body.encode())
+    fact = letter_dead("callbacks", message, letter_id="a" * 32, reason="r", at=1.0)
+    assert (fact.client_id, fact.target) == (None, None)
+    assert fact.model_dump_json()
+    letter = DeadLetter(message, "r", 1.0, None, None, json.loads(body))
+    assert (letter.id, letter.client_id) == ("known", None)
+    assert origin("x" * 9000 + "://host:1/") is None
