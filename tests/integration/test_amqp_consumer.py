@@ -575,3 +575,22 @@ async def test_finding_b6_a_dead_letter_that_is_moved_back_is_a_new_chain(amqp_u
 
 def fact_about_attempt(message: Message, *_: Any) -> BaseModel:
     return fact_about(message).model_copy(update={"fact_id": message.attempt_id})
+
+
+async def test_row_26_a_body_with_a_lone_surrogate_stops_no_consumer(amqp_url: str) -> None:
+    handled: list[str] = []
+
+    async def handle(message: Message, body: str) -> str:
+        if "client_id" in body:
+            raise ContractViolationError("not valid")
+        handled.append(message.id)
+        return "fine"
+
+    body = b'{"id": "\\ud800", "client_id": "\\ud800", "target_url": "https://\\ud800/"}'
+    async with consuming(amqp_url, handle) as (_, client):
+        await client.send(body, message_id="poison")
+        await client.dead_letter("poison")
+        await asyncio.sleep(1)  # its ack
+        await client.send(b"good", message_id="after")
+        await until(lambda: "after" in handled, within=10)
+        assert await client.length(CALLBACKS) == 0
