@@ -99,11 +99,10 @@ class Replays:
         The entries up to the horizon never change. So a search that is repeated finds the same
         callbacks, each of them once.
         """
-        source = _SQL["failed_entries" if selection.failed else "delivered_entries"]
         query = selection.filter
         async with reading(self._database) as connection:
             rows = await connection.fetch(
-                _SQL["matching"].format(source=source),
+                _SQL["matching"].format(source=_source(selection)),
                 *(*after, query.until or LAST, selection.horizon, WINDOW, limit),
                 *(selection.client_id, query.target, query.reason, kept),
             )
@@ -133,3 +132,14 @@ class Replays:
             return None
         row: Any = await self._database.fetchrow(_SQL["last_dispatched"], schedule_id, client_id)
         return None if row is None else row["callback_id"]
+
+
+def _source(selection: Selection) -> str:
+    """Return the subquery of the entries to look at. Its conditions decide which index is read."""
+    conditions = ""
+    if selection.client_id is not None:
+        conditions += " AND client_id = $7"
+    if selection.filter.target is not None:
+        conditions += " AND target = $8"
+    name = "failed_entries" if selection.failed else "delivered_entries"
+    return _SQL[name].replace("{conditions}", conditions)

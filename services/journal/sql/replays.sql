@@ -59,18 +59,19 @@ WHERE m.matches OR w.place = $5
 LIMIT $6
 
 -- name: failed_entries
+-- A condition on the client and the target replaces the braces.
 SELECT * FROM (
     (
         SELECT * FROM journal.entries
         WHERE (at, seq) > ($1, $2) AND at BETWEEN $1 AND $3 AND seq <= $4
-            AND outcome <> 'delivered'
+            AND outcome <> 'delivered' {conditions}
         ORDER BY at, seq LIMIT $5
     )
     UNION ALL
     (
         SELECT * FROM journal.entries
         WHERE (at, seq) > ($1, $2) AND at BETWEEN $1 AND $3 AND seq <= $4
-            AND kind IN ('dead', 'dispatch_failed') AND outcome IS NULL
+            AND kind IN ('dead', 'dispatch_failed') AND outcome IS NULL {conditions}
         ORDER BY at, seq LIMIT $5
     )
 ) failed
@@ -79,4 +80,5 @@ ORDER BY at, seq LIMIT $5
 -- name: delivered_entries
 SELECT * FROM journal.entries
 WHERE (at, seq) > ($1, $2) AND at BETWEEN $1 AND $3 AND seq <= $4 AND outcome = 'delivered'
+    {conditions}
 ORDER BY at, seq LIMIT $5
