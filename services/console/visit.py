@@ -127,6 +127,22 @@ class Visit:
         """Return whether the user has this role: `viewer`, `operator` or `admin`."""
         return self.session is not None and self.session.role >= Role[role.upper()]
 
+    def other_url(self) -> dict[str, str]:
+        """Return the field `url` of a replay, if the form has one.
+
+        Raises:
+            ProblemError: 403, the user is no admin. The kept request is sent to that URL with all
+                of its headers and its body, which only an admin may read.
+        """
+        url = self.text("url")
+        if url and not self.allows("admin"):
+            raise ProblemError(
+                HTTPStatus.FORBIDDEN,
+                "forbidden",
+                "A replay to another URL requires the role admin.",
+            )
+        return {"url": url} if url else {}
+
     def is_at(self, path: str) -> bool:
         """Return whether this is the page at `path`, or one below it."""
         here = self.request.path

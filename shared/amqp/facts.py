@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Facts in one AMQP message: about 100 kB.
 MAX_FACTS: Final = 500
-# Bytes of kept requests in one message for the journal.
-MAX_REQUEST_BYTES: Final = 1 << 20
+# Characters of kept requests and responses in one message for the journal.
+MAX_KEPT_BYTES: Final = 1 << 20
 # Bytes of such a message, if each fact has a reason of 1,000 escaped characters.
 MAX_BYTES: Final = 4 << 20
 # Characters of a type in the log.
@@ -107,13 +107,13 @@ def _has_content(fact: Any) -> bool:
 
 
 def _chunks(facts: Iterable[Any]) -> Iterator[list[Any]]:
-    """Yield the facts of each message: at most MAX_FACTS, and MAX_REQUEST_BYTES or one request."""
+    """Yield the facts of each message: at most MAX_FACTS, and MAX_KEPT_BYTES or one larger fact."""
     chunk: list[Any] = []
     size = 0
     for fact in facts:
-        kept = len(getattr(fact, "request", None) or "")
+        kept = sum(len(getattr(fact, name, None) or "") for name in ("request", "response"))
         size += kept
-        if chunk and (len(chunk) == MAX_FACTS or size > MAX_REQUEST_BYTES):
+        if chunk and (len(chunk) == MAX_FACTS or size > MAX_KEPT_BYTES):
             yield chunk
             chunk, size = [], kept
         chunk.append(fact)

@@ -329,6 +329,12 @@ async def test_n6_callbacks_are_replayed_one_and_all_that_match(
         assert other.requests[0].headers["webhook-id"] == ids[0]
         one = url_of("/callbacks/one", id=ids[0])
         await page_with(browser, one, "Sent again", "by admin@example.com")
+        # The other URL would get headers that only admins may read.
+        async with world.console.browser(Role.OPERATOR) as operator:
+            assert "Another URL" not in texts(await operator.get(one))
+            assert (await operator.post("/callbacks/one/replay", form)).status == 403
+            refused = await operator.post("/replay", selection | {"rate": "1", "url": other.url})
+            assert refused.status == 403
         unknown = {"id": "unknown", "url": other.url}
         assert (await browser.post("/callbacks/one/replay", unknown)).status == 404
 

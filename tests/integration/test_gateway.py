@@ -179,7 +179,13 @@ async def test_s10_every_invalid_query_parameter_is_named(call: Caller) -> None:
 
 @pytest.mark.parametrize("path", GET_PATHS)
 async def test_every_get_route_rejects_an_unknown_query_parameter(call: Caller, path: str) -> None:
-    path = path.format(id=UNKNOWN, group_key="user-7", event_key="reminder-1")
+    path = path.format(
+        id=UNKNOWN,
+        group_key="user-7",
+        event_key="reminder-1",
+        queue="callbacks",
+        letter_id="1",
+    )
     response = await call("GET", f"{path}?colour=red")
     if path == "/events/stream":
         assert (response.status, response.json["code"]) == (422, -3)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from shared.amqp.codec import Properties
-from shared.amqp.facts import MAX_REQUEST_BYTES, fact_messages, owner_messages, parse_facts
+from shared.amqp.facts import MAX_KEPT_BYTES, fact_messages, owner_messages, parse_facts
 from shared.amqp.message import Message
 from shared.contracts.facts import FACT_TYPES, CallbackDelivered, Facts
 from shared.contracts.message_facts import (
@@ -109,7 +109,8 @@ def test_the_types_of_facts_are_complete() -> None:
 
 
 def test_n7_only_the_journal_gets_requests_and_responses_and_few_in_one_message() -> None:
-    kept = {"owner": "scheduler", "request": "r" * (MAX_REQUEST_BYTES // 2), "response": "x"}
+    quarter = "x" * (MAX_KEPT_BYTES // 4)
+    kept = {"owner": "scheduler", "request": quarter, "response": quarter}
     facts = [DELIVERED.model_copy(update=kept) for _ in range(5)]
 
     to_owner = [Facts.model_validate_json(each.body).facts for each in owner_messages(facts)]

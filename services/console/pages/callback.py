@@ -110,8 +110,8 @@ async def request(visit: Visit) -> web.StreamResponse:
 
 async def replay(visit: Visit) -> web.StreamResponse:
     """Send the kept request again, and return to the callback."""
-    id_, url = _id(visit.text("id")), visit.text("url")
-    await visit.call(REPLAY_CALLBACK, {"id": id_} | ({"url": url} if url else {}))
+    id_ = _id(visit.text("id"))
+    await visit.call(REPLAY_CALLBACK, {"id": id_} | visit.other_url())
     text = "The request is sent again. The next attempt appears in the timeline."
     return visit.redirect(visit.url(ONE, id=id_), Notice(text))
 

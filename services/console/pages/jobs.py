@@ -54,7 +54,7 @@ async def selection(visit: Visit) -> web.StreamResponse:
 
 async def replay(visit: Visit) -> web.StreamResponse:
     """Start to send every callback that matches again."""
-    body = _replay(visit, visit.form) | given(visit.form, "url")
+    body = _replay(visit, visit.form) | visit.other_url()
     if rate := visit.text("rate"):
         body["rate"] = number("rate", rate)
     started = await visit.call(START_REPLAY, body)
