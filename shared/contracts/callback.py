@@ -93,7 +93,8 @@ def check_webhook_id(identifier: str) -> str:
 
 WebhookId = Annotated[Identifier, AfterValidator(check_webhook_id)]
 # No control characters, because it appears in facts and logs.
-ClientId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
+CLIENT_ID_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,255}$"
+ClientId = Annotated[str, StringConstraints(pattern=CLIENT_ID_PATTERN)]
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Secrets = Annotated[list[Secret], Field(min_length=1, max_length=MAX_SECRETS)]
 Delay = Annotated[float, Field(gt=0, le=MAX_DELAY, allow_inf_nan=False)]

@@ -22,9 +22,11 @@ from services.gateway.routes.declaration import (
 )
 from services.gateway.routes.resources import listing
 from shared.amqp.rpc import RequestContext
+from shared.contracts.callback import CLIENT_ID_PATTERN
 from shared.contracts.journal import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
+    ORIGIN_PATTERN,
     TEXT_PATTERN,
     Job,
     JobKind,
@@ -76,11 +78,13 @@ _GROUP_BY: Final = Parameter(
     {"type": "string", "enum": ["reason", "target"]},
 )
 _TEXT: Final = {"type": "string", "minLength": 1, "pattern": TEXT_PATTERN}
+_CLIENT_ID: Final = {"type": "string", "pattern": CLIENT_ID_PATTERN}
+_ORIGIN: Final = {"type": "string", "pattern": ORIGIN_PATTERN}
 _TIME: Final = {"type": "string", "format": "date-time"}
 _FILTER: Final = (
     Parameter("reason", "query", "The key of a group, or a part of the reason.", _TEXT),
-    Parameter("target", "query", "Scheme, host and port of the URL.", _TEXT),
-    Parameter("client_id", "query", "The client of the message.", _TEXT),
+    Parameter("target", "query", "Scheme, host and port of the URL.", _ORIGIN),
+    Parameter("client_id", "query", "The client of the message.", _CLIENT_ID),
     Parameter("since", "query", "Dead-lettered at this time or later (RFC 3339).", _TIME),
     Parameter("until", "query", "Dead-lettered before this time (RFC 3339).", _TIME),
 )
