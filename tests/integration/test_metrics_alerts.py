@@ -11,7 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes.command import ROOT
 from tests.fakes.system import fresh_database, system
 
-SERVICES = ("callback", "scheduler", "ingestion", "mailings", "delivery", "subscriptions")
+SERVICES = (
+    *("callback", "scheduler", "ingestion", "mailings", "delivery", "subscriptions"),
+    "journal",
+)
 # A counter in `increase(…[5m])` or `rate(…[5m])`, with at most one matcher.
 SELECTOR = re.compile(r"(?:increase|rate)\((\w+)(?:\{(\w+)=~?\"([^\"]+)\"\})?\[5m\]\)")
 
