@@ -587,10 +587,10 @@ async def test_row_26_a_body_with_a_lone_surrogate_stops_no_consumer(amqp_url: s
         return "fine"
 
     body = b'{"id": "\\ud800", "client_id": "\\ud800", "target_url": "https://\\ud800/"}'
-    async with consuming(amqp_url, handle) as (_, client):
+    # With a prefetch of one, the next message arrives only after the ack of the first.
+    async with consuming(amqp_url, handle, prefetch=1) as (_, client):
         await client.send(body, message_id="poison")
         await client.dead_letter("poison")
-        await asyncio.sleep(1)  # its ack
         await client.send(b"good", message_id="after")
         await until(lambda: "after" in handled, within=10)
         assert await client.length(CALLBACKS) == 0
