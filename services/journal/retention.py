@@ -1,23 +1,17 @@
 """Deletion of what is older than the retention, and creation of partitions."""
 
-import asyncio
 import logging
 from datetime import timedelta
 from typing import Final
 
-import asyncpg
-
 from services.journal.partitions import Partitions
-from shared.postgres.pool import Database, StoreConnectionLostError
+from shared.postgres.pool import Database
 from shared.postgres.queries import queries
+from shared.postgres.retention import run_rounds
 
 logger = logging.getLogger(__name__)
 
 _SQL: Final = queries("services.journal")
-# Seconds between two rounds. Partitions span a day, so an hour is precise enough.
-ROUND_INTERVAL: Final = 3600.0
-# Seconds until a failed round is repeated.
-RETRY_DELAY: Final = 10.0
 # Rows deleted in one statement.
 DELETE_BATCH_SIZE: Final = 5000
 _DELETES: Final = ("delete_minutes", "delete_audit", "delete_jobs", "delete_gaps")
@@ -33,16 +27,7 @@ class Retention:
 
     async def run(self) -> None:
         """Create and drop partitions until cancelled."""
-        while True:
-            try:
-                await self.run_once()
-            except (StoreConnectionLostError, asyncpg.PostgresError) as error:
-                logger.warning(
-                    "Cannot create or drop partitions: %s. Retrying in %.0f s.", error, RETRY_DELAY
-                )
-                await asyncio.sleep(RETRY_DELAY)
-            else:
-                await asyncio.sleep(ROUND_INTERVAL)
+        await run_rounds(self.run_once)
 
     async def run_once(self) -> list[str]:
         """Run one round, and return the dropped partitions."""
