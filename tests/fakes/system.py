@@ -1,9 +1,6 @@
 """A gateway and the services behind it, each a process, over one broker and database."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,7 +10,7 @@ from uuid import uuid4
 import asyncpg
 
 from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
-from tests.fakes.service import NO_AUTHORITIES, Service, running
+from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
 # 32 bytes, public.
@@ -49,12 +46,9 @@ def system(
         "RINGBACK_TICKET_KEY": TICKET_KEY,
         "RINGBACK_SECRETS_KEY": SECRETS_KEY,
     } | settings
-    subprocess.run(
-        (sys.executable, "-m", "services", "migrate"),
-        env={"PATH": os.environ["PATH"], **NO_AUTHORITIES, **given},
-        cwd=directory,
-        check=True,
-    )
+    migration = Service(directory, amqp_url, given, ("-m", "services", "migrate"))
+    migration.process.join()
+    assert migration.process.exitcode == 0, migration.output
     with ExitStack() as stack:
         services = System()
         for name in names:
