@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import math
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from services.sandbox.misbehaviour import hang, response
 from tests.fakes.broker_client import CALLBACKS, BrokerClient, broker_client, send_callback
 from tests.fakes.crash_points import slow_except
 from tests.fakes.ledger import Ledger
-from tests.fakes.receivers import ClientConnection, Receiver, respond, serve
+from tests.fakes.receivers import Behaviour, ClientConnection, Receiver, respond, serve
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
 
@@ -28,34 +29,57 @@ SETTINGS = {"RINGBACK_CALLBACK_PREFETCH": str(PREFETCH)}
 
 
 @dataclass(slots=True)
+class Hold:
+    """Holds responses back, from the request number `after` on, until a fault is injected.
+
+    The fault comes in the middle then, however fast the machine is.
+    """
+
+    after: float = math.inf
+    requests: int = 0
+    injected: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self) -> None:
+        """Count a request, and wait while its response is held back."""
+        self.requests += 1
+        if self.requests >= self.after:
+            await self.injected.wait()
+
+
+@dataclass(slots=True)
 class Setup:
     """A service, receivers of which one fails every first attempt, and their ledger."""
 
     service: Service
     ledger: Ledger
     targets: list[Receiver]
+    hold: Hold
 
     async def send(self, publisher: BrokerClient, count: int) -> None:
         """Publish callbacks, spread over the receivers, and record the confirmed ones."""
         urls = [target.url for target in self.targets]
-        retry = {"delays": [1], "quick_retries_count": 20}
+        # The timeout is longer than a response is held back.
+        options = {"timeout": 100, "retry": {"delays": [1], "quick_retries_count": 20}}
         self.ledger.accept(
             await publisher.send_all(
-                send_callback(urls[number % len(urls)], retry=retry) for number in range(count)
+                send_callback(urls[number % len(urls)], **options) for number in range(count)
             )
         )
 
 
-async def fails_first(connection: ClientConnection) -> None:
-    """Respond with 500 to the first attempt of each callback."""
-    while True:
-        request = await connection.request()
-        attempts = [
-            each
-            for each in connection.receiver.requests
-            if each.headers["webhook-id"] == request.headers["webhook-id"]
-        ]
-        await connection.write(response(500 if len(attempts) == 1 else 200))
+def respond_unless_held(hold: Hold, *, fails_first: bool = False) -> Behaviour:
+    """Respond; with `fails_first`, respond with 500 to the first attempt of each callback."""
+    failed: set[str] = set()
+
+    async def behave(connection: ClientConnection) -> None:
+        while True:
+            id_ = (await connection.request()).headers["webhook-id"]
+            fails = fails_first and id_ not in failed
+            failed.add(id_)
+            await hold.wait()
+            await connection.write(response(500 if fails else 200))
+
+    return behave
 
 
 @asynccontextmanager
@@ -65,20 +89,23 @@ async def running_setup(broker: Broker, directory: Path) -> AsyncIterator[Setup]
         await service.ready()
         # A queue that is declared just before a kill comes back empty (see Broker.sync).
         await asyncio.to_thread(broker.sync)
+        hold = Hold()
         targets = [
-            await stack.enter_async_context(serve(behaviour))
-            for behaviour in (respond(), respond(), respond(), fails_first)
+            await stack.enter_async_context(serve(respond_unless_held(hold, fails_first=fails)))
+            for fails in (False, False, False, True)
         ]
-        yield Setup(service, Ledger(broker.url, tuple(targets)), targets)
+        yield Setup(service, Ledger(broker.url, tuple(targets)), targets, hold)
 
 
 async def inject_fault(
     setup: Setup, publisher: BrokerClient, fault: Callable[[], None], count: int = 300
 ) -> None:
-    """Publish messages, and inject the fault when a third of them is delivered."""
+    """Publish messages, and inject the fault when a third of them has reached a receiver."""
+    setup.hold.after = count / 3
     await setup.send(publisher, count)
-    await until(lambda: len(setup.ledger.delivered) >= count / 3)
+    await until(lambda: setup.hold.requests >= setup.hold.after)
     await asyncio.to_thread(fault)
+    setup.hold.injected.set()
 
 
 async def test_row_1_broker_killed_in_the_middle_of_1000_messages(
@@ -117,11 +144,10 @@ async def test_row_2_broker_suspended_for_40_seconds(own_broker: Broker, tmp_pat
 
 async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    is_suspended = asyncio.Event()
 
     async def fail_while_suspended(connection: ClientConnection) -> None:
         await connection.request()
-        await is_suspended.wait()
+        await setup.hold.injected.wait()
         await connection.write(response(500))
 
     async with (
@@ -130,13 +156,12 @@ async def suspended(broker: Broker, directory: Path, seconds: float) -> None:
     ):
         async with broker_client(broker.url) as publisher:
             # It fails during the suspension, so its copy in a tier waits for a confirm.
-            await publisher.send(send_callback(slow_target.url))
+            await publisher.send(send_callback(slow_target.url, timeout=100))
             await until(lambda: slow_target.requests)
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await inject_fault(setup, publisher, broker.suspend)
                 stopped = loop.time()
-        is_suspended.set()
-        await until(lambda: setup.service.logged("no confirm within 5 seconds"), 7)
+        await until(lambda: setup.service.logged("no confirm within 5 seconds"))
         # The row requires a suspension of this length.
         await asyncio.sleep(stopped + seconds - loop.time())
         broker.resume()
