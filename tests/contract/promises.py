@@ -46,7 +46,7 @@ PROMISES: Final = {
     "M12": "The statistics of mailings are sent by e-mail once a day, through Ringback itself.",
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",
     "M14": "Log lines carry the ids of mailing, message and recipient, and a command follows them.",
-    "M15": "One command starts everything with Docker Compose.",
+    "M15": "One command starts everything with Docker Compose. Kubernetes manifests are valid.",
     "M16": "CI runs one script, which runs the checks of the code and the tests.",
     "U1": "A user registers the server that receives their events.",
     "U2": "Events arrive there as `type` and `event`, signed.",
