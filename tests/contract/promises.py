@@ -47,7 +47,7 @@ PROMISES: Final = {
     "M13": "Metrics are exported for Prometheus. The docs list every metric and every endpoint.",
     "M14": "Log lines carry the ids of mailing, message and recipient, and a command follows them.",
     "M15": "One command starts everything with Docker Compose. Kubernetes manifests are valid.",
-    "M16": "CI runs one script, which runs the checks of the code and the tests.",
+    "M16": "CI runs one script, which runs the checks and the tests, and publishes nothing.",
     "U1": "A user registers the server that receives their events.",
     "U2": "Events arrive there as `type` and `event`, signed.",
     "U3": "When the URL changes, the old and the new server get `callback_deprecated`.",
