@@ -18,6 +18,8 @@ COMMANDS: Final = {
     "template": "List, check and preview message templates.",
     "trace": "Print what the logs say about a mailing, a message or a recipient.",
     "dead": "List, show and redrive dead letters.",
+    "simulate": "Show what would happen with given targets, rates, failures and retries.",
+    "bench": "Measure an installation: rates, delays, repeats and losses.",
     "topology": "Show, declare or check exchanges, queues and retry tiers.",
     "migrate": "Apply the database migrations.",
     "secrets": "Encrypt stored secrets with a new key.",

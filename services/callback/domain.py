@@ -19,6 +19,10 @@ from shared.errors import ContractViolationError, PermanentError, TransientError
 from shared.http.retry_after import RETRY_AFTER_STATUSES, parse_retry_after
 from shared.resilience.retry import RetryPolicy, first_tier
 
+# Statuses that count against the circuit breaker, except 429 with Retry-After. Any other response
+# shows that the target works.
+OVERLOADED: Final = frozenset({429, 502, 503, 504})
+
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
 
@@ -155,6 +159,14 @@ def requested_pause(status: int, retry_after: str | None, *, now: float) -> floa
     if status != HTTPStatus.TOO_MANY_REQUESTS:
         return 0.0
     return parse_retry_after(retry_after, now=now)
+
+
+def shows_alive(status: int, pause: float) -> bool:
+    """Return whether a response with this status shows that the target works.
+
+    pause: the result of `requested_pause`.
+    """
+    return pause > 0 or status not in OVERLOADED
 
 
 def check_response(status: int, retry_after: str | None, *, now: float) -> None:

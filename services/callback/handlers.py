@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -27,10 +27,6 @@ from shared.http.guard import ForbiddenTargetError, Target, parse_target
 from shared.resilience.lanes import Lanes
 
 logger = logging.getLogger(__name__)
-
-# Statuses that count against the circuit breaker, except 429 with Retry-After. Any other response
-# shows that the target works.
-OVERLOADED: Final = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +98,7 @@ class CallbackSender:
                 pause = domain.requested_pause(
                     response.status, response.retry_after, now=self._clock.now()
                 )
-            alive = pause > 0 or response.status not in OVERLOADED
+            alive = domain.shows_alive(response.status, pause)
         except RequestFailedError:
             alive = False
             raise

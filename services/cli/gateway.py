@@ -23,7 +23,10 @@ MAX_PAGE_SIZE: Final = 1000
 
 
 class Gateway:
-    """A client of one gateway, by default the configured one; without a ticket it is anonymous."""
+    """A client of one gateway, by default the configured one; without a ticket it is anonymous.
+
+    base: its URL, without a slash at the end.
+    """
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
         if url is None:
@@ -37,9 +40,20 @@ class Gateway:
                 base = URL()
             if base.scheme not in ("http", "https") or not base.host:
                 raise click.BadParameter("must look like http://127.0.0.1:8080", param_hint="--url")
-        self._base = str(base).rstrip("/")
+        self.base = str(base).rstrip("/")
         self._headers = (
             {} if ticket is None else {configured_table(SecuritySettings).ticket_header: ticket}
+        )
+
+    def session(
+        self, *, timeout: float | None = REQUEST_TIMEOUT, limit: int = 100
+    ) -> aiohttp.ClientSession:
+        """Return a session with the ticket and at most `limit` connections; close it."""
+        timeouts = aiohttp.ClientTimeout(total=timeout, sock_connect=REQUEST_TIMEOUT)
+        return aiohttp.ClientSession(
+            timeout=timeouts,
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=limit),
         )
 
     async def request(
@@ -55,25 +69,24 @@ class Gateway:
         Raises:
             click.ClickException: the gateway is unreachable, or the response is a problem.
         """
-        timeouts = aiohttp.ClientTimeout(total=timeout, sock_connect=REQUEST_TIMEOUT)
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeouts, headers=self._headers) as session,
+                self.session(timeout=timeout) as session,
                 session.request(
-                    method, URL(self._base + path, encoded=True), allow_redirects=False, **request
+                    method, URL(self.base + path, encoded=True), allow_redirects=False, **request
                 ) as response,
             ):
                 text = await response.text()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise click.ClickException(
-                f"Cannot reach the gateway at {self._base}: {_short(error)}."
+                f"Cannot reach the gateway at {self.base}: {_short(error)}."
                 " Start one with `ringback run gateway`, or set its address with --url."
             ) from None
         try:
             content = json.loads(text)
         except ValueError:
             raise click.ClickException(
-                f"The server at {self._base} is not a gateway: status {response.status}, no JSON."
+                f"The server at {self.base} is not a gateway: status {response.status}, no JSON."
                 " Check the address in --url."
             ) from None
         if response.ok:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,8 @@ from uuid import uuid4
 import pytest
 
 from services.gateway import examples
-from tests.fakes.gateway import Caller
+from tests.fakes.command import Output, ringback, start
+from tests.fakes.gateway import Caller, base_url, ticket
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
@@ -330,3 +332,62 @@ async def test_s9_lists_groups_and_retries_contain_nothing_of_another_client(
         assert response.status == 200
         assert callback["id"] not in response.text
     assert (await call("GET", f"/v1/callbacks/{callback['id']}")).json["status"] == "scheduled"
+
+
+async def bench(services: System, shared_amqp_url: str, client: str, *options: str) -> Output:
+    url = await base_url(services["gateway"])
+    return await ringback(
+        *("bench", url, *options), amqp_url=shared_amqp_url, RINGBACK_TICKET=ticket(client)
+    )
+
+
+async def test_bench_reports_rates_and_delays_over_http_and_amqp(
+    services: System, shared_amqp_url: str
+) -> None:
+    output = await bench(services, shared_amqp_url, "bench", "--count", "100", "--json")
+    assert output.code == 0, output.err
+    assert [each["via"] for each in output.json_lines] == ["http", "amqp"]
+    for seen in output.json_lines:
+        assert seen["accepted"] == seen["received"] == 100
+        assert seen["missing"] == seen["repeated"] == 0
+        assert 0 < seen["accept_p50"] <= seen["accept_p99"]
+        assert 0 <= seen["delay_p50"] <= seen["delay_p90"] <= seen["delay_p99"] < 60
+        assert seen["accepted_per_second"] > 0
+
+
+async def test_bench_says_what_to_set_if_the_receiver_may_not_be_reached(
+    services: System, shared_amqp_url: str
+) -> None:
+    # 10.0.0.0/8 is not in the networks that this callback service may reach.
+    target = ("--target", "http://10.255.255.1:9", "--yes", "--only", "http")
+    output = await bench(services, shared_amqp_url, "bench-forbidden", *target)
+    assert output.code == 1
+    assert "RINGBACK_CALLBACK_ALLOWED_NETWORKS" in output.err
+    assert "10.255.255.1" in output.err
+
+
+async def test_bench_ends_on_ctrl_c_with_what_was_seen(
+    call: Caller, services: System, shared_amqp_url: str
+) -> None:
+    client = f"bench-{uuid4().hex[:8]}"
+    process = await start(
+        *("bench", await base_url(services["gateway"]), "--only", "http", "--json"),
+        *("--rate", "50", "--count", "100000"),
+        amqp_url=shared_amqp_url,
+        RINGBACK_TICKET=ticket(client),
+    )
+    own = call.as_client(client)
+
+    async def measuring() -> bool:
+        items = (await own("GET", "/v1/callbacks?status=notified&limit=50")).json["items"]
+        return len(items) > 10
+
+    await until(measuring, 60)
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1, err
+    seen = json.loads(out)
+    assert 0 < seen["received"]
+    assert 0 < seen["accepted"] < seen["callbacks"]
+    assert b"Interrupted." in err
+    assert b"Traceback" not in err

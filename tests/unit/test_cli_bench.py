@@ -1,0 +1,98 @@
+"""`ringback bench`: what it counts, and what it refuses. The integration tests measure."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from services.cli import bench as module
+from services.cli.load import NotAcceptedError, Receiver, Run, measure
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(module.bench, arguments)
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run where there is no configuration and no private broker."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RINGBACK_AMQP_URL", raising=False)
+
+
+@pytest.mark.parametrize("url", ["http://ringback.example.com", "http://10.1.2.3:8080"])
+def test_another_machine_is_loaded_only_after_a_confirmation(url: str) -> None:
+    result = run(url, "--only", "http")
+    assert result.exit_code == 2
+    assert "--yes" in result.output
+
+
+def test_a_remote_receiver_or_broker_needs_the_confirmation_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = run("http://127.0.0.1:1", "--only", "http", "--target", "http://10.0.0.1")
+    assert (result.exit_code, "10.0.0.1" in result.output) == (2, True)
+    monkeypatch.setenv("RINGBACK_AMQP_URL", "amqp://user:hidden@127.0.0.1/,amqp://u:hidden@far/")
+    result = run("http://127.0.0.1:1")
+    assert (result.exit_code, "far" in result.output) == (2, True)
+    assert "hidden" not in result.output
+
+
+def test_amqp_needs_the_broker_of_the_installation() -> None:
+    result = run("http://127.0.0.1:1", "--only", "amqp")
+    assert result.exit_code == 2
+    assert "RINGBACK_AMQP_URL" in result.output
+
+
+def test_a_gateway_that_is_down_is_named() -> None:
+    result = run("http://127.0.0.1:1", "--only", "http")
+    assert result.exit_code == 1
+    assert "Cannot measure over HTTP: the first callback was not accepted" in result.output
+
+
+@pytest.mark.parametrize("address", ["9000", "127.0.0.1:", "127.0.0.1:70000"])
+def test_the_address_of_the_receiver_is_checked(address: str) -> None:
+    assert run("http://127.0.0.1:1", "--listen", address).exit_code == 2
+
+
+async def test_a_measurement_counts_repeats_losses_and_what_was_not_accepted() -> None:
+    receiver, seen = Receiver(), Run(6)
+    receiver.expect(seen)
+
+    async def publish(each: Run, number: int) -> None:
+        await asyncio.sleep(0)
+        if number == 0:
+            raise NotAcceptedError("status 503")
+        if number > 2:  # arrives before it is accepted
+            for _ in range(number - 2):
+                assert b"200 OK" in receiver.receive(f"/{each.token}/{number}", 1e9)
+
+    await measure(seen, publish, rate=None, in_flight=2, timeout=0.01)
+    figures = seen.figures()
+    assert (figures["accepted"], figures["received"]) == (5, 3)
+    assert (figures["repeated"], figures["missing"]) == (0 + 1 + 2, 2)
+    assert figures["errors"] == {"status 503": 1}
+    assert seen.unpublished == 1
+
+
+async def test_a_measurement_ends_when_the_last_callback_has_arrived() -> None:
+    receiver, seen = Receiver(), Run(3)
+    receiver.expect(seen)
+
+    async def publish(each: Run, number: int) -> None:
+        now = asyncio.get_running_loop().time
+        asyncio.get_running_loop().call_later(
+            0.01, lambda: receiver.receive(f"/any/{each.token}/{number}", now())
+        )
+
+    await asyncio.wait_for(measure(seen, publish, rate=1000, in_flight=1, timeout=600), 30)
+    assert seen.figures()["missing"] == 0
+
+
+@pytest.mark.parametrize("path", ["", "/", "/x", "/TOKEN/3", "/TOKEN/-1", "/TOKEN/x", "/other/0"])
+def test_the_receiver_ignores_other_requests(path: str) -> None:
+    receiver, seen = Receiver(), Run(3)
+    receiver.expect(seen)
+    assert b"404" in receiver.receive(path.replace("TOKEN", seen.token), 1.0)
+    assert not any(seen.arrived)
