@@ -18,6 +18,7 @@ from services.cli.run import settings_models
 from services.sandbox.settings import SandboxSettings
 from shared.registry import BROKER, DATABASE, SERVICES
 from shared.settings import PREFIX, Settings, load_shared, variable_of
+from tests.fakes.promql import promtool
 
 CHECKOUT = Path(__file__).parents[2]
 DOCKERFILE = (CHECKOUT / "deploy/docker/Dockerfile").read_text()
@@ -37,6 +38,7 @@ BUILT = {name: each for name, each in CONTAINERS.items() if each["image"] == "ri
 PULLED = {name: container for name, container in CONTAINERS.items() if name not in BUILT}
 ONE_SHOT = {name for name, container in BUILT.items() if container["restart"] == "no"}
 RUNNING = {name: BUILT[name] for name in BUILT if name not in ONE_SHOT}
+OBSERVABILITY = {"prometheus", "grafana"}
 # What a container waits for, by the dependency in the registry.
 PROVIDERS = {BROKER: {"rabbitmq"}, DATABASE: {"postgres", "migrate"}}
 
@@ -74,11 +76,13 @@ def test_every_service_has_a_container() -> None:
     assert all(RUNNING[name]["command"] == ["run", name] for name in RUNNING)
 
 
-def test_broker_and_database_are_pinned_to_a_release() -> None:
+def test_images_of_others_are_pinned_to_a_release() -> None:
     images = {name: container["image"] for name, container in PULLED.items()}
     assert re.fullmatch(r"rabbitmq:4\.\d+\.\d+-management", images["rabbitmq"])
     assert re.fullmatch(r"postgres:17\.\d+-\w+", images["postgres"])
-    assert set(images) == {"rabbitmq", "postgres"}
+    assert re.fullmatch(r"prom/prometheus:v3\.\d+\.\d+", images["prometheus"])
+    assert re.fullmatch(r"grafana/grafana:12\.\d+\.\d+", images["grafana"])
+    assert set(images) == {"rabbitmq", "postgres", *OBSERVABILITY}
 
 
 def test_the_image_is_based_on_one_python_and_debian_version() -> None:
@@ -93,9 +97,9 @@ def test_the_image_does_not_run_as_root() -> None:
     assert not any("user" in container for container in BUILT.values())
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, *OBSERVABILITY])
 def test_containers_run_with_minimal_rights(name: str) -> None:
-    container = BUILT[name]
+    container = CONTAINERS[name]
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
@@ -212,14 +216,68 @@ def test_finding_c16_the_demonstration_sees_each_setting_of_a_real_server() -> N
 
 
 def test_data_is_in_volumes() -> None:
-    volumes = {name: container["volumes"] for name, container in PULLED.items()}
+    volumes = {name: container["volumes"][-1] for name, container in PULLED.items()}
     assert volumes == {
-        "rabbitmq": ["rabbitmq:/var/lib/rabbitmq"],
-        "postgres": ["postgres:/var/lib/postgresql/data"],
+        "rabbitmq": "rabbitmq:/var/lib/rabbitmq",
+        "postgres": "postgres:/var/lib/postgresql/data",
+        "prometheus": "prometheus:/prometheus",
+        "grafana": "grafana:/var/lib/grafana",
     }
     assert set(COMPOSE["volumes"]) == set(volumes)
     # RabbitMQ stores data under its host name, which is random without this setting.
     assert PULLED["rabbitmq"]["hostname"]
+
+
+def test_n14_only_the_profile_starts_prometheus_and_grafana() -> None:
+    assert {name for name, each in CONTAINERS.items() if "profiles" in each} == OBSERVABILITY
+    assert all(CONTAINERS[name]["profiles"] == ["observability"] for name in OBSERVABILITY)
+
+
+def test_n14_prometheus_scrapes_every_service_and_the_broker() -> None:
+    config = yaml.safe_load((CHECKOUT / "deploy/prometheus/prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    found = {
+        name: each["port"] for each in jobs["ringback"]["dns_sd_configs"] for name in each["names"]
+    }
+    # The sandbox is the outside world.
+    assert found == {
+        name: each.metrics_port for name, each in SERVICES.items() if name != "sandbox"
+    }
+    assert jobs["ringback"]["relabel_configs"] == [
+        {"source_labels": ["__meta_dns_name"], "target_label": "service"}
+    ]
+    networks = set(CONTAINERS["prometheus"]["networks"])
+    for name in [*found, "rabbitmq"]:
+        assert networks & set(CONTAINERS[name]["networks"])
+    assert jobs["rabbitmq-queues"]["metrics_path"] == "/metrics/detailed"
+    for job in ("rabbitmq", "rabbitmq-queues"):
+        assert jobs[job]["static_configs"] == [{"targets": ["rabbitmq:15692"]}]
+    assert "./deploy/prometheus:/etc/prometheus:ro" in CONTAINERS["prometheus"]["volumes"]
+
+
+def test_n14_promtool_accepts_the_configuration_of_prometheus() -> None:
+    promtool("check", "config", "prometheus.yml", directory=CHECKOUT / "deploy/prometheus")
+
+
+def test_n14_grafana_starts_with_the_data_source_and_the_dashboards() -> None:
+    directory = CHECKOUT / "deploy/grafana"
+    mounts = dict(
+        volume.removesuffix(":ro").split(":") for volume in CONTAINERS["grafana"]["volumes"]
+    )
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    [source] = yaml.safe_load((directory / "provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    assert source["isDefault"] is True
+    assert set(CONTAINERS["grafana"]["networks"]) & set(CONTAINERS["prometheus"]["networks"])
+    [provider] = yaml.safe_load((directory / "provisioning/dashboards/ringback.yml").read_text())[
+        "providers"
+    ]
+    assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
+    home = CONTAINERS["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (directory / "dashboards" / Path(home).name).exists()
+    assert str(Path(home).parent) == provider["options"]["path"]
 
 
 def test_the_image_contains_no_secret() -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.clock import SystemClock, rfc3339
 from shared.errors import RingbackError
@@ -78,6 +79,19 @@ def test_a_process_is_ready_when_every_part_is(caplog: pytest.LogCaptureFixture)
         "consumer is ready",
         "consumer is not ready: the broker is gone",
     ]
+
+
+def test_n14_readiness_is_a_metric_for_alerts() -> None:
+    def ready() -> float | None:
+        return REGISTRY.get_sample_value("ringback_part_ready", {"part": "a part of a test"})
+
+    health = Health()
+    health.expect("a part of a test")
+    assert ready() == 0
+    health.up("a part of a test")
+    assert ready() == 1
+    health.down("a part of a test", "the broker is gone")
+    assert ready() == 0
 
 
 def test_a_draining_process_is_never_ready_again() -> None:
