@@ -10,6 +10,7 @@ from services.scheduler.backlog import BacklogMonitor
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
+from services.scheduler.due_times import DueTimes
 from services.scheduler.facts import FactPublisher
 from services.scheduler.handlers import Handler
 from services.scheduler.intake import Intake
@@ -170,7 +171,11 @@ async def start(process: Process) -> None:
     responder = RpcServer(
         SCHEDULER_REQUESTS,
         Requests(
-            intake, operations, fault=lambda: health.fault, anonymous=settings.anonymous
+            intake,
+            operations,
+            DueTimes(database, store, clock),
+            fault=lambda: health.fault,
+            anonymous=settings.anonymous,
         ).handlers(),
         url=url,
         name=f"{name} requests",

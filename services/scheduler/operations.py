@@ -21,6 +21,7 @@ from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import run_at_errors
 from services.scheduler.messages import Content
 from services.scheduler.records import Listed, Member, NewCallback
+from services.scheduler.recurrence import Recurrence
 from services.scheduler.store import Store
 from shared.contracts.requests import Failure, FailureCode, FieldError, invalid
 from shared.contracts.schedule_changes import CancelCallback, RescheduleCallback
@@ -34,6 +35,7 @@ from shared.contracts.schedule_requests import (
     GetCallback,
     ListCallbacks,
     ReadBacklog,
+    Repetition,
     RescheduleResponse,
     RescheduleResult,
     RetryCallbacks,
@@ -399,8 +401,18 @@ def _matches(state: tuple[str, str | None] | None, request: ListCallbacks) -> bo
     return status == request.status and request.group_key in (None, group_key)
 
 
+def _repeat(recurrence: Recurrence) -> Repetition:
+    return Repetition(
+        every=recurrence.every,
+        cron=recurrence.cron,
+        timezone=None if recurrence.cron is None else recurrence.timezone,
+        until=recurrence.until,
+        count=recurrence.count,
+    )
+
+
 def _status(row: Any) -> CallbackStatus:
-    recurs = domain.parse_rules(row["rules"]).recurrence is not None
+    recurrence = domain.parse_rules(row["rules"]).recurrence
     return CallbackStatus(
         id=row["id"],
         status=Status(row["status"]),
@@ -411,7 +423,8 @@ def _status(row: Any) -> CallbackStatus:
         group_key=row["group_key"],
         event_key=row["event_key"],
         context=loads(row["context"]),
-        occurrence=row["occurrence"] if recurs else None,
+        occurrence=None if recurrence is None else row["occurrence"],
+        repeat=None if recurrence is None else _repeat(recurrence),
         created_at=row["created_at"],
         finished_at=row["finished_at"],
         etag=domain.etag(

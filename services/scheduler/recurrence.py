@@ -37,6 +37,17 @@ def next_due(
     return _within_end(recurrence, due)
 
 
+def next_occurrences(
+    recurrence: Recurrence, last: datetime, occurrence: int, now: datetime, limit: int
+) -> list[datetime]:
+    """Return when the occurrences after number `occurrence` are due, `limit` of them at most."""
+    times: list[datetime] = []
+    while len(times) < limit and (due := next_due(recurrence, last, occurrence, now)) is not None:
+        times.append(due)
+        last, occurrence = due, occurrence + 1
+    return times
+
+
 def first_due(recurrence: Recurrence, earliest: datetime) -> datetime | None:
     """Return the first due time at or after `earliest`, or None if it is after `until`."""
     if recurrence.cron is None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from services.scheduler.domain import PreconditionFailedError
+from services.scheduler.due_times import DueTimes
 from services.scheduler.intake import (
     IdempotencyConflict,
     Intake,
@@ -25,10 +26,12 @@ from shared.contracts.requests import Failure, FailureCode, FieldError, RpcOpera
 from shared.contracts.schedule_changes import CancelCallback
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
+    COUNT_DUE,
     CREATE_CALLBACK,
     CREATE_CALLBACKS,
     GET_CALLBACK,
     LIST_CALLBACKS,
+    LIST_OCCURRENCES,
     PING,
     PUT_CALLBACK,
     READ_BACKLOG,
@@ -81,12 +84,14 @@ class Requests:
         self,
         intake: Intake,
         operations: Operations,
+        due_times: DueTimes,
         *,
         fault: Callable[[], str | None],
         anonymous: bool,
     ) -> None:
         self._intake = intake
         self._operations = operations
+        self._due_times = due_times
         self._fault = fault
         self._anonymous = anonymous
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
@@ -106,6 +111,8 @@ class Requests:
                 self._handler(CANCEL_CALLBACKS, self._cancel),
                 self._handler(RETRY_CALLBACKS, self._limited(operations.retry)),
                 self._handler(READ_BACKLOG, self._limited(operations.backlog)),
+                self._handler(COUNT_DUE, self._limited(self._due_times.count)),
+                self._handler(LIST_OCCURRENCES, self._limited(self._due_times.occurrences)),
                 (PING.name, self._ping),
             )
         )

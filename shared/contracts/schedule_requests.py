@@ -4,6 +4,7 @@
 """
 
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
@@ -29,6 +30,8 @@ from shared.topology import SCHEDULER_REQUESTS
 MAX_BATCH_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
+# Bounds of 60 spans: more than the hours of two days, or the days of a month.
+MAX_DUE_BOUNDS: Final = 61
 
 _RESPONSE: Final = ConfigDict(frozen=True, extra="forbid")
 
@@ -159,6 +162,18 @@ class CallbacksCreated(BaseModel):
     items: list[CallbackCreated | RejectedItem]
 
 
+class Repetition(BaseModel):
+    """How a callback recurs: the `repeat` of its request."""
+
+    model_config = _RESPONSE
+
+    every: float | None = Field(description="Seconds between two due times.")
+    cron: str | None
+    timezone: str | None = Field(description="IANA time zone of `cron`.")
+    until: AwareDatetime | None
+    count: int | None = Field(description="Maximum number of occurrences.")
+
+
 class CallbackStatus(BaseModel):
     """The status of a callback."""
 
@@ -176,6 +191,7 @@ class CallbackStatus(BaseModel):
     event_key: str | None
     context: Any
     occurrence: int | None = Field(description="Number of the occurrence, from 1, if it recurs.")
+    repeat: Repetition | None = Field(description="How it recurs, if it does.")
     created_at: AwareDatetime
     finished_at: AwareDatetime | None
     etag: str = Field(description="Changes with the state; for `If-Match`.")
@@ -298,6 +314,56 @@ class BacklogFigures(BaseModel):
     oldest_due: float = Field(description="Seconds for which the oldest of them is due, or 0.")
 
 
+class CountDue(BaseModel):
+    """Count the client's callbacks that wait, by the time of their next attempt."""
+
+    model_config = ENVELOPE
+
+    bounds: Annotated[list[UtcTime], Field(min_length=2, max_length=MAX_DUE_BOUNDS)] = Field(
+        description="Ascending times. From each to the next one is a span."
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if any(bound >= following for bound, following in pairwise(self.bounds)):
+            raise fields_error([("bounds", "must ascend")])
+        return self
+
+
+class DueCount(BaseModel):
+    """The callbacks of one span. A recurring callback is counted once, where it is next due."""
+
+    model_config = _RESPONSE
+
+    since: AwareDatetime
+    callbacks: int
+    estimated: bool = Field(description="Whether there are too many to count them.")
+
+
+class DueCounts(BaseModel):
+    """The callbacks of each span, in their order."""
+
+    model_config = _RESPONSE
+
+    items: list[DueCount]
+
+
+class ListOccurrences(BaseModel):
+    """List when a recurring callback is due, for the next ten occurrences."""
+
+    model_config = ENVELOPE
+
+    id: UUID
+
+
+class Occurrences(BaseModel):
+    """Due times in their order. None if the callback has ended, or does not recur."""
+
+    model_config = _RESPONSE
+
+    items: list[AwareDatetime]
+
+
 class Ping(BaseModel):
     """Report whether the scheduler is ready."""
 
@@ -331,6 +397,10 @@ PING: Final = RpcOperation(SCHEDULER_REQUESTS, "Ping", Ping, (Pong,))
 READ_BACKLOG: Final = RpcOperation(
     SCHEDULER_REQUESTS, "ReadBacklog", ReadBacklog, (BacklogFigures,)
 )
+COUNT_DUE: Final = RpcOperation(SCHEDULER_REQUESTS, "CountDue", CountDue, (DueCounts,))
+LIST_OCCURRENCES: Final = RpcOperation(
+    SCHEDULER_REQUESTS, "ListOccurrences", ListOccurrences, (Occurrences,)
+)
 
 SCHEDULER_OPERATIONS: Final = (
     CREATE_CALLBACK,
@@ -344,4 +414,6 @@ SCHEDULER_OPERATIONS: Final = (
     RETRY_CALLBACKS,
     PING,
     READ_BACKLOG,
+    COUNT_DUE,
+    LIST_OCCURRENCES,
 )

@@ -53,7 +53,10 @@ from shared.topology import REQUEST_QUEUES
 @pytest.mark.parametrize(
     ("operations", "handled"),
     [
-        (SCHEDULER_OPERATIONS, scheduler.Requests(Mock(), Mock(), fault=Mock(), anonymous=True)),
+        (
+            SCHEDULER_OPERATIONS,
+            scheduler.Requests(Mock(), Mock(), Mock(), fault=Mock(), anonymous=True),
+        ),
         (MAILINGS_OPERATIONS, mailings.Requests(Mock(), Mock(), Mock(), Mock(), Mock())),
         (CLIENT_OPERATIONS, ClientRequests(Mock())),
         (TEMPLATE_OPERATIONS, TemplateRequests(Mock(), "Ringback")),

@@ -22,6 +22,8 @@ RECEIVED: tuple[type[BaseModel], ...] = (
     requests.GetCallback,
     requests.ListCallbacks,
     requests.RetryCallbacks,
+    requests.CountDue,
+    requests.ListOccurrences,
 )
 SENT: tuple[type[BaseModel], ...] = (
     requests.CallbackCreated,
@@ -33,6 +35,8 @@ SENT: tuple[type[BaseModel], ...] = (
     requests.RescheduleResponse,
     requests.RetryResponse,
     requests.Pong,
+    requests.DueCounts,
+    requests.Occurrences,
     ScheduleFact,
 )
 

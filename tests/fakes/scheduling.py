@@ -16,6 +16,7 @@ from services.scheduler.app import SCHEMA
 from services.scheduler.changes import ChangeWriter
 from services.scheduler.clock import DatabaseClock
 from services.scheduler.dispatch import Dispatcher
+from services.scheduler.due_times import DueTimes
 from services.scheduler.facts import FactPublisher
 from services.scheduler.intake import Intake
 from services.scheduler.notifications import NotificationPublisher
@@ -167,7 +168,11 @@ class Scheduler:
             wait_for_backlog=self.dispatcher.wait_for_backlog,
         )
         self.handlers = Requests(
-            self.intake, self.operations, fault=lambda: None, anonymous=True
+            self.intake,
+            self.operations,
+            DueTimes(self.database, self.store, self.clock),
+            fault=lambda: None,
+            anonymous=True,
         ).handlers()
 
     async def request(self, operation: str, client: str | None = None, **body: Any) -> Any:

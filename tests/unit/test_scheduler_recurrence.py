@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.scheduler.recurrence import Recurrence, first_due, next_due
+from services.scheduler.recurrence import Recurrence, first_due, next_due, next_occurrences
 
 TIMES = st.timedeltas(timedelta(0), timedelta(days=5000)).map(
     lambda after: datetime(2020, 1, 1, tzinfo=UTC) + after
@@ -204,3 +204,25 @@ def test_row_24_every_half_hour_continues_through_both_clock_changes() -> None:
         due = local_due_times("*/30 * * * *", "Europe/Berlin", start, 12)
         utc = [each.astimezone(UTC) for each in due]
         assert all(b - a == timedelta(minutes=30) for a, b in pairwise(utc))
+
+
+@given(recurrence=RECURRENCES, start=TIMES, late=st.timedeltas(timedelta(0), timedelta(days=30)))
+def test_s7_next_occurrences_are_those_that_follow_on_time(
+    recurrence: Recurrence, start: datetime, late: timedelta
+) -> None:
+    now = start + late
+    found = next_occurrences(recurrence, start, 1, now, 5)
+    assert len(found) == 5
+    for last, due in pairwise([start, *found]):
+        assert due == next_due(recurrence, last, 1, max(last, now if last is start else last))
+
+
+def test_s7_next_occurrences_end_with_the_recurrence() -> None:
+    start = datetime(2026, 11, 20, tzinfo=UTC)
+    hours = [start + timedelta(hours=n) for n in range(1, 4)]
+    for ended in (
+        Recurrence(every=3600, count=5),
+        Recurrence(every=3600, until=hours[-1]),
+        Recurrence(cron="0 * * * *", count=5),
+    ):
+        assert next_occurrences(ended, start, 2, start, 10) == hours

@@ -83,6 +83,7 @@ _STATUS: Final = {
     "event_key": "reminder-1",
     "context": {"text": "Your trial ends tomorrow."},
     "occurrence": None,
+    "repeat": None,
     "created_at": "2026-11-21T12:00:00Z",
     "finished_at": None,
     "etag": _ETAG,
