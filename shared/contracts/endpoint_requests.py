@@ -145,6 +145,15 @@ class ListEndpointMessages(BaseModel):
     limit: _Limit = DEFAULT_PAGE_SIZE
 
 
+class ListFailedDeliveries(BaseModel):
+    """Operation: list the failed deliveries to all endpoints of the caller, newest first."""
+
+    model_config = ENVELOPE
+
+    cursor: _Cursor | None = None
+    limit: _Limit = DEFAULT_PAGE_SIZE
+
+
 class EndpointPage(BaseModel):
     """A page of endpoints. `next_cursor` is null on the last page."""
 
@@ -269,6 +278,9 @@ LIST_MESSAGE_ATTEMPTS: Final = RpcOperation(
 LIST_ENDPOINT_MESSAGES: Final = RpcOperation(
     SUBSCRIPTIONS_REQUESTS, "ListEndpointMessages", ListEndpointMessages, (DeliveryPage,)
 )
+LIST_FAILED_DELIVERIES: Final = RpcOperation(
+    SUBSCRIPTIONS_REQUESTS, "ListFailedDeliveries", ListFailedDeliveries, (DeliveryPage,)
+)
 
 ENDPOINT_OPERATIONS: Final = (
     CREATE_ENDPOINT,
@@ -288,4 +300,5 @@ ENDPOINT_MESSAGE_OPERATIONS: Final = (
     GET_ENDPOINT_MESSAGE,
     LIST_MESSAGE_ATTEMPTS,
     LIST_ENDPOINT_MESSAGES,
+    LIST_FAILED_DELIVERIES,
 )

@@ -14,6 +14,7 @@ from services.console.sign_in.roles import Role
 from services.console.visit import Notice, Visit
 from shared.contracts.endpoint_requests import (
     GET_ENDPOINT_MESSAGE,
+    LIST_FAILED_DELIVERIES,
     LIST_MESSAGE_ATTEMPTS,
     SEND_ENDPOINT_MESSAGE,
 )
@@ -35,11 +36,17 @@ def pages() -> tuple[Page, ...]:
 
 
 async def message(visit: Visit) -> web.StreamResponse:
-    """Return the message with the id in the URL, or the form that searches one."""
+    """Return the message with the id in the URL, or what failed lately at all endpoints."""
     id_ = visit.query.get("id", "").strip()
-    if not id_:
-        return visit.render("endpoint_message.html", message=None)
     cursor = visit.query.get("cursor") or None
+    if not id_:
+        failed = await visit.call(LIST_FAILED_DELIVERIES, {"limit": _PAGE, "cursor": cursor})
+        return visit.render(
+            "endpoint_message.html",
+            message=None,
+            failed=failed["items"],
+            next_cursor=failed["next_cursor"],
+        )
     found, attempts = await asyncio.gather(
         visit.call(GET_ENDPOINT_MESSAGE, {"id": id_}),
         visit.call(LIST_MESSAGE_ATTEMPTS, {"id": id_, "limit": _PAGE, "cursor": cursor}),

@@ -19,6 +19,7 @@ from shared.contracts.endpoint_requests import (
     GET_ENDPOINT,
     LIST_ENDPOINT_MESSAGES,
     LIST_ENDPOINTS,
+    LIST_REPLAYS,
     PAUSE_ENDPOINT,
     REPLAY_ENDPOINT,
     RESUME_ENDPOINT,
@@ -30,6 +31,8 @@ from shared.contracts.requests import RpcOperation
 from shared.http.problem import ProblemError
 
 _PAGE: Final = 50
+# Replays of an endpoint that its page shows, the latest first.
+_REPLAYS: Final = 10
 _FIELDS: Final = ("url", "description", "event_types", "headers", "rate_limit", "fingerprint")
 
 # The name of each action, its title, its operation, and the notice after it.
@@ -86,15 +89,17 @@ async def endpoint(visit: Visit) -> web.StreamResponse:
     """Return an endpoint with its messages."""
     id_ = visit.parameters["id"]
     query = {name: visit.query.get(name) or None for name in ("status", "cursor")}
-    found, deliveries = await asyncio.gather(
+    found, deliveries, replays = await asyncio.gather(
         visit.call(GET_ENDPOINT, {"id": id_}),
         visit.call(LIST_ENDPOINT_MESSAGES, {"id": id_, "limit": _PAGE, **query}),
+        visit.call(LIST_REPLAYS, {"id": id_, "limit": _REPLAYS}),
     )
     return visit.render(
         "endpoint.html",
         endpoint=found,
         deliveries=deliveries["items"],
         next_cursor=deliveries["next_cursor"],
+        replays=replays["items"],
         statuses=[("", "any"), *((each.value, each.value) for each in DeliveryStatus)],
         key=str(uuid4()),
     )

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,6 +18,7 @@ from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.endpoint_requests import (
     GET_ENDPOINT_MESSAGE,
     LIST_ENDPOINT_MESSAGES,
+    LIST_FAILED_DELIVERIES,
     LIST_MESSAGE_ATTEMPTS,
     SEND_ENDPOINT_MESSAGE,
     AttemptPage,
@@ -25,9 +26,11 @@ from shared.contracts.endpoint_requests import (
     EndpointMessageAccepted,
     GetEndpointMessage,
     ListEndpointMessages,
+    ListFailedDeliveries,
     ListMessageAttempts,
     SendEndpointMessage,
 )
+from shared.contracts.endpoints import Delivery
 from shared.contracts.requests import Failure, FailureCode
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ class EndpointMessageRequests:
                 bound(GET_ENDPOINT_MESSAGE, self._get),
                 bound(LIST_MESSAGE_ATTEMPTS, self._attempts),
                 bound(LIST_ENDPOINT_MESSAGES, self._list),
+                bound(LIST_FAILED_DELIVERIES, self._failed),
             )
         )
 
@@ -127,16 +131,30 @@ class EndpointMessageRequests:
             found = await self._messages.page(
                 owner, command.id, command.status, before, command.limit + 1
             )
-        page = found[: command.limit]
-        more = len(found) > command.limit
-        return DeliveryPage(
-            items=[delivery for _, delivery in page],
-            next_cursor=_encode(page[-1][1].created_at, page[-1][0]) if more else None,
-        )
+        return _page(found, command.limit)
+
+    async def _failed(self, context: RequestContext, command: ListFailedDeliveries) -> Response:
+        try:
+            before = _NEWEST if command.cursor is None else _decode(command.cursor)[1]
+        except ValueError:
+            return INVALID_CURSOR
+        async with self._requests:
+            found = await self._messages.failed(_owner(context), before, command.limit + 1)
+        return _page(found, command.limit)
 
 
 def _owner(context: RequestContext) -> str:
     return context.client_id or ""
+
+
+def _page(found: Sequence[tuple[int, Delivery]], limit: int) -> DeliveryPage:
+    """Return the first `limit` deliveries; one more shows that another page follows."""
+    page = found[:limit]
+    more = len(found) > limit
+    return DeliveryPage(
+        items=[delivery for _, delivery in page],
+        next_cursor=_encode(page[-1][1].created_at, page[-1][0]) if more else None,
+    )
 
 
 def _encode(at: datetime, id_: int) -> str:

@@ -122,6 +122,11 @@ class EndpointMessages:
         )
         return [(row["id"], _delivery(row)) for row in rows]
 
+    async def failed(self, owner: str, before: int, limit: int) -> list[tuple[int, Delivery]]:
+        """Return failed deliveries to all endpoints of the owner, as `page` does."""
+        rows = await self._database.fetch(SQL["failed_of_client"], owner, before, limit)
+        return [(row["id"], _delivery(row)) for row in rows]
+
     async def replay(self, owner: str, message_id: str, endpoint_id: UUID, rate: float) -> Replayed:
         """Deliver a message to an endpoint again, unless its delivery has not ended."""
         async with self._database.transaction() as connection:

@@ -31,6 +31,25 @@ JOIN subscriptions.endpoint_messages AS message
 WHERE delivery.client_id = $1 AND endpoint_id = $2 AND delivery.id < $3 AND ($4::text IS NULL OR status = $4)
 ORDER BY delivery.id DESC LIMIT $5;
 
+-- Newest first, of all endpoints of a client. Each endpoint adds its newest ones, from the index of
+-- failed deliveries, so the cost depends on the number of endpoints only.
+-- name: failed_of_client
+SELECT delivery.*, event_type
+FROM (
+    SELECT found.*
+    FROM subscriptions.endpoints AS endpoint
+    CROSS JOIN LATERAL (
+        SELECT * FROM subscriptions.deliveries
+        WHERE endpoint_id = endpoint.id AND status = 'failed' AND id < $2
+        ORDER BY id DESC LIMIT $3
+    ) AS found
+    WHERE endpoint.client_id = $1 AND endpoint.status <> 'deleted'
+    ORDER BY found.id DESC LIMIT $3
+) AS delivery
+JOIN subscriptions.endpoint_messages AS message
+    ON message.client_id = delivery.client_id AND message.id = message_id
+ORDER BY delivery.id DESC;
+
 -- name: attempts
 SELECT delivery_id, endpoint_id, attempt, at, status_code, duration, error
 FROM subscriptions.deliveries AS delivery
