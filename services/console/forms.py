@@ -1,4 +1,4 @@
-"""Reads the fields of a form. All wrong fields are collected, so that one page shows them."""
+"""Reads the fields of forms and filters. Wrong ones are collected, so that one page shows all."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -17,7 +17,9 @@ N = TypeVar("N", int, float)
 
 
 class FormReader:
-    """Reads one form. Times without an offset are in `zone`; an empty field is None.
+    """Reads one form, or the filter in a URL. Times without an offset are in `zone`.
+
+    An empty field is None.
 
     `errors` has what is wrong so far.
     """
@@ -36,6 +38,10 @@ class FormReader:
         value = self._fields.get(name, "")
         # Browsers send line breaks as CRLF.
         return value.replace("\r\n", "\n") if isinstance(value, str) else ""
+
+    def given(self, *names: str) -> dict[str, str]:
+        """Return those of these texts that are not empty."""
+        return {name: text for name in names if (text := self.text(name)) is not None}
 
     def has(self, name: str) -> bool:
         """Return whether a box is checked."""
@@ -61,6 +67,10 @@ class FormReader:
         except (ValueError, OverflowError):
             self.refuse(name, "must be a time, such as 2026-11-20T15:00")
             return None
+
+    def times(self, *names: str) -> dict[str, str]:
+        """Return those of these times that are not empty."""
+        return {name: at for name in names if (at := self.time(name)) is not None}
 
     def whole(self, name: str) -> int | None:
         """Return a whole number."""
@@ -121,7 +131,15 @@ def errors_of(problem: ProblemError) -> Sequence[FieldError]:
 
 
 def input_time(at: datetime | str | None, zone: ZoneInfo) -> str:
-    """Return a time as the value of an `<input type="datetime-local">`."""
+    """Return a time as the value of an `<input type="datetime-local">`.
+
+    One without an offset is in the zone already. A text that is not a time becomes empty.
+    """
     if at is None:
         return ""
-    return parse_time(at).astimezone(zone).replace(tzinfo=None).isoformat(timespec="seconds")
+    try:
+        time = parse_time(at)
+        time = time if time.tzinfo is None else time.astimezone(zone).replace(tzinfo=None)
+        return time.isoformat(timespec="seconds")
+    except (ValueError, OverflowError):
+        return ""

@@ -23,7 +23,17 @@ def test_a_time_is_in_the_zone_of_the_viewer_and_comes_back_the_same() -> None:
     assert reader(at="2026-07-01T12:00").time("at") == "2026-07-01T10:00:00+00:00"
     assert reader(at="2026-07-01T12:00+03:00").time("at") == "2026-07-01T09:00:00+00:00"
     assert input_time("2026-07-01T10:00:00Z", BERLIN) == "2026-07-01T12:00:00"
-    assert input_time(None, BERLIN) == ""
+    assert input_time("2026-07-01T12:00", BERLIN) == "2026-07-01T12:00:00"
+    assert input_time("soon", BERLIN) == input_time(None, BERLIN) == ""
+    fields = reader(since="2026-07-01T12:00", until="2026-07-01T12:00:00Z", other=" ")
+    assert fields.times("since", "until", "other", "missing") == {
+        "since": "2026-07-01T10:00:00+00:00",
+        "until": "2026-07-01T12:00:00+00:00",
+    }
+    assert fields.given("since", "other", "missing") == {"since": "2026-07-01T12:00"}
+    for wrong in ("soon", "0001-01-01T00:00"):
+        assert (form := reader(since=wrong)).time("since") is None
+        assert [each.field for each in form.errors] == ["since"]
 
 
 def test_all_wrong_fields_are_collected() -> None:

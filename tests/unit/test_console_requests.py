@@ -2,18 +2,17 @@
 
 import asyncio
 import shlex
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import pytest
-
 from services.callback.domain import encode_form, encode_json, with_query
 from services.console.feeds import END, MAX_WAITING, Feeds
-from services.console.fields import given, input_time, number, times
 from services.console.kept import curl, wire_request
 from services.console.live import event
 from services.console.minutes import TARGET_SPANS, attempt_charts, span_of
+from services.console.pages.tail import MAX_BEHIND, PAGE_SIZE, News, reader
 from shared.http.problem import ProblemError
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -47,27 +46,6 @@ def test_n6_the_command_of_curl_quotes_everything() -> None:
     assert "X-Quote: '; rm -rf / #" in words
 
 
-def test_times_without_an_offset_are_in_the_zone_of_the_viewer() -> None:
-    fields = {"since": "2026-07-01T12:00", "until": "2026-07-01T12:00:00Z", "other": " "}
-    assert times(fields, BERLIN, "since", "until", "other") == {
-        "since": "2026-07-01T10:00:00+00:00",
-        "until": "2026-07-01T12:00:00+00:00",
-    }
-    assert input_time("2026-07-01T12:00:00Z", BERLIN) == "2026-07-01T14:00:00"
-    assert input_time("2026-07-01T12:00", BERLIN) == "2026-07-01T12:00:00"
-    assert input_time("soon", BERLIN) == input_time(None, BERLIN) == ""
-    for wrong in ("soon", "0001-01-01T00:00"):
-        with pytest.raises(ProblemError) as caught:
-            times({"since": wrong}, BERLIN, "since")
-        assert caught.value.errors[0].field == "since"
-    with pytest.raises(ProblemError):
-        number("rate", "fast")
-
-
-def test_empty_fields_are_left_out() -> None:
-    assert given({"a": " x ", "b": "  ", "c": object()}, "a", "b", "c", "d") == {"a": "x"}
-
-
 def test_minutes_become_bars_and_gaps_stay_empty() -> None:
     until = datetime(2026, 11, 20, 12, 30, 40, tzinfo=UTC)
     minutes = [
@@ -94,6 +72,52 @@ def test_spans_are_those_that_pages_offer() -> None:
 
 def test_events_have_a_line_of_data_for_each_line() -> None:
     assert event("a\nb\r\nc") == "data: a\ndata: b\ndata: c\n\n"
+
+
+class Recorded:
+    """A journal with entries that are numbered from 1, and the filter of a tail that all match."""
+
+    def __init__(self) -> None:
+        self.last = 7
+        self.more_meanwhile = 0
+
+    async def __call__(self, body: Mapping[str, Any]) -> Any:
+        if "after" not in body:
+            return {"items": [], "seq": self.last}
+        first = body["after"] + 1
+        seqs = list(range(first, min(self.last + 1, first + body["limit"])))
+        self.last += self.more_meanwhile
+        return {"items": [{"seq": seq} for seq in seqs], "seq": seqs[-1] if seqs else first - 1}
+
+
+async def test_n6_the_tail_says_how_many_entries_it_leaves_out() -> None:
+    recorded = Recorded()
+    read = reader(recorded, {"target": "https://example.com"})
+
+    async def seen() -> tuple[list[int], int]:
+        news = await read()
+        return [entry["seq"] for entry in news.entries], news.left_out
+
+    assert not await read()  # only what follows is shown
+    assert await seen() == ([], 0)
+    recorded.last += PAGE_SIZE
+    assert await seen() == (list(range(8, 8 + PAGE_SIZE)), 0)
+    recorded.last += PAGE_SIZE + MAX_BEHIND
+    shown, left_out = await seen()
+    assert (len(shown), left_out) == (PAGE_SIZE, 0)
+    # As many as that can be behind. They follow.
+    assert await seen() == (list(range(shown[-1] + 1, recorded.last + 1)), 0)
+    before = recorded.last
+    recorded.last += 5000
+    assert await seen() == (list(range(before + 1, before + 1 + PAGE_SIZE)), 5000 - PAGE_SIZE)
+    assert not await read()
+    # What is recorded between the two reads is not left out.
+    recorded.last += 1
+    recorded.more_meanwhile = 3
+    assert await seen() == ([before + 5001], 0)
+    recorded.more_meanwhile = 0
+    assert await seen() == ([before + 5002, before + 5003, before + 5004], 0)
+    assert News((), 5)
 
 
 class Counter:

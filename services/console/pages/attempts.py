@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from services.console.fields import given, input_time, times
+from services.console.forms import FormReader, input_time
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
 from services.console.visit import Visit
@@ -27,8 +27,13 @@ def pages() -> tuple[Page, ...]:
 
 async def attempts(visit: Visit) -> web.StreamResponse:
     """Return the attempts that match, the latest first."""
-    found = await visit.call(LIST_ATTEMPTS, _search(visit) | {"limit": PAGE_SIZE})
     zone, query = visit.zone, visit.query
+    form = FormReader(query, zone)
+    body = _search(form)
+    form.check()
+    if visit.client_id is not None:
+        body["client_id"] = visit.client_id
+    found = await visit.call(LIST_ATTEMPTS, body | {"limit": PAGE_SIZE})
     return visit.render(
         "attempts.html",
         attempts=found["items"],
@@ -37,17 +42,15 @@ async def attempts(visit: Visit) -> web.StreamResponse:
         since=input_time(query.get("since"), zone),
         until=input_time(query.get("until"), zone),
         # What a replay of these attempts would select.
-        selection=given(query, "target", "reason", "since", "until")
+        selection=form.given("target", "reason", "since", "until")
         | {"status": "delivered" if query.get("status") == "delivered" else "failed"},
     )
 
 
-def _search(visit: Visit) -> dict[str, Any]:
-    query = visit.query
-    body: dict[str, Any] = given(
-        query, "target", "status", "reason", "trace_id", "group_key", "event_key", "cursor"
+def _search(form: FormReader) -> dict[str, Any]:
+    body: dict[str, Any] = form.given(
+        "target", "status", "reason", "trace_id", "group_key", "event_key", "cursor"
     )
-    if code := query.get("code", "").strip():
+    if code := form.text("code"):
         body["status"] = code
-    body |= times(query, visit.zone, "since", "until")
-    return body if visit.client_id is None else body | {"client_id": visit.client_id}
+    return body | form.times("since", "until")

@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from services.console.fields import given, input_time, times
+from services.console.forms import FormReader, input_time
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
 from services.console.visit import Visit
@@ -21,8 +21,9 @@ def pages() -> tuple[Page, ...]:
 async def audit(visit: Visit) -> web.StreamResponse:
     """Return the actions that match, the latest first."""
     query = visit.query
-    body = given(query, "actor", "action", "cursor")
-    body |= times(query, visit.zone, "since", "until")
+    form = FormReader(query, visit.zone)
+    body = form.given("actor", "action", "cursor") | form.times("since", "until")
+    form.check()
     if visit.client_id is not None:
         body["client_id"] = visit.client_id
     found = await visit.call(LIST_AUDIT, body | {"limit": PAGE_SIZE})

@@ -1,6 +1,7 @@
 """One callback: its timeline, its request, and the actions on it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -8,7 +9,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from services.console.fields import time
+from services.console.forms import FormReader
 from services.console.kept import curl, wire_request
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
@@ -18,6 +19,7 @@ from shared.contracts.journal_replays import READ_REQUEST, REPLAY_CALLBACK
 from shared.contracts.schedule_requests import (
     CANCEL_CALLBACKS,
     GET_CALLBACK,
+    LIST_OCCURRENCES,
     RESCHEDULE_CALLBACK,
     RUN_CALLBACK,
 )
@@ -86,6 +88,7 @@ async def one(visit: Visit) -> web.StreamResponse:
         fault=fault,
         steps=steps,
         callback=status,
+        occurrences=await _occurrences(visit, status),
         context=None if status is None else _json(status["context"]),
         can_change=status is not None and status["status"] in _OPEN,
         last=answered[-1] if answered else None,
@@ -126,7 +129,9 @@ async def cancel(visit: Visit) -> web.StreamResponse:
 async def move(visit: Visit) -> web.StreamResponse:
     """Move the callback to another due time."""
     id_ = _id(visit.text("id"))
-    run_at = time("run_at", visit.text("run_at"), visit.zone)
+    form = FormReader(visit.form, visit.zone)
+    run_at = form.time("run_at")
+    form.check()
     response = await visit.call(RESCHEDULE_CALLBACK, {"id": id_, "run_at": run_at})
     return await _done(visit, id_, "reschedule", response["result"], run_at=run_at)
 
@@ -171,6 +176,15 @@ async def _status(visit: Visit, id_: str, steps: list[Any]) -> Any:
         return await visit.call(GET_CALLBACK, {"id": schedule_id})
     except (ValueError, ProblemError):
         return None
+
+
+async def _occurrences(visit: Visit, status: Any) -> Sequence[str]:
+    """Return when a callback that repeats is due next."""
+    if status is None or status["repeat"] is None or status["status"] not in _OPEN:
+        return ()
+    found = await visit.call(LIST_OCCURRENCES, {"id": status["id"]})
+    times: Sequence[str] = found["items"]
+    return times
 
 
 def _id(text: str) -> str:

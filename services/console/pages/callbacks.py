@@ -1,13 +1,12 @@
 """Scheduled callbacks of the selected client: the list, and a new one."""
 
-import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
 
-from services.console.fields import given, number, refused, time
+from services.console.forms import FormReader
 from services.console.pages.callback import ONE
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
@@ -42,8 +41,9 @@ async def callbacks(visit: Visit) -> web.StreamResponse:
     """Return the callbacks of the client, the newest first; with an id, that callback."""
     if id_ := visit.query.get("id", "").strip():
         return visit.redirect(visit.url(ONE, id=id_))
-    body = given(visit.query, "status", "group_key", "event_key", "cursor") | {"limit": PAGE_SIZE}
-    found = await visit.call(LIST_CALLBACKS, body)
+    form = FormReader(visit.query, visit.zone)
+    body = form.given("status", "group_key", "event_key", "cursor")
+    found = await visit.call(LIST_CALLBACKS, body | {"limit": PAGE_SIZE})
     return visit.render(
         "callbacks.html",
         callbacks=found["items"],
@@ -80,15 +80,11 @@ def _command(visit: Visit) -> dict[str, Any]:
     Raises:
         ProblemError: 422, the context is not JSON, or a time or a number is not valid.
     """
-    command: dict[str, Any] = given(visit.form, "url", "group_key", "event_key", "hmac_secret")
-    if run_at := visit.text("run_at"):
-        command["run_at"] = time("run_at", run_at, visit.zone)
-    if context := visit.text("context"):
-        try:
-            command["context"] = json.loads(context)
-        except (ValueError, RecursionError):
-            raise refused("context", "Must be JSON") from None
-    repeat: dict[str, Any] = given(visit.form, "cron", "timezone")
-    if every := visit.text("every"):
-        repeat["every"] = number("every", every)
+    form = FormReader(visit.form, visit.zone)
+    command: dict[str, Any] = form.given("url", "group_key", "event_key", "hmac_secret")
+    command |= form.times("run_at") | {"context": form.json("context")}
+    repeat: dict[str, Any] = form.given("cron", "timezone")
+    if (every := form.number("every")) is not None:
+        repeat["every"] = every
+    form.check()
     return command | {"repeat": repeat} if repeat else command

@@ -6,9 +6,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
-from multidict import MultiMapping
 
-from services.console.fields import given, input_time, number, times
+from services.console.forms import FormReader, input_time
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
 from services.console.visit import Notice, Visit
@@ -56,8 +55,9 @@ async def queues(visit: Visit) -> web.StreamResponse:
 
 async def letters(visit: Visit) -> web.StreamResponse:
     """Return the dead letters of a queue: groups, those that match, and their number."""
-    queue, selected = _queue(visit), _filter(visit, visit.query)
-    cursor = given(visit.query, "cursor")
+    queue, form = _queue(visit), FormReader(visit.query, visit.zone)
+    selected, cursor = _filter(visit, form), form.given("cursor")
+    form.check()
     listing = {"queue": queue, "filter": selected, "limit": PAGE_SIZE, **cursor}
     counting = {"queue": queue, "move": {"filter": selected, "dry_run": True}}
     by_reason, by_target, found, matching = await asyncio.gather(
@@ -74,7 +74,7 @@ async def letters(visit: Visit) -> web.StreamResponse:
         letters=found["items"],
         next_cursor=found["next_cursor"],
         matching=matching["matching"],
-        selection=given(visit.query, *_FILTERS),
+        selection=form.given(*_FILTERS),
         since=input_time(visit.query.get("since"), visit.zone),
         until=input_time(visit.query.get("until"), visit.zone),
         rate=DEFAULT_RATE,
@@ -105,9 +105,11 @@ async def discard(visit: Visit) -> web.StreamResponse:
 
 
 async def _start(visit: Visit, operation: RpcOperation[Any], text: str) -> web.Response:
-    move: dict[str, Any] = {"filter": _filter(visit, visit.form)}
-    if rate := visit.text("rate"):
-        move["rate"] = number("rate", rate)
+    form = FormReader(visit.form, visit.zone)
+    move: dict[str, Any] = {"filter": _filter(visit, form)}
+    if (rate := form.number("rate")) is not None:
+        move["rate"] = rate
+    form.check()
     started = await visit.call(operation, {"queue": _queue(visit), "move": move})
     return visit.redirect(visit.url(f"/jobs/{started['job']}"), Notice(text))
 
@@ -119,7 +121,7 @@ def _queue(visit: Visit) -> str:
     return queue
 
 
-def _filter(visit: Visit, fields: MultiMapping[Any]) -> dict[str, Any]:
+def _filter(visit: Visit, form: FormReader) -> dict[str, Any]:
     """Return the filter of dead letters in these fields."""
-    selected = given(fields, "reason", "target") | times(fields, visit.zone, "since", "until")
+    selected = form.given("reason", "target") | form.times("since", "until")
     return selected if visit.client_id is None else selected | {"client_id": visit.client_id}

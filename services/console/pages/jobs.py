@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from services.console.fields import given, input_time, number, times
+from services.console.forms import FormReader, input_time
 from services.console.live import stream
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
@@ -39,13 +39,13 @@ def pages() -> tuple[Page, ...]:
 
 async def selection(visit: Visit) -> web.StreamResponse:
     """Return the filter of a replay, with the number of callbacks that match."""
-    body = _replay(visit, visit.query)
-    found = await visit.call(START_REPLAY, body | {"dry_run": True})
+    form = FormReader(visit.query, visit.zone)
+    found = await visit.call(START_REPLAY, _replay(visit, form) | {"dry_run": True})
     return visit.render(
         "replay.html",
         matching=found["matching"],
         outcomes=OUTCOMES,
-        selected=given(visit.query, "status", "reason", "target", "since", "until"),
+        selected=form.given("status", "reason", "target", "since", "until"),
         since=input_time(visit.query.get("since"), visit.zone),
         until=input_time(visit.query.get("until"), visit.zone),
         rate=DEFAULT_RATE,
@@ -54,17 +54,15 @@ async def selection(visit: Visit) -> web.StreamResponse:
 
 async def replay(visit: Visit) -> web.StreamResponse:
     """Start to send every callback that matches again."""
-    body = _replay(visit, visit.form) | visit.other_url()
-    if rate := visit.text("rate"):
-        body["rate"] = number("rate", rate)
+    body = _replay(visit, FormReader(visit.form, visit.zone)) | visit.other_url()
     started = await visit.call(START_REPLAY, body)
     return visit.redirect(visit.url(f"/jobs/{started['job']}"), Notice("The replay has started."))
 
 
 async def jobs(visit: Visit) -> web.StreamResponse:
     """Return the jobs, the latest first."""
-    body = given(visit.query, "kind", "status", "cursor") | {"limit": PAGE_SIZE}
-    found = await visit.call(LIST_JOBS, body)
+    body = FormReader(visit.query, visit.zone).given("kind", "status", "cursor")
+    found = await visit.call(LIST_JOBS, body | {"limit": PAGE_SIZE})
     return visit.render(
         "jobs.html",
         jobs=found["items"],
@@ -103,9 +101,17 @@ async def _read(visit: Visit) -> Any:
     return await visit.call(READ_JOB, {"id": visit.parameters["id"]})
 
 
-def _replay(visit: Visit, fields: Any) -> dict[str, Any]:
-    """Return the request for a replay with the filter in these fields."""
-    selected = given(fields, "reason", "target") | times(fields, visit.zone, "since", "until")
+def _replay(visit: Visit, form: FormReader) -> dict[str, Any]:
+    """Return the request for a replay with the filter and the rate in these fields.
+
+    Raises:
+        ProblemError: 422, some of them are not valid.
+    """
+    selected = form.given("reason", "target") | form.times("since", "until")
     if visit.client_id is not None:
         selected["client_id"] = visit.client_id
-    return {"filter": selected, **given(fields, "status")}
+    body: dict[str, Any] = {"filter": selected, **form.given("status")}
+    if (rate := form.number("rate")) is not None:
+        body["rate"] = rate
+    form.check()
+    return body

@@ -1,12 +1,13 @@
 """The live tail: what the journal records, as it records it."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 from pydantic_core import to_json
 
-from services.console.fields import given
+from services.console.forms import FormReader
 from services.console.live import stream
 from services.console.pages.declaration import Page
 from services.console.sign_in.roles import Role
@@ -15,8 +16,10 @@ from shared.amqp.rpc import RequestContext
 from shared.contracts.journal import EntryKind
 from shared.contracts.journal_reads import TAIL
 
-# Entries of one read. At a higher rate, the tail leaves some out.
+# Entries of one read: more than anybody can read in two seconds.
 PAGE_SIZE: Final = 100
+# Entries that the tail may be behind. Then it continues with the latest, and says so.
+MAX_BEHIND: Final = 100
 # Positions before the latest one that the page looks back at.
 LOOK_BACK: Final = 200
 OUTCOMES: Final = (
@@ -27,6 +30,7 @@ OUTCOMES: Final = (
     ("dispatch_failed", "dispatch failed"),
 )
 KINDS: Final = (("", "all"), *((kind.value, kind.value.replace("_", " ")) for kind in EntryKind))
+Read = Callable[[Mapping[str, Any]], Awaitable[Any]]
 _FOR_ALL: Final = RequestContext(None, operator=True)
 
 
@@ -38,15 +42,32 @@ def pages() -> tuple[Page, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """Entries that match, the first one first, and the number of those that nobody has seen.
+
+    left_out: entries that were recorded after these, whether they match or not.
+    """
+
+    entries: Sequence[Mapping[str, Any]]
+    left_out: int
+
+    def __bool__(self) -> bool:
+        """Return whether there is something to show."""
+        return bool(self.entries or self.left_out)
+
+
 async def tail(visit: Visit) -> web.StreamResponse:
     """Return the latest entries that match; the stream adds those that follow."""
-    selected = _filter(visit)
-    position = (await _read(visit.site, {}))["seq"]
-    found = await _read(visit.site, selected | {"after": max(position - LOOK_BACK, 0)})
+    selected, form = _filter(visit), FormReader(visit.query, visit.zone)
+    read = _reads(visit.site)
+    position = (await read({}))["seq"]
+    found = await read(selected | {"after": max(position - LOOK_BACK, 0)})
     return visit.render(
         "tail.html",
         entries=list(reversed(found["items"])),
-        live=visit.url("/live/tail", **given(visit.query, "target", "outcome", "kind")),
+        left_out=0,
+        live=visit.url("/live/tail", **form.given("target", "outcome", "kind")),
         outcomes=OUTCOMES,
         kinds=KINDS,
     )
@@ -57,38 +78,44 @@ async def live_tail(visit: Visit) -> web.StreamResponse:
     selected = _filter(visit)
     template = visit.site.environment.get_template("tail_rows.html")
 
-    def render(entries: Any) -> str:
-        return template.render(visit=visit, entries=list(reversed(entries))) if entries else ""
+    def render(news: News) -> str:
+        entries = list(reversed(news.entries))
+        return template.render(visit=visit, entries=entries, left_out=news.left_out) if news else ""
 
     key = "tail", to_json(selected)
-    async with visit.site.feeds.follow(key, lambda: _reader(visit.site, selected)) as values:
+    read = _reads(visit.site)
+    async with visit.site.feeds.follow(key, lambda: reader(read, selected)) as values:
         return await stream(visit, values, render)
 
 
-def _reader(site: Site, selected: Mapping[str, Any]) -> Callable[[], Awaitable[Any]]:
-    """Return a function that reads the entries since it was called before."""
+def reader(read: Read, selected: Mapping[str, Any]) -> Callable[[], Awaitable[News]]:
+    """Return a function that returns what was recorded since it was called before."""
     position: int | None = None
 
-    async def read() -> Any:
+    async def news() -> News:
         nonlocal position
         if position is None:
-            position = (await _read(site, {}))["seq"]
-            return []
-        found = await _read(site, {**selected, "after": position, "limit": PAGE_SIZE})
-        position = found["seq"]
-        if len(found["items"]) == PAGE_SIZE:  # more than anybody can read: go on with the latest
-            position = (await _read(site, {}))["seq"]
-        return found["items"]
+            position = (await read({}))["seq"]
+            return News((), 0)
+        found = await read({**selected, "after": position, "limit": PAGE_SIZE})
+        behind = (await read({}))["seq"] - found["seq"]
+        left_out = behind if behind > MAX_BEHIND else 0
+        position = found["seq"] + left_out
+        return News(found["items"], left_out)
+
+    return news
+
+
+def _reads(site: Site) -> Read:
+    async def read(body: Mapping[str, Any]) -> Any:
+        return await site.services.request(TAIL, to_json(body), _FOR_ALL)
 
     return read
 
 
-async def _read(site: Site, body: Mapping[str, Any]) -> Any:
-    return await site.services.request(TAIL, to_json(body), _FOR_ALL)
-
-
 def _filter(visit: Visit) -> dict[str, Any]:
-    selected: dict[str, Any] = given(visit.query, "target", "outcome")
-    if kind := visit.query.get("kind"):
+    form = FormReader(visit.query, visit.zone)
+    selected: dict[str, Any] = form.given("target", "outcome")
+    if kind := form.text("kind"):
         selected["kinds"] = [kind]
     return selected if visit.client_id is None else selected | {"client_id": visit.client_id}
