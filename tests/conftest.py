@@ -22,6 +22,7 @@ from deploy.local.database import Database
 from deploy.local.install import Installation, rabbitmq
 from deploy.local.rabbitmq4 import rabbitmq4
 from deploy.local.watchdog import throwaway
+from tests.fakes.virtual_host import virtual_host
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,13 +77,8 @@ def broker(stack_directory: Path, installation: Installation) -> Iterator[Broker
 @pytest.fixture
 def amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Return the URL of a fresh virtual host, or RINGBACK_AMQP_URL if it is set."""
-    if given := os.environ.get("RINGBACK_AMQP_URL"):
-        yield given
-        return
-    node: Broker = request.getfixturevalue("broker")
-    name = f"test-{uuid4().hex[:12]}"
-    yield node.add_vhost(name)
-    node.delete_vhost(name)
+    with virtual_host(request) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

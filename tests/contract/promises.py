@@ -116,7 +116,7 @@ def promised_tests(root: Path) -> dict[str, list[str]]:
     """Return the tests of each number, as `file::name`; those that run whole processes first."""
     found: dict[str, list[str]] = {}
     for folder in FOLDERS:
-        for file in sorted((root / "tests" / folder).glob("test_*.py")):
+        for file in sorted((root / "tests" / folder).rglob("test_*.py")):
             text = file.read_text()
             for name, comments in _tests(text):
                 for number in sorted(_numbers(name, comments)):

@@ -1,16 +1,15 @@
 """The console in this process in front of real services, for the pages that send something."""
 
-import asyncio
 import html
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlencode
 
 from services.console.sign_in.roles import Role
 from tests.fakes.console import Browser, Shown, running_console
 from tests.fakes.gateway import Caller
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import System
 
 # What others control is shown as text, wherever it stands.
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
@@ -24,18 +23,13 @@ class Desk:
         self.viewer = viewer
         self.call = call
 
-
-@contextmanager
-def running_services(
-    amqp_url: str, database_url: str, directory: Path, *names: str
-) -> Iterator[tuple[System, str]]:
-    """Run a gateway and these services on a new database; yield them and its URL."""
-    with (
-        fresh_database(database_url) as url,
-        system(directory, amqp_url, url, *names) as started,
-    ):
-        asyncio.run(started.ready())
-        yield started, url
+    async def actions(self, client: str) -> list[str]:
+        """Return what the operator did for a client, as the audit log has it, in order."""
+        query = urlencode({"client_id": client, "limit": 1000})
+        found = await self.call.as_client("operator")("GET", f"/v1/audit?{query}")
+        items = found.json["items"]
+        assert {each["actor"] for each in items} <= {"operator@example.com"}
+        return [each["action"] for each in reversed(items)]
 
 
 @asynccontextmanager

@@ -1,15 +1,14 @@
 """One callback service per module, for tests that do not need their own."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
-from uuid import uuid4
 
 import pytest
 
 from tests.fakes.broker_client import BrokerClient, broker_client
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import Service, running
+from tests.fakes.virtual_host import virtual_host
 
 SECRETS = '{"billing": "billing-secret-canary", "rotating": ["old-secret-canary", "new-canary"]}'
 
@@ -17,13 +16,8 @@ SECRETS = '{"billing": "billing-secret-canary", "rotating": ["old-secret-canary"
 @pytest.fixture(scope="module")
 def shared_amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Return the URL of a virtual host for the tests of one module."""
-    if given := os.environ.get("RINGBACK_AMQP_URL"):
-        yield given
-        return
-    node = request.getfixturevalue("broker")
-    name = f"test-{uuid4().hex[:12]}"
-    yield node.add_vhost(name)
-    node.delete_vhost(name)
+    with virtual_host(request) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

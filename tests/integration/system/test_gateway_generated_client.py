@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.gateway import base_url, calling, ticket
-from tests.fakes.system import fresh_database, system
+from tests.fakes.system import System
 
 PACKAGE = "generated_ringback_client"
 URL = "https://example.com/hook"
@@ -28,18 +28,9 @@ content_type_overrides:
 
 
 @pytest.fixture(scope="module")
-def base(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    with (
-        fresh_database(database_url) as url,
-        system(
-            tmp_path_factory.mktemp("system"),
-            *(shared_amqp_url, url, "scheduler", "callback", "subscriptions"),
-        ) as services,
-    ):
-        asyncio.run(services.ready())
-        yield asyncio.run(base_url(services["gateway"]))
+def base(services: System) -> str:
+    """Return the URL of the gateway."""
+    return asyncio.run(base_url(services["gateway"]))
 
 
 class Generated:

@@ -3,37 +3,18 @@
 import html
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from yarl import URL
 
 from services.console.security import FRAMED_POLICY, FRAMING_POLICY
-from tests.fakes.sending_pages import HOSTILE, Desk, desk, is_harmless, running_services, text_of
-from tests.fakes.system import System
+from tests.fakes.sending_pages import HOSTILE, Desk, is_harmless, text_of
 from tests.fakes.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 USERS = "http://127.0.0.1:1/users"
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[System, str]]:
-    directory = tmp_path_factory.mktemp("console")
-    names = ("mailings", "ingestion")
-    with running_services(shared_amqp_url, database_url, directory, *names) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pages(services: tuple[System, str], shared_amqp_url: str) -> AsyncIterator[Desk]:
-    async with desk(*services, shared_amqp_url) as found:
-        yield found
 
 
 async def test_postings_show_their_progress_and_messages(pages: Desk) -> None:
@@ -58,6 +39,47 @@ async def test_postings_show_their_progress_and_messages(pages: Desk) -> None:
     assert "No postings of this event" in text_of(none)
 
 
+async def test_a_posting_is_created_with_the_form(pages: Desk, client: str) -> None:
+    page = f"/postings/new?client={client}"
+    shown = await pages.browser.get(f"{page}&template=sms/phone_confirmation.md")
+    assert '<option value="sms/phone_confirmation.md" selected>' in shown.text
+    key = re.search(r'name="key" value="([^"]+)"', shown.text)
+    assert key
+    form = {
+        "template": "email/welcome.md",
+        "receivers": USERS,
+        "channel-email": "true",
+        "priority": "urgent",
+        "expires_in": "120 sec",
+        "from_event": "event-9",
+        "template_context": '{"username": "vera"}',
+        "key": key[1],
+    }
+    for wrong, field in (
+        ({"template_context": "{"}, "template_context"),
+        ({"template_context": "[]"}, "template_context"),
+        ({"receivers": "ftp://users"}, "receivers"),
+        ({"expires_in": "soon"}, "expires_in"),
+        ({"priority": "high"}, "priority"),
+    ):
+        shown = await pages.browser.post(page, form | wrong)
+        assert shown.status == 422, wrong
+        assert f'href="#field-{field}"' in shown.text, wrong
+        assert 'name="channel-email" type="checkbox" value="true" checked' in shown.text
+    without = {name: value for name, value in form.items() if name != "channel-email"}
+    assert 'href="#field-delivery_type"' in (await pages.browser.post(page, without)).text
+
+    # A form that is sent twice creates one posting.
+    first = await pages.browser.post(page, form, follow=False)
+    second = await pages.browser.post(page, form, follow=False)
+    assert (first.status, second.location) == (303, first.location)
+    stored = (await pages.call.as_client(client)("GET", f"/v1{first.location.path}")).json
+    assert (stored["template"], stored["delivery_type"]) == ("email/welcome.md", ["email"])
+    assert stored["from_event"] == "event-9"
+    assert await pages.actions(client) == ["posting.create", "posting.create"]
+    assert (await pages.viewer.get(page)).status == 403
+
+
 async def test_an_event_is_published_and_its_posting_shown(pages: Desk) -> None:
     details = {"username": "vera", "user": "http://127.0.0.1:1/users/7"}
     form = {"from_service": "auth", "event": "user_signed_up", "details": json.dumps(details)}
@@ -70,6 +92,7 @@ async def test_an_event_is_published_and_its_posting_shown(pages: Desk) -> None:
         return "email/" in found.text
 
     await until(created)
+    assert await pages.actions("auth") == ["event.publish"]
     other = await pages.browser.post("/events?client=shop", form)
     assert other.status == 422
     assert "must be the selected client" in text_of(other)

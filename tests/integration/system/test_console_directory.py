@@ -1,40 +1,15 @@
 """M1, M10 and S4 in the console: clients, customers' endpoints, and their messages."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
-from tests.fakes.sending_pages import HOSTILE, Desk, desk, is_harmless, running_services, text_of
-from tests.fakes.system import System
+from tests.fakes.sending_pages import HOSTILE, Desk, is_harmless, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 URL = "https://customer.example.com/webhooks"
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[System, str]]:
-    directory = tmp_path_factory.mktemp("console")
-    names = ("mailings", "subscriptions")
-    with running_services(shared_amqp_url, database_url, directory, *names) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pages(services: tuple[System, str], shared_amqp_url: str) -> AsyncIterator[Desk]:
-    async with desk(*services, shared_amqp_url) as found:
-        yield found
-
-
-@pytest.fixture
-def client(request: pytest.FixtureRequest) -> str:
-    """Return a client that no other test uses."""
-    return str(request.node.name)[:200]
 
 
 async def test_m10_a_client_is_created_found_changed_and_deleted(pages: Desk, client: str) -> None:
@@ -72,6 +47,7 @@ async def test_m10_a_client_is_created_found_changed_and_deleted(pages: Desk, cl
     shown = await pages.browser.post(f"{path}/delete?client={client}")
     assert "The client is deleted." in text_of(shown)
     assert (await pages.browser.get(f"{path}?client={client}")).status == 404
+    assert await pages.actions(client) == ["client.create", "client.change", "client.delete"]
 
 
 async def test_m1_a_file_is_imported_with_a_report_of_bad_lines(pages: Desk, client: str) -> None:
@@ -89,6 +65,7 @@ async def test_m1_a_file_is_imported_with_a_report_of_bad_lines(pages: Desk, cli
     assert "file : is required" in await upload(pages, client, b"", "")
     found = (await pages.call.as_client(client)("GET", "/v1/clients")).json["items"]
     assert [each["phone"] for each in found] == ["79160000001"]
+    assert await pages.actions(client) == ["client.import", "client.import"]
 
 
 async def upload(pages: Desk, client: str, content: bytes, name: str) -> str:
@@ -150,6 +127,8 @@ async def test_s4_an_endpoint_is_created_with_its_secret_shown_once(
     assert "The endpoint is deleted." in text_of(
         await pages.browser.post(f"{path}/delete?client={client}")
     )
+    done = ("create", "create", "change", "pause", "resume", "rotate_secret", "delete")
+    assert await pages.actions(client) == [f"endpoint.{action}" for action in done]
     wrong = {"url": "ftp://x", "event_types": "", "headers": "{"}
     shown = await pages.browser.post(f"/endpoints/new?client={client}", wrong)
     assert shown.status == 422
@@ -173,12 +152,15 @@ async def test_s4_messages_are_sent_shown_and_replayed(pages: Desk, client: str)
         f"{path}/replay?client={client}", {"since": "2020-01-01T00:00"}
     )
     assert "are sent again" in text_of(replayed)
+    # The page of the endpoint lists its replays.
+    assert re.search(r"Replays .*2020-01-01 00:00:00 UTC", text_of(replayed))
     assert (await pages.browser.post(f"{path}/replay?client={client}")).status == 422
     tested = await pages.browser.post(f"{path}/test?client={client}")
     assert "A test message is sent." in text_of(tested)
+    assert await pages.actions(client) == ["message.send", "endpoint.replay", "endpoint.test"]
     missing = await pages.browser.get(f"/messages?client={client}&id=none")
     assert missing.status == 404
-    assert "Search a message" in text_of(await pages.browser.get(f"/messages?client={client}"))
+    assert "No message has failed" in text_of(await pages.browser.get(f"/messages?client={client}"))
 
 
 async def test_n8_hostile_clients_endpoints_and_payloads_stay_text(

@@ -1,7 +1,8 @@
-"""The base of the console in a real browser: sign-in, forms, keyboard, phone, dark mode."""
+"""The console in a real browser: sign-in, forms, actions, keyboard, phone, dark mode."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
@@ -12,6 +13,7 @@ from services.console.sign_in.sessions import User
 from tests.fakes.chromium import HOSTILE, Window, another, chromium, plant, window
 from tests.fakes.console import Console, issuer_of, running_console
 from tests.fakes.sandbox import running_sandbox
+from tests.fakes.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,12 +25,17 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def console(database_url: str, browser: Browser) -> AsyncIterator[Console]:
-    """Run a console whose users sign in at a sandbox. No other service runs."""
+async def console(
+    shared_database_url: str, shared_amqp_url: str, services: System, browser: Browser
+) -> AsyncIterator[Console]:
+    """Run a console in front of all services, whose users sign in at a sandbox."""
     assert browser
+    assert services
     async with (
         running_sandbox() as sandbox,
-        running_console(database_url, issuer=issuer_of(sandbox)) as console,
+        running_console(
+            shared_database_url, issuer=issuer_of(sandbox), amqp_url=shared_amqp_url
+        ) as console,
     ):
         yield console
 
@@ -192,3 +199,148 @@ async def test_times_are_in_the_zone_of_the_browser(console: Console, browser: B
         await opened.open("/")
         footer = opened.page.get_by_text("Times are in Europe/Berlin")
         assert await footer.is_visible()
+
+
+async def confirm(opened: Window, button: str, submit: str) -> str:
+    """Press a button that asks first, confirm, and return the question."""
+    await opened.page.get_by_role("button", name=f"{button} …", exact=True).click()
+    dialog = opened.page.locator("dialog[open]")
+    question: str = await dialog.inner_text()
+    async with opened.page.expect_navigation():
+        await dialog.get_by_role("button", name=submit, exact=True).click()
+    return question
+
+
+async def fill(opened: Window, **fields: str) -> None:
+    """Fill fields of a form by their names."""
+    for name, value in fields.items():
+        await opened.page.locator(f"#field-{name}").fill(value)
+
+
+async def actions(opened: Window, client: str) -> list[str]:
+    """Return the actions in the audit log for a client, the first one first."""
+    await opened.open(f"/audit?client={client}")
+    rows = opened.page.locator("main tbody tr")
+    found: list[str] = await rows.locator("td:nth-of-type(2)").all_inner_texts()
+    return found[::-1]
+
+
+async def test_m10_a_client_gets_a_mailing_that_is_started_paused_and_cancelled(
+    console: Console, browser: Browser
+) -> None:
+    client = "browser-mailings"
+    async with signed_in(console, browser, Role.OPERATOR) as opened:
+        await opened.open(f"/clients/new?client={client}")
+        await fill(opened, phone="79160000001", tag="vip", timezone="Nowhere")
+        await opened.press("Save")
+        assert await opened.page.get_by_role("alert").is_visible()
+        await opened.check()
+        await fill(opened, timezone="UTC")
+        await opened.press("Save")
+        assert await opened.heading() == "Client 79160000001"
+
+        await opened.open(f"/mailings/new?client={client}")
+        # The hours are closed now, so nothing is sent.
+        hour = datetime.now(UTC).hour
+        hours = {"opens": f"{(hour + 4) % 24:02}:00", "closes": f"{(hour + 5) % 24:02}:00"}
+        await fill(opened, text="Hello {{ user.tag }}", tags="vip", **hours)
+        await opened.press("Preview")
+        assert await opened.page.get_by_text("Hello vip").is_visible()
+        await opened.press("Save as a draft")
+        assert "draft" in await opened.heading()
+        assert "At present, 1 client match." in await confirm(opened, "Start", "Start")
+        for button, submit, status in (
+            ("Pause", "Pause", "paused"),
+            ("Resume", "Resume", "running"),
+            ("Cancel", "Cancel the mailing", "cancelled"),
+            ("Delete", "Delete", None),
+        ):
+            await confirm(opened, button, submit)
+            assert await opened.page.get_by_role("status").first.is_visible()
+            assert (status or "Mailings") in await opened.heading()
+        assert await actions(opened, client) == [
+            *("client.create", "mailing.create", "mailing.start", "mailing.pause"),
+            *("mailing.resume", "mailing.cancel", "mailing.delete"),
+        ]
+
+
+async def test_n1_an_endpoint_gets_messages_and_its_secret_is_rotated(
+    console: Console, browser: Browser
+) -> None:
+    client = "browser-endpoints"
+    async with signed_in(console, browser, Role.OPERATOR) as opened:
+        await opened.open(f"/endpoints/new?client={client}")
+        await fill(opened, url="https://customer.example.com/hooks", event_types="invoice.*")
+        await opened.press("Save")
+        secret = await opened.page.locator("#secret").inner_text()
+        assert secret.startswith("whsec_")
+        # Back and forward do not create another one, nor show the secret again.
+        await opened.page.get_by_role("link", name="Go to the endpoint").click()
+        await opened.page.get_by_role("heading", name="Endpoint").wait_for()
+        assert secret not in await opened.page.content()
+        path = opened.page.url.removeprefix(console.origin)
+        await opened.press("Send a test")
+        assert await opened.page.get_by_text("A test message is sent.").is_visible()
+        assert "wait until it is resumed" in await confirm(opened, "Pause", "Pause")
+        assert "paused" in await opened.heading()
+
+        await opened.open(f"/messages/new?client={client}")
+        await fill(opened, event_type="invoice.paid", id="browser-7", payload='{"total": 12}')
+        await opened.press("Send")
+        assert await opened.page.get_by_text("stored for 1 endpoint").is_visible()
+        await opened.check()
+
+        await opened.open(path)
+        assert await opened.page.get_by_role("link", name="browser-7").is_visible()
+        await opened.press("Resume")
+        assert "active" in await opened.heading()
+        await confirm(opened, "Rotate the secret", "Rotate")
+        assert await opened.page.locator("#secret").inner_text() != secret
+        await opened.open(path)
+        await confirm(opened, "Delete", "Delete")
+        assert await opened.heading() == "Endpoints"
+        assert await actions(opened, client) == [
+            *("endpoint.create", "endpoint.test", "endpoint.pause", "message.send"),
+            *("endpoint.resume", "endpoint.rotate secret", "endpoint.delete"),
+        ]
+
+
+async def test_e5_a_posting_is_created_after_its_faults_are_corrected(
+    console: Console, browser: Browser
+) -> None:
+    client = "browser-postings"
+    async with signed_in(console, browser, Role.OPERATOR) as opened:
+        await opened.open(f"/postings/new?client={client}&template=email/welcome.md")
+        await fill(opened, receivers="http://127.0.0.1:1/users", template_context="{")
+        await opened.page.get_by_label("email", exact=True).check()
+        await opened.press("Send")
+        await opened.page.get_by_role("link", name="template context").click()
+        assert await opened.page.evaluate("document.activeElement.id") == "field-template_context"
+        await opened.check()
+        await fill(opened, template_context='{"username": "vera"}')
+        await opened.press("Send")
+        assert await opened.page.get_by_text("The posting is accepted.").is_visible()
+        assert await actions(opened, client) == ["posting.create"]
+
+
+async def test_s7_the_schedule_page_has_its_charts_and_is_accessible(
+    console: Console, browser: Browser
+) -> None:
+    client = "browser-schedule"
+    async with signed_in(console, browser, Role.OPERATOR) as opened:
+        await opened.open(f"/schedule?client={client}")
+        await opened.check()
+        await opened.open(f"/callbacks/new?client={client}")
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        await fill(
+            opened,
+            url="https://customer.example.com/hooks",
+            run_at=tomorrow.strftime("%Y-%m-%dT%H:%M"),
+            cron="0 6 * * *",
+            timezone="Europe/Berlin",
+        )
+        await opened.press("Schedule")
+        assert await opened.page.locator("ol li time").count() >= 20
+        await opened.open(f"/schedule?client={client}")
+        assert await opened.page.locator("figure.chart").count() == 2
+        await opened.check()

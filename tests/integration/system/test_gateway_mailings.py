@@ -1,7 +1,6 @@
 """M2 to M4 over HTTP: mailings through the real gateway, mailings, scheduler and delivery."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -9,24 +8,11 @@ import pytest
 
 from tests.fakes.campaigns import soon
 from tests.fakes.gateway import Caller
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import System
 from tests.fakes.waiting import until
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 SERVICES = ("mailings", "scheduler", "delivery")
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, *SERVICES) as started,
-    ):
-        asyncio.run(started.ready())
-        yield started
 
 
 @pytest.fixture

@@ -18,19 +18,6 @@ CSV = "text/csv"
 JSON_LINES = "application/x-ndjson"
 
 
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "mailings") as started,
-    ):
-        asyncio.run(started.ready())
-        yield started
-
-
 @pytest.fixture
 async def call(services: System) -> AsyncIterator[Caller]:
     async with services.calling() as caller:

@@ -4,8 +4,9 @@ import asyncio
 import html
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 from uuid import uuid4
@@ -24,7 +25,7 @@ from shared.topology import CALLBACKS
 from tests.fakes.console import Browser, Console, Shown, running_console
 from tests.fakes.journal import declared, fact_publisher
 from tests.fakes.receivers import ClientConnection, Receiver, respond, serve
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import System
 from tests.fakes.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -58,27 +59,11 @@ class World:
         return str(id_)
 
 
-@pytest.fixture(scope="module")
-def own_database(database_url: str) -> Iterator[str]:
-    with fresh_database(database_url) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, own_database: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("console")
-    names = ("scheduler", "callback", "journal")
-    settings = {"RINGBACK_JOURNAL_BODIES": "all"}
-    with system(directory, shared_amqp_url, own_database, *names, **settings) as services:
-        asyncio.run(services.ready())
-        yield services
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(services: System, shared_amqp_url: str, own_database: str) -> AsyncIterator[World]:
-    async with running_console(own_database, amqp_url=shared_amqp_url) as console:
+async def world(
+    services: System, shared_amqp_url: str, shared_database_url: str
+) -> AsyncIterator[World]:
+    async with running_console(shared_database_url, amqp_url=shared_amqp_url) as console:
         yield World(console, services, shared_amqp_url)
 
 
@@ -204,10 +189,16 @@ async def test_n6_a_form_with_faults_is_shown_again_with_the_reasons(browser: Br
     assert "url" in texts(shown)
     assert 'value="kept"' in shown.text
     assert 'name="hmac_secret" type="password" value=""' in shown.text
-    for field, value in (("context", "{"), ("run_at", "soon"), ("every", "often")):
-        shown = await browser.post("/callbacks/new", {"url": "https://example.com", field: value})
-        assert shown.status == 422, field
-        assert f"{field}: Must be" in texts(shown)
+    faults = {
+        "context": ("{", "is not valid JSON"),
+        "run_at": ("soon", "must be a time"),
+        "every": ("often", "must be a number"),
+    }
+    wrong = {field: value for field, (value, _) in faults.items()}
+    shown = await browser.post("/callbacks/new", {"url": "https://example.com"} | wrong)
+    assert shown.status == 422
+    for field, (_, fault) in faults.items():
+        assert f"{field}: {fault}" in texts(shown)
 
 
 async def test_n6_a_waiting_callback_is_moved_sent_now_and_cancelled(browser: Browser) -> None:
@@ -235,6 +226,31 @@ async def test_n6_a_waiting_callback_is_moved_sent_now_and_cancelled(browser: Br
     # Another client does not have it.
     shown = await browser.post(url_of("/callbacks/one/cancel", client="other"), {"id": id_})
     assert "does not have this callback" in texts(shown)
+
+
+async def test_s7_the_schedule_counts_what_is_due_and_a_cron_lists_its_occurrences(
+    browser: Browser,
+) -> None:
+    client = f"{ATTACK} {uuid4().hex}"
+    page = url_of("/schedule", client=client)
+    assert "Nothing is due within a month" in texts(await browser.get(page))
+    soon = (datetime.now(UTC) + timedelta(hours=3)).strftime("%Y-%m-%dT%H:%M")
+    async with serve(respond(200)) as receiver:
+        for run_at in (soon, LATER):
+            await schedule(browser, client, receiver, run_at=run_at)
+        repeat = {"cron": "30 6 * * *", "timezone": "Asia/Kathmandu"}
+        daily = await schedule(browser, client, receiver, run_at=soon, **repeat)
+    shown = await browser.get(page)
+    assert re.search(r"Due now 0 In the next 24 hours [12] In the next 31 days 2 ", texts(shown))
+    assert "Due by hour" in texts(shown)
+    assert "Due by day" in texts(shown)
+    assert foreign_markup(shown) == []
+    one = texts(await browser.get(url_of("/callbacks/one", client=client, id=daily)))
+    assert "Repeats 30 6 * * * in Asia/Kathmandu" in one
+    assert one.count("00:45:00 UTC ( in ") == 10
+    path = url_of("/callbacks/one/cancel", client=client)
+    cancelled = await browser.post(path, {"id": daily})
+    assert "Next occurrences" not in texts(cancelled)
 
 
 async def test_n6_the_kept_request_is_shown_without_secrets(world: World, browser: Browser) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -14,25 +14,11 @@ from services.gateway import examples
 from tests.fakes.command import Output, ringback, start
 from tests.fakes.gateway import Caller, base_url, ticket
 from tests.fakes.sandbox import Sandbox, running_sandbox
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import System
 from tests.fakes.waiting import until
 
 LATER = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
 SECRET = "your-secret-key"
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    with (
-        fresh_database(database_url) as url,
-        system(
-            tmp_path_factory.mktemp("system"), shared_amqp_url, url, "scheduler", "callback"
-        ) as started,
-    ):
-        asyncio.run(started.ready())
-        yield started
 
 
 @pytest.fixture

@@ -1,37 +1,18 @@
 """N7 over HTTP: dead callbacks are counted and redriven, through the real services."""
 
-import asyncio
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from services.sandbox.misbehaviour import response
 from tests.fakes.broker_client import broker_client, send_callback
 from tests.fakes.command import ringback
 from tests.fakes.gateway import Caller
 from tests.fakes.receivers import ClientConnection, serve
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import System
 from tests.fakes.waiting import until
 
 OPERATOR = "operator"
 DEAD = "/v1/dead/callbacks"
 KEY = "the receiver responded with 410: gone for good"
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(
-            *(directory, shared_amqp_url, url, "callback", "journal"), RINGBACK_OPERATORS=OPERATOR
-        ) as started,
-    ):
-        asyncio.run(started.ready())
-        yield started
 
 
 async def gone_at_first(connection: ClientConnection) -> None:

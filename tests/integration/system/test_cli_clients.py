@@ -1,30 +1,15 @@
 """M1: `ringback clients`, as a client of the gateway."""
 
-import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.command import Output, ringback
 from tests.fakes.gateway import base_url, ticket
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import System
 
 HEADER = "phone,timezone,tag\n"
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "mailings") as running_system,
-    ):
-        asyncio.run(running_system.ready())
-        yield running_system
 
 
 async def run(services: System, caller: str, *arguments: str) -> Output:

@@ -2,41 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from tests.fakes.campaigns import soon
-from tests.fakes.sending_pages import HOSTILE, Desk, desk, is_harmless, running_services, text_of
-from tests.fakes.system import System
+from tests.fakes.sending_pages import HOSTILE, Desk, is_harmless, text_of
 from tests.fakes.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[System, str]]:
-    directory = tmp_path_factory.mktemp("console")
-    names = ("mailings", "scheduler", "delivery")
-    with running_services(shared_amqp_url, database_url, directory, *names) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pages(services: tuple[System, str], shared_amqp_url: str) -> AsyncIterator[Desk]:
-    async with desk(*services, shared_amqp_url) as found:
-        yield found
-
-
-@pytest.fixture
-def client(request: pytest.FixtureRequest) -> str:
-    """Return a client that no other test uses."""
-    return str(request.node.name)[:200]
 
 
 def form(**fields: str) -> dict[str, str]:
@@ -90,6 +66,8 @@ async def test_m10_a_mailing_is_created_edited_started_paused_resumed_and_cancel
     assert "The mailing is changed." in text_of(changed)
     stored = await mailing(pages, client, path)
     assert (stored["text"], stored["local_hours"]) == ("Bye", None)
+    tested = await pages.browser.post(f"{path}/test?client={client}", {"phone": "79160000001"})
+    assert "A test is sent to 79160000001." in text_of(tested)
     stale = await pages.browser.post(f"{path}/start?client={client}", {"etag": etag})
     assert stale.status == 412
 
@@ -109,6 +87,9 @@ async def test_m10_a_mailing_is_created_edited_started_paused_resumed_and_cancel
     deleted = await pages.browser.post(f"{path}/delete?client={client}")
     assert "The mailing is deleted." in text_of(deleted)
     assert (await pages.browser.get(f"{path}?client={client}")).status == 404
+    # What was refused is not recorded.
+    done = ("create", "change", "test", "start", "pause", "resume", "cancel", "delete")
+    assert await pages.actions(client) == [f"mailing.{action}" for action in done]
 
 
 async def test_m10_statistics_and_messages_are_shown_and_downloaded(
