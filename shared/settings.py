@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
@@ -28,6 +29,7 @@ PREFIX: Final = "RINGBACK_"
 FILE: Final = Path("ringback.toml")
 DATABASE_URL: Final = f"{PREFIX}DATABASE_URL"
 DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
+COLLECTOR_EXAMPLE: Final = "http://127.0.0.1:4318"
 # Each service has a table. Several services use the keys of `[security]`.
 TABLES: Final = frozenset({*SERVICES, "security"})
 
@@ -40,6 +42,13 @@ class InvalidSettingsError(Exception):
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n".join(self.faults))
+
+
+def _collector(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"must look like {COLLECTOR_EXAMPLE}")
+    return value.rstrip("/")
 
 
 def _database_url(value: str) -> str:
@@ -62,7 +71,9 @@ EMPTY_IS_NONE: Final = BeforeValidator(lambda value: None if value == "" else va
 class Settings(BaseSettings):
     """The settings that every process needs."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", hide_input_in_errors=True, validate_by_name=True
+    )
 
     amqp_url: Annotated[str, AfterValidator(validated)] = Field(
         default="amqp://guest:guest@127.0.0.1:5672/",
@@ -107,6 +118,15 @@ class Settings(BaseSettings):
         default="failed",
         description="Requests that the journal keeps, so that callbacks can be replayed: none,"
         " those of failed attempts, or all. Needs RINGBACK_SECRETS_KEY.",
+    )
+    otlp_endpoint: Annotated[Annotated[str, AfterValidator(_collector)] | None, EMPTY_IS_NONE] = (
+        Field(
+            default=None,
+            validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+            description="URL of the OpenTelemetry collector that gets spans over OTLP/HTTP."
+            " Without it, tracing is off. Needs the extra `otel`.",
+            examples=[COLLECTOR_EXAMPLE],
+        )
     )
 
 

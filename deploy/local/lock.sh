@@ -1,6 +1,6 @@
 #!/bin/sh
-# `make lock`: installs the dependencies of pyproject.toml (with the extra `fast`, the group `dev` and
-# the build tool) in a new environment, and writes their versions.
+# `make lock`: installs the dependencies of pyproject.toml (with all extras, the group `dev` and the
+# build tool) in a new environment, and writes their versions.
 set -eu
 cd "$(dirname "$0")/../.."
 fresh="$(mktemp -d)"
@@ -15,7 +15,8 @@ with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
 print(*project["build-system"]["requires"], sep="\n")
 print(*project["project"]["dependencies"], sep="\n")
-print(*project["project"]["optional-dependencies"]["fast"], sep="\n")
+for extra in project["project"]["optional-dependencies"].values():
+    print(*extra, sep="\n")
 PYTHON
 $pip install --requirement "$fresh/wanted" --group dev
 {

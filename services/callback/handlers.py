@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.callback import domain, metrics
+from services.callback import domain, metrics, spans
 from services.callback.kept import Keeper
 from services.callback.pauses import Pauses
 from services.callback.settings import CallbackSettings
@@ -140,11 +140,12 @@ class CallbackSender:
         )
         if command.headers:
             headers.extend(domain.allowed_headers(command.headers))
-        traceparent = message.traceparent
+        span = None if message.span is None else spans.attempt(message, command, target)
+        traceparent = message.traceparent if span is None else span.traceparent
         if traceparent is not None and "traceparent" not in headers:
             headers["traceparent"] = traceparent
         timeout = command.timeout or self._settings.timeout
-        return await self._client.send(
+        response = self._client.send(
             target,
             command.target_method,
             headers,
@@ -152,6 +153,7 @@ class CallbackSender:
             timeout,
             fingerprint=command.fingerprint,
         )
+        return await (response if span is None else spans.observed(span, response))
 
     def _keys(self, command: SendCallback) -> list[domain.SigningKey]:
         try:

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from services.delivery import domain, metrics
+from services.delivery import domain, metrics, spans
 from services.delivery.claims import COPY_DELAY, Claim, Claims, claim_id
 from services.delivery.domain import (
     BusyError,
@@ -187,7 +187,10 @@ class MessageSender(Generic[M]):
             self._claims.check(claim)
 
         try:
-            status = await self._sender.send(message.id, command, check)
+            sending = self._sender.send(message.id, command, check)
+            if message.span is not None:
+                sending = spans.observed(message, self._channel, self._sender.target, sending)
+            status = await sending
             result = Result.SENT
             duration = self._clock.monotonic() - started
         except BusyError:

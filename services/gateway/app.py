@@ -26,10 +26,10 @@ from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import about, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
 from services.gateway.settings import GatewaySettings
+from services.gateway.tracing import traceparent_of
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_client import RpcClient
-from shared.contracts.headers import traceparent
 from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
 from shared.http.problem import ProblemError
@@ -174,7 +174,7 @@ def _bound(
         if route.schemes is None:
             context = admit(request)
         else:
-            context = RequestContext(None, traceparent(request.headers))
+            context = RequestContext(None, traceparent_of(request))
         if route.body is None:
             request[QUERY] = parse_query(request, schemas)
         return await route.handler(request, context, deps)

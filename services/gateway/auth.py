@@ -8,8 +8,8 @@ from aiohttp import web
 from multidict import istr
 
 from services.gateway.middleware import CLIENT_ID
+from services.gateway.tracing import traceparent_of
 from shared.amqp.rpc import RequestContext
-from shared.contracts.headers import traceparent
 from shared.http.problem import ProblemError
 from shared.security.tickets import InvalidTicketError, TicketVerifier
 
@@ -45,7 +45,7 @@ class Authenticator:
             ProblemError: 401; the ticket is invalid, or required and missing.
         """
         headers = request.headers
-        trace = traceparent(headers)
+        trace = traceparent_of(request)
         tickets = headers.getall(self._header, ()) if self._header in headers else ()
         if AUTHORIZATION in headers:
             tickets = (*tickets, *map(_bearer, headers.getall(AUTHORIZATION)))

@@ -24,7 +24,7 @@ OPEN_POLLS: Final = Gauge(
 
 # The label of requests that match no route; their paths could take any value.
 UNMATCHED: Final = "unmatched"
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
 
 
 class Requests:
@@ -36,7 +36,7 @@ class Requests:
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one response and its duration."""
-        if method not in _METHODS:
+        if method not in METHODS:
             method = "other"
         counter = self._counters.get((route, method, status))
         if counter is None:

@@ -11,8 +11,9 @@ from aiohttp.typedefs import Middleware
 
 from services.gateway.messenger.codes import error_response, is_messenger
 from services.gateway.metrics import UNMATCHED, Requests
-from shared.contracts.headers import traceparent
+from services.gateway.tracing import traced, traceparent_of
 from shared.http.problem import ProblemError
+from shared.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def middleware() -> Middleware:
             _log(request, route, response.status, seconds)
         return response
 
-    return handle
+    return handle if active.tracer is None else traced(handle, active.tracer, quiet=_QUIET)
 
 
 async def on_expect(request: web.Request) -> web.Response | None:
@@ -112,7 +113,7 @@ def _problem(error: web.HTTPException, kind: str, detail: str) -> ProblemError:
 
 
 def _log(request: web.Request, route: str, status: int, seconds: float) -> None:
-    trace = traceparent(request.headers)
+    trace = traceparent_of(request)
     context = {
         "method": request.method,
         "route": route,

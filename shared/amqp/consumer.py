@@ -15,6 +15,7 @@ from typing import Any, Final, Generic
 
 from prometheus_client import Counter
 
+from shared.amqp import spans
 from shared.amqp.ack_batcher import AckBatcher
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection, keep_connected, run_until_first_ends
@@ -23,6 +24,7 @@ from shared.amqp.declare import declare
 from shared.amqp.delivery_tasks import DeliveryTasks
 from shared.amqp.frame_interceptor import Delivery
 from shared.amqp.message import (
+    OUTCOMES,
     ConsumerSpec,
     Dead,
     Deferred,
@@ -51,6 +53,7 @@ from shared.errors import (
 from shared.process.health import Health
 from shared.resilience.retry import JITTER, GiveUp, decide, defer, first_tier, next_hop
 from shared.topology import Tier, Topology, dead_queue, tier_queue, tiers_of
+from shared.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +61,6 @@ CONSUMED: Final = Counter(
     "ringback_consumed", "Acknowledged messages by outcome.", ["queue", "outcome"]
 )
 BUGS: Final = Counter("ringback_handler_bugs", "Unexpected errors in handlers.", ["queue"])
-OUTCOMES: Final[Mapping[type, str]] = {
-    Done: "done",
-    Retried: "retried",
-    Deferred: "deferred",
-    Dead: "dead",
-    DispatchFailed: "dispatch_failed",
-}
 
 # Seconds between two batches of acks. At 5,000 messages a second one ack frame and one batch of
 # facts then serve 100 messages. With 0.01, a callback costs 6 % more CPU (`python -m tests.bench`).
@@ -167,20 +163,8 @@ class Consumer(Generic[M, R]):
     async def _process(self, acks: AckBatcher, delivery: Delivery) -> None:
         """Process one delivery: parse, identify, finish it if it is not a repeat, acknowledge."""
         acks.started(delivery.tag)
-        message: Message | None = None
-        model: M | None = None
-        tier: Tier | None = None
-        outcome: Outcome[R] | None = None
-        try:
-            message = parse_delivery(delivery)
-            tier = self._tier_before_attempt(message)
-            if tier is None:
-                model = self._spec.parse(message)
-                _identify(message, self._spec.identity(model))
-        except ContractViolationError as error:
-            outcome = _dead(str(error), error)
-            message = message or Message("", Properties(), delivery.body)
-            message.id = message.id or new_id()
+        outcome: Outcome[R] | None
+        message, model, tier, outcome = self._parse(delivery)
         # A sender may repeat its message_id, even for another body. So only copies and redeliveries
         # of the same body can be repeats.
         key = (message.id, message.chain, message.step, hash(message.body))
@@ -191,12 +175,14 @@ class Consumer(Generic[M, R]):
                 acks.done(delivery.tag, done_by.fact, done_by.letter)
                 return
         step = self._steps.begin(key, acks)
+        if active.tracer is not None and tier is None and message.id:
+            message.span = spans.process(active.tracer, self._spec.queue, message)
         try:
             if model is not None and message.id:
                 outcome = await self._handle(message, model, acks)
             outcome = outcome or await self._forward(message, tier, step)
             if outcome is not None:
-                await self._finish(message, model, outcome, step)
+                outcome = await self._finish(message, model, outcome, step)
         except InfrastructureError:
             acks.requeue(delivery.tag)
         else:
@@ -204,6 +190,24 @@ class Consumer(Generic[M, R]):
                 acks.done(delivery.tag, step.fact, step.letter)
         finally:
             self._steps.end(key, step)
+            if message.span is not None:
+                spans.end(message.span, outcome)
+
+    def _parse(self, delivery: Delivery) -> tuple[Message, M | None, Tier | None, Dead | None]:
+        """Return the message, and its model, or the tier in which it waits, or why it is dead."""
+        message: Message | None = None
+        try:
+            message = parse_delivery(delivery)
+            tier = self._tier_before_attempt(message)
+            if tier is not None:
+                return message, None, tier, None
+            model = self._spec.parse(message)
+            _identify(message, self._spec.identity(model))
+        except ContractViolationError as error:
+            message = message or Message("", Properties(), delivery.body)
+            message.id = message.id or new_id()
+            return message, None, None, _dead(str(error), error)
+        return message, model, None, None
 
     async def _forward(self, message: Message, tier: Tier | None, step: Step) -> Dead | None:
         """Publish a message without an outcome: to a tier, or to its queue with an id.
@@ -224,14 +228,15 @@ class Consumer(Generic[M, R]):
 
     async def _finish(
         self, message: Message, model: M | None, outcome: Outcome[R], step: Step
-    ) -> None:
-        """Follow up on the outcome of a message, and report it."""
+    ) -> Outcome[R]:
+        """Follow up on the outcome of a message, report it, and return the final outcome."""
         if type(outcome) is not Done:
             outcome = await self._follow_up(message, model, outcome, step)
         if step.acks.lost and not step.finished:
-            return  # the broker delivers the message again
+            return outcome  # the broker delivers the message again
         self._count[type(outcome)].inc()
         step.fact = self._spec.report(message, model, outcome)
+        return outcome
 
     def _tier_before_attempt(self, message: Message) -> Tier | None:
         """Return the tier in which the message keeps waiting, or None if its attempt is due."""

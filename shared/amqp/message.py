@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Optional, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,6 +15,9 @@ from shared.contracts import headers
 from shared.errors import ContractViolationError, DeferredError, ExpiredError, TransientError
 from shared.resilience.retry import BUG_POLICY, RetryPolicy
 from shared.topology import Tier
+
+if TYPE_CHECKING:
+    from shared.tracing.spans import Span
 
 PERSISTENT: Final = 2
 # Ringback's own counts and times are smaller. A larger one could overflow an AMQP header.
@@ -44,6 +47,7 @@ class Message:
     step: the number of the copy in the chain, 0 for the original.
     owner: the service that gets a fact instead of a dead letter, usually None.
     record: what the handler has noted for its report, None if it made no attempt.
+    span: the span of this delivery, None if it is not traced.
     """
 
     id: str
@@ -57,10 +61,13 @@ class Message:
     step: int = 0
     owner: str | None = None
     record: Any = None
+    span: Optional["Span"] = None
 
     @property
     def traceparent(self) -> str | None:
-        """The sender's W3C trace context, None if absent or not valid."""
+        """The W3C trace context of this delivery: its span's, or the sender's if it is valid."""
+        if self.span is not None:
+            return self.span.traceparent
         return headers.traceparent(self.properties.headers)
 
     @property
@@ -230,6 +237,14 @@ class DispatchFailed:
 
 
 Outcome = Done[R] | Retried | Deferred | Dead | DispatchFailed
+# The names of outcomes in metrics and spans.
+OUTCOMES: Final[Mapping[type, str]] = {
+    Done: "done",
+    Retried: "retried",
+    Deferred: "deferred",
+    Dead: "dead",
+    DispatchFailed: "dispatch_failed",
+}
 
 
 def _no_identity(_: Any) -> None:

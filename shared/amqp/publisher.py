@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from shared.amqp import codec
+from shared.amqp import codec, spans
 from shared.amqp.codec import Properties
 from shared.amqp.confirms import CONFIRM_TIMEOUT, Confirms, Replacements
 from shared.amqp.connection import (
@@ -23,6 +23,7 @@ from shared.amqp.frame_interceptor import InterceptedChannel
 from shared.errors import InfrastructureError, RingbackError
 from shared.process.health import Health
 from shared.topology import Topology
+from shared.tracing import active
 
 # Seconds between two declarations of queues that are missing.
 DECLARE_INTERVAL: Final = 0.5
@@ -150,6 +151,20 @@ class Publisher:
             PublishUnknownError: the connection was lost, or no confirm arrived within 5 s.
             UnpublishableError: it can never be published.
         """
+        if active.tracer is None:
+            return self._send(message)
+        return spans.publish(active.tracer, message, self._send)
+
+    async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
+        """Publish and wait for all confirms, then raise the first failure, if any."""
+        results = await asyncio.gather(
+            *(self.publish(message) for message in messages), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _send(self, message: OutgoingMessage) -> asyncio.Future[None]:
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         session = self._flow.session
         if session is None:
@@ -170,15 +185,6 @@ class Publisher:
         publish = _Publish(message.properties.message_id, confirmed)
         session.confirms.send(frames, message.routing_key, publish)
         return confirmed
-
-    async def publish_all(self, messages: Iterable[OutgoingMessage]) -> None:
-        """Publish and wait for all confirms, then raise the first failure, if any."""
-        results = await asyncio.gather(
-            *(self.publish(message) for message in messages), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
 
     async def _serve(self, broker: BrokerConnection) -> None:
         await declare(broker.connection, self._topology)

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from shared.amqp import codec
+from shared.amqp import codec, spans
 from shared.amqp.codec import Properties
 from shared.amqp.confirms import Confirms, Replacements
 from shared.amqp.connection import (
@@ -27,6 +27,7 @@ from shared.contracts.requests import Failure
 from shared.errors import InfrastructureError
 from shared.ids import uuid7
 from shared.process.health import Health
+from shared.tracing import active
 
 # Requests in flight from one client. A service handles far fewer within their timeout, so more
 # would only time out.
@@ -114,6 +115,19 @@ class RpcClient:
             UnavailableError: the request had no effect.
             NoResponseError: its effect is unknown: no response in time, or the connection was lost.
         """
+        if active.tracer is None:
+            return await self._send(queue, operation, body, timeout, context)
+        send = partial(self._send, queue, operation, body, timeout)
+        return await spans.request(active.tracer, queue, operation, context, send)
+
+    async def _send(
+        self,
+        queue: str,
+        operation: str,
+        body: bytes,
+        timeout: float,  # noqa: ASYNC109 - as for `request`
+        context: RequestContext,
+    ) -> Any:
         session = self._flow.session
         if session is None:
             raise UnavailableError(self._flow.fault)

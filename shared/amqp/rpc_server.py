@@ -13,7 +13,7 @@ from typing import Any, Final
 from prometheus_client import Counter
 from pydantic_core import PydanticSerializationError, to_json
 
-from shared.amqp import codec
+from shared.amqp import codec, spans
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection, keep_connected
 from shared.amqp.consumer import BUGS
@@ -27,6 +27,7 @@ from shared.contracts.requests import Failure, FailureCode
 from shared.errors import ContractViolationError, InfrastructureError
 from shared.process.health import Health
 from shared.topology import Topology
+from shared.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,15 @@ class RpcServer:
             actor=actor,
         )
         try:
-            return await handler(context, body)
+            if active.tracer is None:
+                return await handler(context, body)
+            return await spans.respond(
+                active.tracer,
+                self._queue,
+                request.type or UNKNOWN,
+                context,
+                lambda traced: handler(traced, body),
+            )
         except InfrastructureError as error:
             return failure_of(error)
         except Exception as error:  # noqa: BLE001 - a bug in one handler must not stop the server

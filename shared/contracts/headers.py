@@ -50,6 +50,11 @@ def traceparent(headers: Mapping[str, Any] | None) -> str | None:
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
+def unsampled(traceparent: str | None) -> str | None:
+    """Return the trace context with the flag that nothing after it is recorded as a span."""
+    return None if traceparent is None else f"{traceparent[:-2]}00"
+
+
 def without_broker_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the headers to copy to a republished message: those of the sender and of Ringback.
 

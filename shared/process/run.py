@@ -6,8 +6,8 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +34,12 @@ CLOSE_RESERVE: Final = 2.0
 MAX_FILES: Final = 131_072
 
 Drain = Callable[[float], Awaitable[None]]
+
+
+class TracingUnavailableError(RingbackError):
+    """Tracing is configured, but OpenTelemetry is not installed."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +163,27 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
+@contextmanager
+def _tracing(name: str, endpoint: str | None) -> Iterator[None]:
+    """Trace this process if a collector is configured.
+
+    Raises:
+        TracingUnavailableError: OpenTelemetry is not installed.
+    """
+    if endpoint is None:
+        yield
+        return
+    try:
+        from shared.tracing.export import exporting  # noqa: PLC0415 - only while tracing is on
+    except ImportError as error:
+        raise TracingUnavailableError(
+            f"Cannot trace: {error.name} is not installed. Install ringback[otel], or unset"
+            " OTEL_EXPORTER_OTLP_ENDPOINT."
+        ) from error
+    with exporting(name, endpoint):
+        yield
+
+
 def serve(
     name: str,
     start: Callable[[Process], Awaitable[None]],
@@ -175,7 +202,10 @@ def serve(
     raise_file_limit()
     process = Process(name, settings, Health())
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with (
+            _tracing(name, settings.otlp_endpoint),
+            asyncio.Runner(loop_factory=new_event_loop) as runner,
+        ):
             return runner.run(_serve(process, start, parts, registry))
     except (OSError, RingbackError) as error:
         logger.critical("cannot start: %s", error)

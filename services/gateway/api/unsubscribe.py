@@ -10,9 +10,9 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from services.gateway.parsing import invalid, read_body
+from services.gateway.tracing import traceparent_of
 from shared.amqp.rpc import RequestContext
 from shared.contracts.context import field_errors
-from shared.contracts.headers import traceparent
 from shared.contracts.posting_requests import CHANGE_SUBSCRIPTION, ChangeSubscription
 from shared.http.service_client import ServiceClient
 
@@ -75,7 +75,7 @@ def routes(services: ServiceClient) -> Sequence[web.RouteDef]:
             )
         except ValidationError as error:
             raise invalid(field_errors(error)) from None
-        context = RequestContext(None, traceparent(request.headers))
+        context = RequestContext(None, traceparent_of(request))
         await services.request(CHANGE_SUBSCRIPTION, command.model_dump_json().encode(), context)
         return _page(_SUBSCRIBED if subscribed else _UNSUBSCRIBED)
 

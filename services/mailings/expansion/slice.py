@@ -22,10 +22,11 @@ from services.mailings.messages import Composer, ReadyMessage
 from services.mailings.records import Claim, Cohort, MessageChange, MessageRow
 from services.mailings.store import Store
 from shared.clock import Clock
+from shared.contracts.headers import unsampled
 from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState
 from shared.errors import InfrastructureError
-from shared.registry import CHANNELS
+from shared.registry import BULK, CHANNELS
 
 logger = logging.getLogger(__name__)
 
@@ -271,11 +272,14 @@ class ExpansionSlice:
             )
 
     async def _publish(self, messages: Sequence[ReadyMessage]) -> None:
+        traceparent = self.claim.traceparent
+        if self.claim.priority == BULK:  # a trace with a million messages cannot be shown
+            traceparent = unsampled(traceparent)
         await self._publisher.publish(
             messages,
             self._queues,
             check=self._timing.check,
-            traceparent=self.claim.traceparent,
+            traceparent=traceparent,
         )
 
     async def _publish_and_checkpoint(

@@ -1,0 +1,1 @@
+"""Spans of OpenTelemetry. Only `active` is imported while tracing is off."""
