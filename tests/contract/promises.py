@@ -66,7 +66,7 @@ PROMISES: Final = {
     "N10": "A backlog of one client delays the callbacks of another by two claims at most.",
     "N11": "A node of the broker or PostgreSQL's primary dies: nothing is lost, and work resumes.",
     "N12": "Two versions run side by side during an upgrade: nothing is lost or dead-lettered.",
-    "N14": "Alerts fire, end and have a runbook. Panels read what exists. A trace reaches attempts.",
+    "N14": "Alerts fire, end and have runbooks. Panels read what exists. A trace reaches attempts.",
     "N15": "A simulation predicts attempts, delays and dead letters of a real run.",
     "row 1": "The broker is killed: nothing is lost, and services recover.",
     "row 2": "The broker is suspended: publishes end as unknown within 5 s.",
