@@ -231,6 +231,16 @@ PLATFORM: Final = Board(
                     (rate("ringback_handler_bugs_total", "queue"), "bugs {{queue}}"),
                     (rate("ringback_log_lines_dropped_total", "service"), "lines {{service}}"),
                 ),
+                graph(
+                    "Spans",
+                    "Spans that the collector has accepted, and dropped ones by reason.",
+                    PER_SECOND,
+                    (rate("ringback_spans_exported_total", "service"), "exported {{service}}"),
+                    (
+                        rate("ringback_spans_dropped_total", "service", "reason"),
+                        "{{reason}} {{service}}",
+                    ),
+                ),
             ),
         ),
     ),
