@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 import uvloop
 
+from tests.bench.capacity import capacity
 from tests.bench.clients import clients
 from tests.bench.clustered import clustered
 from tests.bench.costs import memory, tier
@@ -50,8 +51,9 @@ PARTS = {
     "s": statistics,
     "t": polling,
     "u": fan_out,
+    "v": capacity,
 }
-# The part that takes half an hour is only measured on request.
+# m takes half an hour, and v compares nothing: they are only measured on request.
 DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s,t,u"
 
 
@@ -83,13 +85,14 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     s  statistics of mailings, and facts settled
     t  5,000 open polls
     u  fan-out of messages to endpoints
+    v  what one callback costs and stores, only with --only v
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to u.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to v.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))
