@@ -24,9 +24,12 @@ from tests.fakes.waiting import until
 
 # The promise.
 GRACE = timedelta(seconds=2)
-# One process has 10 requests of 0.1 s in flight, so these take more than GRACE. The sandbox lists
-# up to 1,000.
+# One process has 10 requests in flight. If it did not stop, it would send 200 messages during
+# GRACE. The sandbox lists up to 1,000.
 TEXTS = 900
+SENDING = {"kind": "delay", "seconds": 0.1}
+# From the first message until the stop is confirmed, which can take some seconds.
+SLOW = {"kind": "delay", "seconds": 0.5}
 
 
 @pytest.fixture
@@ -78,14 +81,15 @@ async def test_m2_a_stop_and_an_end_hold_in_queue_tier_and_in_another_suspended_
         ):
             await one.ready()
             await suspended.ready()
-            slow = {"kind": "delay", "seconds": 0.1}
-            await sandbox.configure("/api/sms/settings", behaviour=slow)
+            await sandbox.configure("/api/sms/settings", behaviour=SENDING)
             await client.send(*messages, *others)
             await until(lambda: arrivals(sandbox))
+            await sandbox.configure("/api/sms/settings", behaviour=SLOW)
             await client.send(*in_tier, queue="messages.sms.retry.15s")
             suspended.signal(signal.SIGSTOP)
             at = None if seconds is None else seconds_from_now(seconds)
             confirmed = await stop(request, mailing_id=mailing, at=at)
+            await sandbox.configure("/api/sms/settings", behaviour=SENDING)
             ended = confirmed if at is None else max(confirmed, datetime.fromisoformat(at))
             await until(lambda: datetime.now(UTC) > ended + GRACE)
             suspended.signal(signal.SIGCONT)

@@ -71,7 +71,7 @@ async def test_row_28_hostile_receivers_cost_only_their_timeout(
         }
         # Load all code before measuring the memory.
         await publisher.send_all(send_callback(healthy.url) for _ in range(200))
-        await until(lambda: len(healthy.requests) == 200)
+        await until(lambda: len(publisher.facts) == 200)
         before = resident(service)
 
         limits = {"timeout": TIMEOUT, "retry": {"quick_retries_count": 0}}
@@ -119,12 +119,15 @@ async def test_row_29_dead_targets_do_not_delay_healthy_ones(amqp_url: str, tmp_
 
 
 async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_path: Path) -> None:
-    settings = {"breaker_failures": 3}
-    recovered = asyncio.Event()
+    failures = 3
+    settings = {"breaker_failures": failures}
+    answering, recovered = asyncio.Event(), asyncio.Event()
+    answering.set()
 
     async def respond_503_until_recovered(connection: ClientConnection) -> None:
         while True:
             await connection.request()
+            await answering.wait()
             await connection.write(misbehaviour.response(200 if recovered.is_set() else 503))
 
     async with AsyncExitStack() as stack:
@@ -133,20 +136,26 @@ async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_p
         )
         target = await stack.enter_async_context(serve(respond_503_until_recovered))
         origin = target.url.removesuffix("/hook")
-        retry = {"delays": [1], "quick_retries_count": 50}
-        ids = set(
-            await publisher.send_all(send_callback(target.url, retry=retry) for _ in range(30))
-        )
+        # The timeout is longer than a probe is in flight.
+        options = {"timeout": 100, "retry": {"delays": [1], "quick_retries_count": 50}}
 
-        async def opened() -> bool:
-            return await service.metric("ringback_breaker_open", target_url=origin) == 1
+        async def send(count: int) -> set[str]:
+            bodies = (send_callback(target.url, **options) for _ in range(count))
+            return set(await publisher.send_all(bodies))
 
-        await until(opened)
-        assert service.logged("breaker open", target_url=origin)
-        # While it is open, it lets one probe at a time through.
+        # All later requests are probes: no other request is in flight when the breaker opens.
+        ids = await send(failures)
+        await service.metric_reaches(1, "ringback_breaker_open", target_url=origin)
+        await until(lambda: service.logged("breaker open", target_url=origin))
+        # While it is open, it lets one probe at a time through: no other while one is in flight.
+        answering.clear()
         probes = len(target.requests)
+        ids |= await send(30 - failures)
         await until(lambda: len(target.requests) > probes)
+        deferred = await service.metric("ringback_consumed_total", outcome="deferred")
+        await service.metric_reaches(deferred + 1, "ringback_consumed_total", outcome="deferred")
         assert len(target.requests) == probes + 1
+        answering.set()
         recovered.set()
         delivered = "callback.delivered"
         await until(
@@ -154,7 +163,6 @@ async def test_row_29_breakers_open_visibly_and_close_again(amqp_url: str, tmp_p
         )
         assert service.logged("breaker closed", target_url=origin)
         assert await service.metric("ringback_breaker_open", target_url=origin) == 0
-        assert await service.metric("ringback_consumed_total", outcome="deferred") > 0
 
 
 async def test_healthy_targets_are_served_at_once_while_half_of_the_targets_hang(

@@ -24,8 +24,8 @@ from tests.fakes.waiting import until
 RUN_JOURNAL = ("-m", "services", "run", "journal", "--metrics-port", "0")
 OPERATOR = "operator"
 FAILED = 80
-# A job saves its progress about four times a second. It is killed before half of it is done.
-RATE = 20
+# A job saves its progress about four times a second. Ten seconds of work are left at the kill.
+RATE = 8
 STORED = "SELECT callback_id FROM journal.entries WHERE kind = 'attempt'"
 
 

@@ -113,7 +113,7 @@ async def test_m4_a_mailing_starts_a_few_seconds_late_without_the_scheduler(
         tmp_path, amqp_url, own_database_url, "mailings", "scheduler", "delivery"
     ) as (started, sandbox, call, _):
         await add_clients(call, "UTC", "79160000000")
-        path = await create(call, start_at=soon(5))
+        path = await create(call, start_at=soon(15))
         connection = await asyncpg.connect(own_database_url)
         requested = "SELECT start_requested_at IS NOT NULL FROM mailings.mailings"
         await until(lambda: connection.fetchval(requested))

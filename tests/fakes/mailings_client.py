@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -12,12 +13,17 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from services.sandbox.users import Directory
-from shared.amqp.connection import connect
-from shared.amqp.declare import declare
 from shared.amqp.rpc_client import RpcClient
 from shared.process.health import Health
 from shared.registry import CHANNELS
-from shared.topology import topology
+from shared.topology import (
+    MAILINGS_OUTCOMES,
+    MAILINGS_REPORTS,
+    MAILINGS_REQUESTS,
+    MAILINGS_STARTS,
+    POSTINGS,
+)
+from tests.fakes.declaring import declare_queues
 from tests.fakes.mailing import fact
 from tests.fakes.waiting import until
 
@@ -31,6 +37,8 @@ class MailingsClient:
 
     ids: the ids of the messages to each user, or client of a mailing.
     messages: the first 1,000 messages.
+    hold_from: it acknowledges no message from this number of users on. With SHORT_QUEUES, mailings
+        then waits after some more, so a kill comes in the middle, however fast the machine is.
     """
 
     def __init__(self, channel: AbstractChannel, client: RpcClient) -> None:
@@ -38,6 +46,8 @@ class MailingsClient:
         self._client = client
         self.ids: dict[str, Counter[str]] = {}
         self.messages: list[AbstractIncomingMessage] = []
+        self.hold_from: float = math.inf
+        self._held: list[AbstractIncomingMessage] = []
 
     async def post(self, body: Any, exchange: str = "postings", **properties: Any) -> str:
         """Publish a message with a confirm, and return its id."""
@@ -76,7 +86,17 @@ class MailingsClient:
         self.ids.setdefault(recipient, Counter())[body["id"]] += 1
         if len(self.messages) < 1000:
             self.messages.append(message)
-        await message.ack()
+        if len(self.ids) >= self.hold_from:
+            self._held.append(message)
+        else:
+            await message.ack()
+
+    async def release(self, hold_from: float = math.inf) -> None:
+        """Acknowledge the messages that are held back, and hold back later ones only."""
+        self.hold_from = hold_from
+        held, self._held = self._held, []
+        for message in held:
+            await message.ack()
 
     async def wait_for_users(self, users: int, within: float = 180.0) -> None:
         """Wait until messages to this number of users have arrived."""
@@ -115,9 +135,10 @@ class MailingsClient:
 async def mailings_client(
     amqp_url: str, *, consuming: bool = True
 ) -> AsyncIterator[MailingsClient]:
-    """Connect, and declare the topology."""
-    async with connect(amqp_url, name="test") as broker:
-        await declare(broker.connection, topology())
+    """Connect, and declare the queues of mailings."""
+    own = (POSTINGS, MAILINGS_OUTCOMES, MAILINGS_REQUESTS, MAILINGS_STARTS, MAILINGS_REPORTS)
+    channels = (queue for each in CHANNELS.values() for queue in each.queues.values())
+    await declare_queues(amqp_url, *own, *channels)
     client = RpcClient(amqp_url, name="test", health=Health())
     running = asyncio.create_task(client.run())
     connection = await aio_pika.connect(amqp_url)
