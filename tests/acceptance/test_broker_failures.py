@@ -87,8 +87,6 @@ async def running_setup(broker: Broker, directory: Path) -> AsyncIterator[Setup]
     async with AsyncExitStack() as stack:
         service = stack.enter_context(running(directory, broker.url, SETTINGS))
         await service.ready()
-        # A queue that is declared just before a kill comes back empty (see Broker.sync).
-        await asyncio.to_thread(broker.sync)
         hold = Hold()
         targets = [
             await stack.enter_async_context(serve(respond_unless_held(hold, fails_first=fails)))
@@ -112,6 +110,8 @@ async def test_row_1_broker_killed_in_the_middle_of_1000_messages(
     own_broker: Broker, tmp_path: Path
 ) -> None:
     async with running_setup(own_broker, tmp_path) as setup:
+        # A queue that is declared just before a kill comes back empty (see Broker.sync).
+        await asyncio.to_thread(own_broker.sync)
         async with broker_client(own_broker.url) as publisher:
             with suppress(aiormq.exceptions.AMQPError, ConnectionError):
                 await inject_fault(setup, publisher, own_broker.kill, 1000)

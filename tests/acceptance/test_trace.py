@@ -86,6 +86,8 @@ async def test_m14_logs_tell_the_story_of_a_mailing_a_message_and_a_recipient(
             await services.ready()
             async with services.calling() as call:
                 mailing_id, message = await sent_mailing(call)
+            # A mailing is finished in the database before it is logged.
+            await until(lambda: services["mailings"].logged("mailing finished"))
             of_message = await story("message", message["id"], services)
             of_recipient = await story("recipient", message["client_id"], services)
             of_mailing = await story("mailing", mailing_id, services)

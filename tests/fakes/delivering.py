@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,15 +15,14 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from services.delivery import app
-from shared.amqp.connection import connect
-from shared.amqp.declare import declare
 from shared.contracts.delivery_requests import STOP_MAILING
 from shared.postgres.migrations import migrate
 from shared.process.health import Health
 from shared.process.run import Process
 from shared.registry import BULK, CHANNELS, Priority
 from shared.settings import Settings, load
-from shared.topology import topology
+from shared.topology import DELIVERY_REQUESTS, MAILINGS_OUTCOMES
+from tests.fakes.declaring import declare_queues
 from tests.fakes.rpc import rpc_client
 from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import Service, running
@@ -70,6 +69,13 @@ class MessageClient:
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
         self.facts: list[dict[str, Any]] = []
+        self._facts_by_id: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+
+    def record(self, facts: Iterable[dict[str, Any]]) -> None:
+        """Record facts."""
+        for fact in facts:
+            self.facts.append(fact)
+            self._facts_by_id[fact["message_id"]].append(fact)
 
     async def send(
         self,
@@ -101,14 +107,14 @@ class MessageClient:
 
     def facts_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the facts about a message so far, in order."""
-        return [fact for fact in self.facts if fact["message_id"] == body["id"]]
+        return self._facts_by_id[body["id"]]
 
     def outcomes(self, body: Mapping[str, Any]) -> list[str]:
         """Return the types of the facts about a message, in order, without `message.`."""
         return [fact["type"].removeprefix("message.") for fact in self.facts_of(body)]
 
     async def fact(
-        self, body: Mapping[str, Any], outcome: str, seconds: float = 20.0
+        self, body: Mapping[str, Any], outcome: str, seconds: float = 60.0
     ) -> dict[str, Any]:
         """Wait for a fact about a message and return it."""
         await until(lambda: outcome in self.outcomes(body), seconds)
@@ -136,9 +142,9 @@ class MessageClient:
 
 @asynccontextmanager
 async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
-    """Declare the topology and yield a client that receives all facts about messages."""
-    async with connect(amqp_url, name="test") as broker:
-        await declare(broker.connection, topology())
+    """Declare delivery's queues, and yield a client that receives all facts about messages."""
+    channels = (queue for each in CHANNELS.values() for queue in each.queues.values())
+    await declare_queues(amqp_url, *channels, MAILINGS_OUTCOMES, DELIVERY_REQUESTS)
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel(on_return_raises=True)
         client = MessageClient(channel)
@@ -146,7 +152,7 @@ async def message_client(amqp_url: str) -> AsyncIterator[MessageClient]:
         await facts.bind("outcomes", "message.#")
 
         async def receive(message: AbstractIncomingMessage) -> None:
-            client.facts.extend(json.loads(message.body)["facts"])
+            client.record(json.loads(message.body)["facts"])
 
         await facts.consume(receive, no_ack=True)
         yield client

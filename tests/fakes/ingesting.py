@@ -13,8 +13,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from shared.amqp import codec
 from shared.amqp.connection import connect
-from shared.amqp.declare import declare
-from shared.topology import topology
+from shared.topology import CALLBACKS, EVENTS, POSTINGS, SCHEDULES, USER_EVENTS
+from tests.fakes.declaring import declare_queues
 from tests.fakes.waiting import until
 
 RUN_INGESTION = ("-m", "services", "run", "ingestion", "--metrics-port", "0")
@@ -133,9 +133,8 @@ class IngestionClient:
 
 @asynccontextmanager
 async def ingestion_client(amqp_url: str) -> AsyncIterator[IngestionClient]:
-    """Connect, declare the topology, and consume all postings."""
-    async with connect(amqp_url, name="test") as broker:
-        await declare(broker.connection, topology())
+    """Connect, declare ingestion's queues, and consume all postings."""
+    await declare_queues(amqp_url, EVENTS, POSTINGS, SCHEDULES, CALLBACKS, USER_EVENTS)
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel(on_return_raises=True)

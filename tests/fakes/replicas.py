@@ -1,9 +1,6 @@
 """Two processes of each service, with default settings."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,8 +8,8 @@ from pathlib import Path
 from tests.fakes.delivering import SMS_KEY
 from tests.fakes.gateway import base_url, gateway
 from tests.fakes.sandbox import Sandbox
-from tests.fakes.service import NO_AUTHORITIES, Service, running
-from tests.fakes.system import SECRETS_KEY
+from tests.fakes.service import Service, running
+from tests.fakes.system import SECRETS_KEY, migrate_all
 
 # A start takes long while 14 processes and three nodes share two cores.
 READY_SECONDS = 120.0
@@ -48,9 +45,7 @@ async def replicas(
             "RINGBACK_SMS_URL": str(sandbox.url / "sms"),
             "RINGBACK_SMS_KEY": SMS_KEY,
         }
-        migrate = (sys.executable, "-m", "services", "migrate")
-        environment = {"PATH": os.environ["PATH"], **NO_AUTHORITIES, **settings}
-        await asyncio.to_thread(subprocess.run, migrate, env=environment, cwd=directory, check=True)
+        migrate_all(database_url)
         started = Replicas()
         for name in names * 2:
             arguments = ("-m", "services", "run", name, "--metrics-port", "0")

@@ -43,7 +43,7 @@ async def failure(sender: Client, url: str, seconds: float = TIMEOUT) -> Request
 @asynccontextmanager
 async def client_of(name_server: str) -> AsyncIterator[Client]:
     """Yield a client that uses `name_server` and may call only 127.0.0.2, like a public address."""
-    resolver = aiohttp.AsyncResolver(nameservers=[name_server], timeout=2.0, tries=1)
+    resolver = aiohttp.AsyncResolver(nameservers=[name_server], timeout=10.0, tries=1)
     guard = Guard((ip_network("127.0.0.2/32"),))
     async with Client(guard, user_agent="test", dns_ttl=0, resolver=resolver) as http_client:
         yield http_client

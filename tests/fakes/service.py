@@ -139,6 +139,20 @@ class Service:
             s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
         )
 
+    async def metric_reaches(self, value: float, name: str, **labels: str) -> float:
+        """Wait until the sum of the samples with these labels is at least `value`; return it.
+
+        A service can count something after others see its effect.
+        """
+        sums: list[float] = []
+
+        async def reached() -> bool:
+            sums.append(await self.metric(name, **labels))
+            return sums[-1] >= value
+
+        await until(reached)
+        return sums[-1]
+
     def exited(self) -> bool:
         return not self.process.is_alive()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,6 +10,8 @@ from uuid import uuid4
 
 import asyncpg
 
+from shared.postgres.migrations import Schema, migrate
+from shared.registry import SERVICES
 from tests.fakes.gateway import TICKET_KEY, Caller, base_url, calling, gateway
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -36,6 +39,21 @@ class System(dict[str, Service]):
             yield call
 
 
+def migrate_all(database_url: str) -> None:
+    """Apply the migrations of every service.
+
+    In a thread, because the caller may run in an event loop. A process would cost more CPU.
+    """
+
+    async def apply() -> None:
+        for spec in SERVICES.values():
+            if spec.schema:
+                await migrate(database_url, Schema.of(spec.module))
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, apply()).result()
+
+
 @contextmanager
 def system(
     directory: Path, amqp_url: str, database_url: str, *names: str, **settings: str
@@ -46,9 +64,7 @@ def system(
         "RINGBACK_TICKET_KEY": TICKET_KEY,
         "RINGBACK_SECRETS_KEY": SECRETS_KEY,
     } | settings
-    migration = Service(directory, amqp_url, given, ("-m", "services", "migrate"))
-    migration.process.join()
-    assert migration.process.exitcode == 0, migration.output
+    migrate_all(given["RINGBACK_DATABASE_URL"])
     with ExitStack() as stack:
         services = System()
         for name in names:

@@ -48,7 +48,8 @@ async def consuming(
 ) -> AsyncIterator[tuple[Consumer[str, str], BrokerClient]]:
     """Consume `callbacks` in this process. The handler gets the body as text."""
     health = Health()
-    tables = topology()
+    # The whole topology costs the broker a second of CPU for each test.
+    tables = topology().only((others.get("queue", CALLBACKS), SCHEDULER_OUTCOMES))
     publisher = Publisher(url, name="test publisher", topology=tables, health=health)
     facts = FactSender(publisher, url=url, name="test", health=health)
     spec: dict[str, Any] = {

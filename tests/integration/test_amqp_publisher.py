@@ -29,10 +29,12 @@ from tests.fakes.broker_client import CALLBACKS, DEAD, broker_client
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
+DECLARED = topology().only((CALLBACKS,))
+
 
 @asynccontextmanager
 async def publishing(url: str) -> AsyncIterator[Publisher]:
-    publisher = Publisher(url, name="test", topology=topology(), health=Health())
+    publisher = Publisher(url, name="test", topology=DECLARED, health=Health())
     task = asyncio.create_task(publisher.run())
     try:
         await asyncio.wait_for(publisher.ready(), 30)
@@ -218,7 +220,7 @@ async def test_row_2_missed_heartbeats_end_the_connection_but_not_the_service(
     # aiormq cancels tasks that wait on such a connection. The acceptance tests suspend for 40 s.
     monkeypatch.setattr("shared.amqp.connection.HEARTBEAT", 1)
     health = Health()
-    publisher = Publisher(own_broker.url, name="test", topology=topology(), health=health)
+    publisher = Publisher(own_broker.url, name="test", topology=DECLARED, health=health)
     task = asyncio.create_task(publisher.run())
     await until(lambda: health.ready)
     own_broker.suspend()
@@ -248,7 +250,7 @@ async def test_finding_b12_publishes_in_flight_survive_an_alarm(
     monkeypatch.setattr("shared.amqp.confirms.CONFIRM_TIMEOUT", 1.0)
     monkeypatch.setattr("shared.amqp.confirms.CHECK_INTERVAL", 0.1)
     health = Health()
-    publisher = Publisher(own_broker.url, name="test", topology=topology(), health=health)
+    publisher = Publisher(own_broker.url, name="test", topology=DECLARED, health=health)
     task = asyncio.create_task(publisher.run())
     await until(lambda: health.ready)
     loop = asyncio.get_running_loop()

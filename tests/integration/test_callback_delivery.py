@@ -386,7 +386,7 @@ async def test_the_timeout_of_a_message_ends_the_attempt(publisher: BrokerClient
             send_callback(target.url, timeout=0.3, retry={"quick_retries_count": 0})
         )
         dead_letter = await publisher.dead_letter(callback)
-        assert time.monotonic() - started < 5, "not the default of ten seconds"
+        assert time.monotonic() - started < 9, "not the default of ten seconds"
     assert "no response" in reason(dead_letter)
 
 

@@ -7,10 +7,8 @@ from urllib.parse import urlsplit
 
 import aio_pika
 
-from shared.amqp.connection import connect
-from shared.amqp.declare import declare
-from shared.topology import topology
-from tests.fakes.broker_client import BrokerClient, broker_client, send_callback
+from tests.fakes.broker_client import CALLBACKS, BrokerClient, broker_client, send_callback
+from tests.fakes.declaring import declare_queues
 from tests.fakes.receivers import respond, serve
 from tests.fakes.service import Service, running
 from tests.fakes.waiting import until
@@ -80,19 +78,15 @@ async def test_n8_a_process_reads_the_list_before_it_consumes_and_a_pause_does_n
     amqp_url: str, tmp_path: Path
 ) -> None:
     settings = {"RINGBACK_CALLBACK_GIVE_UP_AFTER": "1", "RINGBACK_LOG_LEVEL": "DEBUG"}
-    async with (
-        connect(amqp_url, name="test") as broker,
-        serve(respond()) as receiver,
-    ):
-        await declare(broker.connection, topology())
-        async with broker_client(amqp_url) as client:
-            await publish_paused(client, 1, "https://first.example:443")
-            await publish_paused(client, 2, origin(receiver.url))
-            callback = await client.send(send_callback(receiver.url))
-            with running(tmp_path, amqp_url, settings) as service:
-                # The tier of the second deferral is longer than the time to give up.
-                await until(lambda: len(deferrals(service, callback)) > 1)
-                assert not receiver.requests
-                await publish_paused(client, 3)
-                fact = await client.fact(callback, "callback.delivered")
+    await declare_queues(amqp_url, CALLBACKS, CONTROLS)
+    async with serve(respond()) as receiver, broker_client(amqp_url) as client:
+        await publish_paused(client, 1, "https://first.example:443")
+        await publish_paused(client, 2, origin(receiver.url))
+        callback = await client.send(send_callback(receiver.url))
+        with running(tmp_path, amqp_url, settings) as service:
+            # The tier of the second deferral is longer than the time to give up.
+            await until(lambda: len(deferrals(service, callback)) > 1)
+            assert not receiver.requests
+            await publish_paused(client, 3)
+            fact = await client.fact(callback, "callback.delivered")
     assert fact["attempt"] == 1

@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ import aio_pika
 import pytest
 
 from services.sandbox.misbehaviour import hang, response
-from shared.amqp.connection import connect
-from shared.amqp.declare import declare
-from shared.topology import topology
 from tests.fakes.broker_client import CALLBACKS, DEAD, BrokerClient, broker_client, send_callback
+from tests.fakes.declaring import declare_queues
 from tests.fakes.receivers import ClientConnection, respond, serve
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.service import RUN_CALLBACK, Service, running
@@ -39,8 +36,8 @@ async def test_h4_the_metrics_have_the_documented_names_and_values(
         targets = [await stack.enter_async_context(serve(respond())) for _ in range(5)]
         failing = await stack.enter_async_context(serve(respond(500)))
         for target in targets:
-            await publisher.send(send_callback(target.url + "/a-token-in-the-path"))
-            await until(partial(len, target.requests))
+            delivered = await publisher.send(send_callback(target.url + "/a-token-in-the-path"))
+            await publisher.fact(delivered, "callback.delivered")
         await publisher.send(send_callback(failing.url, retry={"delays": [1]}))
         invalid_secret = await publisher.send(send_callback(targets[0].url, hmac_secret="whsec_*"))
         unknown = send_callback(targets[0].url, secret_ref="nobody")
@@ -72,8 +69,7 @@ async def test_finding_b20_a_stalled_reader_of_the_log_does_not_stop_deliveries(
 ) -> None:
     stalled = "import os; os.dup2(os.pipe()[1], 2); from services.__main__ import main; "
     arguments = ("-c", f"{stalled}main({list(RUN_CALLBACK[2:])!r})")
-    async with connect(amqp_url, name="test") as broker:
-        await declare(broker.connection, topology())
+    await declare_queues(amqp_url, CALLBACKS)
     async with serve(respond()) as receiver, broker_client(amqp_url) as publisher:
         with running(tmp_path, amqp_url, arguments=arguments) as service:
             # The pipe takes 64 kB, and each callback logs about 300 bytes.
@@ -246,10 +242,7 @@ async def test_h6_both_parts_run_with_two_workers(amqp_url: str, tmp_path: Path)
             await publisher.send_all(send_callback(url) for _ in range(100))
             await receiver.webhooks(url, 100)
 
-            async def counted() -> bool:
-                return await service.metric("callback_total", status="success") == 100
-
-            await until(counted)
+            assert await service.metric_reaches(100, "callback_total", status="success") == 100
         service.signal(signal.SIGTERM)
         assert await service.exit_code() == 0
         assert len(service.logged("stopped")) == 3, "two workers and their parent"

@@ -15,17 +15,21 @@ from shared.amqp.connection import connect
 from shared.amqp.queue_browser import browse_queue
 from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ringback, start
+from tests.fakes.declaring import declare_queues
+from tests.fakes.held_broker import held_broker
 from tests.fakes.service import running
 from tests.fakes.waiting import until
 
 CANARY = "secret-canary"
 DIED_AT = 1_795_000_000_000
+# A redrive is interrupted when it has sent about a third of these.
+LETTERS, LETTERS_BYTES = 1000, 300_000
 
 
 @pytest.fixture
 async def channel(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
-    """A plain AMQP channel, with all queues declared."""
-    assert (await ringback("topology", "declare", amqp_url=amqp_url)).code == 0
+    """A plain AMQP channel, with the queues of callbacks declared."""
+    await declare_queues(amqp_url, "callbacks")
     async with await aio_pika.connect(amqp_url) as connection:
         yield await connection.channel()
 
@@ -231,16 +235,17 @@ async def test_messages_dead_lettered_again_are_not_redriven_again(
 async def test_kill_9_during_a_redrive_loses_nothing(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel, filters: tuple[str, ...]
 ) -> None:
-    expected = {f"c{n}" for n in range(3000)}
+    expected = {f"c{n}" for n in range(LETTERS)}
     await dead_letter(channel, expected)
-    command = await start("dead", "redrive", "callbacks", "--yes", *filters, amqp_url=amqp_url)
+    async with held_broker(amqp_url, after=LETTERS_BYTES) as (held_url, released):
+        command = await start("dead", "redrive", "callbacks", "--yes", *filters, amqp_url=held_url)
+        await until(lambda: length(channel, "callbacks"))
+        command.kill()
+        await command.wait()
+        released.set()
+        await until(lambda: returned(channel, len(expected)))
 
-    await until(lambda: length(channel, "callbacks"))
-    command.kill()
-    await command.wait()
-    await until(lambda: returned(channel, len(expected)))
-
-    assert await length(channel, "callbacks.dead") > 0, "the redrive ended before the kill"
+    assert await length(channel, "callbacks.dead") > 0
     redriven, remaining = await ids(channel, "callbacks"), set(await ids(channel, "callbacks.dead"))
     assert {*redriven, *remaining} == expected
     assert len(redriven) == len(set(redriven))
@@ -259,7 +264,7 @@ async def test_kill_9_during_a_redrive_loses_nothing(
 async def test_messages_refused_by_the_work_queue_stay_dead_lettered(own_broker: Broker) -> None:
     """A message leaves the dead-letter queue only after the work queue has confirmed it."""
     expected = {f"c{n}" for n in range(300)}
-    await ringback("topology", "declare", amqp_url=own_broker.url)
+    await declare_queues(own_broker.url, "callbacks")
     policy = ("short", "^callbacks$", '{"max-length": 50}')
     own_broker.ctl("set_policy", "--vhost", own_broker.vhost, *policy)
     async with await aio_pika.connect(own_broker.url) as connection:
@@ -301,19 +306,20 @@ async def returned(channel: aio_pika.abc.AbstractChannel, count: int) -> bool:
 async def test_ctrl_c_during_a_redrive_finishes_messages_in_flight(
     amqp_url: str, channel: aio_pika.abc.AbstractChannel
 ) -> None:
-    expected = sorted(f"c{n}" for n in range(3000))
+    expected = sorted(f"c{n}" for n in range(LETTERS))
     await dead_letter(channel, expected)
-    command = await start("dead", "redrive", "callbacks", "--yes", amqp_url=amqp_url)
-
-    await until(lambda: length(channel, "callbacks"))
-    command.send_signal(2)
-    _, stderr = await command.communicate()
-    await until(lambda: returned(channel, len(expected)))
+    async with held_broker(amqp_url, after=LETTERS_BYTES) as (held_url, released):
+        command = await start("dead", "redrive", "callbacks", "--yes", amqp_url=held_url)
+        await until(lambda: length(channel, "callbacks"))
+        command.send_signal(2)
+        released.set()
+        _, stderr = await command.communicate()
+        await until(lambda: returned(channel, len(expected)))
 
     assert command.returncode == 1
     redriven, remaining = await ids(channel, "callbacks"), await ids(channel, "callbacks.dead")
-    assert f"{len(redriven)} of 3000 messages moved" in stderr.decode()
-    assert remaining, "the redrive ended before Ctrl-C"
+    assert f"{len(redriven)} of {LETTERS} messages moved" in stderr.decode()
+    assert remaining
     assert {*redriven, *remaining} == set(expected)
     assert len(redriven) == len(set(redriven))
     assert len(redriven + remaining) - len(expected) <= 20, "acks were lost"

@@ -33,11 +33,7 @@ async def test_workers_share_the_queue_and_their_metrics_are_summed(
             url = await receiver.mailbox()
             await client.send_all(send_callback(url) for _ in range(60))
             await receiver.webhooks(url, count=60)
-
-            async def total() -> bool:
-                return await service.metric("callback_total", status="success") == 60
-
-            await until(total)
+            assert await service.metric_reaches(60, "callback_total", status="success") == 60
             consumers = await client.channel.declare_queue("callbacks", passive=True)
             assert consumers.declaration_result.consumer_count == 2
 
@@ -54,11 +50,7 @@ async def test_a_killed_worker_is_restarted_and_its_counts_stay(
             url = await receiver.mailbox()
             await client.send_all(send_callback(url) for _ in range(20))
             await receiver.webhooks(url, count=20)
-
-            async def counted() -> bool:
-                return await service.metric("callback_total", status="success") == 20
-
-            await until(counted)
+            assert await service.metric_reaches(20, "callback_total", status="success") == 20
             before = children(service)
             os.kill(before[0], signal.SIGKILL)
             await until(lambda: service.logged("killed by SIGKILL"))

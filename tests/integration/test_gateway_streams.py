@@ -265,7 +265,9 @@ async def test_u6_a_lost_wake_is_made_up_for_when_the_connection_is_back(
         await until(lambda: gateway_service.logged("user events is ready"))
         ann, bob = await person(call), await person(call)
         poll = asyncio.create_task(bob.poll(timeout=60))
-        await open_polls(gateway_service, 1)
+        await own_services["subscriptions"].metric_reaches(
+            1, "ringback_requests_answered_total", operation="ReadEvents"
+        )
         # Without the exchange, the queue of the gateway has no binding, and the wake is lost.
         await delete_wakes(own_broker.url)
         await ann.send(bob, "hi")

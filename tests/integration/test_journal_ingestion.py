@@ -259,7 +259,7 @@ async def test_n12_no_value_of_a_fact_stops_the_journal(
         async with running_journal(
             amqp_url, database_url, recorders=(*recorders, record_breakers)
         ) as journal:
-            await journal.has(good, within=5)
+            await journal.has(good)
 
 
 async def test_n6_what_the_stream_has_dropped_is_a_gap(amqp_url: str, database_url: str) -> None:

@@ -267,7 +267,7 @@ async def test_finding_c1_retention_leaves_a_posting_that_another_process_is_del
         await other.fetch(
             "SELECT FROM mailings.messages WHERE posting_id = $1 LIMIT 1 FOR UPDATE", old
         )
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             await retention.run_once(10)
         assert await mailings.store.status(old, None) is not None
     await retention.run_once(10)

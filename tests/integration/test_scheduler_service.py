@@ -253,10 +253,11 @@ async def test_a_failed_dispatch_is_retried_by_the_scheduler(
 async def test_metrics_and_a_log_line_report_a_callback(
     scheduler: Service, callbacks: FakeCallbackService
 ) -> None:
-    before = await scheduler.metric("ringback_schedule_lag_seconds_count")
+    lags = "ringback_schedule_lag_seconds_count"
+    before = await scheduler.metric(lags)
     callback = str(callback_id_of_message("", await callbacks.send({"url": URL})))
     await until(lambda: callback in callbacks.reported("notified"))
-    assert await scheduler.metric("ringback_schedule_lag_seconds_count") > before
+    await scheduler.metric_reaches(before + 1, lags)
     assert await scheduler.metric("ringback_schedules_created_total", outcome="created") > 0
     assert await scheduler.metric("ringback_schedules_settled_total", status="notified") > 0
     assert scheduler.logged("scheduled callback notified", schedule_id=callback)
