@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.local import daemon, stack
 from deploy.local.broker import Broker
@@ -23,6 +24,12 @@ from deploy.local.install import Installation, rabbitmq
 from deploy.local.rabbitmq4 import rabbitmq4
 from deploy.local.watchdog import throwaway
 from tests.fakes.virtual_host import virtual_host
+
+# Time limits would measure the machine instead of the code.
+settings.register_profile(
+    "ringback", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("ringback")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
