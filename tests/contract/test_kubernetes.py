@@ -22,6 +22,7 @@ from shared.security.settings import SecuritySettings
 from shared.settings import PREFIX, Settings, load_shared, variable_of
 from tests.contract.manifests import (
     CHECKOUT,
+    DEMO,
     DEPLOYED,
     NAME,
     OVERLAYS,
@@ -155,6 +156,22 @@ def test_m15_pods_are_restricted(overlay: str, workload: str) -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
+
+
+def test_m15_the_namespace_of_the_demo_refuses_pods_that_are_not_restricted() -> None:
+    [namespace] = objects(DEMO, "Namespace").values()
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", "postgres"])
+def test_m15_the_demo_keeps_the_data_of_broker_and_database(name: str) -> None:
+    store = objects(DEMO, "StatefulSet")[name]
+    container = main_container(store)
+    compose = (CHECKOUT / "docker-compose.yml").read_text()
+    assert f"image: {container['image']}\n" in compose
+    [claim] = store["spec"]["volumeClaimTemplates"]
+    assert claim["metadata"]["name"] in {mount["name"] for mount in container["volumeMounts"]}
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
 
 
 @each_workload

@@ -180,14 +180,22 @@ def test_m15_every_service_is_monitored() -> None:
         assert selects(spec["selector"], labels(deployment))
         assert ports(main_container(deployment))[endpoint["port"]] == SERVICES[name].metrics_port
     assert endpoint["path"] == "/metrics"
-    # Metrics carry the name of the service, as logs do.
-    [relabeling] = endpoint["relabelings"]
-    assert relabeling["targetLabel"] == "service"
-    assert relabeling["sourceLabels"] == ["__meta_kubernetes_pod_label_app_kubernetes_io_name"]
+    # The alerts need these labels.
+    assert endpoint["relabelings"] == [
+        {"targetLabel": "job", "replacement": "ringback"},
+        {
+            "targetLabel": "service",
+            "sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_name"],
+        },
+    ]
 
 
 def test_m15_broker_and_database_are_monitored() -> None:
     broker = objects(PRODUCTION, "ServiceMonitor")["rabbitmq"]["spec"]
     assert selects(broker["selector"], {"app.kubernetes.io/name": "rabbitmq"})
+    node, queues = broker["endpoints"]
+    assert (node["port"], node["path"]) == ("prometheus", "/metrics")
+    assert (queues["port"], queues["path"]) == ("prometheus", "/metrics/detailed")
+    assert queues["params"] == {"family": ["queue_coarse_metrics", "queue_consumer_count"]}
     database = objects(PRODUCTION, "PodMonitor")["postgres"]["spec"]
     assert selects(database["selector"], {"cnpg.io/cluster": "postgres"})
