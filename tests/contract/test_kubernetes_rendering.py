@@ -4,11 +4,26 @@ import os
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from textwrap import indent
 from typing import Any
 
 import pytest
 
-from tests.contract.manifests import FOLDER, OVERLAYS, Manifest, kustomize, parsed, rendered
+from tests.contract.manifests import (
+    CHECKOUT,
+    FOLDER,
+    OVERLAYS,
+    PRODUCTION,
+    Manifest,
+    kustomize,
+    objects,
+    parsed,
+    rendered,
+)
+
+UPDATE = (
+    "run: WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/contract/test_kubernetes_rendering.py"
+)
 
 # The oldest version with every field, and the newest that the schemas cover.
 VERSIONS = ("1.27", "1.37")
@@ -17,10 +32,21 @@ CUSTOM = {
     "rabbitmq.com/v1beta1/RabbitmqCluster",
     "postgresql.cnpg.io/v1/Cluster",
     "monitoring.coreos.com/v1/PodMonitor",
+    "monitoring.coreos.com/v1/PrometheusRule",
     "monitoring.coreos.com/v1/ServiceMonitor",
     "keda.sh/v1alpha1/ScaledObject",
     "keda.sh/v1alpha1/TriggerAuthentication",
 }
+# The beginning of the copy of deploy/prometheus/rules.yml.
+RULES_HEAD = """\
+# A copy of deploy/prometheus/rules.yml, written by
+# `WRITE_GOLDEN=1 pytest tests/contract/test_kubernetes_rendering.py`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: ringback
+spec:
+"""
 
 
 def kind(manifest: Manifest) -> str:
@@ -43,6 +69,19 @@ def schemas() -> Iterator[Any]:
         yield library
 
 
+def test_m15_n14_the_alerts_are_those_of_prometheus() -> None:
+    """Kustomize reads no file outside its folder, so the rules are copied."""
+    rules = (CHECKOUT / "deploy/prometheus/rules.yml").read_text()
+    text = RULES_HEAD + indent(rules, "  ")
+    file = FOLDER / "components/monitoring/rules.yaml"
+    if os.environ.get("WRITE_GOLDEN"):
+        file.write_text(text)
+
+    assert file.read_text() == text, UPDATE
+    [rendered_rules] = objects(PRODUCTION, "PrometheusRule").values()
+    assert rendered_rules["spec"] == parsed(rules)[0]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_m15_the_rendered_manifests_are_up_to_date(overlay: str) -> None:
     command = kustomize()
@@ -56,9 +95,7 @@ def test_m15_the_rendered_manifests_are_up_to_date(overlay: str) -> None:
         file.write_text(text)
 
     # As objects: versions of kustomize differ in order and style.
-    assert by_identity(parsed(text)) == by_identity(parsed(file.read_text())), (
-        "run: WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/contract/test_kubernetes_rendering.py"
-    )
+    assert by_identity(parsed(text)) == by_identity(parsed(file.read_text())), UPDATE
 
 
 @pytest.mark.parametrize("version", VERSIONS)
