@@ -161,6 +161,22 @@ def test_m15_the_migration_reaches_broker_and_database(overlay: str) -> None:
         assert accepts(overlay, store, pod, port)
 
 
+@pytest.mark.parametrize(
+    ("store", "between"),
+    [
+        # Discovery, the cluster with its quorum queues, replication of streams, commands.
+        (BROKER_POD, [4369, 25672, 6000, 6500, 35672]),
+        (DATABASE_POD, [5432, 8000]),
+    ],
+)
+def test_m15_nodes_of_broker_and_database_reach_each_other(
+    store: dict[str, str], between: list[int]
+) -> None:
+    for port in between:
+        assert may_reach(PRODUCTION, store, store, port)
+        assert accepts(PRODUCTION, store, store, port)
+
+
 @each_service
 def test_m15_services_do_not_reach_each_other(overlay: str, name: str) -> None:
     pod = labels(services(overlay)[name])

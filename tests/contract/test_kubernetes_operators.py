@@ -84,6 +84,8 @@ def test_m15_the_database_has_synchronous_standbys() -> None:
     assert spec["postgresql"]["synchronous"]["number"] >= 1
     assert spec["postgresql"]["synchronous"]["dataDurability"] == "required"
     assert spec["affinity"]["podAntiAffinityType"] == "required"
+    compose = (CHECKOUT / "docker-compose.yml").read_text()
+    assert f"image: postgres:{spec['imageName'].rpartition(':')[2].split('-')[0]}-" in compose
     # The names of the Secret and of the label follow from these.
     assert cluster["metadata"]["name"] == "postgres"
     assert spec["bootstrap"]["initdb"] == {"database": "ringback", "owner": "ringback"}
