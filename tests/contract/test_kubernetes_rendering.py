@@ -69,7 +69,7 @@ def schemas() -> Iterator[Any]:
         yield library
 
 
-def test_m15_n14_the_alerts_are_those_of_prometheus() -> None:
+def test_m15_the_alerts_are_those_of_prometheus() -> None:
     """Kustomize reads no file outside its folder, so the rules are copied."""
     rules = (CHECKOUT / "deploy/prometheus/rules.yml").read_text()
     text = RULES_HEAD + indent(rules, "  ")
