@@ -103,7 +103,7 @@ def bound(page: Page, site: Site, sessions: Sessions) -> web.RouteDef:
             request[SESSION] = session
         if page.role is not None:
             if session is None:
-                return _sign_in(request)
+                return _sign_in(request, page)
             if session.role < page.role:
                 raise ProblemError(
                     HTTPStatus.FORBIDDEN,
@@ -149,9 +149,13 @@ def _foreign_form(detail: str) -> ProblemError:
     return ProblemError(HTTPStatus.FORBIDDEN, "foreign_form", detail)
 
 
-def _sign_in(request: web.Request) -> web.Response:
-    """Return the redirect to the sign-in, or a page if an action needs one."""
-    if request.method == hdrs.METH_POST:
+def _sign_in(request: web.Request, page: Page) -> web.Response:
+    """Return the redirect to the sign-in.
+
+    Raises:
+        ProblemError: 401, the browser would not follow it for an action, or for a live part.
+    """
+    if page.method == hdrs.METH_POST or page.live:
         raise ProblemError(
             HTTPStatus.UNAUTHORIZED, "unauthorized", "You are not signed in any more."
         )
