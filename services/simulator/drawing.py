@@ -7,7 +7,6 @@ from typing import Final
 from markupsafe import Markup
 
 from services.console.charts import HEIGHT, WIDTH, Chart, Series, line_chart
-from services.console.formatting import duration
 from services.simulator.figures import ATTEMPTS, DEAD, DELIVERED, MESSAGES, Course, Result
 
 # The space above a chart for its title and its legend.
@@ -50,7 +49,7 @@ def draw(result: Result) -> str:
 
 
 def _charts(course: Course) -> Iterator[Chart]:
-    labels = [duration(index * course.width) for index in range(course.points)]
+    labels = [_clock(index * course.width) for index in range(course.points)]
     attempts, delivered, dead, messages = (
         course.counts[name][: course.points] for name in (ATTEMPTS, DELIVERED, DEAD, MESSAGES)
     )
@@ -78,6 +77,12 @@ def _charts(course: Course) -> Iterator[Chart]:
     if any(dead):
         total = list(accumulate(dead))
         yield line_chart("Dead letters so far", labels, [Series("dead", total, "bad")])
+
+
+def _clock(seconds: float) -> str:
+    """Return a time since the start, such as 2:14:24, short enough for the axis."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _panel(chart: Chart, top: int) -> Markup:

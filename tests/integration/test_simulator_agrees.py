@@ -75,7 +75,7 @@ LONG = Scenario.model_validate(
                 "name": "down",
                 "rate": 10,
                 "latency": 0.05,
-                "outages": [{"from": 0, "to": 25, "response": 502}],
+                "outages": [{"from": 0, "to": 42, "response": 502}],
             },
         ],
     }

@@ -184,6 +184,29 @@ def test_n15_a_callback_that_always_fails_takes_each_tier_once() -> None:
     assert result.counted[0].deepest["15s"] == 1
 
 
+def test_n15_the_jitter_of_a_retry_passes_in_tiers() -> None:
+    target = {
+        "name": "t",
+        "rate": 400,
+        "latency": 0,
+        "failures": [{"response": 500, "probability": 0.5}],
+        "retry": {"delays": [1.0], "quick_retries_count": 1},
+    }
+    (figures,) = run(of(targets=[target], duration=10)).counted
+    retried = [delay for delay in figures.delays if delay > 0]
+    # A jitter of half a second at most takes another second, in a quarter of the cases.
+    assert {round(delay) for delay in retried} == {1, 2}
+    assert sum(delay > 1.5 for delay in retried) / len(retried) == pytest.approx(0.25, abs=0.05)
+
+
+def test_n15_a_callback_waits_for_its_place_in_the_lane() -> None:
+    target = {"name": "t", "rate": 20, "latency": 0.1}
+    (figures,) = run(of(targets=[target], duration=0.3, callback={"lane_limit": 1})).counted
+    # One every 0.05 s, and one request of 0.1 s at a time.
+    assert list(figures.delays) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3, 0.35])
+    assert figures.deferrals == 0
+
+
 def test_n15_a_permanent_refusal_is_dead_at_once() -> None:
     target = {
         "name": "t",
