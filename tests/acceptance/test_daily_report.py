@@ -52,6 +52,7 @@ def url(database_url: str) -> Iterator[str]:
         yield fresh
 
 
+@pytest.mark.slow
 async def test_m12_the_report_is_sent_through_scheduler_and_delivery(
     amqp_url: str, url: str, tmp_path: Path
 ) -> None:

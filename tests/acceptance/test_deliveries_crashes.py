@@ -71,6 +71,7 @@ async def test_u2_rows_16_and_17_a_kill_at_any_point_repeats_at_most_once_and_lo
         assert max(by_id.values()) <= 2
 
 
+@pytest.mark.slow
 async def test_n5_with_a_receiver_that_fails_each_first_attempt_events_arrive_in_order(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import asyncpg
+import pytest
 
 from deploy.local.database import Database
 from tests.fakes.cohorts import FILL_CLIENTS, client_id
@@ -19,6 +20,7 @@ PAGE = 500
 KILLS = 2
 
 
+@pytest.mark.slow
 async def test_e7_m2_two_kills_skip_no_client_and_send_no_second_message(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from deploy.local.database import Database
 from tests.fakes.cohorts import FILL_CLIENTS
@@ -41,6 +42,7 @@ async def report(client: MailingsClient, first: int, last: int) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_m6_counts_equal_rows_after_two_kills(
     amqp_url: str, own_database: Database, tmp_path: Path
 ) -> None:

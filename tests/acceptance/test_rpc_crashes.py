@@ -49,7 +49,7 @@ async def stored(call: Caller, service: str) -> set[str]:
 
 
 @pytest.mark.parametrize("service", ["scheduler", pytest.param("mailings", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("point", slow_except(SERVICE_POINTS, *SERVICE_POINTS[1:3]))
+@pytest.mark.parametrize("point", slow_except(SERVICE_POINTS, SERVICE_POINTS[2]))
 async def test_finding_a3_and_a4_a_service_killed_during_a_request_creates_nothing_twice(
     amqp_url: str, own_database_url: str, tmp_path: Path, service: str, point: str
 ) -> None:

@@ -77,7 +77,7 @@ def early_arrivals(callbacks: FakeCallbackService, due: Mapping[str, float]) -> 
     return [each.id for each in callbacks.arrivals if each.at < due_times[each.id] - TOLERANCE]
 
 
-@pytest.mark.parametrize("point", slow_except(POINTS, "after the claim", "after the confirm"))
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the claim"))
 async def test_rows_16_and_17_a_crash_at_any_point_repeats_at_most_once_and_loses_nothing(
     amqp_url: str, empty_url: str, tmp_path: Path, point: str
 ) -> None:

@@ -9,6 +9,7 @@ import yaml
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / ".ci/run"
+AUDIT = CHECKOUT / "deploy/local/audit.sh"
 WORKFLOWS = sorted((CHECKOUT / ".github/workflows").glob("*.y*ml"))
 GITLAB = CHECKOUT / ".gitlab-ci.yml"
 FILES = [*WORKFLOWS, GITLAB]
@@ -18,8 +19,9 @@ _GITLAB_KEYWORDS = {"workflow", "default", "variables", "stages", "include"}
 LANES = {
     "test": ".ci/run",
     "rabbitmq4": "make test-rabbitmq4",
+    "slow": "make soak",
     "build-image": "docker build --pull --file deploy/docker/Dockerfile --tag ringback .",
-    "audit": ".ci/audit",
+    "audit": "deploy/local/audit.sh",
 }
 _PUBLISHES = re.compile(
     r"docker (login|push)|--push|\bgh |git push|twine|publish|upload-pages|deploy-pages"
@@ -97,8 +99,8 @@ def test_m16_ci_calls_only_targets_and_scripts_that_exist(file: Path) -> None:
     targets = set(re.findall(r"(?m)^make ([\w-]+)", lines))
     assert targets
     assert targets <= recipes().keys()
-    scripts = {CHECKOUT / path for path in re.findall(r"\.ci/\w+", lines)}
-    assert SCRIPT in scripts
+    scripts = {CHECKOUT / path for path in re.findall(r"(?m)^[./\w]+/\S+", lines)}
+    assert scripts == {SCRIPT, AUDIT}
     assert all(path.stat().st_mode & 0o111 for path in scripts)
 
 
@@ -141,7 +143,7 @@ def test_m16_images_name_a_release_and_every_job_has_a_timeout(file: Path) -> No
         assert job.get("timeout-minutes") or job.get("timeout")
         assert all(re.search(r":\d[\w.-]*$", image) for image in images(job))
     # The tests run on Debian 12, the oldest system that Ringback supports.
-    for name in ("test", "rabbitmq4"):
+    for name in ("test", "rabbitmq4", "slow"):
         assert (images(jobs(file)[name]) or [default]) == ["python:3.11-slim-bookworm"]
 
 
@@ -152,7 +154,7 @@ def test_m16_the_bill_of_materials_is_made_with_the_python_of_the_image(file: Pa
 
 
 def test_m16_scripts_name_versions_but_no_host() -> None:
-    for script in (CHECKOUT / ".ci").iterdir():
+    for script in (SCRIPT, AUDIT):
         text = script.read_text()
         assert not re.search(r"https?://|index-url", text)
         for words in re.findall(r"pip\" install (.*)", text):

@@ -2,7 +2,7 @@
 # Writes the bill of materials of the image to dist/, and looks for known vulnerabilities in the
 # versions of requirements.lock. Exits with 1 if one is known, and with 2 if that cannot be found out.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
