@@ -66,7 +66,7 @@ async def start(process: Process) -> None:
         clock=asyncio.get_running_loop().time,
         observe=breaker_reporter(breaker_observer(labels.label), facts.send_unconfirmed, clock),
     )
-    pauses = Pauses()
+    pauses = Pauses(clock)
     follower = PauseFollower(
         pauses,
         url=url,

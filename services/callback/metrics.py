@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 CALLBACKS: Final = Counter("callback", "Attempts to deliver a callback.", ["status"])
 SUCCESS: Final = CALLBACKS.labels("success")
@@ -12,6 +12,11 @@ DURATION: Final = Histogram(
     "Seconds that one attempt took.",
     ["target_url"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+PAUSES_KNOWN: Final = Gauge(
+    "ringback_paused_targets_known",
+    "1 if the process has the list of paused targets.",
+    multiprocess_mode="livemin",
 )
 HMAC_ERRORS: Final = Counter("hmac_errors", "Callbacks that could not be signed.")
 

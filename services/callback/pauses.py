@@ -10,9 +10,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from services.callback import metrics
 from shared.amqp.connection import BrokerConnection, keep_connected
 from shared.amqp.declare import declare
 from shared.amqp.stream import StreamMessage, open_stream
+from shared.clock import Clock
 from shared.contracts.controls import PAUSED_TARGETS, PausedTargets
 from shared.errors import DeferredError
 from shared.process.health import Health
@@ -27,12 +29,17 @@ PREFETCH: Final = 10
 READ_TIMEOUT: Final = 5.0
 # Seconds after which a stream that the broker reports as empty has no list.
 EMPTY_TIMEOUT: Final = 0.5
+# Versions are times in microseconds. Seconds by which the clock of the journal's database may be
+# ahead.
+VERSIONS_PER_SECOND: Final = 1_000_000
+MAX_AHEAD: Final = 3600.0
 
 
 class Pauses:
     """The paused targets, as the last list says."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._targets: frozenset[str] = frozenset()
         self._version = 0
 
@@ -46,10 +53,16 @@ class Pauses:
             delay = deferral_delay(deferrals)
             raise DeferredError("the target is paused", delay=delay, ages=False)
 
-    def apply(self, paused: PausedTargets) -> None:
-        """Replace the list, unless this one is older: several processes publish it."""
+    def apply(self, paused: PausedTargets) -> bool:
+        """Replace the list, unless this one is older: several processes publish it.
+
+        Return False if its version is not valid. It would outdate all lists that follow.
+        """
+        if paused.version > (self._clock.now() + MAX_AHEAD) * VERSIONS_PER_SECOND:
+            logger.warning("list of paused targets ignored: its version is in the future")
+            return False
         if paused.version < self._version:
-            return
+            return True
         self._version = paused.version
         targets = frozenset(paused.targets)
         for target in targets - self._targets:
@@ -57,6 +70,7 @@ class Pauses:
         for target in self._targets - targets:
             logger.warning("target resumed", extra={"target_url": target})
         self._targets = targets
+        return True
 
 
 class PauseFollower:
@@ -105,13 +119,16 @@ class PauseFollower:
                 await self._read.wait()
         except TimeoutError:
             if not await stream.count():
+                logger.warning("no list of paused targets: no journal has published one")
                 self._read.set()
         await stream.run()
 
     def _apply(self, body: bytes) -> None:
         try:
-            self._pauses.apply(PausedTargets.model_validate_json(body))
+            valid = self._pauses.apply(PausedTargets.model_validate_json(body))
         except ValidationError as error:
             logger.warning("list of paused targets not valid: %s", error.errors()[0]["msg"])
-        else:
+            return
+        if valid:
+            metrics.PAUSES_KNOWN.set(1)
             self._read.set()

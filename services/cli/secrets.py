@@ -9,6 +9,8 @@ from tqdm import tqdm
 from services.cli.broker import private_database, run_task
 from services.cli.keys import development_key
 from services.cli.output import echo
+from services.journal import reseal as requests
+from services.journal.app import SCHEMA as JOURNAL
 from services.scheduler import reseal as callbacks
 from services.scheduler.app import SCHEMA as SCHEDULER
 from services.subscriptions import reseal as endpoints
@@ -26,7 +28,10 @@ STATEMENT_TIMEOUT = 30.0
 
 @dataclass(slots=True)
 class Result:
-    """The number of callbacks and endpoints, and the faults of those that cannot be decrypted."""
+    """The number of rows with secrets, and the faults of those that cannot be decrypted.
+
+    A row is a callback, an endpoint, or a kept request of the journal.
+    """
 
     read: int = 0
     resealed: int = 0
@@ -49,8 +54,9 @@ def secrets() -> None:
 def reseal_command(*, as_json: bool) -> None:
     """Encrypt all stored secrets again with the first key of RINGBACK_SECRETS_KEY.
 
-    Afterwards, the other keys can be removed. First start all processes of the scheduler and of
-    subscriptions with the new key in front, because they encrypt new secrets with it. The command
+    Afterwards, the other keys can be removed. First start all services with the new key in front,
+    because they encrypt new secrets with it. Excerpts of responses in the journal stay as they
+    are: they need the old key until the retention deletes them. The command
     works in small batches while everything runs. It is safe to interrupt and to repeat. The exit
     code is 1 if a secret still needs another key.
 
@@ -60,13 +66,16 @@ def reseal_command(*, as_json: bool) -> None:
     """
     url = private_database()
     settings = configured(
-        (SecuritySettings,), storing=() if url else ("scheduler", "subscriptions")
+        (SecuritySettings,), storing=() if url else ("scheduler", "subscriptions", "journal")
     )
     result = run_task(_reseal(settings.database_url or url or "", _cipher()))
     if as_json:
         echo(json.dumps(asdict(result)))
     else:
-        echo(f"{result.resealed} of {result.read} callbacks and endpoints encrypted again.")
+        echo(
+            f"{result.resealed} of {result.read} callbacks, endpoints and kept requests encrypted"
+            " again."
+        )
         if result.skipped:
             echo(f"{result.skipped} of them changed at the same time. Repeat the command.")
         for fault, count in result.faults.items():
@@ -90,13 +99,14 @@ def _cipher() -> SecretCipher:
 async def _reseal(url: str, cipher: SecretCipher) -> Result:
     result = Result()
     async with connect(url, statement_timeout=STATEMENT_TIMEOUT) as connection:
-        if await pending(connection, SCHEDULER) or await pending(connection, SUBSCRIPTIONS):
-            raise click.ClickException(
-                "Cannot encrypt secrets: the schema is not up to date. Run `ringback migrate`."
-            )
+        for schema in (SCHEDULER, SUBSCRIPTIONS, JOURNAL):
+            if await pending(connection, schema):
+                raise click.ClickException(
+                    "Cannot encrypt secrets: the schema is not up to date. Run `ringback migrate`."
+                )
         total = await callbacks.estimated_callbacks(connection)
         with tqdm(total=total or None, unit=" callbacks", leave=False, disable=None) as bar:
-            for reseal in (callbacks.reseal, endpoints.reseal):
+            for reseal in (callbacks.reseal, endpoints.reseal, requests.reseal):
                 async for batch in reseal(connection, cipher):
                     result.read += batch.read
                     result.resealed += batch.resealed

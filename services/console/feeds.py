@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
@@ -20,6 +22,8 @@ Values = asyncio.Queue[Any]
 INTERVAL: Final = 2.0
 # Values that wait for one browser. A slower one misses the oldest.
 MAX_WAITING: Final = 5
+# Streams of one session in this process. A window has one.
+MAX_STREAMS: Final = 20
 # In place of a value: no more follow.
 END: Final = object()
 
@@ -31,7 +35,29 @@ class Feeds:
         self._interval = interval
         self._followers: dict[Hashable, set[Values]] = {}
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
+        self._streams = Counter[str]()
         self._closed = False
+
+    @contextmanager
+    def stream_of(self, session: str) -> Iterator[None]:
+        """Count a stream of a session until the block ends.
+
+        Raises:
+            ProblemError: 429, the session has MAX_STREAMS already.
+        """
+        if self._streams[session] >= MAX_STREAMS:
+            raise ProblemError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_requests",
+                f"This session has {MAX_STREAMS} live pages. Close some of them.",
+            )
+        self._streams[session] += 1
+        try:
+            yield
+        finally:
+            self._streams[session] -= 1
+            if not self._streams[session]:
+                del self._streams[session]
 
     @asynccontextmanager
     async def follow(self, key: Hashable, read: Callable[[], Read]) -> AsyncIterator[Values]:

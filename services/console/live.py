@@ -24,9 +24,19 @@ _HEADERS: Final = {
 
 
 async def stream(visit: Visit, values: Values, render: Callable[[Any], str]) -> web.StreamResponse:
-    """Send what `render` makes of each value as an event, unless it is empty or the same again."""
-    response = web.StreamResponse(headers=_HEADERS)
-    await response.prepare(visit.request)
+    """Send what `render` makes of each value as an event, unless it is empty or the same again.
+
+    Raises:
+        ProblemError: 429, the session has too many streams.
+    """
+    with visit.site.feeds.stream_of(visit.csrf):
+        response = web.StreamResponse(headers=_HEADERS)
+        await response.prepare(visit.request)
+        await _send(response, values, render)
+    return response
+
+
+async def _send(response: web.StreamResponse, values: Values, render: Callable[[Any], str]) -> None:
     last = ""
     try:
         await _write(response, _RETRY)
@@ -46,7 +56,6 @@ async def stream(visit: Visit, values: Values, render: Callable[[Any], str]) -> 
                     last = text
     except (TimeoutError, ConnectionError):
         pass  # the browser connects again, or has gone
-    return response
 
 
 def event(text: str) -> str:

@@ -21,7 +21,6 @@ from services.gateway.parsing import QUERY, parse_query
 from services.gateway.polls.reading import EventReader
 from services.gateway.polls.waiters import Waiters
 from services.gateway.polls.wakes import WakeReceiver
-from services.gateway.rate_limit import RateLimiter
 from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import about, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
@@ -33,6 +32,7 @@ from shared.amqp.rpc_client import RpcClient
 from shared.contracts.schedule_requests import PING
 from shared.http.openapi import document
 from shared.http.problem import ProblemError
+from shared.http.rate_limit import RateLimiter
 from shared.http.server import AppRunner
 from shared.http.service_client import ServiceClient
 from shared.process.command import Service

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
+from shared.contracts.journal_reads import SelectedClient
 from shared.contracts.schedule_changes import NewContext, NewScheme, NewUrl
 from shared.contracts.schedule_requests import MAX_BATCH_SIZE, CallbackCreated
 from shared.contracts.schedules import Delay, RunAt, ScheduleCallback, Url
@@ -28,6 +29,7 @@ class ReplayChange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    client_id: SelectedClient = None
     url: Url | None = Field(default=None, description="Send it to this URL instead.")
 
 

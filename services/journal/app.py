@@ -26,6 +26,7 @@ from services.journal.pauses.store import PausedTargetStore
 from services.journal.reading import MAX_CONCURRENT
 from services.journal.replays.bulk import BulkReplay
 from services.journal.replays.bulk_requests import BulkReplayRequests
+from services.journal.replays.domain import Ticket
 from services.journal.replays.requests import ReplayRequests
 from services.journal.replays.sending import ReplaySender
 from services.journal.replays.store import Replays
@@ -49,6 +50,7 @@ from shared.process.run import Process
 from shared.registry import SERVICES
 from shared.security.encryption import SecretCipher
 from shared.security.settings import SecuritySettings
+from shared.security.tickets import TicketIssuer
 from shared.settings import load
 from shared.topology import (
     CONTROLS,
@@ -74,7 +76,8 @@ async def start(process: Process) -> None:
     )
     partitions, index, audit = Partitions(database), LetterIndex(database), Audit(database)
     jobs = Jobs(database, audit)
-    key = load(SecuritySettings).secrets_key
+    security = load(SecuritySettings)
+    key, issuer = security.secrets_key, TicketIssuer.of(security)
     cipher = None if key is None else SecretCipher.of(key.get_secret_value())
     # Dead letters are moved back to every work queue.
     work_queues = table.only(queue.name for queue in WORK_QUEUES)
@@ -96,7 +99,11 @@ async def start(process: Process) -> None:
         clock=clock,
     )
     replays = Replays(database)
-    sender = ReplaySender(publisher, facts, cipher, clock)
+
+    def own_ticket(client_id: str) -> Ticket | None:
+        return None if issuer is None else (security.ticket_header, issuer.own(client_id))
+
+    sender = ReplaySender(publisher, facts, cipher, clock, own_ticket)
     bulk = BulkReplay(database, replays, sender, jobs, cipher)
     worker = JobWorker(
         jobs,
@@ -157,10 +164,15 @@ async def start(process: Process) -> None:
             ).handlers(),
             **AuditRequests(audit, slots).handlers(),
             **DeadRequests(
-                database, index, jobs, LetterReader(url, name=f"{name} letters"), wake=worker.wake
+                database,
+                index,
+                jobs,
+                LetterReader(url, name=f"{name} letters"),
+                slots,
+                wake=worker.wake,
             ).handlers(),
-            **JobRequests(jobs).handlers(),
-            **ReplayRequests(replays, sender, audit, cipher).handlers(),
+            **JobRequests(jobs, slots).handlers(),
+            **ReplayRequests(replays, sender, audit, cipher, slots).handlers(),
             **BulkReplayRequests(database, replays, jobs, cipher, wake=worker.wake).handlers(),
             **PauseRequests(paused, announcer, audit).handlers(),
         },

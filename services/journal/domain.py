@@ -88,6 +88,12 @@ class Minute:
     failed: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
 
+    def add(self, other: "Minute") -> None:
+        """Add the attempts of another target."""
+        self.delivered += other.delivered
+        self.failed += other.failed
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+
 
 @dataclass(slots=True)
 class Rows:

@@ -84,7 +84,17 @@ class _Reading:
     read: Position
     verified: bool
     received: int = 0
-    stored_at: float = 0.0  # time of the last stored message, in epoch seconds
+    waiting_since: float = 0.0  # time of the first message that is not stored, 0 if none is here
+
+    def lag(self, last: StreamMessage, now: float) -> float:
+        """Return for how many seconds the oldest message that is not stored has waited.
+
+        last: the last message of the stream. now: in epoch seconds.
+        """
+        if last.offset <= self.stored.offset:
+            return 0.0
+        since = self.waiting_since or float(last.properties.timestamp or now)
+        return max(now - since, 0.0)
 
     def advance(self, message: StreamMessage) -> Missed | None:
         """Move on to a message, and return what the stream has dropped before it."""
@@ -120,7 +130,7 @@ class Ingestion:
         self._topology = topology
         self._health = health
         self._batch = batch
-        self._recent: OrderedDict[str, None] = OrderedDict()
+        self._recent: OrderedDict[str, int] = OrderedDict()  # offsets by message id
         health.expect(PART)
 
     async def run(self) -> None:
@@ -146,7 +156,10 @@ class Ingestion:
     async def _serve(self, broker: BrokerConnection) -> None:
         await declare(broker.connection, self._topology)
         position = await self._store.position()
-        self._recent.clear()  # a database that has lost commits gets their messages again
+        # A database that has lost commits gets their messages again.
+        self._recent = OrderedDict(
+            (id_, offset) for id_, offset in self._recent.items() if offset <= position.offset
+        )
         reading = _Reading(position, position, verified=position.offset < 0)
         received: asyncio.Queue[StreamMessage] = asyncio.Queue()
         stream = await open_stream(broker, JOURNAL_FACTS)
@@ -178,6 +191,7 @@ class Ingestion:
         batch = _Batch()
         facts = count = 0
         message = await received.get()
+        reading.waiting_since = float(message.properties.timestamp or 0)
         end = asyncio.get_running_loop().time() + COLLECT_INTERVAL
         while True:
             count += 1
@@ -240,8 +254,7 @@ class Ingestion:
         metrics.INVALID.inc(refused)
         self._count(batch)
         reading.stored = reading.read
-        if batch.messages:
-            reading.stored_at = float(batch.messages[-1][0].properties.timestamp or 0)
+        reading.waiting_since = 0.0
 
     async def _store_each(self, batch: _Batch, reading: _Reading) -> tuple[int, int]:
         """Store each message alone, and leave out the facts that cannot be stored.
@@ -277,7 +290,7 @@ class Ingestion:
             metrics.UNKNOWN.inc(parsed.unknown)
             metrics.INVALID.inc(parsed.invalid)
             if message.properties.message_id is not None:
-                self._recent[message.properties.message_id] = None
+                self._recent[message.properties.message_id] = message.offset
         while len(self._recent) > MAX_RECENT:
             self._recent.popitem(last=False)
         for missed in batch.missed:
@@ -307,10 +320,8 @@ class Ingestion:
             last = await last_message(broker, JOURNAL_FACTS)
             if last is None:  # empty, or the broker is slow
                 continue
-            behind = max(last.offset - reading.stored.offset, 0)
-            metrics.BEHIND.set(behind)
-            since = reading.stored_at or float(last.properties.timestamp or 0)
-            lag = max(time.time() - since, 0.0) if behind else 0.0
+            metrics.BEHIND.set(max(last.offset - reading.stored.offset, 0))
+            lag = reading.lag(last, time.time())
             metrics.LAG.set(lag)
             await self._store.report_lag(lag)
             idle = reading.received == idle_since and received.empty()

@@ -28,6 +28,17 @@ def visible(context: RequestContext) -> str | None:
     return None if context.operator else context.client_id or ""
 
 
+def selected(context: RequestContext, client_id: str | None) -> str | Failure | None:
+    """Return the client whose data a request is about, as `visible` does.
+
+    client_id: the one that the request names. Only operators may name another one than their own.
+    """
+    own = visible(context)
+    if client_id is None:
+        return own
+    return client_id if own in (None, client_id) else OPERATORS_ONLY
+
+
 def for_operators(respond: Respond[B]) -> Respond[B]:
     """Return a handler that refuses everybody else."""
 

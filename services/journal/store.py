@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from services.journal import domain
 from services.journal.domain import EntryRow, Minute, MinuteKey, RequestRow, Rows
 from services.journal.partitions import Partitions
+from services.journal.targets.limit import TargetLimit
 from shared.errors import InfrastructureError
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
@@ -24,6 +25,10 @@ _ENTRY_COLUMNS: Final = EntryRow._fields
 # The commit need not reach the disk. If the database loses it, it loses the position as well, so
 # the stream is read again.
 _ASYNCHRONOUS: Final = "SET LOCAL synchronous_commit = off"
+
+# How far back an earlier request of the same callback is searched. One that waits longer for its
+# next attempt is kept again. Replays use the first one.
+REPEAT_SPAN: Final = timedelta(days=1)
 
 # Stores what another part of the journal keeps of the facts, in the same transaction.
 Recorder = Callable[[Any, Sequence[BaseModel]], Awaitable[None]]
@@ -73,6 +78,7 @@ class Store:
         self._partitions = partitions
         self._retention = retention
         self._recorders = recorders
+        self._targets = TargetLimit()
 
     async def position(self) -> Position:
         """Return the position in the stream."""
@@ -136,6 +142,7 @@ class Store:
         """Return the rows of these facts, after creating their partitions."""
         now = await self._partitions.now()
         rows = domain.rows(facts, now=now, retention=self._retention)
+        rows.minutes = self._targets.limited(rows.minutes)
         await self._partitions.ensure({row.at.astimezone(UTC).date() for row in rows.entries})
         return rows
 
@@ -147,7 +154,13 @@ class Store:
         if rows.minutes:
             await connection.execute(SQL["add_minutes"], *_minute_columns(rows.minutes))
         if rows.requests:
-            await connection.execute(SQL["keep_requests"], *_columns(rows.requests))
+            times = [request.at for request in rows.requests]
+            await connection.execute(
+                SQL["keep_requests"],
+                *_columns(rows.requests),
+                min(times) - REPEAT_SPAN,
+                max(times),
+            )
         for record in self._recorders:
             await record(connection, facts)
 

@@ -47,7 +47,7 @@ def fact_messages(facts: Iterable[BaseModel]) -> Iterator[OutgoingMessage]:
 def batch_messages(name: str, facts: Iterable[Mapping[str, object]]) -> Iterator[OutgoingMessage]:
     """Yield messages for observers, with facts of the type `name` that are no models."""
     for chunk in _chunks(facts):
-        body = to_json({"facts": chunk})
+        body = _encoded(chunk)
         yield OutgoingMessage(name, _properties(), body, exchange=OUTCOMES, mandatory=False)
 
 
@@ -126,7 +126,39 @@ def _batches(
 ) -> Iterator[tuple[str, Properties, bytes]]:
     for name, group in groupby(sorted(facts, key=key), key):
         for chunk in _chunks(group):
-            yield name, _properties(), to_json({"facts": chunk}, exclude=exclude)
+            yield name, _properties(), _encoded(chunk, exclude=exclude)
+
+
+def _encoded(facts: list[Any], *, exclude: Any = None) -> bytes:
+    """Return the body of a message. A fact that JSON cannot contain is left out, and logged."""
+    try:
+        return to_json({"facts": facts}, exclude=exclude)
+    except ValueError:  # PydanticSerializationError is one
+        valid = [fact for fact in map(_valid, facts) if fact is not None]
+        return to_json({"facts": valid}, exclude=exclude)
+
+
+def _valid(fact: Any) -> Any:
+    """Return a fact whose texts are valid UTF-8; None if JSON cannot contain it."""
+    fields = _with_valid_texts(
+        fact.model_dump(warnings=False) if isinstance(fact, BaseModel) else fact
+    )
+    try:
+        to_json(fields)
+    except ValueError as error:
+        extra = {"fact_type": fields.get("type"), "error": type(error).__name__}
+        logger.error("fact not sent: JSON cannot contain it", extra=extra)  # noqa: TRY400
+        return None
+    return fields
+
+
+def _with_valid_texts(value: Any) -> Any:
+    """Replace unpaired surrogates, which UTF-8 does not have."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {name: _with_valid_texts(each) for name, each in value.items()}
+    return [_with_valid_texts(each) for each in value] if isinstance(value, list) else value
 
 
 def _properties() -> Properties:

@@ -20,6 +20,9 @@ from shared.errors import RingbackError
 
 # AMQP's maximum for one consumer.
 MAX_PREFETCH: Final = 65_535
+# Bytes that are received ahead. Each consumer holds its messages until the end, so a long queue
+# needs another one for each prefetch window. A million small messages need 17.
+MAX_BYTES_AHEAD: Final = 64 << 20
 # Seconds without a message after which reading ends: another consumer holds the others. A busy
 # broker needs a few seconds to start a large transfer.
 IDLE_TIMEOUT: Final = 10.0
@@ -52,7 +55,7 @@ class QueueBrowser:
         self._intercepted = intercepted
         self._queue = queue
         self._deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
-        self._received = 0
+        self._received = self._bytes = 0
         self._capacity = 0
         intercepted.on_delivery = self._deliveries.put_nowait
 
@@ -63,14 +66,14 @@ class QueueBrowser:
         if self._received == self.total:
             raise StopAsyncIteration
         if self._received - self.removed >= self._capacity:
-            await self._channel.basic_consume(self._queue, ignore_delivery)
-            self._capacity += self._prefetch
+            await self._add_consumer()
         try:
             async with asyncio.timeout(IDLE_TIMEOUT):  # wait_for of 3.11 can miss a cancellation
                 delivery = await self._deliveries.get()
         except TimeoutError:
             raise StopAsyncIteration from None
         self._received += 1
+        self._bytes += len(delivery.body)
         return delivery
 
     @property
@@ -89,6 +92,15 @@ class QueueBrowser:
         channel = self._intercepted
         channel.write(codec.encode_ack(channel.number, delivery.tag, multiple=False))
 
+    async def _add_consumer(self) -> None:
+        """Receive more messages: of those after the first window, as many as fit into memory."""
+        if self._received:
+            fitting = MAX_BYTES_AHEAD * self._received // max(self._bytes, 1)
+            self._prefetch = min(max(fitting, self._prefetch), MAX_PREFETCH)
+        await self._channel.basic_qos(prefetch_count=self._prefetch)
+        await self._channel.basic_consume(self._queue, ignore_delivery)
+        self._capacity += self._prefetch
+
 
 @asynccontextmanager
 async def browse_queue(
@@ -96,7 +108,8 @@ async def browse_queue(
 ) -> AsyncIterator[QueueBrowser]:
     """Open a browser. When the block ends, all messages not removed are back in the queue.
 
-    `prefetch` is the number of messages that the caller reads before it removes one.
+    `prefetch` is the number of messages that the caller reads before it removes one. It grows with
+    the queue if its messages are small.
 
     Raises:
         QueueMissingError: the queue does not exist.
@@ -111,7 +124,6 @@ async def browse_queue(
         ) from None
     prefetch = min(prefetch, MAX_PREFETCH)
     browser = QueueBrowser(channel, intercepted, queue, state.message_count or 0, prefetch)
-    await channel.basic_qos(prefetch_count=prefetch)
     try:
         yield browser
     finally:

@@ -39,6 +39,10 @@ STATUS_PATTERN: Final = r"^(delivered|failed|dead|dispatch_failed|[1-5][0-9]{2})
 CallbackRef = Annotated[
     SearchText, Field(description="The id of the scheduled callback, or the `webhook-id`.")
 ]
+SelectedClient = Annotated[
+    ClientId | None,
+    Field(description="Only for operators: whose callback it is, if several have used the id."),
+]
 
 
 class ListAttempts(BaseModel):
@@ -97,6 +101,7 @@ class ReadTimeline(BaseModel):
     model_config = ENVELOPE
 
     id: CallbackRef
+    client_id: SelectedClient = None
     cursor: Cursor | None = None
 
 

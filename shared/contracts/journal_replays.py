@@ -13,7 +13,7 @@ from shared.contracts.journal import (
     Origin,
     Rate,
 )
-from shared.contracts.journal_reads import CallbackRef
+from shared.contracts.journal_reads import CallbackRef, SelectedClient
 from shared.contracts.requests import RpcOperation
 from shared.contracts.schedules import ENVELOPE, Url
 from shared.topology import JOURNAL_REQUESTS
@@ -25,6 +25,7 @@ class ReadRequest(BaseModel):
     model_config = ENVELOPE
 
     id: CallbackRef
+    client_id: SelectedClient = None
 
 
 class KeptRequest(BaseModel):
@@ -43,6 +44,7 @@ class ReplayCallback(BaseModel):
     model_config = ENVELOPE
 
     id: CallbackRef
+    client_id: SelectedClient = None
     url: Url | None = Field(default=None, description="Send it to this URL instead.")
 
 

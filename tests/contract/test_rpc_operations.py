@@ -87,9 +87,9 @@ from shared.topology import REQUEST_QUEUES
             OverviewRequests(Mock(), Mock(), Mock(), Mock(), Mock(), monotonic=Mock(), now=Mock()),
         ),
         (AUDIT_OPERATIONS, AuditRequests(Mock(), Mock())),
-        (DEAD_OPERATIONS, DeadRequests(Mock(), Mock(), Mock(), Mock(), wake=Mock())),
-        (JOB_OPERATIONS, JobRequests(Mock())),
-        (REPLAY_OPERATIONS, ReplayRequests(Mock(), Mock(), Mock(), None)),
+        (DEAD_OPERATIONS, DeadRequests(Mock(), Mock(), Mock(), Mock(), Mock(), wake=Mock())),
+        (JOB_OPERATIONS, JobRequests(Mock(), Mock())),
+        (REPLAY_OPERATIONS, ReplayRequests(Mock(), Mock(), Mock(), None, Mock())),
         (
             BULK_REPLAY_OPERATIONS,
             BulkReplayRequests(Mock(), Mock(), Mock(), None, wake=Mock()),

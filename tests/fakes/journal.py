@@ -15,13 +15,15 @@ from services.journal.app import SCHEMA
 from services.journal.ingestion import Ingestion
 from services.journal.partitions import Partitions
 from services.journal.store import Recorder, Store
+from shared.amqp.codec import Properties
 from shared.amqp.facts import fact_messages
-from shared.amqp.publisher import Publisher
+from shared.amqp.message import PERSISTENT
+from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.contracts.facts import CallbackDelivered
 from shared.postgres.migrations import migrate
 from shared.postgres.pool import Database
 from shared.process.health import Health
-from shared.topology import DEFAULT_BACKLOG, JOURNAL_FACTS, Topology, topology
+from shared.topology import DEFAULT_BACKLOG, JOURNAL_FACTS, OUTCOMES, Topology, topology
 from tests.fakes.waiting import until
 
 RETENTION = timedelta(days=14)
@@ -66,6 +68,19 @@ async def fact_publisher(amqp_url: str, table: Topology) -> AsyncIterator[Publis
 async def publish(publisher: Publisher, facts: Iterable[BaseModel]) -> None:
     """Publish facts as one message per type, and wait for the confirms."""
     await publisher.publish_all(list(fact_messages(facts)))
+
+
+def raw(body: str) -> OutgoingMessage:
+    """Return a message with facts that is not checked."""
+    properties = Properties(
+        content_type="application/json",
+        type="Facts",
+        message_id=new_id(),
+        delivery_mode=PERSISTENT,
+    )
+    return OutgoingMessage(
+        "callback.delivered", properties, body.encode(), exchange=OUTCOMES, mandatory=False
+    )
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from services.journal.dead.requests import DeadRequests
 from services.journal.jobs.requests import JobRequests
 from services.journal.jobs.store import Jobs
 from services.journal.jobs.worker import JobWorker
+from services.journal.reading import MAX_CONCURRENT
 from shared.amqp.codec import Properties
 from shared.amqp.connection import BrokerConnection, connect
 from shared.amqp.dead_letters import parse_dead_letter
@@ -200,10 +201,9 @@ async def mover(url: str, database_url: str) -> AsyncIterator[Mover]:
         health=Health(),
         clock=clock,
     )
-    requests = DeadRequests(
-        database, index, jobs, LetterReader(url, name="test letters"), wake=worker.wake
-    )
-    handlers = {**requests.handlers(), **JobRequests(jobs).handlers()}
+    slots, reader = asyncio.Semaphore(MAX_CONCURRENT), LetterReader(url, name="test letters")
+    requests = DeadRequests(database, index, jobs, reader, slots, wake=worker.wake)
+    handlers = {**requests.handlers(), **JobRequests(jobs, slots).handlers()}
     tasks = [asyncio.create_task(part.run()) for part in (database, publisher, facts)]
     try:
         await publisher.ready()

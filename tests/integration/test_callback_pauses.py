@@ -49,8 +49,11 @@ async def test_n8_a_paused_target_gets_nothing_until_it_is_resumed(
         await publisher.fact(elsewhere, "callback.delivered")
         await until(lambda: deferrals(service, waiting))
         await publish_paused(publisher, 9)  # older, so it changes nothing
+        await publish_paused(publisher, 1 << 62)  # it would outdate all that follow
         await until(lambda: len(deferrals(service, waiting)) > 1)
         assert not receiver.requests
+        _, figures = await service.get("/metrics")
+        assert "\nringback_paused_targets_known 1.0\n" in figures
 
         await publish_paused(publisher, 11)
         await until(lambda: service.logged("target resumed", target_url=paused))

@@ -42,7 +42,7 @@ async def sending(
         sender = CallbackSender(
             http,
             lanes=lanes,
-            pauses=Pauses(),
+            pauses=Pauses(SystemClock()),
             labels=TargetLabels(10),
             settings=settings,
             clock=SystemClock(),

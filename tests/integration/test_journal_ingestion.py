@@ -20,16 +20,14 @@ from services.journal.partitions import Partitions, partition_name
 from services.journal.retention import Retention
 from services.journal.store import Missed, Position, Store, SupersededError
 from services.journal.targets.recording import record_breakers
-from shared.amqp.codec import Properties
 from shared.amqp.connection import connect
 from shared.amqp.declare import TopologyMismatchError
-from shared.amqp.message import PERSISTENT
-from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
+from shared.amqp.publisher import Publisher
 from shared.contracts.facts import CallbackDead
 from shared.contracts.journal_facts import BreakerOpened, LetterDead
 from shared.postgres.pool import Database
 from shared.process.health import Health
-from shared.topology import JOURNAL_FACTS, OUTCOMES
+from shared.topology import JOURNAL_FACTS
 from tests.fakes.journal import (
     RETENTION,
     TARGET,
@@ -38,6 +36,7 @@ from tests.fakes.journal import (
     empty_journal,
     fact_publisher,
     publish,
+    raw,
     running_journal,
 )
 from tests.fakes.waiting import until
@@ -52,18 +51,6 @@ async def publisher(amqp_url: str, database_url: str) -> AsyncIterator[Publisher
     await empty_journal(database_url)
     async with fact_publisher(amqp_url, declared()) as client:
         yield client
-
-
-def raw(body: str) -> OutgoingMessage:
-    properties = Properties(
-        content_type="application/json",
-        type="Facts",
-        message_id=new_id(),
-        delivery_mode=PERSISTENT,
-    )
-    return OutgoingMessage(
-        "callback.delivered", properties, body.encode(), exchange=OUTCOMES, mandatory=False
-    )
 
 
 async def test_n6_facts_are_stored_in_order_with_the_figures_of_their_target(

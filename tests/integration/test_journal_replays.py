@@ -181,6 +181,11 @@ async def test_n7_callbacks_of_two_clients_with_one_id_stay_apart(
         await call.as_client("theirs")("POST", f"/v1/callbacks/{id_}/replay")
         await until(lambda: len(theirs.requests) == 2)
         assert len(mine.requests) == 1
+        operator, replay = call.as_client(OPERATOR), f"/v1/callbacks/{id_}/replay"
+        assert (await operator("POST", replay)).problem(409)["type"].endswith("conflict")
+        assert (await operator("POST", replay, {"client_id": "mine"})).status == 202
+        await until(lambda: len(mine.requests) == 2)
+        (await call.as_client("theirs")("POST", replay, {"client_id": "mine"})).problem(403)
 
 
 async def test_n7_operators_read_a_kept_request_without_its_secrets(

@@ -16,6 +16,7 @@ from shared.contracts.schedules import ScheduleCallback
 from shared.postgres.pool import Database
 from shared.security.encryption import SecretCipher
 from tests.fakes.command import Output, ringback
+from tests.fakes.journal import empty_journal
 from tests.fakes.messenger import empty_subscriptions
 from tests.fakes.scheduling import SECRETS_KEY, URL, Scheduler, connected, running
 
@@ -26,6 +27,7 @@ BODY = {"url": URL, "hmac_secret": "weak", "delay": 3600}
 @pytest.fixture
 async def stored(database_url: str) -> AsyncIterator[Database]:
     await empty_subscriptions(database_url)  # their secrets are encrypted again, too
+    await empty_journal(database_url)
     async with connected(database_url) as database:
         yield database
 

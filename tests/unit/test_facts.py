@@ -120,3 +120,18 @@ def test_n7_only_the_journal_gets_requests_and_responses_and_few_in_one_message(
     to_journal = [Facts.model_validate_json(each.body).facts for each in fact_messages(facts)]
     assert [len(batch) for batch in to_journal] == [2, 2, 1]
     assert to_journal[0][0].request == kept["request"]
+
+
+def test_a18_a_fact_that_json_cannot_contain_stops_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An unpaired surrogate is a character of Python, but not of UTF-8."""
+    odd = FAILED.model_copy(update={"error": "421 \ud800", "posting_id": "p"})
+    impossible = FAILED.model_copy(update={"error": object()})
+    [message] = fact_messages([FAILED, odd, impossible])
+    sent = MessageFacts.model_validate_json(message.body).facts
+    assert [getattr(fact, "error", None) for fact in sent] == ["421", "421 ?"]
+    owned = {"owner": "scheduler", "dispatch": 2, "trace_id": "\ud800"}
+    [to_owner] = owner_messages([DELIVERED.model_copy(update=owned)])
+    assert Facts.model_validate_json(to_owner.body).facts[0].trace_id == "?"
+    assert "JSON cannot contain it" in caplog.text

@@ -8,10 +8,10 @@ from services.gateway.messenger.bodies import MAX_BODY_BYTES, Fields
 from services.gateway.messenger.codes import Code, coded_error, error_body, is_messenger, recoded
 from services.gateway.messenger.limits import Limits, network
 from services.gateway.messenger.schemas import CallbackForm, NewMessage, NewUser, PollForm
-from services.gateway.rate_limit import MAX_CLIENTS
 from services.gateway.settings import GatewaySettings
 from shared.contracts.users import MAX_TEXT
 from shared.http.problem import ProblemError
+from shared.http.rate_limit import MAX_CLIENTS
 
 
 def test_u5_each_code_has_its_number_and_a_description() -> None:

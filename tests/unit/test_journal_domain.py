@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.journal.domain import MAX_AHEAD, rows
+from services.journal.domain import MAX_AHEAD, Minute, rows
 from services.journal.durations import BOUNDS, BUCKETS, MAX_DURATION, bucket, quantile
 from services.journal.parsing import parse
+from services.journal.targets import limit as target_limit
+from services.journal.targets.limit import OTHER, TargetLimit
 from shared.amqp.codec import Properties
 from shared.contracts.facts import (
     CallbackAttemptFailed,
@@ -176,3 +178,34 @@ def test_n12_an_unknown_fact_does_not_stop_the_others() -> None:
 def test_n6_a_message_that_is_not_valid_is_counted(body: bytes) -> None:
     assert parse(Properties(type="Facts"), body).invalid == 1
     assert parse(Properties(type="SendCallback"), body).invalid == 1
+
+
+def test_a14_the_figures_of_a_client_name_a_limited_number_of_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With wildcard DNS, each callback can have a host of its own."""
+    monkeypatch.setattr(target_limit, "MAX_TARGETS", 3)
+    limit, hour = TargetLimit(), NOW.replace(minute=0)
+
+    def figures(names: range, client_id: str, minute: datetime) -> dict[tuple[str, str], int]:
+        minutes = {
+            (f"https://h{number}:443", client_id, minute): Minute(delivered=1, failed=number)
+            for number in names
+        }
+        return {
+            (target, client): minute.delivered + minute.failed
+            for (target, client, _), minute in limit.limited(minutes).items()
+        }
+
+    assert figures(range(2), "shop", hour) == {
+        ("https://h0:443", "shop"): 1,
+        ("https://h1:443", "shop"): 2,
+    }
+    assert figures(range(5), "shop", hour + timedelta(minutes=7)) == {
+        ("https://h0:443", "shop"): 1,
+        ("https://h1:443", "shop"): 2,
+        ("https://h2:443", "shop"): 3,
+        (OTHER, "shop"): 9,
+    }
+    assert len(figures(range(3), "bank", hour)) == 3
+    assert len(figures(range(5, 8), "shop", hour + timedelta(hours=1))) == 3

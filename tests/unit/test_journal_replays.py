@@ -1,6 +1,7 @@
 """N7: a kept request becomes the same callback again, and people never see its secrets."""
 
 import json
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import pytest
@@ -68,6 +69,30 @@ def test_n7_a_second_publish_of_the_same_replay_can_be_recognised() -> None:
     chain = ("x-ringback-chain", "x-ringback-step")
     assert [first[name] for name in chain] == [second[name] for name in chain]
     assert first["x-ringback-chain"] != other["x-ringback-chain"]
+
+
+def ticket_for(client_id: str, issuer: str = "ringback") -> str:
+    claims = json.dumps({"iss": issuer, "aud": client_id, "exp": 1}).encode()
+    return f"e30.{urlsafe_b64encode(claims).decode().rstrip('=')}.c2ln"
+
+
+def test_n7_ringbacks_own_ticket_is_renewed() -> None:
+    """It is valid for hours, and a replay can follow after days."""
+    renewed = {"ticket": ("X-Service-Ticket", "new")}
+    old = {"x-service-ticket": ticket_for("shop"), "X-Tenant": "7"}
+    _, body = sent(kept(headers=old), **renewed)
+    assert body["headers"] == {"x-service-ticket": "new", "X-Tenant": "7"}
+    unchanged: tuple[tuple[str, dict[str, Any]], ...] = (
+        (ticket_for("another"), renewed),
+        (ticket_for("shop", issuer="shop"), renewed),
+        ("not.a-ticket.", renewed),
+        ("opaque", renewed),
+        (ticket_for("shop"), {}),
+        (ticket_for("shop"), renewed | {"url": "https://other.example/hooks"}),
+    )
+    for ticket, arguments in unchanged:
+        _, body = sent(kept(headers={"X-Service-Ticket": ticket}), **arguments)
+        assert body["headers"] == {"X-Service-Ticket": ticket}
 
 
 @pytest.mark.parametrize(

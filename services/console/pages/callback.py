@@ -9,6 +9,7 @@ from uuid import UUID
 
 from aiohttp import web
 
+from services.console.fields import given
 from services.console.forms import FormReader
 from services.console.kept import curl, wire_request
 from services.console.pages.declaration import Page
@@ -75,7 +76,9 @@ async def one(visit: Visit) -> web.StreamResponse:
     id_ = _id(visit.query.get("id", ""))
     story, fault = await _story(visit, id_)
     steps = [] if story is None else story["items"]
-    visit = _of_owner(visit, steps)
+    owners = _owners(steps)
+    if len(owners) == 1:  # the links and actions of the page are on behalf of this client
+        visit = replace(visit, client_id=owners[0])
     status = await _status(visit, id_, steps)
     if status is None and fault is not None:
         raise fault
@@ -89,7 +92,9 @@ async def one(visit: Visit) -> web.StreamResponse:
         steps=steps,
         callback=status,
         occurrences=await _occurrences(visit, status),
-        context=None if status is None else _json(status["context"]),
+        owners=owners,
+        # The client's own data, like the payload of a kept request.
+        context=_json(status["context"]) if status and visit.allows("admin") else None,
         can_change=status is not None and status["status"] in _OPEN,
         last=answered[-1] if answered else None,
         trace_id=next((s["entry"]["trace_id"] for s in steps if s["entry"]["trace_id"]), None),
@@ -99,7 +104,7 @@ async def one(visit: Visit) -> web.StreamResponse:
 async def request(visit: Visit) -> web.StreamResponse:
     """Return the kept request of a callback, without its secrets."""
     id_ = _id(visit.query.get("id", ""))
-    kept = await visit.call(READ_REQUEST, {"id": id_})
+    kept = await visit.call(READ_REQUEST, _of_client(visit, id_))
     wire = wire_request(kept["callback_id"], kept["request"])
     return visit.render(
         "kept_request.html",
@@ -114,7 +119,7 @@ async def request(visit: Visit) -> web.StreamResponse:
 async def replay(visit: Visit) -> web.StreamResponse:
     """Send the kept request again, and return to the callback."""
     id_ = _id(visit.text("id"))
-    await visit.call(REPLAY_CALLBACK, {"id": id_} | visit.other_url())
+    await visit.call(REPLAY_CALLBACK, _of_client(visit, id_) | visit.other_url())
     text = "The request is sent again. The next attempt appears in the timeline."
     return visit.redirect(visit.url(ONE, id=id_), Notice(text))
 
@@ -151,20 +156,23 @@ async def _done(visit: Visit, id_: str, action: str, result: str, **detail: Any)
 
 async def _story(visit: Visit, id_: str) -> tuple[Any, ProblemError | None]:
     """Return the timeline, or the reason why there is none."""
-    body = {"id": id_} | ({"cursor": visit.query["cursor"]} if "cursor" in visit.query else {})
+    body = _of_client(visit, id_) | given(visit.query, "cursor")
     try:
         return await visit.call(READ_TIMELINE, body), None
     except ProblemError as problem:
         return None, problem
 
 
-def _of_owner(visit: Visit, steps: list[Any]) -> Visit:
-    """Return the visit on behalf of the client whose callback it is."""
-    if not steps:
-        return visit
+def _of_client(visit: Visit, id_: str) -> dict[str, Any]:
+    """Return the fields of a request about a callback: of the selected client, if there is one."""
+    return {"id": id_} | ({} if visit.client_id is None else {"client_id": visit.client_id})
+
+
+def _owners(steps: list[Any]) -> list[str | None]:
+    """Return the clients whose callbacks have this id. None is the anonymous one."""
     # Entries of dead letters have no client.
-    owners = [s["entry"]["client_id"] for s in steps if s["kind"] not in {"redriven", "discarded"}]
-    return replace(visit, client_id=owners[0]) if owners else visit
+    own = [step["entry"] for step in steps if step["kind"] not in {"redriven", "discarded"}]
+    return list(dict.fromkeys(entry["client_id"] for entry in own))
 
 
 async def _status(visit: Visit, id_: str, steps: list[Any]) -> Any:

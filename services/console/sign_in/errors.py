@@ -33,6 +33,12 @@ class Reason(Enum):
         "The OpenID provider and the console do not fit together",
         "Correct the RINGBACK_OIDC_… settings of the console, or the client at the provider.",
     )
+    TOO_MANY = (
+        "too_many",
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "Too many sign-ins from this address",
+        "Try again in a few seconds.",
+    )
     CODE = (
         "code_refused",
         HTTPStatus.BAD_REQUEST,

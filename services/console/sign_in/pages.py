@@ -1,6 +1,7 @@
 """The pages of sign-in: the redirect to the provider, the way back, and the sign-out."""
 
 import logging
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -21,6 +22,7 @@ from services.console.sign_in.provider import Provider
 from services.console.sign_in.roles import Role, role_of
 from services.console.sign_in.sessions import Sessions, user_of
 from services.console.visit import Visit
+from shared.http.rate_limit import RateLimiter
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ CALLBACK: Final = "/sign-in/callback"
 SIGNED_OUT: Final = "/signed-out"
 # Parameter of SIGN_IN: the path to return to.
 NEXT: Final = "next"
+# Sign-ins from one address in SPAN seconds. Each one is a request to the provider.
+MAX_SIGN_INS: Final = 100
+SPAN: Final = 60.0
 # Attempts of one browser at the same time: its windows. Beyond that the cookies would add up.
 MAX_ATTEMPTS: Final = 5
 
@@ -48,6 +53,7 @@ class SignIn:
         self._provider = provider
         self._sessions = sessions
         self._roles = roles
+        self._limiter = RateLimiter(MAX_SIGN_INS, SPAN)
 
     def pages(self) -> tuple[Page, ...]:
         """Return the declarations."""
@@ -94,6 +100,8 @@ class SignIn:
         if code is None:
             # Its text is not shown: anybody could write it into a link.
             raise SignInError(Reason.DENIED, "the provider returned an error instead of a code")
+        if self._limiter.delay(visit.request.remote or "", time.monotonic()):
+            raise SignInError(Reason.TOO_MANY, "this address has started too many sign-ins")
         claims = await self._provider.claims(
             code, attempt, _redirect_uri(visit), visit.query.get("iss")
         )
@@ -145,7 +153,8 @@ def _failed(visit: Visit, error: SignInError) -> web.Response:
     reason = error.reason
     SIGN_INS.labels(reason.code).inc()
     logger.warning("sign-in failed", extra={"reason": reason.code, "detail": str(error)})
-    headers = {"Retry-After": "5"} if reason.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    later = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+    headers = {"Retry-After": "5"} if reason.status in later else None
     return visit.render(
         "error.html",
         status=reason.status,

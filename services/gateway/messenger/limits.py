@@ -9,10 +9,10 @@ from typing import Final
 from aiohttp import web
 
 from services.gateway.messenger.codes import Code, coded_error
-from services.gateway.rate_limit import MAX_CLIENTS, RateLimiter
 from services.gateway.settings import GatewaySettings
 from shared.contracts.users import MAX_NAME
 from shared.http.problem import ProblemError
+from shared.http.rate_limit import MAX_CLIENTS, RateLimiter
 
 MINUTE: Final = 60.0
 # One subscriber usually has a whole network of this size.

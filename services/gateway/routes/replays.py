@@ -34,7 +34,12 @@ from shared.contracts.journal_replays import (
 from shared.contracts.requests import FieldError
 from shared.http.openapi import Body
 
-_NOT_KEPT: Final = {409: problem("`not_kept`: the journal has not kept the request.")}
+_NOT_KEPT: Final = {
+    409: problem(
+        "`not_kept`: the journal has not kept the request. `conflict`: several clients have used"
+        " the id, and an operator names none of them."
+    )
+}
 _NOT_STARTED: Final = {
     409: problem(
         "`not_kept`: the journal keeps no requests. `conflict`: a job of yours is running."
@@ -96,7 +101,7 @@ def routes() -> tuple[Route, ...]:
                 **journal.NOT_FOUND,
                 **_NOT_KEPT,
                 **BODY_FAILURES,
-                **journal.FAILURES,
+                **journal.OPERATORS,
             },
         ),
         Route(

@@ -9,11 +9,11 @@ from services.journal.attempts.store import NEWEST, OLDEST, Entries
 from services.journal.attempts.timeline import timeline
 from services.journal.scope import (
     INVALID_CURSOR,
-    OPERATORS_ONLY,
     decode_place,
     encode_place,
     for_operators,
     origin_of,
+    selected,
     visible,
 )
 from shared.amqp.rpc import RequestContext
@@ -45,6 +45,7 @@ NOT_FOUND: Final = Failure(
 _ENDS_EARLY: Final = invalid([FieldError(field="until", message="must be later than `since`")])
 # Entries of letters have no client. Only operators see who has moved them, and where from.
 _MOVED: Final = frozenset({EntryKind.REDRIVEN, EntryKind.DISCARDED})
+_WITHOUT_CLIENT: Final = _MOVED | {kind for kind in EntryKind if kind.startswith("message_")}
 
 
 class AttemptRequests:
@@ -67,11 +68,9 @@ class AttemptRequests:
         )
 
     async def _list(self, context: RequestContext, request: ListAttempts) -> Response:
-        client_id = visible(context)
-        if request.client_id is not None:
-            if client_id is not None and client_id != request.client_id:
-                return OPERATORS_ONLY
-            client_id = request.client_id
+        client_id = selected(context, request.client_id)
+        if isinstance(client_id, Failure):
+            return client_id
         if request.since and request.until and request.since >= request.until:
             return _ENDS_EARLY
         try:
@@ -107,16 +106,19 @@ class AttemptRequests:
             before = NEWEST if request.cursor is None else decode_place(request.cursor)
         except ValueError:
             return INVALID_CURSOR
-        ref, client_id = reference(request.id), visible(context)
+        ref, client_id = reference(request.id), selected(context, request.client_id)
+        if isinstance(client_id, Failure):
+            return client_id
         async with self._slots:
-            found = await self._entries.story(ref, client_id, before, MAX_TIMELINE)
-            own = [entry for entry in found.entries if _visible(entry, client_id)]
+            found = await self._entries.story(ref, visible(context), before, MAX_TIMELINE)
+            steps = [entry for entry in found.entries if _is_of(entry, request.client_id)]
+            own = [entry for entry in steps if _visible(entry, visible(context))]
             if not own and request.cursor is None:
                 return NOT_FOUND
             ids = {ref.callback_id} | {entry.callback_id for entry in own if entry.callback_id}
             kept = await self._entries.kept(ids, client_id)
             gaps = await self._entries.gaps(own[-1].at) if own else []
-        shown = found.entries if client_id is None else [_for_client(e) for e in found.entries]
+        shown = steps if context.operator else [_for_client(entry) for entry in steps]
         return Timeline(
             id=request.id,
             items=timeline(shown),
@@ -142,6 +144,11 @@ class AttemptRequests:
     async def _clients(self, _: RequestContext, request: ListClientIds) -> Response:
         async with self._slots:
             return ClientIdList(items=await self._entries.clients(request.prefix, request.limit))
+
+
+def _is_of(entry: Entry, client_id: str | None) -> bool:
+    """Return whether an entry is about a client's callback. None: any client's."""
+    return client_id is None or entry.client_id == client_id or entry.kind in _WITHOUT_CLIENT
 
 
 def _visible(entry: Entry, client_id: str | None) -> bool:

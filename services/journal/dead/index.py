@@ -4,15 +4,18 @@ Counts change in the transaction that changes their letters. All methods raise
 StoreConnectionLostError if the database is unavailable.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from services.journal.dead.reasons import plain, reason_key
 from services.journal.dead.selection import Selection
+from services.journal.reading import reading
 from shared.contracts.journal import Filter
 from shared.contracts.journal_dead import Group, Letter
 from shared.contracts.journal_facts import LetterDead, LetterDiscarded, LetterRedriven
@@ -22,8 +25,22 @@ from shared.postgres.queries import queries
 SQL: Final = queries("services.journal", "dead.sql")
 # Characters of an id in the index.
 _MAX_ID: Final = 255
-# Before the oldest and after the newest letter.
-Position = tuple[datetime, int]
+# Letters that one statement counts, or looks at for a page.
+COUNT_WINDOW: Final = 50_000
+PAGE_WINDOW: Final = 10_000
+# Seconds after which no further statement of a page begins.
+SEARCH_TIME: Final = 0.05
+_LAST_SEQ: Final = (1 << 63) - 1
+
+Position = tuple[datetime, int]  # the time and the number of a letter
+NEWEST: Final[Position] = datetime.max.replace(tzinfo=UTC), _LAST_SEQ
+
+
+class Found(NamedTuple):
+    """A page of letters, and the position after which the next one continues, if there is one."""
+
+    letters: list[Letter]
+    next: Position | None
 
 
 class LetterRow(NamedTuple):
@@ -136,26 +153,49 @@ class LetterIndex:
             return Selection(queue, chosen, chosen.reason if is_group else None)
         return Selection(queue, chosen)
 
-    async def lock(self, connection: Any) -> None:
-        """Keep all letters as they are until the transaction ends."""
-        await connection.execute(SQL["lock_letters"])
-
     async def last(self, connection: Any, queue: str) -> int:
         """Return the number of the last letter of a queue, 0 without one."""
         last: int = await connection.fetchval(SQL["last_letter"], queue)
         return last
 
-    async def count(self, connection: Any, selection: Selection) -> int:
-        """Return how many letters match."""
+    async def select_now(self, queue: str, chosen: Filter) -> tuple[Selection, int]:
+        """Return the selection of the letters that match now, and how many there are.
+
+        Letters up to its last one are not added later, so nothing is locked while they are counted.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(SQL["lock_letters"])
+            selection = await self.selection(connection, queue, chosen)
+            last = await self.last(connection, queue)
+            matching = None
+            if selection.is_of_groups:
+                matching = await self._count_groups(connection, selection)
+        selection = replace(selection, last=last)
+        return selection, await self.count(selection) if matching is None else matching
+
+    async def count(self, selection: Selection) -> int:
+        """Return how many letters match. No statement reads more than COUNT_WINDOW letters."""
         if selection.is_of_groups:
-            return int(
-                await connection.fetchval(
-                    SQL["count_groups"], selection.queue, selection.reason_key, selection.target
+            async with reading(self._database) as connection:
+                return await self._count_groups(connection, selection)
+        where, arguments = selection.where(first=5)
+        sql = SQL["count_window"].replace("{where}", where)
+        count = after = 0
+        last = _LAST_SEQ if selection.last is None else selection.last
+        while True:
+            async with reading(self._database) as connection:
+                window = await connection.fetchrow(
+                    sql, selection.queue, after, last, COUNT_WINDOW, *arguments
                 )
-            )
-        where, arguments = selection.where()
-        sql = f"SELECT count(*) FROM journal.letters WHERE {where}"  # noqa: S608 - constants
-        count: int = await connection.fetchval(sql, *arguments)
+            count += int(window["matching"])
+            if window["read"] < COUNT_WINDOW:
+                return count
+            after = window["last"]
+
+    async def _count_groups(self, connection: Any, selection: Selection) -> int:
+        count: int = await connection.fetchval(
+            SQL["count_groups"], selection.queue, selection.reason_key, selection.target
+        )
         return count
 
     async def matching(self, selection: Selection, ids: Iterable[str]) -> frozenset[str]:
@@ -168,23 +208,30 @@ class LetterIndex:
         rows = await self._database.fetch(sql, *arguments, list(ids))
         return frozenset(each["letter_id"] for each in rows)
 
-    async def page(
-        self, connection: Any, selection: Selection, before: Position | None, limit: int
-    ) -> list[tuple[Position, Letter]]:
-        """Return matching letters with their positions, the latest first."""
-        where, arguments = selection.where()
-        if before is not None:
-            where += f" AND (at, seq) < (${len(arguments) + 1}, ${len(arguments) + 2})"
-            arguments += before
-        sql = (
-            "SELECT seq, at, letter_id, logical_id, client_id, target, reason"  # noqa: S608 - constants
-            f" FROM journal.letters WHERE {where}"
-            f" ORDER BY at DESC, seq DESC LIMIT {limit:d}"
-        )
-        return [
-            ((each["at"], each["seq"]), Letter(**{name: each[name] for name in _SHOWN}))
-            for each in await connection.fetch(sql, *arguments)
-        ]
+    async def page(self, selection: Selection, before: Position, limit: int) -> Found:
+        """Return matching letters before a position, the latest first.
+
+        A search for what is rare ends early, with a position to continue at.
+        """
+        inner, bounds = selection.indexed.where(first=5)
+        outer, arguments = selection.where(first=5 + len(bounds))
+        sql = SQL["page"].replace("{inner}", inner).replace("{outer}", outer)
+        now = asyncio.get_running_loop().time
+        deadline = now() + SEARCH_TIME
+        found: list[Any] = []
+        while True:
+            async with reading(self._database) as connection:
+                rows = await connection.fetch(
+                    sql, *before, PAGE_WINDOW, limit + 1 - len(found), *bounds, *arguments
+                )
+            found += [row for row in rows if row["matches"]]
+            if len(found) > limit:
+                return Found([_letter(row) for row in found[:limit]], _position(found[limit - 1]))
+            if not (rows and rows[-1]["last"]):
+                return Found([_letter(row) for row in found], None)
+            before = _position(rows[-1])
+            if now() >= deadline:
+                return Found([_letter(row) for row in found], before)
 
     async def groups(
         self, connection: Any, queue: str, by: Literal["reason", "target"], limit: int
@@ -210,6 +257,14 @@ class LetterIndex:
 
 
 _SHOWN: Final = ("letter_id", "logical_id", "client_id", "target", "reason", "at")
+
+
+def _letter(row: Any) -> Letter:
+    return Letter(**{name: row[name] for name in _SHOWN})
+
+
+def _position(row: Any) -> Position:
+    return row["at"], row["seq"]
 
 
 def _row_of(fact: LetterDead) -> LetterRow:

@@ -14,6 +14,8 @@ from shared.topology import dead_queue
 
 # Seconds to search a letter. About 50,000 letters are read in this time.
 SEARCH_TIMEOUT: Final = 3.0
+# Searches of one process at a time.
+MAX_SEARCHES: Final = 2
 # Messages received ahead, which bounds the memory.
 PREFETCH: Final = 1000
 
@@ -28,6 +30,7 @@ class LetterReader:
     def __init__(self, url: str, *, name: str) -> None:
         self._url = url
         self._name = name
+        self._turns = asyncio.Semaphore(MAX_SEARCHES)
 
     async def read(self, queue: str, letter_id: str) -> LetterDetails | None:
         """Return a letter of a work queue, or None if it is not in the dead-letter queue.
@@ -37,6 +40,7 @@ class LetterReader:
         """
         try:
             async with (
+                self._turns,
                 connect(self._url, name=self._name) as broker,
                 browse_queue(broker, dead_queue(queue), prefetch=PREFETCH) as browser,
             ):

@@ -215,8 +215,7 @@ class _Move:
     async def _end_pass(self) -> int | None:
         """Return None if nothing is left, or 0 to read the queue again."""
         await self.close()
-        async with self._moves.database.transaction() as connection:
-            left = await self._moves.index.count(connection, self._selection)
+        left = await self._moves.index.count(self._selection)
         if left <= len(self._unpublishable):
             return None
         if self._moved_in_pass:

@@ -134,11 +134,13 @@ class Reconciliation:
         count = 0
         async with browse_queue(broker, dead_queue(queue), prefetch=PREFETCH) as browser:
             async for chunk in _chunks(browser):
+                if queue in await self._jobs.busy_queues():
+                    return  # a job was started meanwhile: it needs the letters that are held here
                 count += await self._add(browser, queue, chunk, found)
             if not browser.is_complete:
                 return  # another consumer holds the others
             if queue in await self._jobs.busy_queues():
-                return  # a job that was started meanwhile may hold some
+                return  # the job may hold some
             removed = await self._remove_missing(queue, last, found)
         self._repeated[queue] = count - len(found)
         metrics.REINDEXED.inc()

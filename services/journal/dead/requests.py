@@ -1,7 +1,9 @@
 """The request handlers of dead letters. Only operators may call them."""
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -10,12 +12,14 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel
 
-from services.journal.dead.index import LetterIndex, Position
+from services.journal.dead.index import NEWEST, LetterIndex, Position
 from services.journal.dead.letters import LetterReader
+from services.journal.dead.selection import Selection
 from services.journal.jobs.store import Jobs, NewJob, id_of_request
+from services.journal.reading import reading
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_binding import Handler, Response, bound
-from shared.contracts.journal import JobKind, JobStarted, Matching
+from shared.contracts.journal import Filter, JobKind, JobStarted, Matching
 from shared.contracts.journal_dead import (
     GROUP_DEAD,
     LIST_DEAD,
@@ -53,15 +57,30 @@ NO_LETTER: Final = Failure(
 )
 
 
-class DeadRequests:
-    """Lists, groups, reads and moves dead letters. `wake` starts the work on a job."""
+# Counts in progress in one process, and as many for jobs that start. Each can read all letters.
+MAX_COUNTS: Final = 1
+# Seconds until one gives up.
+MAX_COUNT_TIME: Final = 60.0
+TOO_MANY: Final = Failure(
+    code=FailureCode.UNAVAILABLE,
+    detail="too many letters to count; filter them by the key of a group",
+)
 
-    def __init__(
+
+class DeadRequests:
+    """Lists, groups, reads and moves dead letters.
+
+    slots: limits the reads at a time.
+    wake: starts the work on a job.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root passes each collaborator
         self,
         database: Database,
         index: LetterIndex,
         jobs: Jobs,
         reader: LetterReader,
+        slots: asyncio.Semaphore,
         *,
         wake: Callable[[], None],
     ) -> None:
@@ -69,7 +88,9 @@ class DeadRequests:
         self._index = index
         self._jobs = jobs
         self._reader = reader
+        self._slots = slots
         self._wake = wake
+        self._counts, self._starts = asyncio.Semaphore(MAX_COUNTS), asyncio.Semaphore(MAX_COUNTS)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -85,16 +106,14 @@ class DeadRequests:
 
     async def _list(self, _: RequestContext, query: ListDead) -> Response:
         try:
-            before = None if query.cursor is None else _decode(query.cursor)
+            before = NEWEST if query.cursor is None else _decode(query.cursor)
         except ValueError:
             return invalid([FieldError(field="cursor", message="is not a cursor of this list")])
-        async with self._database.transaction() as connection:
-            selection = await self._index.selection(connection, query.queue, query.filter)
-            found = await self._index.page(connection, selection, before, query.limit + 1)
-        page = found[: query.limit]
+        async with self._slots:
+            selection = await self._selection(query.queue, query.filter)
+            found = await self._index.page(selection, before, query.limit)
         return LetterPage(
-            items=[letter for _, letter in page],
-            next_cursor=_encode(page[-1][0]) if len(found) > query.limit else None,
+            items=found.letters, next_cursor=None if found.next is None else _encode(found.next)
         )
 
     async def _read(self, _: RequestContext, query: ReadLetter) -> Response:
@@ -106,53 +125,59 @@ class DeadRequests:
         return await self._reader.read(query.queue, query.id) or NO_LETTER
 
     async def _group(self, _: RequestContext, query: GroupDead) -> Response:
-        async with self._database.transaction() as connection:
+        async with self._slots, reading(self._database) as connection:
             groups = await self._index.groups(connection, query.queue, query.group_by, query.limit)
             total = await self._index.total(connection, query.queue)
         return GroupList(items=groups, total=total)
 
     async def _start(self, kind: JobKind, context: RequestContext, query: StartMove) -> Response:
         """Start a job for the letters that match now, or count them."""
-        if query.move.dry_run:
-            async with self._database.transaction() as connection:
-                selection = await self._index.selection(connection, query.queue, query.move.filter)
-                return Matching(matching=await self._index.count(connection, selection))
-        id_ = id_of_request(context)
-        if await self._jobs.get(id_) is not None:
-            return JobStarted(job=id_)
+        # Those who only look do not delay those who act.
+        turn = self._counts if query.move.dry_run else self._starts
         try:
-            started = await self._insert(id_, kind, context, query)
-        except asyncpg.UniqueViolationError:  # the same request, in another process
-            return JobStarted(job=id_)
-        self._wake()
-        return started
+            async with asyncio.timeout(MAX_COUNT_TIME), turn:
+                if not query.move.dry_run:
+                    return await self._run(kind, context, query)
+                selection = await self._selection(query.queue, query.move.filter)
+                return Matching(matching=await self._index.count(selection))
+        except TimeoutError:
+            return TOO_MANY
 
-    async def _insert(
-        self, id_: UUID, kind: JobKind, context: RequestContext, query: StartMove
-    ) -> Response:
-        async with self._database.transaction() as connection:
-            await self._index.lock(connection)
-            if (running := await self._jobs.running_on(connection, query.queue)) is not None:
-                return Failure(
-                    code=FailureCode.CONFLICT,
-                    detail=f"the job {running} moves letters of {query.queue} already; wait for its"
-                    " end, or cancel it",
-                )
-            selection = await self._index.selection(connection, query.queue, query.move.filter)
-            last = await self._index.last(connection, query.queue)
+    async def _run(self, kind: JobKind, context: RequestContext, query: StartMove) -> Response:
+        """Start a job, unless an earlier delivery of this request has started it."""
+        id_ = id_of_request(context)
+        if await self._jobs.get(id_) is None:
+            selection, matching = await self._index.select_now(query.queue, query.move.filter)
             new = NewJob(
                 id=id_,
                 kind=kind,
                 queue=query.queue,
                 filter=query.move.filter,
                 rate=query.move.rate,
-                matching=await self._index.count(connection, selection),
+                matching=matching,
                 actor=context.actor or context.client_id,
                 client_id=None,
-                cursor={"last": last, "reason_key": selection.reason_key},
+                cursor={"last": selection.last, "reason_key": selection.reason_key},
             )
-            await self._jobs.start(connection, context, new)
+            with suppress(asyncpg.UniqueViolationError):  # the same request, in another process
+                async with self._database.transaction() as connection:
+                    running = await self._jobs.running_on(connection, query.queue)
+                    if running not in (None, id_):
+                        return _running(running, query.queue)
+                    await self._jobs.start(connection, context, new)
+            self._wake()
         return JobStarted(job=id_)
+
+    async def _selection(self, queue: str, chosen: Filter) -> Selection:
+        async with reading(self._database) as connection:
+            return await self._index.selection(connection, queue, chosen)
+
+
+def _running(job: UUID | None, queue: str) -> Failure:
+    return Failure(
+        code=FailureCode.CONFLICT,
+        detail=f"the job {job} moves letters of {queue} already; wait for its end, or cancel it",
+    )
 
 
 def _for_operators(

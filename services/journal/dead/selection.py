@@ -35,12 +35,20 @@ class Selection:
         by_group = chosen.reason is None or self.reason_key is not None
         return by_group and all(other is None for other in others)
 
-    def where(self) -> tuple[str, list[Any]]:
-        """Return the condition and its arguments, which are numbered from $1."""
+    @property
+    def indexed(self) -> "Selection":
+        """The letters among which those that match are: one index has them in their order."""
+        others: dict[str, Any] = {"reason": None, "client_id": None}
+        if self.reason_key is not None:
+            others["target"] = None
+        return Selection(self.queue, self.filter.model_copy(update=others), self.reason_key)
+
+    def where(self, first: int = 1) -> tuple[str, list[Any]]:
+        """Return the condition and its arguments, which are numbered from `first`."""
         parts, arguments = [], []
-        for condition, argument in self._conditions():
+        for number, (condition, argument) in enumerate(self._conditions(), first):
             arguments.append(argument)
-            parts.append(condition.format(f"${len(arguments)}"))
+            parts.append(condition.format(f"${number}"))
         return " AND ".join(parts), arguments
 
     def _conditions(self) -> Iterator[tuple[str, Any]]:

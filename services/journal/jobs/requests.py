@@ -3,10 +3,12 @@
 Operators see and cancel every job, a client only its own.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final
 
 from services.journal.jobs.store import Jobs, StoredJob
+from services.journal.scope import visible
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.journal_dead import (
@@ -28,10 +30,11 @@ NOT_YOURS: Final = Failure(
 
 
 class JobRequests:
-    """Reads, lists and cancels jobs."""
+    """Reads, lists and cancels jobs. `slots` limits the reads at a time."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, slots: asyncio.Semaphore) -> None:
         self._jobs = jobs
+        self._slots = slots
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -44,7 +47,8 @@ class JobRequests:
         )
 
     async def _read(self, context: RequestContext, query: ReadJob) -> Response:
-        job = await self._jobs.get(query.id)
+        async with self._slots:
+            job = await self._jobs.get(query.id)
         if job is None:
             return NO_SUCH_JOB
         return job.view() if _may_see(context, job) else NOT_YOURS
@@ -54,13 +58,14 @@ class JobRequests:
             before = END if query.cursor is None else decode_cursor(query.cursor)
         except ValueError:
             return invalid([FieldError(field="cursor", message="is not a cursor of this list")])
-        found = await self._jobs.list(
-            before,
-            query.limit + 1,
-            kind=query.kind,
-            status=query.status,
-            client_id=None if context.operator else context.client_id or "",
-        )
+        async with self._slots:
+            found = await self._jobs.list(
+                before,
+                query.limit + 1,
+                kind=query.kind,
+                status=query.status,
+                client_id=visible(context),
+            )
         page = found[: query.limit]
         more = len(found) > query.limit
         last = encode_cursor((page[-1].created_at, page[-1].id)) if more else None
@@ -68,7 +73,8 @@ class JobRequests:
 
     async def _cancel(self, context: RequestContext, query: CancelJob) -> Response:
         """Cancel a job. One that has ended stays as it is."""
-        job = await self._jobs.get(query.id)
+        async with self._slots:
+            job = await self._jobs.get(query.id)
         if job is None:
             return NO_SUCH_JOB
         if not _may_see(context, job):

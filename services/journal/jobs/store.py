@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
 from services.journal.audit.store import Audit
+from services.journal.reading import reading
 from shared.amqp.rpc import RequestContext
 from shared.contracts.journal import Filter, Job, JobKind, JobStatus
 from shared.errors import InfrastructureError
@@ -118,7 +119,8 @@ class Jobs:
         return None if row is None else _job(row)
 
     async def running_on(self, connection: Any, queue: str) -> UUID | None:
-        """Return the running job of a queue, or None."""
+        """Return the running job of a queue or None. None is started until the transaction ends."""
+        await connection.execute(_SQL["lock"], f"queue {queue}")
         found: UUID | None = await connection.fetchval(_SQL["running"], queue)
         return found
 
@@ -127,7 +129,7 @@ class Jobs:
 
         client_id: '' is the anonymous client.
         """
-        await connection.execute(_SQL["lock_client"], client_id)
+        await connection.execute(_SQL["lock"], f"client {client_id}")
         found: UUID | None = await connection.fetchval(_SQL["running_of"], client_id)
         return found
 
@@ -180,7 +182,8 @@ class Jobs:
         client_id: str | None,
     ) -> list[StoredJob]:
         """Return jobs before a position, the latest first. `client_id` None is all clients."""
-        rows = await self._database.fetch(_SQL["list"], *before, kind, status, client_id, limit)
+        async with reading(self._database) as connection:
+            rows = await connection.fetch(_SQL["list"], *before, kind, status, client_id, limit)
         return [_job(row) for row in rows]
 
     async def cancel(self, context: RequestContext, id_: UUID) -> StoredJob | None:

@@ -3,25 +3,33 @@
 The matching callbacks are those of the journal's entries up to the start of the job, which never
 change. A batch is published and confirmed, then the place after it is saved with the counts. So a
 kill repeats at most one batch, of at most 100 callbacks, under the same ids. The counts are exact.
+
+If the broker refuses a part of a batch, the other part is saved by its ids, and only the refused
+part is sent again. After some tries without a confirm, the job fails and says why.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from services.journal.jobs.store import ClaimedJob, Jobs
 from services.journal.jobs.worker import Step
-from services.journal.replays.sending import Order, ReplaySender
+from services.journal.replays.sending import Callback, Order, ReplaySender, Result
 from services.journal.replays.store import Place, Replays, Selection
+from shared.amqp.publisher import PublishUnknownError, QueueFullError
 from shared.contracts.journal import Filter
-from shared.errors import PermanentError
+from shared.errors import InfrastructureError, PermanentError
 from shared.postgres.pool import Database
 from shared.security.encryption import DecryptionError, SecretCipher
 
 # Searches of one step, so that a cancel takes effect within a second.
 MAX_WINDOWS: Final = 20
+# Tries of a batch in a row without a confirm, one second after the other. A full queue has not
+# stored what it refuses. Without a confirm, each try can send every callback once more.
+MAX_REFUSED: Final = 60
+MAX_UNKNOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +37,16 @@ class Progress:
     """What a job saves: the selection without its filter, and the place of the next batch.
 
     place: None at the end.
+    settled: the callbacks of this batch that were sent, or can never be.
+    tries: how often in a row the broker has confirmed nothing of this batch.
     """
 
     failed: bool
     client_id: str | None
     horizon: int
     place: Place | None
+    settled: frozenset[str] = frozenset()
+    tries: int = 0
 
     @classmethod
     def of(cls, selection: Selection) -> "Progress":
@@ -50,6 +62,8 @@ class Progress:
             saved["client_id"],
             saved["horizon"],
             None if place is None else (datetime.fromisoformat(place[0]), place[1]),
+            frozenset(saved["settled"]),
+            saved["tries"],
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -60,11 +74,24 @@ class Progress:
             "client_id": self.client_id,
             "horizon": self.horizon,
             "place": place,
+            "settled": sorted(self.settled),
+            "tries": self.tries,
         }
 
     def selection(self, chosen: Filter) -> Selection:
         """Return the selection of the job with this filter."""
         return Selection(chosen, self.failed, self.client_id, self.horizon)
+
+    def after(self, results: Mapping[str, Result], place: Place | None) -> "Progress":
+        """Return the progress after a try, with the result of each callback that it sent.
+
+        place: that of the next batch.
+        """
+        settled = {key for key, result in results.items() if not _is_unsent(result)}
+        if len(settled) == len(results):
+            return replace(self, place=place, settled=frozenset(), tries=0)
+        tries = 0 if settled else self.tries + any(map(_was_published, results.values()))
+        return replace(self, settled=self.settled | settled, tries=tries)
 
 
 class BulkReplay:
@@ -100,22 +127,26 @@ class BulkReplay:
                 if progress.place is None:
                     return None
                 matches = await self._replays.matching(selection, progress.place, limit)
-                after = replace(progress, place=matches.next)
-                faults: list[str | None] = []
-                if matches.found:
-                    faults = await self._sender.send(matches.found, order)
-                failed = sum(fault is not None for fault in faults)
+                waiting = [each for each in matches.found if _key(each) not in progress.settled]
+                results: dict[str, Result] = {}
+                if waiting:
+                    sent = await self._sender.send_each(waiting, order)
+                    results = dict(zip(map(_key, waiting), sent, strict=True))
+                progress = progress.after(results, matches.next)
+                failed = sum(isinstance(result, str) for result in results.values())
                 async with self._database.transaction() as connection:
                     await self._jobs.advance(
                         connection,
                         job,
-                        done=len(faults) - failed,
+                        done=sum(result is None for result in results.values()),
                         failed=failed,
-                        cursor=after.as_json(),
+                        cursor=progress.as_json(),
                     )
-                progress = after
-                if faults:
-                    return len(faults)
+                if (error := next(filter(_is_unsent, results.values()), None)) is not None:
+                    _check_tries(progress, error)
+                    raise error
+                if results:
+                    return len(results)
             return 0
 
         yield step
@@ -129,3 +160,31 @@ class BulkReplay:
         except DecryptionError as error:
             raise PermanentError(f"Cannot read the URL: {error}.") from None
         raise PermanentError("Cannot read the URL: RINGBACK_SECRETS_KEY is not set.")
+
+
+def _key(callback: Callback) -> str:
+    """Return what identifies a callback in a batch, as JSON can store it."""
+    return f"{callback.callback_id}\n{callback.client_id}\n{callback.reference}"
+
+
+def _is_unsent(result: Result) -> TypeGuard[InfrastructureError]:
+    return isinstance(result, InfrastructureError)
+
+
+def _was_published(result: Result) -> bool:
+    """Return whether the broker had the message. Otherwise there was no connection, or an alarm."""
+    return isinstance(result, QueueFullError | PublishUnknownError)
+
+
+def _check_tries(progress: Progress, error: InfrastructureError) -> None:
+    """Check that another try may follow.
+
+    Raises:
+        PermanentError: the broker has confirmed nothing for too long.
+    """
+    limit = MAX_UNKNOWN if isinstance(error, PublishUnknownError) else MAX_REFUSED
+    if progress.tries >= limit and progress.place is not None:
+        raise PermanentError(
+            f"Cannot send callbacks again: {error}, {progress.tries} times in a row. When the queue"
+            f" accepts messages, start a job with `since` {progress.place[0].isoformat()}."
+        )

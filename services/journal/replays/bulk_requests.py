@@ -12,7 +12,7 @@ from services.journal.jobs.store import Jobs, NewJob, id_of_request
 from services.journal.pauses.requests import origin
 from services.journal.replays.bulk import Progress
 from services.journal.replays.requests import NO_KEY
-from services.journal.replays.store import Replays, Selection
+from services.journal.replays.store import Replays, SearchTooSlowError, Selection
 from services.journal.scope import visible
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_binding import Handler, Response, bound
@@ -97,7 +97,7 @@ class BulkReplayRequests:
                     return await self._run(context, command, chosen, client_id)
                 selection = await self._select(command, chosen, client_id)
                 return Matching(matching=await self._replays.count(selection))
-        except TimeoutError:
+        except (TimeoutError, SearchTooSlowError):
             return TOO_MANY
 
     async def _run(

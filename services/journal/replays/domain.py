@@ -1,6 +1,7 @@
 """From a kept request to the message that sends it again: pure functions, no IO."""
 
 import re
+from base64 import urlsafe_b64decode
 from dataclasses import dataclass
 from json import dumps, loads
 from typing import Any, Final
@@ -19,6 +20,8 @@ from shared.http.guard import ForbiddenTargetError, parse_target
 from shared.security.encryption import DecryptionError, SecretCipher
 from shared.topology import CALLBACKS
 
+# The issuer of Ringback's own tickets.
+ISSUER: Final = "ringback"
 REDACTED: Final = "******"
 # Names of headers and of parameters in a URL whose values are secret.
 _SECRET_NAME: Final = re.compile(
@@ -28,6 +31,10 @@ _SECRET_NAME: Final = re.compile(
 
 class NotReplayableError(RingbackError):
     """A kept request cannot be sent again. The text says why."""
+
+
+# The header of tickets, and Ringback's ticket for the client.
+Ticket = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +74,22 @@ def replay(  # noqa: PLR0913 - the parts of a replay
     replay_id: str,
     reference: str = "",
     url: str | None = None,
+    ticket: Ticket | None = None,
     traceparent: str | None = None,
 ) -> Replay:
     """Return the message that sends a kept request again, under the same id and without an owner.
 
     An expiry is dropped, because it was that of the first delivery. A pinned certificate is dropped
-    with another URL, because it is that of the first server. The chain is the same if the same
-    replay publishes twice, so a consumer that still knows the first message drops the second one.
+    with another URL, because it is that of the first server. Ringback's own ticket, which is valid
+    for hours only, is replaced by `ticket`, unless the URL is another one. The chain is the same if
+    the same replay publishes twice, so a consumer that still knows the first message drops the
+    second one.
 
     Raises:
         NotReplayableError: the request is not a SendCallback, or another client's.
     """
     try:
-        body = _changed(kept.body, url)
+        body = _changed(kept.body, client_id, url, ticket)
         command = SendCallback.model_validate_json(body)
         target = parse_target(command.target_url).origin
     except (ValueError, RecursionError, ForbiddenTargetError) as error:
@@ -106,17 +116,38 @@ def replay(  # noqa: PLR0913 - the parts of a replay
     return Replay(OutgoingMessage(CALLBACKS, properties, body), target)
 
 
-def _changed(body: bytes, url: str | None) -> bytes:
+def _changed(body: bytes, client_id: str, url: str | None, ticket: Ticket | None) -> bytes:
     request = loads(body)
     if not isinstance(request, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - as for JSON that is not valid
-    if url is None and "expires_at" not in request:
-        return body
-    request.pop("expires_at", None)
+    changed = request.pop("expires_at", None) is not None
     if url is not None:
         request["target_url"] = url
         request.pop("fingerprint", None)
-    return dumps(request).encode()
+        changed = True
+    elif ticket is not None and isinstance(given := request.get("headers"), dict):
+        name, text = ticket
+        outdated = [
+            each
+            for each, value in given.items()
+            if each.lower() == name.lower() and is_own_ticket(value, client_id)
+        ]
+        request["headers"] = given | dict.fromkeys(outdated, text)
+        changed = changed or bool(outdated)
+    return dumps(request).encode() if changed else body
+
+
+def is_own_ticket(value: Any, client_id: str) -> bool:
+    """Return whether a ticket says that it is Ringback's for this client.
+
+    Its signature is not checked: the client may have Ringback's ticket for itself in any case.
+    """
+    try:
+        _, claims, _ = value.split(".")
+        found = loads(urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+        return bool((found["iss"], found["aud"]) == (ISSUER, client_id))
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def redacted(kept: Kept) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Clients replay their own callbacks, operators those of all. Nobody learns of another client's.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final
 from uuid import uuid4
@@ -11,9 +12,8 @@ from services.journal.audit.store import Audit
 from services.journal.replays import domain
 from services.journal.replays.domain import NotReplayableError
 from services.journal.replays.sending import Callback, Order, ReplaySender
-from services.journal.replays.store import Replays
-from services.journal.scope import for_operators, visible
-from shared.amqp.publisher import UnpublishableError
+from services.journal.replays.store import KeptRow, Replays
+from services.journal.scope import for_operators, selected
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_binding import Handler, Response, bound
 from shared.contracts.journal_replays import (
@@ -34,6 +34,10 @@ NOT_KEPT: Final = Failure(
     code=FailureCode.NOT_KEPT,
     detail="the journal has not kept the request; RINGBACK_JOURNAL_BODIES says which it keeps",
 )
+SEVERAL_CLIENTS: Final = Failure(
+    code=FailureCode.CONFLICT,
+    detail="several clients have used this id; select the client whose callback it is",
+)
 NO_KEY: Final = Failure(
     code=FailureCode.NOT_KEPT,
     detail="the journal keeps no requests, because RINGBACK_SECRETS_KEY is not set",
@@ -41,7 +45,7 @@ NO_KEY: Final = Failure(
 
 
 class ReplayRequests:
-    """Reads and replays kept requests."""
+    """Reads and replays kept requests. `slots` limits the reads at a time."""
 
     def __init__(
         self,
@@ -49,11 +53,13 @@ class ReplayRequests:
         sender: ReplaySender,
         audit: Audit,
         cipher: SecretCipher | None,
+        slots: asyncio.Semaphore,
     ) -> None:
         self._replays = replays
         self._sender = sender
         self._audit = audit
         self._cipher = cipher
+        self._slots = slots
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -65,9 +71,9 @@ class ReplayRequests:
         )
 
     async def _read(self, context: RequestContext, query: ReadRequest) -> Response:
-        rows = await self._replays.kept(query.id, None)
-        if not rows:
-            return await self._missing(query.id, None)
+        rows = await self._kept(context, query.id, query.client_id)
+        if isinstance(rows, Failure):
+            return rows
         try:
             request = domain.redacted(domain.opened(self._cipher, rows[0].sealed))
         except NotReplayableError as error:
@@ -81,20 +87,16 @@ class ReplayRequests:
         return KeptRequest(callback_id=rows[0].callback_id, at=rows[0].at, request=request)
 
     async def _replay(self, context: RequestContext, command: ReplayCallback) -> Response:
-        client_id = visible(context)
-        rows = await self._replays.kept(command.id, client_id)
-        if not rows:
-            return await self._missing(command.id, client_id)
+        rows = await self._kept(context, command.id, command.client_id)
+        if isinstance(rows, Failure):
+            return rows
         order = Order(
             context.message_id or str(uuid4()), context.actor, command.url, context.traceparent
         )
         callbacks = [
             Callback(row.callback_id, row.client_id, row.reference, row.sealed) for row in rows
         ]
-        try:
-            faults = await self._sender.send(callbacks, order)
-        except UnpublishableError as error:
-            return Failure(code=FailureCode.CONFLICT, detail=f"cannot be sent again: {error}")
+        faults = await self._sender.send(callbacks, order)
         if all(faults):
             return Failure(code=FailureCode.NOT_KEPT, detail=f"cannot be sent again: {faults[0]}")
         await self._audit.record(
@@ -106,7 +108,17 @@ class ReplayRequests:
         )
         return Replayed(id=rows[0].callback_id)
 
-    async def _missing(self, id_: str, client_id: str | None) -> Failure:
-        if not await self._replays.is_known(id_, client_id):
-            return NO_SUCH_CALLBACK
-        return NO_KEY if self._cipher is None else NOT_KEPT
+    async def _kept(
+        self, context: RequestContext, id_: str, client_id: str | None
+    ) -> list[KeptRow] | Failure:
+        """Return the kept requests of a callback: all of one client."""
+        owner = selected(context, client_id)
+        if isinstance(owner, Failure):
+            return owner
+        async with self._slots:
+            rows = await self._replays.kept(id_, owner)
+            if not rows and not await self._replays.is_known(id_, owner):
+                return NO_SUCH_CALLBACK
+        if not rows:
+            return NO_KEY if self._cipher is None else NOT_KEPT
+        return rows if rows[0].clients == 1 else SEVERAL_CLIENTS

@@ -1,16 +1,22 @@
 """Sends callbacks again: publishes kept requests, and reports them as facts."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.journal.replays import domain
-from services.journal.replays.domain import NotReplayableError, Replay
+from services.journal.replays.domain import NotReplayableError, Replay, Ticket
 from shared.amqp.fact_sender import FactSender
-from shared.amqp.publisher import Publisher
+from shared.amqp.publisher import Publisher, UnpublishableError
 from shared.clock import Clock
 from shared.contracts.journal_facts import CallbackReplayed
+from shared.errors import InfrastructureError
 from shared.security.encryption import SecretCipher
+
+# What became of a callback: None if it was sent, a text if it can never be sent, and an error if
+# the broker has not confirmed it.
+Result = str | InfrastructureError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +43,68 @@ class Callback:
 
 
 class ReplaySender:
-    """Publishes kept requests to the queue `callbacks`."""
+    """Publishes kept requests to the queue `callbacks`.
+
+    tickets: returns Ringback's ticket for a client, None if it signs none.
+    """
 
     def __init__(
-        self, publisher: Publisher, facts: FactSender, cipher: SecretCipher | None, clock: Clock
+        self,
+        publisher: Publisher,
+        facts: FactSender,
+        cipher: SecretCipher | None,
+        clock: Clock,
+        tickets: Callable[[str], Ticket | None],
     ) -> None:
         self._publisher = publisher
         self._facts = facts
         self._cipher = cipher
         self._clock = clock
+        self._tickets = tickets
 
     async def send(self, callbacks: Sequence[Callback], order: Order) -> list[str | None]:
         """Send callbacks again, and return for each why it cannot be sent, or None.
-
-        They are confirmed on return, and so are their facts.
 
         Raises:
             InfrastructureError: the broker is unavailable. Some may have been sent.
         """
         faults: list[str | None] = []
-        messages, facts = [], []
+        for result in await self.send_each(callbacks, order):
+            if isinstance(result, InfrastructureError):
+                raise result
+            faults.append(result)
+        return faults
+
+    async def send_each(self, callbacks: Sequence[Callback], order: Order) -> list[Result]:
+        """Send callbacks again, and return what became of each.
+
+        Those that were sent are confirmed on return, and so are the facts about them.
+        """
+        results: list[Result] = []
+        sending: list[asyncio.Future[None]] = []
+        facts: list[CallbackReplayed] = []
+        places: list[int] = []
         for callback in callbacks:
+            results.append(None)
             try:
                 replay = self._replay(callback, order)
-            except NotReplayableError as error:
-                faults.append(str(error))
+                sending.append(self._publisher.publish(replay.message))
+            except (NotReplayableError, UnpublishableError) as error:
+                results[-1] = str(error)
                 continue
-            faults.append(None)
-            messages.append(replay.message)
             facts.append(self._fact(callback, replay, order))
-        await self._publisher.publish_all(messages)
-        await self._facts.send_confirmed(facts)
-        return faults
+            places.append(len(results) - 1)
+        sent = []
+        answers = await asyncio.gather(*sending, return_exceptions=True)
+        for place, fact, answer in zip(places, facts, answers, strict=True):
+            if answer is None:
+                sent.append(fact)
+            elif isinstance(answer, InfrastructureError):
+                results[place] = answer
+            else:
+                raise answer
+        await self._facts.send_confirmed(sent)
+        return results
 
     def _replay(self, callback: Callback, order: Order) -> Replay:
         if callback.sealed is None:
@@ -79,6 +115,7 @@ class ReplaySender:
             replay_id=order.replay_id,
             reference=callback.reference,
             url=order.url,
+            ticket=self._tickets(callback.client_id) if callback.client_id else None,
             traceparent=order.traceparent,
         )
 

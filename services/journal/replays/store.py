@@ -5,10 +5,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
+import asyncpg
+
 from services.journal.reading import reading
 from services.journal.replays.sending import Callback
 from shared.contracts.journal import Filter
-from shared.postgres.pool import Database
+from shared.errors import PermanentError
+from shared.postgres.pool import Database, StoreConnectionLostError
 from shared.postgres.queries import queries
 
 _SQL: Final = queries("services.journal", "replays.sql")
@@ -17,20 +20,31 @@ MAX_KEPT: Final = 100
 # Entries that one statement looks at.
 WINDOW: Final = 2000
 
+# By how much the window shrinks if a statement takes too long.
+SHRINK: Final = 50
+
 Place = tuple[datetime, int]  # the time and the sequence of an entry
 FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
 LAST: Final = datetime(9999, 12, 31, tzinfo=UTC)
 
 
+class SearchTooSlowError(PermanentError):
+    """A search reaches the time limit of a statement, and would do so again."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptRow:
-    """A kept request, encrypted. `client_id` '' is the anonymous client."""
+    """A kept request, encrypted. `client_id` '' is the anonymous client.
+
+    clients: how many clients have used the id.
+    """
 
     callback_id: str
     client_id: str
     reference: str
     at: datetime
     sealed: bytes
+    clients: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +80,23 @@ class Replays:
         self._database = database
 
     async def kept(self, id_: str, client_id: str | None) -> list[KeptRow]:
-        """Return the kept requests of an id, the latest first.
+        """Return the kept requests of an id: those of the client that has used it last.
 
         The id is a `webhook-id`, or that of a scheduled callback; then it is the last dispatch.
         """
         for callback_id in (id_, await self._last_dispatched(id_, client_id)):
             if callback_id is not None:
-                rows = await self._database.fetch(_SQL["kept"], callback_id, client_id, MAX_KEPT)
+                async with reading(self._database) as connection:
+                    rows = await connection.fetch(_SQL["kept"], callback_id, client_id, MAX_KEPT)
                 if rows:
-                    return [
-                        KeptRow(*row) for row in rows if row["client_id"] == rows[0]["client_id"]
-                    ]
+                    return [KeptRow(*row) for row in rows]
         return []
 
     async def is_known(self, id_: str, client_id: str | None) -> bool:
         """Return whether the journal has an entry about this callback."""
-        row = await self._database.fetchrow(_SQL["known"], id_, client_id)
-        return row["known"] or await self._last_dispatched(id_, client_id) is not None
+        async with reading(self._database) as connection:
+            known: bool = await connection.fetchval(_SQL["known"], id_, client_id)
+        return known or await self._last_dispatched(id_, client_id) is not None
 
     async def horizon(self) -> int:
         """Return the sequence of the last entry."""
@@ -98,14 +112,11 @@ class Replays:
 
         The entries up to the horizon never change. So a search that is repeated finds the same
         callbacks, each of them once.
+
+        Raises:
+            SearchTooSlowError: too many attempts have the same id.
         """
-        query = selection.filter
-        async with reading(self._database) as connection:
-            rows = await connection.fetch(
-                _SQL["matching"].format(source=_source(selection)),
-                *(*after, query.until or LAST, selection.horizon, WINDOW, limit),
-                *(selection.client_id, query.target, query.reason, kept),
-            )
+        rows = await self._window(selection, after, limit, kept=kept)
         found = [
             Callback(row["callback_id"], row["client_id"], row["reference"], row["sealed"])
             for row in rows
@@ -114,6 +125,30 @@ class Replays:
         if not rows or (len(found) < limit and not rows[-1]["last"]):
             return Matches(found, None)
         return Matches(found, (rows[-1]["at"], rows[-1]["seq"]))
+
+    async def _window(
+        self, selection: Selection, after: Place, limit: int, *, kept: bool
+    ) -> list[Any]:
+        """Return the rows of the next entries. If that takes too long, look at fewer of them."""
+        query, window = selection.filter, WINDOW
+        while True:
+            try:
+                async with reading(self._database) as connection:
+                    rows: list[Any] = await connection.fetch(
+                        _SQL["matching"].format(source=_source(selection)),
+                        *(*after, query.until or LAST, selection.horizon, window, limit),
+                        *(selection.client_id, query.target, query.reason, kept),
+                    )
+                    return rows
+            except StoreConnectionLostError as error:
+                if not isinstance(error.__cause__, asyncpg.QueryCanceledError):
+                    raise
+            window //= SHRINK
+            if not window:
+                raise SearchTooSlowError(
+                    f"Cannot search after {after[0].isoformat()}: too many attempts have the same"
+                    " id. Set a later `since` in the filter."
+                )
 
     async def count(self, selection: Selection) -> int:
         """Return how many callbacks match."""
@@ -130,8 +165,11 @@ class Replays:
             schedule_id = UUID(id_)
         except ValueError:
             return None
-        row: Any = await self._database.fetchrow(_SQL["last_dispatched"], schedule_id, client_id)
-        return None if row is None else row["callback_id"]
+        async with reading(self._database) as connection:
+            found: str | None = await connection.fetchval(
+                _SQL["last_dispatched"], schedule_id, client_id
+            )
+        return found
 
 
 def _source(selection: Selection) -> str:

@@ -43,7 +43,7 @@ SELECT count(*) FROM gone
 SELECT letter_id FROM journal.moved_letters WHERE queue = $1 AND letter_id = ANY($2::text[])
 
 -- name: lock_letters
--- No letter is added or removed until the transaction ends, so a count and the last number agree.
+-- Waits for all letters that are being added, so that none before the last one follows.
 LOCK TABLE journal.letters IN SHARE ROW EXCLUSIVE MODE
 
 -- name: last_letter
@@ -68,6 +68,34 @@ ORDER BY count DESC, key LIMIT $2
 SELECT coalesce(sum(count), 0)::bigint FROM journal.letter_counts
 WHERE queue = $1
     AND ($2::text IS NULL OR reason_key = $2) AND ($3::text IS NULL OR target = $3)
+
+-- name: count_window
+-- The letters that match among the next $4 letters of a queue. A condition replaces the braces.
+SELECT count(*) AS read, max(seq) AS last, count(*) FILTER (WHERE {where}) AS matching
+FROM (
+    SELECT * FROM journal.letters
+    WHERE queue = $1 AND seq > $2 AND seq <= $3
+    ORDER BY seq LIMIT $4
+) w
+
+-- name: page
+-- The letters that match among the next $3 letters of an index, and the last one of these. The
+-- condition of the index replaces {inner}, that of the filter {outer}.
+SELECT *
+FROM (
+    SELECT *, {outer} AS matches, place = $3 AS last
+    FROM (
+        SELECT *, row_number() OVER () AS place
+        FROM (
+            SELECT * FROM journal.letters
+            WHERE {inner} AND (at, seq) < ($1, $2)
+            ORDER BY at DESC, seq DESC LIMIT $3
+        ) e
+    ) w
+    OFFSET 0 -- otherwise the condition is evaluated twice
+) m
+WHERE matches OR last
+LIMIT $4
 
 -- name: count_by_queue
 SELECT queue, sum(count)::bigint AS count FROM journal.letter_counts GROUP BY queue

@@ -9,7 +9,7 @@ SELECT * FROM journal.jobs WHERE id = $1
 -- name: running
 SELECT id FROM journal.jobs WHERE queue = $1 AND status = 'running'
 
--- name: lock_client
+-- name: lock
 SELECT pg_advisory_xact_lock(hashtextextended('ringback job of ' || $1::text, 0))
 
 -- name: running_of

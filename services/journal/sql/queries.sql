@@ -31,6 +31,7 @@ ON CONFLICT (target, client_id, minute) DO UPDATE SET
 
 -- name: keep_requests
 -- The first request of a callback is kept. Only one process inserts, so no other can be first.
+-- Earlier ones are searched between $6 and $7, so that not every partition is read.
 INSERT INTO journal.requests (callback_id, client_id, reference, at, sealed)
 SELECT DISTINCT ON (callback_id, client_id, reference)
     callback_id, client_id, reference, at, sealed
@@ -39,7 +40,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::bytea[])
 WHERE NOT EXISTS (
     SELECT FROM journal.requests r
     WHERE r.callback_id = u.callback_id AND r.client_id = u.client_id
-        AND r.reference = u.reference
+        AND r.reference = u.reference AND r.at BETWEEN $6 AND $7
 )
 ORDER BY callback_id, client_id, reference, at
 

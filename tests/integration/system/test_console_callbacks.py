@@ -136,8 +136,13 @@ async def schedule(browser: Browser, client: str, receiver: Receiver, **fields: 
     return shown.url.query["id"]
 
 
+def headings(shown: Shown) -> list[str]:
+    """Return the headings of the parts of a page."""
+    return re.findall(r"<h2>(.*?)</h2>", shown.text)
+
+
 async def test_n6_a_callback_is_followed_and_nothing_of_others_becomes_markup(
-    browser: Browser,
+    world: World, browser: Browser
 ) -> None:
     client, keys = f"{ATTACK} shop", {"group_key": f"{ATTACK} g", "event_key": f"{ATTACK} e"}
     async with serve(hostile) as receiver:
@@ -151,6 +156,9 @@ async def test_n6_a_callback_is_followed_and_nothing_of_others_becomes_markup(
         *keys.values(),
     ):
         assert expected in texts(shown), expected
+    assert "Context" in headings(shown)
+    async with world.console.browser(Role.OPERATOR) as operator:
+        assert "Context" not in headings(await operator.get(one))
     target = str(URL(receiver.url).origin())
     pages = {
         one: ATTACK,

@@ -42,6 +42,8 @@ CREATE INDEX entries_failed_target ON journal.entries (target, at, seq)
 -- Ended without an attempt; `outcome` is that of an attempt.
 CREATE INDEX entries_ended ON journal.entries (at, seq)
     WHERE outcome IS NULL AND kind IN ('dead', 'dispatch_failed');
+CREATE INDEX entries_ended_client ON journal.entries (client_id, at, seq)
+    WHERE outcome IS NULL AND kind IN ('dead', 'dispatch_failed');
 CREATE INDEX entries_group ON journal.entries (group_key, at, seq) WHERE group_key IS NOT NULL;
 CREATE INDEX entries_event ON journal.entries (event_key, at, seq) WHERE event_key IS NOT NULL;
 
@@ -84,6 +86,7 @@ CREATE TABLE journal.letters (
     trace_id text,
     PRIMARY KEY (queue, letter_id)
 );
+CREATE INDEX letters_seq ON journal.letters (queue, seq);
 CREATE INDEX letters_at ON journal.letters (queue, at, seq);
 CREATE INDEX letters_reason ON journal.letters (queue, reason_key, at, seq);
 CREATE INDEX letters_target ON journal.letters (queue, target, at, seq);

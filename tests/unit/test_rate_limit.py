@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.rate_limit import MAX_CLIENTS, RateLimiter
+from shared.http.rate_limit import MAX_CLIENTS, RateLimiter
 
 
 def test_a_second_s_worth_of_requests_is_allowed_at_once_then_one_per_interval() -> None:
