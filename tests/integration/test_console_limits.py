@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from yarl import URL
 
 from services.console import feeds
 from services.console.sign_in import pages as sign_in_pages
@@ -44,7 +45,8 @@ async def test_a16_an_address_has_a_limited_number_of_sign_ins(
         for _ in range(4):
             started = await browser.get("/sign-in", follow=False)
             state = started.location.query["state"]
-            shown = await browser.get(f"/sign-in/callback?code=made-up&state={state}")
+            returned = {"code": "made-up", "state": state, "iss": issuer_of(sandbox)}
+            shown = await browser.get(str(URL("/sign-in/callback").with_query(returned)))
             statuses.append(shown.status)
         assert statuses == [400, 400, 400, 429]
         assert shown.heading == "Too many sign-ins from this address"
