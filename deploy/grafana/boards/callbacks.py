@@ -83,9 +83,11 @@ CALLBACKS: Final = Board(
                 ),
                 graph(
                     "Open circuit breakers",
-                    "Open circuit breakers by target: one for each worker and client.",
+                    "Open circuit breakers by target: one for each worker and client. Also the"
+                    " processes that have no list of paused targets.",
                     COUNT,
                     ("sum by (target_url) (ringback_breaker_open) > 0", "{{target_url}}"),
+                    ("count(ringback_paused_targets_known == 0)", "processes without pauses"),
                 ),
                 graph(
                     "Changes of circuit breakers",

@@ -9,7 +9,6 @@ from uuid import UUID
 
 from aiohttp import web
 
-from services.console.fields import given
 from services.console.forms import FormReader
 from services.console.kept import curl, wire_request
 from services.console.pages.declaration import Page
@@ -156,7 +155,7 @@ async def _done(visit: Visit, id_: str, action: str, result: str, **detail: Any)
 
 async def _story(visit: Visit, id_: str) -> tuple[Any, ProblemError | None]:
     """Return the timeline, or the reason why there is none."""
-    body = _of_client(visit, id_) | given(visit.query, "cursor")
+    body = _of_client(visit, id_) | FormReader(visit.query, visit.zone).given("cursor")
     try:
         return await visit.call(READ_TIMELINE, body), None
     except ProblemError as problem:
