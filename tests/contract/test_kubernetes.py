@@ -1,6 +1,7 @@
 """M15: the services on Kubernetes. The rendered manifests follow the registry and the settings."""
 
 import re
+from base64 import b64decode
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,6 +41,7 @@ from tests.contract.manifests import (
     services,
     workloads,
 )
+from tests.contract.test_compose import CONTAINERS
 
 EACH = [(overlay, name) for overlay in OVERLAYS for name in sorted(DEPLOYED[overlay])]
 WORKLOADS = [(overlay, name) for overlay in OVERLAYS for name in workloads(overlay)]
@@ -392,3 +394,29 @@ def test_m15_the_ports_of_a_service_lead_to_its_pods(overlay: str) -> None:
         assert target["metadata"]["name"] == name
         for port in service["spec"]["ports"]:
             assert ports(main_container(target))[port["targetPort"]] == port["port"]
+
+
+def test_m15_the_demo_has_the_settings_of_docker_compose() -> None:
+    """Both start the same demonstration, so a setting of one of them belongs into the other."""
+    # The addresses differ, and text logs are for the terminal of `docker compose up`.
+    other = {
+        *("RINGBACK_AMQP_URL", "RINGBACK_DATABASE_URL", "RINGBACK_CALLBACK_ALLOWED_NETWORKS"),
+        *("RINGBACK_LOG_FORMAT", "RINGBACK_LOG_LEVEL"),
+    }
+    secrets = {
+        key: b64decode(value).decode()
+        for secret in objects(DEMO, "Secret").values()
+        for key, value in secret["data"].items()
+    }
+    for name in sorted(SERVICES):
+        container = main_container(services(DEMO)[name])
+        given = {
+            key: secrets.get(key) if value is None else value
+            for key, value in environment(DEMO, container).items()
+        }
+        expected = CONTAINERS[name]["environment"]
+        for key, value in expected.items():
+            if key in other or (key in secrets and key not in given):
+                continue  # a secret goes only to services that read it
+            default = variables([Settings, *settings_models()])[key].default
+            assert given.get(key, default) == value, key
