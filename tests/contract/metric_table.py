@@ -43,6 +43,16 @@ def registered() -> set[RegisteredMetric]:
     return metrics | {RegisteredMetric("ringback_worker_restarts_total", (), "counter")}
 
 
+def bounds(bucket: str) -> set[str]:
+    """Return the values of `le` of a histogram without other labels."""
+    return {
+        sample.labels["le"]
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == bucket
+    }
+
+
 # The labels that Prometheus adds to all series of a target; docs/observability.md requires them.
 TARGET_LABELS = {"job", "instance", "service"}
 # Metrics of RabbitMQ, with their labels. An integration test finds them in a live broker.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from shared.topology import REQUEST_QUEUES, TIERS, WORK_QUEUES, topology
-from tests.contract.metric_table import RECORDED, RULES, TARGET_LABELS, series
+from shared.topology import REQUEST_QUEUES, WORK_QUEUES, tier_queue, topology
+from tests.contract.metric_table import RECORDED, RULES, TARGET_LABELS, bounds, series
 from tests.fakes.promql import Selector, grouping, promtool, selectors
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +92,8 @@ def test_n14_a_rule_reads_only_metrics_and_labels_that_exist(rule: dict[str, Any
     for selector in found:
         assert selector.name in known
         assert {label for label, _, _ in selector.matchers} <= known[selector.name]
+        for label, _, bound in selector.matchers:
+            assert label != "le" or bound in bounds(selector.name)
     assert grouping(rule["expr"]) <= set().union(*(known[each.name] for each in found))
 
 
@@ -118,9 +120,8 @@ def test_n14_backlogs_are_those_of_all_work_queues_and_of_no_other(record: str) 
     assert watched == {queue.name for queue in WORK_QUEUES}
 
 
-def test_n14_the_short_tiers_are_those_of_a_minute_at_most() -> None:
-    [selector] = selectors(RECORDED["ringback:short_tier_messages:sum"])
+def test_n14_stuck_messages_are_those_of_all_tiers() -> None:
     names = {queue.name for queue in topology().queues}
-    watched = {name for name in names if selector.allows({"queue": name})}
-    short = {tier.name for tier in TIERS if tier.seconds <= 60}
-    assert watched == {name for name in names if name.rpartition(".retry.")[2] in short}
+    tiers = {tier_queue(work.name, tier) for work in WORK_QUEUES for tier in work.tiers}
+    for selector in selectors(RECORDED["ringback:tier_messages_expired:sum"]):
+        assert {name for name in names if selector.allows({"queue": name})} == tiers
