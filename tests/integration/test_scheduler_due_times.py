@@ -1,5 +1,6 @@
 """When callbacks are due: counts by time with any number of callbacks, and next occurrences."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -69,15 +70,22 @@ async def test_s7_a_count_reads_a_bounded_part_of_one_index(
     await fill(scheduler, "bank", 10, NOW)
     await scheduler.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
     sql = SQL["counts"].replace("$4", "100")
-    for client, scanned in (("shop", 100), ("bank", 10)):
+    for client, since, scanned in (
+        ("shop", NOW, 100),
+        ("shop", NOW - 2 * HOUR, 100),  # nothing is due in this span, and much after it
+        ("bank", NOW, 10),
+    ):
         plan = await scheduler.database.fetch(
-            f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}", client, [NOW], [NOW + HOUR]
+            f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {sql}",
+            *(client, [since], [since + HOUR]),
         )
         lines = [row[0] for row in plan]
-        [scan] = [line for line in lines if " on scheduled_callbacks " in line]
-        assert "Index Only Scan using scheduled_callbacks_of_client" in scan, lines
-        assert f"rows={scanned} " in scan.replace(".00", ""), lines
-        assert not any("Removed by" in line for line in lines), lines
+        [scan] = [number for number, line in enumerate(lines) if " on scheduled_callbacks " in line]
+        assert "Index Only Scan using scheduled_callbacks_of_client" in lines[scan], lines
+        assert f"rows={scanned} " in lines[scan].replace(".00", ""), lines
+        read = next(line for line in lines[scan:] if "Buffers:" in line)
+        # The index of all has 30 pages or more.
+        assert sum(map(int, re.findall(r"=(\d+)", read))) <= 8, lines
 
     monkeypatch.setattr(due_times, "MAX_COUNT", 100)
     (first, estimated), second = await counted(scheduler, "shop", 0, 1, 2)

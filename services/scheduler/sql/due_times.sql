@@ -2,17 +2,20 @@
 
 -- name: counts
 -- Count the callbacks of a client that wait, from each time of $2 until that of $3, up to $4 of them.
--- The row comparisons and the order allow only the index of clients, as in `due_shared`.
+-- The row comparison and the order allow only the index of clients, as in `due_shared`. The end of
+-- the span is outside of the scan: a scan does not end at the second column of a row comparison.
 SELECT (
     SELECT count(*)
     FROM (
-        SELECT FROM scheduler.scheduled_callbacks c
+        SELECT c.next_at
+        FROM scheduler.scheduled_callbacks c
         WHERE NOT in_flight
             AND (c.client_id, next_at) >= ($1::text, span.since)
-            AND (c.client_id, next_at) < ($1::text, span.until)
+            AND c.client_id <= $1::text
         ORDER BY c.client_id, next_at
         LIMIT $4
-    ) few
+    ) next
+    WHERE next.next_at < span.until
 ) AS callbacks
 FROM unnest($2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS span (since, until, number)
 ORDER BY number
