@@ -22,7 +22,7 @@ from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
 
-# Spans that wait for the collector, about 2 kB each. More are dropped.
+# Spans that wait for the collector, about 3 kB each. More are dropped.
 MAX_WAITING: Final = 4096
 # Spans in one request.
 BATCH_SIZE: Final = 512

@@ -408,6 +408,22 @@ async def test_n9_finding_c5_a_posting_has_the_priority_of_its_template_or_its_o
     assert [message.routing_key for message in mailings.broker.sent] == [queue]
 
 
+@pytest.mark.parametrize(("priority", "flags"), [("urgent", "01"), ("bulk", "00")])
+async def test_n14_a_trace_has_no_spans_for_each_message_of_a_bulk_posting(
+    setup: tuple[Mailings, UserLists], priority: str, flags: str
+) -> None:
+    mailings, lists = setup
+    lists.users["all"] = [user(1)]
+    context = f"00-{'a' * 32}-{'b' * 16}-"
+    posted = await mailings.post(
+        posting(priority=priority), headers={"traceparent": f"{context}01"}
+    )
+    await mailings.expand(posted)
+    [message] = mailings.broker.sent
+    assert message.properties.headers is not None
+    assert message.properties.headers["traceparent"] == context + flags
+
+
 async def test_n9_finding_c5_urgent_postings_are_expanded_first_and_not_paused_by_a_full_bulk_queue(
     setup: tuple[Mailings, UserLists],
 ) -> None:

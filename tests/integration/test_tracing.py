@@ -14,6 +14,7 @@ pytest.importorskip("shared.tracing.export", reason="needs the extra otel")
 from shared.tracing import active
 from shared.tracing.export import exporting
 from tests.fakes.broker_client import SECRET, broker_client, send_callback
+from tests.fakes.callback_service import schedules_client
 from tests.fakes.collector import CollectedSpan, Collector, collector
 from tests.fakes.gateway import Caller
 from tests.fakes.sandbox import Sandbox, running_sandbox
@@ -117,6 +118,28 @@ async def test_n14_the_spans_of_all_services_form_one_tree_down_to_the_attempt(
     exported = b"".join(collected.bodies)
     assert CANARY.encode() not in exported
     assert SECRET.encode() not in exported
+
+
+@pytest.mark.usefixtures("services")
+async def test_n14_a_callback_that_is_scheduled_over_amqp_has_one_trace_too(
+    receiver: Sandbox, collected: Collector, shared_amqp_url: str
+) -> None:
+    trace_id = "5af7651916cd43dd8448eb211c80319c"
+    mailbox = await receiver.mailbox()
+    async with schedules_client(shared_amqp_url) as client:
+        await client.send(
+            {"url": mailbox, "hmac_secret": SECRET, "delay": 0},
+            headers={"traceparent": f"00-{trace_id}-{CALLER}-01"},
+        )
+    await receiver.webhooks(mailbox)
+    spans = await spans_of(collected, trace_id, 4)
+    [attempt] = [each for each in spans if each.name == "POST"]
+    assert path_to(attempt, spans) == [
+        ("scheduler", "process schedules"),
+        ("scheduler", "publish callbacks"),
+        ("callback", "process callbacks"),
+        ("callback", "POST"),
+    ]
 
 
 @pytest.mark.usefixtures("services")

@@ -94,6 +94,18 @@ def test_h7_the_environment_overrides_the_file(file: Path, monkeypatch: pytest.M
     assert (own.timeout, own.prefetch) == (4.5, 7)
 
 
+def test_n14_the_standard_variable_of_opentelemetry_turns_tracing_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(Settings, file=file).otlp_endpoint is None
+    file.write_text('otlp_endpoint = "http://file:4318/"')
+    assert load(Settings, file=file).otlp_endpoint == "http://file:4318"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://environment:4318")
+    assert load(Settings, file=file).otlp_endpoint == "https://environment:4318"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")  # as in docker-compose.yml
+    assert load(Settings, file=file).otlp_endpoint is None
+
+
 # H7
 def test_h7_all_faults_are_reported_at_once_with_their_places(
     file: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +138,7 @@ def test_h7_all_faults_are_reported_at_once_with_their_places(
         ('log_format = "xml"', " log_format: Input should be 'json' or 'text'"),
         ("metrics_port = 70000", " metrics_port: Input should be less than or equal to 65535"),
         ("shutdown_timeout = 0", " shutdown_timeout: Input should be greater than 0"),
+        ('otlp_endpoint = "collector:4317"', "must look like http://127.0.0.1:4318"),
         ('queue_type = "stream"', " queue_type: Input should be 'quorum' or 'classic'"),
         ("amqp_url = ", "Invalid value (at "),
         ("= 1", "Invalid statement (at "),
