@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from services.journal import app
 from services.journal.jobs.store import Jobs, StoredJob
-from services.journal.replays.sending import Callback, Order, ReplaySender
+from services.journal.replays.sending import Callback, Order, ReplaySender, Result
 from shared.process.run import Parts, serve
 from shared.settings import Settings, load
 
@@ -29,11 +29,11 @@ def at(point: str) -> None:
 
 
 class DyingSender(ReplaySender):
-    async def send(self, callbacks: Sequence[Callback], order: Order) -> list[str | None]:
+    async def send_each(self, callbacks: Sequence[Callback], order: Order) -> list[Result]:
         at("before the publish")
-        faults = await super().send(callbacks, order)
+        results = await super().send_each(callbacks, order)
         at("after the confirms")
-        return faults
+        return results
 
 
 class DyingJobs(Jobs):
