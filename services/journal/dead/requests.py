@@ -126,8 +126,9 @@ class DeadRequests:
 
     async def _group(self, _: RequestContext, query: GroupDead) -> Response:
         async with self._slots, reading(self._database) as connection:
-            groups = await self._index.groups(connection, query.queue, query.group_by, query.limit)
+            # Letters that arrive in between are in the groups, but not in the total.
             total = await self._index.total(connection, query.queue)
+            groups = await self._index.groups(connection, query.queue, query.group_by, query.limit)
         return GroupList(items=groups, total=total)
 
     async def _start(self, kind: JobKind, context: RequestContext, query: StartMove) -> Response:
