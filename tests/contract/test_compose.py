@@ -97,7 +97,7 @@ def test_the_image_does_not_run_as_root() -> None:
     assert not any("user" in container for container in BUILT.values())
 
 
-@pytest.mark.parametrize("name", [*BUILT, *OBSERVABILITY])
+@pytest.mark.parametrize("name", [*BUILT, *sorted(OBSERVABILITY)])
 def test_containers_run_with_minimal_rights(name: str) -> None:
     container = CONTAINERS[name]
     assert container["read_only"] is True
