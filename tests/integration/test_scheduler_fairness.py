@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from uuid import UUID
@@ -121,14 +122,18 @@ async def test_n10_a_shared_claim_never_reads_the_backlog_of_another_client(
         "UPDATE scheduler.scheduled_callbacks SET next_at = now() WHERE client_id = 'bank'"
     )
     await scheduler.database.execute("VACUUM ANALYZE scheduler.scheduled_callbacks")
-    # Callbacks that are not due yet are not read either.
-    callbacks = [{"url": URL, "delay": 60}] * 1000
-    await scheduler.request("CreateCallbacks", "bank", callbacks=callbacks)
-    sql = SQL["due_shared"].replace("$1", "ARRAY['bank']").replace("$2", "50")
-    plan = await scheduler.database.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {sql}")
+    # Callbacks that are not due yet are not read either: their index entries have 20 pages or more.
+    for _ in range(3):
+        callbacks = [{"url": URL, "delay": 60 + n / 10} for n in range(1000)]
+        await scheduler.request("CreateCallbacks", "bank", callbacks=callbacks)
+    plan = await scheduler.database.fetch(
+        f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {SQL['due_shared']}", ["bank"], 50
+    )
     lines = [row[0] for row in plan]
-    assert any("using scheduled_callbacks_of_client" in line for line in lines), lines
+    [scan] = [n for n, line in enumerate(lines) if "using scheduled_callbacks_of_client" in line]
     assert not any("Removed by" in line for line in lines), lines
+    read = next(line for line in lines[scan:] if "Buffers:" in line)
+    assert sum(map(int, re.findall(r"=(\d+)", read))) <= 5, lines
 
 
 async def test_n10_more_clients_than_one_scan_finds_are_all_served(
