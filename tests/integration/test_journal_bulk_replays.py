@@ -263,7 +263,9 @@ async def test_n7_the_replay_of_a_client_does_not_read_the_entries_of_others(
     others = {"client_id": "'other'", "callback_id": "'o' || n"}
     await _entries(replaying.database, 20_000, **others, outcome=f"'{status}'")
     await _entries(replaying.database, 20_000, **others, kind="'dead'", outcome="NULL")
-    await _entries(replaying.database, 50, outcome=f"'{status}'")
+    if status == "failed":
+        await _entries(replaying.database, 20_000, outcome="'delivered'")
+    await _entries(replaying.database, 50, outcome=f"'{status}'", callback_id="'own' || n")
     await replaying.database.execute("ANALYZE journal.entries")
     selection = Selection(Filter(), failed=status == "failed", client_id="shop", horizon=1 << 62)
     sql = replay_store._SQL["matching"].format(source=replay_store._source(selection))  # noqa: SLF001
