@@ -184,6 +184,7 @@ def test_m15_every_service_is_monitored() -> None:
     assert endpoint["path"] == "/metrics"
     # The alerts need these labels.
     assert endpoint["relabelings"] == [
+        {"action": "drop", "sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Pending"},
         {"targetLabel": "job", "replacement": "ringback"},
         {
             "targetLabel": "service",
