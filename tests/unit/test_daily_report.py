@@ -4,6 +4,7 @@ import os
 from datetime import UTC, date, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -18,6 +19,7 @@ from services.mailings.reports.domain import (
     message_id,
 )
 from services.mailings.reports.rendering import render
+from services.mailings.reports.schedule import ReportSchedule
 from shared.contracts.mailings import MailingStatus
 from shared.contracts.posting_requests import MessageState
 
@@ -115,3 +117,27 @@ def test_m12_a_repeated_report_has_the_same_message_id() -> None:
 
 def test_m12_the_hours_between_the_first_and_the_last_one_are_shown() -> None:
     assert [label for label, _ in REPORT.hours] == ["09:00", "10:00", "11:00"]
+
+
+class Scheduler:
+    """Stands for a client of the scheduler, which has one callback."""
+
+    def __init__(self, callback: dict[str, object]) -> None:
+        self._callback = callback
+        self.operations: list[str] = []
+
+    async def request(self, _: str, operation: str, *__: object, **___: object) -> object:
+        self.operations.append(operation)
+        return self._callback | {"run_at": "2026-11-21T08:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("at", "operations"), [("08:00", ["GetCallback"]), ("09:00", ["GetCallback", "PutCallback"])]
+)
+async def test_m12_a_scheduler_of_any_version_keeps_the_report(
+    at: str, operations: list[str]
+) -> None:
+    context = {"at": "08:00", "timezone": "UTC"}
+    client: Any = Scheduler({"context": context, "a_field_of_a_newer_version": 1})
+    await ReportSchedule(client, at=at, timezone="UTC").ensure()
+    assert client.operations == operations

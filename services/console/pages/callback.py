@@ -186,10 +186,14 @@ async def _status(visit: Visit, id_: str, steps: list[Any]) -> Any:
 
 
 async def _occurrences(visit: Visit, status: Any) -> Sequence[str]:
-    """Return when a callback that repeats is due next."""
-    if status is None or status["repeat"] is None or status["status"] not in _OPEN:
+    """Return when a callback that repeats is due next, if the scheduler can say that now."""
+    # A scheduler of an older version does not respond with `repeat`.
+    if status is None or status.get("repeat") is None or status["status"] not in _OPEN:
         return ()
-    found = await visit.call(LIST_OCCURRENCES, {"id": status["id"]})
+    try:
+        found = await visit.call(LIST_OCCURRENCES, {"id": status["id"]})
+    except ProblemError:
+        return ()
     times: Sequence[str] = found["items"]
     return times
 
