@@ -14,7 +14,7 @@ from tqdm import tqdm
 from yarl import URL
 
 from services.cli.broker import broker_settings, private_broker, publishing, run_task
-from services.cli.gateway import Gateway, quoted
+from services.cli.gateway import Gateway, quoted, without_none
 from services.cli.load import (
     NotAcceptedError,
     Publish,
@@ -318,8 +318,14 @@ async def _measure(via: str, run: Run, publish: Publish, receiver: Receiver, loa
 async def _cancel(gateway: Gateway, run: Run) -> None:
     """Cancel the callbacks of a run that have not arrived."""
     path = f"/v1/groups/{quoted(group_key(run))}/callbacks"
+    cursor = None
     with suppress(click.ClickException):
-        await gateway.request("DELETE", path)
+        while True:
+            query = URL.build(query=without_none(cursor=cursor)).raw_query_string
+            cancelled = await gateway.request("DELETE", f"{path}?{query}")
+            cursor = cancelled["next_cursor"]
+            if cursor is None:  # a request cancels as many as it can in some seconds
+                return
 
 
 def _report(runs: Mapping[str, Run], *, as_json: bool) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
 
 from services.cli import bench as module
+from services.cli.gateway import Gateway
 from services.cli.load import NotAcceptedError, Receiver, Run, measure
 
 
@@ -96,3 +98,16 @@ def test_the_receiver_ignores_other_requests(path: str) -> None:
     receiver.expect(seen)
     assert b"404" in receiver.receive(path.replace("TOKEN", seen.token), 1.0)
     assert not any(seen.arrived)
+
+
+async def test_all_callbacks_of_a_large_group_are_cancelled() -> None:
+    class Slow(Gateway):
+        paths: ClassVar[list[str]] = []
+
+        async def request(self, method: str, path: str, **_: Any) -> Any:
+            self.paths.append(f"{method} {path.partition('callbacks')[2]}")
+            return {"next_cursor": "a b" if len(self.paths) < 2 else None}
+
+    gateway = Slow("http://127.0.0.1:1", None)
+    await module._cancel(gateway, Run(1))  # noqa: SLF001 - only an interrupt calls it
+    assert gateway.paths == ["DELETE ?", "DELETE ?cursor=a+b"]
