@@ -14,6 +14,9 @@ Kind = Literal["server", "client", "producer", "consumer"]
 # An attribute that is None is omitted.
 Attributes = Mapping[str, str | int | None]
 
+# Characters of the text of an error. It may quote the sender.
+MAX_DESCRIPTION: Final = 1000
+
 _KINDS: Final = {
     "server": trace.SpanKind.SERVER,
     "client": trace.SpanKind.CLIENT,
@@ -52,7 +55,9 @@ class Span:
         if not self._failed:
             self._failed = True
             self._span.set_attribute("error.type", kind)
-            self._span.set_status(trace.StatusCode.ERROR, description)
+            # OTLP cannot encode an unpaired surrogate, and loses the whole batch with it.
+            text = description[:MAX_DESCRIPTION].encode(errors="replace").decode()
+            self._span.set_status(trace.StatusCode.ERROR, text)
 
     def end(self) -> None:
         """End the span. Later changes have no effect."""

@@ -29,6 +29,7 @@ from shared.topology import CALLBACKS, SCHEDULER_OUTCOMES, TIERS
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
 export = pytest.importorskip("shared.tracing.export", reason="needs the extra otel")
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: E402
     InMemorySpanExporter,
@@ -330,6 +331,15 @@ async def test_n14_the_span_of_an_attempt_has_its_status_but_no_path_query_or_se
         "ringback.client_id": "shop",
     } | ({} if error is None else {"error.type": error})
     assert CANARY not in span.to_json()
+
+
+def test_n14_the_text_of_an_error_never_costs_other_spans(traced: Traced) -> None:
+    span = traced.tracer.start("POST", "client", {}, parent=SAMPLED)
+    assert span is not None
+    with span:
+        span.fail("refused", "\ud800" + "x" * 5000)
+    assert traced.only().status.description == "?" + "x" * 999
+    assert encode_spans(traced.spans).SerializeToString()
 
 
 async def test_n14_an_attempt_without_a_response_has_the_reason(traced: Traced) -> None:
