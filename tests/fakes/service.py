@@ -1,5 +1,6 @@
 """A service in its own process, started by its command."""
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -43,11 +44,17 @@ def _run(
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if "PYTHONPATH" in environment:  # it is for other modules than those that are imported here
+        os.execve(sys.executable, (sys.executable, *arguments), environment)  # noqa: S606
     option, program, *sys.argv[1:] = arguments
-    if option == "-c":
-        exec(program, {"__name__": "__main__"})  # noqa: S102 - the program is a constant of a test
-    else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    try:
+        if option == "-c":
+            exec(program, {"__name__": "__main__"})  # noqa: S102 - the program is a constant of a test
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    finally:
+        # A process of multiprocessing ends without them. One of them flushes the log.
+        atexit._run_exitfuncs()  # noqa: SLF001
 
 
 class Service:
