@@ -56,8 +56,9 @@ EDITS = (
     # Events that arrive over HTTP.
     Edit("shared/contracts/events.py", "    from_service: Word\n", "{}" + OPTIONAL),
     Edit(
-        "services/gateway/routes/events.py",
-        "        body,\n        exchange=_EVENT.exchange,\n",
+        "shared/http/event_publishing.py",
+        "        _EVENT.routing_key_of(event), properties, body, exchange=_EVENT.exchange\n",
+        "        _EVENT.routing_key_of(event),\n        properties,\n"
         f'        body[:-1] + b\',"{FIELD}":"x"}}\',\n        exchange=_EVENT.exchange,\n',
     ),
     # Requests, with a header of their context, and responses.

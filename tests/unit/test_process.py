@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge
 
 from shared.clock import SystemClock, rfc3339
 from shared.errors import RingbackError
 from shared.process.health import Health
 from shared.process.run import CLOSE_RESERVE, MAX_FILES, Parts, Process, raise_file_limit, serve
+from shared.registry import SERVICES
 from shared.settings import Settings
 
 QUIET = Parts(metrics=False)
@@ -280,3 +282,13 @@ async def test_finding_b17_every_part_gets_its_share_of_the_grace_period() -> No
     assert await process.stop() == 0
     # The fast one leaves its share to the later ones; a busy machine takes some of theirs.
     assert shares == pytest.approx([0.3, 0.3, 0.45, 0.45], abs=0.15)
+
+
+def test_n14_a_gauge_of_a_worker_ends_with_the_worker() -> None:
+    """Otherwise the last value of a killed worker stays, and an alert about it never ends."""
+    for spec in SERVICES.values():
+        import_module(f"{spec.module}.app")
+    collectors = REGISTRY._collector_to_names  # noqa: SLF001 - families do not have the mode
+    gauges = {each for each in collectors if isinstance(each, Gauge)}
+    assert gauges
+    assert {g._name for g in gauges if not g._multiprocess_mode.startswith("live")} == set()  # noqa: SLF001
