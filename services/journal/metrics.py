@@ -13,8 +13,16 @@ INVALID: Final = _FACTS.labels("invalid")
 MISSED: Final = Counter(
     "ringback_journal_missed_messages", "Messages with facts that the journal has missed."
 )
-LAG: Final = Gauge("ringback_journal_lag_seconds", "Seconds that the journal is behind.")
-BEHIND: Final = Gauge("ringback_journal_lag_messages", "Messages in the stream not stored yet.")
+LAG: Final = Gauge(
+    "ringback_journal_lag_seconds",
+    "Seconds that the journal is behind.",
+    multiprocess_mode="livemax",
+)
+BEHIND: Final = Gauge(
+    "ringback_journal_lag_messages",
+    "Messages in the stream not stored yet.",
+    multiprocess_mode="livemax",
+)
 BATCH: Final = Histogram(
     "ringback_journal_batch_seconds",
     "Seconds to store one batch.",

@@ -35,17 +35,27 @@ for _policy in ("fire", "skip"):
 CLOCK_SKEW: Final = Gauge(
     "ringback_callback_clock_skew_seconds",
     "Seconds by which the clock of a callback service was ahead of the database's, at most.",
+    multiprocess_mode="livemax",
 )
 BACKPRESSURE: Final = Gauge(
     "ringback_schedule_backpressure",
     "1 while due callbacks wait because the queue `callbacks` is full, otherwise 0.",
+    multiprocess_mode="livemax",
 )
 WAITING: Final = Gauge(
-    "ringback_schedules_waiting", "Callbacks that wait for their due time or a retry, about."
+    "ringback_schedules_waiting",
+    "Callbacks that wait for their due time or a retry, about.",
+    multiprocess_mode="livemax",
 )
-DUE: Final = Gauge("ringback_schedules_due", "Callbacks that are due, at most 10,000.")
+DUE: Final = Gauge(
+    "ringback_schedules_due",
+    "Callbacks that are due, at most 10,000.",
+    multiprocess_mode="livemax",
+)
 OLDEST_DUE: Final = Gauge(
-    "ringback_schedule_oldest_due_seconds", "Seconds for which the oldest of them has been due."
+    "ringback_schedule_oldest_due_seconds",
+    "Seconds for which the oldest of them has been due.",
+    multiprocess_mode="livemax",
 )
 LAG: Final = Histogram(
     "ringback_schedule_lag_seconds",

@@ -35,9 +35,11 @@ DISABLED: Final = Counter(
 DELIVERY_BACKPRESSURE: Final = Gauge(
     "ringback_delivery_backpressure",
     "1 while due deliveries wait because the queue `callbacks` is full, otherwise 0.",
+    multiprocess_mode="livemax",
 )
 CLOCK_SKEW: Final = Gauge(
     "ringback_delivery_clock_skew_seconds",
     "Maximum time by which a callback service's clock was ahead of the database's, in seconds.",
+    multiprocess_mode="livemax",
 )
 ENDPOINT_MESSAGES: Final = Counter("ringback_endpoint_messages", "Messages to endpoints.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY, Gauge
 
 from shared.topology import REQUEST_QUEUES, WORK_QUEUES, tier_queue, topology
 from tests.contract.metric_table import RECORDED, RULES, TARGET_LABELS, bounds, series
@@ -125,3 +126,13 @@ def test_n14_stuck_messages_are_those_of_all_tiers() -> None:
     tiers = {tier_queue(work.name, tier) for work in WORK_QUEUES for tier in work.tiers}
     for selector in selectors(RECORDED["ringback:tier_messages_expired:sum"]):
         assert {name for name in names if selector.allows({"queue": name})} == tiers
+
+
+def test_n14_a_gauge_of_a_worker_ends_with_the_worker() -> None:
+    """Otherwise the last value of a killed worker stays, and an alert about it never ends."""
+    series()  # imports every service
+    collectors = REGISTRY._collector_to_names  # noqa: SLF001 - families do not have the mode
+    gauges = [each for each in collectors if isinstance(each, Gauge)]
+    assert gauges
+    for gauge in gauges:
+        assert gauge._multiprocess_mode.startswith("live"), gauge._name  # noqa: SLF001
