@@ -141,4 +141,7 @@ class OverviewRequests:
             )
         except InfrastructureError:
             return None
-        return None if isinstance(response, Failure) else BacklogFigures(**response)
+        if isinstance(response, Failure):
+            return None
+        # A scheduler of a newer version may respond with more fields.
+        return BacklogFigures.model_validate(response, extra="ignore")
