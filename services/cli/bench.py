@@ -36,7 +36,7 @@ from shared.settings import connectable_host
 # Seconds in which the first callback must arrive.
 PROBE_TIMEOUT: Final = 15.0
 PROBE_INTERVAL: Final = 0.25
-# Callbacks that are in the memory of one command.
+# Maximum number of callbacks, which one command keeps in memory.
 MAX_COUNT: Final = 1_000_000
 _COLUMNS: Final = {
     "via": "VIA",
@@ -210,7 +210,7 @@ def _confirm(urls: Sequence[str], *, yes: bool) -> None:
     """Check that another machine may be loaded.
 
     Raises:
-        click.UsageError: it is not confirmed, and nobody can be asked.
+        click.UsageError: it is not confirmed, and standard input is not a terminal.
     """
     remote = [redacted(url) for url in urls if not _is_local(url)]
     if not remote or yes:
@@ -223,7 +223,7 @@ def _confirm(urls: Sequence[str], *, yes: bool) -> None:
 
 
 async def _bench(load: Load, gateway: Gateway, runs: dict[str, Run]) -> None:
-    """Measure each way, one after the other. `runs` gets what was seen, also after a Ctrl-C."""
+    """Measure each path in turn. `runs` gets the results, even after a Ctrl-C."""
     receiver = Receiver()
     host, port = load.listen
     async with AsyncExitStack() as stack:
