@@ -30,7 +30,7 @@ from shared.topology import CALLBACKS
 # Bytes of the head of a request, and of its body. The receiver closes the connection above them.
 MAX_HEAD: Final = 65_536
 MAX_BODY: Final = 2_097_152
-# A callback that does not arrive is given up this many seconds after the end of the measurement.
+# Callbacks that have not arrived expire this many seconds after the end of the measurement.
 MARGIN: Final = 60.0
 
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -143,7 +143,7 @@ class Receiver:
 
 
 class _Connection(asyncio.Protocol):
-    """Reads of each request only its path and the length of its body."""
+    """Reads only the path and the length of the body of each request."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver

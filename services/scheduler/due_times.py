@@ -75,7 +75,7 @@ class DueTimes:
         return [row["callbacks"] for row in rows]
 
     async def _estimate(self, client_id: str, since: datetime, until: datetime) -> int:
-        """Return about how many callbacks there are. It is known that they are many."""
+        """Return an estimate of the number of callbacks, which is known to be large."""
         row = await self._database.fetchrow(SQL["estimate"], client_id, since, until)
         return max(int(loads(row[0])[0]["Plan"]["Plan Rows"]), MAX_COUNT)
 
