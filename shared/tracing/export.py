@@ -47,7 +47,10 @@ class CountingExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export a batch, and log when the collector fails or works again."""
         self.taken += len(spans)
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception:  # noqa: BLE001 - the library would drop the batch without a count
+            result = SpanExportResult.FAILURE
         failing = result is not SpanExportResult.SUCCESS
         (_FAILED if failing else active.EXPORTED).inc(len(spans))
         if failing and not self._failing:

@@ -410,6 +410,25 @@ def test_n14_while_the_collector_is_stuck_spans_are_dropped_and_counted(
     assert dropped("failed") - failed == export.BATCH_SIZE + export.MAX_WAITING
 
 
+def test_n14_a_batch_that_cannot_be_encoded_is_counted() -> None:
+    class Failing(StuckExporter):
+        def export(self, _: object) -> SpanExportResult:
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    failed = dropped("failed")
+    exporter = export.CountingExporter(Failing())
+    assert exporter.export([SimpleNamespace()] * 3) is SpanExportResult.FAILURE
+    assert dropped("failed") - failed == 3
+
+
+def test_n14_the_description_of_a_failure_is_short_and_valid_text(traced: Traced) -> None:
+    span = traced.tracer.start("work", "server", {}, parent=SAMPLED)
+    assert span is not None
+    with span:
+        span.fail("failed", "\ud800" + "x" * 100_000)
+    assert traced.only().status.description == "?" + "x" * 999
+
+
 def test_n14_while_tracing_is_off_no_service_imports_the_library() -> None:
     modules = ", ".join(f"{service.module}.app" for service in SERVICES.values())
     found = "[name for name in sys.modules if name.startswith(('opentelemetry', 'google.'))]"
