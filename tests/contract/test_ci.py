@@ -153,6 +153,12 @@ def test_m16_the_bill_of_materials_is_made_with_the_python_of_the_image(file: Pa
     assert images(jobs(file)["audit"]) == [dockerfile.split("\nFROM ")[-1].split()[0]]
 
 
+def test_m16_the_bill_of_materials_has_the_extras_of_the_image() -> None:
+    dockerfile = (CHECKOUT / "deploy/docker/Dockerfile").read_text()
+    [installed] = set(re.findall(r"\.\[[\w,]+\]", dockerfile))
+    assert f"'{installed}'" in AUDIT.read_text()
+
+
 def test_m16_scripts_name_versions_but_no_host() -> None:
     for script in (SCRIPT, AUDIT):
         text = script.read_text()
