@@ -13,11 +13,11 @@ from typing import Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from shared.tracing import active
-from shared.tracing.spans import Tracer
+from shared.tracing.spans import MAX_TEXT, Tracer
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,8 @@ def exporting(service: str, endpoint: str) -> Iterator[None]:
             }
         ),
         shutdown_on_exit=False,
+        # Some attributes are headers, which a sender can make as large as a frame.
+        span_limits=SpanLimits(max_attribute_length=MAX_TEXT),
     )
     provider.add_span_processor(queue)
     # It logs each failed request. Ours are logged when the state changes, and counted.

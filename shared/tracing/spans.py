@@ -14,8 +14,8 @@ Kind = Literal["server", "client", "producer", "consumer"]
 # An attribute that is None is omitted.
 Attributes = Mapping[str, str | int | None]
 
-# Characters of the description of a failure: as many as a reason has.
-MAX_DESCRIPTION: Final = 1000
+# Characters of an attribute and of the description of a failure: as many as a reason has.
+MAX_TEXT: Final = 1000
 
 _KINDS: Final = {
     "server": trace.SpanKind.SERVER,
@@ -55,7 +55,7 @@ class Span:
         if not self._failed:
             self._failed = True
             # A lone surrogate would make the whole batch of spans unencodable.
-            text = description[:MAX_DESCRIPTION].encode(errors="replace").decode()
+            text = description[:MAX_TEXT].encode(errors="replace").decode()
             self._span.set_attribute("error.type", kind)
             self._span.set_status(trace.StatusCode.ERROR, text)
 

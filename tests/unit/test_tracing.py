@@ -26,6 +26,7 @@ from shared.http.guard import parse_target
 from shared.process import run
 from shared.registry import SERVICES
 from shared.topology import CALLBACKS, SCHEDULER_OUTCOMES, TIERS
+from shared.tracing import active
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
 export = pytest.importorskip("shared.tracing.export", reason="needs the extra otel")
@@ -427,6 +428,14 @@ def test_n14_the_description_of_a_failure_is_short_and_valid_text(traced: Traced
     with span:
         span.fail("failed", "\ud800" + "x" * 100_000)
     assert traced.only().status.description == "?" + "x" * 999
+
+
+def test_n14_an_attribute_is_short_whatever_a_sender_has_put_into_a_header() -> None:
+    with export.exporting("callback", "http://127.0.0.1:1"):
+        assert active.tracer is not None
+        long = {"ringback.dispatch": "x" * 100_000}
+        span: Any = active.tracer.start("publish", "producer", long, parent=SAMPLED)
+    assert len(span._span.attributes["ringback.dispatch"]) == 1000  # noqa: SLF001 - not exported
 
 
 def test_n14_while_tracing_is_off_no_service_imports_the_library() -> None:
