@@ -16,7 +16,7 @@ async def test_n2_lists_of_failed_messages_do_not_delay_other_requests() -> None
 
     async def failed(*_: object) -> None:
         running.set()
-        await asyncio.Future()  # never
+        await asyncio.Event().wait()  # never ends
 
     messages = Mock(failed=failed, find=AsyncMock(return_value=None))
     slots = asyncio.Semaphore(MAX_CONCURRENT)

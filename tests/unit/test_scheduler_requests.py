@@ -15,9 +15,9 @@ BOUNDS = b'{"bounds": ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]}'
 async def test_s7_counts_of_due_callbacks_do_not_delay_other_requests() -> None:
     running = asyncio.Event()
 
-    async def count(_client_id: str, _request: object) -> Failure:
+    async def count(*_: object) -> None:
         running.set()
-        return await asyncio.Future()  # never
+        await asyncio.Event().wait()  # never ends
 
     found = Failure(code=FailureCode.NOT_FOUND, detail="no such callback")
     requests = Requests(
