@@ -12,7 +12,7 @@ def rate(series: str, *by: str) -> str:
 
 
 def share(part: str, whole: str, window: str = "5m") -> str:
-    """Return the share of a counter in another one, 0 while nothing happens."""
+    """Return the ratio of the rates of two counters, 0 while nothing happens."""
     return (
         f"sum(rate({part}[{window}])) / clamp_min(sum(rate({whole}[{window}])), 1e-9) or vector(0)"
     )

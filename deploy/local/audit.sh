@@ -14,7 +14,7 @@ tools="$work/tools/bin"
 # What the image contains: the lock as constraints, without development packages and pip.
 python3 -m venv --without-pip "$work/product"
 "$tools/pip" --python "$work/product" install --quiet --disable-pip-version-check \
-    --constraint requirements.lock '.[fast]'
+    --constraint requirements.lock '.[fast,otel]'
 mkdir -p dist
 "$tools/cyclonedx-py" environment --pyproject pyproject.toml --mc-type application \
     --output-reproducible --output-file dist/ringback.cdx.json "$work/product"

@@ -29,8 +29,8 @@ PREFETCH: Final = 10
 READ_TIMEOUT: Final = 5.0
 # Seconds after which a stream that the broker reports as empty has no list.
 EMPTY_TIMEOUT: Final = 0.5
-# Versions are times in microseconds. Seconds by which the clock of the journal's database may be
-# ahead.
+# Seconds by which the clock of the journal's database may be ahead. Versions are its times, in
+# microseconds.
 VERSIONS_PER_SECOND: Final = 1_000_000
 MAX_AHEAD: Final = 3600.0
 

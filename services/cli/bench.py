@@ -36,7 +36,7 @@ from shared.settings import connectable_host
 # Seconds in which the first callback must arrive.
 PROBE_TIMEOUT: Final = 15.0
 PROBE_INTERVAL: Final = 0.25
-# Callbacks that are in the memory of one command.
+# Maximum number of callbacks, which one command keeps in memory.
 MAX_COUNT: Final = 1_000_000
 _COLUMNS: Final = {
     "via": "VIA",
@@ -100,7 +100,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     type=click.IntRange(1, 1000),
     default=50,
     show_default=True,
-    help="Requests or publishes at a time.",
+    help="Maximum number of requests or publishes in flight.",
 )
 @click.option(
     "--size",
@@ -127,7 +127,9 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     "--target", help="URL at which the installation reaches the receiver. Default: its address."
 )
 @click.option(
-    "--only", type=click.Choice(["http", "amqp"]), help="Publish only in this way. Default: both."
+    "--only",
+    type=click.Choice(["http", "amqp"]),
+    help="Measure only HTTP or only AMQP. Default: both.",
 )
 @click.option(
     "--ticket",
@@ -135,8 +137,12 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     show_envvar=True,
     help="Service ticket of the client. Without a ticket: the anonymous client.",
 )
-@click.option("--yes", is_flag=True, help="Load an installation on another machine.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each way.")
+@click.option(
+    "--yes", is_flag=True, help="Confirm that an installation on another machine may be loaded."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object for each of HTTP and AMQP."
+)
 def bench(
     url: str, only: str | None, ticket: str | None, *, yes: bool, as_json: bool, **load: Any
 ) -> None:
@@ -150,8 +156,8 @@ def bench(
     set RINGBACK_CALLBACK_ALLOWED_NETWORKS=127.0.0.0/8 for the callback service, as `ringback up`
     does. For another machine, use --listen and --target.
 
-    Ctrl-C ends the measurement, and prints what was seen. Callbacks that have not arrived are
-    cancelled. The exit code is 1 if any is missing or was not accepted.
+    Ctrl-C ends the measurement, and prints what was seen. Scheduled callbacks that have not arrived
+    are cancelled, those over AMQP expire. The exit code is 1 if any is missing or was not accepted.
 
     \b
     Examples:
@@ -204,7 +210,7 @@ def _confirm(urls: Sequence[str], *, yes: bool) -> None:
     """Check that another machine may be loaded.
 
     Raises:
-        click.UsageError: it is not confirmed, and nobody can be asked.
+        click.UsageError: it is not confirmed, and standard input is not a terminal.
     """
     remote = [redacted(url) for url in urls if not _is_local(url)]
     if not remote or yes:
@@ -217,7 +223,7 @@ def _confirm(urls: Sequence[str], *, yes: bool) -> None:
 
 
 async def _bench(load: Load, gateway: Gateway, runs: dict[str, Run]) -> None:
-    """Measure each way, one after the other. `runs` gets what was seen, also after a Ctrl-C."""
+    """Measure each path in turn. `runs` gets the results, even after a Ctrl-C."""
     receiver = Receiver()
     host, port = load.listen
     async with AsyncExitStack() as stack:

@@ -48,7 +48,7 @@ class Gateway:
     def session(
         self, *, timeout: float | None = REQUEST_TIMEOUT, limit: int = 100
     ) -> aiohttp.ClientSession:
-        """Return a session with the ticket and at most `limit` connections; close it."""
+        """Return a session with the ticket and up to `limit` connections. The caller closes it."""
         timeouts = aiohttp.ClientTimeout(total=timeout, sock_connect=REQUEST_TIMEOUT)
         return aiohttp.ClientSession(
             timeout=timeouts,

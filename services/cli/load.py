@@ -27,10 +27,11 @@ from shared.contracts.headers import APP_ID
 from shared.errors import RingbackError
 from shared.topology import CALLBACKS
 
-# Bytes of the head of a request, and of its body. The receiver closes the connection above them.
+# Bytes of the head of a request, and of its body: more than a callback of 100,000 bytes has. The
+# receiver closes the connection above them, and if so much of the responses is not read.
 MAX_HEAD: Final = 65_536
-MAX_BODY: Final = 2_097_152
-# A callback that does not arrive is given up this many seconds after the end of the measurement.
+MAX_BODY: Final = 262_144
+# Callbacks that have not arrived expire this many seconds after the end of the measurement.
 MARGIN: Final = 60.0
 
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -143,7 +144,7 @@ class Receiver:
 
 
 class _Connection(asyncio.Protocol):
-    """Reads of each request only its path and the length of its body."""
+    """Reads only the path and the length of the body of each request."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -170,6 +171,9 @@ class _Connection(asyncio.Protocol):
             self._data = self._data[end:]
             self._transport.write(self._receiver.receive(path, self._began))
             self._began = self._now()
+            if self._transport.get_write_buffer_size() > MAX_HEAD:
+                self._transport.abort()
+                return
         if len(self._data) > MAX_HEAD:
             self._transport.abort()
 
@@ -178,7 +182,7 @@ def _length(headers: list[bytes]) -> int:
     for header in headers:
         name, _, value = header.partition(b":")
         if name.lower() == b"content-length" and value.strip().isdigit():
-            return int(value)
+            return int(value.strip()[:20])
     return 0
 
 

@@ -78,14 +78,16 @@ class ResponseType(click.ParamType[Response]):
 @click.command
 @click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
 @click.option("--rate", type=float, help="Callbacks a second to one target, instead of FILE.")
-@click.option("--down", type=Seconds(), help="Duration of its outage, after a minute.")
+@click.option(
+    "--down", type=Seconds(), help="Duration of an outage of the target. It starts after a minute."
+)
 @click.option(
     "--response",
     type=ResponseType(),
-    help="What attempts get meanwhile: timeout (default), unreachable, refused, or a status.",
+    help="Response during the outage: timeout (default), unreachable, refused, or a status.",
 )
 @click.option("--failing", type=float, help="Probability that an attempt gets 500, from 0 to 1.")
-@click.option("--latency", type=float, help="Seconds of a response. Default: 0.1.")
+@click.option("--latency", type=float, help="Seconds until a response. Default: 0.1.")
 @click.option(
     "--for",
     "duration",
@@ -93,9 +95,16 @@ class ResponseType(click.ParamType[Response]):
     help="Duration for which callbacks are created. Default: until 10 min after the outage.",
 )
 @click.option("--workers", type=int, help="Processes of the callback service. Default: 1.")
-@click.option("--seed", type=int, help="Seed of the chance. The same seed gives the same result.")
-@click.option("--svg", type=click.File("w", encoding="utf-8", lazy=True), help="Draw a plot.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, with the course.")
+@click.option("--seed", type=int, help="Seed of the random numbers. Default: that of FILE, or 1.")
+@click.option(
+    "--svg", type=click.File("w", encoding="utf-8", lazy=True), help="Write a plot to this file."
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a JSON object, which also has the counts over time.",
+)
 @click.option("--example", is_flag=True, help="Print an example of FILE.")
 def simulate(  # noqa: PLR0913 - the options of the command
     file: IO[str] | None,
@@ -111,9 +120,11 @@ def simulate(  # noqa: PLR0913 - the options of the command
 
     The simulation makes its decisions with the code of the services: lanes, circuit breakers, retry
     tiers and main retries. It uses the settings of the callback service in ringback.toml. It needs
-    no broker. The table has for each target: callbacks, attempts, delivered, dead and waiting ones,
-    delays, the time of the last delivery, the highest number in one tier, and the highest number of
-    messages that the broker stored in one second.
+    no broker. The same seed gives the same result.
+
+    For each target, the table shows: callbacks, attempts, delivered, dead and waiting callbacks,
+    percentiles of the delay, the time of the last delivery, the tier that held the most callbacks,
+    and the most messages that the broker stored in one second.
 
     \b
     Examples:
@@ -129,7 +140,9 @@ def simulate(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("Give either FILE or --rate. `--example` prints an example of FILE.")
     options = {name: value for name, value in one_target.items() if value is not None}
     if file is not None and options:
-        raise click.UsageError("FILE describes everything but the seed. Give other options in it.")
+        raise click.UsageError(
+            "FILE cannot be combined with options such as --down. Set these values in the file."
+        )
     given, settings = _input(file, seed, {"rate": rate} | options)
     result = _run(given, settings)
     if svg is not None:

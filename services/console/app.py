@@ -75,6 +75,7 @@ async def start(process: Process) -> None:
         Provider.of(settings, settings.oidc_issuer, http),
         sessions,
         RoleClaim(settings.oidc_role_claim, dict(settings.oidc_roles)),
+        address_header=settings.address_header,
     )
     listening = listen(settings.host, settings.port)
     process.stack.callback(listening.close)

@@ -10,7 +10,7 @@ from services.console.formatting import count, parse_time
 
 HOURS: Final = 24
 DAYS: Final = 31
-# The bound before every due time, so that the first span has what is overdue.
+# The bound before every due time, so the first span has the overdue callbacks.
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

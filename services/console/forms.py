@@ -1,4 +1,4 @@
-"""Reads the fields of forms and filters. Wrong ones are collected, so that one page shows all."""
+"""Reads the fields of forms and filters. Errors are collected, so one page shows all of them."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ class FormReader:
         return value.replace("\r\n", "\n") if isinstance(value, str) else ""
 
     def given(self, *names: str) -> dict[str, str]:
-        """Return those of these texts that are not empty."""
+        """Return the given texts that are not empty."""
         return {name: text for name in names if (text := self.text(name)) is not None}
 
     def has(self, name: str) -> bool:
@@ -69,7 +69,7 @@ class FormReader:
             return None
 
     def times(self, *names: str) -> dict[str, str]:
-        """Return those of these times that are not empty."""
+        """Return the given times that are not empty."""
         return {name: at for name in names if (at := self.time(name)) is not None}
 
     def whole(self, name: str) -> int | None:

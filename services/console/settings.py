@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 from yarl import URL
 
+from shared.http.client_address import HeaderName
 from shared.settings import EMPTY_IS_NONE, TableSettings
 
 RoleName = Literal["viewer", "operator", "admin"]
@@ -58,6 +59,12 @@ class ConsoleSettings(TableSettings, env_prefix="RINGBACK_CONSOLE_"):
         description="URL at which browsers open the console. The provider redirects to it. Default:"
         " http://127.0.0.1 with the port.",
         examples=["https://ringback.example.com"],
+    )
+    address_header: HeaderName | None = Field(
+        default=None,
+        description="Header in which a proxy reports the address of the browser, for the limit of"
+        " sign-ins. Its last entry is used. Default: the address of the connection.",
+        examples=["X-Forwarded-For"],
     )
     request_timeout: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0, description="Timeout of a request to another service, in seconds."

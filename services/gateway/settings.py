@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
+from shared.http.client_address import HeaderName
 from shared.settings import TableSettings
 
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,100}$")]
 
 
 class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):

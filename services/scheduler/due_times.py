@@ -1,5 +1,6 @@
 """When callbacks of a client are due: counts by time, and the next occurrences of one."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
@@ -63,7 +64,9 @@ class DueTimes:
         if id_ not in rows:
             return CALLBACK_NOT_FOUND
         await self._clock.wait_synced()
-        return Occurrences(items=_next(rows[id_], self._clock.now()))
+        # Ten times of a rare cron expression take up to 0.1 s, in which the loop would stand still.
+        times = await asyncio.to_thread(_next, rows[id_], self._clock.now())
+        return Occurrences(items=times)
 
     async def _counts(
         self, client_id: str, spans: Sequence[tuple[datetime, datetime]]
@@ -75,7 +78,7 @@ class DueTimes:
         return [row["callbacks"] for row in rows]
 
     async def _estimate(self, client_id: str, since: datetime, until: datetime) -> int:
-        """Return about how many callbacks there are. It is known that they are many."""
+        """Return an estimate of the number of callbacks, which is known to be large."""
         row = await self._database.fetchrow(SQL["estimate"], client_id, since, until)
         return max(int(loads(row[0])[0]["Plan"]["Plan Rows"]), MAX_COUNT)
 

@@ -56,6 +56,9 @@ Handler = Callable[[RequestContext, bytes], Awaitable[Response]]
 
 # Requests that may use a database connection at the same time. Creations use the intake's.
 MAX_CONCURRENT: Final = 4
+# Counts at a time. One reads up to 60,000 entries of an index, for a page that people look at. It
+# must not delay the requests of clients.
+MAX_COUNTS: Final = 1
 # The codes of all items of a batch that was not carried out at all.
 _NOTHING_DONE: Final = {FailureCode.UNAVAILABLE}
 KEY_USED: Final = Failure(
@@ -95,6 +98,7 @@ class Requests:
         self._fault = fault
         self._anonymous = anonymous
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._counts = asyncio.Semaphore(MAX_COUNTS)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -111,7 +115,7 @@ class Requests:
                 self._handler(CANCEL_CALLBACKS, self._cancel),
                 self._handler(RETRY_CALLBACKS, self._limited(operations.retry)),
                 self._handler(READ_BACKLOG, self._limited(operations.backlog)),
-                self._handler(COUNT_DUE, self._limited(self._due_times.count)),
+                self._handler(COUNT_DUE, self._limited(self._due_times.count, self._counts)),
                 self._handler(LIST_OCCURRENCES, self._limited(self._due_times.occurrences)),
                 (PING.name, self._ping),
             )
@@ -138,10 +142,12 @@ class Requests:
         return operation.name, handle
 
     def _limited(
-        self, operation: Callable[[str, B], Awaitable[Response]]
+        self,
+        operation: Callable[[str, B], Awaitable[Response]],
+        slots: asyncio.Semaphore | None = None,
     ) -> Callable[[RequestContext, B], Awaitable[Response]]:
         async def execute(context: RequestContext, request: B) -> Response:
-            async with self._slots:
+            async with slots or self._slots:
                 return await operation(context.client_id or "", request)
 
         return execute

@@ -42,8 +42,8 @@ class Source:
 class Callback:
     """A callback, with what its message carries in headers.
 
-    lasting: what all its attempts get. first_at: infinite before the first attempt or deferral.
-    scheduled: the state in the scheduler, if it is scheduled.
+    lasting: the failure of all its attempts, or None. first_at: infinite before the first attempt
+    or deferral. scheduled: the state in the scheduler, if it is scheduled.
     """
 
     source: Source

@@ -89,7 +89,7 @@ async def simulate(
 ) -> Result:
     """Run a simulation until all callbacks have ended, at most until the scenario's end.
 
-    progress: called now and then with the number of callbacks that have ended.
+    progress: called from time to time with the number of callbacks that have ended.
     """
     return await _Simulation(scenario, settings).run(progress)
 
@@ -244,7 +244,7 @@ class _Simulation:
         return expires_at is not None and self._now >= expires_at
 
     def _enter(self, worker: _Worker, lane: Lane, callback: Callback, entering: Entering) -> None:
-        """Continue to enter a lane, until there is a place or none soon."""
+        """Continue to enter a lane until there is a place, or none will be free soon."""
         try:
             place = entering.send(None)
         except StopIteration as entered:

@@ -37,7 +37,7 @@ class Receiver:
             self._sigma = math.log(target.latency_p99 / target.latency) / _Z99
 
     def lasting_failure(self) -> Failure | None:
-        """Return what a new callback gets on every attempt, or None."""
+        """Return the failure that a new callback gets on every attempt, or None."""
         return self._draw(self._of_callbacks)
 
     def reply(self, now: float, lasting: Failure | None) -> Reply:

@@ -13,11 +13,11 @@ from typing import Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from shared.tracing import active
-from shared.tracing.spans import Tracer
+from shared.tracing.spans import MAX_TEXT, Tracer
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,10 @@ class CountingExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export a batch, and log when the collector fails or works again."""
         self.taken += len(spans)
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception:  # noqa: BLE001 - the library would drop the batch without a count
+            result = SpanExportResult.FAILURE
         failing = result is not SpanExportResult.SUCCESS
         (_FAILED if failing else active.EXPORTED).inc(len(spans))
         if failing and not self._failing:
@@ -112,6 +115,8 @@ def exporting(service: str, endpoint: str) -> Iterator[None]:
             }
         ),
         shutdown_on_exit=False,
+        # Some attributes are headers, which a sender can make as large as a frame.
+        span_limits=SpanLimits(max_attribute_length=MAX_TEXT),
     )
     provider.add_span_processor(queue)
     # It logs each failed request. Ours are logged when the state changes, and counted.

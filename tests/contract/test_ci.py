@@ -153,6 +153,13 @@ def test_m16_the_bill_of_materials_is_made_with_the_python_of_the_image(file: Pa
     assert images(jobs(file)["audit"]) == [dockerfile.split("\nFROM ")[-1].split()[0]]
 
 
+def test_the_bill_of_materials_has_the_extras_of_the_image() -> None:
+    dockerfile = CHECKOUT / "deploy/docker/Dockerfile"
+    image, audit = (re.findall(r"'\.\[.+?\]'", path.read_text()) for path in (dockerfile, AUDIT))
+
+    assert audit == image
+
+
 def test_m16_scripts_name_versions_but_no_host() -> None:
     for script in (SCRIPT, AUDIT):
         text = script.read_text()

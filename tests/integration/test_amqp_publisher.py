@@ -91,7 +91,8 @@ async def test_row_9_a_deleted_queue_is_declared_again_and_the_next_publish_arri
     amqp_url: str,
 ) -> None:
     async with publishing(amqp_url) as publisher, broker_client(amqp_url) as client:
-        await client.channel.queue_delete(DEAD)
+        await publisher.publish(outgoing(DEAD))  # confirmed, so the queue has a leader
+        await client.channel.queue_delete(DEAD, timeout=60)
         with pytest.raises(PublishRefusedError):
             await publisher.publish(outgoing(DEAD))
 

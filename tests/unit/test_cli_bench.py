@@ -1,6 +1,7 @@
 """`ringback bench`: what it counts, and what it refuses. The integration tests measure."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from services.cli import bench as module
 from services.cli.gateway import Gateway
-from services.cli.load import NotAcceptedError, Receiver, Run, measure
+from services.cli.load import MAX_BODY, NotAcceptedError, Receiver, Run, measure, receiving
 
 
 def run(*arguments: str) -> Result:
@@ -111,3 +112,29 @@ async def test_all_callbacks_of_a_large_group_are_cancelled() -> None:
     gateway = Slow("http://127.0.0.1:1", None)
     await module._cancel(gateway, Run(1))  # noqa: SLF001 - only an interrupt calls it
     assert gateway.paths == ["DELETE ?", "DELETE ?cursor=a+b"]
+
+
+HEAD = b"POST / HTTP/1.1\r\nContent-Length: %s\r\n\r\n"
+
+
+@pytest.mark.parametrize("length", [b"%d" % (MAX_BODY + 1), b"9" * 10_000])
+async def test_the_receiver_closes_a_connection_with_a_large_body(length: bytes) -> None:
+    async with receiving(Receiver(), "127.0.0.1", 0) as port, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD % length)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_the_receiver_keeps_few_responses_that_nobody_reads() -> None:
+    async with receiving(Receiver(), "127.0.0.1", 0) as port, asyncio.timeout(30):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+
+        async def flood() -> None:
+            while True:
+                writer.write(HEAD % b"0" * 1000)
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await flood()

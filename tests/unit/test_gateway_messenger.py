@@ -6,7 +6,7 @@ import pytest
 
 from services.gateway.messenger.bodies import MAX_BODY_BYTES, Fields
 from services.gateway.messenger.codes import Code, coded_error, error_body, is_messenger, recoded
-from services.gateway.messenger.limits import Limits, network
+from services.gateway.messenger.limits import Limits
 from services.gateway.messenger.schemas import CallbackForm, NewMessage, NewUser, PollForm
 from services.gateway.settings import GatewaySettings
 from shared.contracts.users import MAX_TEXT
@@ -91,24 +91,6 @@ def test_u5_name_then_password_then_everything_else_is_checked(
 
 def test_the_longest_message_fits_in_a_body() -> None:
     assert MAX_TEXT * len("%F0%9F%A6%84") + 1000 <= MAX_BODY_BYTES
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("198.51.100.7", "198.51.100.7"),
-        (" 198.51.100.7 ", "198.51.100.7"),
-        ("::ffff:198.51.100.7", "198.51.100.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:DB8:1:2::", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("unknown", "unknown"),
-        ("x" * 10_000, "x" * 45),
-        ("", ""),
-    ],
-)
-def test_u5_addresses_of_one_network_count_together(address: str, expected: str) -> None:
-    assert network(address) == expected
 
 
 def test_u5_tokens_of_one_user_count_together_and_their_number_is_bounded() -> None:

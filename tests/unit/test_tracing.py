@@ -26,6 +26,7 @@ from shared.http.guard import parse_target
 from shared.process import run
 from shared.registry import SERVICES
 from shared.topology import CALLBACKS, SCHEDULER_OUTCOMES, TIERS
+from shared.tracing import active
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
 export = pytest.importorskip("shared.tracing.export", reason="needs the extra otel")
@@ -418,6 +419,33 @@ def test_n14_while_the_collector_is_stuck_spans_are_dropped_and_counted(
     queue.shutdown()
     assert queue.waiting == 0
     assert dropped("failed") - failed == export.BATCH_SIZE + export.MAX_WAITING
+
+
+def test_n14_a_batch_that_cannot_be_encoded_is_counted() -> None:
+    class Failing(StuckExporter):
+        def export(self, _: object) -> SpanExportResult:
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    failed = dropped("failed")
+    exporter = export.CountingExporter(Failing())
+    assert exporter.export([SimpleNamespace()] * 3) is SpanExportResult.FAILURE
+    assert dropped("failed") - failed == 3
+
+
+def test_n14_the_description_of_a_failure_is_short_and_valid_text(traced: Traced) -> None:
+    span = traced.tracer.start("work", "server", {}, parent=SAMPLED)
+    assert span is not None
+    with span:
+        span.fail("failed", "\ud800" + "x" * 100_000)
+    assert traced.only().status.description == "?" + "x" * 999
+
+
+def test_n14_an_attribute_is_short_whatever_a_sender_has_put_into_a_header() -> None:
+    with export.exporting("callback", "http://127.0.0.1:1"):
+        assert active.tracer is not None
+        long = {"ringback.dispatch": "x" * 100_000}
+        span: Any = active.tracer.start("publish", "producer", long, parent=SAMPLED)
+    assert len(span._span.attributes["ringback.dispatch"]) == 1000  # noqa: SLF001 - not exported
 
 
 def test_n14_while_tracing_is_off_no_service_imports_the_library() -> None:

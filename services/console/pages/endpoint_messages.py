@@ -36,7 +36,7 @@ def pages() -> tuple[Page, ...]:
 
 
 async def message(visit: Visit) -> web.StreamResponse:
-    """Return the message with the id in the URL, or what failed lately at all endpoints."""
+    """Return the message with the id in the URL, or the latest failures of all endpoints."""
     id_ = visit.query.get("id", "").strip()
     cursor = visit.query.get("cursor") or None
     if not id_:

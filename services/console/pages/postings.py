@@ -73,7 +73,7 @@ async def new(visit: Visit) -> web.StreamResponse:
 
 
 async def create(visit: Visit) -> web.StreamResponse:
-    """Accept a posting. The form names it, so that sending it twice creates one."""
+    """Accept a posting. The form has its key, so submitting it twice creates one posting."""
     form, key = FormReader(visit.form, visit.zone), visit.text("key")
     channels = [name for name in CHANNELS if form.has(f"channel-{name}")]
     context = form.json("template_context")

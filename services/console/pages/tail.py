@@ -18,7 +18,7 @@ from shared.contracts.journal_reads import TAIL
 
 # Entries of one read: more than anybody can read in two seconds.
 PAGE_SIZE: Final = 100
-# Entries that the tail may be behind. Then it continues with the latest, and says so.
+# Entries that the tail may be behind. Beyond that, it skips to the latest and shows how many.
 MAX_BEHIND: Final = 100
 # Positions before the latest one that the page looks back at.
 LOOK_BACK: Final = 200
@@ -44,9 +44,9 @@ def pages() -> tuple[Page, ...]:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Entries that match, the first one first, and the number of those that nobody has seen.
+    """Entries that match, the oldest first, and the number of skipped entries.
 
-    left_out: entries that were recorded after these, whether they match or not.
+    left_out: entries that were recorded after these and skipped, whether they match or not.
     """
 
     entries: Sequence[Mapping[str, Any]]
@@ -89,7 +89,7 @@ async def live_tail(visit: Visit) -> web.StreamResponse:
 
 
 def reader(read: Read, selected: Mapping[str, Any]) -> Callable[[], Awaitable[News]]:
-    """Return a function that returns what was recorded since it was called before."""
+    """Return a function that returns what was recorded since its previous call."""
     position: int | None = None
 
     async def news() -> News:

@@ -22,6 +22,7 @@ from services.console.sign_in.provider import Provider
 from services.console.sign_in.roles import Role, role_of
 from services.console.sign_in.sessions import Sessions, user_of
 from services.console.visit import Visit
+from shared.http.client_address import client_address
 from shared.http.rate_limit import RateLimiter
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,23 @@ class RoleClaim:
 
 
 class SignIn:
-    """The handlers of sign-in and sign-out."""
+    """The handlers of sign-in and sign-out.
 
-    def __init__(self, provider: Provider, sessions: Sessions, roles: RoleClaim) -> None:
+    address_header: the header in which a proxy reports the address of the browser, if there is one.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        sessions: Sessions,
+        roles: RoleClaim,
+        *,
+        address_header: str | None = None,
+    ) -> None:
         self._provider = provider
         self._sessions = sessions
         self._roles = roles
+        self._address_header = address_header
         self._limiter = RateLimiter(MAX_SIGN_INS, SPAN)
 
     def pages(self) -> tuple[Page, ...]:
@@ -100,7 +112,8 @@ class SignIn:
         if code is None:
             # Its text is not shown: anybody could write it into a link.
             raise SignInError(Reason.DENIED, "the provider returned an error instead of a code")
-        if self._limiter.delay(visit.request.remote or "", time.monotonic()):
+        address = client_address(visit.request, self._address_header)
+        if self._limiter.delay(address, time.monotonic()):
             raise SignInError(Reason.TOO_MANY, "this address has started too many sign-ins")
         claims = await self._provider.claims(
             code, attempt, _redirect_uri(visit), visit.query.get("iss")

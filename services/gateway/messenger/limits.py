@@ -3,7 +3,6 @@
 import math
 import time
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from aiohttp import web
@@ -11,14 +10,11 @@ from aiohttp import web
 from services.gateway.messenger.codes import Code, coded_error
 from services.gateway.settings import GatewaySettings
 from shared.contracts.users import MAX_NAME
+from shared.http.client_address import client_address
 from shared.http.problem import ProblemError
 from shared.http.rate_limit import MAX_CLIENTS, RateLimiter
 
 MINUTE: Final = 60.0
-# One subscriber usually has a whole network of this size.
-_V6_PREFIX: Final = 64
-# Characters of an IPv6 address as text.
-_MAX_ADDRESS: Final = 45
 
 
 class Limits:
@@ -79,20 +75,7 @@ class Limits:
 
     def address(self, request: web.Request) -> str:
         """Return the address of the client: from the proxy's header, or of the connection."""
-        given = () if self._header is None else request.headers.getall(self._header, ())
-        return network(given[-1].rpartition(",")[2] if given else request.remote or "")
-
-
-def network(address: str) -> str:
-    """Return an IPv4 address, or the network of an IPv6 address."""
-    address = address.strip()[:_MAX_ADDRESS]
-    try:
-        ip: IPv4Address | IPv6Address = ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(ip, IPv4Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or IPv6Network((int(ip), _V6_PREFIX), strict=False))
+        return client_address(request, self._header)
 
 
 def _count(limiter: RateLimiter, key: str) -> None:

@@ -43,6 +43,9 @@ ID_USED: Final = Failure(
 # Positions before the first attempt, and after the newest delivery.
 _FIRST_ATTEMPT: Final = datetime(1970, 1, 1, tzinfo=UTC), 0
 _NEWEST: Final = (1 << 63) - 1
+# Lists of what failed at any endpoint, at a time. One reads a part of each endpoint's deliveries,
+# for a page that people look at. It must not delay messages.
+MAX_FAILED_LISTS: Final = 1
 
 
 class EndpointMessageRequests:
@@ -62,6 +65,7 @@ class EndpointMessageRequests:
         self._endpoints = endpoints
         self._messages = messages
         self._requests = requests
+        self._failed_lists = asyncio.Semaphore(MAX_FAILED_LISTS)
         self._added = added
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -138,7 +142,7 @@ class EndpointMessageRequests:
             before = _NEWEST if command.cursor is None else _decode(command.cursor)[1]
         except ValueError:
             return INVALID_CURSOR
-        async with self._requests:
+        async with self._failed_lists:
             found = await self._messages.failed(_owner(context), before, command.limit + 1)
         return _page(found, command.limit)
 
