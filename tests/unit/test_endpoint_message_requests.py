@@ -21,14 +21,14 @@ async def test_n2_lists_of_failed_messages_do_not_delay_other_requests() -> None
     messages = Mock(failed=failed, find=AsyncMock(return_value=None))
     slots = asyncio.Semaphore(MAX_CONCURRENT)
     requests = EndpointMessageRequests(Mock(), messages, slots, added=Mock()).handlers()
-    async with asyncio.TaskGroup() as group:
-        lists = [
-            group.create_task(requests["ListFailedDeliveries"](SHOP, b"{}"))
-            for _ in range(2 * MAX_CONCURRENT)
-        ]
-        await running.wait()
-        async with asyncio.timeout(5):
-            found = await requests["GetEndpointMessage"](SHOP, b'{"id": "m-1"}')
-        assert isinstance(found, Failure)
-        for task in lists:
-            task.cancel()
+    lists = [
+        asyncio.ensure_future(requests["ListFailedDeliveries"](SHOP, b"{}"))
+        for _ in range(2 * MAX_CONCURRENT)
+    ]
+    await running.wait()
+    async with asyncio.timeout(5):
+        found = await requests["GetEndpointMessage"](SHOP, b'{"id": "m-1"}')
+    assert isinstance(found, Failure)
+    for task in lists:
+        task.cancel()
+    await asyncio.gather(*lists, return_exceptions=True)

@@ -27,13 +27,13 @@ async def test_s7_counts_of_due_callbacks_do_not_delay_other_requests() -> None:
         fault=Mock(),
         anonymous=False,
     ).handlers()
-    async with asyncio.TaskGroup() as group:
-        counts = [
-            group.create_task(requests["CountDue"](SHOP, BOUNDS)) for _ in range(2 * MAX_CONCURRENT)
-        ]
-        await running.wait()
-        request = f'{{"id": "{uuid4()}"}}'.encode()
-        async with asyncio.timeout(5):
-            assert await requests["GetCallback"](SHOP, request) is found
-        for task in counts:
-            task.cancel()
+    counts = [
+        asyncio.ensure_future(requests["CountDue"](SHOP, BOUNDS)) for _ in range(2 * MAX_CONCURRENT)
+    ]
+    await running.wait()
+    request = f'{{"id": "{uuid4()}"}}'.encode()
+    async with asyncio.timeout(5):
+        assert await requests["GetCallback"](SHOP, request) is found
+    for task in counts:
+        task.cancel()
+    await asyncio.gather(*counts, return_exceptions=True)
