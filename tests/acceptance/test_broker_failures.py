@@ -133,6 +133,7 @@ def failed_first(setup: Setup) -> int:
     return len({request.headers["webhook-id"] for request in setup.targets[3].requests})
 
 
+@pytest.mark.slow
 async def test_row_2_broker_suspended(own_broker: Broker, tmp_path: Path) -> None:
     await suspended(own_broker, tmp_path, seconds=12)
 

@@ -43,7 +43,7 @@ def sequences(receiver: Receiver) -> list[int]:
     return [int(request.headers["x-ringback-sequence"]) for request in receiver.requests]
 
 
-@pytest.mark.parametrize("point", slow_except(POINTS, "after the claim", "after the confirm"))
+@pytest.mark.parametrize("point", slow_except(POINTS, "after the confirm"))
 async def test_u2_rows_16_and_17_a_kill_at_any_point_repeats_at_most_once_and_loses_no_push(
     amqp_url: str, own_database: Database, tmp_path: Path, point: str
 ) -> None:

@@ -155,6 +155,7 @@ async def system(amqp_url: str, database_url: str, directory: Path) -> AsyncIter
             yield System(services, sandbox, gateway, client)
 
 
+@pytest.mark.slow
 async def test_m7_m8_a_broken_sms_gateway_delays_no_email_and_no_sms_is_lost_or_repeated(
     amqp_url: str, url: str, tmp_path: Path
 ) -> None:

@@ -133,7 +133,7 @@ INVALID = {
     "another key": ticket("canary", key="another-key-canary-of-32-characters"),
     "expired": ticket("canary", exp=int(time.time()) - 1),
     "no expiry": ticket("canary", exp=None),
-    "not valid yet": ticket("canary", nbf=int(time.time()) + 600),
+    "not valid yet": ticket("canary", nbf=int(time.time()) + 86_400),
     "another audience": ticket("canary", aud="someone-else"),
     "issued by Ringback for a client": ticket("canary", iss="ringback", aud="canary"),
     "no subject": ticket(""),

@@ -303,6 +303,7 @@ async def test_n6_a_stream_that_was_replaced_is_read_from_its_beginning(
     assert (gap["reason"], gap["messages"]) == ("stream_replaced", None)
 
 
+@pytest.mark.slow
 async def test_n6_a_restart_of_the_broker_loses_no_fact(
     own_broker: Broker, database_url: str
 ) -> None:
