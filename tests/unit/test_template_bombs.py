@@ -1,5 +1,6 @@
 """C10: templates that would take much memory or time end with an error that names the cause."""
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +16,6 @@ from services.mailings.rendering.loader import InvalidTemplateError
 from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 from tests.fakes.rendering import bind
 
-# The time limit may interrupt a callback of the garbage collector, such as the one of Hypothesis.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 # Bytes by which the memory of the process may grow. Its limit for created values is 32 MiB.
 MAX_GROWTH: Final = 50 << 20
 # Seconds of CPU time: three runs of at most 0.5 s each, parsing, and a lot of room.
@@ -28,6 +26,15 @@ NESTED: Final = "{% set a = [x] %}" + "{% set a = [a, a] %}" * 60
 TWICE: Final = NESTED + NESTED.replace("set a", "set b").replace("[a, a]", "[b, b]")
 # A text of 512,000 characters, then many of them.
 LONG: Final = "{% set a = word %}" + "{% set a = a ~ a %}" * 9
+
+
+@pytest.fixture(autouse=True)
+def _hook_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the hook of pytest for ignored exceptions: the time limit would interrupt it.
+
+    The limit may interrupt a callback of the garbage collector, such as the one of Hypothesis.
+    """
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
 
 
 def many(value: str, count: int = 900) -> str:
