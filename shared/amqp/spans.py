@@ -127,12 +127,7 @@ async def request(
     span = tracer.start(
         operation, "client", _rpc("send", queue, operation), parent=context.traceparent
     )
-    if span is None:
-        return await send(context)
-    with span:
-        response = await send(context._replace(traceparent=span.traceparent))
-        _responded(span, response)
-        return response
+    return await _within(span, context, send)
 
 
 async def respond(
@@ -146,20 +141,23 @@ async def respond(
     span = tracer.start(
         operation, "server", _rpc("process", queue, operation), parent=context.traceparent
     )
+    return await _within(span, context, handle)
+
+
+async def _within(
+    span: Span | None,
+    context: RequestContext,
+    work: Callable[[RequestContext], Awaitable[Any]],
+) -> Any:
     if span is None:
-        return await handle(context)
+        return await work(context)
     with span:
-        response = await handle(context._replace(traceparent=span.traceparent))
-        _responded(span, response)
+        response = await work(context._replace(traceparent=span.traceparent))
+        if isinstance(response, Failure):
+            span.set("ringback.outcome", response.code.value)
+            if response.code in _ERRORS:
+                span.fail(response.code.value)
         return response
-
-
-def _responded(span: Span, response: Any) -> None:
-    if not isinstance(response, Failure):
-        return
-    span.set("ringback.outcome", response.code.value)
-    if response.code in _ERRORS:
-        span.fail(response.code.value)
 
 
 def _messaging(name: str, kind: str, destination: str) -> Attributes:
