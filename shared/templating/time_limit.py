@@ -1,5 +1,6 @@
 """A limit on the CPU time of untrusted expressions."""
 
+import gc
 import signal
 from functools import cache
 from types import FrameType
@@ -28,14 +29,17 @@ class TimeLimit:
     def __enter__(self) -> None:
         global _active_limit  # noqa: PLW0603 - a process has only one such timer
         _install()
+        # A collection of the whole process would be charged to this block, and interrupted.
+        gc.disable()
         _active_limit = self._seconds
-        # It repeats, because Python ignores an exception in a destructor or a callback.
+        # It repeats, because Python ignores an exception in a destructor.
         signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, _REPEAT_INTERVAL)
 
     def __exit__(self, *_: object) -> None:
         global _active_limit  # noqa: PLW0603 - as above
         _active_limit = None  # before the timer stops, because the signal may be pending
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        gc.enable()
 
 
 _active_limit: float | None = None

@@ -1,6 +1,6 @@
 """C10: templates that would take much memory or time end with an error that names the cause."""
 
-import sys
+import gc
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,15 +26,6 @@ NESTED: Final = "{% set a = [x] %}" + "{% set a = [a, a] %}" * 60
 TWICE: Final = NESTED + NESTED.replace("set a", "set b").replace("[a, a]", "[b, b]")
 # A text of 512,000 characters, then many of them.
 LONG: Final = "{% set a = word %}" + "{% set a = a ~ a %}" * 9
-
-
-@pytest.fixture(autouse=True)
-def _hook_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the hook of pytest for ignored exceptions: the time limit would interrupt it.
-
-    The limit may interrupt a callback of the garbage collector, such as the one of Hypothesis.
-    """
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
 
 
 def many(value: str, count: int = 900) -> str:
@@ -172,6 +163,23 @@ def test_finding_c10_a_time_limit_holds_although_its_first_exception_is_ignored(
         with suppress(TimeLimitExceededError):
             work()
         work()
+
+
+def test_finding_c10_a_garbage_collection_is_not_charged_to_a_template() -> None:
+    def collect(phase: str, _: object) -> None:
+        end = time.process_time() + 0.05
+        while phase == "start" and time.process_time() < end:
+            pass
+
+    gc.callbacks.append(collect)
+    try:
+        with TimeLimit(0.04):
+            kept: list[list[object]] = [[] for _ in range(2 * gc.get_threshold()[0])]
+    finally:
+        gc.callbacks.remove(collect)
+
+    assert kept
+    assert gc.isenabled()
 
 
 def test_finding_c10_the_memory_is_counted_for_each_message() -> None:
