@@ -31,19 +31,31 @@ JOIN subscriptions.endpoint_messages AS message
 WHERE delivery.client_id = $1 AND endpoint_id = $2 AND delivery.id < $3 AND ($4::text IS NULL OR status = $4)
 ORDER BY delivery.id DESC LIMIT $5;
 
--- Newest first, of all endpoints of a client. Each endpoint adds its newest ones, from the index of
--- failed deliveries, so the cost depends on the number of endpoints only.
+-- Newest first, of all endpoints of a client: at most $3 that are older than $2. They are among the
+-- deliveries of the $3 endpoints that failed last, and none is older than the last failure of each
+-- of these. So most endpoints cost one entry of the index.
 -- name: failed_of_client
+WITH latest AS MATERIALIZED (
+    SELECT endpoint.id AS endpoint_id, last.id
+    FROM subscriptions.endpoints AS endpoint
+    CROSS JOIN LATERAL (
+        SELECT id FROM subscriptions.deliveries
+        WHERE endpoint_id = endpoint.id AND status = 'failed' AND id < $2
+        ORDER BY id DESC LIMIT 1
+    ) AS last
+    WHERE endpoint.client_id = $1 AND endpoint.status <> 'deleted'
+    ORDER BY last.id DESC LIMIT $3
+)
 SELECT delivery.*, event_type
 FROM (
     SELECT found.*
-    FROM subscriptions.endpoints AS endpoint
+    FROM latest
     CROSS JOIN LATERAL (
         SELECT * FROM subscriptions.deliveries
-        WHERE endpoint_id = endpoint.id AND status = 'failed' AND id < $2
+        WHERE endpoint_id = latest.endpoint_id AND status = 'failed' AND id <= latest.id
+            AND id >= (SELECT CASE count(*) WHEN $3 THEN min(each.id) ELSE 0 END FROM latest AS each)
         ORDER BY id DESC LIMIT $3
     ) AS found
-    WHERE endpoint.client_id = $1 AND endpoint.status <> 'deleted'
     ORDER BY found.id DESC LIMIT $3
 ) AS delivery
 JOIN subscriptions.endpoint_messages AS message
