@@ -13,12 +13,12 @@ import pytest
 
 from services.journal.app import SCHEMA
 from services.journal.audit.store import Audit
+from services.journal.jobs import tries as job_tries
 from services.journal.jobs import worker as job_worker
 from services.journal.jobs.store import Jobs
 from services.journal.jobs.worker import JobWorker
 from services.journal.partitions import Partitions
 from services.journal.reading import reading
-from services.journal.replays import bulk as bulk_replays
 from services.journal.replays import store as replay_store
 from services.journal.replays.bulk import BulkReplay
 from services.journal.replays.bulk_requests import BulkReplayRequests
@@ -172,8 +172,8 @@ async def test_n7_only_the_refused_part_of_a_batch_is_sent_again(replaying: Repl
 async def test_n7_a_replay_that_the_broker_never_confirms_ends_and_says_why(
     replaying: Replaying, error: Exception, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_replays, "MAX_REFUSED", 3)
-    monkeypatch.setattr(bulk_replays, "MAX_UNKNOWN", 2)
+    monkeypatch.setattr(job_tries, "MAX_REFUSED", 3)
+    monkeypatch.setattr(job_tries, "MAX_UNKNOWN", 2)
     await replaying.store(map(dead, IDS))
     replaying.answer = lambda id_: error if id_ == IDS[0] else None
 

@@ -13,10 +13,12 @@ import pytest
 
 from services.journal.dead import moving as job_moves
 from services.journal.dead import reconciliation
+from services.journal.jobs import tries as job_tries
+from services.journal.jobs import worker as job_worker
 from shared.amqp.connection import BrokerConnection, connect
 from shared.amqp.consumer import Consumer
 from shared.amqp.message import ConsumerSpec
-from shared.amqp.publisher import OutgoingMessage
+from shared.amqp.publisher import OutgoingMessage, PublishUnknownError, QueueFullError
 from shared.amqp.queue_browser import browse_queue
 from shared.amqp.rpc import RequestContext
 from shared.clock import SystemClock
@@ -362,6 +364,55 @@ async def test_n7_a_job_survives_the_loss_of_its_connection(
     assert len(redriven) <= 120 + 10, "more than the step in progress was published twice"
     assert len(opened) > 1
     assert await moving.letters(queue) == []
+
+
+@pytest.mark.parametrize(
+    ("queue", "error", "tries"),
+    [
+        (
+            "mailings.outcomes",
+            QueueFullError("the broker refused the message: a queue is full"),
+            3,
+        ),
+        ("messages.sms.urgent", PublishUnknownError("no confirm within 5 seconds"), 2),
+    ],
+)
+async def test_n7_a_redrive_that_the_broker_never_confirms_ends_and_says_why(
+    moving: Mover, queue: str, error: Exception, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to publish the copies again each second, without end."""
+    monkeypatch.setattr(job_tries, "MAX_REFUSED", 3)
+    monkeypatch.setattr(job_tries, "MAX_UNKNOWN", 2)
+    monkeypatch.setattr(job_worker, "RETRY_DELAY", 0.01)
+    letters = [dead_letter(queue) for _ in range(5)]
+    await moving.add(queue, letters)
+    published = Counter[str]()
+    [refused, *_] = [json.loads(letter.body)["id"] for letter in letters]
+    publish = moving.publisher.publish
+
+    def answer(message: OutgoingMessage) -> asyncio.Future[None]:
+        if message.routing_key != queue:
+            return publish(message)
+        id_ = json.loads(message.body)["id"]
+        published[id_] += 1
+        if id_ != refused:
+            return publish(message)
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        result.set_exception(error)
+        return result
+
+    monkeypatch.setattr(moving.publisher, "publish", answer)
+
+    async with working(moving.worker):
+        started = await moving.start(START_REDRIVE, queue, rate=10_000)
+        job = await moving.ended(started["job"])
+
+    assert (job["status"], job["done"], job["failed"]) == ("failed", 4, 0)
+    assert str(error) in job["error"]
+    # The first try has confirmed the others, so it does not count.
+    assert published == {**dict.fromkeys(logical_ids(letters), 1), refused: tries + 1}
+    assert {letter.id for letter in await moving.letters(queue)} == {refused}
+    assert await moving.total(queue) == 1
 
 
 async def test_n7_what_is_no_longer_in_the_queue_has_failed(moving: Mover) -> None:

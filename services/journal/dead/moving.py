@@ -4,6 +4,9 @@ A step moves a few letters: the copies are published and confirmed, the rows and
 job change in one transaction, and then the letters are acknowledged. A kill before the transaction
 repeats the copies, with the same message ids. A kill after it repeats only the acks, because the
 letters are known to be moved. So no letter is lost, and the counts are exact.
+
+Copies that the broker refuses are published again. After some tries without a confirm, the job
+fails and says why.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ from typing import Final
 from services.journal.dead.index import LetterIndex
 from services.journal.dead.selection import Selection
 from services.journal.jobs.store import ClaimedJob, Jobs, StoredJob
+from services.journal.jobs.tries import check_tries, was_published
 from services.journal.jobs.worker import Step
 from shared.amqp.connection import BrokerConnection, connect
 from shared.amqp.dead_letters import (
@@ -86,22 +90,31 @@ class Moves:
     @asynccontextmanager
     async def work(self, claimed: ClaimedJob) -> AsyncIterator[Step]:
         """Open a connection for the letters of a job."""
+        # Not the claim's: the work may be opened again, after the broker has refused copies.
+        stored = await self.jobs.get(claimed.job.id)
+        tries = (claimed.job if stored is None else stored).cursor["tries"]
         async with connect(self._url, name=self._name) as broker, AsyncExitStack() as stack:
-            move = _Move(self, claimed, broker)
+            move = _Move(self, claimed, broker, tries)
             stack.push_async_callback(move.close)
             yield move.step
 
 
 class _Move:
-    """The progress of a job on one connection."""
+    """The progress of a job on one connection.
 
-    def __init__(self, moves: Moves, claimed: ClaimedJob, broker: BrokerConnection) -> None:
+    tries: how often in a row the broker has confirmed no copy.
+    """
+
+    def __init__(
+        self, moves: Moves, claimed: ClaimedJob, broker: BrokerConnection, tries: int
+    ) -> None:
         self._moves = moves
         self._job = claimed.job
         self._queue = claimed.job.queue or ""
         self._selection = selection_of(claimed.job)
         self._continued = claimed.continued
         self._broker = broker
+        self._tries = tries
         self._pass = AsyncExitStack()
         self._browser: QueueBrowser | None = None
         self._found: deque[_Found] = deque()
@@ -157,16 +170,32 @@ class _Move:
         else:
             gone, faults = list(batch), []
         count = 0
-        if gone:
+        tries = 0 if gone else self._tries + any(map(was_published, faults))
+        if gone or tries != self._tries:
             ids = {found.letter.letter_id for found in gone}
             async with self._moves.database.transaction() as connection:
-                count = await self._moves.index.remove(connection, self._queue, ids)
-                await self._moves.jobs.advance(connection, self._job, done=count)
+                if ids:
+                    count = await self._moves.index.remove(connection, self._queue, ids)
+                await self._moves.jobs.advance(
+                    connection,
+                    self._job,
+                    done=count,
+                    cursor=None if tries == self._tries else {**self._job.cursor, "tries": tries},
+                )
+            self._tries = tries
+        if gone:
             await self._report(gone)
             for found in gone:
                 browser.remove(found.delivery)
             self._moved += count
             self._moved_in_pass += len(gone)
+        if (error := next(filter(was_published, faults), None)) is not None:
+            check_tries(
+                tries,
+                error,
+                action="redrive dead letters",
+                advice="Start another job for the others when the queue accepts messages.",
+            )
         if faults:
             raise faults[0]
         return count

@@ -133,7 +133,7 @@ class DeadRequests:
 
     async def _start(self, kind: JobKind, context: RequestContext, query: StartMove) -> Response:
         """Start a job for the letters that match now, or count them."""
-        # Those who only look do not delay those who act.
+        # Dry runs do not delay jobs that start.
         turn = self._counts if query.move.dry_run else self._starts
         try:
             async with asyncio.timeout(MAX_COUNT_TIME), turn:
@@ -158,7 +158,11 @@ class DeadRequests:
                 matching=matching,
                 actor=context.actor or context.client_id,
                 client_id=None,
-                cursor={"last": selection.last, "reason_key": selection.reason_key},
+                cursor={
+                    "last": selection.last,
+                    "reason_key": selection.reason_key,
+                    "tries": 0,
+                },
             )
             with suppress(asyncpg.UniqueViolationError):  # the same request, in another process
                 async with self._database.transaction() as connection:

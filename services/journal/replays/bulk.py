@@ -15,10 +15,10 @@ from datetime import datetime
 from typing import Any, Final, TypeGuard
 
 from services.journal.jobs.store import ClaimedJob, Jobs
+from services.journal.jobs.tries import check_tries, was_published
 from services.journal.jobs.worker import Step
 from services.journal.replays.sending import Callback, Order, ReplaySender, Result
 from services.journal.replays.store import Place, Replays, Selection
-from shared.amqp.publisher import PublishUnknownError, QueueFullError
 from shared.contracts.journal import Filter
 from shared.errors import InfrastructureError, PermanentError
 from shared.postgres.pool import Database
@@ -26,10 +26,6 @@ from shared.security.encryption import DecryptionError, SecretCipher
 
 # Searches of one step, so that a cancel takes effect within a second.
 MAX_WINDOWS: Final = 20
-# Tries of a batch in a row without a confirm, one second after the other. A full queue has not
-# stored what it refuses. Without a confirm, each try can send every callback once more.
-MAX_REFUSED: Final = 60
-MAX_UNKNOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ class Progress:
         settled = {key for key, result in results.items() if not _is_unsent(result)}
         if len(settled) == len(results):
             return replace(self, place=place, settled=frozenset(), tries=0)
-        tries = 0 if settled else self.tries + any(map(_was_published, results.values()))
+        tries = 0 if settled else self.tries + any(map(was_published, results.values()))
         return replace(self, settled=self.settled | settled, tries=tries)
 
 
@@ -124,9 +120,9 @@ class BulkReplay:
         async def step(limit: int) -> int | None:
             nonlocal progress
             for _ in range(MAX_WINDOWS):
-                if progress.place is None:
+                if (place := progress.place) is None:
                     return None
-                matches = await self._replays.matching(selection, progress.place, limit)
+                matches = await self._replays.matching(selection, place, limit)
                 waiting = [each for each in matches.found if _key(each) not in progress.settled]
                 results: dict[str, Result] = {}
                 if waiting:
@@ -143,7 +139,9 @@ class BulkReplay:
                         cursor=progress.as_json(),
                     )
                 if (error := next(filter(_is_unsent, results.values()), None)) is not None:
-                    _check_tries(progress, error)
+                    check_tries(
+                        progress.tries, error, action="send callbacks again", advice=_advice(place)
+                    )
                     raise error
                 if results:
                     return len(results)
@@ -171,20 +169,5 @@ def _is_unsent(result: Result) -> TypeGuard[InfrastructureError]:
     return isinstance(result, InfrastructureError)
 
 
-def _was_published(result: Result) -> bool:
-    """Return whether the broker had the message. Otherwise there was no connection, or an alarm."""
-    return isinstance(result, QueueFullError | PublishUnknownError)
-
-
-def _check_tries(progress: Progress, error: InfrastructureError) -> None:
-    """Check that another try may follow.
-
-    Raises:
-        PermanentError: the broker has confirmed nothing for too long.
-    """
-    limit = MAX_UNKNOWN if isinstance(error, PublishUnknownError) else MAX_REFUSED
-    if progress.tries >= limit and progress.place is not None:
-        raise PermanentError(
-            f"Cannot send callbacks again: {error}, {progress.tries} times in a row. When the queue"
-            f" accepts messages, start a job with `since` {progress.place[0].isoformat()}."
-        )
+def _advice(place: Place) -> str:
+    return f"When the queue accepts messages, start a job with `since` {place[0].isoformat()}."
