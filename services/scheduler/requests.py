@@ -41,6 +41,7 @@ from shared.contracts.schedule_requests import (
     CallbackCreated,
     CallbackPut,
     CallbacksCreated,
+    CountDue,
     CreateCallback,
     CreateCallbacks,
     Pong,
@@ -49,6 +50,7 @@ from shared.contracts.schedule_requests import (
 )
 from shared.contracts.schedules import ScheduleCallback
 from shared.errors import InfrastructureError
+from shared.resilience.turns import Turns
 
 B = TypeVar("B", bound=BaseModel)
 Response = BaseModel | Failure
@@ -59,6 +61,9 @@ MAX_CONCURRENT: Final = 4
 # Counts at a time. One reads up to 60,000 entries of an index, for a page that people look at. It
 # must not delay the requests of clients.
 MAX_COUNTS: Final = 1
+# Counts that wait for their turn: those of ten pages. Further ones are unavailable at once, because
+# each holds a place in the prefetch window.
+MAX_WAITING_COUNTS: Final = 20
 # The codes of all items of a batch that was not carried out at all.
 _NOTHING_DONE: Final = {FailureCode.UNAVAILABLE}
 KEY_USED: Final = Failure(
@@ -98,7 +103,7 @@ class Requests:
         self._fault = fault
         self._anonymous = anonymous
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
-        self._counts = asyncio.Semaphore(MAX_COUNTS)
+        self._counts = Turns(MAX_COUNTS, waiting=MAX_WAITING_COUNTS)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handler of each operation, by its name."""
@@ -115,7 +120,7 @@ class Requests:
                 self._handler(CANCEL_CALLBACKS, self._cancel),
                 self._handler(RETRY_CALLBACKS, self._limited(operations.retry)),
                 self._handler(READ_BACKLOG, self._limited(operations.backlog)),
-                self._handler(COUNT_DUE, self._limited(self._due_times.count, self._counts)),
+                self._handler(COUNT_DUE, self._count_due),
                 self._handler(LIST_OCCURRENCES, self._limited(self._due_times.occurrences)),
                 (PING.name, self._ping),
             )
@@ -142,15 +147,17 @@ class Requests:
         return operation.name, handle
 
     def _limited(
-        self,
-        operation: Callable[[str, B], Awaitable[Response]],
-        slots: asyncio.Semaphore | None = None,
+        self, operation: Callable[[str, B], Awaitable[Response]]
     ) -> Callable[[RequestContext, B], Awaitable[Response]]:
         async def execute(context: RequestContext, request: B) -> Response:
-            async with slots or self._slots:
+            async with self._slots:
                 return await operation(context.client_id or "", request)
 
         return execute
+
+    async def _count_due(self, context: RequestContext, request: CountDue) -> Response:
+        async with self._counts.turn():
+            return await self._due_times.count(context.client_id or "", request)
 
     async def _create(self, context: RequestContext, request: CreateCallback) -> Response:
         key = request.idempotency_key

@@ -32,6 +32,7 @@ from shared.contracts.endpoint_requests import (
 )
 from shared.contracts.endpoints import Delivery
 from shared.contracts.requests import Failure, FailureCode
+from shared.resilience.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,12 @@ ID_USED: Final = Failure(
 # Positions before the first attempt, and after the newest delivery.
 _FIRST_ATTEMPT: Final = datetime(1970, 1, 1, tzinfo=UTC), 0
 _NEWEST: Final = (1 << 63) - 1
-# Lists of what failed at any endpoint, at a time. One reads a part of each endpoint's deliveries,
-# for a page that people look at. It must not delay messages.
+# Lists of what failed at any endpoint, at a time. One reads up to 10,000 entries of an index, for a
+# page that people look at. It must not delay messages.
 MAX_FAILED_LISTS: Final = 1
+# Such lists that wait for their turn. Further ones are unavailable at once, because each holds a
+# place in the prefetch window.
+MAX_WAITING_LISTS: Final = 20
 
 
 class EndpointMessageRequests:
@@ -65,7 +69,7 @@ class EndpointMessageRequests:
         self._endpoints = endpoints
         self._messages = messages
         self._requests = requests
-        self._failed_lists = asyncio.Semaphore(MAX_FAILED_LISTS)
+        self._failed_lists = Turns(MAX_FAILED_LISTS, waiting=MAX_WAITING_LISTS)
         self._added = added
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -142,7 +146,7 @@ class EndpointMessageRequests:
             before = _NEWEST if command.cursor is None else _decode(command.cursor)[1]
         except ValueError:
             return INVALID_CURSOR
-        async with self._failed_lists:
+        async with self._failed_lists.turn():
             found = await self._messages.failed(_owner(context), before, command.limit + 1)
         return _page(found, command.limit)
 
