@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,7 +12,7 @@ from services.console.feeds import END, MAX_WAITING, Feeds
 from services.console.kept import curl, wire_request
 from services.console.live import event
 from services.console.minutes import TARGET_SPANS, attempt_charts, span_of
-from services.console.pages.tail import MAX_BEHIND, PAGE_SIZE, News, reader
+from services.console.pages.tail import MAX_BEHIND, PAGE_SIZE, News, Received, reader
 from shared.http.problem import ProblemError
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -151,6 +151,39 @@ async def test_n8_fifty_followers_cost_one_read() -> None:
     assert {tuple(values) for values in found} == {(1, 3, 4)}
     # Nobody follows any more.
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_n6_a_browser_that_receives_too_slowly_is_told_what_it_has_missed() -> None:
+    recorded, received = Recorded(), Received()
+    many = asyncio.Event()
+
+    def read() -> Callable[[], Awaitable[News]]:
+        news, count = reader(recorded, {}), 0
+
+        async def counted() -> News:
+            nonlocal count
+            found = await news()
+            recorded.last += count % 3  # sometimes there is nothing new
+            count += 1
+            if count == 4 * MAX_WAITING:
+                many.set()
+            return found
+
+        return counted
+
+    shown, missed = list[int](), 0
+    async with asyncio.timeout(30), Feeds(interval=0).follow("tail", read) as values:
+        assert received.missed_before(await values.get()) == 0
+        await many.wait()
+        for _ in range(2 * MAX_WAITING):
+            news = await values.get()
+            gap = received.missed_before(news)
+            missed += gap
+            last = shown[-1] if shown else 7
+            assert not news or news.entries[0]["seq"] == last + gap + 1
+            shown += [entry["seq"] for entry in news.entries]
+    assert missed
+    assert shown[-1] - 7 == len(shown) + missed
 
 
 async def test_n8_a_slow_follower_misses_the_oldest_and_streams_end_at_the_stop() -> None:

@@ -47,14 +47,34 @@ class News:
     """Entries that match, the oldest first, and the number of skipped entries.
 
     left_out: entries that were recorded after these and skipped, whether they match or not.
+    before: entries that were shown or left out before these.
     """
 
     entries: Sequence[Mapping[str, Any]]
     left_out: int
+    before: int = 0
 
     def __bool__(self) -> bool:
         """Return whether there is something to show."""
         return bool(self.entries or self.left_out)
+
+    @property
+    def end(self) -> int:
+        """Return how many entries were shown or left out, including these."""
+        return self.before + len(self.entries) + self.left_out
+
+
+class Received:
+    """What one browser has received. It misses news if it receives them too slowly."""
+
+    def __init__(self) -> None:
+        self._end: int | None = None
+
+    def missed_before(self, news: News) -> int:
+        """Return how many entries it has missed before these, which are the next ones it gets."""
+        missed = 0 if self._end is None else news.before - self._end
+        self._end = news.end
+        return missed
 
 
 async def tail(visit: Visit) -> web.StreamResponse:
@@ -67,6 +87,7 @@ async def tail(visit: Visit) -> web.StreamResponse:
         "tail.html",
         entries=list(reversed(found["items"])),
         left_out=0,
+        missed=0,
         live=visit.url("/live/tail", **form.given("target", "outcome", "kind")),
         outcomes=OUTCOMES,
         kinds=KINDS,
@@ -75,12 +96,15 @@ async def tail(visit: Visit) -> web.StreamResponse:
 
 async def live_tail(visit: Visit) -> web.StreamResponse:
     """Stream new entries that match."""
-    selected = _filter(visit)
+    selected, received = _filter(visit), Received()
     template = visit.site.environment.get_template("tail_rows.html")
 
     def render(news: News) -> str:
+        missed = received.missed_before(news)
+        if not (news or missed):
+            return ""
         entries = list(reversed(news.entries))
-        return template.render(visit=visit, entries=entries, left_out=news.left_out) if news else ""
+        return template.render(visit=visit, entries=entries, left_out=news.left_out, missed=missed)
 
     key = "tail", to_json(selected)
     read = _reads(visit.site)
@@ -91,9 +115,10 @@ async def live_tail(visit: Visit) -> web.StreamResponse:
 def reader(read: Read, selected: Mapping[str, Any]) -> Callable[[], Awaitable[News]]:
     """Return a function that returns what was recorded since its previous call."""
     position: int | None = None
+    end = 0
 
     async def news() -> News:
-        nonlocal position
+        nonlocal position, end
         if position is None:
             position = (await read({}))["seq"]
             return News((), 0)
@@ -101,7 +126,9 @@ def reader(read: Read, selected: Mapping[str, Any]) -> Callable[[], Awaitable[Ne
         behind = (await read({}))["seq"] - found["seq"]
         left_out = behind if behind > MAX_BEHIND else 0
         position = found["seq"] + left_out
-        return News(found["items"], left_out)
+        read_now = News(found["items"], left_out, before=end)
+        end = read_now.end
+        return read_now
 
     return news
 
