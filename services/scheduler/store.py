@@ -26,6 +26,13 @@ from services.scheduler.records import (
     NewCallback,
     StoredFacts,
 )
+from services.scheduler.rows import (
+    callback_of,
+    content_of,
+    finish_values,
+    insert_values,
+    save_values,
+)
 from shared.contracts.schedules import Status
 from shared.pagination import START, Position
 from shared.postgres.pool import Database
@@ -60,7 +67,7 @@ class Store:
 
         One call must not contain the same id or keys twice: only one of them would be inserted.
         """
-        columns = zip(*map(_insert_values, new), strict=True)
+        columns = zip(*map(insert_values, new), strict=True)
         rows = await self._database.fetch(SQL["insert"], *map(list, columns), CLAIM_LEASE, claim)
         by_id = {request.id: request for request in new}
         callbacks = {}
@@ -132,8 +139,8 @@ class Store:
             await self._database.execute(SQL["remove"], orphans)
         return [
             Claim(
-                _callback(row),
-                _content(row),
+                callback_of(row),
+                content_of(row),
                 row["lease"],
                 row["traceparent"],
                 row["due_at"],
@@ -194,16 +201,16 @@ class Store:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(SQL["lock"], ids)
             now: datetime = rows[0]["now"] if rows else await connection.fetchval("SELECT now()")
-            changed = list(decide({row["id"]: _callback(row) for row in rows}, now))
+            changed = list(decide({row["id"]: callback_of(row) for row in rows}, now))
             unfinished = [callback for callback in changed if not callback.finished]
             finished = [callback for callback in changed if callback.finished]
             if unfinished:
                 await connection.execute(
-                    SQL["save"], *map(list, zip(*map(_save_values, unfinished), strict=True))
+                    SQL["save"], *map(list, zip(*map(save_values, unfinished), strict=True))
                 )
             if finished:
                 await connection.execute(
-                    SQL["finish"], *map(list, zip(*map(_finish_values, finished), strict=True))
+                    SQL["finish"], *map(list, zip(*map(finish_values, finished), strict=True))
                 )
             if (stored := outbox(now)) is not None:
                 await connection.execute(SQL["store_facts"], *stored, FACTS_LEASE)
@@ -220,11 +227,11 @@ class Store:
         """
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(SQL["lock"], [new.id])
-            after = None if row is None else decide(_callback(row), row["now"])
+            after = None if row is None else decide(callback_of(row), row["now"])
             if after is not None:
-                values = _insert_values(new)
+                values = insert_values(new)
                 await connection.execute(SQL["replace"], new.id, *values[5:14])
-                await connection.execute(SQL["save"], *([each] for each in _save_values(after)))
+                await connection.execute(SQL["save"], *([each] for each in save_values(after)))
         return after
 
     async def change(
@@ -242,13 +249,13 @@ class Store:
             row = await connection.fetchrow(SQL["lock"], [id_])
             if row is None:
                 return
-            stored = _content(await connection.fetchrow(SQL["content"], id_))
-            changed = decide(_callback(row), stored, row["now"])
+            stored = content_of(await connection.fetchrow(SQL["content"], id_))
+            changed = decide(callback_of(row), stored, row["now"])
             if changed is not None:
                 after, content = changed
                 if content != stored:
                     await connection.execute(SQL["change"], id_, content.context, content.message)
-                await connection.execute(SQL["save"], *([each] for each in _save_values(after)))
+                await connection.execute(SQL["save"], *([each] for each in save_values(after)))
 
     async def claim_facts(self) -> StoredFacts | None:
         """Return facts whose process has not published them in time; None if there are none."""
@@ -364,85 +371,3 @@ class Store:
     async def restart(self, ids: Sequence[UUID]) -> list[UUID]:
         """Make failed callbacks due now; return those that were still failed."""
         return [row["id"] for row in await self._database.fetch(SQL["restart"], ids)]
-
-
-def _insert_values(new: NewCallback) -> tuple[Any, ...]:
-    content = new.content
-    return (
-        new.id,
-        new.client_id,
-        new.group_key,
-        new.event_key,
-        new.fingerprint,
-        content.context,
-        content.message,
-        content.exchange,
-        content.routing_key,
-        content.format,
-        new.lease,
-        new.stop_after,
-        new.rules,
-        new.traceparent,
-        new.run_at,
-        new.delay,
-    )
-
-
-def _content(row: Any) -> Content:
-    return Content(
-        row["context"], row["message"], row["exchange"], row["routing_key"], row["format"]
-    )
-
-
-def _callback(row: Any) -> ScheduledCallback:
-    return ScheduledCallback(
-        row["id"],
-        row["client_id"],
-        row["group_key"],
-        row["event_key"],
-        row["run_at"],
-        row["next_at"],
-        row["occurrence"],
-        Status(row["status"]),
-        row["in_flight"],
-        row["cancel_requested"],
-        row["dispatch"],
-        row["first_dispatch"],
-        row["main_retries"],
-        row["earlier_attempts"],
-        row["dispatch_attempts"],
-        row["next_attempt_at"],
-        row["stop_at"],
-        row["last_error"],
-        parse_rules(row["rules"]),
-    )
-
-
-def _save_values(callback: ScheduledCallback) -> tuple[Any, ...]:
-    return (
-        callback.id,
-        callback.run_at,
-        callback.next_at,
-        callback.occurrence,
-        callback.status,
-        callback.in_flight,
-        callback.cancel_requested,
-        callback.dispatch,
-        callback.first_dispatch,
-        callback.main_retries,
-        callback.earlier_attempts,
-        callback.dispatch_attempts,
-        callback.next_attempt_at,
-        callback.stop_at,
-        callback.last_error,
-    )
-
-
-def _finish_values(callback: ScheduledCallback) -> tuple[Any, ...]:
-    return (
-        callback.id,
-        callback.client_id,
-        callback.status,
-        callback.attempts,
-        callback.last_error,
-    )
