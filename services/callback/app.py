@@ -5,7 +5,7 @@ import socket
 from functools import partial
 
 from services.callback import metrics
-from services.callback.breakers import breaker_reporter
+from services.callback.breakers import breaker_reporter, lane_reporter
 from services.callback.domain import retry_policy
 from services.callback.handlers import CallbackSender, Reporter
 from services.callback.kept import EXCERPT_BYTES, Keeper
@@ -65,6 +65,7 @@ async def start(process: Process) -> None:
         max_failures=settings.breaker_failures,
         clock=asyncio.get_running_loop().time,
         observe=breaker_reporter(breaker_observer(labels.label), facts.send_unconfirmed, clock),
+        report_full=lane_reporter(facts.send_unconfirmed, clock),
     )
     pauses = Pauses(clock)
     follower = PauseFollower(

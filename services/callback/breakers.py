@@ -1,40 +1,55 @@
-"""Reports circuit breakers as metrics and log lines, and to the journal as facts."""
+"""Reports circuit breakers as metrics and log lines, and to the journal, as full lanes are."""
 
 import os
 import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import BaseModel
 
 from shared.amqp.publisher import new_id
 from shared.clock import Clock
-from shared.contracts.journal_facts import BreakerClosed, BreakerOpened
+from shared.contracts.journal_facts import BreakerClosed, BreakerOpened, LaneFull
 from shared.resilience.lanes import Breaker, Lane
 
 Observer = Callable[[Lane, Breaker, float], None]
+Publish = Callable[[Sequence[BaseModel]], None]
 
 
 def breaker_reporter(
     observe: Callable[[str, Breaker, float], None],
-    publish: Callable[[Sequence[BaseModel]], None],
+    publish: Publish,
     clock: Clock,
 ) -> Observer:
     """Return the observer for `Lanes`, which calls `observe` and publishes a fact."""
-    process = f"{socket.gethostname()}:{os.getpid()}"
 
     def report(lane: Lane, breaker: Breaker, open_time: float) -> None:
         observe(lane.target, breaker, open_time)
-        fact = {
-            "fact_id": new_id(),
-            "at": datetime.fromtimestamp(clock.now(), UTC),
-            "target": lane.target,
-            "client_id": lane.client,
-            "process": process,
-        }
+        fact = _fields(lane, clock)
         if breaker is Breaker.OPEN:
             publish([BreakerOpened.model_validate(fact | {"open_seconds": open_time})])
         else:
             publish([BreakerClosed.model_validate(fact)])
 
     return report
+
+
+def lane_reporter(publish: Publish, clock: Clock) -> Callable[[Lane, str], None]:
+    """Return the function for `Lanes` that publishes a fact about a full lane."""
+
+    def report(lane: Lane, reason: str) -> None:
+        state = {"reason": reason, "in_flight": lane.in_flight, "limit": lane.limit}
+        publish([LaneFull.model_validate(_fields(lane, clock) | state)])
+
+    return report
+
+
+def _fields(lane: Lane, clock: Clock) -> dict[str, Any]:
+    return {
+        "fact_id": new_id(),
+        "at": datetime.fromtimestamp(clock.now(), UTC),
+        "target": lane.target,
+        "client_id": lane.client,
+        "process": f"{socket.gethostname()}:{os.getpid()}",
+    }

@@ -33,7 +33,7 @@ from services.journal.replays.store import Replays
 from services.journal.retention import Retention
 from services.journal.settings import JournalSettings
 from services.journal.store import Store
-from services.journal.targets.recording import record_breakers
+from services.journal.targets.recording import record_breakers, record_lanes
 from services.journal.targets.requests import TargetRequests
 from services.journal.targets.store import Figures
 from shared.amqp.depth import QueueDepth
@@ -128,7 +128,7 @@ async def start(process: Process) -> None:
             database,
             partitions,
             retention=retention,
-            recorders=(index.record, record_breakers),
+            recorders=(index.record, record_breakers, record_lanes),
         ),
         amqp_url=url,
         database_url=database_url,

@@ -120,6 +120,7 @@ class _Simulation:
                     max_failures=settings.breaker_failures,
                     clock=lambda: self._now,
                     observe=lambda *_: None,
+                    report_full=lambda *_: None,
                 )
             )
             for _ in range(scenario.workers)

@@ -106,13 +106,29 @@ class BreakerClosed(_Fact):
     process: str = Field(description="The process with this breaker.")
 
 
+class LaneFull(_Fact):
+    """A lane was full: callbacks to the target were deferred, although its breaker is closed.
+
+    It is reported again after 30 seconds if it still is.
+    """
+
+    type: Literal["target.lane_full"] = "target.lane_full"
+    target: str
+    client_id: str | None = None
+    process: str = Field(description="The process with this lane.")
+    reason: str = Field(description="Why there was no place.")
+    in_flight: int = Field(description="Requests without a response so far.")
+    limit: int = Field(description="Requests in flight that the lane allows at present.")
+
+
 JournalOnlyFact = Annotated[
     LetterDead
     | LetterRedriven
     | LetterDiscarded
     | CallbackReplayed
     | BreakerOpened
-    | BreakerClosed,
+    | BreakerClosed
+    | LaneFull,
     Field(discriminator="type"),
 ]
 JournalFact = Annotated[
@@ -135,7 +151,8 @@ JournalFact = Annotated[
     | LetterDiscarded
     | CallbackReplayed
     | BreakerOpened
-    | BreakerClosed,
+    | BreakerClosed
+    | LaneFull,
     Field(discriminator="type"),
 ]
 JOURNAL_FACT_TYPES: Final = frozenset(

@@ -55,6 +55,10 @@ class TargetHealth(BaseModel):
     p99: float | None = Field(description="99th percentile of the duration in seconds.")
     paused: bool
     breaker_open: bool = Field(description="Whether the breaker of a process is open.")
+    lane_full: bool = Field(
+        description="Whether a process has deferred callbacks in the last minute, because its lane"
+        " to the target was full."
+    )
 
 
 class TargetPage(BaseModel):
@@ -103,6 +107,20 @@ class Breaker(BaseModel):
     until: AwareDatetime = Field(description="Time of the next probe.")
 
 
+class FullLane(BaseModel):
+    """A lane that was full in one process of the callback service, at its last report."""
+
+    model_config = RESPONSE
+
+    target: str
+    client_id: str | None
+    process: str
+    reason: str = Field(description="Why there was no place.")
+    in_flight: int = Field(description="Requests without a response.")
+    limit: int = Field(description="Requests in flight that the lane allowed.")
+    at: AwareDatetime
+
+
 class TargetDetail(BaseModel):
     """A target with its attempts by minute, the first one first. Minutes without are left out."""
 
@@ -111,6 +129,7 @@ class TargetDetail(BaseModel):
     health: TargetHealth
     minutes: list[MinuteFigures]
     breakers: list[Breaker]
+    full_lanes: list[FullLane] = Field(description="Those of the last minute.")
 
 
 class ReadOverview(BaseModel):

@@ -44,6 +44,10 @@ MAX_PAUSE: Final = 60.0
 MAX_LANES: Final = 10_000
 MAX_FAILING_LANES: Final = 50_000
 
+# Seconds between two reports that a lane is full. They bound the facts: a full lane can defer
+# thousands of messages per second.
+REPORT_INTERVAL: Final = 30.0
+
 # The target and the client.
 Key = tuple[str, str | None]
 
@@ -79,6 +83,7 @@ class Lane:
     open_until: float = 0.0
     probing: bool = False
     paused_until: float = 0.0
+    next_report: float = 0.0  # that it is full
 
     @property
     def key(self) -> Key:
@@ -100,9 +105,11 @@ class Lanes:
         request to a target the limit is three quarters, so that a new target can prove itself.
     max_failures: consecutive failures that open a breaker.
     observe: called with the lane, state and open time of a breaker that has changed.
+    report_full: called with a lane that defers messages although its breaker is closed, and the
+        reason, at most once in REPORT_INTERVAL seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root passes each by name
         self,
         *,
         max_in_flight: int,
@@ -110,6 +117,7 @@ class Lanes:
         max_failures: int,
         clock: Callable[[], float],
         observe: Callable[[Lane, Breaker, float], None],
+        report_full: Callable[[Lane, str], None],
     ) -> None:
         self._max_in_flight = max_in_flight
         self._max_unproven = max(prefetch // 2, 1)
@@ -117,6 +125,7 @@ class Lanes:
         self._max_failures = max_failures
         self._clock = clock
         self._observe = observe
+        self._report_full = report_full
         self._lanes: OrderedDict[Key, Lane] = OrderedDict()
         self._failing: OrderedDict[Key, Lane] = OrderedDict()  # failed since their last response
         self._unproven = 0
@@ -151,7 +160,7 @@ class Lanes:
             raise InfrastructureError("stopping")
         deferral = deferral_delay(deferrals)
         if lane.paused_until and (remaining := lane.paused_until - self._clock()) > 0:
-            raise DeferredError("paused by the target", delay=max(remaining, deferral))
+            raise self._full(lane, "paused by the target", max(remaining, deferral))
         if lane.open_time:
             remaining = lane.open_until - self._clock()
             if remaining > 0 or lane.probing:
@@ -161,9 +170,9 @@ class Lanes:
             return True
         if lane.in_flight >= lane.limit or lane.queue:
             if lane.stalled:
-                raise DeferredError("lane stalled", delay=max(deferral, STALL_DELAY))
+                raise self._full(lane, "lane stalled", max(deferral, STALL_DELAY))
             if not self._queue_is_short(lane):
-                raise DeferredError("lane full", delay=deferral)
+                raise self._full(lane, "lane full", deferral)
             await self._wait(lane)
             return False
         limit = self._max_unproven if lane.in_flight else self._max_unproven_first
@@ -231,6 +240,14 @@ class Lanes:
         self._draining = True
         for lane in (*self._lanes.values(), *self._failing.values()):
             self._reject_queue(lane, InfrastructureError("stopping"))
+
+    def _full(self, lane: Lane, reason: str, delay: float) -> DeferredError:
+        """Return the error of a message without a place, and report the lane."""
+        now = self._clock()
+        if now >= lane.next_report:
+            lane.next_report = now + REPORT_INTERVAL
+            self._report_full(lane, reason)
+        return DeferredError(reason, delay=delay)
 
     def _count_in(self, lane: Lane) -> None:
         lane.in_flight += 1

@@ -111,7 +111,7 @@ def test_every_message_that_programs_may_publish_or_consume_is_documented() -> N
         "message": {"sent", "attempt_failed", "failed", "expired", "returned"},
         "endpoint": {"disabled"},
         "letter": {"dead", "redriven", "discarded"},
-        "target": {"breaker_opened", "breaker_closed"},
+        "target": {"breaker_opened", "breaker_closed", "lane_full"},
     }
     facts = {f"{about}.{outcome}" for about, each in by_subject.items() for outcome in each}
     documented = {key for key, _, message in MESSAGES if message["name"] == "Facts"}

@@ -17,6 +17,7 @@ from shared.contracts.journal_facts import (
     BreakerOpened,
     CallbackReplayed,
     JournalFacts,
+    LaneFull,
     LetterDead,
     LetterDiscarded,
     LetterRedriven,
@@ -84,6 +85,16 @@ JOURNAL_FACTS = (
         fact_id="f-6", at=AT, target="https://example.com:443", process="a/1", open_seconds=5.0
     ),
     BreakerClosed(fact_id="f-7", at=AT, target="https://example.com:443", process="a/1"),
+    LaneFull(
+        fact_id="f-10",
+        at=AT,
+        target="https://example.com:443",
+        client_id="shop",
+        process="a/1",
+        reason="lane full",
+        in_flight=4,
+        limit=4,
+    ),
 )
 OTHERS = (
     ScheduleFact(

@@ -156,7 +156,7 @@ async def empty_journal(database_url: str) -> None:
         await connection.execute(
             "TRUNCATE journal.entries, journal.requests, journal.minutes, journal.gaps,"
             " journal.letters, journal.letter_counts, journal.moved_letters, journal.jobs,"
-            " journal.audit, journal.breakers, journal.paused_targets;"
+            " journal.audit, journal.breakers, journal.full_lanes, journal.paused_targets;"
             ' UPDATE journal.position SET "offset" = -1, message_id = NULL'
         )
     finally:

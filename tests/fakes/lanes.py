@@ -21,13 +21,14 @@ class Time:
 
 @dataclass
 class LanesUnderTest:
-    """Lanes, their clock, and the changes of their breakers."""
+    """Lanes, their clock, the changes of their breakers, and the reports of full ones."""
 
     max_in_flight: int = 10
     prefetch: int = 1000
     max_failures: int = 3
     time: Time = field(default_factory=Time)
     changes: list[tuple[str, Breaker, float]] = field(default_factory=list)
+    full: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lanes = Lanes(
@@ -36,6 +37,7 @@ class LanesUnderTest:
             max_failures=self.max_failures,
             clock=self.time,
             observe=lambda lane, *change: self.changes.append((lane.target, *change)),
+            report_full=lambda lane, reason: self.full.append((lane.target, reason)),
         )
 
     async def enter(self, target: str, deferrals: int = 0) -> bool:

@@ -37,6 +37,7 @@ async def sending(
         max_failures=5,
         clock=asyncio.get_running_loop().time,
         observe=lambda lane, *change: changes.append((lane.target, *change)),
+        report_full=lambda *_: None,
     )
     async with client() as http:
         sender = CallbackSender(

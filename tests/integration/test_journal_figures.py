@@ -2,9 +2,12 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from services.journal.targets.recording import record_lanes
+from shared.contracts.journal_facts import LaneFull
 from tests.fakes.journal import TARGET, delivered
 from tests.fakes.journal_reads import OPERATOR, Reads, journal_reads
 from tests.integration.test_journal_reads import failed
@@ -52,6 +55,36 @@ async def test_n8_targets_have_rates_errors_and_quantiles_and_the_worst_is_first
     page = await reads("ListTargets", OPERATOR, minutes=180, client_id="shop")
     counts = {item["target"]: (item["delivered"], item["failed"]) for item in page["items"]}
     assert counts == {TARGET: (101, 0), BAD: (0, 1), PAUSED: (0, 0), BROKEN: (0, 0)}
+
+
+async def test_n8_a_full_lane_is_shown_for_a_minute_after_its_last_report(reads: Reads) -> None:
+    now = datetime.now(UTC)
+
+    def full(ago: float, target: str = TARGET, **fields: Any) -> LaneFull:
+        given: dict[str, Any] = {"client_id": "shop", "process": "p", "reason": "lane full"}
+        given |= {"in_flight": 4, "limit": 4, "at": now - timedelta(seconds=ago)}
+        return LaneFull(fact_id="f", target=target, **given | fields)
+
+    for facts in (
+        [full(40), full(10, in_flight=9), full(20, client_id="bank", reason="lane stalled")],
+        [full(70, BAD), full(7200, BROKEN)],
+        [],
+    ):
+        async with reads.database.transaction() as connection:
+            await record_lanes(connection, facts)
+
+    page = await reads("ListTargets", OPERATOR)
+    assert [(item["target"], item["lane_full"]) for item in page["items"]] == [(TARGET, True)]
+    detail = await reads("ReadTarget", OPERATOR, target=TARGET)
+    assert detail["health"]["lane_full"]
+    lanes = [
+        (lane["client_id"], lane["reason"], lane["in_flight"]) for lane in detail["full_lanes"]
+    ]
+    assert lanes == [("bank", "lane stalled", 4), ("shop", "lane full", 9)]
+    detail = await reads("ReadTarget", OPERATOR, target=TARGET, client_id="other")
+    assert (detail["health"]["lane_full"], detail["full_lanes"]) == (False, [])
+    kept = await reads.database.fetch("SELECT target FROM journal.full_lanes ORDER BY target")
+    assert {row["target"] for row in kept} == {BAD, TARGET}
 
 
 async def test_n8_targets_are_paged_and_each_is_on_one_page(reads: Reads) -> None:

@@ -19,12 +19,12 @@ from services.journal.dead.index import LetterIndex
 from services.journal.partitions import Partitions, partition_name
 from services.journal.retention import Retention
 from services.journal.store import Missed, Position, Store, SupersededError
-from services.journal.targets.recording import record_breakers
+from services.journal.targets.recording import record_breakers, record_lanes
 from shared.amqp.connection import connect
 from shared.amqp.declare import TopologyMismatchError
 from shared.amqp.publisher import Publisher
 from shared.contracts.facts import CallbackDead
-from shared.contracts.journal_facts import BreakerOpened, LetterDead
+from shared.contracts.journal_facts import BreakerOpened, LaneFull, LetterDead
 from shared.postgres.pool import Database
 from shared.process.health import Health
 from shared.topology import JOURNAL_FACTS
@@ -227,6 +227,8 @@ def _numbers_out_of_range() -> list[BaseModel]:
         BreakerOpened(**breaker, at=now, open_seconds=1e300),
         BreakerOpened(**breaker, at=now, open_seconds=math.inf),
         BreakerOpened(**breaker, at=now, open_seconds=math.nan),
+        LaneFull(**breaker, at=now, reason="lane\0full", in_flight=1, limit=1),
+        LaneFull(**breaker, at=now, reason="lane full", in_flight=1 << 40, limit=1),
         BreakerOpened(**breaker, at=datetime.max.replace(tzinfo=UTC), open_seconds=60),
     ]
 
@@ -244,7 +246,7 @@ async def test_n12_no_value_of_a_fact_stops_the_journal(
         await publisher.publish_all([raw(f'{{"facts": [{bodies}]}}')])
         good = [other, *good]
         async with running_journal(
-            amqp_url, database_url, recorders=(*recorders, record_breakers)
+            amqp_url, database_url, recorders=(*recorders, record_breakers, record_lanes)
         ) as journal:
             await journal.has(good)
 

@@ -1,4 +1,4 @@
-"""N8: a change of a circuit breaker is reported to the journal, with its client and process."""
+"""N8: changed breakers and full lanes are reported to the journal, with client and process."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.callback.breakers import breaker_reporter
+from services.callback.breakers import breaker_reporter, lane_reporter
 from shared.clock import SystemClock
 from shared.resilience.lanes import Breaker, Lane
 
@@ -38,3 +38,14 @@ def test_n8_a_change_of_a_breaker_is_a_fact() -> None:
     assert opened.process.endswith(f":{os.getpid()}")
     assert abs(opened.at.timestamp() - time.time()) < 60
     assert opened.fact_id != closed.fact_id
+
+
+def test_n8_a_full_lane_is_a_fact() -> None:
+    facts: list[Any] = []
+    report = lane_reporter(facts.extend, SystemClock())
+    report(Lane(TARGET, "shop", limit=4, in_flight=3), "lane full")
+
+    [fact] = facts
+    assert (fact.type, fact.target, fact.client_id) == ("target.lane_full", TARGET, "shop")
+    assert (fact.reason, fact.in_flight, fact.limit) == ("lane full", 3, 4)
+    assert fact.process.endswith(f":{os.getpid()}")

@@ -66,6 +66,7 @@ def health(delivered: int, failed: int) -> TargetHealth:
         p99=None,
         paused=False,
         breaker_open=False,
+        lane_full=False,
     )
 
 

@@ -87,6 +87,24 @@ async def test_queued_messages_are_deferred_when_the_breaker_opens() -> None:
     assert lane.in_flight == INITIAL_LIMIT - 1
 
 
+async def test_n8_a_full_lane_is_reported_while_it_is_full_but_not_each_time(
+    setup: LanesUnderTest,
+) -> None:
+    await setup.attempt(A, alive=True, duration=module.MAX_QUEUE_TIME * 100)
+    await setup.enter_times(A, setup.lanes.lane(A).limit)
+    assert setup.full == []
+    for _ in range(100):
+        await setup.deferred(A)
+    assert setup.full == [(A, "lane full")]
+    setup.time.now += module.REPORT_INTERVAL
+    await setup.deferred(A)
+    assert setup.full == [(A, "lane full")] * 2
+    # An open breaker is reported as such.
+    await open_breaker(setup, B)
+    await setup.deferred(B)
+    assert len(setup.full) == 2
+
+
 async def test_an_open_breaker_admits_one_probe_at_a_time(setup: LanesUnderTest) -> None:
     await open_breaker(setup, A)
     setup.time.now += 2

@@ -269,6 +269,7 @@ def routes() -> tuple[Route, ...]:
                                 "p99": 1.2,
                                 "paused": False,
                                 "breaker_open": False,
+                                "lane_full": False,
                             }
                         ],
                         "next_cursor": None,

@@ -3,7 +3,8 @@
 
 -- name: targets
 -- The health of targets since a minute, those with the most errors first. Targets that are paused,
--- or whose breaker is open, are there without attempts, too.
+-- whose breaker is open, or one of whose lanes is full, are there without attempts, too. A full lane
+-- is reported every 30 seconds, so a report counts for a minute.
 WITH figures AS (
     SELECT target, sum(delivered)::bigint AS delivered, sum(failed)::bigint AS failed,
         {buckets} AS buckets
@@ -15,14 +16,20 @@ WITH figures AS (
     SELECT DISTINCT target FROM journal.breakers
     WHERE until > now() AND ($2::text IS NULL OR client_id = $2)
         AND ($6::text IS NULL OR target = $6)
+), crowded AS (
+    SELECT DISTINCT target FROM journal.full_lanes
+    WHERE at > now() - interval '1 minute' AND ($2::text IS NULL OR client_id = $2)
+        AND ($6::text IS NULL OR target = $6)
 ), named AS (
     SELECT target FROM figures
     UNION SELECT target FROM open
+    UNION SELECT target FROM crowded
     UNION SELECT target FROM journal.paused_targets WHERE ($6::text IS NULL OR target = $6)
 )
 SELECT target, coalesce(delivered, 0) AS delivered, coalesce(failed, 0) AS failed, buckets,
     EXISTS (SELECT FROM journal.paused_targets p WHERE p.target = n.target) AS paused,
-    EXISTS (SELECT FROM open o WHERE o.target = n.target) AS breaker_open
+    EXISTS (SELECT FROM open o WHERE o.target = n.target) AS breaker_open,
+    EXISTS (SELECT FROM crowded c WHERE c.target = n.target) AS lane_full
 FROM named n LEFT JOIN figures USING (target)
 WHERE $3::bigint IS NULL OR (-coalesce(failed, 0), target COLLATE "C") > (-$3, $4)
 ORDER BY coalesce(failed, 0) DESC, target COLLATE "C"
@@ -43,6 +50,13 @@ FROM journal.breakers
 WHERE until > now() AND ($1::text IS NULL OR target = $1)
     AND ($2::text IS NULL OR client_id = $2)
 ORDER BY target, client_id, process
+LIMIT $3
+
+-- name: full_lanes
+SELECT target, client_id, process, reason, in_flight, "limit", at
+FROM journal.full_lanes
+WHERE at > now() - interval '1 minute' AND target = $1 AND ($2::text IS NULL OR client_id = $2)
+ORDER BY client_id, process
 LIMIT $3
 
 -- name: state

@@ -68,6 +68,7 @@ class TargetRequests:
                 since(self._now(), 1), 1, client_id=client_id, target=target
             )
             breakers = await self._figures.breakers(target=target, client_id=client_id)
+            full = await self._figures.full_lanes(target, client_id=client_id)
         health = TargetHealth(
             target=target,
             delivered=sum(minute.delivered for minute in minutes),
@@ -75,8 +76,9 @@ class TargetRequests:
             **quantiles(buckets),
             paused=any(found.paused for found in now),
             breaker_open=bool(breakers),
+            lane_full=bool(full),
         )
-        return TargetDetail(health=health, minutes=minutes, breakers=breakers)
+        return TargetDetail(health=health, minutes=minutes, breakers=breakers, full_lanes=full)
 
 
 def since(now: float, minutes: int) -> datetime:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from services.journal.durations import BUCKETS, quantile
 from services.journal.reading import reading
-from shared.contracts.journal_figures import Breaker, MinuteFigures, TargetHealth
+from shared.contracts.journal_figures import Breaker, FullLane, MinuteFigures, TargetHealth
 from shared.postgres.pool import Database
 from shared.postgres.queries import queries
 from shared.topology import JOURNAL_FACTS
@@ -23,7 +23,7 @@ SQL: Final[Mapping[str, str]] = {
     name: sql.replace("{buckets}", _BUCKETS)
     for name, sql in queries("services.journal", "figures.sql").items()
 }
-# Breakers and paused targets in a response.
+# Breakers, lanes and paused targets in a response.
 MAX_SHOWN: Final = 100
 
 
@@ -42,7 +42,7 @@ class State:
 
 
 class Figures:
-    """The tables `journal.minutes` and `journal.breakers`."""
+    """The tables `journal.minutes`, `journal.breakers` and `journal.full_lanes`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -73,6 +73,7 @@ class Figures:
                 **quantiles(row["buckets"]),
                 paused=row["paused"],
                 breaker_open=row["breaker_open"],
+                lane_full=row["lane_full"],
             )
             for row in rows
         ]
@@ -108,6 +109,11 @@ class Figures:
         """Return the open circuit breakers."""
         rows = await self._database.fetch(SQL["breakers"], target, client_id, MAX_SHOWN)
         return [Breaker(**dict(row) | {"client_id": row["client_id"] or None}) for row in rows]
+
+    async def full_lanes(self, target: str, *, client_id: str | None = None) -> list[FullLane]:
+        """Return the lanes of a target that were full in the last minute."""
+        rows = await self._database.fetch(SQL["full_lanes"], target, client_id, MAX_SHOWN)
+        return [FullLane(**dict(row) | {"client_id": row["client_id"] or None}) for row in rows]
 
     async def state(self) -> State:
         """Return the journal's own state."""

@@ -168,6 +168,18 @@ CREATE TABLE journal.breakers (
     PRIMARY KEY (target, client_id, process)
 );
 
+-- Lanes of processes of the callback service that were full when they were reported last.
+CREATE TABLE journal.full_lanes (
+    target text COLLATE "C" NOT NULL,
+    client_id text COLLATE "C" NOT NULL, -- '' is the anonymous client
+    process text NOT NULL,
+    reason text NOT NULL,
+    in_flight integer NOT NULL,
+    "limit" integer NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (target, client_id, process)
+);
+
 -- The last message of each stream that is stored. It changes in the transaction that stores it.
 CREATE TABLE journal.position (
     stream text PRIMARY KEY,
