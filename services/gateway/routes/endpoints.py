@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from services.gateway import examples
-from services.gateway.middleware import ENDPOINT_ID, MESSAGE_ID
+from services.gateway.middleware import ENDPOINT_ID
 from services.gateway.parsing import (
     QUERY,
     idempotency_key,
@@ -22,7 +22,6 @@ from services.gateway.routes.declaration import (
     IF_MATCH,
     IF_NONE_MATCH,
     Dependencies,
-    Handler,
     Route,
     failures,
     idempotency_header,
@@ -42,20 +41,9 @@ from shared.contracts.endpoint_requests import (
     GET_ENDPOINT,
     LIST_ENDPOINT_MESSAGES,
     LIST_ENDPOINTS,
-    LIST_REPLAYS,
     MAX_PAGE_SIZE,
-    PAUSE_ENDPOINT,
-    REPLAY_ENDPOINT,
-    RESUME_ENDPOINT,
-    ROTATE_SECRET,
-    TEST_ENDPOINT,
-    ControlEndpoint,
     DeliveryPage,
     EndpointPage,
-    EndpointTested,
-    ReplayPage,
-    ReplayStarted,
-    SecretRotated,
 )
 from shared.contracts.endpoints import (
     DeliveryStatus,
@@ -64,9 +52,7 @@ from shared.contracts.endpoints import (
     EndpointCreated,
     EndpointStatus,
     NewEndpoint,
-    Replay,
 )
-from shared.contracts.requests import RpcOperation
 from shared.http.openapi import Body, Response, link
 
 TAG: Final = "endpoints"
@@ -76,11 +62,10 @@ FAILURES: Final = failures(
     "Subscriptions did not respond in time",
 )
 PAGE: Final = pagination(max_size=MAX_PAGE_SIZE, default_size=DEFAULT_PAGE_SIZE)
-_NOT_FOUND: Final = {404: problem("The caller has no endpoint with this id.")}
-_PRECONDITION_FAILED: Final = {412: problem("The endpoint has changed since its `ETag` was read.")}
+NOT_FOUND: Final = {404: problem("The caller has no endpoint with this id.")}
+PRECONDITION_FAILED: Final = {412: problem("The endpoint has changed since its `ETag` was read.")}
 _NOT_MODIFIED: Final = {304: Response("The endpoint still has this `ETag`.", headers=ETAG_HEADER)}
-_DISABLED: Final = {409: problem("The endpoint is disabled.")}
-_ID: Final = path_id("endpoint", examples.ID)
+ID: Final = path_id("endpoint", examples.ID)
 _ENDPOINT: Final = {
     "id": examples.ID,
     "url": "https://customer.example.com/webhooks",
@@ -96,7 +81,7 @@ _ENDPOINT: Final = {
     "updated_at": "2026-11-20T12:00:00Z",
     "etag": '"1"',
 }
-_SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - public
+SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - public
 DELIVERY: Final = {
     "endpoint_id": examples.ID,
     "message_id": "invoice-7-paid",
@@ -108,15 +93,7 @@ DELIVERY: Final = {
     "created_at": "2026-11-20T12:00:00Z",
     "finished_at": "2026-11-20T12:00:01Z",
 }
-_REPLAY: Final = {
-    "id": examples.ID,
-    "since": "2026-11-20T12:00:00Z",
-    "until": "2026-11-21T12:00:00Z",
-    "replayed": 120,
-    "created_at": "2026-11-21T12:00:00Z",
-    "finished_at": None,
-}
-_FOUND: Final = replace(ok("The endpoint.", Endpoint, _ENDPOINT), headers=ETAG_HEADER)
+FOUND: Final = replace(ok("The endpoint.", Endpoint, _ENDPOINT), headers=ETAG_HEADER)
 _CREATE: Final = {
     "All invoices": {
         "url": "https://customer.example.com/webhooks",
@@ -155,7 +132,7 @@ def routes() -> tuple[Route, ...]:
             responses={
                 201: Response(
                     "Created.",
-                    Body(EndpointCreated, {"Response": {**_ENDPOINT, "secret": _SECRET}}),
+                    Body(EndpointCreated, {"Response": {**_ENDPOINT, "secret": SECRET}}),
                     {"Location": "The URL of the endpoint.", **ETAG_HEADER},
                     {
                         name: link(name, text, id="$response.body#/id")
@@ -200,8 +177,8 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="Get an endpoint",
             description="Endpoints of another caller do not exist for you.",
-            parameters=(_ID, IF_NONE_MATCH),
-            responses={200: _FOUND, **_NOT_MODIFIED, **_NOT_FOUND, **FAILURES},
+            parameters=(ID, IF_NONE_MATCH),
+            responses={200: FOUND, **_NOT_MODIFIED, **NOT_FOUND, **FAILURES},
         ),
         Route(
             method="PATCH",
@@ -214,7 +191,7 @@ def routes() -> tuple[Route, ...]:
             " event types and a new rate apply only to later messages. `status` pauses or resumes"
             " the endpoint. After a change of `status` or `ordered`, waiting messages follow in"
             " the background.",
-            parameters=(_ID, IF_MATCH),
+            parameters=(ID, IF_MATCH),
             body=Body(
                 EndpointChange,
                 {
@@ -224,9 +201,9 @@ def routes() -> tuple[Route, ...]:
                 },
             ),
             responses={
-                200: _FOUND,
-                **_NOT_FOUND,
-                **_PRECONDITION_FAILED,
+                200: FOUND,
+                **NOT_FOUND,
+                **PRECONDITION_FAILED,
                 **BODY_FAILURES,
                 **FAILURES,
             },
@@ -239,116 +216,11 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="Delete an endpoint",
             description="Its unfinished deliveries become `cancelled`.",
-            parameters=(_ID, IF_MATCH),
+            parameters=(ID, IF_MATCH),
             responses={
                 204: Response("Deleted."),
-                **_NOT_FOUND,
-                **_PRECONDITION_FAILED,
-                **FAILURES,
-            },
-        ),
-        *(
-            Route(
-                method="POST",
-                path=f"/v1/endpoints/{{id}}/{name}",
-                operation_id=f"{name}_endpoint",
-                handler=_control(operation),
-                tag=TAG,
-                summary=summary,
-                description=description,
-                parameters=(_ID, IF_MATCH),
-                responses={200: _FOUND, **_NOT_FOUND, **_PRECONDITION_FAILED, **FAILURES},
-            )
-            for name, operation, summary, description in _CONTROLS
-        ),
-        Route(
-            method="POST",
-            path="/v1/endpoints/{id}/rotate-secret",
-            operation_id="rotate_secret",
-            handler=rotate_secret,
-            tag=TAG,
-            summary="Rotate the secret",
-            description="Requests are signed with the new secret and, for a day, also with the old"
-            " one. Only these two sign: after a second rotation within a day, the first secret"
-            " ends at once.",
-            parameters=(
-                _ID,
-                IF_MATCH,
-                idempotency_header("A repeat with the same key returns the same secret."),
-            ),
-            responses={
-                200: ok(
-                    "The new secret, which is returned only here.",
-                    SecretRotated,
-                    {"secret": _SECRET, "old_secret_until": "2026-11-21T12:00:00Z"},
-                ),
-                **_NOT_FOUND,
-                **_PRECONDITION_FAILED,
-                **FAILURES,
-            },
-        ),
-        Route(
-            method="POST",
-            path="/v1/endpoints/{id}/test",
-            operation_id="test_endpoint",
-            handler=test_endpoint,
-            tag=TAG,
-            summary="Send a test message",
-            description="Sends a message with the event type `endpoint.test` to this endpoint only,"
-            " even if it does not select this type. Its attempts show the result.",
-            parameters=(_ID,),
-            responses={
-                202: ok(
-                    "The message is stored.", EndpointTested, {"message_id": "msg_0b0c3f0e5d0b"}
-                ),
-                **_NOT_FOUND,
-                **_DISABLED,
-                **FAILURES,
-            },
-        ),
-        Route(
-            method="POST",
-            path="/v1/endpoints/{id}/replay",
-            operation_id="replay_endpoint",
-            handler=replay_endpoint,
-            tag=TAG,
-            summary="Send messages again",
-            description="Sends either one message, or all that failed at or after `since` and"
-            " before `until` (default: now). Each is sent once more, at a bounded rate, with the"
-            " same id.",
-            parameters=(_ID,),
-            body=Body(
-                Replay,
-                {
-                    "All that failed": {"since": "2026-11-20T12:00:00Z"},
-                    "One message": {"message_id": "invoice-7-paid"},
-                },
-            ),
-            responses={
-                202: ok("The replay is stored.", ReplayStarted, {"id": examples.ID}),
-                404: problem("The caller has no such endpoint, or it has no such message."),
-                **_DISABLED,
-                **BODY_FAILURES,
-                **FAILURES,
-            },
-        ),
-        Route(
-            method="GET",
-            path="/v1/endpoints/{id}/replays",
-            operation_id="list_replays",
-            handler=list_replays,
-            tag=TAG,
-            summary="List the replays of an endpoint",
-            description="Those of an interval, each with the number of messages that it has sent"
-            " so far. `finished_at` is null while it runs.",
-            parameters=(_ID, *PAGE),
-            responses={
-                200: ok(
-                    "A page of replays, newest first.",
-                    ReplayPage,
-                    {"items": [_REPLAY], "next_cursor": None},
-                ),
-                **_NOT_FOUND,
+                **NOT_FOUND,
+                **PRECONDITION_FAILED,
                 **FAILURES,
             },
         ),
@@ -360,37 +232,18 @@ def routes() -> tuple[Route, ...]:
             tag=TAG,
             summary="List the messages of an endpoint",
             description="Each with its status at this endpoint.",
-            parameters=(_ID, status_filter([status.value for status in DeliveryStatus]), *PAGE),
+            parameters=(ID, status_filter([status.value for status in DeliveryStatus]), *PAGE),
             responses={
                 200: ok(
                     "A page of messages, newest first.",
                     DeliveryPage,
                     {"items": [DELIVERY], "next_cursor": None},
                 ),
-                **_NOT_FOUND,
+                **NOT_FOUND,
                 **FAILURES,
             },
         ),
     )
-
-
-_CONTROLS: Final = (
-    (
-        "pause",
-        PAUSE_ENDPOINT,
-        "Pause an endpoint",
-        "Messages wait until the endpoint is resumed, and so do new ones.",
-    ),
-    (
-        "resume",
-        RESUME_ENDPOINT,
-        "Resume an endpoint",
-        (
-            "Messages that wait are sent in the order of their creation. A disabled endpoint"
-            " becomes active. A replay then sends what it missed."
-        ),
-    ),
-)
 
 
 async def create_endpoint(
@@ -410,81 +263,33 @@ async def get_endpoint(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return an endpoint."""
-    return await found(request, context, deps, GET_ENDPOINT, {"id": _endpoint_id(request)})
+    return await found(request, context, deps, GET_ENDPOINT, {"id": endpoint_id(request)})
 
 
 async def change_endpoint(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Change an endpoint."""
-    return await changed(request, context, deps, CHANGE_ENDPOINT, _endpoint_id(request), "change")
+    return await changed(request, context, deps, CHANGE_ENDPOINT, endpoint_id(request), "change")
 
 
 async def delete_endpoint(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Delete an endpoint."""
-    body = to_json({"id": _endpoint_id(request)} | if_match(request))
+    body = to_json({"id": endpoint_id(request)} | if_match(request))
     await deps.services.request(DELETE_ENDPOINT, body, context)
     return web.Response(status=HTTPStatus.NO_CONTENT)
-
-
-def _control(operation: RpcOperation[ControlEndpoint]) -> Handler:
-    async def control(
-        request: web.Request, context: RequestContext, deps: Dependencies
-    ) -> web.Response:
-        body = to_json({"id": _endpoint_id(request)} | if_match(request))
-        endpoint = await deps.services.request(operation, body, context)
-        return json_response(endpoint, headers=etag(endpoint))
-
-    return control
-
-
-async def rotate_secret(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Replace the secret of an endpoint, and return the new one."""
-    fields = {"id": _endpoint_id(request), "idempotency_key": idempotency_key(request)}
-    body = to_json(fields | if_match(request))
-    return json_response(await deps.services.request(ROTATE_SECRET, body, context))
-
-
-async def test_endpoint(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Send a test message; respond after it is committed."""
-    body = to_json({"id": _endpoint_id(request)})
-    tested = await deps.services.request(TEST_ENDPOINT, body, context)
-    request[MESSAGE_ID] = tested["message_id"]
-    return json_response(tested, HTTPStatus.ACCEPTED)
-
-
-async def replay_endpoint(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Send messages again; respond after the replay is committed."""
-    id_ = to_json(_endpoint_id(request))
-    replay, _ = await json_body(request, deps.settings.max_body_bytes)
-    body = b'{"id":%b,"replay":%b}' % (id_, replay)
-    started = await deps.services.request(REPLAY_ENDPOINT, body, context)
-    return json_response(started, HTTPStatus.ACCEPTED)
-
-
-async def list_replays(
-    request: web.Request, context: RequestContext, deps: Dependencies
-) -> web.Response:
-    """Return a page of the replays of an endpoint."""
-    body = to_json(request[QUERY] | {"id": _endpoint_id(request)})
-    return json_response(await deps.services.request(LIST_REPLAYS, body, context))
 
 
 async def list_endpoint_messages(
     request: web.Request, context: RequestContext, deps: Dependencies
 ) -> web.Response:
     """Return a page of the messages of an endpoint."""
-    body = to_json(request[QUERY] | {"id": _endpoint_id(request)})
+    body = to_json(request[QUERY] | {"id": endpoint_id(request)})
     return json_response(await deps.services.request(LIST_ENDPOINT_MESSAGES, body, context))
 
 
-def _endpoint_id(request: web.Request) -> str:
+def endpoint_id(request: web.Request) -> str:
+    """Return the id of the endpoint in the path."""
     return id_in_path(request, ENDPOINT_ID, "endpoint")
