@@ -1,4 +1,4 @@
-"""One callback service per module, for tests that do not need their own."""
+"""Fixtures of several modules: a callback service, a gateway, and the parts of mailings."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.fakes.broker_client import BrokerClient, broker_client
+from tests.fakes.campaigns import CampaignProcess, running_campaigns
+from tests.fakes.gateway import Caller, base_url, calling, gateway
 from tests.fakes.sandbox import Sandbox, running_sandbox
+from tests.fakes.scheduler import FakeScheduler, fake_scheduler
 from tests.fakes.service import Service, running
 from tests.fakes.virtual_host import virtual_host
+from tests.fakes.waiting import until
 
 SECRETS = '{"billing": "billing-secret-canary", "rotating": ["old-secret-canary", "new-canary"]}'
 
@@ -43,3 +47,35 @@ async def receiver() -> AsyncIterator[Sandbox]:
     """Start a sandbox for one test."""
     async with running_sandbox() as sandbox:
         yield sandbox
+
+
+@pytest.fixture(scope="module")
+def gateway_service(
+    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """Start a gateway with default settings."""
+    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
+        yield service
+
+
+@pytest.fixture
+async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
+    """Run a fake scheduler behind the gateway."""
+    async with fake_scheduler(shared_amqp_url) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncIterator[Caller]:
+    """Yield a caller of the gateway in front of the fake scheduler."""
+    assert scheduler  # without one the gateway is not ready
+    async with calling(await base_url(gateway_service)) as caller:
+        await until(gateway_service.is_ready)
+        yield caller
+
+
+@pytest.fixture
+async def process(database_url: str) -> AsyncIterator[CampaignProcess]:
+    """Run the requests and the worker of mailings on an empty database."""
+    async with running_campaigns(database_url) as running:
+        yield running

@@ -1,4 +1,4 @@
-"""H3, row 30: failed attempts are retried in tiers; dispatches fail and messages die."""
+"""H3, row 30: failed attempts are retried in tiers, up to a dead letter or a failed dispatch."""
 
 import itertools
 import json
