@@ -42,6 +42,8 @@ ROUND_SECONDS: Final = 100.0
 # Minutes of figures about 200 targets in the journal.
 MINUTES: Final = 180
 TIMEOUT: Final = 60.0
+# Seconds until the console has noticed that browsers have gone: at the next update.
+GONE: Final = 6.0
 # Bytes of one update of the page.
 _MAX_EVENT: Final = 4 << 20
 
@@ -233,6 +235,8 @@ async def _following(origin: str, cookies: Sequence[str]) -> AsyncIterator[list[
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    if cookies:
+        await asyncio.sleep(GONE)
 
 
 async def _follow(
