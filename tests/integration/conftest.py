@@ -8,6 +8,7 @@ import pytest
 from tests.fakes.broker_client import BrokerClient, broker_client
 from tests.fakes.campaigns import CampaignProcess, running_campaigns
 from tests.fakes.gateway import Caller, base_url, calling, gateway
+from tests.fakes.mailing import Mailings, empty_mailings, running_mailings
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.scheduler import FakeScheduler, fake_scheduler
 from tests.fakes.service import Service, running
@@ -78,4 +79,11 @@ async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncItera
 async def process(database_url: str) -> AsyncIterator[CampaignProcess]:
     """Run the requests and the worker of mailings on an empty database."""
     async with running_campaigns(database_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def mailings(database_url: str) -> AsyncIterator[Mailings]:
+    """Run the parts of mailings that expand, on an empty database."""
+    async with running_mailings(await empty_mailings(database_url), {}) as running:
         yield running
