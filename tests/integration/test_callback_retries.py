@@ -265,11 +265,21 @@ async def test_finding_a5_a_dispatch_that_expired_before_an_attempt_reports_none
 
 
 @pytest.mark.parametrize(
-    ("status", "retry", "final"),
-    [(500, {"quick_retries_count": 0}, False), (500, QUICK, False), (410, QUICK, True)],
+    ("status", "retry", "final", "text"),
+    [
+        (500, {"quick_retries_count": 0}, False, "the receiver responded with 500"),
+        (500, QUICK, False, "the receiver responded with 500"),
+        (410, QUICK, True, "the receiver responded with 410: gone for good"),
+    ],
 )
-async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a_dead_letter(
-    publisher: BrokerClient, receiver: Sandbox, status: int, retry: dict[str, Any], *, final: bool
+async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a_dead_letter(  # noqa: PLR0913
+    publisher: BrokerClient,
+    receiver: Sandbox,
+    status: int,
+    retry: dict[str, Any],
+    text: str,
+    *,
+    final: bool,
 ) -> None:
     url = await receiver.mailbox(behaviour={"kind": "fail", "status": status})
     body = send_callback(url, retry=retry)
@@ -277,6 +287,7 @@ async def test_a_message_of_the_scheduler_ends_in_a_failed_dispatch_and_not_in_a
     callback = await publisher.send(body, headers=owned)
     fact = await publisher.fact(callback, "callback.dispatch_failed")
     assert (fact["final"], fact["owner"], fact["dispatch"]) == (final, "scheduler", 2)
+    assert fact["reason"] == text
     assert {fact["dispatch"] for fact in publisher.facts_of(callback)} == {2}
     assert {
         message.routing_key
