@@ -127,7 +127,7 @@ def application(
         feeds,
         publisher,
     )
-    app = web.Application(middlewares=[middleware(site)])
+    app = web.Application(middlewares=[middleware(site, pages)])
     app.on_shutdown.append(feeds.close)
     app.on_response_prepare.append(header_setter(origin))
     app.add_routes([bound(page, site, sessions) for page in pages])

@@ -16,6 +16,7 @@ from shared.tracing.export import exporting
 from tests.fakes.broker_client import SECRET, broker_client, send_callback
 from tests.fakes.callback_service import schedules_client
 from tests.fakes.collector import CollectedSpan, Collector, collector
+from tests.fakes.console import running_console
 from tests.fakes.gateway import Caller
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.service import running
@@ -203,6 +204,25 @@ async def test_n14_a_trace_that_the_caller_does_not_sample_has_no_spans(
     )
     await spans_of(collected, later)
     assert collected.spans(unsampled[3:35]) == []
+
+
+async def test_n14_a_page_of_the_console_begins_a_trace_and_a_live_part_does_not(
+    database_url: str,
+) -> None:
+    given = {"traceparent": f"00-6af7651916cd43dd8448eb211c80319c-{CALLER}-01"}
+    with collector() as other, exporting("console", other.url):
+        async with running_console(database_url) as console, console.browser() as browser:
+            for path in ("/clients/1?client=shop", "/live/overview", "/static/none.css"):
+                url = console.origin + path
+                async with browser.http.get(url, headers=given, allow_redirects=False):
+                    pass
+    [span] = other.spans()
+    assert span.name == "GET /clients/{id}"
+    assert span.service == "ringback-console"
+    assert span.attributes["http.response.status_code"] == 303
+    # Browsers send none, and strangers do not decide which traces are recorded.
+    assert span.parent == ""
+    assert span.trace_id not in given["traceparent"]
 
 
 def test_n14_the_last_spans_are_exported_at_exit() -> None:
