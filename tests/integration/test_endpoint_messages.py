@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from services.subscriptions.endpoints.domain import filters_of
-from services.subscriptions.endpoints.messages import SQL
 from shared.contracts.requests import Failure, FailureCode
 from tests.fakes.endpoints import REPLAY_RATE, EndpointsClient, running_endpoints
 
@@ -156,56 +155,6 @@ async def test_n2_attempts_and_messages_are_listed_in_pages(client: EndpointsCli
     response = await client("ListMessageAttempts", id="m", cursor="garbage")
     assert code(response) is FailureCode.INVALID
     assert code(await client("GetEndpointMessage", id="other")) is FailureCode.NOT_FOUND
-
-
-async def test_n2_what_failed_at_all_endpoints_is_listed_in_pages(
-    client: EndpointsClient,
-) -> None:
-    other = client.as_client("other")
-    await other.endpoint()
-    await other.send(id="of another client")
-    one, two, deleted = [await client.endpoint(name) for name in ("*", "invoice.*", "invoice.*")]
-    for number in range(3):
-        await client.send(id=f"m-{number}")
-    for endpoint, status in ((one, "failed"), (two, "failed"), (deleted, "failed")):
-        await client.settle(endpoint, status)
-    await client.send(id="delivered")
-    await client.settle(one, "delivered")
-    await client.control("DeleteEndpoint", deleted)
-    found = []
-    cursor = None
-    for expected in (4, 2):
-        page = await client("ListFailedDeliveries", limit=4, cursor=cursor)
-        assert len(page.items) == expected
-        found += [(each.message_id, each.endpoint_id) for each in page.items]
-        cursor = page.next_cursor
-    assert cursor is None
-    assert [message_id for message_id, _ in found] == sorted(
-        [f"m-{number}" for number in range(3)] * 2, reverse=True
-    )
-    assert {endpoint_id for _, endpoint_id in found} == {one, two}
-    assert (await other("ListFailedDeliveries")).items == []
-    assert code(await client("ListFailedDeliveries", cursor="x")) is FailureCode.INVALID
-
-
-async def test_n2_failed_deliveries_are_read_from_their_index(client: EndpointsClient) -> None:
-    """Any number of other deliveries costs nothing."""
-    endpoint = await client.endpoint()
-    await client.send(id="m")
-    await client.settle(endpoint, "delivered")
-    await client.connection.execute(
-        "INSERT INTO subscriptions.deliveries (endpoint_id, client_id, message_id, webhook_id,"
-        " in_order, status, due_at, finished_at) SELECT $1, 'shop', 'm', 'm', false,"
-        " CASE WHEN number % 20 = 0 THEN 'failed' ELSE 'delivered' END, now(), now()"
-        " FROM generate_series(1, 5000) AS number",
-        endpoint,
-    )
-    await client.connection.execute("VACUUM ANALYZE subscriptions.deliveries")
-    sql = f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {SQL['failed_of_client']}"
-    plan = [row[0] for row in await client.connection.fetch(sql, "shop", 1 << 62, 51)]
-    [scan] = [line for line in plan if " on deliveries " in line]
-    assert "using deliveries_failed" in scan, plan
-    assert "rows=51 " in scan.replace(".00", ""), plan
 
 
 async def test_n3_a_test_message_reaches_only_this_endpoint(client: EndpointsClient) -> None:

@@ -1,5 +1,6 @@
 """When callbacks are due: counts by time with any number of callbacks, and next occurrences."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,9 @@ import pytest
 
 from services.scheduler import due_times
 from services.scheduler.due_times import SQL
+from services.scheduler.requests import MAX_CONCURRENT
 from tests.fakes.scheduling import Scheduler, attempt_failed, delivered, schedulers
+from tests.fakes.waiting import until
 
 # Tomorrow, so that nothing falls due during the tests.
 NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
@@ -107,6 +110,30 @@ async def test_s7_bounds_are_few_and_ascend(scheduler: Scheduler, wrong: list[da
 async def occurrences(scheduler: Scheduler, callback: object, client: str | None = None) -> Any:
     found = await scheduler.request("ListOccurrences", client, id=str(callback))
     return [datetime.fromisoformat(each) for each in found["items"]] if "items" in found else found
+
+
+async def test_s7_counts_do_not_delay_other_requests(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = 7
+    held = f"(SELECT pg_advisory_xact_lock_shared({lock}) IS NOT NULL)"
+    slow = f"SELECT * FROM ({SQL['counts']}) AS found WHERE {held}"  # noqa: S608 - fixed
+    monkeypatch.setattr(due_times, "SQL", {**SQL, "counts": slow})
+    id_ = await scheduler.create("shop")
+    async with scheduler.database.transaction() as holder:
+        await holder.execute(f"SELECT pg_advisory_xact_lock({lock})")
+        counts = [
+            asyncio.create_task(counted(scheduler, "shop", 0, 1)) for _ in range(2 * MAX_CONCURRENT)
+        ]
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await until(lambda: holder.fetchval(waiting))
+        status = asyncio.create_task(scheduler.status(id_, "shop"))
+        first, _ = await asyncio.wait([status, *counts], return_when=asyncio.FIRST_COMPLETED)
+        assert first == {status}
+        assert (await status)["status"] == "scheduled"
+    for count in counts:
+        count.cancel()
+    await asyncio.gather(*counts, return_exceptions=True)
 
 
 async def test_s7_the_next_ten_occurrences_of_a_callback_are_listed(scheduler: Scheduler) -> None:
