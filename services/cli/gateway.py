@@ -85,13 +85,17 @@ class Gateway:
         try:
             content = json.loads(text)
         except ValueError:
-            raise click.ClickException(
-                f"The server at {self.base} is not a gateway: status {response.status}, no JSON."
-                " Check the address in --url."
-            ) from None
-        if response.ok:
-            return content
-        raise click.ClickException(_problem_text(response.status, content))
+            raise self._not_a_gateway(f"status {response.status}, no JSON") from None
+        if not response.ok:
+            raise click.ClickException(_problem_text(response.status, content))
+        if not isinstance(content, dict):
+            raise self._not_a_gateway(f"status {response.status}, no JSON object")
+        return content
+
+    def _not_a_gateway(self, fault: str) -> click.ClickException:
+        return click.ClickException(
+            f"The server at {self.base} is not a gateway: {fault}. Check the address."
+        )
 
     async def list_items(
         self, path: str, filters: Mapping[str, str], limit: int
@@ -103,8 +107,11 @@ class Gateway:
             query = dict(filters) | without_none(cursor=cursor)
             query["limit"] = str(min(limit - len(found), MAX_PAGE_SIZE))
             page = await self.request("GET", f"{path}?{URL.build(query=query).raw_query_string}")
-            found += page["items"]
-            cursor = page["next_cursor"]
+            try:
+                found += page["items"]
+                cursor = page["next_cursor"]
+            except (KeyError, TypeError):
+                raise self._not_a_gateway("its list has other fields") from None
             if cursor is None or len(found) >= limit:
                 return found, cursor is not None
 
