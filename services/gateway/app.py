@@ -38,7 +38,7 @@ from shared.http.tracing import traceparent_of
 from shared.process.command import Service
 from shared.process.health import Health
 from shared.process.metrics import add_routes
-from shared.process.run import CLOSE_RESERVE, Process
+from shared.process.run import Process, drain_time
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import TicketVerifier
@@ -82,7 +82,7 @@ async def start(process: Process) -> None:
         application(deps, load(SecuritySettings), declared, process.health),
         access_log=None,
         auto_decompress=False,  # a small body cannot become a large one
-        shutdown_timeout=max(process.settings.shutdown_timeout - CLOSE_RESERVE, 0.0),
+        shutdown_timeout=drain_time(process.settings.shutdown_timeout),
     )
     await runner.setup()
     process.stack.push_async_callback(runner.cleanup)
