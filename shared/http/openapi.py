@@ -19,7 +19,10 @@ H = TypeVar("H")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter outside the body; `schema` is JSON Schema. Path parameters are required."""
+    """A parameter outside the body; `schema` is JSON Schema.
+
+    Those in the path are required, all others are optional.
+    """
 
     name: str
     where: Literal["path", "query", "header"]
