@@ -69,7 +69,8 @@ async def show_mailings(gateway: str, page: str) -> UUID:
             _wait_for_morning(http, night),
             _cancel_halfway(http),
         )
-        draft = await _create(http, "demo-now", draft=True, rate_per_minute=DRAFT_RATE)
+        text = "Hello! You are one of {{ user.tag }}, and somebody has pressed Start."
+        draft = await _create(http, "demo-now", text=text, draft=True, rate_per_minute=DRAFT_RATE)
         return draft.id
 
 
