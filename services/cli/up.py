@@ -292,7 +292,7 @@ async def _introduce(
     addresses |= {f"{service.name} metrics": service.metrics for service in services}
     if stack.management_url:
         addresses["RabbitMQ (guest, guest)"] = stack.management_url
-    addresses |= {f"{service.name} log": str(service.log) for service in services}
+    addresses["logs"] = str(services[0].log.with_name("*.log"))
     echo("\nWhere to look:")
     for name, address in addresses.items():
         echo(f"  {name:<24} {address}")
