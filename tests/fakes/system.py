@@ -1,9 +1,9 @@
 """A gateway and the services behind it, each a process, over one broker and database."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -84,6 +84,10 @@ def system(
             services[name] = stack.enter_context(service)
         services["gateway"] = stack.enter_context(gateway(directory, url_of("gateway"), given))
         yield services
+
+
+# Starts a gateway and the named services with settings, on a database of their own.
+StartSystem = Callable[..., AbstractContextManager[System]]
 
 
 @contextmanager

@@ -1,17 +1,19 @@
-"""Fixtures of several modules: a callback service, a gateway, and the parts of mailings."""
+"""Fixtures of several modules: services in processes, and the parts of mailings."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.fakes.broker_client import BrokerClient, broker_client
 from tests.fakes.campaigns import CampaignProcess, running_campaigns
 from tests.fakes.gateway import Caller, base_url, calling, gateway
-from tests.fakes.mailing import Mailings, empty_mailings, running_mailings
+from tests.fakes.mailing import Mailings, UserLists, empty_mailings, running_mailings, user_lists
 from tests.fakes.sandbox import Sandbox, running_sandbox
 from tests.fakes.scheduler import FakeScheduler, fake_scheduler
 from tests.fakes.service import Service, running
+from tests.fakes.system import StartSystem, System, fresh_database, system
 from tests.fakes.virtual_host import virtual_host
 from tests.fakes.waiting import until
 
@@ -75,6 +77,25 @@ async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncItera
         yield caller
 
 
+@pytest.fixture(scope="module")
+def start_system(
+    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> StartSystem:
+    """Return a function that starts services, with a gateway, and waits until they are ready."""
+
+    @contextmanager
+    def start(*names: str, **settings: str) -> Iterator[System]:
+        directory = tmp_path_factory.mktemp("system")
+        with (
+            fresh_database(database_url) as url,
+            system(directory, shared_amqp_url, url, *names, **settings) as started,
+        ):
+            asyncio.run(started.ready())
+            yield started
+
+    return start
+
+
 @pytest.fixture
 async def process(database_url: str) -> AsyncIterator[CampaignProcess]:
     """Run the requests and the worker of mailings on an empty database."""
@@ -87,3 +108,11 @@ async def mailings(database_url: str) -> AsyncIterator[Mailings]:
     """Run the parts of mailings that expand, on an empty database."""
     async with running_mailings(await empty_mailings(database_url), {}) as running:
         yield running
+
+
+@pytest.fixture
+async def setup(database_url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
+    """Run the parts of mailings on an empty database, with a server of user lists."""
+    url = await empty_mailings(database_url)
+    async with user_lists() as lists, running_mailings(url, {"auth": lists.url}) as mailings:
+        yield mailings, lists

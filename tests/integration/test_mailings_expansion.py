@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tests.fakes.mailing import (
     posting,
     running_mailings,
     user,
-    user_lists,
 )
 from tests.fakes.sandbox import running_sandbox
 from tests.fakes.waiting import until
@@ -26,12 +24,6 @@ from tests.fakes.waiting import until
 @pytest.fixture
 async def url(database_url: str) -> str:
     return await empty_mailings(database_url)
-
-
-@pytest.fixture
-async def setup(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
-    async with user_lists() as lists, running_mailings(url, {"auth": lists.url}) as mailings:
-        yield mailings, lists
 
 
 async def test_e5_a_posting_becomes_one_message_per_recipient_and_channel(

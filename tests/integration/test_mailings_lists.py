@@ -1,7 +1,6 @@
 """E5, C3, C4: the pages of a user list are read to their end, and each user gets one message."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from tests.fakes.mailing import (
     posting,
     running_mailings,
     user,
-    user_lists,
 )
 from tests.fakes.sandbox import running_sandbox
 
@@ -23,12 +21,6 @@ from tests.fakes.sandbox import running_sandbox
 @pytest.fixture
 async def url(database_url: str) -> str:
     return await empty_mailings(database_url)
-
-
-@pytest.fixture
-async def setup(url: str) -> AsyncIterator[tuple[Mailings, UserLists]]:
-    async with user_lists() as lists, running_mailings(url, {"auth": lists.url}) as mailings:
-        yield mailings, lists
 
 
 async def test_e5_a_single_user_is_a_page_of_one(setup: tuple[Mailings, UserLists]) -> None:

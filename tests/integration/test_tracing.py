@@ -1,6 +1,5 @@
 """N14: the spans of all services form one tree, from the HTTP request to each attempt."""
 
-import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -18,9 +17,9 @@ from tests.fakes.callback_service import schedules_client
 from tests.fakes.collector import CollectedSpan, Collector, collector
 from tests.fakes.console import running_console
 from tests.fakes.gateway import Caller
-from tests.fakes.sandbox import Sandbox, running_sandbox
+from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import running
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 CALLER = "b7ad6b7169203331"
@@ -36,23 +35,13 @@ def collected() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def services(
-    collected: Collector,
-    shared_amqp_url: str,
-    database_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[System]:
+def services(start_system: StartSystem, collected: Collector) -> Iterator[System]:
     tracing = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collected.url,
         "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
         "OTEL_BSP_SCHEDULE_DELAY": SOON,
     }
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "scheduler", "callback", **tracing) as started,
-    ):
-        asyncio.run(started.ready())
+    with start_system("scheduler", "callback", **tracing) as started:
         yield started
 
 
@@ -60,12 +49,6 @@ def services(
 async def call(services: System) -> AsyncIterator[Caller]:
     async with services.calling() as caller:
         yield caller
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Sandbox]:
-    async with running_sandbox() as server:
-        yield server
 
 
 async def spans_of(collected: Collector, trace_id: str, count: int = 6) -> list[CollectedSpan]:

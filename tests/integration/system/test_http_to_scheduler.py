@@ -13,7 +13,7 @@ import pytest
 from services.gateway import examples
 from tests.fakes.command import Output, ringback, start
 from tests.fakes.gateway import Caller, base_url, ticket
-from tests.fakes.sandbox import Sandbox, running_sandbox
+from tests.fakes.sandbox import Sandbox
 from tests.fakes.system import System
 from tests.fakes.waiting import until
 
@@ -26,12 +26,6 @@ async def call(services: System) -> AsyncIterator[Caller]:
     """Yield a caller with its own client id."""
     async with services.calling() as caller:
         yield caller.as_client(f"client-{uuid4().hex[:8]}")
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Sandbox]:
-    async with running_sandbox() as server:
-        yield server
 
 
 async def status(call: Caller, callback_id: str, expected: str, within: float = 60.0) -> Any:
