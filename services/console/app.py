@@ -147,4 +147,12 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, reuse_port=shared)
 
 
-SERVICE = Service(SERVICES["console"], (ConsoleSettings,), start)
+SERVICE = Service(
+    SERVICES["console"],
+    (ConsoleSettings,),
+    start,
+    required={
+        (ConsoleSettings, "oidc_issuer"): "Set it to the issuer of your OpenID provider, at which"
+        " users sign in. `ringback up` uses that of the sandbox."
+    },
+)
