@@ -60,6 +60,9 @@ def services(
     with system(directory, own_amqp_urls, shared_database_url, *SERVICES, **SETTINGS) as started:
         asyncio.run(started.ready())
         yield started
+        # The broker's words for a missing permission.
+        refused = [name for name, each in started.items() if "refused for user" in each.output]
+    assert refused == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
