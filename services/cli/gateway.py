@@ -9,6 +9,7 @@ import aiohttp
 import click
 from yarl import URL
 
+from services.cli.broker import private_gateway
 from services.cli.output import echo
 from services.gateway.settings import GatewaySettings
 from shared.process.configuration import configured_table
@@ -23,14 +24,20 @@ MAX_PAGE_SIZE: Final = 1000
 
 
 class Gateway:
-    """A client of one gateway, by default the configured one; without a ticket it is anonymous.
+    """A client of one gateway; without a ticket it is anonymous.
+
+    The default is the configured one, or else that of `ringback up` in this checkout.
 
     base: its URL, without a slash at the end.
     """
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
+        settings = configured_table(GatewaySettings)
+        if url is None and "http_port" not in settings.model_fields_set:
+            url = private_gateway()
+            if url is not None:
+                click.echo(f"Using the gateway of this checkout, {url}", err=True)
         if url is None:
-            settings = configured_table(GatewaySettings)
             host = connectable_host(settings.http_host)
             base = URL.build(scheme="http", host=host, port=settings.http_port)
         else:
@@ -138,7 +145,8 @@ def options(*own: Callable[..., Any]) -> Callable[..., Any]:
                 *own,
                 click.option(
                     "--url",
-                    help="URL of the gateway. Default: from RINGBACK_HTTP_HOST and _PORT.",
+                    help="URL of the gateway. Default: from RINGBACK_HTTP_HOST and _PORT, or"
+                    " that of `ringback up` in this checkout.",
                 ),
                 click.option(
                     "--ticket",

@@ -157,6 +157,7 @@ async def _serve(
     async with AsyncExitStack() as cleanup:
         reserve = cleanup.enter_context(_reserved_ports())
         environment = _environment(stack, names, reserve)
+        _save_gateway_url(_gateway_url(environment))
         # The sandbox starts first and stops last, so requests in flight still reach it.
         started = [
             await cleanup.enter_async_context(run_service(name, environment, reserve, settings))
@@ -195,6 +196,17 @@ def _reserved_ports() -> AbstractContextManager[Callable[[int], int]]:
     from deploy.local.daemon import reserved_ports  # noqa: PLC0415 - only in a checkout
 
     return reserved_ports()
+
+
+def _save_gateway_url(url: str) -> None:
+    from deploy.local.stack import save_gateway_url  # noqa: PLC0415 - only in a checkout
+
+    save_gateway_url(url)
+
+
+def _gateway_url(environment: Mapping[str, str]) -> str:
+    host = connectable_host(load(GatewaySettings).http_host)
+    return str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
 
 
 def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]) -> dict[str, str]:
@@ -273,8 +285,7 @@ async def _introduce(
     """Show the demonstration, all URLs and what to try next, once every service is ready."""
     for service in services:
         await service.ready.wait()
-    host = connectable_host(load(GatewaySettings).http_host)
-    gateway = str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
+    gateway = _gateway_url(environment)
     console = load(ConsoleSettings).url or f"http://127.0.0.1:{environment[CONSOLE_PORT]}"
     sandbox = None
     if any(service.name == SANDBOX for service in services):
@@ -352,6 +363,6 @@ def _next_steps(private_url: str | None, sandbox: str, gateway: str) -> str:
         f"  echo '{send}' | {command} send SendCallback\n"
         f"  curl {gateway}/v1/callbacks --json '{schedule}'\n"
         f"Both arrive at {sandbox}/?mailbox=mine . List scheduled callbacks and dead letters:\n"
-        f"  {command} schedule list --url {gateway}\n"
+        f"  {command} schedule list\n"
         f"  {command} dead list callbacks\n"
     )

@@ -89,7 +89,7 @@ async def run_printed_schedule_command(output: str) -> None:
     """Schedule a callback with the printed command, and find it in the list."""
     schedule = re.search(r"curl (\S+) --json '(.+)'", output)
     docs = re.search(r"HTTP API, to try +(\S+)", output)
-    list_command = re.search(r"(schedule list --url \S+)", output)
+    list_command = re.search(r"(schedule list)$", output, re.MULTILINE)
     assert schedule
     assert docs
     assert list_command
@@ -104,6 +104,8 @@ async def run_printed_schedule_command(output: str) -> None:
         identity = (await response.json())["id"]
     listed = await ringback(*list_command[1].split(), amqp_url=None)
     assert identity in listed.out
+    gateway = schedule[1].removesuffix("/v1/callbacks")
+    assert f"Using the gateway of this checkout, {gateway}" in listed.err
 
 
 async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
