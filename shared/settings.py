@@ -7,7 +7,7 @@ name another variable as its `validation_alias`.
 
 import os
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +32,9 @@ DATABASE_EXAMPLE: Final = "postgresql://user:password@127.0.0.1:5432/ringback"
 COLLECTOR_EXAMPLE: Final = "http://127.0.0.1:4318"
 # Each service has a table. Several services use the keys of `[security]`.
 TABLES: Final = frozenset({*SERVICES, "security"})
+
+# Settings without which a service does not start, each with how to set it.
+Required = Mapping[tuple[type[BaseSettings], str], str]
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -169,11 +172,12 @@ def load_shared(
     models: Iterable[type[BaseSettings]] = (),
     *,
     storing: Collection[str] = (),
+    required: Required | None = None,
     file: Path = FILE,
 ) -> Settings:
     """Return the shared settings after validating them and those of `models`.
 
-    The services named in `storing` require a database.
+    The services named in `storing` require a database. All settings in `required` must be set.
 
     Raises:
         InvalidSettingsError: with every fault of all models.
@@ -194,6 +198,11 @@ def load_shared(
             f"{DATABASE_URL}: not set, but required by {' and '.join(storing)}."
             f" Set it, for example to {DATABASE_EXAMPLE}"
         )
+    faults += [
+        f"{variable_of(model, setting)}: not set. {advice}"
+        for (model, setting), advice in (required or {}).items()
+        if not _is_set(model, setting, file)
+    ]
     if faults:
         raise InvalidSettingsError(faults)
     return load(Settings, file=file)
@@ -202,6 +211,13 @@ def load_shared(
 def connectable_host(host: str) -> str:
     """Return the address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - binds nothing
+
+
+def _is_set(model: type[BaseSettings], setting: str, file: Path) -> bool:
+    """Return whether a setting has a value, valid or not."""
+    environment = {name.upper(): value for name, value in os.environ.items()}
+    in_file = _table(file, table_of(model)).get(setting)
+    return environment.get(variable_of(model, setting), in_file) not in (None, "")
 
 
 def _prefix(model: type[BaseSettings]) -> str:

@@ -43,7 +43,9 @@ async def _take(console: str, directory: Path) -> None:
     ):
         await opened.sign_in("Ada")
         callback = await _first_link(opened, "/attempts?status=failed", r"/callbacks/one\?id=demo")
-        mailing = await _first_link(opened, "/mailings", r"/mailings/[0-9a-f-]{36}$")
+        mailing = await _first_link(
+            opened, "/mailings?status=cancelled", r"/mailings/[0-9a-f-]{36}$"
+        )
         pages = {
             "overview": "/",
             "callback": callback,

@@ -10,7 +10,7 @@ are private: they start here and stop at the end. Their data stays for the next 
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,19 @@ def start_servers(
         broker,
         database,
     )
+
+
+def save_gateway_url(url: str, directory: Path = DIRECTORY) -> None:
+    """Keep the URL of the gateway of this `ringback up` for commands in other terminals."""
+    (directory / "gateway").write_text(url)
+
+
+def gateway_url(directory: Path = DIRECTORY) -> str | None:
+    """Return the URL of the gateway of the `ringback up` that runs in `directory`, or None."""
+    with suppress(FileNotFoundError):
+        if FileLock(directory / "in-use").holder() is not None:
+            return (directory / "gateway").read_text()
+    return None
 
 
 @contextmanager

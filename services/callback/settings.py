@@ -24,14 +24,16 @@ def _networks(value: Any) -> Any:
     parts = _parts(value)
     if not isinstance(parts, list | tuple):
         raise ValueError("must be networks such as 10.0.0.0/8, separated by commas")  # noqa: TRY004 - pydantic reports a ValueError
-    networks = []
+    networks, faults = [], []
     for part in parts:
         text = str(part).strip()
         if text:
             try:
                 networks.append(ip_network(text))
             except ValueError as error:
-                raise ValueError(f"{error}; write a network such as 10.0.0.0/8") from None
+                faults.append(str(error))
+    if faults:
+        raise ValueError(f"{', '.join(faults)}; write a network such as 10.0.0.0/8")
     return tuple(networks)
 
 

@@ -274,8 +274,8 @@ async def _probe(
         await publish(run, 0)
     except NotAcceptedError as error:
         raise click.ClickException(
-            f"Cannot measure over {via.upper()}: the first callback was not accepted: {error}."
-            " Check the URL, the ticket and `ringback doctor`."
+            f"Cannot measure over {via.upper()}: the first callback was not accepted:"
+            f" {printable(str(error))}. Check the URL, the ticket and `ringback doctor`."
         ) from None
     now = asyncio.get_running_loop().time
     deadline = now() + PROBE_TIMEOUT
@@ -304,7 +304,7 @@ async def _probe(
 async def _failure(gateway: Gateway, run: Run) -> str | None:
     """Return why a callback has failed for good, None if it has not."""
     path = f"/v1/groups/{quoted(group_key(run))}/callbacks"
-    items = (await gateway.request("GET", path))["items"]
+    items, _ = await gateway.list_items(path, {}, 1)
     failed = [item for item in items if item["status"] == "failed"]
     return printable(str(failed[0]["last_error"])) if failed else None
 

@@ -62,6 +62,15 @@ def private_database() -> str | None:
     return database.url if database.pid else None
 
 
+def private_gateway() -> str | None:
+    """Return the URL of the gateway of `ringback up` in this checkout, or None."""
+    try:
+        from deploy.local.stack import gateway_url  # noqa: PLC0415 - only in a checkout
+    except ImportError:
+        return None
+    return gateway_url()
+
+
 def run_task(task: Coroutine[Any, Any, T]) -> T:
     """Run the command's task. Expected errors are printed as one line, with exit code 1.
 

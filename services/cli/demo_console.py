@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any, Final
+from uuid import UUID
 
 import aiohttp
 import click
@@ -15,11 +16,14 @@ RECORDING_TIMEOUT: Final = 30
 ATTEMPTS: Final = 3
 
 
-async def show_console(gateway: str, console: str, callback_id: str) -> None:
+async def show_console(
+    gateway: str, console: str, callback_id: str, mailing_id: UUID | None
+) -> None:
     """Print the story of a callback that failed twice, replay it, and say where to look.
 
-    callback_id: the callback; all of its attempts are made.
     console: the URL of the console in printed links.
+    callback_id: the callback; all of its attempts are made.
+    mailing_id: a draft, None if mailings are not part of the demonstration.
 
     Raises:
         click.ClickException: the gateway rejected a request.
@@ -40,9 +44,11 @@ async def show_console(gateway: str, console: str, callback_id: str) -> None:
         echo(f"  18 sent again under the same webhook-id: {again['outcome']}")
     echo(
         f"     The timeline of callback 2: {console}/callbacks/one?id={callback_id}\n"
-        f"     Callback 3 is a dead letter: {console}/dead-letters\n"
-        "     Sign in with one click. Omar may replay and redrive, Ada may also discard."
+        f"     Callback 3 is a dead letter, to redrive or discard: {console}/dead-letters/callbacks"
     )
+    if mailing_id is not None:
+        echo(f"     A mailing to start, watch and pause: {console}/mailings/{mailing_id}")
+    echo("     Sign in with one click. Omar may replay, redrive and send, Ada may also discard.")
 
 
 async def _attempts(http: aiohttp.ClientSession, path: str, count: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -26,6 +27,8 @@ OBSERVATION: Final = 2
 MORNING_TIMEOUT: Final = 600
 # Clients by tag.
 AUDIENCES: Final = {"demo-now": 400, "demo-later": 50, "demo-morning": 50, "demo-halfway": 400}
+# The draft is for people, who start and pause it in the console: it takes three minutes.
+DRAFT_RATE: Final = 120
 # The mailing that is watched takes four seconds, the one that is cancelled eight.
 RATES: Final = {"demo-now": 6000, "demo-halfway": 3000}
 DAYTIME: Final = {"from": "09:00", "to": "21:00"}
@@ -36,8 +39,10 @@ _ZONES: Final = (
 )
 
 
-async def show_mailings(gateway: str, page: str) -> None:
+async def show_mailings(gateway: str, page: str) -> UUID:
     """Create clients and four mailings, and print what becomes of them.
+
+    Returns the id of a draft of one more mailing.
 
     page: the URL of the sandbox in printed links.
 
@@ -64,6 +69,9 @@ async def show_mailings(gateway: str, page: str) -> None:
             _wait_for_morning(http, night),
             _cancel_halfway(http),
         )
+        text = "Hello! You are one of {{ user.tag }}, and somebody has pressed Start."
+        draft = await _create(http, "demo-now", text=text, draft=True, rate_per_minute=DRAFT_RATE)
+        return draft.id
 
 
 def zones(now: datetime) -> tuple[str, str]:

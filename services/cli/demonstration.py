@@ -41,6 +41,7 @@ async def demonstrate(
         click.ClickException: a step failed or took too long.
     """
     try:
+        draft = None
         failed_twice = await show_callbacks(settings, places.sandbox, places.gateway)
         if real:
             echo(
@@ -49,9 +50,9 @@ async def demonstrate(
             )
         else:
             await show_postings(settings, places.sandbox, places.gateway, places.page, movies_event)
-            await show_mailings(places.gateway, places.page)
+            draft = await show_mailings(places.gateway, places.page)
         await show_subscriptions(places.sandbox, places.gateway, places.page)
-        await show_console(places.gateway, places.console, failed_twice)
+        await show_console(places.gateway, places.console, failed_twice, draft)
     except Exception as error:
         reason = error.message if isinstance(error, click.ClickException) else str(error)
         raise click.ClickException(

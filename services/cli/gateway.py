@@ -9,6 +9,7 @@ import aiohttp
 import click
 from yarl import URL
 
+from services.cli.broker import private_gateway
 from services.cli.output import echo
 from services.gateway.settings import GatewaySettings
 from shared.process.configuration import configured_table
@@ -23,14 +24,20 @@ MAX_PAGE_SIZE: Final = 1000
 
 
 class Gateway:
-    """A client of one gateway, by default the configured one; without a ticket it is anonymous.
+    """A client of one gateway; without a ticket it is anonymous.
+
+    The default is the configured one, or else that of `ringback up` in this checkout.
 
     base: its URL, without a slash at the end.
     """
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
+        settings = configured_table(GatewaySettings)
+        if url is None and "http_port" not in settings.model_fields_set:
+            url = private_gateway()
+            if url is not None:
+                click.echo(f"Using the gateway of this checkout, {url}", err=True)
         if url is None:
-            settings = configured_table(GatewaySettings)
             host = connectable_host(settings.http_host)
             base = URL.build(scheme="http", host=host, port=settings.http_port)
         else:
@@ -85,13 +92,17 @@ class Gateway:
         try:
             content = json.loads(text)
         except ValueError:
-            raise click.ClickException(
-                f"The server at {self.base} is not a gateway: status {response.status}, no JSON."
-                " Check the address in --url."
-            ) from None
-        if response.ok:
-            return content
-        raise click.ClickException(_problem_text(response.status, content))
+            raise self._not_a_gateway(f"status {response.status}, no JSON") from None
+        if not response.ok:
+            raise click.ClickException(_problem_text(response.status, content))
+        if not isinstance(content, dict):
+            raise self._not_a_gateway(f"status {response.status}, no JSON object")
+        return content
+
+    def _not_a_gateway(self, fault: str) -> click.ClickException:
+        return click.ClickException(
+            f"The server at {self.base} is not a gateway: {fault}. Check the address."
+        )
 
     async def list_items(
         self, path: str, filters: Mapping[str, str], limit: int
@@ -103,8 +114,11 @@ class Gateway:
             query = dict(filters) | without_none(cursor=cursor)
             query["limit"] = str(min(limit - len(found), MAX_PAGE_SIZE))
             page = await self.request("GET", f"{path}?{URL.build(query=query).raw_query_string}")
-            found += page["items"]
-            cursor = page["next_cursor"]
+            try:
+                found += page["items"]
+                cursor = page["next_cursor"]
+            except (KeyError, TypeError):
+                raise self._not_a_gateway("its list has other fields") from None
             if cursor is None or len(found) >= limit:
                 return found, cursor is not None
 
@@ -131,7 +145,8 @@ def options(*own: Callable[..., Any]) -> Callable[..., Any]:
                 *own,
                 click.option(
                     "--url",
-                    help="URL of the gateway. Default: from RINGBACK_HTTP_HOST and _PORT.",
+                    help="URL of the gateway. Default: from RINGBACK_HTTP_HOST and _PORT, or"
+                    " that of `ringback up` in this checkout.",
                 ),
                 click.option(
                     "--ticket",

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Final, cast
 from uuid import uuid4
 
@@ -265,7 +266,7 @@ def http_publisher(
             raise NotAcceptedError("no response in time") from None
         except aiohttp.ClientError as error:
             raise NotAcceptedError(f"connection failed: {type(error).__name__}") from None
-        if not response.ok:
+        if response.status >= HTTPStatus.MULTIPLE_CHOICES:
             raise NotAcceptedError(f"status {response.status}: {_detail(content)}")
 
     return publish

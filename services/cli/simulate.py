@@ -76,7 +76,7 @@ class ResponseType(click.ParamType[Response]):
 
 
 @click.command
-@click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
+@click.argument("file", type=click.File("r", encoding="utf-8-sig"), required=False)
 @click.option("--rate", type=float, help="Callbacks a second to one target, instead of FILE.")
 @click.option(
     "--down", type=Seconds(), help="Duration of an outage of the target. It starts after a minute."
@@ -143,6 +143,8 @@ def simulate(  # noqa: PLR0913 - the options of the command
         raise click.UsageError(
             "FILE cannot be combined with options such as --down. Set these values in the file."
         )
+    if "response" in options and "down" not in options:
+        raise click.UsageError("--response is that of an outage. Set its duration with --down.")
     given, settings = _input(file, seed, {"rate": rate} | options)
     result = _run(given, settings)
     if svg is not None:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -24,6 +23,7 @@ from services.cli.keys import development_keys
 from services.cli.migrate import migrate_all
 from services.cli.output import echo
 from services.cli.run import settings_models
+from services.cli.running_services import RunningService, describe_end, run_service, show_ready
 from services.console.settings import ConsoleSettings
 from services.delivery.settings import DeliverySettings
 from services.gateway.settings import GatewaySettings
@@ -33,9 +33,7 @@ from shared.amqp.addresses import redacted
 from shared.amqp.declare import DECLARE_TIMEOUT, declare
 from shared.postgres.migrations import Schema
 from shared.postgres.url import without_password
-from shared.process.child import Child, running
 from shared.process.configuration import configured, unknown_variables
-from shared.process.health import STARTING
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings
 from shared.settings import Settings, connectable_host, load, variable_of
@@ -53,8 +51,6 @@ CONSOLE_PORT: Final = variable_of(ConsoleSettings, "port")
 ISSUER: Final = variable_of(ConsoleSettings, "oidc_issuer")
 # The APIs that the sandbox simulates, by the hosts in the URLs of rules and templates.
 APIS: Final = ("auth", "fastapi", "activity_api")
-# Number of log lines shown when a service has ended.
-LOG_LINES: Final = 20
 
 
 @click.command
@@ -77,8 +73,8 @@ def up(*, without_sandbox: bool) -> None:
       ringback up
       RINGBACK_AMQP_URL=amqp://guest:guest@127.0.0.1:5672/ ringback up --without-sandbox
 
-    The exit code is 0 after Ctrl-C or SIGTERM. It is 1 if a service ended; the end of its log is
-    shown.
+    A service that is killed is started again. The exit code is 0 after Ctrl-C or SIGTERM. It is 1
+    if a service ended by itself; the end of its log is shown.
     """
     names = [name for name in SERVICES if not (without_sandbox and name == SANDBOX)]
     settings = configured(settings_models(names))
@@ -88,17 +84,6 @@ def up(*, without_sandbox: bool) -> None:
     for variable in unknown_variables():
         click.echo(f"Warning: {variable} is not a setting. See config.example.toml.", err=True)
     sys.exit(run_task(_up(settings, names)))
-
-
-@dataclass(frozen=True, slots=True)
-class RunningService:
-    """A started service: its process, the URL of its metrics, its log file."""
-
-    name: str
-    child: Child
-    metrics: str
-    log: Path
-    ready: asyncio.Event
 
 
 async def _up(settings: Settings, names: list[str]) -> int:
@@ -162,8 +147,8 @@ async def _serve(
     settings = settings.model_copy(update={"amqp_url": stack.amqp_url})
     if stack.broker:
         _refuse_real_servers_for_an_interrupted_demonstration()
-    _show_ready("RabbitMQ", stack.amqp_url if stack.broker else redacted(stack.amqp_url))
-    _show_ready(
+    show_ready("RabbitMQ", stack.amqp_url if stack.broker else redacted(stack.amqp_url))
+    show_ready(
         "PostgreSQL", stack.database_url if stack.database else without_password(stack.database_url)
     )
     await _declare(settings)
@@ -172,12 +157,13 @@ async def _serve(
     async with AsyncExitStack() as cleanup:
         reserve = cleanup.enter_context(_reserved_ports())
         environment = _environment(stack, names, reserve)
+        _save_gateway_url(_gateway_url(environment))
         # The sandbox starts first and stops last, so requests in flight still reach it.
         started = [
-            await cleanup.enter_async_context(_service(name, environment, reserve, settings))
+            await cleanup.enter_async_context(run_service(name, environment, reserve, settings))
             for name in sorted(names, key=lambda name: name != SANDBOX)
         ]
-        ends = {asyncio.create_task(service.child.wait()): service for service in started}
+        ends = {service.ended: service for service in started}
         stop = asyncio.create_task(stopping.wait())
         introduction = asyncio.create_task(_introduce(settings, stack, started, environment))
         cleanup.callback(introduction.cancel)
@@ -188,7 +174,7 @@ async def _serve(
             return 0
         for task, service in ends.items():
             if task.done():
-                click.echo(_describe_end(service, task.result()), err=True)
+                click.echo(describe_end(service, task.result()), err=True)
         return 1
 
 
@@ -210,6 +196,17 @@ def _reserved_ports() -> AbstractContextManager[Callable[[int], int]]:
     from deploy.local.daemon import reserved_ports  # noqa: PLC0415 - only in a checkout
 
     return reserved_ports()
+
+
+def _save_gateway_url(url: str) -> None:
+    from deploy.local.stack import save_gateway_url  # noqa: PLC0415 - only in a checkout
+
+    save_gateway_url(url)
+
+
+def _gateway_url(environment: Mapping[str, str]) -> str:
+    host = connectable_host(load(GatewaySettings).http_host)
+    return str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
 
 
 def _environment(stack: "Stack", names: list[str], reserve: Callable[[int], int]) -> dict[str, str]:
@@ -279,50 +276,6 @@ def _unless_set(model: type[BaseSettings], **values: str) -> dict[str, str]:
     }
 
 
-@asynccontextmanager
-async def _service(
-    name: str,
-    environment: Mapping[str, str],
-    reserve: Callable[[int], int],
-    settings: Settings,
-) -> AsyncIterator[RunningService]:
-    """Run a service as a child process for as long as the context lasts."""
-    from deploy.local.daemon import LOCAL_DIRECTORY  # noqa: PLC0415 - only in a checkout
-
-    log = LOCAL_DIRECTORY / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    port = reserve(SERVICES[name].metrics_port)
-    ready = asyncio.Event()
-
-    def changed(child: Child) -> None:
-        if child.fault is None:
-            _show_ready(name, f"http://127.0.0.1:{port}/readyz")
-            ready.set()
-        elif child.fault not in (STARTING, "draining"):
-            echo(f"  {name} is not ready: {child.fault}")
-
-    argv = [sys.executable, "-m", "services", "run", name, "--metrics-port", str(port)]
-    with log.open("wb") as output:
-        async with running(
-            argv,
-            environment=environment,
-            grace=settings.shutdown_timeout + 1,
-            changed=changed,
-            output=output,
-        ) as child:
-            yield RunningService(name, child, f"http://127.0.0.1:{port}/metrics", log, ready)
-
-
-def _show_ready(name: str, url: str) -> None:
-    echo(f"  {name:<13} ready  {url}")
-
-
-def _describe_end(service: RunningService, code: int) -> str:
-    how = f"with exit code {code}" if code >= 0 else f"after {signal.Signals(-code).name}"
-    lines = service.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-    return "\n".join([f"\n{service.name} ended {how}. The end of {service.log}:", *lines])
-
-
 async def _introduce(
     settings: Settings,
     stack: "Stack",
@@ -332,8 +285,7 @@ async def _introduce(
     """Show the demonstration, all URLs and what to try next, once every service is ready."""
     for service in services:
         await service.ready.wait()
-    host = connectable_host(load(GatewaySettings).http_host)
-    gateway = str(URL.build(scheme="http", host=host, port=int(environment[HTTP_PORT])))
+    gateway = _gateway_url(environment)
     console = load(ConsoleSettings).url or f"http://127.0.0.1:{environment[CONSOLE_PORT]}"
     sandbox = None
     if any(service.name == SANDBOX for service in services):
@@ -351,7 +303,7 @@ async def _introduce(
     addresses |= {f"{service.name} metrics": service.metrics for service in services}
     if stack.management_url:
         addresses["RabbitMQ (guest, guest)"] = stack.management_url
-    addresses |= {f"{service.name} log": str(service.log) for service in services}
+    addresses["logs"] = str(services[0].log.with_name("*.log"))
     echo("\nWhere to look:")
     for name, address in addresses.items():
         echo(f"  {name:<24} {address}")
@@ -411,6 +363,6 @@ def _next_steps(private_url: str | None, sandbox: str, gateway: str) -> str:
         f"  echo '{send}' | {command} send SendCallback\n"
         f"  curl {gateway}/v1/callbacks --json '{schedule}'\n"
         f"Both arrive at {sandbox}/?mailbox=mine . List scheduled callbacks and dead letters:\n"
-        f"  {command} schedule list --url {gateway}\n"
+        f"  {command} schedule list\n"
         f"  {command} dead list callbacks\n"
     )

@@ -25,7 +25,7 @@ from shared.http.service_client import ServiceClient
 from shared.postgres.migrations import Schema
 from shared.postgres.pool import Database
 from shared.process.command import Service
-from shared.process.run import CLOSE_RESERVE, Process
+from shared.process.run import Process, drain_time
 from shared.registry import SERVICES
 from shared.settings import load
 from shared.topology import EVENTS, topology
@@ -91,7 +91,7 @@ async def start(process: Process) -> None:
         app,
         access_log=None,
         auto_decompress=False,  # a small body cannot become a large one
-        shutdown_timeout=max(process.settings.shutdown_timeout - CLOSE_RESERVE, 0.0),
+        shutdown_timeout=drain_time(process.settings.shutdown_timeout),
     )
     await runner.setup()
     process.stack.push_async_callback(runner.cleanup)
@@ -127,7 +127,7 @@ def application(
         feeds,
         publisher,
     )
-    app = web.Application(middlewares=[middleware(site)])
+    app = web.Application(middlewares=[middleware(site, pages)])
     app.on_shutdown.append(feeds.close)
     app.on_response_prepare.append(header_setter(origin))
     app.add_routes([bound(page, site, sessions) for page in pages])
@@ -147,4 +147,12 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, reuse_port=shared)
 
 
-SERVICE = Service(SERVICES["console"], (ConsoleSettings,), start)
+SERVICE = Service(
+    SERVICES["console"],
+    (ConsoleSettings,),
+    start,
+    required={
+        (ConsoleSettings, "oidc_issuer"): "Set it to the issuer of your OpenID provider, at which"
+        " users sign in. `ringback up` uses that of the sandbox."
+    },
+)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from services.console.sign_in.sessions import Session, Sessions
 from services.console.visit import Site, Visit, selected_client
 from shared.errors import InfrastructureError
 from shared.http.problem import ProblemError
+from shared.http.tracing import traced, traceparent_of
+from shared.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,11 @@ _TEXTS: Final = {
 _BUG: Final = ("This is a bug in Ringback", "The log of the console has the details.")
 
 
-def middleware(site: Site) -> Middleware:
-    """Return the outermost middleware: maps errors to pages, counts and logs requests."""
+def middleware(site: Site, pages: Iterable[Page]) -> Middleware:
+    """Return the outermost middleware: maps errors to pages, counts and logs requests.
+
+    While tracing is on, requests have spans, except for parts of pages that update themselves.
+    """
 
     @web.middleware
     async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -88,7 +93,11 @@ def middleware(site: Site) -> Middleware:
             _log(request, page, response.status, seconds)
         return response
 
-    return handle
+    if active.tracer is None:
+        return handle
+    quiet = {_QUIET, *(page.path for page in pages if page.live)}
+    # Anybody can open the page of the sign-in, so no caller decides which traces are recorded.
+    return traced(handle, active.tracer, trusted=False, quiet=quiet)
 
 
 def bound(page: Page, site: Site, sessions: Sessions) -> web.RouteDef:
@@ -231,12 +240,14 @@ def _error_page(request: web.Request, site: Site, problem: ProblemError) -> web.
 
 def _log(request: web.Request, page: str, status: int, seconds: float) -> None:
     session = request.get(SESSION)
+    trace = traceparent_of(request)
     context = {
         "method": request.method,
         "route": page,
         "status": status,
         "duration": round(seconds, 6),
         "subject": None if session is None else session.subject,
+        "trace_id": trace[3:35] if trace else None,
     }
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("console request failed", extra=context)

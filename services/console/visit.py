@@ -30,11 +30,11 @@ from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Session
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
-from shared.contracts.headers import traceparent
 from shared.contracts.journal_reads import RECORD_AUDIT
 from shared.contracts.requests import FieldError, RpcOperation
 from shared.http.problem import ProblemError
 from shared.http.service_client import ServiceClient
+from shared.http.tracing import traceparent_of
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Visit:
         """Return the context of requests to services: on behalf of the client, by this user."""
         return RequestContext(
             self.client_id,
-            traceparent(self.request.headers),
+            traceparent_of(self.request),
             operator=self.session is not None,
             actor=None if self.session is None else self.session.actor,
         )

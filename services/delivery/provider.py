@@ -17,6 +17,7 @@ from services.delivery.domain import Grant
 from shared.errors import InfrastructureError
 from shared.registry import BULK, PRIORITIES, URGENT, Priority
 from shared.resilience.lanes import (
+    ABANDONED_TIMEOUT,
     FAILURE_LIFETIME,
     INITIAL_LIMIT,
     INITIAL_OPEN_TIME,
@@ -244,5 +245,14 @@ class Provider:
         if probe or (not self._open_time and self._failures >= self._max_failures):
             self._open_time = min(self._open_time * 2 or INITIAL_OPEN_TIME, MAX_OPEN_TIME)
             self._open_until = now + self._open_time
-            asyncio.get_running_loop().call_later(self._open_time, self._admit)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._open_time, self._admit)
+            loop.call_later(ABANDONED_TIMEOUT, self._close_abandoned, now)
             self._observe(self.target, Breaker.OPEN, self._open_time)
+
+    def _close_abandoned(self, failed_at: float) -> None:
+        """Close the breaker if no message was sent since a failure: no probe would close it."""
+        if self._open_time and self._last_failure == failed_at and not self._in_flight:
+            self._failures = 0
+            self._open_time = 0.0
+            self._observe(self.target, Breaker.CLOSED, 0.0)

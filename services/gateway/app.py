@@ -25,7 +25,6 @@ from services.gateway.readiness import keep_publishing, watch_scheduler
 from services.gateway.routes import about, all_routes
 from services.gateway.routes.declaration import Dependencies, Route
 from services.gateway.settings import GatewaySettings
-from services.gateway.tracing import traceparent_of
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc import RequestContext
 from shared.amqp.rpc_client import RpcClient
@@ -35,10 +34,11 @@ from shared.http.problem import ProblemError
 from shared.http.rate_limit import RateLimiter
 from shared.http.server import AppRunner
 from shared.http.service_client import ServiceClient
+from shared.http.tracing import traceparent_of
 from shared.process.command import Service
 from shared.process.health import Health
 from shared.process.metrics import add_routes
-from shared.process.run import CLOSE_RESERVE, Process
+from shared.process.run import Process, drain_time
 from shared.registry import SERVICES
 from shared.security.settings import SecuritySettings
 from shared.security.tickets import TicketVerifier
@@ -82,7 +82,7 @@ async def start(process: Process) -> None:
         application(deps, load(SecuritySettings), declared, process.health),
         access_log=None,
         auto_decompress=False,  # a small body cannot become a large one
-        shutdown_timeout=max(process.settings.shutdown_timeout - CLOSE_RESERVE, 0.0),
+        shutdown_timeout=drain_time(process.settings.shutdown_timeout),
     )
     await runner.setup()
     process.stack.push_async_callback(runner.cleanup)
@@ -119,7 +119,10 @@ def application(
         operators=security.operators,
     )
     admit = _admission(authenticator, settings.rate_limit)
-    app = web.Application(middlewares=[middleware()], client_max_size=settings.max_batch_bytes)
+    app = web.Application(
+        middlewares=[middleware(trust_traceparent=settings.trust_traceparent)],
+        client_max_size=settings.max_batch_bytes,
+    )
     app.on_shutdown.append(_end_polls(deps.waiters))
     routes = all_routes(settings.example_url)
     for path in dict.fromkeys(route.path for route in routes):

@@ -8,9 +8,9 @@ from aiohttp import web
 from multidict import istr
 
 from services.gateway.middleware import CLIENT_ID
-from services.gateway.tracing import traceparent_of
 from shared.amqp.rpc import RequestContext
 from shared.http.problem import ProblemError
+from shared.http.tracing import traceparent_of
 from shared.security.tickets import InvalidTicketError, TicketVerifier
 
 AUTHORIZATION: Final = istr("Authorization")

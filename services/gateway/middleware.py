@@ -11,8 +11,8 @@ from aiohttp.typedefs import Middleware
 
 from services.gateway.messenger.codes import error_response, is_messenger
 from services.gateway.metrics import UNMATCHED, Requests
-from services.gateway.tracing import traced, traceparent_of
 from shared.http.problem import ProblemError
+from shared.http.tracing import traced, traceparent_of
 from shared.tracing import active
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _KINDS: Final = {
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-def middleware() -> Middleware:
+def middleware(*, trust_traceparent: bool) -> Middleware:
     """Return the outermost middleware of the application."""
     requests = Requests()
 
@@ -75,7 +75,9 @@ def middleware() -> Middleware:
             _log(request, route, response.status, seconds)
         return response
 
-    return handle if active.tracer is None else traced(handle, active.tracer, quiet=_QUIET)
+    if active.tracer is None:
+        return handle
+    return traced(handle, active.tracer, trusted=trust_traceparent, quiet=_QUIET)
 
 
 async def on_expect(request: web.Request) -> web.Response | None:

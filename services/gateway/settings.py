@@ -76,6 +76,12 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
         " used. Default: the address of the connection.",
         examples=["X-Forwarded-For"],
     )
+    trust_traceparent: bool = Field(
+        default=True,
+        description="Whether the trace of a request continues that of its caller, who then decides"
+        " whether it is recorded. Otherwise, each request begins a trace with a link to that of its"
+        " caller. It applies while tracing is on.",
+    )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
         default=1_048_576,
         description="Maximum size of a request body in bytes. Larger ones are rejected with 413.",

@@ -1,9 +1,8 @@
 """The settings of ingestion."""
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, FilePath
 
 from shared.settings import EMPTY_IS_NONE, TableSettings
 
@@ -11,7 +10,7 @@ from shared.settings import EMPTY_IS_NONE, TableSettings
 class IngestionSettings(TableSettings, env_prefix="RINGBACK_INGESTION_"):
     """The table `[ingestion]` of ringback.toml."""
 
-    rules_file: Annotated[Path | None, EMPTY_IS_NONE] = Field(
+    rules_file: Annotated[FilePath | None, EMPTY_IS_NONE] = Field(
         default=None,
         validation_alias="RINGBACK_RULES_FILE",
         description="File of rules in addition to the shipped ones.",

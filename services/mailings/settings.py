@@ -1,10 +1,16 @@
 """The settings of mailings."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    SecretStr,
+    ValidationInfo,
+)
 from pydantic_settings import NoDecode
 from yarl import URL
 
@@ -100,7 +106,7 @@ class MailingsSettings(TableSettings, env_prefix="RINGBACK_MAILINGS_"):
         " environment: a JSON object.",
         examples=[{"auth": "a-token", "movies": "Token another-token"}],
     )
-    templates_dir: Annotated[Path | None, EMPTY_IS_NONE] = Field(
+    templates_dir: Annotated[DirectoryPath | None, EMPTY_IS_NONE] = Field(
         default=None,
         validation_alias="RINGBACK_TEMPLATES_DIR",
         description="Directory of templates in addition to the shipped ones. They replace shipped"

@@ -204,4 +204,12 @@ async def start(process: Process) -> None:
         process.on_drain(drain)
 
 
-SERVICE = Service(SERVICES["scheduler"], (SchedulerSettings, SecuritySettings), start)
+SERVICE = Service(
+    SERVICES["scheduler"],
+    (SchedulerSettings, SecuritySettings),
+    start,
+    required={
+        (SecuritySettings, "secrets_key"): "It encrypts secrets. Create a key with `openssl rand"
+        " -base64 32`."
+    },
+)

@@ -156,9 +156,7 @@ def claimed(callback: ScheduledCallback, now: datetime) -> Step:
         return _finish_occurrence(callback, Status.CANCELLED, callback.last_error, now)
     attempted = callback.attempts > 0
     if attempted and callback.stop_at is not None and callback.stop_at <= now:
-        last_error = callback.last_error or "no response"
-        error = f"gave up after {attempts_text(callback.attempts)}: {last_error}"
-        return _finish_occurrence(callback, Status.FAILED, error, now)
+        return _gave_up(callback, callback.last_error or "no response", now)
     grace = callback.rules.grace
     late = (now - callback.run_at).total_seconds()
     if grace is not None and not attempted and late > grace:
@@ -231,7 +229,7 @@ def dispatch_failed(  # noqa: PLR0913 - the fields of the fact
     next_at = now + timedelta(seconds=max(delay, retry_after))
     expired = callback.stop_at is not None and next_at >= callback.stop_at
     if expired and callback.attempts > 0:
-        return _finish_occurrence(callback, Status.FAILED, f"gave up: {reason}", now)
+        return _gave_up(callback, reason, now)
     callback = replace(
         callback,
         status=Status.RETRYING,
@@ -355,6 +353,11 @@ def _with_attempts(
     current = dispatch is None or dispatch == callback.dispatch
     attempts = callback.dispatch_attempts
     return replace(callback, dispatch_attempts=max(attempts, attempt) if current else attempts + 1)
+
+
+def _gave_up(callback: ScheduledCallback, error: str, now: datetime) -> Step:
+    text = f"gave up after {attempts_text(callback.attempts)}: {error}"
+    return _finish_occurrence(callback, Status.FAILED, text, now)
 
 
 def _finish_occurrence(

@@ -30,6 +30,8 @@ MAX_TARGETS: Final = 1000
 DEFAULT_END: Final = 3 * 86_400.0
 WARM_UP: Final = 60.0
 RECOVERY: Final = 600.0
+MIN_STATUS: Final = 100
+MAX_STATUS: Final = 599
 
 _STRICT: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -46,16 +48,23 @@ def _seconds(value: Any) -> Any:
     return seconds(value) if isinstance(value, str) else value
 
 
+def _response(value: Any) -> Any:
+    """Check a response. Pydantic's own errors of a union have its members as field names."""
+    is_status = type(value) is int and MIN_STATUS <= value <= MAX_STATUS
+    if not is_status and value not in ("timeout", "unreachable", "refused"):
+        raise ValueError("must be timeout, unreachable, refused, or a status from 100 to 599")
+    return value
+
+
 # A number of seconds, or a text such as "2 hours".
 Seconds = Annotated[
     float, BeforeValidator(_seconds), Field(ge=0, le=MAX_DURATION, allow_inf_nan=False)
 ]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
-Status = Annotated[int, Field(ge=100, le=599)]
 # `refused`: the connection is refused at once. `unreachable`: nothing answers, until the timeout of
 # connecting. `timeout`: connected, but no response until the timeout of the attempt.
-Response = Literal["timeout", "unreachable", "refused"] | Status
+Response = Annotated[Literal["timeout", "unreachable", "refused"] | int, BeforeValidator(_response)]
 
 
 class Failure(BaseModel):
@@ -125,6 +134,13 @@ class Target(BaseModel):
         return self
 
 
+def _some(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    # Not min_length, which would also count a target with a fault as missing.
+    if not targets:
+        raise ValueError("must have at least one target")
+    return targets
+
+
 class Scenario(BaseModel):
     """A simulation: callbacks to all targets for `duration`, then until all have ended.
 
@@ -135,7 +151,7 @@ class Scenario(BaseModel):
     model_config = _STRICT
 
     duration: Annotated[Seconds, Field(gt=0)]
-    targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=MAX_TARGETS)]
+    targets: Annotated[tuple[Target, ...], Field(max_length=MAX_TARGETS), AfterValidator(_some)]
     rate: Rate | None = None
     end: Seconds = DEFAULT_END
     workers: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -210,7 +226,7 @@ def one_target(  # noqa: PLR0913 - each is a part of the question
     try:
         return Scenario.model_validate(
             {
-                "duration": duration or WARM_UP + down + RECOVERY,
+                "duration": WARM_UP + down + RECOVERY if duration is None else duration,
                 "targets": (target,),
                 "workers": workers,
             }

@@ -198,4 +198,12 @@ async def _report_disabled(_: Any, endpoint_ids: Sequence[UUID]) -> None:
         logger.warning("endpoint disabled", extra={"endpoint_id": str(endpoint_id)})
 
 
-SERVICE = Service(SERVICES["subscriptions"], (SubscriptionsSettings, SecuritySettings), start)
+SERVICE = Service(
+    SERVICES["subscriptions"],
+    (SubscriptionsSettings, SecuritySettings),
+    start,
+    required={
+        (SecuritySettings, "secrets_key"): "It encrypts secrets. Create a key with `openssl rand"
+        " -base64 32`."
+    },
+)

@@ -433,7 +433,13 @@ def _identify(message: Message, identity: str | None) -> None:
 
 
 def _for_owner(message: Message, outcome: Outcome[R]) -> Outcome[R]:
-    """Report to the owner instead of dead-lettering: owned messages are never dead-lettered."""
+    """Report to the owner instead of dead-lettering: owned messages are never dead-lettered.
+
+    The owner decides whether it gives up, so the reason is only the error of the last attempt.
+    """
     if isinstance(outcome, Dead) and message.owner:
-        return DispatchFailed(outcome.reason, outcome.error, outcome.attempted)
+        error = outcome.error
+        attempt_failed = isinstance(error, TransientError) and outcome.attempted
+        reason = str(error)[:MAX_REASON_LENGTH] if attempt_failed else outcome.reason
+        return DispatchFailed(reason, error, outcome.attempted)
     return outcome

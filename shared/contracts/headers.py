@@ -41,7 +41,10 @@ _BROKER_PREFIXES: Final = (
 )
 
 
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# The specification forbids version ff, and ids of zeros only.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 
 
 def traceparent(headers: Mapping[str, Any] | None) -> str | None:

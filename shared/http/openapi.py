@@ -19,7 +19,10 @@ H = TypeVar("H")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter outside the body; `schema` is JSON Schema. Path parameters are required."""
+    """A parameter outside the body; `schema` is JSON Schema.
+
+    Those in the path are required, all others are optional.
+    """
 
     name: str
     where: Literal["path", "query", "header"]
@@ -30,11 +33,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The body of a request or a response; `examples` by their summary."""
+    """The body of a request or a response; `examples` by their summary.
+
+    required: whether a request must have one.
+    """
 
     model: type[BaseModel]
     examples: Mapping[str, Any] = field(default_factory=dict)
     media_types: Sequence[str] = (JSON,)
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,8 @@ def _operation(route: Route[Any], schemas: Schemas, about: Description) -> dict[
     if route.description:
         operation["description"] = route.description
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": _content(route.body, schemas)}
+        required = isinstance(route.body, TextBody) or route.body.required
+        operation["requestBody"] = {"required": required, "content": _content(route.body, schemas)}
     return operation
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -15,6 +15,7 @@ from shared.process.configuration import configured
 from shared.process.run import Parts, serve
 from shared.process.workers import Workers
 from shared.registry import SERVICES, ServiceSpec
+from shared.settings import Required
 
 _DEFAULT_PORTS: Final = ", ".join(
     f"{spec.metrics_port} for {name}" for name, spec in SERVICES.items()
@@ -26,11 +27,13 @@ class Service:
     """A service that can be run: its entry in the registry, its settings, and its composition root.
 
     start: constructs its parts and runs them in the given process.
+    required: settings that `start` needs, although they have no default.
     """
 
     spec: ServiceSpec
     settings: tuple[type[BaseSettings], ...]
     start: Start
+    required: Required = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,7 +107,11 @@ def run(  # noqa: PLR0913 - the options of the command
         raise click.UsageError(
             f"{service.name} has its state in memory, so it cannot run in several processes."
         )
-    settings = configured(service.settings, storing=[service.name] if service.spec.schema else [])
+    settings = configured(
+        service.settings,
+        storing=[service.name] if service.spec.schema else [],
+        required=service.required if parts.consumer else None,
+    )
     start = service.start if parent is None else reporting(service.start, parent)
     if workers == 1:
         return serve(service.name, start, settings, parts)

@@ -14,6 +14,7 @@ from shared.security.settings import SecuritySettings
 from shared.settings import (
     PREFIX,
     InvalidSettingsError,
+    Required,
     Settings,
     TableSettings,
     load,
@@ -40,17 +41,20 @@ class InvalidConfigurationError(click.ClickException):
 
 
 def configured(
-    models: Iterable[type[BaseSettings]] = (), *, storing: Collection[str] = ()
+    models: Iterable[type[BaseSettings]] = (),
+    *,
+    storing: Collection[str] = (),
+    required: Required | None = None,
 ) -> Settings:
     """Return the shared settings after validating them and those of `models`.
 
-    The services named in `storing` require a database.
+    The services named in `storing` require a database. All settings in `required` must be set.
 
     Raises:
         InvalidConfigurationError: with every fault of all models.
     """
     try:
-        return load_shared(models, storing=storing)
+        return load_shared(models, storing=storing, required=required)
     except InvalidSettingsError as error:
         raise InvalidConfigurationError(error) from None
 

@@ -27,8 +27,12 @@ with suppress(ImportError):  # the extra `fast` may not be installed
 
 logger = logging.getLogger(__name__)
 
-# Seconds of the shutdown timeout that are kept for the last acks and for closing connections.
-CLOSE_RESERVE: Final = 2.0
+# The share of the shutdown timeout that is kept for closing connections, and its limit in seconds.
+_CLOSE_SHARE: Final = 0.2
+_MAX_CLOSE_RESERVE: Final = 2.0
+# The share of the time to drain that an earlier part leaves to each later one. The first parts
+# finish work in flight, the later ones only send its results.
+_LATER_SHARE: Final = 0.1
 
 # File descriptors that a process may open. Each of at most 65,535 messages in flight needs one.
 MAX_FILES: Final = 131_072
@@ -82,10 +86,11 @@ class Process:
             async with asyncio.timeout(grace):
                 drains = [] if failed else self._drains
                 loop = asyncio.get_running_loop()
-                end = loop.time() + max(grace - CLOSE_RESERVE, 0.0)
+                total = drain_time(grace)
+                end = loop.time() + total
                 for others, drain in zip(reversed(range(len(drains))), drains, strict=True):
-                    # A part that needs all of its share must leave time for the others.
-                    await drain(max(end - loop.time(), 0.0) / (others + 1))
+                    left = max(end - loop.time(), 0.0)
+                    await drain(max(left - others * _LATER_SHARE * total, left / (others + 1)))
         except TimeoutError:
             logger.warning(
                 "not drained within %g s; remaining messages return to their queue", grace
@@ -95,6 +100,11 @@ class Process:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return max((_explain(task) for task in failed), default=0)
+
+
+def drain_time(grace: float) -> float:
+    """Return the seconds of a shutdown timeout until connections are closed."""
+    return grace - min(_CLOSE_SHARE * grace, _MAX_CLOSE_RESERVE)
 
 
 def _explain(task: asyncio.Task[None]) -> int:

@@ -43,6 +43,9 @@ MAX_PAUSE: Final = 60.0
 # their own limit: healthy ones must not remove them before their breakers open.
 MAX_LANES: Final = 10_000
 MAX_FAILING_LANES: Final = 50_000
+# Seconds since its last failure after which an idle failing lane is removed. No message waits for
+# its target any more: deferrals are shorter. An alert about an open breaker waits for longer.
+ABANDONED_TIMEOUT: Final = 1800.0
 
 # Seconds between two reports that a lane is full. They bound the facts: a full lane can defer
 # thousands of messages per second.
@@ -218,10 +221,11 @@ class Lanes:
                 waiting.set_result(None)
 
     async def run(self) -> None:
-        """Defer stalled queues, until cancelled."""
+        """Defer stalled queues and remove abandoned lanes, until cancelled."""
         while True:
             await asyncio.sleep(STALL_TIMEOUT / 2)
             self.defer_stalled()
+            self.remove_abandoned()
 
     def defer_stalled(self) -> None:
         """Defer all messages in queues without progress.
@@ -234,6 +238,17 @@ class Lanes:
             if lane.queue and now - lane.last_progress > STALL_TIMEOUT:
                 lane.stalled = True
                 self._reject_queue(lane, DeferredError("lane stalled", delay=STALL_DELAY))
+
+    def remove_abandoned(self) -> None:
+        """Remove failing lanes that nobody has used for a long time, and report them as closed.
+
+        No request to such a target would ever close its breaker.
+        """
+        now = self._clock()
+        while lane := next(iter(self._failing.values()), None):  # the least recently used one
+            if not lane.idle or now - lane.last_failure <= ABANDONED_TIMEOUT:
+                return
+            self._remove(lane, self._failing)
 
     def drain(self) -> None:
         """Reject all queued messages, and all that enter later."""
@@ -335,6 +350,10 @@ class Lanes:
             oldest = next((each for each in lanes.values() if each.idle), None)
             if oldest is None:
                 return
-            del lanes[oldest.key]
-            if oldest.open_time:  # nothing else will report it as closed
-                self._observe(oldest, Breaker.CLOSED, 0.0)
+            self._remove(oldest, lanes)
+
+    def _remove(self, lane: Lane, lanes: OrderedDict[Key, Lane]) -> None:
+        del lanes[lane.key]
+        if lane.open_time:  # nothing else will report it as closed
+            lane.open_time = 0.0
+            self._observe(lane, Breaker.CLOSED, 0.0)

@@ -84,7 +84,7 @@ class Tracer:
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._tracer = provider.get_tracer("ringback", VERSION)
 
-    def start(
+    def start(  # noqa: PLR0913 - callers name each
         self,
         name: str,
         kind: Kind,
@@ -92,22 +92,19 @@ class Tracer:
         *,
         parent: str | None,
         begin: bool = False,
+        link: str | None = None,
     ) -> Span | None:
         """Start a span below the span of a valid traceparent.
 
         Returns None if the caller does not sample the trace, or if there is no parent. With
         `begin`, a span without a parent begins a trace. The sampler then decides, and the
         traceparent carries its decision.
+
+        link: a valid traceparent of another trace, which the span refers to.
         """
         context = Context()
         if parent is not None:
-            _, trace_id, span_id, flags = parent.split("-")
-            remote = trace.SpanContext(
-                int(trace_id, 16),
-                int(span_id, 16),
-                is_remote=True,
-                trace_flags=trace.TraceFlags(int(flags, 16)),
-            )
+            remote = _remote(parent)
             if not remote.trace_flags.sampled:
                 return None
             context = trace.set_span_in_context(trace.NonRecordingSpan(remote), context)
@@ -118,6 +115,17 @@ class Tracer:
             context,
             kind=_KINDS[kind],
             attributes={key: value for key, value in attributes.items() if value is not None},
+            links=None if link is None else [trace.Link(_remote(link))],
         )
         # OTEL_SDK_DISABLED makes all spans invalid.
         return Span(self, span) if span.get_span_context().is_valid else None
+
+
+def _remote(traceparent: str) -> trace.SpanContext:
+    _, trace_id, span_id, flags = traceparent.split("-")
+    return trace.SpanContext(
+        int(trace_id, 16),
+        int(span_id, 16),
+        is_remote=True,
+        trace_flags=trace.TraceFlags(int(flags, 16)),
+    )

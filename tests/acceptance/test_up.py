@@ -71,6 +71,7 @@ def check_console(output: str) -> None:
     assert f"17 the journal has 3 attempts: {story}" in output
     assert "18 sent again under the same webhook-id: delivered" in output
     assert re.search(r"timeline of callback 2: http://\S+/callbacks/one\?id=demo-\w+-2", output)
+    assert re.search(r"start, watch and pause: http://\S+/mailings/[0-9a-f-]{36}\n", output)  # M10
 
 
 async def sign_in_at_the_printed_console(output: str) -> None:
@@ -88,7 +89,7 @@ async def run_printed_schedule_command(output: str) -> None:
     """Schedule a callback with the printed command, and find it in the list."""
     schedule = re.search(r"curl (\S+) --json '(.+)'", output)
     docs = re.search(r"HTTP API, to try +(\S+)", output)
-    list_command = re.search(r"(schedule list --url \S+)", output)
+    list_command = re.search(r"(schedule list)$", output, re.MULTILINE)
     assert schedule
     assert docs
     assert list_command
@@ -103,6 +104,8 @@ async def run_printed_schedule_command(output: str) -> None:
         identity = (await response.json())["id"]
     listed = await ringback(*list_command[1].split(), amqp_url=None)
     assert identity in listed.out
+    gateway = schedule[1].removesuffix("/v1/callbacks")
+    assert f"Using the gateway of this checkout, {gateway}" in listed.err
 
 
 async def test_up_demonstrates_every_service_and_stops_on_ctrl_c(
@@ -201,7 +204,7 @@ async def test_finding_c16_a_real_mail_server_gets_no_e_mail_of_the_demonstratio
         assert real.mails == []
 
 
-async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
+async def test_a_killed_service_starts_again_and_one_that_ends_stops_everything(
     amqp_url: str, database_url: str
 ) -> None:
     settings = {"RINGBACK_AMQP_URL": amqp_url, "RINGBACK_DATABASE_URL": database_url}
@@ -210,9 +213,15 @@ async def test_a_service_that_dies_stops_everything_and_its_log_is_shown(
         assert "sandbox" not in running.output
         assert "The console is left out: RINGBACK_OIDC_ISSUER is not set" in running.output
 
-        os.kill(running.service("callback"), signal.SIGKILL)
+        killed = running.service("callback")
+        os.kill(killed, signal.SIGKILL)
+        await running.until("callback was killed by SIGKILL, and is started again")
+        running.output = ""
+        assert "callback" in await running.until("/readyz  PID ")
+        assert running.service("callback") != killed
 
-        await running.until("callback ended after SIGKILL")
+        os.kill(running.service("callback"), signal.SIGTERM)
+        await running.until("callback ended with exit code 0")
         await running.until("consumer is ready")  # from its log
         assert await asyncio.wait_for(running.process.wait(), 30) == 1
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 import uvloop
 
+from tests.bench.browsers import browsers
 from tests.bench.capacity import capacity
 from tests.bench.clients import clients
 from tests.bench.clustered import clustered
@@ -15,6 +16,7 @@ from tests.bench.costs import memory, tier
 from tests.bench.expansion import expansion
 from tests.bench.fan_out import fan_out
 from tests.bench.ingest import ingestion
+from tests.bench.journal import beside_delivery, recording
 from tests.bench.large import large
 from tests.bench.layer import layer
 from tests.bench.mailing import mailing
@@ -52,16 +54,19 @@ PARTS = {
     "t": polling,
     "u": fan_out,
     "v": capacity,
+    "w": recording,
+    "x": beside_delivery,
+    "y": browsers,
 }
 # m takes half an hour, and v compares nothing: they are only measured on request.
-DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s,t,u"
+DEFAULT_PARTS = "a,b,c,d,e,f,g,h,i,j,k,l,n,o,p,q,r,s,t,u,w,x,y"
 
 
 @click.command()
 @click.option("--only", default=DEFAULT_PARTS, help="Parts to run, such as a,b.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
-    """Measure Ringback against its alternatives in one run of about twelve minutes.
+    """Measure Ringback against its alternatives in one run of about sixteen minutes.
 
     \b
     a  CPU and rate of one worker
@@ -86,13 +91,16 @@ def main(only: str, as_json: bool) -> None:  # noqa: FBT001 - click's way
     t  5,000 open polls
     u  fan-out of messages to endpoints
     v  what one callback costs and stores, only with --only v
+    w  the journal: attempts stored by one process
+    x  the journal: its cost for delivery
+    y  fifty browsers on the overview of the console
 
     Starts a private RabbitMQ and PostgreSQL, a receiver and the measured programs, and stops them.
     Only ratios carry over to another machine. docs/benchmarks.md explains each row.
     """
     parts = only.split(",")
     if unknown := set(parts) - PARTS.keys():
-        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to v.")
+        raise click.BadParameter(f"unknown part {', '.join(sorted(unknown))}. Use parts a to y.")
     try:
         with rig() as shared:
             sections = uvloop.run(_run(shared, parts))

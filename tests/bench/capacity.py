@@ -7,11 +7,9 @@ import asyncio
 import base64
 import json
 import os
-import signal
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +27,17 @@ from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher, new_id
 from shared.postgres.migrations import migrate
 from shared.topology import topology
-from tests.bench.rig import DATA, Contender, Rig, Sender, Site, StalledError, running_publisher
+from tests.bench.rig import (
+    DATA,
+    Contender,
+    Rig,
+    Sender,
+    Site,
+    StalledError,
+    cpu_of,
+    running_publisher,
+    tree,
+)
 from tests.bench.sink import Group
 from tests.bench.table import Row, Section
 
@@ -66,8 +74,8 @@ class Stand:
         entries = await self.database.fetchval("SELECT count(*) FROM journal.entries")
         return {
             **{f"cpu {name}": each.cpu() for name, each in self.processes.items()},
-            "cpu broker": _cpu([self.broker.pid or 0]),
-            "cpu postgres": _cpu(_tree(self.rig.database.pid or 0)),
+            "cpu broker": cpu_of([self.broker.pid or 0]),
+            "cpu postgres": cpu_of(tree(self.rig.database.pid or 0)),
             **{name: messages.get(name, 0) for name in ("publish", "confirm", "deliver", "ack")},
             "wal": float(wal),
             "disk broker": float(_written(self.broker.pid or 0)),
@@ -116,20 +124,6 @@ class Stand:
 
 def _vhost(url: str) -> str:
     return urlsplit(url).path.removeprefix("/")
-
-
-def _tree(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in _tree(int(child)))]
-
-
-def _cpu(pids: Iterable[int]) -> float:
-    """Return the CPU seconds of these processes, user and kernel mode."""
-    total = 0
-    for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            total += int(thread.read_text().split()[0])
-    return total / 1e9
 
 
 def _written(pid: int) -> int:
@@ -286,13 +280,8 @@ async def capacity(rig: Rig) -> Section:
     async with rig.site(Contender.OURS, environment=environment) as site:
         async with connect(site.url, name="bench") as broker:
             await declare(broker.connection, topology())
-        with ExitStack() as stack:
-            processes = {"callback": site.sender}
-            for name in ("scheduler", "journal"):
-                process = rig.start(("-m", f"services.{name}"), site.url, name, environment)
-                stack.callback(process.process.wait)
-                stack.callback(process.signal, signal.SIGKILL)
-                processes[name] = process
+        with rig.services(("scheduler", "journal"), site.url, environment) as started:
+            processes = {"callback": site.sender, **started}
             async with running_publisher(site.url, topology()) as publisher:
                 stand = Stand(rig, rig.broker, site, publisher, database, processes)
                 rows = await _measure(stand)

@@ -1,14 +1,16 @@
 """Reads of the journal with ten million entries: `python -m tests.bench.journal_pages [ENTRIES]`.
 
-It fills a private database, which takes minutes. For each read it prints the CPU time of Python
-and PostgreSQL together, and the median and the maximum of its duration, in milliseconds. CPU time
-also says something on a busy machine. `--explain` prints the plan of each search as well.
+It fills a private database, also with a million dead letters, which takes minutes. For each read
+it prints the CPU time of Python and PostgreSQL together, and the median and the maximum of its
+duration, in milliseconds. CPU time also says something on a busy machine. `--explain` prints the
+plan of each search as well.
 """
 
 import asyncio
 import os
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -21,8 +23,17 @@ import click
 from deploy.local.database import Database as Server
 from services.journal.attempts import search, store
 from services.journal.attempts.search import Search
+from services.journal.audit.store import Audit
+from services.journal.dead.index import LetterIndex
+from services.journal.dead.letters import LetterReader
+from services.journal.dead.reasons import reason_key
+from services.journal.dead.requests import DeadRequests
 from services.journal.durations import BUCKETS
+from services.journal.jobs.store import Jobs
 from services.journal.partitions import Partitions
+from shared.amqp.rpc_binding import Handler
+from shared.postgres.pool import Database
+from shared.topology import CALLBACKS
 from tests.fakes.journal_reads import OPERATOR, Reads, journal_reads
 
 ENTRIES: Final = 10_000_000
@@ -65,13 +76,33 @@ FROM (
     FROM generate_series($2::bigint, $3::bigint - 1) AS n
 ) numbers
 """  # noqa: S608 - constants
-_FILL_MINUTES: Final = f"""
+# The figures of 200 targets in each of the last $1 minutes.
+FILL_MINUTES: Final = f"""
 INSERT INTO journal.minutes (target, client_id, minute, delivered, failed, buckets)
 SELECT 'https://target-' || t || '.example:443', 'client-' || t % 50,
     date_trunc('minute', now()) - m * interval '1 minute', 40, t % 3,
     array_fill(1::bigint, ARRAY[{BUCKETS}])
-FROM generate_series(0, 199) AS t, generate_series(0, 1439) AS m
+FROM generate_series(0, 199) AS t, generate_series(0, $1::integer - 1) AS m
 """  # noqa: S608 - constants
+# A million dead letters of one queue in 20,000 groups: 20 reasons and 1,000 targets.
+LETTERS: Final = 1_000_000
+_REASON: Final = "gave up after 5 attempts: the receiver responded with 507"
+_FILL_LETTERS: Final = f"""
+INSERT INTO journal.letters (
+    queue, letter_id, logical_id, client_id, target, reason, reason_key, trace_id, at
+)
+SELECT 'callbacks', md5(n::text), md5((n / 2)::text),
+    CASE WHEN n % 100000 = 3 THEN '{_RARE}' ELSE 'client-' || n % 50 END,
+    'https://target-' || n % 1000 || '.example:443',
+    'gave up after 5 attempts: the receiver responded with ' || 500 + n / 1000 % 20,
+    'gave up after # attempts: the receiver responded with ' || 500 + n / 1000 % 20,
+    md5((n / 8)::text), now() - ($1 - n) * interval '1 second'
+FROM generate_series(0, $1::bigint - 1) AS n
+"""  # noqa: S608 - constants
+_COUNT_LETTERS: Final = """
+INSERT INTO journal.letter_counts (queue, reason_key, target, count)
+SELECT queue, reason_key, target, count(*) FROM journal.letters GROUP BY queue, reason_key, target
+"""
 
 SEARCHES: Final[dict[str, dict[str, Any]]] = {
     "latest": {},
@@ -113,6 +144,25 @@ OTHERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "ReadTarget",
         {"target": "https://target-7.example:443", "minutes": 1440},
     ),
+    "dead letters by reason": ("GroupDead", {"queue": CALLBACKS, "group_by": "reason"}),
+    "dead letters by target": ("GroupDead", {"queue": CALLBACKS, "group_by": "target"}),
+    "dead letters": ("ListDead", {"queue": CALLBACKS}),
+    "dead letters of a group": (
+        "ListDead",
+        {"queue": CALLBACKS, "filter": {"reason": reason_key(_REASON)}},
+    ),
+    "dead letters of a target": (
+        "ListDead",
+        {"queue": CALLBACKS, "filter": {"target": "https://target-7.example:443"}},
+    ),
+    "dead letters of a rare client": (
+        "ListDead",
+        {"queue": CALLBACKS, "filter": {"client_id": _RARE}},
+    ),
+    "count of a group before an action": (
+        "StartRedrive",
+        {"queue": CALLBACKS, "move": {"filter": {"reason": reason_key(_REASON)}, "dry_run": True}},
+    ),
 }
 
 
@@ -140,11 +190,26 @@ async def fill(reads: Reads, url: str, entries: int) -> None:
         await connection.execute("SET maintenance_work_mem = '1GB'")
         for index in indexes:
             await connection.execute(index["sql"].replace(" ON ONLY ", " ON "))
-        await connection.execute(_FILL_MINUTES)
+        await connection.execute(FILL_MINUTES, 1440)
         await connection.execute("VACUUM (ANALYZE) journal.entries")
-        await connection.execute("VACUUM (ANALYZE) journal.minutes")
+        await connection.execute(_FILL_LETTERS, LETTERS)
+        await connection.execute(_COUNT_LETTERS)
+        for table in ("minutes", "letters", "letter_counts"):
+            await connection.execute(f"VACUUM (ANALYZE) journal.{table}")
     finally:
         await connection.close()
+
+
+def _of_dead_letters(database: Database) -> Mapping[str, Handler]:
+    """Return the handlers of dead letters. None of these reads one in its queue."""
+    return DeadRequests(
+        database,
+        LetterIndex(database),
+        Jobs(database, Audit(database)),
+        LetterReader("", name=""),
+        asyncio.Semaphore(1),
+        wake=lambda: None,
+    ).handlers()
 
 
 async def _cpu(reads: Reads) -> float:
@@ -176,13 +241,23 @@ async def _timed(
     return (await _cpu(reads) - before) / ROUNDS, times, result
 
 
+def _found(result: Any) -> str:
+    """Return what a read has found: how many items, or why none."""
+    if not isinstance(result, dict):
+        return str(result.code)
+    if "matching" in result:
+        return f"{result['matching']:,} letters"
+    return f"{len(result.get('items', ()))} items"
+
+
 async def measure(reads: Reads) -> None:
     """Print how long each read takes."""
+    reads.handlers |= _of_dead_letters(reads.database)
+    click.echo(f"{'':40} {'CPU, ms':>8} {'median':>8} {'maximum':>8}")
     requests = {name: ("ListAttempts", given) for name, given in SEARCHES.items()} | OTHERS
     for name, (operation, given) in requests.items():
         cpu, times, result = await _timed(reads, operation, given)
-        items = len(result.get("items", ())) if isinstance(result, dict) else result.code
-        click.echo(f"{name:40} {cpu:8.1f} {median(times):8.1f} {max(times):8.1f}  {items} items")
+        click.echo(f"{name:40} {cpu:8.1f} {median(times):8.1f} {max(times):8.1f}  {_found(result)}")
     pages, cursor, slowest = 0, None, 0.0
     while pages < ROUNDS * 4:
         started = time.perf_counter()

@@ -56,7 +56,7 @@ async def polling(rig: Rig) -> Section:
         database = await asyncpg.connect(database_url)
         await database.execute(_FILL, POLLS)
         await database.execute("VACUUM ANALYZE subscriptions.users, subscriptions.tokens")
-        http, gateway_metrics, metrics = (_free_port() for _ in range(3))
+        http, gateway_metrics, metrics = (free_port() for _ in range(3))
         quiet = {"RINGBACK_LOG_LEVEL": "WARNING"}
         subscriptions = rig.start(
             ("-m", "services.subscriptions"),
@@ -230,7 +230,8 @@ async def _metric(port: int, name: str, **labels: str) -> float:
     return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ from deploy.local.daemon import CHECKOUT, failure_lines
 from deploy.local.database import Database
 from deploy.local.watchdog import throwaway
 from shared.amqp.codec import Properties
-from shared.amqp.connection import connect
+from shared.amqp.connection import BrokerConnection, connect
 from shared.amqp.declare import declare
 from shared.amqp.message import PERSISTENT
 from shared.amqp.publisher import OutgoingMessage, Publisher
@@ -48,6 +48,22 @@ DATA: Final = "x" * 900
 POLL: Final = 0.005
 SETPRIV: Final = shutil.which("setpriv") or ""
 FACTS_QUEUE: Final = "bench.facts"
+
+
+def tree(pid: int) -> list[int]:
+    """Return the ids of a process and of all that descend from it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in tree(int(child)))]
+
+
+def cpu_of(pids: Iterable[int]) -> float:
+    """Return the CPU seconds of all living threads of these processes, user and kernel mode."""
+    nanoseconds = sum(
+        int(thread.read_text().split()[0])
+        for pid in pids
+        for thread in Path(f"/proc/{pid}/task").glob("*/schedstat")
+    )
+    return nanoseconds / 1e9
 
 
 class Contender(Enum):
@@ -76,14 +92,7 @@ class Sender:
 
     def cpu(self) -> float:
         """Return the CPU seconds used so far by all living threads, user and kernel mode."""
-        return (
-            sum(
-                int(thread.read_text().split()[0])
-                for pid in self.pids()
-                for thread in Path(f"/proc/{pid}/task").glob("*/schedstat")
-            )
-            / 1e9
-        )
+        return cpu_of(self.pids())
 
     def resident(self) -> float:
         """Return the resident memory in MB (10^6 bytes)."""
@@ -250,11 +259,7 @@ class Rig:
         async with connect(url, name="bench") as broker:
             await declare(broker.connection, tables)
             if facts_bound:
-                channel = await broker.connection.channel(publisher_confirms=False)
-                await channel.queue_declare(
-                    FACTS_QUEUE, durable=True, arguments={"x-queue-type": "quorum"}
-                )
-                await channel.queue_bind(FACTS_QUEUE, OUTCOMES, "#")
+                await bind_facts(broker)
         publisher = Publisher(url, name="bench feed", topology=tables, health=health)
         publishing = asyncio.create_task(publisher.run())
         sender = self.start([*contender.value, *options], url, name, environment)
@@ -297,6 +302,28 @@ class Rig:
                 },
             )
         return Sender(process, log)
+
+    @contextmanager
+    def services(
+        self, names: Iterable[str], url: str, environment: Mapping[str, str]
+    ) -> Iterator[dict[str, Sender]]:
+        """Run one process of each service for the length of the block."""
+        processes: dict[str, Sender] = {}
+        try:
+            for name in names:
+                processes[name] = self.start(("-m", f"services.{name}"), url, name, environment)
+            yield processes
+        finally:
+            for process in processes.values():
+                process.signal(signal.SIGKILL)
+                process.process.wait()
+
+
+async def bind_facts(broker: BrokerConnection) -> None:
+    """Declare a queue that gets all facts."""
+    channel = await broker.connection.channel(publisher_confirms=False)
+    await channel.queue_declare(FACTS_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+    await channel.queue_bind(FACTS_QUEUE, OUTCOMES, "#")
 
 
 @asynccontextmanager

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.contract.manifests import OVERLAYS
+
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / ".ci/run"
 AUDIT = CHECKOUT / "deploy/local/audit.sh"
@@ -21,6 +23,7 @@ LANES = {
     "rabbitmq4": "make test-rabbitmq4",
     "slow": "make soak",
     "build-image": "docker build --pull --file deploy/docker/Dockerfile --tag ringback .",
+    "manifests": "go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1",
     "audit": "deploy/local/audit.sh",
 }
 _PUBLISHES = re.compile(
@@ -145,6 +148,16 @@ def test_m16_images_name_a_release_and_every_job_has_a_timeout(file: Path) -> No
     # The tests run on Debian 12, the oldest system that Ringback supports.
     for name in ("test", "rabbitmq4", "slow"):
         assert (images(jobs(file)[name]) or [default]) == ["python:3.11-slim-bookworm"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_m16_ci_renders_every_overlay_with_the_kustomize_of_the_docs(file: Path) -> None:
+    lines = commands(jobs(file)["manifests"])
+    assert f"`{lines[0]}`" in (CHECKOUT / "docs/kubernetes.md").read_text()
+    assert lines[1:] == [
+        f"kustomize build deploy/k8s/overlays/{name} | diff deploy/k8s/rendered/{name}.yaml -"
+        for name in OVERLAYS
+    ]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

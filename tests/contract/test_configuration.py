@@ -25,8 +25,10 @@ def test_every_line_of_the_example_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "ringback.toml"
     jwks = tmp_path / "jwks.json"
     jwks.write_text(json.dumps({"keys": [ECKey.generate_key("P-256", private=False).as_dict()]}))
+    (tmp_path / "rules.toml").touch()
+    (tmp_path / "templates").mkdir()
     text = re.sub(r"(?m)^#(?=\w+ = )", "", EXAMPLE.read_text())
-    file.write_text(text.replace("/etc/ringback/jwks.json", str(jwks)))
+    file.write_text(text.replace("/etc/ringback/", f"{tmp_path}/"))
 
     settings = load_shared(MODELS, file=file)
 

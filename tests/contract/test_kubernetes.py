@@ -1,8 +1,13 @@
 """M15: the services on Kubernetes. The rendered manifests follow the registry and the settings."""
 
+import os
 import re
+import signal
+import subprocess
 from base64 import b64decode
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -54,7 +59,11 @@ OTHER_PORTS: dict[str, dict[str, int]] = {
         "smtp": SandboxSettings.model_fields["smtp_port"].default,
     },
 }
-CHECK_SCHEMA = ["sh", "-c", "until ringback migrate --check; do sleep 5; done"]
+CHECK_SCHEMA = [
+    "sh",
+    "-c",
+    "trap 'exit 143' TERM; until ringback migrate --check & wait $!; do sleep 5 & wait $!; done",
+]
 
 each_service = pytest.mark.parametrize(("overlay", "name"), EACH)
 each_workload = pytest.mark.parametrize(("overlay", "workload"), WORKLOADS)
@@ -108,6 +117,39 @@ def test_m15_every_command_of_a_container_exists(overlay: str) -> None:
             words = words[1:]
         assert command is not None
         command.make_context(None, list(words))
+
+
+@pytest.mark.parametrize("work", ["sleep 60", "exit 1"], ids=["checking", "waiting"])
+def test_m15_a_pod_that_waits_for_the_migration_stops_at_once(tmp_path: Path, work: str) -> None:
+    """As PID 1, a shell without a trap would ignore the signal until it is killed."""
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    program = tmp_path / "ringback"
+    program.write_text(f"#!/bin/sh\necho >{started}\n{work}\n")
+    program.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(CHECK_SCHEMA, env=environ, start_new_session=True) as shell:
+        try:
+            started.read_text()  # it runs
+            shell.terminate()
+            assert shell.wait(30) == 143  # of the trap; without one, the signal is the cause
+        finally:
+            with suppress(ProcessLookupError):  # nothing is left
+                os.killpg(shell.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("result", [0, 1])
+def test_m15_a_pod_waits_only_until_the_migration_is_applied(tmp_path: Path, result: int) -> None:
+    calls = tmp_path / "calls"
+    for name, script in {
+        "ringback": f'echo "$@" >>{calls}; [ $(wc -l <{calls}) -gt {result} ]',
+        "sleep": "exit 0",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(CHECK_SCHEMA, env=environ, check=True, timeout=30)
+    assert calls.read_text() == "migrate --check\n" * (result + 1)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -153,6 +153,15 @@ def test_every_path_parameter_is_declared(path: str, method: str, operation: Any
     assert in_path == set(re.findall(r"{(\w+)}", path)), method
 
 
+def test_only_the_body_of_a_replay_may_be_missing() -> None:
+    optional = {
+        operation["operationId"]
+        for _, _, operation in OPERATIONS
+        if not operation.get("requestBody", {}).get("required", True)
+    }
+    assert optional == {"replay_callback"}
+
+
 @pytest.mark.parametrize(("path", "method", "operation"), PROBLEMS)
 def test_every_error_response_is_a_problem(path: str, method: str, operation: Any) -> None:
     errors = {s: r for s, r in operation["responses"].items() if s >= "400"}

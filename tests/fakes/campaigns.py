@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from services.mailings.app import SCHEMA
 from services.mailings.campaigns.partners import PartnerError
@@ -22,6 +22,7 @@ from services.mailings.store import Store
 from shared.amqp.rpc import RequestContext
 from shared.clock import SystemClock
 from shared.contracts.mailing_requests import Mailing
+from shared.contracts.mailings import MailingStatus
 from shared.ids import uuid7
 from shared.postgres.pool import Database
 from shared.process.health import Health
@@ -153,3 +154,43 @@ async def running_campaigns(database_url: str) -> AsyncIterator[CampaignProcess]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_status(process: CampaignProcess, status: MailingStatus) -> Mailing:
+    """Create a mailing, and bring it into a status."""
+    fields: dict[str, Any] = {}
+    if status is MailingStatus.DRAFT:
+        fields["draft"] = True
+    if status is MailingStatus.SCHEDULED:
+        fields["start_at"] = soon(600)
+    created = await process.create(**fields)
+    if status is MailingStatus.PAUSED:
+        await process.request("PauseMailing", id=str(created.id))
+    if status is MailingStatus.CANCELLED:
+        await process.request("CancelMailing", id=str(created.id))
+    if status is MailingStatus.FINISHED:
+        for posting in await process.postings(created.id):
+            await process.database.execute(
+                "UPDATE mailings.postings SET ended = 'expanded', ended_at = now() WHERE id = $1",
+                posting["id"],
+            )
+        await process.worker.attend(created.id)
+    found = await process.get(created.id)
+    assert found.status is status
+    return found
+
+
+async def add_messages(process: CampaignProcess, created: Mailing, count: int) -> None:
+    """Add messages to each posting of a mailing, as expansion does."""
+    for posting in await process.postings(created.id):
+        await process.database.execute(
+            "INSERT INTO mailings.messages"
+            " (posting_id, id, user_id, operator_code, channel, status, page)"
+            " SELECT $1, unnest($2::uuid[]), unnest($3::text[]), '916', 'sms', 'created', 0",
+            posting["id"],
+            [uuid4() for _ in range(count)],
+            [f"client-{number}" for number in range(count)],
+        )
+        await process.database.execute(
+            "UPDATE mailings.postings SET created = $2 WHERE id = $1", posting["id"], count
+        )

@@ -1,9 +1,11 @@
 """Mailings and clients as rows of the database, for tests of expansion."""
 
 from datetime import UTC, datetime, time, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 from services.mailings.campaigns.domain import cohort_id
+from shared.contracts.messages import SendSms
 from tests.fakes.mailing import Mailings
 
 FILL_CLIENTS = """
@@ -72,3 +74,20 @@ async def statuses(mailings: Mailings, mailing_id: UUID) -> dict[str, int]:
         mailing_id,
     )
     return {row["status"]: row["count"] for row in rows}
+
+
+def sent(mailings: Mailings) -> list[SendSms]:
+    """Return the published messages."""
+    return [SendSms.model_validate_json(message.body) for message in mailings.broker.sent]
+
+
+def recipients(mailings: Mailings) -> list[str]:
+    """Return the recipients of the published messages, in their order."""
+    return [str(message.recipient_id) for message in sent(mailings)]
+
+
+async def row(mailings: Mailings, mailing: UUID, zone: str | None = None) -> Any:
+    """Return the row of a cohort."""
+    return await mailings.database.fetchrow(
+        "SELECT * FROM mailings.postings WHERE id = $1", cohort_id(mailing, zone)
+    )

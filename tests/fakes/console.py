@@ -71,9 +71,11 @@ class Browser:
         self.origin = origin
         self.http = http
 
-    async def get(self, path: str | URL, *, follow: bool = True) -> Shown:
+    async def get(
+        self, path: str | URL, *, follow: bool = True, headers: Mapping[str, str] | None = None
+    ) -> Shown:
         """Open a page."""
-        return await self._request("GET", path, follow=follow, headers={})
+        return await self._request("GET", path, follow=follow, headers=headers or {})
 
     async def post(
         self,
@@ -145,6 +147,7 @@ async def running_console(  # noqa: PLR0913 - the settings of the console
     roles: RoleClaim | None = None,
     idle: float = 3600.0,
     lifetime: float = 43_200.0,
+    address_header: str | None = None,
 ) -> AsyncIterator[Console]:
     """Run a console for the length of the block.
 
@@ -168,7 +171,9 @@ async def running_console(  # noqa: PLR0913 - the settings of the console
         provider = Provider(
             http, issuer=issuer, discovery_url=None, client_id=client_id, client_secret=secret
         )
-        sign_in = SignIn(provider, sessions, roles or RoleClaim("roles", {}))
+        sign_in = SignIn(
+            provider, sessions, roles or RoleClaim("roles", {}), address_header=address_header
+        )
         listening = listen("127.0.0.1", 0)
         origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
         services = ServiceClient(rpc_client, timeout=5)

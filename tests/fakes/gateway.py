@@ -18,6 +18,8 @@ from tests.fakes.service import START_SECONDS, Service, running
 from tests.fakes.waiting import until
 
 TICKET_KEY = "a-ticket-key-canary-of-32-characters"
+# A callback that is not due during the tests.
+CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
 RUN_GATEWAY = ("-m", "services", "run", "gateway", "--metrics-port", "0")
 
 

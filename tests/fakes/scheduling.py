@@ -315,3 +315,9 @@ async def finished(scheduler: Scheduler, status: str, **fields: Any) -> UUID:
         delivered(callback) if status == "notified" else dispatch_failed(callback, final=True)
     )
     return callback
+
+
+async def blocked(scheduler: Scheduler) -> bool:
+    """Return whether a statement waits for a lock."""
+    row = await scheduler.database.fetchrow("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")
+    return bool(row["n"])

@@ -1,9 +1,9 @@
 """A gateway and the services behind it, each a process, over one broker and database."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -56,9 +56,20 @@ def migrate_all(database_url: str) -> None:
 
 @contextmanager
 def system(
-    directory: Path, amqp_url: str, database_url: str, *names: str, **settings: str
+    directory: Path,
+    amqp_url: str | Mapping[str, str],
+    database_url: str,
+    *names: str,
+    **settings: str,
 ) -> Iterator[System]:
-    """Migrate the database, and run a gateway and these services."""
+    """Migrate the database, and run a gateway and these services.
+
+    amqp_url: the URL of the broker, or that of each service by name.
+    """
+
+    def url_of(name: str) -> str:
+        return amqp_url if isinstance(amqp_url, str) else amqp_url[name]
+
     given = {
         "RINGBACK_DATABASE_URL": database_url,
         "RINGBACK_TICKET_KEY": TICKET_KEY,
@@ -69,9 +80,14 @@ def system(
         services = System()
         for name in names:
             arguments = ("-m", "services", "run", name, "--metrics-port", "0")
-            services[name] = stack.enter_context(running(directory, amqp_url, given, arguments))
-        services["gateway"] = stack.enter_context(gateway(directory, amqp_url, given))
+            service = running(directory, url_of(name), given, arguments)
+            services[name] = stack.enter_context(service)
+        services["gateway"] = stack.enter_context(gateway(directory, url_of("gateway"), given))
         yield services
+
+
+# Starts a gateway and the named services with settings, on a database of their own.
+StartSystem = Callable[..., AbstractContextManager[System]]
 
 
 @contextmanager

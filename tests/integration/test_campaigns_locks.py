@@ -4,18 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
-
-from tests.fakes.campaigns import CampaignProcess, running_campaigns
+from tests.fakes.campaigns import CampaignProcess
 from tests.fakes.waiting import until
 
 HOURS = {"from": "00:00", "to": "23:59"}
-
-
-@pytest.fixture
-async def process(database_url: str) -> AsyncIterator[CampaignProcess]:
-    async with running_campaigns(database_url) as running:
-        yield running
 
 
 @asynccontextmanager

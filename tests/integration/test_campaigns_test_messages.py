@@ -1,20 +1,11 @@
 """M2: a mailing is tested with a message to one phone."""
 
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from shared.contracts.mailing_requests import Mailing, TestSent
 from shared.contracts.requests import Failure
 from shared.ids import uuid7
-from tests.fakes.campaigns import OWNER, CampaignProcess, running_campaigns
-
-
-@pytest.fixture
-async def process(database_url: str) -> AsyncIterator[CampaignProcess]:
-    async with running_campaigns(database_url) as running:
-        yield running
+from tests.fakes.campaigns import OWNER, CampaignProcess
 
 
 async def test_m2_a_test_message_is_urgent_and_belongs_to_no_mailing(

@@ -1,6 +1,5 @@
 """`ringback posting`, as a client of the gateway."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from tests.fakes.command import Output, ringback
 from tests.fakes.gateway import Caller, base_url, ticket
 from tests.fakes.mailings_client import mailings_client
 from tests.fakes.sandbox import running_sandbox
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 USERS = 3000
@@ -20,17 +19,9 @@ ALL = "auth/api/v1/users/?page_size=1000"
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    sources = {"RINGBACK_SOURCES": "127.0.0.1"}
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "mailings", **sources) as running_system,
-    ):
-        asyncio.run(running_system.ready())
-        yield running_system
+def services(start_system: StartSystem) -> Iterator[System]:
+    with start_system("mailings", RINGBACK_SOURCES="127.0.0.1") as started:
+        yield started
 
 
 class PostingCommand:

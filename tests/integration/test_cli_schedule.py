@@ -1,34 +1,18 @@
 """`ringback schedule`, as a client of the gateway."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from tests.fakes.command import Output, ringback
-from tests.fakes.gateway import base_url, calling, gateway, ticket
-from tests.fakes.scheduler import FakeScheduler, fake_scheduler
+from tests.fakes.gateway import CALLBACK, base_url, calling, ticket
+from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.service import Service
 from tests.fakes.waiting import until
 
-CALLBACK = {"url": "https://example.com/hook", "run_at": "2030-01-01T12:00:00Z"}
 KEYED = CALLBACK | {"group_key": "group/7 ü", "event_key": "?"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture(scope="module")
-def gateway_service(
-    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
-        yield service
-
-
-@pytest.fixture
-async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler(shared_amqp_url) as fake:
-        yield fake
 
 
 class Command:

@@ -8,7 +8,7 @@ from yarl import URL
 from services.console import feeds
 from services.console.sign_in import pages as sign_in_pages
 from services.console.sign_in.roles import Role
-from tests.fakes.console import issuer_of, running_console
+from tests.fakes.console import Browser, Shown, issuer_of, running_console
 from tests.fakes.sandbox import running_sandbox
 
 
@@ -31,6 +31,16 @@ async def test_a15_a_session_has_a_limited_number_of_live_parts(
         assert others.status == 200
 
 
+async def refused_sign_in(browser: Browser, issuer: str, **headers: str) -> Shown:
+    """Come back from the provider with a code that it refuses."""
+    started = await browser.get("/sign-in", follow=False)
+    returned = {"code": "made-up", "state": started.location.query["state"], "iss": issuer}
+    return await browser.get(
+        str(URL("/sign-in/callback").with_query(returned)),
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+
+
 async def test_a16_an_address_has_a_limited_number_of_sign_ins(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,14 +52,32 @@ async def test_a16_an_address_has_a_limited_number_of_sign_ins(
         console.browser() as browser,
     ):
         statuses = []
-        for _ in range(4):
-            started = await browser.get("/sign-in", follow=False)
-            state = started.location.query["state"]
-            returned = {"code": "made-up", "state": state, "iss": issuer_of(sandbox)}
-            shown = await browser.get(str(URL("/sign-in/callback").with_query(returned)))
+        for number in range(4):
+            # Clients could choose this header, so it does not count.
+            address = f"203.0.113.{number}"
+            shown = await refused_sign_in(browser, issuer_of(sandbox), X_Forwarded_For=address)
             statuses.append(shown.status)
         assert statuses == [400, 400, 400, 429]
         assert shown.heading == "Too many sign-ins from this address"
         assert shown.headers["Retry-After"]
         # Without an attempt of this browser, nothing is sent to the provider, or counted.
         assert (await browser.get("/sign-in/callback?code=made-up&state=x")).status == 400
+
+
+async def test_a16_behind_a_proxy_each_address_has_its_own_limit(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign_in_pages, "MAX_SIGN_INS", 2)
+    async with (
+        running_sandbox() as sandbox,
+        running_console(
+            database_url, issuer=issuer_of(sandbox), address_header="X-Forwarded-For"
+        ) as console,
+        console.browser() as browser,
+    ):
+        statuses = []
+        # Only the last entry counts. The others are from the client.
+        for address in ("198.51.100.7",) * 3 + ("1.1.1.1, 198.51.100.7", "203.0.113.9"):
+            shown = await refused_sign_in(browser, issuer_of(sandbox), X_Forwarded_For=address)
+            statuses.append(shown.status)
+        assert statuses == [400, 400, 429, 429, 400]

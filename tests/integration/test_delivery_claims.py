@@ -213,7 +213,7 @@ async def test_finding_c2_messages_in_a_row_share_their_statements(
         began = time.monotonic()
 
         async def send(number: int) -> None:
-            await asyncio.sleep(number / 5000)
+            await asyncio.sleep(number / 5000)  # 5,000 messages a second, not a burst
             claimed = await one.claims.claim(claim_id("email", uuid4().hex))
             await one.claims.record(claimed, 0.1, lambda: None)
 

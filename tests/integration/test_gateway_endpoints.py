@@ -1,6 +1,5 @@
 """N1 to N4 over HTTP: endpoints through the real gateway, subscriptions and callback service."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from services.sandbox.misbehaviour import response
 from tests.fakes.gateway import Caller
 from tests.fakes.receivers import Behaviour, ClientConnection, Receiver, respond, serve
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 LONG_AGO = "2026-01-01T00:00:00Z"
@@ -19,22 +18,10 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(
-            directory,
-            shared_amqp_url,
-            url,
-            "subscriptions",
-            "callback",
-            RINGBACK_ENDPOINT_DISABLE_AFTER="0.5",
-        ) as started,
-    ):
-        asyncio.run(started.ready())
+def services(start_system: StartSystem) -> Iterator[System]:
+    with start_system(
+        "subscriptions", "callback", RINGBACK_ENDPOINT_DISABLE_AFTER="0.5"
+    ) as started:
         yield started
 
 

@@ -12,7 +12,7 @@ from yarl import URL
 
 from tests.fakes.gateway import Caller, Response, base_url
 from tests.fakes.sandbox import Sandbox
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 
 FORM = "application/x-www-form-urlencoded"
 PASSWORD = "correct horse"
@@ -23,15 +23,8 @@ LIMITS = {
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "subscriptions", "callback", **LIMITS) as started,
-    ):
-        asyncio.run(started.ready())
+def services(start_system: StartSystem) -> Iterator[System]:
+    with start_system("subscriptions", "callback", **LIMITS) as started:
         yield started
 
 

@@ -1,6 +1,5 @@
 """U5: the limits, the failures and the secrets of the messenger's routes."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from services.gateway.messenger.codes import Code
 from tests.fakes.broker_client import broker_client
 from tests.fakes.gateway import Caller, Response, base_url, calling, gateway
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 PASSWORD = "password-canary"
@@ -41,15 +40,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "subscriptions", **SETTINGS) as started,
-    ):
-        asyncio.run(started.ready())
+def services(start_system: StartSystem) -> Iterator[System]:
+    with start_system("subscriptions", **SETTINGS) as started:
         yield started
 
 

@@ -12,7 +12,7 @@ import pytest
 from shared.contracts.polls import UserCursor, encode_user_cursor
 from tests.fakes.gateway import Caller, Response
 from tests.fakes.polling import NO_LIMITS, Person, open_polls, person, sign_in
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 POLLS_PER_USER = 4
@@ -20,16 +20,9 @@ READS = "ringback_requests_answered_total"
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
+def services(start_system: StartSystem) -> Iterator[System]:
     settings = NO_LIMITS | {"RINGBACK_GATEWAY_POLLS_PER_USER": str(POLLS_PER_USER)}
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "subscriptions", **settings) as started,
-    ):
-        asyncio.run(started.ready())
+    with start_system("subscriptions", **settings) as started:
         yield started
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.gateway import Caller, Response, ticket
 from tests.fakes.mailings_client import MailingsClient, mailings_client
 from tests.fakes.sandbox import running_sandbox
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 POSTING = {
@@ -28,20 +28,13 @@ MIB = 1_048_576
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
+def services(start_system: StartSystem) -> Iterator[System]:
     settings = {
         "RINGBACK_GATEWAY_REQUEST_TIMEOUT": "2",
         "RINGBACK_SOURCES": "127.0.0.1",
         "RINGBACK_MAILINGS_UNSUBSCRIBE_URL": UNSUBSCRIBE_URL,
     }
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "mailings", **settings) as started,
-    ):
-        asyncio.run(started.ready())
+    with start_system("mailings", **settings) as started:
         yield started
 
 

@@ -18,20 +18,13 @@ from shared.contracts.polls import UserCursor, encode_user_cursor
 from tests.fakes.gateway import Caller, base_url, calling, gateway
 from tests.fakes.polling import NO_LIMITS, Person, open_polls, person, streaming
 from tests.fakes.service import Service
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System, fresh_database, system
 from tests.fakes.waiting import until
 
 
 @pytest.fixture(scope="module")
-def services(
-    shared_amqp_url: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[System]:
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "subscriptions", **NO_LIMITS) as started,
-    ):
-        asyncio.run(started.ready())
+def services(start_system: StartSystem) -> Iterator[System]:
+    with start_system("subscriptions", **NO_LIMITS) as started:
         yield started
 
 

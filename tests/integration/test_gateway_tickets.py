@@ -3,15 +3,13 @@
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from shared.security.jwks import new_signing_key, published_jwks, signing_keys
 from tests.fakes.gateway import Caller, Response, base_url, calling, gateway, ticket
-from tests.fakes.scheduler import FakeScheduler, fake_scheduler
+from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.service import Service
-from tests.fakes.waiting import until
 
 CALLBACK = {
     "url": "https://example.com/hook",
@@ -19,28 +17,6 @@ CALLBACK = {
     "group_key": "g",
     "event_key": "e",
 }
-
-
-@pytest.fixture(scope="module")
-def gateway_service(
-    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
-        yield service
-
-
-@pytest.fixture
-async def scheduler(shared_amqp_url: str) -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler(shared_amqp_url) as fake:
-        yield fake
-
-
-@pytest.fixture
-async def call(gateway_service: Service, scheduler: FakeScheduler) -> AsyncIterator[Caller]:
-    assert scheduler
-    await until(gateway_service.is_ready)
-    async with calling(await base_url(gateway_service)) as caller:
-        yield caller
 
 
 @pytest.mark.parametrize("header", ["X-Service-Ticket", "Authorization"])

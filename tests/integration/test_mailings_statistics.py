@@ -3,13 +3,11 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
-
-import pytest
 
 from services.mailings.records import Claim, MessageChange, MessageRow
 from services.mailings.retention import Retention
@@ -20,7 +18,7 @@ from shared.contracts.mailing_statistics import MailingStatistics, Statistics
 from shared.contracts.message_facts import ReasonCode
 from shared.contracts.posting_requests import MessageState
 from shared.contracts.requests import Failure
-from tests.fakes.mailing import Mailings, empty_mailings, posting, running_mailings
+from tests.fakes.mailing import Mailings, posting
 from tests.fakes.reconciliation import reconciled
 
 CODES = ("900", "916", "999")
@@ -30,12 +28,6 @@ SETTLED = {
     MessageState.EXPIRED: ReasonCode.EXPIRED,
     MessageState.CANCELLED: ReasonCode.STOPPED,
 }
-
-
-@pytest.fixture
-async def mailings(database_url: str) -> AsyncIterator[Mailings]:
-    async with running_mailings(await empty_mailings(database_url), {}) as running:
-        yield running
 
 
 async def new_mailing(mailings: Mailings, owner: str = "") -> UUID:

@@ -1,7 +1,9 @@
 """When callbacks are due: counts by time with any number of callbacks, and next occurrences."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -10,7 +12,12 @@ import pytest
 
 from services.scheduler import due_times
 from services.scheduler.due_times import SQL
+from services.scheduler.requests import MAX_CONCURRENT, MAX_COUNTS, MAX_WAITING_COUNTS
+from shared.amqp.rpc import failure_of
+from shared.contracts.requests import FailureCode
+from shared.resilience.turns import BusyError
 from tests.fakes.scheduling import Scheduler, attempt_failed, delivered, schedulers
+from tests.fakes.waiting import until
 
 # Tomorrow, so that nothing falls due during the tests.
 NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
@@ -107,6 +114,60 @@ async def test_s7_bounds_are_few_and_ascend(scheduler: Scheduler, wrong: list[da
 async def occurrences(scheduler: Scheduler, callback: object, client: str | None = None) -> Any:
     found = await scheduler.request("ListOccurrences", client, id=str(callback))
     return [datetime.fromisoformat(each) for each in found["items"]] if "items" in found else found
+
+
+@asynccontextmanager
+async def counts_that_wait(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, number: int
+) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """Start counts of which the first waits for a lock of the database."""
+    lock = 7
+    held = f"(SELECT pg_advisory_xact_lock_shared({lock}) IS NOT NULL)"
+    slow = f"SELECT * FROM ({SQL['counts']}) AS found WHERE {held}"  # noqa: S608 - fixed
+    monkeypatch.setattr(due_times, "SQL", {**SQL, "counts": slow})
+    async with scheduler.database.transaction() as holder:
+        await holder.execute(f"SELECT pg_advisory_xact_lock({lock})")
+        counts = [asyncio.create_task(counted(scheduler, "shop", 0, 1)) for _ in range(number)]
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await until(lambda: holder.fetchval(waiting))
+        yield counts
+    for count in counts:
+        count.cancel()
+    await asyncio.gather(*counts, return_exceptions=True)
+
+
+async def test_s7_counts_do_not_delay_other_requests(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = await scheduler.create("shop")
+    async with counts_that_wait(scheduler, monkeypatch, 2 * MAX_CONCURRENT) as counts:
+        status = asyncio.create_task(scheduler.status(id_, "shop"))
+        first, _ = await asyncio.wait([status, *counts], return_when=asyncio.FIRST_COMPLETED)
+        assert first == {status}
+        assert (await status)["status"] == "scheduled"
+
+
+async def test_s7_counts_that_cannot_run_soon_hold_no_place_among_the_requests(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request that waits takes a place in the prefetch window from all others."""
+
+    async def check_that_none_may_wait() -> None:
+        with pytest.raises(BusyError) as busy:
+            await counted(scheduler, "shop", 0, 1)
+        assert failure_of(busy.value).code is FailureCode.UNAVAILABLE
+
+    full = MAX_COUNTS + MAX_WAITING_COUNTS
+    async with counts_that_wait(scheduler, monkeypatch, full) as counts:
+        await check_that_none_may_wait()
+        # One that has given up leaves its place to another.
+        given_up = counts.pop()
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        counts.append(asyncio.create_task(counted(scheduler, "shop", 0, 1)))
+        await asyncio.sleep(0)
+        await check_that_none_may_wait()
+    assert await counted(scheduler, "shop", 0, 1)
 
 
 async def test_s7_the_next_ten_occurrences_of_a_callback_are_listed(scheduler: Scheduler) -> None:

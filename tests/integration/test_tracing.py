@@ -1,6 +1,5 @@
 """N14: the spans of all services form one tree, from the HTTP request to each attempt."""
 
-import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -16,10 +15,11 @@ from shared.tracing.export import exporting
 from tests.fakes.broker_client import SECRET, broker_client, send_callback
 from tests.fakes.callback_service import schedules_client
 from tests.fakes.collector import CollectedSpan, Collector, collector
+from tests.fakes.console import running_console
 from tests.fakes.gateway import Caller
-from tests.fakes.sandbox import Sandbox, running_sandbox
+from tests.fakes.sandbox import Sandbox
 from tests.fakes.service import running
-from tests.fakes.system import System, fresh_database, system
+from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
 CALLER = "b7ad6b7169203331"
@@ -35,23 +35,13 @@ def collected() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def services(
-    collected: Collector,
-    shared_amqp_url: str,
-    database_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[System]:
+def services(start_system: StartSystem, collected: Collector) -> Iterator[System]:
     tracing = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collected.url,
         "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
         "OTEL_BSP_SCHEDULE_DELAY": SOON,
     }
-    directory = tmp_path_factory.mktemp("system")
-    with (
-        fresh_database(database_url) as url,
-        system(directory, shared_amqp_url, url, "scheduler", "callback", **tracing) as started,
-    ):
-        asyncio.run(started.ready())
+    with start_system("scheduler", "callback", **tracing) as started:
         yield started
 
 
@@ -59,12 +49,6 @@ def services(
 async def call(services: System) -> AsyncIterator[Caller]:
     async with services.calling() as caller:
         yield caller
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Sandbox]:
-    async with running_sandbox() as server:
-        yield server
 
 
 async def spans_of(collected: Collector, trace_id: str, count: int = 6) -> list[CollectedSpan]:
@@ -203,6 +187,25 @@ async def test_n14_a_trace_that_the_caller_does_not_sample_has_no_spans(
     )
     await spans_of(collected, later)
     assert collected.spans(unsampled[3:35]) == []
+
+
+async def test_n14_a_page_of_the_console_begins_a_trace_and_a_live_part_does_not(
+    database_url: str,
+) -> None:
+    given = {"traceparent": f"00-6af7651916cd43dd8448eb211c80319c-{CALLER}-01"}
+    with collector() as other, exporting("console", other.url):
+        async with running_console(database_url) as console, console.browser() as browser:
+            for path in ("/clients/1?client=shop", "/live/overview", "/static/none.css"):
+                url = console.origin + path
+                async with browser.http.get(url, headers=given, allow_redirects=False):
+                    pass
+    [span] = other.spans()
+    assert span.name == "GET /clients/{id}"
+    assert span.service == "ringback-console"
+    assert span.attributes["http.response.status_code"] == 303
+    # Browsers send none, and strangers do not decide which traces are recorded.
+    assert span.parent == ""
+    assert span.trace_id not in given["traceparent"]
 
 
 def test_n14_the_last_spans_are_exported_at_exit() -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar
 
 import pytest
@@ -52,6 +55,54 @@ def test_a_gateway_that_is_down_is_named() -> None:
     result = run("http://127.0.0.1:1", "--only", "http")
     assert result.exit_code == 1
     assert "Cannot measure over HTTP: the first callback was not accepted" in result.output
+
+
+@contextlib.contextmanager
+def foreign_server(status: int, body: bytes) -> Iterator[str]:
+    """Run a server that is not a gateway, and yield its URL. Every response is the same."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("body", [b'{"ok": true}', b"[]", b'{"items": null}', b"<html>"])
+def test_a_server_that_is_not_a_gateway_is_named(body: bytes) -> None:
+    with foreign_server(200, body) as url:
+        result = run(url, "--only", "http")
+        assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+        assert f"Error: The server at {url} is not a gateway" in result.output
+
+
+def test_a_redirect_accepts_nothing() -> None:
+    with foreign_server(301, b"") as url:
+        result = run(url, "--only", "http")
+        assert result.exit_code == 1
+        assert "the first callback was not accepted: status 301" in result.output
+
+
+def test_the_text_of_a_foreign_error_does_not_control_the_terminal() -> None:
+    with foreign_server(500, b'{"detail": "\\u001b[31mred"}') as url:
+        result = run(url, "--only", "http")
+        assert result.exit_code == 1
+        assert "\\x1b[31mred" in result.output
 
 
 @pytest.mark.parametrize("address", ["9000", "127.0.0.1:", "127.0.0.1:70000"])

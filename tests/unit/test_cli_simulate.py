@@ -65,6 +65,30 @@ def test_n15_a_file_that_is_not_valid_names_every_fault(tmp_path: Path) -> None:
     assert "targets.0.name" in result.output
 
 
+def test_n15_only_what_is_wrong_is_named(tmp_path: Path) -> None:
+    result = run("--rate", "1", "--down", "1 min", "--response", "700")
+    assert result.exit_code == 1
+    [line] = result.output.splitlines()[1:]
+    assert line.strip().startswith("targets.0.outages.0.response: must be timeout, unreachable")
+    file = tmp_path / "simulation.toml"
+    file.write_text("duration = 1\ntargets = []")
+    assert "targets: must have at least one target" in run(str(file)).output
+
+
+def test_n15_an_option_without_effect_is_refused() -> None:
+    result = run("--rate", "1", "--response", "503")
+    assert result.exit_code == 2
+    assert "--down" in result.output
+    assert "duration: " in run("--rate", "1", "--for", "0").output
+
+
+def test_n15_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Some editors write one."""
+    file = tmp_path / "simulation.toml"
+    file.write_text('duration = 1\ntargets = [{ name = "a", rate = 1 }]', encoding="utf-8-sig")
+    assert run(str(file)).exit_code == 0
+
+
 def test_n15_file_and_rate_exclude_each_other() -> None:
     assert run().exit_code == 2
     assert run(str(EXAMPLE), "--rate", "1").exit_code == 2

@@ -2,30 +2,36 @@
 
 import logging
 import re
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import MultiDict
 
 from services.console.feeds import Feeds
+from services.console.pages.overview import live_figures
 from services.console.rendering import environment
+from services.console.security import ZONE_COOKIE
 from services.console.sign_in.roles import Role
 from services.console.sign_in.sessions import Session, user_of
 from services.console.visit import Site, Visit, selected_client
 from shared.amqp.publisher import Publisher
 from shared.amqp.rpc_client import RpcClient
+from shared.contracts.journal_figures import Overview
 from shared.http.problem import ProblemError
 from shared.http.service_client import ServiceClient
 from shared.process.health import Health
 from shared.topology import topology
 
-OPERATOR = Session("subject-1", "omar@example.com", "Omar", Role.OPERATOR, "token")
+OPERATOR = Session("subject-1", "omar@example.com", "Omar", Role.OPERATOR, "token-1")
+VIEWER = Session("subject-2", "vera@example.com", "Vera", Role.VIEWER, "token-2")
+ADMIN = Session("subject-3", "ada@example.com", "Ada", Role.ADMIN, "token-3")
 
 
-def visit(path: str, session: Session | None = OPERATOR, **form: str) -> Visit:
-    request = make_mocked_request(
-        "GET", path, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
-    )
+def visit(path: str, session: Session | None = OPERATOR, zone: str = "", **form: str) -> Visit:
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "Cookie": f"{ZONE_COOKIE}={zone}"}
+    request = make_mocked_request("GET", path, headers=headers)
     unconnected = RpcClient("amqp://127.0.0.1:1/", name="test", health=Health())
     services = ServiceClient(unconnected, timeout=1)
     publisher = Publisher("amqp://127.0.0.1:1/", name="test", topology=topology(), health=Health())
@@ -105,6 +111,41 @@ def test_m11_a_user_is_named_by_user_name_address_or_subject() -> None:
     assert user_of("i", claims | {"name": "Ada\n\u202eL\x00"}).name == "Ada L"
     assert user_of("i", claims | {"name": 7}).name == "s-1"
     assert len(user_of("i", claims | {"name": "x" * 9999}).name) == 255
+
+
+async def test_n8_browsers_that_show_the_same_overview_share_its_live_part() -> None:
+    def key(path: str = "/live/overview", **given: Any) -> object:
+        return live_figures(visit(path, **given), figures)[0]
+
+    assert key(session=ADMIN) == key()
+    different = {
+        key(),
+        key(session=VIEWER),
+        key(zone="Europe/Berlin"),
+        key("/live/overview?client=shop"),
+        key("/live/overview?minutes=15"),
+    }
+    assert len(different) == 5
+
+
+@pytest.mark.parametrize("session", [VIEWER, OPERATOR, ADMIN])
+async def test_m11_the_shared_live_part_shows_nothing_of_its_first_user(session: Session) -> None:
+    here = visit("/live/overview", session)
+    html = await live_figures(here, figures)[1]()
+    assert ("Schedule a callback" in html) == (session is not VIEWER)
+    for hidden in (session.subject, session.actor, session.name, session.csrf):
+        assert hidden not in html
+
+
+async def figures() -> Any:
+    """Return the overview of a system without attempts."""
+    return Overview(
+        **dict.fromkeys(("delivered", "failed", "running_jobs"), 0),
+        **dict.fromkeys(("p50", "p99", "waiting", "due", "oldest_due", "lag", "queues")),
+        **{name: [] for name in ("minutes", "targets", "breakers", "paused_targets")},
+        **{name: [] for name in ("gaps", "findings")},
+        at=datetime.now(UTC),
+    ).model_dump(mode="json")
 
 
 def test_every_template_is_valid() -> None:

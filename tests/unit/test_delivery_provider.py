@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.delivery import provider as module
 from services.delivery.domain import Grant, Rate, take_tokens
 from services.delivery.provider import RECOVERY_INTERVAL, Provider, Result
 from shared.errors import InfrastructureError
@@ -182,6 +183,24 @@ async def test_m7_an_open_breaker_lets_one_probe_through_at_a_time() -> None:
     setup.provider.leave(Result.WORKS, probe=True)
     assert [await task for task in others] == [False] * 3
     assert setup.changes == [Breaker.OPEN, Breaker.CLOSED]
+
+
+async def test_n15_the_breaker_of_a_provider_that_gets_no_messages_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise its gauge would be 1, and its alert would fire, until the process ends."""
+    monkeypatch.setattr(module, "ABANDONED_TIMEOUT", 0)
+    used, abandoned = Setup(), Setup()
+    for setup in (used, abandoned):
+        await setup.attempts(Result.FAILS, 3)
+        setup.now += 2
+    probe = await used.provider.enter(BULK)
+    await run_ready_tasks()
+    assert abandoned.changes == [Breaker.OPEN, Breaker.CLOSED]
+    assert await abandoned.provider.enter(BULK) is False
+    assert used.changes == [Breaker.OPEN]  # an attempt is in flight
+    used.provider.leave(Result.FAILS, probe=probe)
+    assert used.changes == [Breaker.OPEN] * 2
 
 
 async def test_n9_finding_c5_a_message_waits_for_a_token_and_bulk_leaves_one_for_urgent() -> None:

@@ -1,5 +1,7 @@
 """Lanes and circuit breakers by example. test_lanes_every_order.py tests all orders of events."""
 
+import asyncio
+
 import pytest
 from prometheus_client import REGISTRY
 
@@ -8,6 +10,7 @@ from shared.resilience import lanes as module
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import INITIAL_LIMIT, MAX_DEFERRAL, Breaker
 from tests.fakes.lanes import LanesUnderTest, run_ready_tasks
+from tests.fakes.waiting import until
 
 A, B, C = "https://a.example:443", "https://b.example:443", "https://c.example:443"
 
@@ -311,6 +314,39 @@ async def test_the_least_recently_used_idle_lane_is_removed(
     assert setup.lanes.lane("busy") is busy
     setup.lanes.lane("fifth")  # replaces "fourth", the only one not used again
     assert setup.lanes.lane("first") is first
+
+
+async def test_n15_a_breaker_of_a_target_that_nobody_calls_any_more_is_closed(
+    setup: LanesUnderTest,
+) -> None:
+    """Otherwise its gauge would be 1, and its alert would fire, until the process ends."""
+    await open_breaker(setup, A)
+    await open_breaker(setup, B)
+    await open_breaker(setup, C)
+    setup.time.now += module.ABANDONED_TIMEOUT
+    setup.lanes.remove_abandoned()
+    assert Breaker.CLOSED not in {breaker for _, breaker, _ in setup.changes}
+
+    await setup.attempt(B, alive=False)  # a probe
+    probe = await setup.enter(C)
+    setup.time.now += 1
+    setup.lanes.remove_abandoned()
+    assert setup.changes[3:] == [(B, Breaker.OPEN, 4.0), (A, Breaker.CLOSED, 0.0)]
+    assert not await setup.attempt(A, alive=False)  # no probe any more
+
+    setup.lanes.leave(setup.lanes.lane(C), probe=probe, alive=False)
+    assert setup.changes[5:] == [(C, Breaker.OPEN, 4.0)]
+
+
+async def test_n15_abandoned_lanes_are_removed_while_the_worker_runs(
+    setup: LanesUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALL_TIMEOUT", 0)
+    await open_breaker(setup, A)
+    setup.time.now += module.ABANDONED_TIMEOUT + 1
+    running = asyncio.create_task(setup.lanes.run())
+    await until(lambda: setup.changes[1:] == [(A, Breaker.CLOSED, 0.0)])
+    running.cancel()
 
 
 async def test_finding_b7_breakers_open_among_many_targets(

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY, Gauge
 from shared.clock import SystemClock, rfc3339
 from shared.errors import RingbackError
 from shared.process.health import Health
-from shared.process.run import CLOSE_RESERVE, MAX_FILES, Parts, Process, raise_file_limit, serve
+from shared.process.run import MAX_FILES, Parts, Process, drain_time, raise_file_limit, serve
 from shared.registry import SERVICES
 from shared.settings import Settings
 
@@ -124,7 +124,7 @@ async def test_row_32_stopping_drains_and_then_cancels_the_tasks() -> None:
     await asyncio.sleep(0)
     assert not process.stopping.is_set()
     assert await process.stop() == 0
-    assert seen == [False, pytest.approx(5.0 - CLOSE_RESERVE, abs=0.1), "worker ended"]
+    assert seen == [False, pytest.approx(drain_time(5.0), abs=0.1), "worker ended"]
 
 
 # Row 32
@@ -266,13 +266,17 @@ def test_finding_b4_a_process_may_open_as_many_files_as_the_system_allows() -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_finding_b17_every_part_gets_its_share_of_the_grace_period() -> None:
-    process = new_process(grace=CLOSE_RESERVE + 1.2)
+async def test_finding_b17_a_part_that_uses_all_its_time_leaves_some_to_each_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    process = new_process(grace=25.0)
     shares: list[float] = []
 
     async def busy(grace: float) -> None:
         shares.append(grace)
-        await asyncio.sleep(grace)  # it uses all of its time
+        now = loop.time() + grace  # it uses all of its time
+        monkeypatch.setattr(loop, "time", lambda: now)
 
     async def fast(grace: float) -> None:
         shares.append(grace)
@@ -280,8 +284,23 @@ async def test_finding_b17_every_part_gets_its_share_of_the_grace_period() -> No
     for drain in (busy, fast, busy, busy):
         process.on_drain(drain)
     assert await process.stop() == 0
-    # The fast one leaves its share to the later ones; a busy machine takes some of theirs.
-    assert shares == pytest.approx([0.3, 0.3, 0.45, 0.45], abs=0.15)
+    # 23 s without the reserve. The fast one leaves its share to the later ones.
+    assert shares == pytest.approx([16.1, 2.3, 4.6, 2.3], abs=0.5)
+
+
+# Row 32
+async def test_row_32_work_in_flight_gets_most_of_the_shutdown_timeout() -> None:
+    for grace in (25.0, 5.0):
+        process = new_process(grace=grace)
+        shares: list[float] = []
+
+        async def drain(seconds: float, shares: list[float] = shares) -> None:
+            shares.append(seconds)
+
+        process.on_drain(drain)
+        process.on_drain(drain)
+        assert await process.stop() == 0
+        assert shares[0] >= 0.7 * grace
 
 
 def test_n14_a_gauge_of_a_worker_ends_with_the_worker() -> None:

@@ -8,13 +8,17 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic_settings import BaseSettings
 
+from services.__main__ import main
 from services.callback.settings import CallbackSettings
+from services.ingestion.settings import IngestionSettings
+from services.mailings.settings import MailingsSettings
 from shared.amqp.addresses import addresses
 from shared.process.configuration import InvalidConfigurationError, configured_table
 from shared.security.settings import SecuritySettings
-from shared.settings import InvalidSettingsError, Settings, load, load_shared
+from shared.settings import InvalidSettingsError, Required, Settings, load, load_shared
 from shared.topology import QueueType
 
 CANARY = "c4n4ry"
@@ -222,6 +226,13 @@ def test_h7_an_invalid_network_is_reported_with_the_valid_format(
     assert fault.endswith("; write a network such as 10.0.0.0/8")
 
 
+def test_h7_every_invalid_network_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGBACK_CALLBACK_ALLOWED_NETWORKS", "10.0.0.0/33,127.0.0.0/8,everything")
+    [fault] = faults(file)
+    assert "10.0.0.0/33" in fault
+    assert "everything" in fault
+
+
 def test_h7_networks_are_a_list_or_a_text(file: Path) -> None:
     file.write_text("[callback]\nallowed_networks = 10\n")
     assert "separated by commas" in faults(file)[0]
@@ -330,6 +341,60 @@ def test_a_service_that_stores_data_needs_a_database(
     file.write_text("")
     monkeypatch.setenv("RINGBACK_DATABASE_URL", "postgresql://u@h/y")
     assert load_shared(storing=["shop"], file=file).database_url == "postgresql://u@h/y"
+
+
+def test_a_missing_required_setting_is_reported_with_all_other_faults(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required: Required = {(SecuritySettings, "secrets_key"): "Create a key."}
+    monkeypatch.setenv("RINGBACK_LOG_LEVEL", "loud")
+    monkeypatch.setenv("RINGBACK_SECRETS_KEY", "")  # as in docker-compose.yml
+    with pytest.raises(InvalidSettingsError) as raised:
+        load_shared([SecuritySettings], storing=["shop"], required=required, file=file)
+    log_level, database, key = raised.value.faults
+    assert log_level.startswith("RINGBACK_LOG_LEVEL: ")
+    assert database.startswith("RINGBACK_DATABASE_URL: not set")
+    assert key == "RINGBACK_SECRETS_KEY: not set. Create a key."
+    monkeypatch.delenv("RINGBACK_LOG_LEVEL")
+    monkeypatch.setenv("RINGBACK_SECRETS_KEY", base64.b64encode(bytes(32)).decode())
+    load_shared([SecuritySettings], required=required, file=file)
+    monkeypatch.delenv("RINGBACK_SECRETS_KEY")
+    file.write_text(f'[security]\nsecrets_key = "{base64.b64encode(bytes(32)).decode()}"\n')
+    load_shared([SecuritySettings], required=required, file=file)
+
+
+@pytest.mark.parametrize("name", ["scheduler", "subscriptions", "console"])
+def test_h7_every_fault_of_a_service_is_reported_before_it_starts(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without a ringback.toml
+    key = "RINGBACK_OIDC_ISSUER" if name == "console" else "RINGBACK_SECRETS_KEY"
+    for each in ("RINGBACK_DATABASE_URL", key):
+        monkeypatch.delenv(each, raising=False)
+    result = CliRunner().invoke(main, ["run", name])
+    assert result.exit_code == 2
+    assert "RINGBACK_DATABASE_URL: not set" in result.stderr
+    assert f"{key}: not set" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "variable", "text"),
+    [
+        (IngestionSettings, "RINGBACK_RULES_FILE", "does not point to a file"),
+        (MailingsSettings, "RINGBACK_TEMPLATES_DIR", "does not point to a directory"),
+    ],
+)
+def test_e2_a_missing_file_or_directory_is_reported(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: type[BaseSettings],
+    variable: str,
+    text: str,
+) -> None:
+    monkeypatch.setenv(variable, str(file.parent / "missing"))
+    [fault] = faults(file, model)
+    assert fault.startswith(f"{variable}: ")
+    assert text in fault
 
 
 def test_a_service_without_the_settings_of_security_does_not_load_cryptography() -> None:

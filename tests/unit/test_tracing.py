@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from prometheus_client import REGISTRY
 
 from services.callback import spans as attempts
@@ -23,6 +25,8 @@ from shared.contracts.requests import Failure, FailureCode
 from shared.errors import ContractViolationError, TransientError
 from shared.http.client import HttpResponse, RequestFailedError
 from shared.http.guard import parse_target
+from shared.http.tracing import traced as traced_requests
+from shared.http.tracing import traceparent_of
 from shared.process import run
 from shared.registry import SERVICES
 from shared.topology import CALLBACKS, SCHEDULER_OUTCOMES, TIERS
@@ -91,6 +95,10 @@ class Broker:
 
 def context_of(span: Any) -> str:
     return f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}"
+
+
+def is_sampled(traceparent: str) -> bool:
+    return bool(int(traceparent[-2:], 16) & 1)
 
 
 async def test_n14_a_publish_is_a_span_up_to_its_confirm_and_the_message_carries_it(
@@ -234,7 +242,66 @@ def test_n14_the_sampler_of_the_operator_decides_for_a_new_trace(
     spans.end(span, Done(None))
     # Every later attempt and the receiver see the decision.
     assert copy.headers is not None
-    assert int(copy.headers["traceparent"][-2:], 16) & 1 == 0
+    assert not is_sampled(copy.headers["traceparent"])
+    assert traced.spans == []
+
+
+def requested(headers: dict[str, str]) -> web.Request:
+    """Return a request for a route of an HTTP service."""
+    request = make_mocked_request("GET", "/v1/things/7?token=secret", headers=headers)
+    route = web.Application().router.add_get("/v1/things/{id}", responding)
+    request._match_info = web.UrlMappingMatchInfo({}, route)  # noqa: SLF001 - as the router does
+    return request
+
+
+async def responding(request: web.Request) -> web.StreamResponse:
+    return web.Response(text=traceparent_of(request))
+
+
+async def context_after(traced: Traced, request: web.Request, *, trusted: bool) -> str | None:
+    """Handle a request, and return the trace context of what follows from it."""
+
+    @web.middleware
+    async def inner(request: web.Request, handler: Any) -> Any:
+        return await handler(request)
+
+    outer = traced_requests(inner, traced.tracer, trusted=trusted, quiet=())
+    response = await outer(request, responding)
+    assert isinstance(response, web.Response)
+    return response.text
+
+
+async def test_n14_a_request_continues_the_trace_of_a_trusted_caller(traced: Traced) -> None:
+    context = await context_after(traced, requested({"traceparent": SAMPLED}), trusted=True)
+    span = traced.only()
+    assert span.name == "GET /v1/things/{id}"
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert span.links == ()
+    assert context is not None
+    assert context.startswith(context_of(span))
+
+
+async def test_n14_a_request_of_a_stranger_begins_a_trace_with_a_link(traced: Traced) -> None:
+    context = await context_after(traced, requested({"traceparent": UNSAMPLED}), trusted=False)
+    span = traced.only()
+    [link] = span.links
+    assert span.parent is None
+    assert f"{link.context.trace_id:032x}" == TRACE != f"{span.context.trace_id:032x}"
+    assert context is not None
+    assert context.startswith(context_of(span))
+    assert is_sampled(context)
+
+
+@pytest.mark.parametrize("headers", [{"traceparent": SAMPLED}, {"traceparent": "x"}, {}])
+async def test_n14_the_sampler_of_the_operator_decides_for_strangers(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+    traced = Traced()
+    context = await context_after(traced, requested(headers), trusted=False)
+    assert context is not None
+    assert not is_sampled(context)
+    assert TRACE not in context
     assert traced.spans == []
 
 

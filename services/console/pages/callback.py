@@ -119,7 +119,7 @@ async def replay(visit: Visit) -> web.StreamResponse:
     """Send the kept request again, and return to the callback."""
     id_ = _id(visit.text("id"))
     await visit.call(REPLAY_CALLBACK, _of_client(visit, id_) | visit.other_url())
-    text = "The request is sent again. The next attempt appears in the timeline."
+    text = "The request is sent again. Reload this page to see the next attempt."
     return visit.redirect(visit.url(ONE, id=id_), Notice(text))
 
 

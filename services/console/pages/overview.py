@@ -1,11 +1,13 @@
 """The overview: the state of everything on one page, read once for all browsers."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 from pydantic_core import to_json
 
+from services.console.feeds import Read
 from services.console.live import stream
 from services.console.minutes import SPANS, attempt_charts, span_of
 from services.console.pages.declaration import Page
@@ -29,7 +31,7 @@ def pages() -> tuple[Page, ...]:
 
 async def overview(visit: Visit) -> web.StreamResponse:
     """Return the overview. Without the journal it says so."""
-    span = span_of(visit.query.get("minutes"))
+    span = _span(visit)
     try:
         found = await _reader(visit.site, span)()
     except ProblemError as problem:
@@ -39,19 +41,31 @@ async def overview(visit: Visit) -> web.StreamResponse:
 
 async def live_overview(visit: Visit) -> web.StreamResponse:
     """Stream the figures of the overview."""
-    span = span_of(visit.query.get("minutes"))
+    key, read = live_figures(visit, _reader(visit.site, _span(visit)))
+    async with visit.site.feeds.follow(key, lambda: read) as values:
+        return await stream(visit, values, str)
+
+
+def live_figures(visit: Visit, figures: Read) -> tuple[Hashable, Read]:
+    """Return a key, and the function that reads the figures as HTML.
+
+    One reading serves all browsers with this key. So the HTML has nothing of the user.
+    """
+    span = _span(visit)
+    shared = replace(visit, session=None)
     template = visit.site.environment.get_template("overview_figures.html")
 
-    def render(found: Any) -> str:
-        return template.render(visit=visit, span=span, **_values(visit, found, span))
+    async def read() -> str:
+        return template.render(_values(visit, await figures(), span), visit=shared, span=span)
 
-    async with visit.site.feeds.follow(
-        ("overview", span), lambda: _reader(visit.site, span)
-    ) as values:
-        return await stream(visit, values, render)
+    return ("overview", span, visit.zone.key, visit.client_id, visit.allows("operator")), read
 
 
-def _reader(site: Site, span: int) -> Callable[[], Awaitable[Any]]:
+def _span(visit: Visit) -> int:
+    return span_of(visit.query.get("minutes"))
+
+
+def _reader(site: Site, span: int) -> Read:
     async def read() -> Any:
         return await site.services.request(READ_OVERVIEW, to_json({"minutes": span}), _FOR_ALL)
 
@@ -60,4 +74,9 @@ def _reader(site: Site, span: int) -> Callable[[], Awaitable[Any]]:
 
 def _values(visit: Visit, found: Any, span: int) -> dict[str, Any]:
     attempts, durations = attempt_charts(found["minutes"], found["at"], span, visit.zone)
-    return {"found": found, "attempts": attempts, "durations": durations}
+    return {
+        "found": found,
+        "attempts": attempts,
+        "durations": durations,
+        "can_schedule": visit.allows("operator"),
+    }

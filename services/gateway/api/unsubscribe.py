@@ -10,11 +10,11 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from services.gateway.parsing import invalid, read_body
-from services.gateway.tracing import traceparent_of
 from shared.amqp.rpc import RequestContext
 from shared.contracts.context import field_errors
 from shared.contracts.posting_requests import CHANGE_SUBSCRIPTION, ChangeSubscription
 from shared.http.service_client import ServiceClient
+from shared.http.tracing import traceparent_of
 
 # RFC 8058 defines a body of 26 bytes, or the same as multipart/form-data.
 MAX_BODY_BYTES: Final = 4096

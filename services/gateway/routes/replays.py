@@ -95,7 +95,11 @@ def routes() -> tuple[Route, ...]:
             description="Sends the kept request again, under the same `webhook-id`, optionally to"
             " another URL. Its status does not change. An expiry is ignored.",
             parameters=(journal.REF,),
-            body=Body(ReplayChange, {"The same URL": {}, "Another URL": {"url": _OTHER_URL}}),
+            body=Body(
+                ReplayChange,
+                {"The same URL": {}, "Another URL": {"url": _OTHER_URL}},
+                required=False,
+            ),
             responses={
                 202: ok("It is sent again.", Replayed, {"id": examples.ID}),
                 **journal.NOT_FOUND,

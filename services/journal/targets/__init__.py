@@ -1,1 +1,1 @@
-"""Health of targets, and the overview."""
+"""Health of targets: the figures of their attempts, and their circuit breakers."""

@@ -26,8 +26,8 @@ from shared.templating.time_limit import TimeLimit, TimeLimitExceededError
 RENDERING_TIMEOUT: Final = 0.5
 # Characters that a template may write, values included.
 MAX_SIZE: Final = 262_144
-# Characters of the Markdown of a message, without values: its conversion takes up to 36 MB.
-MAX_MARKDOWN_SIZE: Final = 100_000
+# Characters of the Markdown of a message, without values: its conversion takes up to 45 MB.
+MAX_MARKDOWN_SIZE: Final = 65_536
 # The longest line that RFC 5322 allows.
 MAX_SUBJECT_SIZE: Final = 998
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from services.gateway.metrics import METHODS
 from shared.contracts import headers
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# Other methods could take any value.
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
 _TRACEPARENT: Final = web.RequestKey("traceparent", str)
 
 
@@ -27,26 +28,33 @@ def traceparent_of(request: web.Request) -> str | None:
     return request.get(_TRACEPARENT) or headers.traceparent(request.headers)
 
 
-def traced(middleware: Middleware, tracer: Tracer, *, quiet: Collection[str]) -> Middleware:
+def traced(
+    middleware: Middleware, tracer: Tracer, *, trusted: bool, quiet: Collection[str]
+) -> Middleware:
     """Return the middleware with a span around each request, except for the paths in `quiet`.
 
     A request without a trace begins one. Spans contain the template of the path, because the path
     and the query can contain a token.
+
+    trusted: whether callers decide which of their traces are recorded. Otherwise, each request
+        begins a trace with a link to that of its caller.
     """
 
     @web.middleware
     async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         route = None if resource is None else resource.canonical
-        method = request.method if request.method in METHODS else "_OTHER"
+        method = request.method if request.method in _METHODS else "_OTHER"
+        given = headers.traceparent(request.headers)
         span = None
         if route not in quiet:
             span = tracer.start(
                 method if route is None else f"{method} {route}",
                 "server",
                 {"http.request.method": method, "http.route": route, "url.scheme": request.scheme},
-                parent=headers.traceparent(request.headers),
+                parent=given if trusted else None,
                 begin=True,
+                link=None if trusted else given,
             )
         if span is None:
             return await middleware(request, handler)
