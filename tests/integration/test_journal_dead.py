@@ -409,7 +409,7 @@ async def test_n7_a_redrive_that_the_broker_never_confirms_ends_and_says_why(
 
     assert (job["status"], job["done"], job["failed"]) == ("failed", 4, 0)
     assert str(error) in job["error"]
-    # Tries that have confirmed others do not count. There is one, or more if the letters came apart.
+    # Tries that have confirmed others do not count: one, or more if the letters came apart.
     assert tries < published.pop(refused) < tries + len(letters)
     assert published == dict.fromkeys(set(logical_ids(letters)) - {refused}, 1)
     assert {letter.id for letter in await moving.letters(queue)} == {refused}
