@@ -8,8 +8,8 @@ from typing import Final, TypeGuard
 from shared.amqp.publisher import PublishUnknownError, QueueFullError
 from shared.errors import InfrastructureError, PermanentError
 
-# Tries in a row, a second apart: refused by a full queue, which has stored nothing, or without a
-# response, in which case each try can send every message once more.
+# Tries in a row, a second apart. A full queue stores nothing that it refuses. Without a response,
+# each try can send every message once more.
 MAX_REFUSED: Final = 60
 MAX_UNKNOWN: Final = 5
 
