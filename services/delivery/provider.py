@@ -251,7 +251,7 @@ class Provider:
             self._observe(self.target, Breaker.OPEN, self._open_time)
 
     def _close_abandoned(self, failed_at: float) -> None:
-        """Close the breaker if no message was sent since a failure: no probe would close it."""
+        """Close the breaker if no message was sent since this failure: no probe would close it."""
         if self._open_time and self._last_failure == failed_at and not self._in_flight:
             self._failures = 0
             self._open_time = 0.0

@@ -43,8 +43,8 @@ MAX_PAUSE: Final = 60.0
 # their own limit: healthy ones must not remove them before their breakers open.
 MAX_LANES: Final = 10_000
 MAX_FAILING_LANES: Final = 50_000
-# Seconds since its last failure after which an idle failing lane is removed. No message waits for
-# its target any more: deferrals are shorter. An alert about an open breaker waits for longer.
+# Seconds since its last failure after which an idle failing lane is removed. Deferrals are shorter,
+# so no message waits for its target any more. The alert about an open breaker waits for longer.
 ABANDONED_TIMEOUT: Final = 1800.0
 
 # Seconds between two reports that a lane is full. They bound the facts: a full lane can defer
@@ -86,7 +86,7 @@ class Lane:
     open_until: float = 0.0
     probing: bool = False
     paused_until: float = 0.0
-    next_report: float = 0.0  # that it is full
+    next_report: float = 0.0  # when it may be reported as full again
 
     @property
     def key(self) -> Key:
@@ -242,7 +242,7 @@ class Lanes:
     def remove_abandoned(self) -> None:
         """Remove failing lanes that nobody has used for a long time, and report them as closed.
 
-        No request to such a target would ever close its breaker.
+        Without requests, nothing else would ever close their breakers.
         """
         now = self._clock()
         while lane := next(iter(self._failing.values()), None):  # the least recently used one
@@ -257,7 +257,7 @@ class Lanes:
             self._reject_queue(lane, InfrastructureError("stopping"))
 
     def _full(self, lane: Lane, reason: str, delay: float) -> DeferredError:
-        """Return the error of a message without a place, and report the lane."""
+        """Return the error for a deferred message, and report the lane."""
         now = self._clock()
         if now >= lane.next_report:
             lane.next_report = now + REPORT_INTERVAL
