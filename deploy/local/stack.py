@@ -93,7 +93,7 @@ def start_servers(
 
 
 def save_gateway_url(url: str, directory: Path = DIRECTORY) -> None:
-    """Keep the URL of the gateway of this `ringback up` for commands in other terminals."""
+    """Save the URL of the gateway of this `ringback up`, for commands in other terminals."""
     (directory / "gateway").write_text(url)
 
 

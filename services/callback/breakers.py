@@ -1,4 +1,4 @@
-"""Reports circuit breakers as metrics and log lines, and to the journal, as full lanes are."""
+"""Reports circuit breakers as metrics, log lines and facts, and full lanes as facts."""
 
 import os
 import socket
@@ -36,7 +36,7 @@ def breaker_reporter(
 
 
 def lane_reporter(publish: Publish, clock: Clock) -> Callable[[Lane, str], None]:
-    """Return the function for `Lanes` that publishes a fact about a full lane."""
+    """Return the function for `Lanes` that publishes a fact about each full lane."""
 
     def report(lane: Lane, reason: str) -> None:
         state = {"reason": reason, "in_flight": lane.in_flight, "limit": lane.limit}

@@ -26,9 +26,9 @@ MAX_PAGE_SIZE: Final = 1000
 class Gateway:
     """A client of one gateway; without a ticket it is anonymous.
 
-    The default is the configured one, or else that of `ringback up` in this checkout.
+    The default gateway is the configured one, or else that of `ringback up` in this checkout.
 
-    base: its URL, without a slash at the end.
+    base: the URL of the gateway, without a slash at the end.
     """
 
     def __init__(self, url: str | None, ticket: str | None) -> None:
@@ -92,11 +92,11 @@ class Gateway:
         try:
             content = json.loads(text)
         except ValueError:
-            raise self._not_a_gateway(f"status {response.status}, no JSON") from None
+            raise self._not_a_gateway(f"status {response.status} without JSON") from None
         if not response.ok:
             raise click.ClickException(_problem_text(response.status, content))
         if not isinstance(content, dict):
-            raise self._not_a_gateway(f"status {response.status}, no JSON object")
+            raise self._not_a_gateway(f"status {response.status} without a JSON object")
         return content
 
     def _not_a_gateway(self, fault: str) -> click.ClickException:
@@ -118,7 +118,7 @@ class Gateway:
                 found += page["items"]
                 cursor = page["next_cursor"]
             except (KeyError, TypeError):
-                raise self._not_a_gateway("its list has other fields") from None
+                raise self._not_a_gateway("its response is not a list of items") from None
             if cursor is None or len(found) >= limit:
                 return found, cursor is not None
 

@@ -1,4 +1,4 @@
-"""The services that `ringback up` runs, each in a process of its own."""
+"""Runs the services of `ringback up`, each in its own process."""
 
 import asyncio
 import signal
@@ -23,9 +23,9 @@ LOG_LINES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
-    """A started service: the URL of its metrics, its log file.
+    """A started service, the URL of its metrics, and its log file.
 
-    ended: its exit code, when it has ended by itself.
+    ended: returns the exit code when the service has exited by itself.
     """
 
     name: str
@@ -44,7 +44,7 @@ async def run_service(
 ) -> AsyncIterator[RunningService]:
     """Run a service as a child process for as long as the context lasts.
 
-    If it is killed, it is started again, so that one can see that nothing is lost.
+    A killed service is started again, to show that nothing is lost.
     """
     from deploy.local.daemon import LOCAL_DIRECTORY  # noqa: PLC0415 - only in a checkout
 

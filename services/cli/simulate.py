@@ -144,7 +144,7 @@ def simulate(  # noqa: PLR0913 - the options of the command
             "FILE cannot be combined with options such as --down. Set these values in the file."
         )
     if "response" in options and "down" not in options:
-        raise click.UsageError("--response is that of an outage. Set its duration with --down.")
+        raise click.UsageError("--response applies to an outage. Set its duration with --down.")
     given, settings = _input(file, seed, {"rate": rate} | options)
     result = _run(given, settings)
     if svg is not None:

@@ -20,8 +20,8 @@ Values = asyncio.Queue[Any]
 
 # Seconds between two reads.
 INTERVAL: Final = 2.0
-# Values that wait for one browser. A slower one misses the oldest. Only the tail has to show that:
-# elsewhere each value replaces the one before.
+# Values that wait for one browser. A slow browser misses the oldest. Only the tail has to show
+# that: elsewhere, each value replaces the one before.
 MAX_WAITING: Final = 5
 # Streams of one session in this process. A window has one.
 MAX_STREAMS: Final = 20

@@ -96,7 +96,7 @@ def middleware(site: Site, pages: Iterable[Page]) -> Middleware:
     if active.tracer is None:
         return handle
     quiet = {_QUIET, *(page.path for page in pages if page.live)}
-    # Anybody can open the page of the sign-in, so no caller decides which traces are recorded.
+    # Anybody can open the sign-in page, so no caller may decide which traces are recorded.
     return traced(handle, active.tracer, trusted=False, quiet=quiet)
 
 

@@ -252,7 +252,7 @@ class Provider:
             loop.call_later(ABANDONED_TIMEOUT, self._close_abandoned, now)
 
     def _close_abandoned(self, failed_at: float) -> None:
-        """Close the breaker if no message was sent since a failure: no probe would close it."""
+        """Close the breaker if no message was sent since this failure: no probe would close it."""
         if self._open_time and self._last_failure == failed_at and not self._in_flight:
             self._failures = 0
             self._open_time = 0.0

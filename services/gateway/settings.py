@@ -78,9 +78,9 @@ class GatewaySettings(TableSettings, env_prefix="RINGBACK_GATEWAY_"):
     )
     trust_traceparent: bool = Field(
         default=True,
-        description="Whether the trace of a request continues that of its caller, who then decides"
-        " whether it is recorded. Otherwise, each request begins a trace with a link to that of its"
-        " caller. It applies while tracing is on.",
+        description="Whether requests continue the traces of their callers, who then decide whether"
+        " these are recorded. Otherwise, each request begins a trace with a link to that of its"
+        " caller. Used only while tracing is on.",
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=8_388_608)] = Field(
         default=1_048_576,

@@ -61,8 +61,8 @@ MAX_CONCURRENT: Final = 4
 # Counts at a time. One reads up to 60,000 entries of an index, for a page that people look at. It
 # must not delay the requests of clients.
 MAX_COUNTS: Final = 1
-# Counts that wait for their turn: those of ten pages. Further ones are unavailable at once, because
-# each holds a place in the prefetch window.
+# Counts that wait for their turn, enough for ten pages. Further ones fail at once as unavailable,
+# because each holds a place in the prefetch window.
 MAX_WAITING_COUNTS: Final = 20
 # The codes of all items of a batch that was not carried out at all.
 _NOTHING_DONE: Final = {FailureCode.UNAVAILABLE}

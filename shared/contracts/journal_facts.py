@@ -109,16 +109,16 @@ class BreakerClosed(_Fact):
 class LaneFull(_Fact):
     """A lane was full: callbacks to the target were deferred, although its breaker is closed.
 
-    It is reported again after 30 seconds if it still is.
+    It is reported again after 30 seconds if it is still full.
     """
 
     type: Literal["target.lane_full"] = "target.lane_full"
     target: str
     client_id: str | None = None
     process: str = Field(description="The process with this lane.")
-    reason: str = Field(description="Why there was no place.")
-    in_flight: int = Field(description="Requests without a response so far.")
-    limit: int = Field(description="Requests in flight that the lane allows at present.")
+    reason: str = Field(description="Why callbacks were deferred.")
+    in_flight: int = Field(description="Number of requests in flight.")
+    limit: int = Field(description="Number of requests in flight that the lane allows at present.")
 
 
 JournalOnlyFact = Annotated[

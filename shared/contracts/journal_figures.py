@@ -115,9 +115,9 @@ class FullLane(BaseModel):
     target: str
     client_id: str | None
     process: str
-    reason: str = Field(description="Why there was no place.")
-    in_flight: int = Field(description="Requests without a response.")
-    limit: int = Field(description="Requests in flight that the lane allowed.")
+    reason: str = Field(description="Why callbacks were deferred.")
+    in_flight: int = Field(description="Number of requests in flight.")
+    limit: int = Field(description="Number of requests in flight that the lane allowed.")
     at: AwareDatetime
 
 

@@ -21,7 +21,7 @@ H = TypeVar("H")
 class Parameter:
     """A parameter outside the body; `schema` is JSON Schema.
 
-    Those in the path are required, all others are optional.
+    Parameters in the path are required, all others are optional.
     """
 
     name: str

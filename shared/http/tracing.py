@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Other methods could take any value.
+# A client can send any other text as the method, so other methods are recorded as `_OTHER`.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
 _TRACEPARENT: Final = web.RequestKey("traceparent", str)
 

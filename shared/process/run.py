@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 # The share of the shutdown timeout that is kept for closing connections, and its limit in seconds.
 _CLOSE_SHARE: Final = 0.2
 _MAX_CLOSE_RESERVE: Final = 2.0
-# The share of the time to drain that an earlier part leaves to each later one. The first parts
-# finish work in flight, the later ones only send its results.
+# The share of the time to drain that is reserved for each later part. The first parts finish work
+# in flight, the later ones only send its results.
 _LATER_SHARE: Final = 0.1
 
 # File descriptors that a process may open. Each of at most 65,535 messages in flight needs one.

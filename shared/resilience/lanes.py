@@ -44,7 +44,8 @@ MAX_PAUSE: Final = 60.0
 MAX_LANES: Final = 10_000
 MAX_FAILING_LANES: Final = 50_000
 # Seconds since its last failure after which an idle failing lane is removed. Longer than a message
-# waits in the longest tier: meanwhile its target may be down, and an alert about it goes on.
+# waits in the longest tier. Otherwise the breaker of a target that is down would close between two
+# attempts, and the alert about it would never fire.
 ABANDONED_TIMEOUT: Final = 7200.0
 
 # Seconds between two reports that a lane is full. They bound the facts: a full lane can defer
@@ -86,7 +87,7 @@ class Lane:
     open_until: float = 0.0
     probing: bool = False
     paused_until: float = 0.0
-    next_report: float = 0.0  # that it is full
+    next_report: float = 0.0  # when it may be reported as full again
 
     @property
     def key(self) -> Key:
@@ -242,7 +243,7 @@ class Lanes:
     def remove_abandoned(self) -> None:
         """Remove failing lanes that nobody has used for a long time, and report them as closed.
 
-        No request to such a target would ever close its breaker.
+        Without requests, nothing else would ever close their breakers.
         """
         now = self._clock()
         while lane := next(iter(self._failing.values()), None):  # the least recently used one
@@ -257,7 +258,7 @@ class Lanes:
             self._reject_queue(lane, InfrastructureError("stopping"))
 
     def _full(self, lane: Lane, reason: str, delay: float) -> DeferredError:
-        """Return the error of a message without a place, and report the lane."""
+        """Return the error for a deferred message, and report the lane."""
         now = self._clock()
         if now >= lane.next_report:
             lane.next_report = now + REPORT_INTERVAL

@@ -1,7 +1,7 @@
-"""Turns for slow work that people wait for: a few at a time, a few that wait, and no more.
+"""Limits slow requests: a few run at a time, a few others wait, and further ones fail at once.
 
-A request that waits holds a prefetch slot of its service. Without a bound, such requests would
-keep all others out.
+A request that waits holds a prefetch slot of its service. Without a limit, such requests would
+block all others.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from shared.errors import InfrastructureError
 
 
 class BusyError(InfrastructureError):
-    """Too many wait already. Nothing was done."""
+    """Too many requests are waiting already. Nothing was done."""
 
 
 class Turns:
@@ -27,7 +27,7 @@ class Turns:
         """Run the block when it is its turn.
 
         Raises:
-            BusyError: too many wait already.
+            BusyError: too many requests are waiting already.
         """
         if not self._free:
             raise BusyError("too many such requests are waiting", effect_unknown=False)

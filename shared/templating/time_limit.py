@@ -29,7 +29,7 @@ class TimeLimit:
     def __enter__(self) -> None:
         global _active_limit  # noqa: PLW0603 - a process has only one such timer
         _install()
-        # A collection of the whole process would be charged to this block, and interrupted.
+        # Garbage collection would count towards the limit of this block, and could be interrupted.
         gc.disable()
         _active_limit = self._seconds
         # It repeats, because Python ignores an exception in a destructor.

@@ -74,7 +74,7 @@ class Stand:
     cookies: Sequence[str]
 
     async def measure(self, browsers: int) -> Round:
-        """Deliver callbacks while so many browsers follow the overview."""
+        """Deliver callbacks while this many browsers follow the overview."""
         async with _following(self.origin, self.cookies[:browsers]) as received:
             responses = self.site.counters.responses[Group.HEALTHY]
             before, updates, begin = self._cpu(), sum(received), time.monotonic()
@@ -128,7 +128,7 @@ async def browsers(rig: Rig) -> Section:
                 following.append(await stand.measure(BROWSERS))
     notes = [
         f"{len(alone)} rounds of {SECONDS:.0f} s, {RATE:.0f} callbacks a second, in turn; medians",
-        f"{BROWSERS} browsers, each with a session; figures of 200 targets in the last hour",
+        f"{BROWSERS} browsers, each with a session; figures of 200 targets in three hours",
         "one process of each service; all of them share the cores with broker and receiver",
     ]
     rows = list(_rows(following, alone))

@@ -41,12 +41,12 @@ from tests.bench.sending import BURST, Burst, burst
 from tests.bench.sink import Group
 from tests.bench.table import Row, Section, at_least, at_most
 
-# Attempts of one measurement, and of one message: callback processes send so many under load.
+# Attempts of one measurement, and of one message. Callback processes send as many under load.
 COUNT: Final = 100_000
 FACTS: Final = 100
 # Messages that wait for a confirm at a time.
 BATCH: Final = 50
-# Of so many attempts, one fails.
+# One of this many attempts fails.
 FAILED: Final = 20
 TARGETS: Final = 20
 CLIENTS: Final = 5
@@ -200,7 +200,7 @@ def _postgres(rig: Rig) -> float:
 
 
 def _messages(count: int) -> Iterator[OutgoingMessage]:
-    """Yield messages with so many attempts in all. A message has facts of one type."""
+    """Yield messages with this many attempts in all. A message has facts of one type."""
     for start in range(0, count, FACTS):
         is_failed = start // FACTS % FAILED == FAILED - 1
         yield from fact_messages(
@@ -274,7 +274,7 @@ async def _declare_stream(site: Site) -> None:
 
 
 async def _bursts(sites: dict[str, Site]) -> dict[str, list[Burst]]:
-    """Measure the sites in turn, in each round another one first."""
+    """Measure the sites in turn. Each round begins with another one."""
     bursts: dict[str, list[Burst]] = {name: [] for name in sites}
     order = list(sites)
     for _ in rounds(BURST_ROUNDS, SECONDS, minimum=3):

@@ -21,7 +21,7 @@ async def test_m11_without_an_issuer_it_does_not_start(
     settings = {"RINGBACK_DATABASE_URL": database_url, "RINGBACK_CONSOLE_PORT": "0"}
     with running(tmp_path, amqp_url, settings, RUN_CONSOLE) as console:
         assert await console.exit_code() == 2
-        assert "RINGBACK_OIDC_ISSUER is not set" in console.output
+        assert "RINGBACK_OIDC_ISSUER: not set" in console.output
 
 
 async def test_m11_wrong_addresses_are_reported_together(

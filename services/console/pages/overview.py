@@ -49,7 +49,7 @@ async def live_overview(visit: Visit) -> web.StreamResponse:
 def live_figures(visit: Visit, figures: Read) -> tuple[Hashable, Read]:
     """Return a key, and the function that reads the figures as HTML.
 
-    One reading serves all browsers with this key. So the HTML has nothing of the user.
+    One read serves all browsers with this key, so the HTML has no data of the user.
     """
     span = _span(visit)
     shared = replace(visit, session=None)

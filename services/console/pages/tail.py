@@ -47,7 +47,7 @@ class News:
     """Entries that match, the oldest first, and the number of skipped entries.
 
     left_out: entries that were recorded after these and skipped, whether they match or not.
-    before: entries that were shown or left out before these.
+    before: how many entries were shown or left out before these.
     """
 
     entries: Sequence[Mapping[str, Any]]
@@ -65,13 +65,13 @@ class News:
 
 
 class Received:
-    """What one browser has received. It misses news if it receives them too slowly."""
+    """What one browser has received. A slow browser misses some news."""
 
     def __init__(self) -> None:
         self._end: int | None = None
 
     def missed_before(self, news: News) -> int:
-        """Return how many entries it has missed before these, which are the next ones it gets."""
+        """Return how many entries it has missed before `news`, which it receives next."""
         missed = 0 if self._end is None else news.before - self._end
         self._end = news.end
         return missed

@@ -5,8 +5,8 @@ job change in one transaction, and then the letters are acknowledged. A kill bef
 repeats the copies, with the same message ids. A kill after it repeats only the acks, because the
 letters are known to be moved. So no letter is lost, and the counts are exact.
 
-Copies that the broker refuses are published again. After some tries without a confirm, the job
-fails and says why.
+Copies that the broker refuses are published again. After too many tries in a row without a confirm,
+the job fails with the reason.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ class Moves:
     @asynccontextmanager
     async def work(self, claimed: ClaimedJob) -> AsyncIterator[Step]:
         """Open a connection for the letters of a job."""
-        # Not the claim's: the work may be opened again, after the broker has refused copies.
+        # Not from the claim, which is older if the broker has refused copies since.
         stored = await self.jobs.get(claimed.job.id)
         tries = (claimed.job if stored is None else stored).cursor["tries"]
         async with connect(self._url, name=self._name) as broker, AsyncExitStack() as stack:
@@ -102,7 +102,7 @@ class Moves:
 class _Move:
     """The progress of a job on one connection.
 
-    tries: how often in a row the broker has confirmed no copy.
+    tries: how often in a row the broker has not confirmed a single copy.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class _Move:
                 tries,
                 error,
                 action="redrive dead letters",
-                advice="Start another job for the others when the queue accepts messages.",
+                advice="When the queue accepts messages, start another job for the remaining ones.",
             )
         if faults:
             raise faults[0]

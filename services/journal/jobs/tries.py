@@ -1,6 +1,6 @@
-"""How often a job publishes again what the broker does not confirm. Pure.
+"""Limits how often a job publishes messages again that the broker does not confirm. Pure.
 
-The number of tries is saved with the job, so it also holds after a kill.
+The number of tries is saved with the job, so a kill does not reset it.
 """
 
 from typing import Final, TypeGuard
@@ -8,14 +8,14 @@ from typing import Final, TypeGuard
 from shared.amqp.publisher import PublishUnknownError, QueueFullError
 from shared.errors import InfrastructureError, PermanentError
 
-# Tries in a row without a confirm, one second after the other. A full queue has not stored what it
-# refuses. Without a confirm, each try can send every message once more.
+# Tries in a row, a second apart. A full queue stores nothing that it refuses. Without a response,
+# each try can send every message once more.
 MAX_REFUSED: Final = 60
 MAX_UNKNOWN: Final = 5
 
 
 def was_published(result: object) -> TypeGuard[InfrastructureError]:
-    """Return whether the broker had the message. Otherwise there was no connection, or an alarm."""
+    """Return whether the broker got the message. Otherwise it had no connection, or an alarm."""
     return isinstance(result, QueueFullError | PublishUnknownError)
 
 

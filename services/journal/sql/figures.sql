@@ -3,8 +3,8 @@
 
 -- name: targets
 -- The health of targets since a minute, those with the most errors first. Targets that are paused,
--- whose breaker is open, or one of whose lanes is full, are there without attempts, too. A full lane
--- is reported every 30 seconds, so a report counts for a minute.
+-- or have an open breaker or a full lane, are included even without attempts. A full lane is reported
+-- every 30 seconds, so a report is valid for a minute.
 WITH figures AS (
     SELECT target, sum(delivered)::bigint AS delivered, sum(failed)::bigint AS failed,
         {buckets} AS buckets

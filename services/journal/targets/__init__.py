@@ -1,1 +1,1 @@
-"""Health of targets: the figures of their attempts, and their circuit breakers."""
+"""Health of targets: the figures of their attempts, their circuit breakers and full lanes."""

@@ -44,11 +44,11 @@ ID_USED: Final = Failure(
 # Positions before the first attempt, and after the newest delivery.
 _FIRST_ATTEMPT: Final = datetime(1970, 1, 1, tzinfo=UTC), 0
 _NEWEST: Final = (1 << 63) - 1
-# Lists of what failed at any endpoint, at a time. One reads up to 10,000 entries of an index, for a
+# Concurrent lists of what failed at any endpoint. One reads up to 10,000 entries of an index, for a
 # page that people look at. It must not delay messages.
 MAX_FAILED_LISTS: Final = 1
-# Such lists that wait for their turn. Further ones are unavailable at once, because each holds a
-# place in the prefetch window.
+# Such lists that wait for their turn. Further ones fail at once as unavailable, because each holds
+# a place in the prefetch window.
 MAX_WAITING_LISTS: Final = 20
 
 

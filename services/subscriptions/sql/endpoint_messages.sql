@@ -31,9 +31,9 @@ JOIN subscriptions.endpoint_messages AS message
 WHERE delivery.client_id = $1 AND endpoint_id = $2 AND delivery.id < $3 AND ($4::text IS NULL OR status = $4)
 ORDER BY delivery.id DESC LIMIT $5;
 
--- Newest first, of all endpoints of a client: at most $3 that are older than $2. They are among the
--- deliveries of the $3 endpoints that failed last, and none is older than the last failure of each
--- of these. So most endpoints cost one entry of the index.
+-- Newest first, of all endpoints of a client: at most $3 that are older than $2. They belong to the
+-- $3 endpoints that failed last, and none is older than the oldest of the last failures of these.
+-- So most endpoints cost one entry of the index.
 -- name: failed_of_client
 WITH latest AS MATERIALIZED (
     SELECT endpoint.id AS endpoint_id, last.id
