@@ -33,6 +33,9 @@ COLLECTOR_EXAMPLE: Final = "http://127.0.0.1:4318"
 # Each service has a table. Several services use the keys of `[security]`.
 TABLES: Final = frozenset({*SERVICES, "security"})
 
+# The types of pydantic's errors about a path to nothing.
+_MISSING_FILE: Final = frozenset({"path_not_file", "path_not_directory"})
+
 # Settings without which a service does not start, each with how to set it.
 Required = Mapping[tuple[type[BaseSettings], str], str]
 
@@ -158,14 +161,7 @@ def load(model: type[S], *, file: Path = FILE) -> S:
     Raises:
         InvalidSettingsError: with every fault of this model.
     """
-    try:
-        return model.model_validate(_table(file, table_of(model)) | EnvSettingsSource(model)())
-    except SettingsError as error:
-        raise InvalidSettingsError([f"{_prefix(model)}…: {error}"]) from None
-    except ValidationError as error:
-        raise InvalidSettingsError(
-            _fault(fault, model, file) for fault in error.errors(include_input=False)
-        ) from None
+    return _load(model, file, ignored=frozenset())
 
 
 def load_shared(
@@ -173,11 +169,14 @@ def load_shared(
     *,
     storing: Collection[str] = (),
     required: Required | None = None,
+    here: bool = True,
     file: Path = FILE,
 ) -> Settings:
     """Return the shared settings after validating them and those of `models`.
 
     The services named in `storing` require a database. All settings in `required` must be set.
+
+    here: whether the services run here, where their files and directories must exist.
 
     Raises:
         InvalidSettingsError: with every fault of all models.
@@ -190,7 +189,7 @@ def load_shared(
     checked: list[type[BaseSettings]] = [Settings, *models]
     for model in checked:
         try:
-            load(model, file=file)
+            _load(model, file, ignored=frozenset() if here else _MISSING_FILE)
         except InvalidSettingsError as error:
             faults += error.faults
     if storing and "database_url" not in _table(file, None) | EnvSettingsSource(Settings)():
@@ -211,6 +210,20 @@ def load_shared(
 def connectable_host(host: str) -> str:
     """Return the address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - binds nothing
+
+
+def _load(model: type[S], file: Path, *, ignored: Collection[str]) -> S:
+    """Load a model. Its error leaves out faults of the types in `ignored`, so it may have none."""
+    try:
+        return model.model_validate(_table(file, table_of(model)) | EnvSettingsSource(model)())
+    except SettingsError as error:
+        raise InvalidSettingsError([f"{_prefix(model)}…: {error}"]) from None
+    except ValidationError as error:
+        raise InvalidSettingsError(
+            _fault(fault, model, file)
+            for fault in error.errors(include_input=False)
+            if fault["type"] not in ignored
+        ) from None
 
 
 def _is_set(model: type[BaseSettings], setting: str, file: Path) -> bool:

@@ -121,6 +121,7 @@ def reserve(directory: Path = DIRECTORY) -> Iterator[None]:
             " `python -m deploy.local status`."
         )
     try:
+        (directory / "gateway").unlink(missing_ok=True)  # of an earlier run
         lock.write(os.getpid())
         yield
     finally:

@@ -76,7 +76,7 @@ def doctor(*, as_json: bool) -> None:
     Example:
       RINGBACK_AMQP_URL=amqp://me:secret@rabbit.example:5672/ ringback doctor
     """
-    configured(settings_models())
+    configured(settings_models(), here=False)
     settings = broker_settings()
     healthy = True
 

@@ -38,6 +38,7 @@ def migrate(*, check: bool, as_json: bool) -> None:
     settings = configured(
         settings_models(),
         storing=() if url else [schema.name for schema in schemas],
+        here=False,
     )
     if settings.database_url is None:
         click.echo("Using the private PostgreSQL of this checkout.", err=True)

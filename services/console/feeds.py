@@ -94,6 +94,8 @@ class Feeds:
                 value = await read()
             except (ProblemError, InfrastructureError) as error:
                 logger.debug("live part not read: %s", error)
+            except Exception:  # a later browser that follows the same would get nothing
+                logger.exception("bug in a live part")
             else:
                 for values in followers:
                     _offer(values, value)

@@ -245,10 +245,11 @@ class Provider:
         if probe or (not self._open_time and self._failures >= self._max_failures):
             self._open_time = min(self._open_time * 2 or INITIAL_OPEN_TIME, MAX_OPEN_TIME)
             self._open_until = now + self._open_time
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._open_time, self._admit)
-            loop.call_later(ABANDONED_TIMEOUT, self._close_abandoned, now)
+            asyncio.get_running_loop().call_later(self._open_time, self._admit)
             self._observe(self.target, Breaker.OPEN, self._open_time)
+        if self._open_time:  # also for attempts that fail after the one that opened it
+            loop = asyncio.get_running_loop()
+            loop.call_later(ABANDONED_TIMEOUT, self._close_abandoned, now)
 
     def _close_abandoned(self, failed_at: float) -> None:
         """Close the breaker if no message was sent since this failure: no probe would close it."""

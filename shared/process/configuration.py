@@ -45,16 +45,19 @@ def configured(
     *,
     storing: Collection[str] = (),
     required: Required | None = None,
+    here: bool = True,
 ) -> Settings:
     """Return the shared settings after validating them and those of `models`.
 
     The services named in `storing` require a database. All settings in `required` must be set.
 
+    here: whether the services run here, where their files and directories must exist.
+
     Raises:
         InvalidConfigurationError: with every fault of all models.
     """
     try:
-        return load_shared(models, storing=storing, required=required)
+        return load_shared(models, storing=storing, required=required, here=here)
     except InvalidSettingsError as error:
         raise InvalidConfigurationError(error) from None
 

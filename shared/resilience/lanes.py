@@ -43,9 +43,10 @@ MAX_PAUSE: Final = 60.0
 # their own limit: healthy ones must not remove them before their breakers open.
 MAX_LANES: Final = 10_000
 MAX_FAILING_LANES: Final = 50_000
-# Seconds since its last failure after which an idle failing lane is removed. Deferrals are shorter,
-# so no message waits for its target any more. The alert about an open breaker waits for longer.
-ABANDONED_TIMEOUT: Final = 1800.0
+# Seconds since its last failure after which an idle failing lane is removed. Longer than a message
+# waits in the longest tier. Otherwise the breaker of a target that is down would close between two
+# attempts, and the alert about it would never fire.
+ABANDONED_TIMEOUT: Final = 7200.0
 
 # Seconds between two reports that a lane is full. They bound the facts: a full lane can defer
 # thousands of messages per second.

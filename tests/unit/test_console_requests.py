@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from services.callback.domain import encode_form, encode_json, with_query
 from services.console.feeds import END, MAX_WAITING, Feeds
 from services.console.kept import curl, wire_request
@@ -184,6 +186,21 @@ async def test_n6_a_browser_that_receives_too_slowly_is_told_what_it_has_missed(
             shown += [entry["seq"] for entry in news.entries]
     assert missed
     assert shown[-1] - 7 == len(shown) + missed
+
+
+async def test_n8_a_live_part_goes_on_after_a_bug_and_after_a_value_of_another_version(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reads = 0
+
+    async def read() -> int:
+        nonlocal reads
+        reads += 1
+        return reads if reads > 1 else dict[str, int]()["new"]
+
+    async with asyncio.timeout(30), Feeds(interval=0.001).follow("x", lambda: read) as values:
+        assert await values.get() == 2
+    assert [record.message for record in caplog.records] == ["bug in a live part"]
 
 
 async def test_n8_a_slow_follower_misses_the_oldest_and_streams_end_at_the_stop() -> None:

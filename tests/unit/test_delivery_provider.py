@@ -203,6 +203,19 @@ async def test_n15_the_breaker_of_a_provider_that_gets_no_messages_is_closed(
     assert used.changes == [Breaker.OPEN] * 2
 
 
+async def test_n15_attempts_that_fail_after_the_breaker_has_opened_do_not_keep_it_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ABANDONED_TIMEOUT", 0)
+    setup = Setup()
+    for probe in [await setup.provider.enter(BULK) for _ in range(4)]:  # the breaker opens at 3
+        setup.now += 0.1
+        setup.provider.leave(Result.FAILS, probe=probe)
+    assert setup.changes == [Breaker.OPEN]
+    await run_ready_tasks()
+    assert setup.changes == [Breaker.OPEN, Breaker.CLOSED]
+
+
 async def test_n9_finding_c5_a_message_waits_for_a_token_and_bulk_leaves_one_for_urgent() -> None:
     setup = Setup(rate=Rate(0.001, 3))
     running = asyncio.create_task(setup.provider.run())

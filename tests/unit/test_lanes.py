@@ -9,6 +9,8 @@ from shared.errors import DeferredError, InfrastructureError
 from shared.resilience import lanes as module
 from shared.resilience.breakers import breaker_observer
 from shared.resilience.lanes import INITIAL_LIMIT, MAX_DEFERRAL, Breaker
+from shared.resilience.retry import JITTER
+from shared.topology import TIERS
 from tests.fakes.lanes import LanesUnderTest, run_ready_tasks
 from tests.fakes.waiting import until
 
@@ -336,6 +338,12 @@ async def test_n15_a_breaker_of_a_target_that_nobody_calls_any_more_is_closed(
 
     setup.lanes.leave(setup.lanes.lane(C), probe=probe, alive=False)
     assert setup.changes[5:] == [(C, Breaker.OPEN, 4.0)]
+
+
+def test_n15_a_breaker_is_open_while_messages_wait_in_the_longest_tier() -> None:
+    """Otherwise the alert about a target that is down would end between its attempts."""
+    longest = max(tier.seconds for tier in TIERS) * (1 + JITTER)
+    assert longest < module.ABANDONED_TIMEOUT
 
 
 async def test_n15_abandoned_lanes_are_removed_while_the_worker_runs(

@@ -397,6 +397,25 @@ def test_e2_a_missing_file_or_directory_is_reported(
     assert text in fault
 
 
+def test_e2_a_command_needs_no_files_of_services_that_run_elsewhere(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Kubernetes each pod runs `ringback migrate --check`, but only ingestion has the rules."""
+    models = (IngestionSettings, MailingsSettings)
+    monkeypatch.setenv("RINGBACK_RULES_FILE", str(file.parent / "missing"))
+    monkeypatch.setenv("RINGBACK_TEMPLATES_DIR", str(file.parent / "missing"))
+    load_shared(models, here=False, file=file)
+    monkeypatch.setenv("RINGBACK_INGESTION_PREFETCH", "0")
+    with pytest.raises(InvalidSettingsError) as raised:
+        load_shared(models, here=False, file=file)
+    assert [fault.partition(": ")[0] for fault in raised.value.faults] == [
+        "RINGBACK_INGESTION_PREFETCH"
+    ]
+    with pytest.raises(InvalidSettingsError) as raised:
+        load_shared(models, file=file)
+    assert len(raised.value.faults) == 3
+
+
 def test_a_service_without_the_settings_of_security_does_not_load_cryptography() -> None:
     """The libraries take 9 MB in each process."""
     program = (
