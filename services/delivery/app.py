@@ -154,8 +154,8 @@ async def start(process: Process) -> None:
         await asyncio.gather(*(running.drain(grace) for running in consumers))
         await claims.close()
 
-    process.on_drain(server.drain)
     process.on_drain(drain)
+    process.on_drain(server.drain)
     process.on_drain(facts.drain)
 
 

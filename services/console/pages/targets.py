@@ -60,7 +60,7 @@ async def one(visit: Visit) -> web.StreamResponse:
         "target.html",
         health=found["health"],
         breakers=found["breakers"],
-        full_lanes=found["full_lanes"],
+        full_lanes=found.get("full_lanes", ()),
         attempts=attempts,
         durations=durations,
         spans=TARGET_SPANS,

@@ -92,7 +92,7 @@ class Moves:
         """Open a connection for the letters of a job."""
         # Not from the claim, which is older if the broker has refused copies since.
         stored = await self.jobs.get(claimed.job.id)
-        tries = (claimed.job if stored is None else stored).cursor["tries"]
+        tries = (claimed.job if stored is None else stored).cursor.get("tries", 0)
         async with connect(self._url, name=self._name) as broker, AsyncExitStack() as stack:
             move = _Move(self, claimed, broker, tries)
             stack.push_async_callback(move.close)
