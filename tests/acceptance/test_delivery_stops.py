@@ -86,6 +86,7 @@ async def test_m2_a_stop_and_an_end_hold_in_queue_tier_and_in_another_suspended_
             await until(lambda: arrivals(sandbox))
             await sandbox.configure("/api/sms/settings", behaviour=SLOW)
             await client.send(*in_tier, queue="messages.sms.retry.15s")
+            await suspended.idle()
             suspended.signal(signal.SIGSTOP)
             at = None if seconds is None else seconds_from_now(seconds)
             confirmed = await stop(request, mailing_id=mailing, at=at)

@@ -142,6 +142,7 @@ async def test_m2_a_cancelled_mailing_sends_nothing_wherever_it_waits(system: Sy
     mailing = await system.start_mailing()
     await until(system.arrivals)
     suspended = system.delivery[1]
+    await suspended.idle()
     suspended.signal(signal.SIGSTOP)
     cancelled = await system.request("CancelMailing", id=mailing)
     confirmed = datetime.now(UTC)

@@ -163,6 +163,22 @@ class Service:
     def exited(self) -> bool:
         return not self.process.is_alive()
 
+    async def idle(self) -> None:
+        """Wait until it waits itself, for responses for example.
+
+        If it was suspended between a check and the write of a request, the request would leave
+        when it continues.
+        """
+        waits = ""
+
+        def is_idle() -> bool:
+            nonlocal waits
+            status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+            before, waits = waits, next(each for each in status if each.startswith("voluntary"))
+            return before == waits
+
+        await until(is_idle)
+
     def signal(self, number: signal.Signals) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
