@@ -64,6 +64,12 @@ class Person:
         return cursor
 
 
+def check(response: Response, status: int, code: int) -> None:
+    """Check that a response is an error of the messenger with this status and code."""
+    assert (response.status, response.json["code"]) == (status, code), response.text
+    assert response.json.keys() == {"code", "description"}
+
+
 async def person(call: Caller) -> Person:
     """Register a user, and sign in."""
     name = uuid4().hex[:12]

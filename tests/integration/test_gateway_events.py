@@ -26,14 +26,6 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 EVENT = KNOWN_EVENTS[0]
 
 
-@pytest.fixture(scope="module")
-def gateway_service(
-    shared_amqp_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    with gateway(tmp_path_factory.mktemp("gateway"), shared_amqp_url) as service:
-        yield service
-
-
 @pytest.fixture
 async def call(gateway_service: Service) -> AsyncIterator[Caller]:
     async with calling(await base_url(gateway_service)) as caller:

@@ -10,8 +10,8 @@ import aio_pika
 import pytest
 
 from shared.contracts.polls import UserCursor, encode_user_cursor
-from tests.fakes.gateway import Caller, Response
-from tests.fakes.polling import NO_LIMITS, Person, open_polls, person, sign_in
+from tests.fakes.gateway import Caller
+from tests.fakes.polling import NO_LIMITS, Person, check, open_polls, person, sign_in
 from tests.fakes.system import StartSystem, System
 from tests.fakes.waiting import until
 
@@ -41,11 +41,6 @@ async def ann(call: Caller) -> Person:
 @pytest.fixture
 async def bob(call: Caller) -> Person:
     return await person(call)
-
-
-def check(response: Response, status: int, code: int) -> None:
-    assert (response.status, response.json["code"]) == (status, code), response.text
-    assert response.json.keys() == {"code", "description"}
 
 
 async def reads(services: System) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from services.gateway.routes import polls
 from tests.fakes.gateway import Caller, Response, base_url, calling
-from tests.fakes.polling import NO_LIMITS, Person, Stream, open_polls, person, streaming
+from tests.fakes.polling import NO_LIMITS, Person, Stream, check, open_polls, person, streaming
 from tests.fakes.service import Service, running
 from tests.fakes.system import SECRETS_KEY, fresh_database, migrate_all
 from tests.fakes.waiting import until
@@ -65,11 +65,6 @@ async def ann(call: Caller) -> Person:
 @pytest.fixture
 async def bob(call: Caller) -> Person:
     return await person(call)
-
-
-def check(response: Response, status: int, code: int) -> None:
-    assert (response.status, response.json["code"]) == (status, code), response.text
-    assert response.json.keys() == {"code", "description"}
 
 
 def check_limit(response: Response) -> None:
